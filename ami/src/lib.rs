@@ -1,0 +1,1 @@
+//! The AMI file: manifest, GPT layout, reader, writer, digests, signature.

@@ -1,0 +1,1 @@
+//! From a recipe to an AMI: fetch, resolve, unpack, configure, compose; and the tools that look inside one.

@@ -1,0 +1,3 @@
+//! The `imgtool` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! An x86-64 processor in software. It knows memory and a bus, and nothing else.

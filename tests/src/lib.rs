@@ -1,0 +1,1 @@
+//! End-to-end tests: the lab, life cycles, hostile inputs.

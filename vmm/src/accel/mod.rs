@@ -1,0 +1,104 @@
+//! What runs guest instructions: hardware through KVM, or our own processor in software.
+//!
+//! Both stand behind the same small pair of traits. Above this module nobody knows which one runs; below it
+//! (devices, virtio) nobody knows that either exists.
+
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::Action;
+use crate::irq::Interrupt;
+
+/// Why the guest left its processor, as data.
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// Port input; the handler fills `data` (1, 2 or 4 bytes).
+    PortIn {
+        /// I/O port.
+        port: u16,
+        /// Where the answer goes.
+        data: &'a mut [u8],
+    },
+    /// Port output.
+    PortOut {
+        /// I/O port.
+        port: u16,
+        /// 1, 2 or 4 bytes, little endian.
+        data: &'a [u8],
+    },
+    /// A load from a guest-physical address that is not RAM; the handler fills `data` (1 to 8 bytes).
+    MmioRead {
+        /// Guest-physical address.
+        addr: u64,
+        /// Where the answer goes.
+        data: &'a mut [u8],
+    },
+    /// A store to a guest-physical address that is not RAM.
+    MmioWrite {
+        /// Guest-physical address.
+        addr: u64,
+        /// 1 to 8 bytes, little endian.
+        data: &'a [u8],
+    },
+    /// The guest asked the platform for power-off or reset (PSCI, KVM system event).
+    System(Action),
+}
+
+/// Why [`Vcpu::run`] came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The handler answered an exit with an action other than [`Action::None`].
+    Action(Action),
+    /// [`Kick::kick`] was called.
+    Kicked,
+    /// Triple fault or its equivalent: the processor has shut down.
+    TripleFault,
+}
+
+/// Serves exits. Called on the vCPU's thread.
+pub trait ExitHandler {
+    /// Serves one exit; anything but [`Action::None`] makes [`Vcpu::run`] return.
+    fn exit(&mut self, exit: Exit<'_>) -> Action;
+}
+
+/// Makes a running vCPU come back from [`Vcpu::run`] soon, from any thread. A kick that arrives before `run` makes the
+/// next `run` return at once: none is lost.
+pub trait Kick: Send + Sync {
+    /// Asks for it.
+    fn kick(&self);
+}
+
+/// A virtual processor, owned by its thread.
+pub trait Vcpu: Send {
+    /// Runs the guest until something stops it. HLT sleeps inside.
+    fn run(&mut self, handler: &mut dyn ExitHandler) -> Result<Stop, Error>;
+    /// A handle that stops `run` from another thread.
+    fn kicker(&self) -> Arc<dyn Kick>;
+}
+
+/// The accelerator's side of one machine. Order of calls: RAM was given to the constructor; then every vCPU; then
+/// interrupt lines and doorbells (the other order measured 20 times slower under KVM).
+pub trait Vm: Send + Sync {
+    /// The edge-triggered line `gsi`.
+    fn interrupt(&self, gsi: u32) -> Result<Arc<dyn Interrupt>, Error>;
+    /// Makes a 4-byte store of `value` at `addr` signal `event` instead of leaving the guest. An accelerator that has
+    /// no such short cut returns `false`; the store then reaches the device through the bus.
+    fn doorbell(&self, event: &EventFd, addr: u64, value: u32) -> Result<bool, Error>;
+}
+
+/// What went wrong in an accelerator.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// {what} failed: {source}
+    #[error("{what} failed: {source}")]
+    Os {
+        /// The step, by the name of its ioctl or system call.
+        what: &'static str,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// the processor met an internal error: {0}
+    #[error("the processor met an internal error: {0}")]
+    Internal(String),
+}

@@ -1,0 +1,1 @@
+//! Architectures: the same few free functions in each.

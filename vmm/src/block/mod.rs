@@ -1,0 +1,1 @@
+//! Block backends: raw files and the copy-on-write root volume.

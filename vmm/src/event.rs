@@ -1,0 +1,1 @@
+//! Epoll with typed tokens, and worker threads that hand back their state.

@@ -1,0 +1,1 @@
+//! Instances: ids, state directories, life cycle, control socket, create-image.

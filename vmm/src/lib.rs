@@ -1,0 +1,29 @@
+//! A minimal hypervisor of the type-1 kind: machine, devices, accelerators, instances.
+//!
+//! Modules stand in layers; a lower one never imports a higher one, and `tests/layers.rs` holds the code to it:
+//!
+//! 1. [`memory`], [`event`], [`terminal`], `arch::*::layout`
+//! 2. [`bus`], [`irq`]
+//! 3. [`devices`], [`virtio`]
+//! 4. [`block`], [`net`]
+//! 5. [`arch`]
+//! 6. [`accel`]
+//! 7. [`machine`], [`vcpu`], [`timeline`]
+//! 8. [`instance`], [`cli`]
+
+pub mod accel;
+pub mod arch;
+pub mod block;
+pub mod bus;
+pub mod cli;
+pub mod devices;
+pub mod event;
+pub mod instance;
+pub mod irq;
+pub mod machine;
+pub mod memory;
+pub mod net;
+pub mod terminal;
+pub mod timeline;
+pub mod vcpu;
+pub mod virtio;

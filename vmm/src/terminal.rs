@@ -1,0 +1,1 @@
+//! Raw mode that is always undone.

@@ -1,0 +1,1 @@
+//! Boot events T0 to T10.

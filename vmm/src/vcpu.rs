@@ -1,0 +1,1 @@
+//! The vCPU thread and its run loop.

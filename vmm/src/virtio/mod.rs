@@ -1,0 +1,78 @@
+//! Virtio 1.3 devices. The transport core negotiates status, features and queues once for all of them; a transport
+//! only decodes registers; each device is a file of its own.
+
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::irq::Interrupt;
+use crate::memory::Memory;
+
+pub use virtio_queue::Queue;
+
+/// Why a device could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// {what} failed while the virtio device was being started: {source}
+    #[error("{what} failed while the virtio device was being started: {source}")]
+    Start {
+        /// The step.
+        what: &'static str,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+}
+
+/// What a device is, before any driver has spoken to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceTraits {
+    /// Virtio device id (VIRTIO 1.3 §5).
+    pub id: u32,
+    /// Device-specific feature bits offered; the transport adds `VIRTIO_F_VERSION_1` and ring features.
+    pub features: u64,
+    /// Largest size of each queue, in descriptors; a power of two. Its length is the number of queues.
+    pub queue_sizes: &'static [u16],
+}
+
+/// Raises the device's interrupt after setting the reason in `InterruptStatus` (VIRTIO 1.3 §4.2.2).
+pub trait DeviceInterrupt: Send + Sync {
+    /// Buffers were used in queue `index`. The caller has already asked the queue whether the driver wants to know.
+    fn queue(&self, index: u16) -> std::io::Result<()>;
+    /// The configuration space has changed.
+    fn config(&self) -> std::io::Result<()>;
+    /// The device met something it cannot recover from: sets `DEVICE_NEEDS_RESET` and tells the driver.
+    fn needs_reset(&self);
+}
+
+/// All that a device gets when the driver sets `DRIVER_OK`: negotiated, validated, ready.
+pub struct Activation {
+    /// Guest RAM.
+    pub memory: Memory,
+    /// The features that both sides agreed on.
+    pub features: u64,
+    /// Queues by index, with the doorbell that the driver rings for each. A queue that the driver left disabled is
+    /// still here, with `ready() == false`.
+    pub queues: Vec<(Queue, EventFd)>,
+    /// Tells the driver.
+    pub interrupt: Arc<dyn DeviceInterrupt>,
+}
+
+/// A virtio device. The transport core owns status, features and queue registers; the device owns its queues only
+/// between [`start`](VirtioDevice::start) and [`stop`](VirtioDevice::stop).
+pub trait VirtioDevice: Send {
+    /// What the device is; constant over its life.
+    fn traits(&self) -> DeviceTraits;
+    /// Reads device configuration space. Bytes beyond the configuration stay as they are (zero).
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes device configuration space. Most devices have nothing writable.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// Begins to serve the queues, usually in a worker thread. Called at most once between two `stop`s.
+    fn start(&mut self, active: Activation) -> Result<(), Error>;
+    /// Stops serving and hands the queues back, with nothing in flight. Idempotent: a stopped device returns none.
+    fn stop(&mut self) -> Vec<Queue>;
+    /// Forgets what the driver has set. Called after `stop`.
+    fn reset(&mut self) {}
+}
+
+/// Where an interrupt of the machine becomes a virtio interrupt: implemented by the transport over [`Interrupt`].
+pub type Line = Arc<dyn Interrupt>;

@@ -1,0 +1,3 @@
+//! The commands a person types: `cargo demo`, `cargo xtask test|lab|cross`.
+
+fn main() {}
