@@ -92,7 +92,9 @@ impl Bus {
 }
 
 /// A device whose worker panicked is still a device: its registers stay readable.
-fn lock<'a>(device: &'a Mutex<dyn BusDevice + 'static>) -> std::sync::MutexGuard<'a, dyn BusDevice + 'static> {
+fn lock<'a>(
+    device: &'a Mutex<dyn BusDevice + 'static>,
+) -> std::sync::MutexGuard<'a, dyn BusDevice + 'static> {
     device.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -141,7 +143,14 @@ mod tests {
     fn overlaps_are_refused() {
         let mut bus = Bus::default();
         bus.insert(0x1000, 0x100, echo()).unwrap();
-        for (start, len) in [(0x1000, 1), (0xfff, 2), (0x10ff, 1), (0, 0x2000), (5, 0), (u64::MAX, 2)] {
+        for (start, len) in [
+            (0x1000, 1),
+            (0xfff, 2),
+            (0x10ff, 1),
+            (0, 0x2000),
+            (5, 0),
+            (u64::MAX, 2),
+        ] {
             assert!(bus.insert(start, len, echo()).is_err(), "{start:#x}+{len:#x}");
         }
         bus.insert(0x1100, 1, echo()).unwrap();

@@ -4,8 +4,8 @@
 //!
 //! 1. [`memory`], [`event`], [`terminal`], `arch::*::layout`
 //! 2. [`bus`], [`irq`]
-//! 3. [`devices`], [`virtio`]
-//! 4. [`block`], [`net`]
+//! 3. [`block`], [`net`]: what carries a device's data
+//! 4. [`devices`], [`virtio`]
 //! 5. [`arch`]
 //! 6. [`accel`]
 //! 7. [`machine`], [`vcpu`], [`timeline`]
