@@ -1,3 +1,74 @@
-//! The commands a person types: `cargo demo`, `cargo xtask test|lab|cross`.
+//! The commands a person types: `cargo demo`, `cargo xtask test|lab|dist`.
 
-fn main() {}
+mod demo;
+mod packages;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use kiln_tests::arch::Arch;
+use kiln_tests::dist::Dist;
+use kiln_tests::lab::Lab;
+
+/// Builds, tests and shows Kiln.
+#[derive(Parser)]
+#[command(name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build everything, bake the hello image and open its console.
+    Demo {
+        /// Passed on to `vmm --ami`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Formatting, clippy, unit tests, then the end-to-end tests here and in the lab.
+    Test {
+        /// Only end-to-end tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// Build the static programs into target/kiln/ARCH.
+    Dist,
+    /// Run a command on a host with genuine KVM that QEMU emulates; without a command, open a shell there.
+    Lab {
+        /// The host's architecture.
+        arch: Arch,
+        /// The command and its arguments; `vmm`, `imgtool` and the AMIs of target/kiln/images are there.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns the exit status of whatever was run.
+fn run(command: Command) -> Result<u8> {
+    match command {
+        Command::Demo { args } => demo::demo(&args),
+        Command::Test { filter } => test::test(filter.as_deref()),
+        Command::Dist => Dist::build(Arch::host()?).map(|_| 0),
+        Command::Lab { arch, command } => {
+            packages::ensure(packages::lab(arch))?;
+            let lab = Lab::prepare(arch)?;
+            if command.is_empty() {
+                lab.shell()
+            } else {
+                lab.run_attached(&command)
+            }
+        }
+    }
+}

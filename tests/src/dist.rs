@@ -1,0 +1,141 @@
+//! The programs and images under test, built into `target/kiln`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+
+use crate::arch::Arch;
+
+/// The programs that make up Kiln.
+const PROGRAMS: [&str; 3] = ["vmm", "imgtool", "guest-init"];
+
+/// The root of the workspace.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."))
+}
+
+/// Cargo's target directory.
+fn target_dir() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// Where everything that is built for people and tests goes.
+pub fn kiln_dir() -> PathBuf {
+    target_dir().join("kiln")
+}
+
+/// The cargo that runs us.
+pub fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    command
+}
+
+/// Static programs of one architecture.
+#[derive(Debug, Clone)]
+pub struct Dist {
+    arch: Arch,
+    dir: PathBuf,
+}
+
+impl Dist {
+    /// Builds the programs for this machine's architecture.
+    pub fn build(arch: Arch) -> Result<Dist> {
+        let target = arch.target();
+        // Named target and target-specific flags: crt-static must not reach build scripts and procedural macros.
+        let flags = format!(
+            "CARGO_TARGET_{}_RUSTFLAGS",
+            target.replace('-', "_").to_uppercase()
+        );
+        let mut build = cargo();
+        build
+            .args(["build", "--release", "--target", &target])
+            .env(flags, "-C target-feature=+crt-static");
+        for program in PROGRAMS {
+            build.args(["--package", program]);
+        }
+        let status = build.status().context("cargo could not be started")?;
+        if !status.success() {
+            bail!("the programs for {arch} did not build ({status}); cargo says why above");
+        }
+        Dist::collect(arch)
+    }
+
+    /// Copies built programs into `target/kiln/ARCH`.
+    pub fn collect(arch: Arch) -> Result<Dist> {
+        let dist = Dist::at(arch);
+        fs::create_dir_all(&dist.dir).with_context(|| format!("{} could not be made", dist.dir.display()))?;
+        let built = target_dir().join(arch.target()).join("release");
+        for program in PROGRAMS {
+            let (from, to) = (built.join(program), dist.program(program));
+            // A running program cannot be written over, but it can be replaced.
+            let fresh = dist.dir.join(format!(".{program}.new"));
+            fs::copy(&from, &fresh).with_context(|| format!("{} could not be copied", from.display()))?;
+            fs::rename(&fresh, &to).with_context(|| format!("{} could not be replaced", to.display()))?;
+        }
+        Ok(dist)
+    }
+
+    /// The programs of `arch`, whether or not they have been built.
+    pub fn at(arch: Arch) -> Dist {
+        Dist {
+            arch,
+            dir: kiln_dir().join(arch.to_string()),
+        }
+    }
+
+    /// Whether all programs are there.
+    pub fn is_built(&self) -> bool {
+        PROGRAMS.iter().all(|program| self.program(program).is_file())
+    }
+
+    /// The folder of the programs.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The path of one program.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Builds `recipe` (relative to the workspace) into `target/kiln/images/NAME.ami` for this architecture and returns the
+    /// path. An image for another architecture than the host's is built with the host's imgtool.
+    pub fn image(&self, recipe: &str) -> Result<PathBuf> {
+        let stem = Path::new(recipe)
+            .file_stem()
+            .context("the recipe has no file name")?
+            .to_string_lossy();
+        let host = Arch::host()?;
+        let name = if self.arch == host {
+            format!("{stem}.ami")
+        } else {
+            format!("{stem}-{}.ami", self.arch.debian())
+        };
+        let images = kiln_dir().join("images");
+        fs::create_dir_all(&images).with_context(|| format!("{} could not be made", images.display()))?;
+        let image = images.join(name);
+        let mut build = Command::new(Dist::at(host).program("imgtool"));
+        build
+            .current_dir(workspace())
+            .arg("build")
+            .arg(recipe)
+            .arg("-o")
+            .arg(&image);
+        if self.arch != host {
+            build
+                .args(["--arch", &self.arch.to_string()])
+                .arg("--guest-init")
+                .arg(self.program("guest-init"));
+        }
+        let status = build.status().context("imgtool could not be started")?;
+        if !status.success() {
+            bail!("imgtool could not build {recipe} ({status}); it says why above");
+        }
+        Ok(image)
+    }
+}

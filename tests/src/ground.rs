@@ -1,0 +1,138 @@
+//! Where a test runs: on this machine with the software CPU, or in a lab with KVM. The tests do not care.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::arch::Arch;
+use crate::dist::{Dist, kiln_dir};
+use crate::lab::{COMMAND_LIMIT, Lab, Output, Session};
+
+/// A place with `vmm` and `imgtool` on PATH, images in the current folder, and a state directory of its own.
+#[derive(Debug)]
+pub enum Ground {
+    /// This machine.
+    Here {
+        /// XDG directories and HOME; thrown away at the end.
+        home: PathBuf,
+        /// The programs.
+        dist: Dist,
+    },
+    /// A lab; one command at a time.
+    Lab {
+        /// The host's architecture.
+        arch: Arch,
+        /// Booted on first use, so that a filtered run does not boot what it does not need.
+        session: Box<Mutex<Option<Session>>>,
+    },
+}
+
+impl Ground {
+    /// This machine, with `home` for everything that the programs write.
+    pub fn here(home: PathBuf) -> Result<Ground> {
+        Ok(Ground::Here {
+            home,
+            dist: Dist::at(Arch::host()?),
+        })
+    }
+
+    /// A lab for `arch`.
+    pub fn lab(arch: Arch) -> Ground {
+        Ground::Lab {
+            arch,
+            session: Box::default(),
+        }
+    }
+
+    /// The accelerator that tests expect here.
+    pub fn accelerator(&self) -> &'static str {
+        match self {
+            Ground::Here { .. } => "soft",
+            Ground::Lab { .. } => "kvm",
+        }
+    }
+
+    /// The architecture that guests have.
+    pub fn arch(&self) -> Arch {
+        match self {
+            Ground::Here { .. } => Arch::X86_64,
+            Ground::Lab { arch, .. } => *arch,
+        }
+    }
+
+    /// Runs a shell command line and returns what it printed.
+    pub fn sh(&self, line: &str) -> Result<Output> {
+        self.sh_within(line, COMMAND_LIMIT)
+    }
+
+    /// The same with another limit.
+    pub fn sh_within(&self, line: &str, limit: Duration) -> Result<Output> {
+        match self {
+            Ground::Here { home, dist } => run_here(home.clone(), dist, line, limit),
+            Ground::Lab { arch, session } => {
+                let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
+                if session.is_none() {
+                    *session = Some(Lab::prepare(*arch)?.start()?);
+                }
+                let output = session
+                    .as_mut()
+                    .context("the session was just started")?
+                    .run(line, limit);
+                if output.is_err() {
+                    // A host that did not answer is not asked again: the next test boots another.
+                    *session = None;
+                }
+                output
+            }
+        }
+    }
+}
+
+fn run_here(home: PathBuf, dist: &Dist, line: &str, limit: Duration) -> Result<Output> {
+    let path = format!(
+        "{}:{}:/usr/sbin:/sbin",
+        dist.dir().display(),
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", &limit.as_secs().to_string(), "sh", "-c", line]);
+    command
+        .current_dir(kiln_dir().join("images"))
+        .env("PATH", path)
+        .env("HOME", &home)
+        .stdin(Stdio::null());
+    for (variable, dir) in [
+        ("XDG_STATE_HOME", "state"),
+        ("XDG_DATA_HOME", "data"),
+        ("XDG_RUNTIME_DIR", "run"),
+    ] {
+        command.env(variable, home.join(dir));
+    }
+    // Detached instances must not hold our pipes: output goes to files, which end when the command does.
+    let (out, err) = (tempfile::tempfile()?, tempfile::tempfile()?);
+    let status = command
+        .stdout(out.try_clone()?)
+        .stderr(err.try_clone()?)
+        .status()
+        .context("timeout(1)")?;
+    let status = status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(u8::MAX);
+    Ok(Output {
+        status,
+        stdout: read_all(out)?,
+        stderr: read_all(err)?,
+    })
+}
+
+fn read_all(mut file: std::fs::File) -> Result<String> {
+    use std::io::{Read, Seek};
+    let mut bytes = Vec::new();
+    file.rewind().context("a temporary file")?;
+    file.read_to_end(&mut bytes).context("a temporary file")?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

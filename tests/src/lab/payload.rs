@@ -1,0 +1,98 @@
+//! The lab's second disk: the programs under test and the images, in an ext4 file system with room to work.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::arch::Arch;
+use crate::dist::{Dist, kiln_dir};
+
+/// Room beside the content, in MiB: volumes and captured images of the tests. The disk is sparse, so it costs nothing.
+const ROOM_MIB: u64 = 8 * 1024;
+
+/// Makes the disk in `scratch` and returns its path.
+pub fn build(arch: Arch, scratch: &Path) -> Result<PathBuf> {
+    let tree = scratch.join("tree");
+    let make = |path: &Path| {
+        fs::create_dir_all(path).with_context(|| format!("{} could not be made", path.display()))
+    };
+    for dir in ["bin", "images", "state", "tmp"] {
+        make(&tree.join(dir))?;
+    }
+    for file in list(Dist::at(arch).dir())? {
+        link(&file, &tree.join("bin"))?;
+    }
+    for image in list(&kiln_dir().join("images"))?
+        .iter()
+        .filter(|image| belongs(arch, image))
+    {
+        link(image, &tree.join("images"))?;
+    }
+    let disk = scratch.join("payload.ext4");
+    let status = Command::new("mke2fs")
+        .env(
+            "PATH",
+            format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()),
+        )
+        .args([
+            "-q",
+            "-t",
+            "ext4",
+            "-O",
+            "^has_journal",
+            "-E",
+            "lazy_itable_init=1,root_owner=0:0",
+            "-d",
+        ])
+        .arg(&tree)
+        .arg(&disk)
+        .arg(format!("{ROOM_MIB}M"))
+        .status()
+        .context("mke2fs could not be started; Debian's package e2fsprogs has it")?;
+    if !status.success() {
+        bail!("mke2fs could not make the lab's second disk ({status})");
+    }
+    Ok(disk)
+}
+
+/// Whether an image is for `arch`: images of another architecture than the build host's carry it in their name.
+fn belongs(arch: Arch, image: &Path) -> bool {
+    let stem = image
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let suffix_of = |arch: Arch| stem.ends_with(&format!("-{}", arch.debian()));
+    let is_ami = image.extension().is_some_and(|extension| extension == "ami");
+    let foreign = [Arch::X86_64, Arch::Aarch64].into_iter().any(suffix_of);
+    is_ami && (suffix_of(arch) || (!foreign && Arch::host().is_ok_and(|host| host == arch)))
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir).with_context(|| format!("{} could not be listed", dir.display()))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry
+            .with_context(|| format!("{} could not be listed", dir.display()))?
+            .path();
+        if path.is_file()
+            && !path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with('.'))
+        {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// A symbolic link would reach the disk as such, so link hard, or copy where the scratch folder is on another disk.
+fn link(file: &Path, dir: &Path) -> Result<()> {
+    let to = dir.join(file.file_name().context("a file without a name")?);
+    fs::hard_link(file, &to)
+        .or_else(|_| fs::copy(file, &to).map(drop))
+        .with_context(|| format!("{} could not be copied", file.display()))
+}
