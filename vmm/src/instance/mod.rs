@@ -1,1 +1,26 @@
-//! Instances: ids, state directories, life cycle, control socket, create-image.
+//! Instances: one live copy of an AMI each, with its own root volume, state directory, process and control socket.
+//!
+//! There is no daemon. The process that runs a guest *owns* its instance: it holds a lock in the state directory for
+//! as long as it lives, and the kernel drops that lock however the process ends. So any later command can tell the
+//! truth from two facts, the record on disk and whether the lock is held; see [`store`].
+
+pub mod console;
+pub mod home;
+pub mod http;
+pub mod id;
+pub mod lock;
+pub mod owner;
+pub mod record;
+pub mod sockets;
+pub mod state;
+pub mod store;
+
+mod error;
+
+pub use error::Error;
+pub use id::{InstanceId, VolumeId};
+pub use record::Record;
+pub use state::{Event, State};
+
+/// The result of what this layer does.
+pub type Result<T> = std::result::Result<T, Error>;

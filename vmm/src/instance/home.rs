@@ -1,0 +1,74 @@
+//! Where things are kept, by the XDG base directory specification.
+
+use std::env;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::{Error, InstanceId, Result};
+
+/// The two directories of a user: state (instances, volumes) and data (images).
+#[derive(Debug, Clone)]
+pub struct Home {
+    state: PathBuf,
+    data: PathBuf,
+}
+
+impl Home {
+    /// From `XDG_STATE_HOME` and `XDG_DATA_HOME`, or their defaults below `HOME`. Creates nothing.
+    pub fn from_environment() -> Result<Home> {
+        Ok(Home {
+            state: base("XDG_STATE_HOME", ".local/state")?.join("kiln"),
+            data: base("XDG_DATA_HOME", ".local/share")?.join("kiln"),
+        })
+    }
+
+    /// Everything below one directory; for tests.
+    pub fn at(root: &Path) -> Home {
+        Home {
+            state: root.join("state"),
+            data: root.join("data"),
+        }
+    }
+
+    /// One directory per instance.
+    pub fn instances(&self) -> PathBuf {
+        self.state.join("instances")
+    }
+
+    /// The directory of `id`, whether it exists or not.
+    pub fn instance(&self, id: &InstanceId) -> PathBuf {
+        self.instances().join(id.as_str())
+    }
+
+    /// Volumes that outlive their instance.
+    pub fn volumes(&self) -> PathBuf {
+        self.state.join("volumes")
+    }
+
+    /// The image store.
+    pub fn images(&self) -> PathBuf {
+        self.data.join("images")
+    }
+
+    /// What `vmm` remembers about this host (the accelerator's probe).
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+}
+
+/// Creates `path` and its parents for the user alone: consoles and volumes are private.
+pub fn create_private(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(Error::file("creating", path))
+}
+
+/// Relative paths in these variables are to be ignored (XDG base directory specification 0.8).
+fn base(variable: &'static str, default: &str) -> Result<PathBuf> {
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    absolute(variable)
+        .or_else(|| absolute("HOME").map(|home| home.join(default)))
+        .ok_or(Error::NoHome(variable))
+}

@@ -1,0 +1,197 @@
+//! Lives of guests that are scripted.
+
+use std::sync::mpsc::{Sender, channel};
+
+use super::super::home::Home;
+use super::super::store::Store;
+use super::super::store::tests::draft;
+use super::*;
+
+/// A guest that ends when it is told how.
+struct Scripted {
+    ends: Receiver<Outcome>,
+    killer: Sender<Outcome>,
+}
+
+impl Guest for Scripted {
+    fn killer(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let killer = self.killer.clone();
+        Arc::new(move || {
+            let _ = killer.send(Outcome::Killed);
+        })
+    }
+    fn run(self: Box<Self>) -> Result<Outcome> {
+        self.ends
+            .recv()
+            .map_err(|_| Error::Machine("the script is over".into()))
+    }
+}
+
+struct World {
+    _dir: tempfile::TempDir,
+    store: Store,
+    owner: Arc<Owner>,
+    /// One sender per life, in order.
+    lives: Receiver<Sender<Outcome>>,
+    running: std::thread::JoinHandle<Result<Ending>>,
+}
+
+impl World {
+    fn start(ask: Ask) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(Home::at(dir.path()));
+        let held = store.create(draft(Some("web")), |_, _| Ok(())).unwrap();
+        let console = Console::new(held.directory()).unwrap();
+        let owner = Owner::new(held, console, ask);
+        let (births, lives) = channel();
+        let running = {
+            let owner = Arc::clone(&owner);
+            std::thread::spawn(move || {
+                let build = |_: &Record, _: &Path, _: &Console| {
+                    let (killer, ends) = channel();
+                    births.send(killer.clone()).unwrap();
+                    Ok(Box::new(Scripted { ends, killer }) as Box<dyn Guest>)
+                };
+                owner.run(build).map(|(ending, _held)| ending)
+            })
+        };
+        World {
+            _dir: dir,
+            store,
+            owner,
+            lives,
+            running,
+        }
+    }
+
+    fn recorded(&self) -> Record {
+        self.store.truth(self.owner.id()).unwrap()
+    }
+
+    fn end(self) -> Ending {
+        self.running.join().unwrap().unwrap()
+    }
+
+    /// Ends as expected and keeps the state directory to be looked at.
+    fn end_keeping(self, expected: Ending) -> tempfile::TempDir {
+        assert_eq!(self.running.join().unwrap().unwrap(), expected);
+        self._dir
+    }
+}
+
+fn deaf() -> Ask {
+    Box::new(|_, _| Err(Error::Refused("no agent".into())))
+}
+
+#[test]
+fn a_guest_that_powers_off_leaves_a_stopped_instance() {
+    let world = World::start(deaf());
+    let life = world.lives.recv().unwrap();
+    life.send(Outcome::Shutdown).unwrap();
+    let (store, id) = (world.store.clone(), world.owner.id().clone());
+    let _dir = world.end_keeping(Ending::PoweredOff);
+    let record = store.truth(&id).unwrap();
+    assert_eq!(
+        (record.state, record.ending),
+        (State::Stopped, Some(Ending::PoweredOff))
+    );
+}
+
+#[test]
+fn a_reset_is_a_reboot_and_readiness_starts_anew() {
+    let world = World::start(deaf());
+    let first = world.lives.recv().unwrap();
+    let (_, news) = world.owner.watch();
+    while world.recorded().state != State::Running {
+        std::thread::yield_now();
+    }
+    world.owner.set_ready();
+    assert!(world.owner.wait_ready(Duration::ZERO));
+    assert!(world.recorded().ready);
+    first.send(Outcome::Reset).unwrap();
+    let second = world.lives.recv().unwrap();
+    let rebooted = news
+        .iter()
+        .find(|n| !n.ready && n.state == State::Running && n.ending.is_none());
+    assert!(rebooted.is_some());
+    second.send(Outcome::TripleFault).unwrap();
+    assert_eq!(world.end(), Ending::Crashed);
+}
+
+#[test]
+fn a_panic_is_not_taken_for_a_reboot() {
+    let world = World::start(deaf());
+    let life = world.lives.recv().unwrap();
+    world
+        .owner
+        .console()
+        .output(b"Kernel panic - not syncing: no init found\n");
+    life.send(Outcome::Reset).unwrap();
+    assert_eq!(world.end(), Ending::Panicked("no init found".into()));
+}
+
+#[test]
+fn a_polite_guest_is_not_killed() {
+    let (asked, requests) = channel();
+    let world = World::start(Box::new(move |_, farewell| {
+        let _ = asked.send(farewell);
+        Ok(())
+    }));
+    let life = world.lives.recv().unwrap();
+    world
+        .owner
+        .stop(Duration::from_secs(60), "stopped by a test")
+        .unwrap();
+    assert_eq!(requests.recv().unwrap(), Farewell::PowerOff);
+    assert_eq!(world.recorded().state, State::Stopping);
+    life.send(Outcome::Shutdown).unwrap();
+    assert_eq!(world.end(), Ending::PoweredOff);
+}
+
+#[test]
+fn a_deaf_guest_is_killed_when_patience_is_over() {
+    let world = World::start(deaf());
+    let _life = world.lives.recv().unwrap();
+    world
+        .owner
+        .stop(Duration::from_millis(50), "stopped by a test")
+        .unwrap();
+    assert_eq!(world.end(), Ending::Killed);
+}
+
+#[test]
+fn watchers_hear_the_end_and_then_nothing() {
+    let world = World::start(deaf());
+    let life = world.lives.recv().unwrap();
+    let (_, news) = world.owner.watch();
+    life.send(Outcome::Shutdown).unwrap();
+    let last = news.iter().last().unwrap();
+    assert_eq!(
+        (last.state, last.ending),
+        (State::Stopped, Some(Ending::PoweredOff))
+    );
+    let owner = Arc::clone(&world.owner);
+    world.end();
+    assert!(
+        !owner.wait_ready(Duration::from_secs(60)),
+        "an ended instance does not become ready"
+    );
+    assert!(owner.stop(Duration::ZERO, "late").is_err());
+}
+
+#[test]
+fn a_machine_that_cannot_be_built_ends_the_instance_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(Home::at(dir.path()));
+    let held = store.create(draft(None), |_, _| Ok(())).unwrap();
+    let id = held.record().id.clone();
+    let console = Console::new(held.directory()).unwrap();
+    let owner = Owner::new(held, console, deaf());
+    let (ending, held) = owner
+        .run(|_, _, _| Err(Error::Machine("no memory".into())))
+        .unwrap();
+    assert!(matches!(&ending, Ending::Failed(reason) if reason.contains("no memory")));
+    drop(held);
+    assert_eq!(store.truth(&id).unwrap().ending, Some(ending));
+    store.hold(&id, Event::Start).unwrap();
+}

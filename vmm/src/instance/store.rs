@@ -1,0 +1,451 @@
+//! The directory of all instances, and the truth about each of them.
+//!
+//! ```text
+//! instances/                 one directory for all
+//!   .names                   lock: held while a name is being claimed
+//!   i-0123456789abcdef0/     an instance; complete from the moment it bears this name
+//!     instance.json          the record, replaced atomically
+//!     lock                   held by the owner, the process that runs the guest, for as long as it lives
+//!     …                      volumes, console log, sockets
+//!   .new-i-…/  .gone-i-…/    being made, being removed; swept when their maker has died
+//! ```
+//!
+//! Only the holder of `lock` writes the record. When the record says that a process runs the guest but nobody holds the
+//! lock, the owner was killed: whoever notices takes the lock and writes that down. So after `kill -9` of anything at any
+//! moment the next command tells the truth.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::home::{Home, create_private};
+use super::id::valid_name;
+use super::lock::Lock;
+use super::record::{Ending, FORMAT, Record};
+use super::{Error, Event, InstanceId, Result, State};
+
+/// The largest record that is read: one with the largest user input is far below.
+const MAX_RECORD: u64 = 1 << 20;
+/// How long a claim on a name or on a stopped instance waits for another command that is about to finish.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// After this long an unfinished directory that nobody holds has no maker any more.
+const ABANDONED: Duration = Duration::from_secs(60);
+
+const RECORD: &str = "instance.json";
+const LOCK: &str = "lock";
+const NEW: &str = ".new-";
+const GONE: &str = ".gone-";
+
+/// All instances of a user.
+#[derive(Debug, Clone)]
+pub struct Store {
+    home: Home,
+}
+
+/// One entry of a listing.
+#[derive(Debug)]
+pub enum Entry {
+    /// The record, with the truth about its state.
+    Known(Box<Record>),
+    /// The record cannot be read.
+    Damaged(Error, InstanceId),
+}
+
+/// An instance that this process owns: nobody else changes it until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    record: Record,
+    directory: PathBuf,
+    lock: Lock,
+}
+
+impl Store {
+    /// The instances kept below `home`.
+    pub fn new(home: Home) -> Store {
+        Store { home }
+    }
+
+    /// Where things are.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Makes the directory of a new instance and takes hold of it. Claims the record's name. `fill` puts further files
+    /// into the directory (given as it is named *now*) before anybody can see it.
+    pub fn create(
+        &self,
+        mut record: Record,
+        fill: impl FnOnce(&Path, &mut Record) -> Result<()>,
+    ) -> Result<Held> {
+        create_private(&self.home.instances())?;
+        let _claim = match &record.name {
+            Some(name) => Some(self.claim(name)?),
+            None => None,
+        };
+        let under_way = self.home.instances().join(format!("{NEW}{}", record.id));
+        create_private(&under_way)?;
+        let made = (|| {
+            let lock = take(&under_way, &record.id)?;
+            fill(&under_way, &mut record)?;
+            write_record(&under_way, &record, Durable::No)?;
+            let directory = self.home.instance(&record.id);
+            fs::rename(&under_way, &directory).map_err(Error::file("creating", &directory))?;
+            Ok(Held {
+                record,
+                directory,
+                lock,
+            })
+        })();
+        if made.is_err() {
+            let _ = fs::remove_dir_all(&under_way);
+        }
+        made
+    }
+
+    /// Checks that nobody has `name`; the lock returned keeps it so until the instance exists.
+    fn claim(&self, name: &str) -> Result<Lock> {
+        if !valid_name(name) {
+            return Err(Error::Malformed(
+                name.into(),
+                "name (letters, digits, `.`, `_`, `-`)",
+            ));
+        }
+        let lock = Lock::take(&self.home.instances().join(".names"), PATIENCE)?
+            .ok_or_else(|| Error::Busy("the list of names".into()))?;
+        for id in self.ids()? {
+            if let Ok(Some(other)) = read_record(&self.home.instance(&id))
+                && other.name.as_deref() == Some(name)
+                && other.state != State::Terminated
+            {
+                return Err(Error::NameTaken {
+                    name: name.into(),
+                    holder: other.id.to_string(),
+                });
+            }
+        }
+        Ok(lock)
+    }
+
+    /// Takes hold of an instance that nobody runs.
+    pub fn hold(&self, id: &InstanceId, event: Event) -> Result<Held> {
+        let directory = self.home.instance(id);
+        let refused = |state| Error::Transition {
+            id: id.to_string(),
+            state,
+            event,
+        };
+        let record = self.truth(id)?;
+        if record.state.owned() {
+            return Err(refused(record.state));
+        }
+        let lock = Lock::take(&directory.join(LOCK), PATIENCE)?.ok_or_else(|| Error::Busy(id.to_string()))?;
+        let record = read_record(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
+        if record.state.after(event).is_none() {
+            return Err(refused(record.state));
+        }
+        Ok(Held {
+            record,
+            directory,
+            lock,
+        })
+    }
+
+    /// Takes over an instance whose lock was inherited from the process that held it.
+    pub fn inherit(&self, id: &InstanceId, lock: Lock) -> Result<Held> {
+        let directory = self.home.instance(id);
+        let record = read_record(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
+        Ok(Held {
+            record,
+            directory,
+            lock,
+        })
+    }
+
+    /// Takes hold of what is left of an instance whose record cannot be read, to remove it.
+    pub fn hold_damaged(&self, id: &InstanceId) -> Result<Damaged> {
+        let directory = self.home.instance(id);
+        let lock = Lock::try_take(&directory.join(LOCK))?.ok_or_else(|| Error::Busy(id.to_string()))?;
+        Ok(Damaged {
+            directory,
+            _lock: lock,
+        })
+    }
+
+    /// The record of `id`, corrected if its owner is gone.
+    pub fn truth(&self, id: &InstanceId) -> Result<Record> {
+        let directory = self.home.instance(id);
+        loop {
+            let record = read_record(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
+            if !record.state.owned() || Lock::is_held(&directory.join(LOCK))? {
+                return Ok(record);
+            }
+            let Some(lock) = Lock::try_take(&directory.join(LOCK))? else {
+                continue;
+            };
+            // The owner may have written its last word between the reading and the taking.
+            let Some(record) = read_record(&directory)? else {
+                continue;
+            };
+            if !record.state.owned() {
+                return Ok(record);
+            }
+            let mut held = Held {
+                record,
+                directory: directory.clone(),
+                lock,
+            };
+            held.record.ending = Some(Ending::Lost);
+            held.apply(Event::Lost, "the process that ran it vanished")?;
+            let record = held.record.clone();
+            if record.auto_remove {
+                held.remove()?;
+            }
+            return Ok(record);
+        }
+    }
+
+    /// Every instance, oldest first, each with the truth about it. Sweeps what killed commands have left behind.
+    pub fn list(&self) -> Result<Vec<Entry>> {
+        self.sweep();
+        let mut entries = Vec::new();
+        for id in self.ids()? {
+            match self.truth(&id) {
+                Ok(record) if record.auto_remove && record.ending == Some(Ending::Lost) => {}
+                Ok(record) => entries.push(Entry::Known(Box::new(record))),
+                Err(Error::NoInstance(_)) => {}
+                Err(error) => entries.push(Entry::Damaged(error, id)),
+            }
+        }
+        entries.sort_by_key(|entry| match entry {
+            Entry::Known(record) => (record.launched, record.launch_index, record.id.clone()),
+            Entry::Damaged(_, id) => (u64::MAX, 0, id.clone()),
+        });
+        Ok(entries)
+    }
+
+    /// The instance that a person means by `text`: a name, an id or the beginning of exactly one id.
+    pub fn find(&self, text: &str) -> Result<InstanceId> {
+        if let Ok(id) = text.parse::<InstanceId>() {
+            return if self.home.instance(&id).is_dir() {
+                Ok(id)
+            } else {
+                Err(Error::NoInstance(text.into()))
+            };
+        }
+        let ids = self.ids()?;
+        for id in &ids {
+            if let Ok(Some(record)) = read_record(&self.home.instance(id))
+                && record.name.as_deref() == Some(text)
+            {
+                return Ok(id.clone());
+            }
+        }
+        // Two digits at least, so that a slip of the finger does not pick an instance.
+        let begun: Vec<_> = ids
+            .into_iter()
+            .filter(|id| text.len() >= 4 && id.as_str().starts_with(text))
+            .collect();
+        match begun.as_slice() {
+            [] => Err(Error::NoInstance(text.into())),
+            [id] => Ok(id.clone()),
+            several => Err(Error::Ambiguous {
+                text: text.into(),
+                candidates: several
+                    .iter()
+                    .map(InstanceId::as_str)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            }),
+        }
+    }
+
+    fn ids(&self) -> Result<Vec<InstanceId>> {
+        Ok(self
+            .names()?
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect())
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let path = self.home.instances();
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::file("reading", &path)(e)),
+        };
+        Ok(entries
+            .filter_map(|e| e.ok()?.file_name().into_string().ok())
+            .collect())
+    }
+
+    /// Removes directories whose making or removal was cut short. What cannot be removed now is left for the next time.
+    fn sweep(&self) {
+        for name in self.names().unwrap_or_default() {
+            let path = self.home.instances().join(&name);
+            let abandoned = name.starts_with(GONE) || name.starts_with(NEW) && is_old(&path);
+            if abandoned && let Ok(Some(_lock)) = Lock::try_take(&path.join(LOCK)) {
+                let _ = fs::remove_dir_all(&path);
+            }
+        }
+    }
+}
+
+impl Held {
+    /// The record.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The state directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The lock, to be handed to a child.
+    pub fn lock(&self) -> &Lock {
+        &self.lock
+    }
+
+    /// Moves to the state after `event` and writes it down durably.
+    pub fn apply(&mut self, event: Event, reason: &str) -> Result<()> {
+        self.update(event, reason, |_| {})
+    }
+
+    /// As [`apply`](Held::apply), with other changes to the record in the same stroke.
+    pub fn update(&mut self, event: Event, reason: &str, change: impl FnOnce(&mut Record)) -> Result<()> {
+        let state = self.record.state;
+        let next = state.after(event).ok_or_else(|| Error::Transition {
+            id: self.record.id.to_string(),
+            state,
+            event,
+        })?;
+        self.record.state = next;
+        self.record.reason = reason.into();
+        self.change(change)
+    }
+
+    /// Changes the record in another respect than its state.
+    pub fn change(&mut self, change: impl FnOnce(&mut Record)) -> Result<()> {
+        change(&mut self.record);
+        // What goes away when it stops need not survive a power failure.
+        let durable = if self.record.auto_remove {
+            Durable::No
+        } else {
+            Durable::Yes
+        };
+        write_record(&self.directory, &self.record, durable)
+    }
+
+    /// Removes a stopped instance: its volumes that are to go with it, then its directory.
+    pub fn remove(mut self) -> Result<()> {
+        self.apply(Event::Terminate, "terminated")?;
+        for volume in self.record.volumes.iter().filter(|v| v.delete_on_termination) {
+            // Those inside the directory go with it.
+            if !volume.path.starts_with(&self.directory) {
+                let _ = fs::remove_file(&volume.path);
+            }
+        }
+        remove_directory(&self.directory)
+    }
+}
+
+/// What is left of an instance without a readable record.
+#[derive(Debug)]
+pub struct Damaged {
+    directory: PathBuf,
+    _lock: Lock,
+}
+
+impl Damaged {
+    /// Removes it.
+    pub fn remove(self) -> Result<()> {
+        remove_directory(&self.directory)
+    }
+}
+
+/// Gone at once for everybody, then deleted at leisure.
+fn remove_directory(directory: &Path) -> Result<()> {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let gone = directory.with_file_name(format!("{GONE}{name}"));
+    fs::rename(directory, &gone).map_err(Error::file("removing", directory))?;
+    fs::remove_dir_all(&gone).map_err(Error::file("removing", &gone))
+}
+
+fn take(directory: &Path, id: &InstanceId) -> Result<Lock> {
+    Lock::try_take(&directory.join(LOCK))?.ok_or_else(|| Error::Busy(id.to_string()))
+}
+
+fn is_old(path: &Path) -> bool {
+    let age = || {
+        SystemTime::now()
+            .duration_since(fs::metadata(path).ok()?.modified().ok()?)
+            .ok()
+    };
+    age().is_some_and(|age| age > ABANDONED)
+}
+
+/// `None` when there is no such instance.
+fn read_record(directory: &Path) -> Result<Option<Record>> {
+    let path = directory.join(RECORD);
+    let damaged = |reason: String| Error::Damaged {
+        id: directory
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+        reason,
+    };
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !directory.exists() => return Ok(None),
+        Err(e) => return Err(damaged(e.to_string())),
+    };
+    let mut text = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_RECORD), &mut text)
+        .map_err(|e| damaged(e.to_string()))?;
+    let record: Record = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+    if record.format != FORMAT {
+        return Err(damaged(format!(
+            "its format is {}, this program knows {FORMAT}",
+            record.format
+        )));
+    }
+    if directory.file_name() != Some(record.id.as_str().as_ref()) {
+        return Err(damaged(format!("it is that of {}", record.id)));
+    }
+    Ok(Some(record))
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Durable {
+    Yes,
+    No,
+}
+
+/// Replaces the record in one stroke: a reader sees the old one or the new one. `Durable::Yes` waits until it would
+/// survive a power failure.
+fn write_record(directory: &Path, record: &Record, durable: Durable) -> Result<()> {
+    let path = directory.join(RECORD);
+    let draft = directory.join("instance.json.new");
+    let write = || {
+        let mut file = File::create(&draft)?;
+        let mut text = serde_json::to_vec_pretty(record)?;
+        text.push(b'\n');
+        file.write_all(&text)?;
+        if durable == Durable::Yes {
+            file.sync_all()?;
+        }
+        fs::rename(&draft, &path)?;
+        if durable == Durable::Yes {
+            File::open(directory)?.sync_all()?;
+        }
+        Ok(())
+    };
+    write().map_err(Error::file("writing", &path))
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+pub(crate) mod tests;
