@@ -1,1 +1,4 @@
 //! An x86-64 processor in software. It knows memory and a bus, and nothing else.
+
+pub mod float;
+pub mod simd;
