@@ -1,0 +1,187 @@
+//! Where the bytes of a file are until they are written into the image.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The content of a regular file. Cheap to clone; bytes are read when they are needed.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// In memory: for small generated files.
+    Bytes(Arc<[u8]>),
+    /// A range of an open file, such as a [`Spool`] or the root part of an image.
+    Range {
+        /// The file.
+        file: Arc<File>,
+        /// Its first byte, in bytes from the start of `file`.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// A whole file by name, opened only while it is read: a configured root has more files than a process may hold
+    /// open.
+    Path {
+        /// The file on the host.
+        path: Arc<Path>,
+        /// Its length in bytes when it was scanned; reading fails when it has changed since.
+        len: u64,
+    },
+}
+
+impl Content {
+    /// Content from bytes.
+    pub fn bytes(bytes: impl Into<Vec<u8>>) -> Self {
+        Content::Bytes(bytes.into().into())
+    }
+
+    /// Content of a file on the host.
+    pub fn path(path: impl Into<PathBuf>, len: u64) -> Self {
+        Content::Path {
+            path: path.into().into(),
+            len,
+        }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::Range { len, .. } | Content::Path { len, .. } => *len,
+        }
+    }
+
+    /// True for an empty file.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A reader over the whole content. It gives exactly [`Content::len`] bytes or an error.
+    pub fn open(&self) -> io::Result<Box<dyn Read + '_>> {
+        Ok(match self {
+            Content::Bytes(bytes) => Box::new(&bytes[..]),
+            Content::Range { file, offset, len } => Box::new(RangeReader {
+                file: Arc::clone(file),
+                at: *offset,
+                left: *len,
+            }),
+            Content::Path { path, len } => {
+                let file = File::open(path).map_err(|e| named(path, &e))?;
+                let now = file.metadata().map_err(|e| named(path, &e))?.len();
+                if now != *len {
+                    let why = format!(
+                        "{} changed while the image was built: {len} bytes, now {now}",
+                        path.display()
+                    );
+                    return Err(io::Error::other(why));
+                }
+                Box::new(RangeReader {
+                    file: Arc::new(file),
+                    at: 0,
+                    left: *len,
+                })
+            }
+        })
+    }
+
+    /// The whole content in memory, refused above `cap` bytes.
+    pub fn read(&self, cap: u64) -> io::Result<Vec<u8>> {
+        if self.len() > cap {
+            let why = format!("{} bytes where at most {cap} are expected", self.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let mut out = Vec::with_capacity(self.len() as usize);
+        self.open()?.read_to_end(&mut out)?;
+        Ok(out)
+    }
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// `pread` over a range; an end of file inside it is an error, not a short file.
+struct RangeReader {
+    file: Arc<File>,
+    at: u64,
+    left: u64,
+}
+
+impl Read for RangeReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let want = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if want == 0 {
+            return Ok(0);
+        }
+        let got = self.file.read_at(&mut buffer[..want], self.at)?;
+        if got == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.at += got as u64;
+        self.left -= got as u64;
+        Ok(got)
+    }
+}
+
+/// One unnamed temporary file that takes the contents of many: unpacked archives cost one descriptor and no clean-up,
+/// whatever way the program ends.
+#[derive(Debug)]
+pub struct Spool {
+    file: Arc<File>,
+    end: u64,
+}
+
+/// Files up to this size stay in memory: a `pread` costs more than the copy.
+const INLINE: usize = 4096;
+
+impl Spool {
+    /// An empty spool in this directory (created unlinked where the file system can).
+    pub fn new_in(dir: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: Arc::new(tempfile::tempfile_in(dir).map_err(|e| named(dir, &e))?),
+            end: 0,
+        })
+    }
+
+    /// Take exactly `len` bytes from `reader`.
+    pub fn add(&mut self, reader: &mut impl Read, len: u64) -> io::Result<Content> {
+        if len <= INLINE as u64 {
+            let mut bytes = vec![0; len as usize];
+            reader.read_exact(&mut bytes)?;
+            return Ok(Content::bytes(bytes));
+        }
+        let offset = self.end;
+        let mut out = OffsetWriter {
+            file: &self.file,
+            at: offset,
+        };
+        let copied = io::copy(&mut reader.take(len), &mut out)?;
+        if copied != len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.end = offset + len;
+        Ok(Content::Range {
+            file: Arc::clone(&self.file),
+            offset,
+            len,
+        })
+    }
+}
+
+struct OffsetWriter<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Write for OffsetWriter<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let wrote = self.file.write_at(buffer, self.at)?;
+        self.at += wrote as u64;
+        Ok(wrote)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
