@@ -1,1 +1,194 @@
-//! Boot events T0 to T10.
+//! Boot events T0 to T10: when each was reached, from process start to a machine that serves.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// Version of the JSON that [`Timeline::to_json`] writes.
+const SCHEMA: u32 = 1;
+
+/// A step of the launch. The number is also the byte that the guest writes to the boot timer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Event {
+    /// T0: the process was started.
+    ProcessStart = 0,
+    /// T1: `main` was entered.
+    Main = 1,
+    /// T2: the accelerator has made the machine.
+    VmCreated = 2,
+    /// T3: kernel and initramfs are in RAM, tables are written.
+    MemoryReady = 3,
+    /// T4: the first CPU is about to run.
+    FirstRun = 4,
+    /// T5: the guest left its processor for the first time.
+    FirstExit = 5,
+    /// T6: the kernel entered `start_kernel`.
+    KernelStart = 6,
+    /// T7: the kernel has run its initcalls and started the initramfs.
+    KernelReady = 7,
+    /// T8: the root file system is mounted.
+    RootMounted = 8,
+    /// T9: PID 1 of the image runs.
+    Init = 9,
+    /// T10: the agent or a service answers.
+    Ready = 10,
+}
+
+impl Event {
+    /// All of them, in the order in which they happen.
+    pub const ALL: [Event; 11] = [
+        Event::ProcessStart,
+        Event::Main,
+        Event::VmCreated,
+        Event::MemoryReady,
+        Event::FirstRun,
+        Event::FirstExit,
+        Event::KernelStart,
+        Event::KernelReady,
+        Event::RootMounted,
+        Event::Init,
+        Event::Ready,
+    ];
+
+    /// The event that the guest means by `byte`. Events before the guest runs are not its to report.
+    pub fn from_guest(byte: u8) -> Option<Self> {
+        Event::ALL
+            .get(usize::from(byte))
+            .copied()
+            .filter(|event| *event as u8 >= Event::FirstExit as u8)
+    }
+
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Event::ProcessStart => "process_start",
+            Event::Main => "main",
+            Event::VmCreated => "vm_created",
+            Event::MemoryReady => "memory_ready",
+            Event::FirstRun => "first_run",
+            Event::FirstExit => "first_exit",
+            Event::KernelStart => "kernel_start",
+            Event::KernelReady => "kernel_ready",
+            Event::RootMounted => "root_mounted",
+            Event::Init => "init",
+            Event::Ready => "ready",
+        }
+    }
+}
+
+/// When each event happened first. Marks come from any thread; a mark costs one clock reading and one store.
+#[derive(Debug)]
+pub struct Timeline {
+    main: Instant,
+    /// Time from process start to `main`.
+    before_main: Duration,
+    /// Nanoseconds from process start, plus one; 0 means "not yet".
+    at: [AtomicU64; Event::ALL.len()],
+}
+
+impl Timeline {
+    /// Call first in `main`. T0 is taken as this moment less the CPU time that the process has used so far: what the
+    /// kernel and the loader spent on it, without waiting for a disk.
+    pub fn start() -> Self {
+        let main = Instant::now();
+        let timeline = Timeline {
+            main,
+            before_main: cpu_time(),
+            at: Default::default(),
+        };
+        timeline.at[Event::ProcessStart as usize].store(1, Relaxed);
+        timeline.record(Event::Main, main);
+        timeline
+    }
+
+    /// Notes that `event` has happened. Only the first time counts.
+    pub fn mark(&self, event: Event) {
+        if self.at[event as usize].load(Relaxed) == 0 {
+            self.record(event, Instant::now());
+        }
+    }
+
+    fn record(&self, event: Event, now: Instant) {
+        let since_start = now.duration_since(self.main) + self.before_main;
+        let nanos = u64::try_from(since_start.as_nanos()).unwrap_or(u64::MAX - 1);
+        let _ = self.at[event as usize].compare_exchange(0, nanos + 1, Relaxed, Relaxed);
+    }
+
+    /// Time from process start to `event`; `None` when it has not happened.
+    pub fn at(&self, event: Event) -> Option<Duration> {
+        let stored = self.at[event as usize].load(Relaxed);
+        Some(Duration::from_nanos(stored.checked_sub(1)?))
+    }
+
+    /// `{"schema": 1, "unit": "ns", "events": [{"id": "T0", "name": "process_start", "at": 0}, ...]}` with the events that
+    /// have happened, each at nanoseconds from T0.
+    pub fn to_json(&self) -> Value {
+        let events: Vec<Value> = Event::ALL
+            .into_iter()
+            .filter_map(|event| {
+                let at = self.at(event)?;
+                Some(json!({ "id": format!("T{}", event as u8), "name": event.name(), "at": at.as_nanos() as u64 }))
+            })
+            .collect();
+        json!({ "schema": SCHEMA, "unit": "ns", "events": events })
+    }
+}
+
+#[allow(unsafe_code)]
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a valid place for the answer.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_mark_counts_and_time_goes_forward() {
+        let timeline = Timeline::start();
+        timeline.mark(Event::VmCreated);
+        let first = timeline.at(Event::VmCreated).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        timeline.mark(Event::VmCreated);
+        timeline.mark(Event::FirstRun);
+        assert_eq!(timeline.at(Event::VmCreated), Some(first));
+        assert_eq!(timeline.at(Event::ProcessStart), Some(Duration::ZERO));
+        assert!(timeline.at(Event::Main).unwrap() <= first);
+        assert!(timeline.at(Event::FirstRun).unwrap() >= first + Duration::from_millis(2));
+        assert_eq!(timeline.at(Event::Ready), None);
+    }
+
+    #[test]
+    fn json_lists_what_happened() {
+        let timeline = Timeline::start();
+        timeline.mark(Event::Init);
+        let json = timeline.to_json();
+        let ids: Vec<_> = json["events"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| e["id"].clone())
+            .collect();
+        assert_eq!(ids, ["T0", "T1", "T9"]);
+        assert_eq!(json["events"][0]["at"], 0);
+    }
+
+    #[test]
+    fn the_guest_cannot_report_what_is_not_its_own() {
+        assert_eq!(Event::from_guest(9), Some(Event::Init));
+        for byte in [0, 4, 11, 255] {
+            assert_eq!(Event::from_guest(byte), None);
+        }
+        for (n, event) in Event::ALL.into_iter().enumerate() {
+            assert_eq!(event as usize, n);
+        }
+    }
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::arch;
 use crate::bus::Action;
 use crate::irq::Interrupt;
 
@@ -69,8 +70,30 @@ pub trait Kick: Send + Sync {
     fn kick(&self);
 }
 
+/// Which accelerator a person asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Choice {
+    /// KVM where it works and is fast, else the software processor.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// The software processor.
+    Soft,
+}
+
+/// A machine's accelerator side as its constructor makes it: `create(memory, cpus)` of each accelerator.
+pub struct Created {
+    /// Interrupt lines and doorbells.
+    pub vm: Arc<dyn Vm>,
+    /// The processors by number. All but the first wait until the first starts them.
+    pub vcpus: Vec<Box<dyn Vcpu>>,
+}
+
 /// A virtual processor, owned by its thread.
 pub trait Vcpu: Send {
+    /// Sets the registers for the kernel's entry. Called for the first processor only, before its first `run`.
+    fn boot(&mut self, boot: &arch::Boot) -> Result<(), Error>;
     /// Runs the guest until something stops it. HLT sleeps inside.
     fn run(&mut self, handler: &mut dyn ExitHandler) -> Result<Stop, Error>;
     /// A handle that stops `run` from another thread.

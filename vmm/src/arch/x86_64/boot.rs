@@ -1,0 +1,173 @@
+//! The first CPU's state at the kernel's 64-bit entry, and the tables in RAM that it refers to.
+
+use super::{Error, Kernel, layout, put};
+use crate::memory::{Memory, PAGE};
+
+/// CR0: protected mode, paging, and the extension type bit that is always set.
+const CR0: u64 = CR0_PE | CR0_ET | CR0_PG;
+const CR0_PE: u64 = 1 << 0;
+const CR0_ET: u64 = 1 << 4;
+const CR0_PG: u64 = 1 << 31;
+/// CR4: physical address extension, which long mode demands.
+const CR4_PAE: u64 = 1 << 5;
+/// EFER: long mode enabled and active.
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+/// RFLAGS: only the bit that is always set; interrupts are off, as the protocol demands.
+const RFLAGS: u64 = 1 << 1;
+
+/// Page table entry bits (Intel SDM volume 3, table 4-15 and following).
+const PRESENT_WRITABLE: u64 = 0b11;
+const HUGE: u64 = 1 << 7;
+const ENTRIES: u64 = PAGE / 8;
+
+/// A segment register with its hidden part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// What MOV would show.
+    pub selector: u16,
+    /// Linear base address.
+    pub base: u64,
+    /// Limit in bytes, inclusive, after scaling by the granularity bit.
+    pub limit: u32,
+    /// Access byte in bits 0..8 and flags (AVL, L, D/B, G) in bits 12..16, as in the second half of a descriptor.
+    pub access: u16,
+}
+
+impl Segment {
+    /// Entry `index` of the GDT: flat, from address 0 over 4 GiB.
+    const fn flat(index: u16, access: u16) -> Self {
+        Segment {
+            selector: index * 8,
+            base: 0,
+            limit: u32::MAX,
+            access,
+        }
+    }
+
+    /// Its descriptor.
+    const fn descriptor(self) -> u64 {
+        let limit = if self.access & 0x8000 != 0 {
+            self.limit >> 12
+        } else {
+            self.limit
+        } as u64;
+        (limit & 0xffff)
+            | (self.base & 0xff_ffff) << 16
+            | (self.access as u64 & 0xf0ff) << 40
+            | (limit >> 16 & 0xf) << 48
+            | (self.base >> 24 & 0xff) << 56
+    }
+}
+
+/// `__BOOT_CS` of the boot protocol: 64-bit code, readable, accessed.
+const CODE: Segment = Segment::flat(2, 0xa09b);
+/// `__BOOT_DS`: data, writable, accessed.
+const DATA: Segment = Segment::flat(3, 0xc093);
+/// A busy 64-bit task state segment: hardware refuses to run without one. Nothing reads it.
+const TASK: Segment = Segment {
+    selector: 0x20,
+    base: 0,
+    limit: 0x67,
+    access: 0x008b,
+};
+const GDT: [u64; 4] = [0, 0, CODE.descriptor(), DATA.descriptor()];
+
+/// The first CPU's registers at the kernel's entry. What is not here is zero or as after reset; the other CPUs wait for
+/// a startup IPI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Boot {
+    /// First instruction, linear and physical address alike.
+    pub rip: u64,
+    /// Physical address of `boot_params`.
+    pub rsi: u64,
+    /// Initial stack pointer.
+    pub rsp: u64,
+    /// Flags register.
+    pub rflags: u64,
+    /// Control register 0.
+    pub cr0: u64,
+    /// Physical address of the level 4 page table.
+    pub cr3: u64,
+    /// Control register 4.
+    pub cr4: u64,
+    /// Extended feature enable register.
+    pub efer: u64,
+    /// Code segment.
+    pub cs: Segment,
+    /// DS, ES, FS, GS and SS.
+    pub ds: Segment,
+    /// Task register.
+    pub tr: Segment,
+    /// Base and inclusive limit of the global descriptor table.
+    pub gdt: (u64, u16),
+    /// Base and inclusive limit of the interrupt descriptor table.
+    pub idt: (u64, u16),
+}
+
+/// Registers for the 64-bit entry (Linux, Documentation/arch/x86/boot.rst, "64-bit boot protocol").
+pub fn boot_state(kernel: &Kernel) -> Boot {
+    Boot {
+        rip: kernel.entry,
+        rsi: layout::BOOT_PARAMS,
+        rsp: layout::BOOT_STACK,
+        rflags: RFLAGS,
+        cr0: CR0,
+        cr3: layout::PAGE_TABLES,
+        cr4: CR4_PAE,
+        efer: EFER_LME | EFER_LMA,
+        cs: CODE,
+        ds: DATA,
+        tr: TASK,
+        gdt: (layout::GDT, (size_of_val(&GDT) - 1) as u16),
+        idt: (layout::IDT, 7),
+    }
+}
+
+/// Writes the GDT, an empty IDT, and page tables that map the first GiB onto itself in 2 MiB pages: kernel,
+/// `boot_params` and command line all lie there, and the kernel builds its own tables before it looks further.
+pub(super) fn write(memory: &Memory) -> Result<(), Error> {
+    let gdt: Vec<u8> = GDT.iter().flat_map(|entry| entry.to_le_bytes()).collect();
+    put(memory, "the GDT", layout::GDT, &gdt)?;
+    put(memory, "the IDT", layout::IDT, &[0; 8])?;
+
+    let level3 = layout::PAGE_TABLES + PAGE;
+    let level2 = level3 + PAGE;
+    let link = |to: u64| (to | PRESENT_WRITABLE).to_le_bytes();
+    put(memory, "page tables", layout::PAGE_TABLES, &link(level3))?;
+    put(memory, "page tables", level3, &link(level2))?;
+    let pages: Vec<u8> = (0..ENTRIES)
+        .flat_map(|n| (n << 21 | HUGE | PRESENT_WRITABLE).to_le_bytes())
+        .collect();
+    put(memory, "page tables", level2, &pages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Bytes, GuestAddress, allocate};
+
+    #[test]
+    fn descriptors_are_the_well_known_ones() {
+        assert_eq!(GDT, [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
+    }
+
+    #[test]
+    fn the_first_gibibyte_is_mapped_onto_itself() {
+        let memory = allocate(&[(0, 1 << 20)]).unwrap();
+        write(&memory).unwrap();
+        let entry = |table: u64, index: u64| -> u64 {
+            memory
+                .read_obj::<u64>(GuestAddress((table & !0xfff) + index * 8))
+                .unwrap()
+        };
+        for addr in [0, 0x7000, 0x100_0000, (1 << 30) - 1] {
+            let level3 = entry(layout::PAGE_TABLES, addr >> 39);
+            let level2 = entry(level3, addr >> 30 & 511);
+            let page = entry(level2, addr >> 21 & 511);
+            assert_eq!(page & 0x83, 0x83);
+            assert_eq!(page & !0x1f_ffff, addr & !0x1f_ffff);
+        }
+        assert_eq!(entry(entry(layout::PAGE_TABLES, 0), 1), 0, "nothing beyond");
+    }
+}

@@ -1,0 +1,271 @@
+//! Kernel and initramfs into RAM: an ELF `vmlinux` or a bzImage low, the initramfs as high as it may be.
+
+use std::io::Read;
+
+use linux_loader::bootparam::setup_header;
+use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
+
+use super::{Error, layout};
+use crate::memory::{GuestAddress, Memory, PAGE, Part, low_end};
+
+/// Highest address, inclusive, at which kernels of any age find their initramfs.
+const INITRD_MAX: u64 = 0x7fff_ffff;
+/// The kernel must lie in the first GiB, which the initial page tables map.
+const MAPPED: u64 = 1 << 30;
+/// A bzImage's 64-bit entry is this far behind its 32-bit one (boot protocol, "64-bit boot protocol").
+const BZIMAGE_ENTRY64: u64 = 0x200;
+/// `xloadflags`: the kernel has that 64-bit entry.
+const XLF_KERNEL_64: u16 = 1 << 0;
+/// Offset of the file type marks: ELF's at 0, the boot protocol's "HdrS" at 0x202.
+const HDRS: usize = 0x202;
+/// `e_machine` of ELF and its value for x86-64.
+const E_MACHINE: usize = 18;
+const EM_X86_64: u16 = 62;
+/// Least size of either format's headers, in bytes.
+const HEAD: usize = 0x280;
+
+/// A kernel that lies in guest RAM.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// Physical address of the 64-bit entry point.
+    pub entry: u64,
+    /// First byte after the kernel and its uninitialized data.
+    pub end: u64,
+    /// The setup header of a bzImage.
+    pub(super) header: Option<setup_header>,
+    /// Where the initramfs lies: address and length in bytes.
+    pub initrd: Option<(u64, u64)>,
+}
+
+/// Puts `kernel` and `initrd` into RAM.
+pub fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Result<Kernel, Error> {
+    let mut head = [0; HEAD];
+    let unusable = |why: String| Error::Kernel {
+        path: kernel.path().to_owned(),
+        why,
+    };
+    kernel
+        .reader(memory)
+        .read_exact(&mut head)
+        .map_err(|error| unusable(format!("its header cannot be read: {error}")))?;
+    let mut loaded = if head.starts_with(b"\x7fELF") {
+        load_elf(memory, kernel, &head)
+    } else if head[HDRS..].starts_with(b"HdrS") {
+        load_bzimage(memory, kernel)
+    } else {
+        Err("it is neither ELF nor bzImage".to_owned())
+    }
+    .map_err(unusable)?;
+
+    let ram = low_end(memory);
+    let limit = ram.min(MAPPED);
+    if loaded.end > limit {
+        return Err(Error::Room {
+            what: "the kernel",
+            needed: loaded.end,
+            free: limit,
+        });
+    }
+    if let Some(initrd) = initrd.filter(|initrd| !initrd.is_empty()) {
+        let at = place_initrd(ram, &loaded, initrd.len())?;
+        initrd.place(memory, at)?;
+        loaded.initrd = Some((at, initrd.len()));
+    }
+    Ok(loaded)
+}
+
+fn load_elf(memory: &Memory, part: &Part, head: &[u8; HEAD]) -> Result<Kernel, String> {
+    let machine = u16::from_le_bytes([head[E_MACHINE], head[E_MACHINE + 1]]);
+    if machine != EM_X86_64 {
+        return Err(format!("it is for another processor (ELF machine {machine})"));
+    }
+    let KernelLoaderResult {
+        kernel_load,
+        kernel_end,
+        ..
+    } = Elf::load(
+        memory.as_ref(),
+        None,
+        &mut part.reader(memory),
+        Some(GuestAddress(layout::HIGH_MEMORY)),
+    )
+    .map_err(|error| error.to_string())?;
+    if kernel_end <= kernel_load.0 {
+        return Err("its entry point lies outside its segments".to_owned());
+    }
+    Ok(Kernel {
+        entry: kernel_load.0,
+        end: kernel_end,
+        header: None,
+        initrd: None,
+    })
+}
+
+fn load_bzimage(memory: &Memory, part: &Part) -> Result<Kernel, String> {
+    let KernelLoaderResult {
+        kernel_load,
+        kernel_end,
+        setup_header,
+        ..
+    } = BzImage::load(
+        memory.as_ref(),
+        None,
+        &mut part.reader(memory),
+        Some(GuestAddress(layout::HIGH_MEMORY)),
+    )
+    .map_err(|error| error.to_string())?;
+    let header = setup_header.ok_or("it has no setup header")?;
+    if header.version < 0x20c || header.xloadflags & XLF_KERNEL_64 == 0 {
+        return Err("it has no 64-bit entry point".to_owned());
+    }
+    // While it unpacks itself the kernel needs `init_size` bytes from where it runs.
+    let working = u64::from(header.init_size).saturating_add(u64::from(header.pref_address as u32));
+    Ok(Kernel {
+        entry: kernel_load.0 + BZIMAGE_ENTRY64,
+        end: kernel_end.max(working),
+        header: Some(header),
+        initrd: None,
+    })
+}
+
+/// The highest page-aligned place for `len` bytes that is RAM, that the kernel accepts and that does not touch it.
+fn place_initrd(ram: u64, kernel: &Kernel, len: u64) -> Result<u64, Error> {
+    let max = match kernel.header {
+        Some(header) if header.initrd_addr_max != 0 => u64::from(header.initrd_addr_max),
+        _ => INITRD_MAX,
+    };
+    let top = ram.min(max + 1);
+    let free = top.saturating_sub(kernel.end);
+    let room = Error::Room {
+        what: "the initramfs",
+        needed: len,
+        free,
+    };
+    match top.checked_sub(len) {
+        Some(at) if at & !(PAGE - 1) >= kernel.end => Ok(at & !(PAGE - 1)),
+        _ => Err(room),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    use crate::memory::{Bytes, allocate};
+
+    fn part(content: &[u8]) -> (tempfile::NamedTempFile, Part) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(content).unwrap();
+        let part = Part::open(file.path()).unwrap();
+        (file, part)
+    }
+
+    /// An ELF file with one segment of `data` at physical address `at`, entered there.
+    fn elf(at: u64, data: &[u8], memsz: u64) -> Vec<u8> {
+        let mut file = vec![0; 0x1000];
+        file[..20].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0");
+        file[24..32].copy_from_slice(&at.to_le_bytes());
+        file[32..40].copy_from_slice(&64u64.to_le_bytes());
+        file[54..58].copy_from_slice(&[56, 0, 1, 0]);
+        file[64..68].copy_from_slice(&1u32.to_le_bytes());
+        for (offset, value) in [(8, 0x1000), (24, at), (32, data.len() as u64), (40, memsz)] {
+            file[64 + offset..72 + offset].copy_from_slice(&value.to_le_bytes());
+        }
+        file.extend_from_slice(data);
+        file
+    }
+
+    /// A bzImage whose payload is `data`.
+    fn bzimage(data: &[u8], xloadflags: u16) -> Vec<u8> {
+        let mut file = vec![0; 1024];
+        file[0x1f1] = 1;
+        file[0x202..0x206].copy_from_slice(b"HdrS");
+        file[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
+        file[0x211] = 1;
+        file[0x214..0x218].copy_from_slice(&0x10_0000u32.to_le_bytes());
+        file[0x22c..0x230].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
+        file[0x236..0x238].copy_from_slice(&xloadflags.to_le_bytes());
+        file[0x258..0x260].copy_from_slice(&0x100_0000u64.to_le_bytes());
+        file[0x260..0x264].copy_from_slice(&0x80_0000u32.to_le_bytes());
+        file.extend_from_slice(data);
+        file
+    }
+
+    #[test]
+    fn an_elf_kernel_lies_at_its_physical_address() {
+        let memory = allocate(&[(0, 64 << 20)]).unwrap();
+        let (_file, kernel) = part(&elf(0x100_0000, &[0xf4; 5000], 0x4000));
+        let (_file, initrd) = part(&[7; 5000]);
+        let loaded = load(&memory, &kernel, Some(&initrd)).unwrap();
+        assert_eq!((loaded.entry, loaded.end), (0x100_0000, 0x100_4000));
+        let mut seen = [0; 5001];
+        memory.read_slice(&mut seen, GuestAddress(0x100_0000)).unwrap();
+        assert_eq!(seen[..5000], [0xf4; 5000]);
+        assert_eq!(seen[5000], 0);
+        let (at, len) = loaded.initrd.unwrap();
+        assert_eq!((at, len), ((64 << 20) - 8192, 5000));
+        let mut seen = [0; 5000];
+        memory.read_slice(&mut seen, GuestAddress(at)).unwrap();
+        assert_eq!(seen, [7; 5000]);
+    }
+
+    #[test]
+    fn a_bzimage_is_entered_at_its_64_bit_entry() {
+        let memory = allocate(&[(0, 64 << 20)]).unwrap();
+        let (_file, kernel) = part(&bzimage(&[0x90; 9000], XLF_KERNEL_64));
+        let loaded = load(&memory, &kernel, None).unwrap();
+        assert_eq!(loaded.entry, 0x10_0200);
+        assert_eq!(loaded.end, 0x180_0000, "room to unpack");
+        assert_eq!(
+            memory.read_obj::<u8>(GuestAddress(0x10_0000 + 8999)).unwrap(),
+            0x90
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_kernel_is_refused_by_name() {
+        let memory = allocate(&[(0, 64 << 20)]).unwrap();
+        let mut arm = elf(0x100_0000, &[0; 16], 16);
+        arm[18] = 183;
+        let mut cut = elf(0x100_0000, &[0; 16], 16);
+        cut.truncate(0x1008);
+        for (content, why) in [
+            (b"short".to_vec(), "header cannot be read"),
+            (vec![0; 4096], "neither ELF nor bzImage"),
+            (arm, "another processor"),
+            (cut, "kernel"),
+            (elf(0x1000, &[0; 16], 16), "entry"),
+            (bzimage(&[0; 64], 0), "no 64-bit entry"),
+        ] {
+            let (_file, kernel) = part(&content);
+            let message = load(&memory, &kernel, None).unwrap_err().to_string();
+            assert!(message.contains(why), "{message}");
+            assert!(message.contains(kernel.path().to_str().unwrap()), "{message}");
+        }
+    }
+
+    #[test]
+    fn too_little_ram_is_said_with_numbers() {
+        let memory = allocate(&[(0, 32 << 20)]).unwrap();
+        let (_file, kernel) = part(&elf(0x100_0000, &[0; 16], 1 << 30));
+        assert!(matches!(
+            load(&memory, &kernel, None),
+            Err(Error::Room {
+                what: "the kernel",
+                ..
+            })
+        ));
+        let (_file, kernel) = part(&elf(0x100_0000, &[0; 16], 1 << 20));
+        let (_file, initrd) = part(&vec![0; 15 << 20]);
+        assert!(load(&memory, &kernel, Some(&initrd)).is_ok());
+        let (_file, initrd) = part(&vec![0; (15 << 20) + 1]);
+        assert!(matches!(
+            load(&memory, &kernel, Some(&initrd)),
+            Err(Error::Room {
+                what: "the initramfs",
+                ..
+            })
+        ));
+    }
+}

@@ -1,1 +1,0 @@
-//! The only place that knows every device: build, start, stop.
