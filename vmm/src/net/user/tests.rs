@@ -1,0 +1,500 @@
+//! A guest with a stack of its own, on the other end of the wire.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::tcp;
+use smoltcp::time::Instant as StackInstant;
+use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
+
+use super::*;
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+#[derive(Default)]
+struct Nic {
+    to_guest: VecDeque<Vec<u8>>,
+    from_guest: VecDeque<Vec<u8>>,
+}
+struct Rx(Vec<u8>);
+struct Tx<'a>(&'a mut VecDeque<Vec<u8>>);
+impl RxToken for Rx {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
+        read(&self.0)
+    }
+}
+impl TxToken for Tx<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
+        let mut frame = vec![0; len];
+        let result = write(&mut frame);
+        self.0.push_back(frame);
+        result
+    }
+}
+impl Device for Nic {
+    type RxToken<'a> = Rx;
+    type TxToken<'a> = Tx<'a>;
+    fn receive(&mut self, _: StackInstant) -> Option<(Rx, Tx<'_>)> {
+        Some((Rx(self.to_guest.pop_front()?), Tx(&mut self.from_guest)))
+    }
+    fn transmit(&mut self, _: StackInstant) -> Option<Tx<'_>> {
+        Some(Tx(&mut self.from_guest))
+    }
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = usize::from(MTU) + ETHERNET_HEADER;
+        capabilities
+    }
+}
+
+struct Guest {
+    network: UserNetwork,
+    nic: Nic,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    start: Instant,
+}
+
+impl Guest {
+    fn new(forwards: Vec<Forward>, resolvers: Vec<SocketAddr>) -> Guest {
+        let addresses = Addresses::default();
+        let spec = Spec {
+            mac: MAC,
+            addresses,
+            forwards,
+            resolvers,
+            host_loopback: true,
+        };
+        let mut nic = Nic::default();
+        let config = Config::new(EthernetAddress(MAC).into());
+        let mut interface = Interface::new(config, &mut nic, StackInstant::ZERO);
+        interface.update_ip_addrs(|list| {
+            list.push(IpCidr::new(addresses.guest.into(), addresses.prefix))
+                .unwrap()
+        });
+        interface
+            .routes_mut()
+            .add_default_ipv4_route(addresses.gateway)
+            .unwrap();
+        let network = UserNetwork::new(&spec).unwrap();
+        Guest {
+            network,
+            nic,
+            interface,
+            sockets: SocketSet::new(Vec::new()),
+            start: Instant::now(),
+        }
+    }
+
+    fn exchange(&mut self) {
+        let now = StackInstant::from_micros(self.start.elapsed().as_micros() as i64);
+        self.interface.poll(now, &mut self.nic, &mut self.sockets);
+        while let Some(frame) = self.nic.from_guest.pop_front() {
+            self.network.transmit(&frame);
+        }
+        self.network.poll();
+        let mut buffer = vec![0; usize::from(MTU) + ETHERNET_HEADER];
+        while let Some(length) = self.network.receive(&mut buffer) {
+            self.nic.to_guest.push_back(buffer[..length].to_vec());
+        }
+        self.interface.poll(now, &mut self.nic, &mut self.sockets);
+    }
+
+    fn until<R>(&mut self, mut done: impl FnMut(&mut Guest) -> Option<R>) -> R {
+        let limit = Instant::now() + Duration::from_secs(20);
+        loop {
+            self.exchange();
+            if let Some(result) = done(self) {
+                return result;
+            }
+            assert!(Instant::now() < limit, "nothing happened for too long");
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    fn connect(&mut self, to: (Ipv4Addr, u16), from: u16) -> SocketHandle {
+        let handle = self.sockets.add(socket());
+        let socket = self.sockets.get_mut::<tcp::Socket>(handle);
+        socket
+            .connect(self.interface.context(), (IpAddress::from(to.0), to.1), from)
+            .unwrap();
+        handle
+    }
+
+    fn tcp(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(handle)
+    }
+
+    /// The next frame for the guest, as it is.
+    fn frame(&mut self) -> Vec<u8> {
+        let limit = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(frame) = self.raw(&[]) {
+                return frame;
+            }
+            assert!(Instant::now() < limit, "no frame came");
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Sends a frame as it is and returns what comes back.
+    fn raw(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
+        self.network.transmit(frame);
+        self.network.poll();
+        let mut buffer = vec![0; 70_000];
+        self.network
+            .receive(&mut buffer)
+            .map(|length| buffer[..length].to_vec())
+    }
+}
+
+fn socket() -> tcp::Socket<'static> {
+    let buffer = || tcp::SocketBuffer::new(vec![0; 200_000]);
+    tcp::Socket::new(buffer(), buffer())
+}
+
+fn gateway() -> Ipv4Addr {
+    Addresses::default().gateway
+}
+
+#[test]
+fn bytes_go_both_ways_and_both_ends_close() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let sent: Vec<u8> = (0..3_000_000_u32).map(|n| (n * 7 / 3) as u8).collect();
+    let expected = sent.clone();
+    let host = thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        stream.write_all(&got).unwrap();
+        got == expected
+    });
+    let mut guest = Guest::new(Vec::new(), Vec::new());
+    let handle = guest.connect((gateway(), port), 50_000);
+    let (mut offset, mut got) = (0, Vec::new());
+    guest.until(|guest| {
+        let socket = guest.tcp(handle);
+        if socket.can_send() && offset < sent.len() {
+            offset += socket.send_slice(&sent[offset..]).unwrap();
+            if offset == sent.len() {
+                socket.close();
+            }
+        }
+        while socket.can_recv() {
+            socket
+                .recv(|bytes| (bytes.len(), got.extend_from_slice(bytes)))
+                .unwrap();
+        }
+        (offset == sent.len() && !socket.is_active()).then_some(())
+    });
+    assert!(
+        host.join().unwrap(),
+        "the host got other bytes than the guest sent"
+    );
+    assert_eq!(got.len(), sent.len());
+    assert!(got == sent, "the guest got other bytes than it sent");
+    guest.until(|guest| guest.network.tcp.is_empty().then_some(()));
+}
+
+#[test]
+fn a_refused_connection_is_refused() {
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let mut guest = Guest::new(Vec::new(), Vec::new());
+    let handle = guest.connect((gateway(), port), 50_001);
+    let mut established = false;
+    guest.until(|guest| {
+        let socket = guest.tcp(handle);
+        established |= socket.may_send();
+        (socket.state() == tcp::State::Closed).then_some(())
+    });
+    assert!(!established, "the guest believed to be connected");
+}
+
+#[test]
+fn a_reset_of_the_host_reaches_the_guest() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let host = thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        // Closing with unread bytes resets.
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.read_exact(&mut [0; 1]).unwrap();
+        thread::sleep(Duration::from_millis(50));
+    });
+    let mut guest = Guest::new(Vec::new(), Vec::new());
+    let handle = guest.connect((gateway(), port), 50_002);
+    let mut said = false;
+    guest.until(|guest| {
+        let socket = guest.tcp(handle);
+        if socket.can_send() && !said {
+            socket.send_slice(b"hello").unwrap();
+            said = true;
+        }
+        (said && socket.state() == tcp::State::Closed).then_some(())
+    });
+    host.join().unwrap();
+}
+
+#[test]
+fn a_forwarded_port_leads_to_the_guest() {
+    let forward = Forward {
+        protocol: Protocol::Tcp,
+        host: "127.0.0.1:0".parse().unwrap(),
+        guest: 80,
+    };
+    let mut guest = Guest::new(vec![forward], Vec::new());
+    let address = guest.network.forwards()[0].host;
+    assert!(address.ip().is_loopback() && address.port() != 0);
+    let handle = guest.sockets.add(socket());
+    guest.tcp(handle).listen(80).unwrap();
+    let client = thread::spawn(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    guest.until(|guest| {
+        let socket = guest.tcp(handle);
+        if socket.recv_queue() == 3 {
+            socket
+                .recv(|bytes| (bytes.len(), assert_eq!(bytes, b"GET")))
+                .unwrap();
+            socket.send_slice(b"found").unwrap();
+            socket.close();
+        }
+        client.is_finished().then_some(())
+    });
+    assert_eq!(client.join().unwrap(), "found");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = taken.local_addr().unwrap();
+    let forwards = vec![Forward {
+        protocol: Protocol::Tcp,
+        host,
+        guest: 80,
+    }];
+    let addresses = Addresses::default();
+    let spec = Spec {
+        mac: MAC,
+        addresses,
+        forwards,
+        resolvers: Vec::new(),
+        host_loopback: false,
+    };
+    let error = UserNetwork::new(&spec)
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default();
+    assert!(
+        error.contains(&host.to_string()) && error.contains("-p"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_guest_gets_the_hosts_loopback_only_when_asked_for() {
+    let routes = |host_loopback| Routes {
+        addresses: Addresses::default(),
+        resolver: None,
+        host_loopback,
+    };
+    let address = |text: &str| (text.parse().unwrap(), 80);
+    for nowhere in [
+        "127.0.0.1",
+        "127.9.9.9",
+        "0.0.0.0",
+        "0.1.2.3",
+        "224.0.0.1",
+        "255.255.255.255",
+        "10.0.2.99",
+        "10.0.2.3",
+    ] {
+        assert_eq!(routes(true).target(address(nowhere)), None, "{nowhere}");
+    }
+    assert_eq!(routes(false).target(address("10.0.2.2")), None);
+    assert_eq!(
+        routes(true).target(address("10.0.2.2")),
+        Some("127.0.0.1:80".parse().unwrap())
+    );
+    assert_eq!(
+        routes(false).target(address("192.0.2.1")),
+        Some("192.0.2.1:80".parse().unwrap())
+    );
+    assert_eq!(routes(false).target(("192.0.2.1".parse().unwrap(), 0)), None);
+}
+
+fn udp_frame(from: u16, to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8> {
+    let mut frame = [ethernet::GATEWAY_MAC.as_slice(), &MAC, &[8, 0]].concat();
+    udp::append_datagram(&mut frame, (Addresses::default().guest, from), to, payload);
+    frame
+}
+
+fn udp_payload(frame: &[u8]) -> (Ipv4Addr, u16, Vec<u8>) {
+    let packet = Ipv4Packet::new_checked(&frame[ETHERNET_HEADER..]).unwrap();
+    assert!(packet.verify_checksum());
+    let datagram = UdpPacket::new_checked(packet.payload()).unwrap();
+    assert!(datagram.verify_checksum(&packet.src_addr().into(), &packet.dst_addr().into()));
+    (
+        packet.src_addr(),
+        datagram.dst_port(),
+        datagram.payload().to_vec(),
+    )
+}
+
+#[test]
+fn dns_goes_to_the_hosts_resolver_and_comes_back_from_ours() {
+    let resolver = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut guest = Guest::new(Vec::new(), vec![resolver.local_addr().unwrap()]);
+    let dns = Addresses::default().dns;
+    assert_eq!(guest.raw(&udp_frame(4444, (dns, 53), b"question")), None);
+    let mut buffer = [0; 100];
+    let (length, from) = resolver.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"question");
+    resolver.send_to(b"answer", from).unwrap();
+    let answer = guest.frame();
+    assert_eq!(udp_payload(&answer), (dns, 4444, b"answer".to_vec()));
+}
+
+#[test]
+fn a_forwarded_datagram_is_answered_to_its_sender() {
+    let forward = Forward {
+        protocol: Protocol::Udp,
+        host: "127.0.0.1:0".parse().unwrap(),
+        guest: 53,
+    };
+    let mut guest = Guest::new(vec![forward], Vec::new());
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.send_to(b"ping", guest.network.forwards()[0].host).unwrap();
+    let frame = guest.frame();
+    let packet = Ipv4Packet::new_checked(&frame[ETHERNET_HEADER..]).unwrap();
+    let port = UdpPacket::new_checked(packet.payload()).unwrap().src_port();
+    assert_eq!(udp_payload(&frame), (gateway(), 53, b"ping".to_vec()));
+    guest.raw(&udp_frame(53, (gateway(), port), b"pong"));
+    let mut buffer = [0; 10];
+    assert_eq!(client.recv(&mut buffer).unwrap(), 4);
+    assert_eq!(&buffer[..4], b"pong");
+}
+
+#[test]
+fn translations_are_bounded() {
+    let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = sink.local_addr().unwrap().port();
+    let mut guest = Guest::new(Vec::new(), Vec::new());
+    for from in 1..2000 {
+        guest.raw(&udp_frame(from, (gateway(), port), b"flood"));
+    }
+    assert!(guest.network.udp.len() <= 256, "{}", guest.network.udp.len());
+}
+
+#[test]
+fn connections_are_bounded() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let mut guest = Guest::new(Vec::new(), Vec::new());
+    for from in 1000..2000 {
+        guest.connect((gateway(), port), from);
+        guest.exchange();
+    }
+    assert!(guest.network.tcp.len() <= 512, "{}", guest.network.tcp.len());
+}
+
+#[test]
+fn the_guest_finds_its_gateway_and_its_address() {
+    let mut guest = Guest::new(Vec::new(), Vec::new());
+    let arp = |target: [u8; 4]| {
+        let mut frame = vec![0xff; 6];
+        frame.extend_from_slice(&MAC);
+        frame.extend_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        frame.extend_from_slice(&MAC);
+        frame.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        frame.extend_from_slice(&target);
+        frame
+    };
+    let reply = guest.raw(&arp([10, 0, 2, 2])).expect("an answer for the gateway");
+    assert_eq!(&reply[..6], &MAC);
+    assert_eq!(&reply[22..28], &ethernet::GATEWAY_MAC);
+    assert_eq!(
+        guest.raw(&arp([10, 0, 2, 15])),
+        None,
+        "the guest's own address must look free"
+    );
+}
+
+#[test]
+fn dhcp_offers_the_address_the_mtu_and_the_resolver() {
+    // The reply is exercised with the message that a client builds.
+    let mut packet = vec![0; 244];
+    packet[..4].copy_from_slice(&[1, 1, 6, 0]);
+    packet[4..8].copy_from_slice(&[1, 2, 3, 4]);
+    packet[28..34].copy_from_slice(&MAC);
+    packet[236..240].copy_from_slice(&[0x63, 0x82, 0x53, 0x63]);
+    packet[240..244].copy_from_slice(&[53, 1, 1, 255]);
+    let mut frame = vec![0xff; 6];
+    frame.extend_from_slice(&MAC);
+    frame.extend_from_slice(&[8, 0]);
+    udp::append_datagram(
+        &mut frame,
+        (Ipv4Addr::UNSPECIFIED, 68),
+        (Ipv4Addr::BROADCAST, 67),
+        &packet,
+    );
+    let mut guest = Guest::new(Vec::new(), Vec::new());
+    let offer = guest.raw(&frame).expect("an offer");
+    let (server, port, payload) = udp_payload(&offer);
+    assert_eq!((server, port), (gateway(), 68));
+    let message = smoltcp::wire::DhcpPacket::new_checked(&payload[..]).unwrap();
+    let repr = smoltcp::wire::DhcpRepr::parse(&message).unwrap();
+    assert_eq!(repr.message_type, smoltcp::wire::DhcpMessageType::Offer);
+    assert_eq!(repr.your_ip, Addresses::default().guest);
+    assert_eq!(repr.transaction_id, 0x0102_0304);
+    assert_eq!(repr.router, Some(gateway()));
+    let mtu = message
+        .options()
+        .find(|option| option.kind == 26)
+        .map(|option| option.data.to_vec());
+    assert_eq!(mtu, Some(MTU.to_be_bytes().to_vec()));
+}
+
+#[test]
+fn resolv_conf_is_read() {
+    let text = "# comment\nsearch example\nnameserver 192.0.2.1\n nameserver ::1 \nnameserver nonsense\n";
+    assert_eq!(
+        parse_resolvers(text),
+        ["192.0.2.1:53".parse().unwrap(), "[::1]:53".parse().unwrap()]
+    );
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_frame_is_too_strange(frames in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..200), 0..50), kind in 0_u8..4) {
+        let mut guest = Guest::new(Vec::new(), Vec::new());
+        for mut frame in frames {
+            // Most random frames would end at the first check: dress some up to get further.
+            let dress: &[u8] = match kind {
+                0 => &[],
+                1 => &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1],
+                2 => &[8, 0, 0x45, 0, 0, 60, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 2, 15, 10, 0, 2, 2],
+                _ => &[8, 0, 0x45, 0, 0, 60, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 2, 15, 10, 0, 2, 3],
+            };
+            if !dress.is_empty() {
+                frame.splice(0..0, [ethernet::GATEWAY_MAC.as_slice(), &MAC, dress].concat());
+            }
+            guest.raw(&frame);
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! UDP: one connected host socket per pair of guest port and destination, forgotten when idle.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr};
+
+use super::ethernet::{EtherType, Framing};
+use super::poller::{Kind, Poller};
+use super::{Forward, Frames, Routes};
+use crate::net::Error;
+
+/// Translations at once. When full, the one idle for longest goes.
+const TRANSLATIONS_CAP: usize = 256;
+
+/// An idle translation is forgotten after this long (RFC 4787 asks for two minutes at least).
+const IDLE: Duration = Duration::from_secs(120);
+
+/// Datagrams taken from one socket per poll.
+const BATCH: usize = 32;
+
+/// The largest UDP payload over IPv4.
+const DATAGRAM_CAP: usize = 65_507;
+
+/// Headers in front of a payload.
+const HEADERS: usize = 28;
+
+/// An address on the guest's network.
+pub type Endpoint = (Ipv4Addr, u16);
+
+struct Translation {
+    guest_port: u16,
+    /// Whom the guest believes to talk to.
+    peer: Endpoint,
+    socket: UdpSocket,
+    ready: bool,
+    used: Instant,
+}
+
+struct Listener {
+    socket: UdpSocket,
+    forward: Forward,
+    ready: bool,
+    /// Gateway port that stands for each outside peer, most recent last.
+    peers: Vec<(u16, SocketAddr)>,
+}
+
+/// Outside peers remembered for each forwarded port. The oldest goes first.
+const PEERS_CAP: usize = 64;
+
+/// All translations of one network.
+pub struct Translations {
+    routes: Routes,
+    translations: BTreeMap<u32, Translation>,
+    listeners: Vec<Listener>,
+    next_id: u32,
+    next_port: u16,
+    buffer: Vec<u8>,
+}
+
+impl Translations {
+    /// None yet.
+    pub fn new(routes: Routes) -> Translations {
+        Translations {
+            routes,
+            translations: BTreeMap::new(),
+            listeners: Vec::new(),
+            next_id: 0,
+            next_port: FIRST_PEER_PORT,
+            buffer: vec![0; DATAGRAM_CAP],
+        }
+    }
+
+    /// Opens a forwarded port.
+    pub fn listen(&mut self, forward: &Forward, poller: &Poller) -> Result<(), Error> {
+        let failed = |source| Error::Port {
+            address: forward.host,
+            source,
+        };
+        let socket = UdpSocket::bind(forward.host).map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        let host = socket.local_addr().map_err(failed)?;
+        let index = u32::try_from(self.listeners.len()).unwrap_or(u32::MAX);
+        poller.add(&socket, Kind::UdpListener, index).map_err(failed)?;
+        let forward = Forward { host, ..*forward };
+        self.listeners.push(Listener {
+            socket,
+            forward,
+            ready: false,
+            peers: Vec::new(),
+        });
+        Ok(())
+    }
+
+    /// The forwarded ports.
+    pub fn forwards(&self) -> impl Iterator<Item = Forward> {
+        self.listeners.iter().map(|listener| listener.forward)
+    }
+
+    /// Sends a datagram of the guest on its way.
+    pub fn send(&mut self, from: u16, to: Endpoint, payload: &[u8], poller: &Poller) {
+        if to.0 == self.routes.addresses.gateway && self.reply_to_peer(from, to.1, payload) {
+            return;
+        }
+        let Some(target) = self.routes.target(to) else {
+            return;
+        };
+        let known = self
+            .translations
+            .values_mut()
+            .find(|known| known.guest_port == from && known.peer == to);
+        match known {
+            Some(known) => {
+                known.used = Instant::now();
+                // A full socket buffer loses the datagram, as a network may.
+                let _ = known.socket.send(payload);
+            }
+            None => {
+                if let Ok(translation) = translate(from, to, target) {
+                    let _ = translation.socket.send(payload);
+                    self.insert(translation, poller);
+                }
+            }
+        }
+    }
+
+    fn insert(&mut self, translation: Translation, poller: &Poller) {
+        if self.translations.len() >= TRANSLATIONS_CAP {
+            let oldest = self
+                .translations
+                .iter()
+                .min_by_key(|(_, known)| known.used)
+                .map(|(&id, _)| id);
+            oldest.map(|id| self.translations.remove(&id));
+        }
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
+        if poller.add(&translation.socket, Kind::Udp, id).is_ok() {
+            self.translations.insert(id, translation);
+        }
+    }
+
+    /// Whether the datagram answers an outside peer of a forwarded port; then it is on its way.
+    fn reply_to_peer(&self, from: u16, port: u16, payload: &[u8]) -> bool {
+        let answered = self
+            .listeners
+            .iter()
+            .filter(|listener| listener.forward.guest == from)
+            .find_map(|listener| {
+                let (_, peer) = listener.peers.iter().find(|(known, _)| *known == port)?;
+                listener.socket.send_to(payload, peer).ok()
+            });
+        answered.is_some()
+    }
+
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.translations.len()
+    }
+
+    /// Notes that a translation's socket has datagrams.
+    pub fn mark(&mut self, id: u32) {
+        if let Some(translation) = self.translations.get_mut(&id) {
+            translation.ready = true;
+        }
+    }
+
+    /// Notes that a forwarded port has datagrams.
+    pub fn take(&mut self, index: u32) {
+        if let Some(listener) = self.listeners.get_mut(index as usize) {
+            listener.ready = true;
+        }
+    }
+
+    /// Turns what the sockets have into frames for the guest.
+    pub(super) fn receive(&mut self, framing: &Framing, frames: &mut Frames) {
+        let Translations {
+            routes,
+            translations,
+            listeners,
+            next_port,
+            buffer,
+            ..
+        } = self;
+        let addresses = routes.addresses;
+        for translation in translations.values_mut().filter(|translation| translation.ready) {
+            for _ in 0..BATCH {
+                // An error here is the ICMP answer to an earlier datagram: the next read goes on.
+                let Ok(length) = translation.socket.recv(buffer) else {
+                    translation.ready = false;
+                    break;
+                };
+                translation.used = Instant::now();
+                let to = (addresses.guest, translation.guest_port);
+                frames.push(datagram_frame(framing, translation.peer, to, &buffer[..length]));
+            }
+        }
+        for listener in listeners.iter_mut().filter(|listener| listener.ready) {
+            listener.ready = false;
+            for _ in 0..BATCH {
+                let Ok((length, peer)) = listener.socket.recv_from(buffer) else {
+                    break;
+                };
+                let from = (addresses.gateway, peer_port(&mut listener.peers, peer, next_port));
+                let to = (addresses.guest, listener.forward.guest);
+                frames.push(datagram_frame(framing, from, to, &buffer[..length]));
+            }
+        }
+    }
+
+    /// Forgets what is idle and returns milliseconds until the next is.
+    pub fn expire(&mut self) -> Option<u64> {
+        self.translations
+            .retain(|_, translation| translation.used.elapsed() < IDLE);
+        let busy = self.translations.values().any(|translation| translation.ready);
+        let oldest = self
+            .translations
+            .values()
+            .map(|translation| translation.used)
+            .min()?;
+        let left = IDLE.saturating_sub(oldest.elapsed()).as_millis();
+        Some(if busy {
+            0
+        } else {
+            u64::try_from(left).unwrap_or(u64::MAX) + 1
+        })
+    }
+}
+
+/// First of the gateway's ports that stand for outside peers of forwarded ports.
+const FIRST_PEER_PORT: u16 = 49_152;
+
+fn peer_port(peers: &mut Vec<(u16, SocketAddr)>, peer: SocketAddr, next: &mut u16) -> u16 {
+    if let Some((port, _)) = peers.iter().find(|(_, known)| *known == peer) {
+        return *port;
+    }
+    if peers.len() >= PEERS_CAP {
+        peers.remove(0);
+    }
+    let port = *next;
+    *next = next.checked_add(1).unwrap_or(FIRST_PEER_PORT);
+    peers.push((port, peer));
+    port
+}
+
+fn translate(guest_port: u16, peer: Endpoint, target: SocketAddr) -> std::io::Result<Translation> {
+    let any: SocketAddr = match target {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(target)?;
+    Ok(Translation {
+        guest_port,
+        peer,
+        socket,
+        ready: false,
+        used: Instant::now(),
+    })
+}
+
+fn datagram_frame(framing: &Framing, from: Endpoint, to: Endpoint, payload: &[u8]) -> Vec<u8> {
+    let mut frame = framing.frame(EtherType::Ipv4, 0);
+    frame.reserve(HEADERS + payload.len());
+    append_datagram(&mut frame, from, to, payload);
+    frame
+}
+
+/// Appends an IPv4 packet with one datagram to `frame`.
+pub fn append_datagram(frame: &mut Vec<u8>, from: Endpoint, to: Endpoint, payload: &[u8]) {
+    let udp = UdpRepr {
+        src_port: from.1,
+        dst_port: to.1,
+    };
+    let udp_len = udp.header_len() + payload.len();
+    let ip = Ipv4Repr {
+        src_addr: from.0,
+        dst_addr: to.0,
+        next_header: IpProtocol::Udp,
+        payload_len: udp_len,
+        hop_limit: 64,
+    };
+    let start = frame.len();
+    frame.resize(start + ip.buffer_len() + udp_len, 0);
+    let checksums = ChecksumCapabilities::default();
+    let packet = &mut frame[start..];
+    ip.emit(&mut Ipv4Packet::new_unchecked(&mut *packet), &checksums);
+    let mut datagram = UdpPacket::new_unchecked(&mut packet[ip.buffer_len()..]);
+    let fill = |room: &mut [u8]| room.copy_from_slice(payload);
+    udp.emit(
+        &mut datagram,
+        &from.0.into(),
+        &to.0.into(),
+        payload.len(),
+        fill,
+        &checksums,
+    );
+}
