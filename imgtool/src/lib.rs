@@ -1,4 +1,11 @@
 //! From a recipe to an AMI: fetch, resolve, unpack, configure, compose; and the tools that look inside one.
 
+pub mod configure;
+pub mod fetch;
+pub mod lock;
 pub mod progress;
+pub mod recipe;
+pub mod resolve;
+pub mod store;
 pub mod tree;
+pub mod unpack;

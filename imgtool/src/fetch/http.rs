@@ -1,0 +1,371 @@
+//! Fetching one URL: keep-alive, timeouts, retries, resumption; `http`, `https` and `file`.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::time::Duration;
+
+use ureq::http::header::{CONTENT_RANGE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RANGE};
+use ureq::http::{HeaderName, StatusCode};
+use ureq::tls::{PemItem, RootCerts, TlsConfig};
+
+use crate::store::{self, Partial};
+
+/// Attempts at one file before giving up, the first included.
+const ATTEMPTS: u32 = 4;
+/// The pause before the second attempt; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(400);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A transfer that stands still for this long has failed; a slow one has not.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+const BUFFER: usize = 1 << 16;
+
+/// Why a URL could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The server does not have it.
+    #[error(
+        "{url} does not exist on the server (HTTP {status})\n  try: check the mirror and the suite; if the lock file names an old version, run `imgtool lock`"
+    )]
+    NotFound {
+        /// The address.
+        url: String,
+        /// 404 or 410.
+        status: u16,
+    },
+    /// The server refuses.
+    #[error(
+        "{url} is refused by the server (HTTP {status})\n  try: another mirror, or see what the proxy in between says"
+    )]
+    Refused {
+        /// The address.
+        url: String,
+        /// The status.
+        status: u16,
+    },
+    /// The transfer failed each time.
+    #[error(
+        "{url} could not be fetched, {attempts} attempts: {reason}\n  try: again, or another mirror; what arrived is kept and the next attempt continues there"
+    )]
+    Transfer {
+        /// The address.
+        url: String,
+        /// How often it was attempted.
+        attempts: u32,
+        /// The last failure.
+        reason: String,
+    },
+    /// More bytes than allowed.
+    #[error(
+        "{url} is longer than the {cap} bytes expected of it\n  try: another mirror; this one serves a different file"
+    )]
+    TooLong {
+        /// The address.
+        url: String,
+        /// The cap in bytes.
+        cap: u64,
+    },
+    /// A local mirror cannot be read.
+    #[error("{url} cannot be read: {source}\n  try: check the path of the local mirror")]
+    Local {
+        /// The address.
+        url: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The store cannot take it.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// What identifies the version of a file that a server gave us, for asking whether it has changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Validators {
+    /// The `ETag` header.
+    pub etag: Option<String>,
+    /// The `Last-Modified` header.
+    pub last_modified: Option<String>,
+}
+
+/// An answer to a conditional request.
+pub enum Answer {
+    /// Our version is current.
+    Unchanged,
+    /// The file and what identifies this version.
+    Body(Vec<u8>, Validators),
+}
+
+/// One attempt's failure: worth another attempt, or final.
+enum Failure {
+    Again(String),
+    Final(Error),
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        Self::Final(error.into())
+    }
+}
+
+/// An HTTP client whose connections are kept and shared by threads.
+#[derive(Debug, Clone)]
+pub struct Client {
+    agent: ureq::Agent,
+}
+
+impl Client {
+    /// A client that trusts the host's certificate authorities, or a built-in set where the host has none.
+    pub fn new() -> Self {
+        let tls = TlsConfig::builder()
+            .root_certs(host_roots().unwrap_or(RootCerts::WebPki))
+            .build();
+        let agent = ureq::Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .user_agent(concat!("imgtool/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .max_redirects(5)
+            .timeout_resolve(Some(CONNECT_TIMEOUT))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(STALL_TIMEOUT))
+            .timeout_per_read(Some(STALL_TIMEOUT))
+            .build()
+            .new_agent();
+        Self { agent }
+    }
+
+    /// Fetches a file of at most `cap` bytes into memory. `known` are the validators of our own version.
+    pub fn get(&self, url: &str, cap: u64, known: &Validators) -> Result<Answer, Error> {
+        if let Some(path) = local_path(url) {
+            let file = open_local(url, path)?;
+            let mut body = Vec::new();
+            let read = file.take(cap + 1).read_to_end(&mut body);
+            read.map_err(|source| Error::Local {
+                url: url.to_owned(),
+                source,
+            })?;
+            if body.len() as u64 > cap {
+                return Err(Error::TooLong {
+                    url: url.to_owned(),
+                    cap,
+                });
+            }
+            return Ok(Answer::Body(body, Validators::default()));
+        }
+        self.attempt(url, || self.get_once(url, cap, known))
+    }
+
+    /// Fetches `size` bytes into `partial`, continuing where an earlier attempt ended. `on_bytes` hears of each
+    /// piece.
+    pub fn get_into(
+        &self,
+        url: &str,
+        size: u64,
+        partial: &mut Partial,
+        on_bytes: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), Error> {
+        if let Some(path) = local_path(url) {
+            partial.restart()?;
+            let mut file = open_local(url, path)?;
+            return copy(url, &mut file, size, partial, on_bytes).map_err(|failure| match failure {
+                Failure::Again(reason) => Error::Local {
+                    url: url.to_owned(),
+                    source: io::Error::other(reason),
+                },
+                Failure::Final(error) => error,
+            });
+        }
+        self.attempt(url, || self.get_into_once(url, size, partial, on_bytes))
+    }
+
+    fn attempt<T>(&self, url: &str, mut once: impl FnMut() -> Result<T, Failure>) -> Result<T, Error> {
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            match once() {
+                Ok(value) => return Ok(value),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Again(reason)) if attempt == ATTEMPTS => {
+                    return Err(Error::Transfer {
+                        url: url.to_owned(),
+                        attempts: ATTEMPTS,
+                        reason,
+                    });
+                }
+                Err(Failure::Again(_)) => std::thread::sleep(pause),
+            }
+            pause *= 2;
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    fn get_once(&self, url: &str, cap: u64, known: &Validators) -> Result<Answer, Failure> {
+        let mut request = self.agent.get(url);
+        for (name, value) in [
+            (IF_NONE_MATCH, &known.etag),
+            (IF_MODIFIED_SINCE, &known.last_modified),
+        ] {
+            if let Some(value) = value {
+                request = request.header(name, value);
+            }
+        }
+        let response = request.call().map_err(|e| Failure::Again(e.to_string()))?;
+        if response.status() == StatusCode::NOT_MODIFIED && *known != Validators::default() {
+            return Ok(Answer::Unchanged);
+        }
+        check_status(url, response.status())?;
+        let header = |name: HeaderName| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
+        let validators = Validators {
+            etag: header(ETAG),
+            last_modified: header(LAST_MODIFIED),
+        };
+        let expected = response.body().content_length();
+        let mut body = Vec::new();
+        let read = response
+            .into_body()
+            .into_reader()
+            .take(cap + 1)
+            .read_to_end(&mut body);
+        read.map_err(|e| Failure::Again(e.to_string()))?;
+        if body.len() as u64 > cap {
+            return Err(Failure::Final(Error::TooLong {
+                url: url.to_owned(),
+                cap,
+            }));
+        }
+        if expected.is_some_and(|n| n != body.len() as u64) {
+            return Err(Failure::Again("the connection ended early".into()));
+        }
+        Ok(Answer::Body(body, validators))
+    }
+
+    fn get_into_once(
+        &self,
+        url: &str,
+        size: u64,
+        partial: &mut Partial,
+        on_bytes: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), Failure> {
+        let mut have = partial.len()?;
+        if have > size {
+            partial.restart()?;
+            have = 0;
+        }
+        if have == size && size > 0 {
+            return Ok(());
+        }
+        let mut request = self.agent.get(url);
+        if have > 0 {
+            request = request.header(RANGE, format!("bytes={have}-"));
+        }
+        let response = request.call().map_err(|e| Failure::Again(e.to_string()))?;
+        let continues = response.status() == StatusCode::PARTIAL_CONTENT
+            && response
+                .headers()
+                .get(CONTENT_RANGE)
+                .and_then(|range| range.to_str().ok())
+                .is_some_and(|range| range.starts_with(&format!("bytes {have}-")));
+        if have > 0 && !continues {
+            partial.restart()?;
+            if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+                return Err(Failure::Again("the server cannot continue the transfer".into()));
+            }
+        }
+        check_status(url, response.status())?;
+        copy(
+            url,
+            &mut response.into_body().into_reader(),
+            size,
+            partial,
+            on_bytes,
+        )
+    }
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn check_status(url: &str, status: StatusCode) -> Result<(), Failure> {
+    let url = || url.to_owned();
+    let code = status.as_u16();
+    match code {
+        200 | 206 => Ok(()),
+        404 | 410 => Err(Failure::Final(Error::NotFound {
+            url: url(),
+            status: code,
+        })),
+        408 | 429 | 500.. => Err(Failure::Again(format!("the server answered HTTP {code}"))),
+        _ => Err(Failure::Final(Error::Refused {
+            url: url(),
+            status: code,
+        })),
+    }
+}
+
+/// Copies what is missing of `size` bytes, and not one more.
+fn copy(
+    url: &str,
+    from: &mut impl Read,
+    size: u64,
+    partial: &mut Partial,
+    on_bytes: &(dyn Fn(u64) + Sync),
+) -> Result<(), Failure> {
+    let mut have = partial.len()?;
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let n = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(Failure::Again(e.to_string())),
+        };
+        have += n as u64;
+        if have > size {
+            partial.restart()?;
+            return Err(Failure::Final(Error::TooLong {
+                url: url.to_owned(),
+                cap: size,
+            }));
+        }
+        partial.append(&buffer[..n])?;
+        on_bytes(n as u64);
+    }
+    match have == size {
+        true => Ok(()),
+        false => Err(Failure::Again(format!(
+            "the transfer ended after {have} of {size} bytes"
+        ))),
+    }
+}
+
+fn local_path(url: &str) -> Option<&str> {
+    url.strip_prefix("file://")
+}
+
+fn open_local(url: &str, path: &str) -> Result<File, Error> {
+    File::open(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => Error::NotFound {
+            url: url.to_owned(),
+            status: 404,
+        },
+        _ => Error::Local {
+            url: url.to_owned(),
+            source,
+        },
+    })
+}
+
+/// The host's certificate authorities: `$SSL_CERT_FILE` or Debian's bundle.
+fn host_roots() -> Option<RootCerts> {
+    let file = std::env::var_os("SSL_CERT_FILE");
+    let file = file.unwrap_or_else(|| "/etc/ssl/certs/ca-certificates.crt".into());
+    let pem = std::fs::read(file).ok()?;
+    let certificates: Vec<_> = ureq::tls::parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    (!certificates.is_empty()).then(|| RootCerts::new_with_certs(&certificates))
+}

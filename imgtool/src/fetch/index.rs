@@ -1,0 +1,193 @@
+//! The package indexes of all repositories of a recipe.
+
+use std::io::Read;
+use std::time::SystemTime;
+
+use super::http::{Answer, Client, Validators};
+use super::openpgp::Keyring;
+use super::release::{IndexFile, Release};
+use super::{Error, HttpError, Repository};
+use crate::store::{Sha256, Store};
+
+/// An InRelease file is about 140 kB.
+const MAX_RELEASE: u64 = 16 << 20;
+/// Compressed, main of sid is 10 MB.
+const MAX_INDEX: u64 = 256 << 20;
+/// Uncompressed, main of sid is 60 MB; a decompression bomb ends here.
+const MAX_INDEX_TEXT: u64 = 1 << 30;
+
+/// One `Packages` file, verified and decompressed.
+#[derive(Debug)]
+pub struct Index {
+    /// The base address of its archive: a package's `Filename` is relative to it.
+    pub url: String,
+    /// The suite that it describes.
+    pub suite: String,
+    /// The text, in deb822 form.
+    pub text: String,
+}
+
+/// Our last InRelease of a suite, so that the server can say "unchanged".
+#[derive(serde::Serialize, serde::Deserialize)]
+struct CachedRelease {
+    validators: Validators,
+    text: String,
+}
+
+/// Fetches the indexes of every repository for Debian architecture `arch`, in the order of `repositories`.
+/// Current files in the store are used again.
+pub fn fetch_indexes(
+    client: &Client,
+    store: &Store,
+    repositories: &[Repository],
+    arch: &str,
+    on_bytes: &(dyn Fn(u64) + Sync),
+) -> Result<Vec<Index>, Error> {
+    let mut indexes = Vec::new();
+    for repository in repositories {
+        let base = format!("{}/dists/{}", repository.url, repository.suite);
+        let release = fetch_release(client, store, repository, &base)?;
+        for component in &repository.components {
+            let files = release
+                .indexes(component, arch)
+                .map_err(|source| Error::Release {
+                    url: format!("{base}/InRelease"),
+                    source,
+                })?;
+            for file in files {
+                let text = fetch_index(client, store, &base, &release, file, on_bytes)?;
+                let (url, suite) = (repository.url.clone(), repository.suite.clone());
+                indexes.push(Index { url, suite, text });
+            }
+        }
+    }
+    Ok(indexes)
+}
+
+fn fetch_release(
+    client: &Client,
+    store: &Store,
+    repository: &Repository,
+    base: &str,
+) -> Result<Release, Error> {
+    let url = format!("{base}/InRelease");
+    let name = format!("releases/{}.json", Sha256::of(url.as_bytes()));
+    let cached: Option<CachedRelease> = store
+        .read_named(&name)?
+        .and_then(|data| serde_json::from_slice(&data).ok());
+    let known = cached.as_ref().map(|c| c.validators.clone()).unwrap_or_default();
+    let (message, fresh) = match (client.get(&url, MAX_RELEASE, &known)?, cached) {
+        (Answer::Unchanged, Some(cached)) => (cached.text.into_bytes(), None),
+        (Answer::Unchanged, None) => unreachable!("a conditional request needs a cached file"),
+        (Answer::Body(body, validators), _) => (body, Some(validators)),
+    };
+    // What came from the cache is verified like what came from the network.
+    let keyring = keyring(repository)?;
+    let at = repository.pinned.unwrap_or_else(SystemTime::now);
+    let text = keyring.verify(&message, at).map_err(|source| Error::Signature {
+        url: url.clone(),
+        source,
+    })?;
+    let release = Release::parse(&text, &repository.suite, at, repository.pinned.is_some())
+        .map_err(|source| Error::Release { url, source })?;
+    if let (Some(validators), Ok(text)) = (fresh, String::from_utf8(message))
+        && validators != Validators::default()
+        && let Ok(json) = serde_json::to_vec(&CachedRelease { validators, text })
+    {
+        // Losing it costs one transfer: a read-only cache is no error here.
+        let _ = store.write_named(&name, &json);
+    }
+    Ok(release)
+}
+
+fn keyring(repository: &Repository) -> Result<Keyring, Error> {
+    let Some(path) = &repository.keyring else {
+        let built_in = || "(built in)".into();
+        return Keyring::debian().map_err(|source| Error::Keyring {
+            path: built_in(),
+            source,
+        });
+    };
+    let data = std::fs::read(path).map_err(|source| Error::KeyringFile {
+        path: path.clone(),
+        source,
+    })?;
+    Keyring::parse(&data).map_err(|source| Error::Keyring {
+        path: path.clone(),
+        source,
+    })
+}
+
+fn fetch_index(
+    client: &Client,
+    store: &Store,
+    base: &str,
+    release: &Release,
+    file: &IndexFile,
+    on_bytes: &(dyn Fn(u64) + Sync),
+) -> Result<String, Error> {
+    let plain_url = format!("{base}/{}", file.path);
+    let wrong = |reason: String| Error::Index {
+        url: plain_url.clone(),
+        reason,
+    };
+    if file.size > MAX_INDEX {
+        return Err(wrong(format!("it is longer than {MAX_INDEX} bytes")));
+    }
+    if file.size == 0 {
+        return Ok(String::new());
+    }
+    let data = match store.get(&file.sha256, file.size)? {
+        Some(data) => data,
+        None => {
+            let mut urls = vec![plain_url.clone()];
+            if release.by_hash
+                && let Some((dir, _)) = file.path.rsplit_once('/')
+            {
+                urls.insert(0, format!("{base}/{dir}/by-hash/SHA256/{}", file.sha256));
+            }
+            download(client, store, &urls, file, on_bytes)?;
+            let got = store.get(&file.sha256, file.size)?;
+            got.ok_or_else(|| wrong("it changed on disk while in use".into()))?
+        }
+    };
+    decompress(&file.path, &data).map_err(|e| wrong(e.to_string()))
+}
+
+fn download(
+    client: &Client,
+    store: &Store,
+    urls: &[String],
+    file: &IndexFile,
+    on_bytes: &(dyn Fn(u64) + Sync),
+) -> Result<(), Error> {
+    let Some(mut partial) = store.partial(&file.sha256, file.size)? else {
+        return Ok(());
+    };
+    for (i, url) in urls.iter().enumerate() {
+        match client.get_into(url, file.size, &mut partial, on_bytes) {
+            // Not every mirror keeps the by-hash files that its Release file promises.
+            Err(HttpError::NotFound { .. }) if i + 1 < urls.len() => continue,
+            result => result?,
+        }
+        return Ok(partial.finish(url)?);
+    }
+    Ok(())
+}
+
+fn decompress(path: &str, data: &[u8]) -> std::io::Result<String> {
+    let mut text = String::new();
+    let reader: Box<dyn Read + '_> = match path.rsplit_once('.').map(|(_, form)| form) {
+        Some("xz") => Box::new(liblzma::read::XzDecoder::new(data)),
+        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(data)),
+        Some("zst") => Box::new(zstd::Decoder::new(data)?),
+        _ => Box::new(data),
+    };
+    let n = reader.take(MAX_INDEX_TEXT + 1).read_to_string(&mut text)?;
+    match n as u64 > MAX_INDEX_TEXT {
+        true => Err(std::io::Error::other(format!(
+            "it unpacks to over {MAX_INDEX_TEXT} bytes"
+        ))),
+        false => Ok(text),
+    }
+}

@@ -1,0 +1,373 @@
+//! The recipe: what an image is made of, as a person writes it. docs/recipe.md explains every key.
+
+mod check;
+mod spelling;
+mod values;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use check::Error;
+pub use spelling::nearest;
+pub use values::{Arch, Mode, Port, Protocol, Size};
+
+/// A recipe, as `docs/recipe.schema.json` describes it.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Recipe {
+    /// The image's name: letters, digits, `.`, `_` and `-`.
+    pub name: String,
+    /// One line for people.
+    #[serde(default)]
+    pub description: String,
+    /// The creation date in the manifest, RFC 3339 in UTC, and the latest file time in the image. Unset, none is
+    /// recorded and file times end at the newest package.
+    #[serde(default)]
+    pub created: Option<String>,
+    /// Free labels.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// The architectures that it can be built for, the default one first.
+    #[serde(default = "Arch::all")]
+    pub arch: Vec<Arch>,
+    /// An AMI to build upon instead of an empty root; `packages` then adds to it.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
+    /// The set of packages that the root starts from.
+    #[serde(default)]
+    pub variant: Variant,
+    /// Packages: `name`, `name (>= version)`, `a | b`; `-name` leaves one out.
+    #[serde(default)]
+    pub packages: Vec<String>,
+    /// Install recommended packages, too.
+    #[serde(default)]
+    pub recommends: bool,
+    /// Paths that are not unpacked, as dpkg's `path-exclude`: `*` matches `/`, too.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Paths that are unpacked although `exclude` matches them.
+    #[serde(default)]
+    pub include: Vec<String>,
+    /// Where packages come from.
+    #[serde(default)]
+    pub distribution: Distribution,
+    /// The kernel.
+    #[serde(default)]
+    pub kernel: Kernel,
+    /// Modules for the initramfs, besides those that every image needs.
+    #[serde(default)]
+    pub modules: Vec<String>,
+    /// The kernel command line, after what the image needs itself.
+    #[serde(default)]
+    pub command_line: String,
+    /// The size of the root file system: `auto` or a size such as `2G`.
+    #[serde(default)]
+    pub root_size: Size,
+    /// Process 1 of the running system: `guest-init`, or the path of the image's own.
+    #[serde(default = "default_init")]
+    pub init: String,
+    /// The host name; an instance's own name goes before it.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// Files to write into the root.
+    #[serde(default)]
+    pub files: Vec<FileEntry>,
+    /// Users to create, and what is set for those that exist.
+    #[serde(default)]
+    pub users: Vec<User>,
+    /// Services to supervise.
+    #[serde(default)]
+    pub services: Vec<Service>,
+    /// Shell commands that run in the root as root, in order, without network.
+    #[serde(default)]
+    pub run: Vec<String>,
+    /// Volumes besides the root.
+    #[serde(default)]
+    pub block_devices: Vec<BlockDevice>,
+    /// Ports that the image listens on.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+    /// Default number of processors.
+    #[serde(default)]
+    pub cpus: Option<u32>,
+    /// Default memory.
+    #[serde(default)]
+    pub memory: Option<Size>,
+    /// The directory of the recipe: relative paths in it begin here.
+    #[serde(skip)]
+    pub directory: PathBuf,
+}
+
+/// The set of packages that a root starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Variant {
+    /// Only `packages` and what they depend on, unpacked and not configured: no maintainer script runs.
+    Extract,
+    /// Packages marked essential.
+    Essential,
+    /// Priority `required`, and apt. What debootstrap calls minbase.
+    #[default]
+    Minbase,
+    /// Priorities `required` and `important`, and apt.
+    Important,
+    /// Priorities `required`, `important` and `standard`, and apt.
+    Standard,
+}
+
+/// Where packages come from.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Distribution {
+    /// The suite, such as `trixie` or `sid`.
+    pub suite: String,
+    /// The archive's base address.
+    pub mirror: Option<String>,
+    /// The components.
+    pub components: Vec<String>,
+    /// Build from the archive as it was at this moment (`20261121T000000Z`, or RFC 3339). Without `mirror` the
+    /// packages come from snapshot.debian.org. Expiry of the archive's index is then no error.
+    pub snapshot: Option<String>,
+    /// A keyring instead of the built-in keys of Debian.
+    pub keyring: Option<PathBuf>,
+    /// Use `SUITE-updates`. Unset: yes, for suites that have it, on a mirror of Debian.
+    pub updates: Option<bool>,
+    /// Use `SUITE-security`. Unset: as `updates`.
+    pub security: Option<bool>,
+    /// The base address of the security archive.
+    pub security_mirror: Option<String>,
+    /// Further repositories.
+    pub repositories: Vec<ExtraRepository>,
+}
+
+impl Default for Distribution {
+    fn default() -> Self {
+        Self {
+            suite: "trixie".into(),
+            mirror: None,
+            components: vec!["main".into()],
+            snapshot: None,
+            keyring: None,
+            updates: None,
+            security: None,
+            security_mirror: None,
+            repositories: Vec::new(),
+        }
+    }
+}
+
+/// A repository besides the distribution's own.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ExtraRepository {
+    /// Its base address.
+    pub url: String,
+    /// The suite.
+    pub suite: String,
+    /// The components.
+    #[serde(default = "default_components")]
+    pub components: Vec<String>,
+    /// The keys that may sign it, binary or in ASCII armour.
+    pub keyring: PathBuf,
+}
+
+/// The kernel: from a package (the default), built, or a file.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Kernel {
+    /// A kernel package; `$arch` stands for Debian's name of the architecture.
+    #[serde(default)]
+    pub package: Option<String>,
+    /// A kernel configuration to build.
+    #[serde(default)]
+    pub build: Option<KernelBuild>,
+    /// A kernel image on this machine.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// Put the package's modules into the root, too, so that the running system can load more of them.
+    #[serde(default)]
+    pub modules_in_root: bool,
+}
+
+/// A kernel configuration of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelBuild {
+    /// Virtio and what containers need, built in, no modules.
+    Microvm,
+}
+
+/// A file of the root. Exactly one of `content`, `source`, `link` and `directory` says what it is.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct FileEntry {
+    /// Where, absolute.
+    pub path: String,
+    /// Its text.
+    #[serde(default)]
+    pub content: Option<String>,
+    /// A file or directory beside the recipe to copy, directories with all that is in them.
+    #[serde(default)]
+    pub source: Option<PathBuf>,
+    /// The target of a symbolic link.
+    #[serde(default)]
+    pub link: Option<String>,
+    /// Make an empty directory.
+    #[serde(default)]
+    pub directory: bool,
+    /// Permissions in octal, `"0644"`. Unset: 0644, 0755 for directories and for sources that are executable.
+    #[serde(default)]
+    pub mode: Option<Mode>,
+    /// Owner: a name in the image or a number.
+    #[serde(default = "root")]
+    pub owner: String,
+    /// Group: a name in the image or a number.
+    #[serde(default = "root")]
+    pub group: String,
+}
+
+/// A user.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct User {
+    /// The login name.
+    pub name: String,
+    /// The number; unset, the next free one from 1000.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// The full name.
+    #[serde(default)]
+    pub comment: String,
+    /// The home directory; unset, `/home/NAME`.
+    #[serde(default)]
+    pub home: Option<String>,
+    /// The login shell.
+    #[serde(default = "default_shell")]
+    pub shell: String,
+    /// A crypt(5) hash, as `openssl passwd -6` makes. Unset, no password lets the user in.
+    #[serde(default)]
+    pub password_hash: Option<String>,
+    /// Lines of `authorized_keys`.
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
+    /// Further groups.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// May become root with sudo, without a password.
+    #[serde(default)]
+    pub sudo: bool,
+}
+
+/// A service: a unit of systemd, or what guest-init supervises.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Program and arguments. No shell is involved.
+    pub command: Vec<String>,
+    /// Environment variables.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// The working directory.
+    #[serde(default = "slash")]
+    pub working_directory: String,
+    /// When to start it again.
+    #[serde(default)]
+    pub restart: Restart,
+    /// The user that it runs as.
+    #[serde(default = "root")]
+    pub user: String,
+    /// Ports that it listens on: they become the image's.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+}
+
+/// When a service that ended is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Always.
+    #[default]
+    Always,
+    /// When it failed.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// A volume besides the root.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BlockDevice {
+    /// The device's name for the API, such as `/dev/sdb`.
+    pub name: String,
+    /// The size.
+    pub size: Size,
+    /// Whether the volume goes with its instance.
+    #[serde(default = "yes")]
+    pub delete_on_termination: bool,
+}
+
+impl Recipe {
+    /// Reads and checks a recipe file.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        check::load(path)
+    }
+
+    /// The name of the kernel package for an architecture; `None` if the kernel is built or a file.
+    pub fn kernel_package(&self, arch: Arch) -> Option<String> {
+        if self.kernel.build.is_some() || self.kernel.path.is_some() {
+            return None;
+        }
+        let name = self
+            .kernel
+            .package
+            .as_deref()
+            .unwrap_or("linux-image-cloud-$arch");
+        Some(name.replace("$arch", arch.debian()))
+    }
+
+    /// Ports of the image and of its services, sorted, each once.
+    pub fn all_ports(&self) -> Vec<Port> {
+        let services = self.services.iter().flat_map(|service| &service.ports);
+        let mut ports: Vec<_> = self.ports.iter().chain(services).copied().collect();
+        ports.sort();
+        ports.dedup();
+        ports
+    }
+
+    /// A path of the recipe, seen from the directory in which the recipe is.
+    pub fn resolve_path(&self, path: &Path) -> PathBuf {
+        self.directory.join(path)
+    }
+}
+
+fn default_init() -> String {
+    "guest-init".into()
+}
+
+fn default_components() -> Vec<String> {
+    vec!["main".into()]
+}
+
+fn default_shell() -> String {
+    "/bin/bash".into()
+}
+
+fn root() -> String {
+    "root".into()
+}
+
+fn slash() -> String {
+    "/".into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests;

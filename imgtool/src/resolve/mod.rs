@@ -1,0 +1,148 @@
+//! From the packages that a recipe asks for to the packages that an image holds.
+
+pub mod relation;
+mod solver;
+mod universe;
+
+use std::collections::BTreeSet;
+
+use solver::{Clause, Solver};
+pub use universe::{Id, MalformedIndex, Package, Priority, Universe};
+
+use crate::recipe::Variant;
+
+/// Why no set of packages was found.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An index is malformed.
+    #[error(transparent)]
+    Index(#[from] MalformedIndex),
+    /// An entry of `packages` is no package.
+    #[error("{0}\n  try: write `name`, `name (>= version)`, `a | b`, or `-name` to leave one out")]
+    Syntax(#[from] relation::ParseRelationError),
+    /// A package does not exist.
+    #[error(
+        "no repository of the recipe has package {name}{nearest}\n  try: check its name and suite at https://packages.debian.org, or add a component or repository"
+    )]
+    Missing {
+        /// The name.
+        name: String,
+        /// A similar name that exists, as a sentence.
+        nearest: String,
+    },
+    /// The wanted packages contradict each other.
+    #[error(
+        "these packages cannot be installed together:\n    {0}\n  try: change the packages that the recipe asks for or leaves out"
+    )]
+    Contradiction(String),
+}
+
+/// What to install.
+#[derive(Debug, Clone)]
+pub struct Wanted<'r> {
+    /// The set that the image starts from.
+    pub variant: Variant,
+    /// The recipe's `packages`: relations, and names with `-` in front.
+    pub packages: &'r [String],
+    /// Whether recommended packages are installed, too.
+    pub recommends: bool,
+}
+
+/// Chooses packages, sorted by name.
+pub fn resolve(universe: &Universe<'_>, wanted: &Wanted<'_>) -> Result<Vec<Id>, Error> {
+    let mut excluded = BTreeSet::new();
+    let mut clauses = Vec::new();
+    for entry in wanted.packages {
+        match entry.strip_prefix('-') {
+            Some(name) => drop(excluded.insert(name.trim().to_owned())),
+            None => {
+                let group = relation::parse_group(entry)?;
+                check_exists(universe, &group)?;
+                clauses.push(Clause { owner: None, group });
+            }
+        }
+    }
+    for id in base_set(universe, wanted.variant) {
+        let name = universe.get(id).name;
+        if !excluded.contains(name) {
+            let group = vec![relation::Relation {
+                name,
+                qualifier: None,
+                version: None,
+            }];
+            clauses.push(Clause { owner: None, group });
+        }
+    }
+    Solver::solve(universe, &excluded, clauses, wanted.recommends)
+        .map_err(|contradiction| Error::Contradiction(contradiction.0.join("\n    ")))
+}
+
+/// The kernel package and, of what it depends on, the packages that hold the kernel and its modules: never the
+/// initramfs builder, boot loader and helpers that an installed system would want.
+pub fn resolve_kernel(universe: &Universe<'_>, package: &str) -> Result<Vec<Id>, Error> {
+    let group = relation::parse_group(package)?;
+    check_exists(universe, &group)?;
+    let mut found: Vec<Id> = Vec::new();
+    let mut queue: Vec<Id> = group
+        .iter()
+        .flat_map(|r| universe.candidates(r))
+        .take(1)
+        .collect();
+    while let Some(id) = queue.pop() {
+        if found.contains(&id) {
+            continue;
+        }
+        found.push(id);
+        for group in universe.get(id).depends()? {
+            let part = group.iter().find(|relation| is_kernel_part(relation.name));
+            queue.extend(part.and_then(|relation| universe.candidates(relation).first().copied()));
+        }
+    }
+    found.sort_by_key(|id| universe.get(*id).name);
+    Ok(found)
+}
+
+/// Before 6.19 `linux-image-VERSION` holds everything; from then on it depends on `linux-binary-*` and
+/// `linux-modules-*`.
+fn is_kernel_part(name: &str) -> bool {
+    ["linux-image-", "linux-binary-", "linux-modules-"]
+        .iter()
+        .any(|p| name.starts_with(p))
+}
+
+fn base_set(universe: &Universe<'_>, variant: Variant) -> Vec<Id> {
+    let least = match variant {
+        Variant::Extract => return Vec::new(),
+        Variant::Essential => None,
+        Variant::Minbase => Some(Priority::Required),
+        Variant::Important => Some(Priority::Important),
+        Variant::Standard => Some(Priority::Standard),
+    };
+    let belongs = |id: &Id| {
+        let package = universe.get(*id);
+        let needed = least.is_some_and(|least| package.priority <= least || package.name == "apt");
+        package.essential || needed
+    };
+    universe.newest().into_iter().filter(belongs).collect()
+}
+
+fn check_exists(universe: &Universe<'_>, group: &[relation::Relation<'_>]) -> Result<(), Error> {
+    let known = |relation: &relation::Relation<'_>| {
+        let any = relation::Relation {
+            version: None,
+            ..relation.clone()
+        };
+        !universe.candidates(&any).is_empty()
+    };
+    if group.iter().any(known) {
+        return Ok(());
+    }
+    let name = group[0].name.to_owned();
+    let nearest = crate::recipe::nearest(&name, universe.names())
+        .map(|near| format!("; there is {near}"))
+        .unwrap_or_default();
+    Err(Error::Missing { name, nearest })
+}
+
+#[cfg(test)]
+mod tests;

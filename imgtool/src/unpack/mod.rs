@@ -1,0 +1,1 @@
+//! From `.deb` files to a tree.
