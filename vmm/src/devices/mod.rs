@@ -1,1 +1,4 @@
-//! Devices that are not virtio: serial port, reset and power, RTC, boot timer, IOAPIC.
+//! Devices that are not virtio: the serial port, power control, and what a machine needs besides.
+
+pub mod power;
+pub mod serial;

@@ -1,5 +1,8 @@
 //! Virtio 1.3 devices. The transport core negotiates status, features and queues once for all of them; a transport
 //! only decodes registers; each device is a file of its own.
+//!
+//! A device is a [`Service`](worker::Service) that an [`Engine`](worker::Engine) runs in a thread between `DRIVER_OK`
+//! and reset. A driver that breaks the rules of its queues costs itself the device (`DEVICE_NEEDS_RESET`), nothing more.
 
 use std::sync::Arc;
 
@@ -7,6 +10,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::Interrupt;
 use crate::memory::Memory;
+
+pub mod block;
+pub mod core;
+pub mod mmio;
+pub mod ring;
+pub mod testing;
+pub mod worker;
 
 pub use virtio_queue::Queue;
 
@@ -21,6 +31,16 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// the virtio device lost its backend when an earlier start failed
+    #[error("the virtio device lost its backend when an earlier start failed")]
+    Lost,
+}
+
+impl Error {
+    /// Turns an operating system error of the step `what` into an [`Error`]; for `map_err`.
+    pub fn start(what: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+        move |source| Error::Start { what, source }
+    }
 }
 
 /// What a device is, before any driver has spoken to it.
@@ -40,8 +60,9 @@ pub trait DeviceInterrupt: Send + Sync {
     fn queue(&self, index: u16) -> std::io::Result<()>;
     /// The configuration space has changed.
     fn config(&self) -> std::io::Result<()>;
-    /// The device met something it cannot recover from: sets `DEVICE_NEEDS_RESET` and tells the driver.
-    fn needs_reset(&self);
+    /// The device met something it cannot recover from: sets `DEVICE_NEEDS_RESET`, tells the driver, and logs `why`
+    /// (a few times per device at most: the guest decides how often this happens).
+    fn needs_reset(&self, why: &dyn std::fmt::Display);
 }
 
 /// All that a device gets when the driver sets `DRIVER_OK`: negotiated, validated, ready.
@@ -76,3 +97,15 @@ pub trait VirtioDevice: Send {
 
 /// Where an interrupt of the machine becomes a virtio interrupt: implemented by the transport over [`Interrupt`].
 pub type Line = Arc<dyn Interrupt>;
+
+/// Answers a read of configuration space at `offset` from its bytes; what lies beyond them stays as it is.
+pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let Some(tail) = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| config.get(offset..))
+    else {
+        return;
+    };
+    let len = tail.len().min(data.len());
+    data[..len].copy_from_slice(&tail[..len]);
+}

@@ -1,0 +1,312 @@
+//! The block device (VIRTIO 1.3 §5.2).
+
+use std::io;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_blk as blk;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+use super::ring::{Broken, Chain, Segments};
+use super::worker::{Context, Engine, Service};
+use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
+use crate::block::Backend;
+
+/// Unit of the device's addresses in bytes (VIRTIO 1.3 §5.2.4), whatever the block size.
+pub const SECTOR: u64 = 512;
+/// Descriptors of one queue. Room for two of the largest requests, or for 85 small ones without indirect descriptors.
+const QUEUE_SIZE: u16 = 256;
+/// Queues at most: one for each of the 32 processors that a machine can have.
+pub const MAX_QUEUES: usize = 32;
+const QUEUE_SIZES: [u16; MAX_QUEUES] = [QUEUE_SIZE; MAX_QUEUES];
+/// Data buffers of one request: the queue's size less header and status.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Largest data buffer. Together with [`SEG_MAX`] it bounds the time that one request holds the worker.
+const SIZE_MAX: u32 = 1 << 20;
+/// Ranges in one discard request. Linux merges at most 256; few suffice.
+const MAX_DISCARD_RANGES: u32 = 32;
+/// Sectors of one discard range (1 GiB).
+const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+/// Sectors of a write-zeroes request (64 MiB) with one range: they may really have to be written, and no request may
+/// hold the worker for long.
+const MAX_ZEROES_SECTORS: u32 = 1 << 17;
+/// Length of the header of a request, and of one range of a discard request.
+const HEADER: usize = 16;
+
+/// What a block device is, besides its backend.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// Refuse writes, and say so to the driver.
+    pub read_only: bool,
+    /// Serial number that the guest sees in `/dev/disk/by-id`; the first 20 bytes count.
+    pub id: String,
+    /// Number of queues, 1 to [`MAX_QUEUES`].
+    pub queues: usize,
+}
+
+/// A disk.
+pub struct Block {
+    config: Vec<u8>,
+    features: u64,
+    queues: usize,
+    engine: Engine<Disk>,
+}
+
+impl Block {
+    /// A disk over `backend`. Its capacity is the backend's size, rounded down to whole sectors.
+    pub fn new(backend: Arc<dyn Backend>, spec: Spec) -> Self {
+        let queues = spec.queues.clamp(1, MAX_QUEUES);
+        let mut features = [
+            blk::VIRTIO_BLK_F_SIZE_MAX,
+            blk::VIRTIO_BLK_F_SEG_MAX,
+            blk::VIRTIO_BLK_F_BLK_SIZE,
+        ]
+        .into_iter()
+        .chain([blk::VIRTIO_BLK_F_TOPOLOGY, blk::VIRTIO_BLK_F_FLUSH])
+        .fold(0, |all, bit| all | 1u64 << bit);
+        if spec.read_only {
+            features |= 1 << blk::VIRTIO_BLK_F_RO;
+        } else {
+            features |= 1 << blk::VIRTIO_BLK_F_DISCARD | 1 << blk::VIRTIO_BLK_F_WRITE_ZEROES;
+        }
+        if queues > 1 {
+            features |= 1 << blk::VIRTIO_BLK_F_MQ;
+        }
+        let sectors = backend.size() / SECTOR;
+        let mut id = [0; blk::VIRTIO_BLK_ID_BYTES as usize];
+        let len = spec.id.len().min(id.len());
+        id[..len].copy_from_slice(&spec.id.as_bytes()[..len]);
+        let disk = Disk {
+            backend,
+            sectors,
+            read_only: spec.read_only,
+            id,
+        };
+        let config = config_space(sectors, queues as u16);
+        Block {
+            config,
+            features,
+            queues,
+            engine: Engine::Idle(disk),
+        }
+    }
+}
+
+/// `struct virtio_blk_config` (VIRTIO 1.3 §5.2.4).
+fn config_space(sectors: u64, queues: u16) -> Vec<u8> {
+    // Blocks of 4 KiB are what the root volume copies and what host file systems allocate.
+    let blocks_exponent = 3u8;
+    let sectors_per_block = 1u32 << blocks_exponent;
+    let mut config = Vec::with_capacity(60);
+    config.extend(sectors.to_le_bytes());
+    config.extend(SIZE_MAX.to_le_bytes());
+    config.extend(SEG_MAX.to_le_bytes());
+    config.extend([0; 4]); // geometry: not offered
+    config.extend((SECTOR as u32).to_le_bytes()); // blk_size
+    config.extend([blocks_exponent, 0]); // physical_block_exp, alignment_offset
+    config.extend((sectors_per_block as u16).to_le_bytes()); // min_io_size
+    config.extend(0u32.to_le_bytes()); // opt_io_size: no preference
+    config.extend([0, 0]); // writeback: not offered; unused
+    config.extend(queues.to_le_bytes());
+    config.extend(MAX_DISCARD_SECTORS.to_le_bytes()); // max_discard_sectors
+    config.extend(MAX_DISCARD_RANGES.to_le_bytes()); // max_discard_seg
+    config.extend(sectors_per_block.to_le_bytes()); // discard_sector_alignment
+    config.extend(MAX_ZEROES_SECTORS.to_le_bytes()); // max_write_zeroes_sectors
+    config.extend(1u32.to_le_bytes()); // max_write_zeroes_seg
+    config.extend([1, 0, 0, 0]); // write_zeroes_may_unmap; unused
+    config
+}
+
+impl VirtioDevice for Block {
+    fn traits(&self) -> DeviceTraits {
+        DeviceTraits {
+            id: VIRTIO_ID_BLOCK,
+            features: self.features,
+            queue_sizes: &QUEUE_SIZES[..self.queues],
+        }
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn start(&mut self, active: Activation) -> Result<(), Error> {
+        self.engine.start("blk", active)
+    }
+
+    fn stop(&mut self) -> Vec<Queue> {
+        self.engine.stop()
+    }
+}
+
+/// Serves the requests of a block device, one after the other.
+struct Disk {
+    backend: Arc<dyn Backend>,
+    sectors: u64,
+    read_only: bool,
+    id: [u8; blk::VIRTIO_BLK_ID_BYTES as usize],
+}
+
+/// Why a request fails, as the driver sees it.
+enum Refusal {
+    /// `VIRTIO_BLK_S_IOERR`.
+    Io,
+    /// `VIRTIO_BLK_S_UNSUPP`.
+    Unsupported,
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        tracing::debug!("block request failed: {error}");
+        Refusal::Io
+    }
+}
+
+impl Service for Disk {
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+        let Context {
+            memory,
+            rings,
+            interrupt,
+            features,
+            ..
+        } = context;
+        // Without VIRTIO_BLK_F_FLUSH the driver cannot flush, so every write must be durable (VIRTIO 1.3 §5.2.6.2).
+        let write_through = *features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0;
+        rings[index].drain(memory, &**interrupt, |chain| self.serve(chain, write_through))
+    }
+}
+
+impl Disk {
+    /// Serves one request and returns the number of bytes written to the driver, status included.
+    fn serve(&self, chain: &mut Chain<'_>, write_through: bool) -> Result<u32, Broken> {
+        let mut header = [0; HEADER];
+        if chain.readable.read(0, &mut header) != HEADER {
+            return Err(Broken::Request("a block request without a whole header"));
+        }
+        let Some(room) = chain.writable.len().checked_sub(1) else {
+            return Err(Broken::Request("a block request without room for its status"));
+        };
+        let status_byte = chain.writable.part(room, 1);
+        chain.readable.skip(HEADER);
+        chain.writable.truncate(room);
+        let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+        let sector = u64::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
+        let done = self.execute(kind, sector, &chain.readable, &chain.writable);
+        let done = match done {
+            Ok((_, true)) if write_through => self.backend.flush().map(|()| 0).map_err(Refusal::from),
+            Ok((written, _)) => Ok(written),
+            Err(refusal) => Err(refusal),
+        };
+        let (written, status) = match done {
+            Ok(written) => (written, blk::VIRTIO_BLK_S_OK),
+            Err(Refusal::Io) => (0, blk::VIRTIO_BLK_S_IOERR),
+            Err(Refusal::Unsupported) => (0, blk::VIRTIO_BLK_S_UNSUPP),
+        };
+        if let Some(status_byte) = status_byte {
+            status_byte.copy_from(&[status as u8]);
+        }
+        // The used length promises that all bytes up to it were written (VIRTIO 1.3 §2.7.8.2), and the status is the
+        // last one: after a read that failed there is no such prefix.
+        Ok(if written as usize == room { written + 1 } else { 0 })
+    }
+
+    /// Returns the number of data bytes given to the driver, and whether the medium was changed.
+    fn execute(
+        &self,
+        kind: u32,
+        sector: u64,
+        from_driver: &Segments<'_>,
+        to_driver: &Segments<'_>,
+    ) -> Result<(u32, bool), Refusal> {
+        let changes = !matches!(
+            kind,
+            blk::VIRTIO_BLK_T_IN | blk::VIRTIO_BLK_T_GET_ID | blk::VIRTIO_BLK_T_FLUSH
+        );
+        if changes && self.read_only {
+            return Err(Refusal::Io);
+        }
+        match kind {
+            blk::VIRTIO_BLK_T_IN => {
+                let offset = self.range(sector, to_driver.len() as u64)?;
+                self.backend.read_at(offset, to_driver.slices())?;
+                Ok((to_driver.len() as u32, false))
+            }
+            blk::VIRTIO_BLK_T_OUT => {
+                let offset = self.range(sector, from_driver.len() as u64)?;
+                self.backend.write_at(offset, from_driver.slices())?;
+                Ok((0, true))
+            }
+            blk::VIRTIO_BLK_T_FLUSH => {
+                self.backend.flush()?;
+                Ok((0, false))
+            }
+            blk::VIRTIO_BLK_T_GET_ID => Ok((to_driver.write(0, &self.id) as u32, false)),
+            blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES => {
+                self.ranges(kind == blk::VIRTIO_BLK_T_DISCARD, from_driver)?;
+                Ok((0, true))
+            }
+            _ => Err(Refusal::Unsupported),
+        }
+    }
+
+    /// The byte offset of `sector`, when `len` bytes from there are whole sectors of the disk.
+    fn range(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
+        let inside = sector
+            .checked_add(len / SECTOR)
+            .is_some_and(|end| end <= self.sectors);
+        let bounded = len <= u64::from(SEG_MAX) * u64::from(SIZE_MAX);
+        if inside && bounded && len.is_multiple_of(SECTOR) {
+            Ok(sector * SECTOR)
+        } else {
+            Err(Refusal::Io)
+        }
+    }
+
+    /// Serves the ranges of a discard or write-zeroes request. All are checked before any is touched.
+    fn ranges(&self, discard: bool, from_driver: &Segments<'_>) -> Result<(), Refusal> {
+        let (max_ranges, max_sectors) = if discard {
+            (MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS)
+        } else {
+            (1, MAX_ZEROES_SECTORS)
+        };
+        let count = from_driver.len() / HEADER;
+        if !from_driver.len().is_multiple_of(HEADER) || count == 0 || count > max_ranges as usize {
+            return Err(Refusal::Io);
+        }
+        let mut ranges = Vec::with_capacity(count);
+        for index in 0..count {
+            let mut raw = [0; HEADER];
+            from_driver.read(index * HEADER, &mut raw);
+            let sector = u64::from_le_bytes(std::array::from_fn(|i| raw[i]));
+            let sectors = u32::from_le_bytes(std::array::from_fn(|i| raw[8 + i]));
+            let flags = u32::from_le_bytes(std::array::from_fn(|i| raw[12 + i]));
+            let allowed = if discard {
+                0
+            } else {
+                blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
+            };
+            if flags & !allowed != 0 {
+                return Err(Refusal::Unsupported);
+            }
+            if sectors > max_sectors
+                || sector
+                    .checked_add(sectors.into())
+                    .is_none_or(|end| end > self.sectors)
+            {
+                return Err(Refusal::Io);
+            }
+            ranges.push((sector * SECTOR, u64::from(sectors) * SECTOR, flags != 0));
+        }
+        for (offset, len, unmap) in ranges {
+            if discard {
+                self.backend.discard(offset, len)?;
+            } else {
+                self.backend.write_zeroes(offset, len, unmap)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

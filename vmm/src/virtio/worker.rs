@@ -1,0 +1,199 @@
+//! The loop that every virtio device runs in its thread: doorbells, the device's own descriptors, stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use virtio_queue::QueueT;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::ring::{Broken, Ring};
+use super::{Activation, DeviceInterrupt, Error, Queue};
+use crate::event::{EventSet, Poller, Token, WorkerThread};
+use crate::memory::Memory;
+
+/// What wakes a device's worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// The transport wants the queues back.
+    Stop,
+    /// The driver rang the doorbell of this queue.
+    Queue(u16),
+    /// One of the device's own descriptors is ready; the number is the device's.
+    Source(u32),
+}
+
+impl Token for Wake {
+    fn into_raw(self) -> u64 {
+        match self {
+            Wake::Stop => 0,
+            Wake::Queue(index) => 1 << 32 | u64::from(index),
+            Wake::Source(id) => 2 << 32 | u64::from(id),
+        }
+    }
+
+    fn from_raw(raw: u64) -> Option<Self> {
+        match (raw >> 32, raw as u32) {
+            (0, 0) => Some(Wake::Stop),
+            (1, index) => Some(Wake::Queue(u16::try_from(index).ok()?)),
+            (2, id) => Some(Wake::Source(id)),
+            _ => None,
+        }
+    }
+}
+
+/// All that a [`Service`] works with.
+pub struct Context {
+    /// Guest RAM.
+    pub memory: Memory,
+    /// The features that both sides agreed on.
+    pub features: u64,
+    /// Queues by index; one that the driver left disabled is here too, not ready, and never rings.
+    pub rings: Vec<Ring>,
+    /// Tells the driver.
+    pub interrupt: Arc<dyn DeviceInterrupt>,
+    /// Where a service watches descriptors of its own, under [`Wake::Source`].
+    pub poller: Poller<Wake>,
+}
+
+/// What a device does with its queues. Every call is in the worker's thread; an error ends the service until the driver
+/// resets the device, and nothing else.
+pub trait Service: Send + 'static {
+    /// Called once when the queues begin to be served, before any other call: watch own descriptors here.
+    fn begin(&mut self, _context: &mut Context) -> Result<(), Broken> {
+        Ok(())
+    }
+    /// The driver rang queue `index`, which is ready.
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken>;
+    /// The descriptor watched as [`Wake::Source`]`(id)` is ready.
+    fn source(&mut self, _context: &mut Context, _id: u32, _events: EventSet) -> Result<(), Broken> {
+        Ok(())
+    }
+    /// How long the worker may sleep at most; asked before each sleep.
+    fn timeout(&mut self) -> Option<Duration> {
+        None
+    }
+    /// Called after each sleep, whatever ended it, and after its events were served.
+    fn tick(&mut self, _context: &mut Context) -> Result<(), Broken> {
+        Ok(())
+    }
+    /// Called once when the queues are about to be handed back: nothing may stay in flight, no descriptor watched.
+    fn end(&mut self, _context: &mut Context) {}
+}
+
+/// A service that is either at rest or running in a thread of its own.
+pub enum Engine<S: Service> {
+    /// At rest.
+    Idle(S),
+    /// Running.
+    Running(WorkerThread<(S, Vec<Queue>)>),
+    /// The thread could not be made, and took the service with it.
+    Lost,
+}
+
+impl<S: Service> Engine<S> {
+    /// Runs the service in a thread called `name`.
+    ///
+    /// # Errors
+    /// When the host has no descriptor or thread left, or the service is running already.
+    pub fn start(&mut self, name: &str, active: Activation) -> Result<(), Error> {
+        let Activation {
+            memory,
+            features,
+            queues,
+            interrupt,
+        } = active;
+        let poller = Poller::new().map_err(Error::start("epoll_create"))?;
+        let rings: Vec<Ring> = (0..)
+            .zip(queues)
+            .map(|(index, (queue, doorbell))| Ring {
+                queue,
+                doorbell,
+                index,
+            })
+            .collect();
+        for ring in rings.iter().filter(|ring| ring.queue.ready()) {
+            poller
+                .add(&ring.doorbell, EventSet::IN, Wake::Queue(ring.index))
+                .map_err(Error::start("epoll_ctl"))?;
+        }
+        let context = Context {
+            memory,
+            features,
+            rings,
+            interrupt,
+            poller,
+        };
+        match std::mem::replace(self, Engine::Lost) {
+            Engine::Idle(service) => {
+                let worker = WorkerThread::spawn(name, move |stop| run(service, context, &stop));
+                *self = Engine::Running(worker.map_err(Error::start("thread"))?);
+                Ok(())
+            }
+            other => {
+                *self = other;
+                Err(Error::Lost)
+            }
+        }
+    }
+
+    /// Stops the service and hands its queues back; none when it was not running.
+    pub fn stop(&mut self) -> Vec<Queue> {
+        match std::mem::replace(self, Engine::Lost) {
+            Engine::Running(worker) => {
+                let (service, queues) = worker.stop();
+                *self = Engine::Idle(service);
+                queues
+            }
+            other => {
+                *self = other;
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// The worker's thread.
+fn run<S: Service>(mut service: S, mut context: Context, stop: &EventFd) -> (S, Vec<Queue>) {
+    if let Err(broken) = serve(&mut service, &mut context, stop) {
+        context.interrupt.needs_reset(&broken);
+        wait_for_stop(stop);
+    }
+    service.end(&mut context);
+    (
+        service,
+        context.rings.into_iter().map(|ring| ring.queue).collect(),
+    )
+}
+
+/// Serves until `stop` is readable.
+fn serve<S: Service>(service: &mut S, context: &mut Context, stop: &EventFd) -> Result<(), Broken> {
+    context.poller.add(stop, EventSet::IN, Wake::Stop)?;
+    service.begin(context)?;
+    let mut ready = Vec::new();
+    loop {
+        context.poller.wait(&mut ready, service.timeout())?;
+        for &(wake, events) in &ready {
+            match wake {
+                Wake::Stop => return Ok(()),
+                Wake::Queue(index) => {
+                    let index = usize::from(index);
+                    // Empties the doorbell; an error says that it was empty.
+                    let _ = context.rings[index].doorbell.read();
+                    service.queue(context, index)?;
+                }
+                Wake::Source(id) => service.source(context, id, events)?,
+            }
+        }
+        service.tick(context)?;
+    }
+}
+
+/// A failed device does nothing but wait for its reset.
+fn wait_for_stop(stop: &EventFd) {
+    let Ok(poller) = Poller::<u64>::new() else { return };
+    if poller.add(stop, EventSet::IN, 0).is_err() {
+        return;
+    }
+    let mut ready = Vec::new();
+    while ready.is_empty() && poller.wait(&mut ready, None).is_ok() {}
+}
