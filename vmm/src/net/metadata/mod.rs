@@ -110,6 +110,12 @@ impl<B: Backend> WithMetadata<B> {
         }
     }
 
+    #[cfg(test)]
+    fn states(&self) -> Vec<State> {
+        let state = |connection: &Connection| self.stack.sockets.get::<Socket>(connection.socket).state();
+        self.connections.iter().map(state).collect()
+    }
+
     fn serve(&mut self) {
         for connection in &mut self.connections {
             connection.serve(&mut self.stack, &mut self.service);

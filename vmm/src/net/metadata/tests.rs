@@ -82,6 +82,7 @@ fn fetch(service: &mut WithMetadata<Nowhere>, request: &[u8], port: u16) -> Vec<
     let buffer = || SocketBuffer::new(vec![0; 100_000]);
     let handle = sockets.add(Socket::new(buffer(), buffer()));
     let socket = sockets.get_mut::<Socket>(handle);
+    socket.set_ack_delay(None);
     socket
         .connect(
             interface.context(),
@@ -123,8 +124,9 @@ fn fetch(service: &mut WithMetadata<Nowhere>, request: &[u8], port: u16) -> Vec<
         }
         assert!(
             start.elapsed() < Duration::from_secs(10),
-            "no end: {:?}",
-            String::from_utf8_lossy(&got)
+            "port {port}: {:?} after {got:?}; the service: {:?}",
+            sockets.get::<Socket>(handle).state(),
+            service.states()
         );
     }
 }
