@@ -2,4 +2,3 @@
 
 pub mod float;
 pub mod simd;
-pub mod x87;

@@ -83,14 +83,6 @@ pub enum Error {
         /// The instances that read from it.
         users: String,
     },
-    /// the AMI {path} is refused: {source}
-    #[error("the AMI {path} is refused: {reason}")]
-    Image {
-        /// The file.
-        path: PathBuf,
-        /// The reader's reason.
-        reason: String,
-    },
     /// {what} of {id} failed: {reason}
     #[error("{what} of {id} failed: {reason}")]
     Guest {
@@ -112,6 +104,9 @@ pub enum Error {
     /// the machine could not be built or run: {0}
     #[error("the machine could not be built or run: {0}")]
     Machine(String),
+    /// a volume
+    #[error(transparent)]
+    Volume(#[from] crate::block::volume::Error),
     /// {0}
     #[error("{0}")]
     Refused(String),
@@ -153,7 +148,6 @@ impl Error {
             Error::ImageInUse { users, .. } => {
                 format!("terminate {users}, or use `--force`, which completes their volumes first")
             }
-            Error::Image { .. } => "`imgtool verify` says more; build or copy the image again".into(),
             Error::Owner { id, .. } => format!("`vmm stop --time 0 {id}` ends it at once"),
             Error::File { source, .. } | Error::Os { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull => "make room on the file system".into(),

@@ -4,14 +4,20 @@
 //! as long as it lives, and the kernel drops that lock however the process ends. So any later command can tell the
 //! truth from two facts, the record on disk and whether the lock is held; see [`store`].
 
+pub mod api;
+pub mod client;
 pub mod console;
+pub mod detach;
 pub mod home;
 pub mod http;
 pub mod id;
 pub mod lock;
 pub mod owner;
 pub mod record;
+pub mod service;
+pub mod size;
 pub mod sockets;
+pub mod sparse_copy;
 pub mod state;
 pub mod store;
 

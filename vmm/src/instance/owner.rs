@@ -15,6 +15,7 @@ use super::console::Console;
 use super::record::{Ending, Record};
 use super::store::Held;
 use super::{Error, Event, InstanceId, Result, State};
+use crate::machine::Outcome;
 
 /// News that a watcher may lag behind before it is cut off; a life brings about ten.
 const NEWS_BACKLOG: usize = 256;
@@ -28,19 +29,6 @@ pub trait Guest {
     fn killer(&self) -> Arc<dyn Fn() + Send + Sync>;
     /// Runs the guest on this thread until it ends.
     fn run(self: Box<Self>) -> Result<Outcome>;
-}
-
-/// Why a guest's life is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It asked for power-off.
-    Shutdown,
-    /// It asked for a reset.
-    Reset,
-    /// Its processor shut down.
-    TripleFault,
-    /// The killer was called.
-    Killed,
 }
 
 /// What the guest is asked for when it is asked to shut down.
@@ -182,7 +170,7 @@ impl Owner {
             (Outcome::Killed, _) => Some(Ending::Killed),
             (Outcome::Reset | Outcome::TripleFault, Some(line)) => Some(Ending::Panicked(line)),
             (Outcome::TripleFault, None) => Some(Ending::Crashed),
-            (Outcome::Shutdown, _) => Some(Ending::PoweredOff),
+            (Outcome::PowerOff, _) => Some(Ending::PoweredOff),
             (Outcome::Reset, None) if life.stopping => Some(Ending::PoweredOff),
             (Outcome::Reset, None) => None,
         })

@@ -87,7 +87,7 @@ fn deaf() -> Ask {
 fn a_guest_that_powers_off_leaves_a_stopped_instance() {
     let world = World::start(deaf());
     let life = world.lives.recv().unwrap();
-    life.send(Outcome::Shutdown).unwrap();
+    life.send(Outcome::PowerOff).unwrap();
     let (store, id) = (world.store.clone(), world.owner.id().clone());
     let _dir = world.end_keeping(Ending::PoweredOff);
     let record = store.truth(&id).unwrap();
@@ -144,7 +144,7 @@ fn a_polite_guest_is_not_killed() {
         .unwrap();
     assert_eq!(requests.recv().unwrap(), Farewell::PowerOff);
     assert_eq!(world.recorded().state, State::Stopping);
-    life.send(Outcome::Shutdown).unwrap();
+    life.send(Outcome::PowerOff).unwrap();
     assert_eq!(world.end(), Ending::PoweredOff);
 }
 
@@ -164,7 +164,7 @@ fn watchers_hear_the_end_and_then_nothing() {
     let world = World::start(deaf());
     let life = world.lives.recv().unwrap();
     let (_, news) = world.owner.watch();
-    life.send(Outcome::Shutdown).unwrap();
+    life.send(Outcome::PowerOff).unwrap();
     let last = news.iter().last().unwrap();
     assert_eq!(
         (last.state, last.ending),

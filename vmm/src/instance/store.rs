@@ -162,6 +162,11 @@ impl Store {
         })
     }
 
+    /// The record in `directory` as it is written there, without the truth about it.
+    pub fn record_in(directory: &Path) -> Result<Record> {
+        read_record(directory)?.ok_or_else(|| Error::NoInstance(directory.display().to_string()))
+    }
+
     /// Takes hold of what is left of an instance whose record cannot be read, to remove it.
     pub fn hold_damaged(&self, id: &InstanceId) -> Result<Damaged> {
         let directory = self.home.instance(id);

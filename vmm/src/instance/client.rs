@@ -1,0 +1,152 @@
+//! The other end of the control socket: what commands use to speak to an owner.
+
+use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use super::api::StopRequest;
+use super::http::{self, Response};
+use super::record::{Ending, Record};
+use super::{Error, InstanceId, Result, State, sockets};
+
+/// An owner answers at once; one that takes this long is stuck.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// A pending instance binds its socket within milliseconds of its launch.
+const SOCKET_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A stream from the owner, with what came along with the response's head in front.
+pub type Incoming = Chain<Cursor<Vec<u8>>, UnixStream>;
+
+/// Speaks to the owner of one instance.
+#[derive(Debug, Clone)]
+pub struct Client {
+    id: InstanceId,
+    directory: PathBuf,
+}
+
+/// One line of [`Client::watch`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct News {
+    /// The instance's state.
+    pub state: State,
+    /// Whether the guest's agent is there.
+    pub ready: bool,
+    /// How it ended, once it has.
+    pub ending: Option<Ending>,
+}
+
+impl Client {
+    /// For the owner of `id`, whose state directory is given.
+    pub fn new(id: InstanceId, directory: PathBuf) -> Client {
+        Client { id, directory }
+    }
+
+    /// The record.
+    pub fn describe(&self) -> Result<Record> {
+        let response = self.call("GET", "/v1/instance", b"")?;
+        serde_json::from_slice(&response.body).map_err(|e| self.odd(&e.to_string()))
+    }
+
+    /// Asks for power-off within `patience` (rounded up to seconds).
+    pub fn stop(&self, patience: Duration) -> Result<()> {
+        let seconds = patience.as_millis().div_ceil(1000).try_into().unwrap_or(u32::MAX);
+        let body = serde_json::to_vec(&StopRequest { time: Some(seconds) }).unwrap_or_default();
+        self.call("POST", "/v1/instance/stop", &body).map(drop)
+    }
+
+    /// Asks for a restart.
+    pub fn reboot(&self) -> Result<()> {
+        self.call("POST", "/v1/instance/reboot", b"").map(drop)
+    }
+
+    /// News until the instance ends. The first is where it stands now.
+    pub fn watch(&self) -> Result<impl Iterator<Item = News> + use<>> {
+        let incoming = self.open("/v1/events", false)?.0;
+        let lines = BufReader::new(incoming).lines();
+        Ok(lines.map_while(|line| serde_json::from_str(&line.ok()?).ok()))
+    }
+
+    /// Waits until the instance has ended. True at once when nobody owns it.
+    pub fn wait_ended(&self) -> Result<()> {
+        match self.watch() {
+            Ok(news) => {
+                news.last();
+                Ok(())
+            }
+            Err(Error::Owner { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The console log so far and what follows.
+    pub fn logs(&self) -> Result<Incoming> {
+        Ok(self.open("/v1/logs", false)?.0)
+    }
+
+    /// The console: what it prints, and where to type.
+    pub fn console(&self) -> Result<(Incoming, UnixStream)> {
+        self.open("/v1/console", true)
+    }
+
+    /// One request and its answer. A refusal is an error with the owner's words.
+    fn call(&self, method: &str, target: &str, body: &[u8]) -> Result<Response> {
+        let mut stream = self.connect()?;
+        let failed = |e: io::Error| self.odd(&e.to_string());
+        stream.set_read_timeout(Some(ANSWER_PATIENCE)).map_err(failed)?;
+        http::send_request(&mut stream, method, target, false, body).map_err(failed)?;
+        let received = http::receive(&mut stream, http::parse_response).map_err(failed)?;
+        let (response, _) = received.map_err(|m| self.odd(&m.to_string()))?;
+        self.check(response)
+    }
+
+    fn open(&self, target: &str, upgrade: bool) -> Result<(Incoming, UnixStream)> {
+        let mut stream = self.connect()?;
+        let failed = |e: io::Error| self.odd(&e.to_string());
+        http::send_request(&mut stream, "GET", target, upgrade, b"").map_err(failed)?;
+        let received = http::receive(&mut stream, http::parse_response).map_err(failed)?;
+        let (response, rest) = received.map_err(|m| self.odd(&m.to_string()))?;
+        self.check(response)?;
+        let typed = stream.try_clone().map_err(failed)?;
+        Ok((Cursor::new(rest).chain(stream), typed))
+    }
+
+    fn check(&self, response: Response) -> Result<Response> {
+        if matches!(response.status, 101 | 200 | 202) {
+            return Ok(response);
+        }
+        #[derive(Deserialize)]
+        struct Problem {
+            error: String,
+        }
+        let reason = serde_json::from_slice::<Problem>(&response.body)
+            .map_or_else(|_| format!("status {}", response.status), |p| p.error);
+        Err(Error::Refused(reason))
+    }
+
+    /// Connects. An owner that has only just begun may not have its socket yet.
+    fn connect(&self) -> Result<UnixStream> {
+        let deadline = Instant::now() + SOCKET_PATIENCE;
+        loop {
+            match sockets::connect(&self.directory, sockets::CONTROL) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => {
+                    let owned = super::lock::Lock::is_held(&self.directory.join("lock")).unwrap_or(false);
+                    if !owned || Instant::now() >= deadline {
+                        return Err(self.odd(&error.to_string()));
+                    }
+                }
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn odd(&self, reason: &str) -> Error {
+        Error::Owner {
+            id: self.id.to_string(),
+            reason: reason.into(),
+        }
+    }
+}
