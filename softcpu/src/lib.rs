@@ -2,3 +2,4 @@
 
 pub mod float;
 pub mod simd;
+pub mod x87;

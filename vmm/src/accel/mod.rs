@@ -3,6 +3,9 @@
 //! Both stand behind the same small pair of traits. Above this module nobody knows which one runs; below it
 //! (devices, virtio) nobody knows that either exists.
 
+mod choose;
+pub mod kvm;
+
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -10,6 +13,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch;
 use crate::bus::Action;
 use crate::irq::Interrupt;
+
+pub use choose::{Choice, Chosen, choose};
 
 /// Why the guest left its processor, as data.
 #[derive(Debug)]
@@ -70,18 +75,6 @@ pub trait Kick: Send + Sync {
     fn kick(&self);
 }
 
-/// Which accelerator a person asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
-pub enum Choice {
-    /// KVM where it works and is fast, else the software processor.
-    #[default]
-    Auto,
-    /// KVM or nothing.
-    Kvm,
-    /// The software processor.
-    Soft,
-}
-
 /// A machine's accelerator side as its constructor makes it: `create(memory, cpus)` of each accelerator.
 pub struct Created {
     /// Interrupt lines and doorbells.
@@ -120,6 +113,16 @@ pub enum Error {
         what: &'static str,
         /// The operating system's reason.
         source: std::io::Error,
+    },
+    /// {accelerator} cannot be used: {source}; {hint}
+    #[error("{accelerator} cannot be used: {source}; {hint}")]
+    Unavailable {
+        /// The accelerator's name.
+        accelerator: &'static str,
+        /// The operating system's reason.
+        source: std::io::Error,
+        /// What to try.
+        hint: &'static str,
     },
     /// the processor met an internal error: {0}
     #[error("the processor met an internal error: {0}")]

@@ -1,6 +1,7 @@
 //! Network backends: a tap device, and the built-in user-mode network that needs no privilege; and, in front of either, the
 //! instance metadata service.
 
+pub mod metadata;
 mod stack;
 #[allow(unsafe_code)]
 pub mod tap;

@@ -71,6 +71,8 @@ const TASK: Segment = Segment {
     limit: 0x67,
     access: 0x008b,
 };
+/// Selector of the 64-bit code segment, for those who write interrupt gates.
+pub const CODE_SELECTOR: u16 = CODE.selector;
 const GDT: [u64; 4] = [0, 0, CODE.descriptor(), DATA.descriptor()];
 
 /// The first CPU's registers at the kernel's entry. What is not here is zero or as after reset; the other CPUs wait for
@@ -107,8 +109,18 @@ pub struct Boot {
 
 /// Registers for the 64-bit entry (Linux, Documentation/arch/x86/boot.rst, "64-bit boot protocol").
 pub fn boot_state(kernel: &Kernel) -> Boot {
+    enter(kernel.entry)
+}
+
+/// The same state for code other than a kernel that begins at `rip`, with the tables that it needs written to `memory`.
+pub fn boot_state_at(memory: &Memory, rip: u64) -> Result<Boot, Error> {
+    write(memory)?;
+    Ok(enter(rip))
+}
+
+fn enter(rip: u64) -> Boot {
     Boot {
-        rip: kernel.entry,
+        rip,
         rsi: layout::BOOT_PARAMS,
         rsp: layout::BOOT_STACK,
         rflags: RFLAGS,

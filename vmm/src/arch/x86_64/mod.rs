@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use crate::memory::{GuestMemoryBackend, Memory, PartError};
 
-pub use boot::{Boot, Segment, boot_state};
+pub use boot::{Boot, CODE_SELECTOR, Segment, boot_state, boot_state_at};
 pub use kernel::{Kernel, load};
 
 /// Values written into tables as "who made this".

@@ -1,0 +1,115 @@
+//! Hardware virtualization through Linux's KVM: interrupt controllers and doorbells live in the kernel.
+//!
+//! [`create`] makes its ioctls in an order that matters: memory slots, interrupt chip, vCPUs, and only then doorbells.
+//! Each of the first three replaces or scans what the doorbells would already be registered in.
+#![allow(unsafe_code)]
+
+mod kick;
+pub mod probe;
+mod vcpu;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+#[cfg(target_arch = "x86_64")]
+use self::x86_64 as arch;
+use super::{Created, Error, Vm};
+use crate::irq::Interrupt;
+use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
+
+pub use kvm_ioctls::Kvm;
+
+/// The kernel's side of a machine.
+struct KvmVm {
+    fd: VmFd,
+    /// What the memory slots point at: must live as long as any vCPU can run.
+    _memory: Memory,
+}
+
+/// An error of the step `what`; for `map_err`.
+fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
+    move |error| Error::Os {
+        what,
+        source: error.into(),
+    }
+}
+
+/// Opens KVM.
+pub fn open() -> Result<Kvm, Error> {
+    Kvm::new().map_err(|error| Error::Unavailable {
+        accelerator: "KVM",
+        source: io::Error::from(error),
+        hint: match error.errno() {
+            libc::ENOENT => "the kernel has no KVM here: load kvm_intel or kvm_amd, or use --accel soft",
+            libc::EACCES | libc::EPERM => "add yourself to the group kvm, or use --accel soft",
+            _ => "use --accel soft",
+        },
+    })
+}
+
+/// Makes a machine with `memory` and `cpus` processors.
+pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8) -> Result<Created, Error> {
+    let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+    for (slot, region) in memory.iter().enumerate() {
+        let slot = kvm_userspace_memory_region {
+            slot: slot as u32,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the range is a live mapping that `KvmVm` keeps alive, and every vCPU keeps `KvmVm` alive. Guest RAM is
+        // only ever accessed as volatile memory, so that the guest may change it at any time.
+        unsafe { fd.set_user_memory_region(slot) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    arch::create_interrupt_chip(&fd)?;
+    let template = arch::Template::new(kvm, cpus)?;
+    let vm = Arc::new(KvmVm {
+        fd,
+        _memory: Arc::clone(memory),
+    });
+    let vcpus = (0..cpus)
+        .map(|id| {
+            let fd = vm
+                .fd
+                .create_vcpu(u64::from(id))
+                .map_err(failed("KVM_CREATE_VCPU"))?;
+            template.apply(&fd, id)?;
+            Ok(Box::new(vcpu::KvmVcpu::new(id, fd, Arc::clone(&vm))?) as _)
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    Ok(Created { vm, vcpus })
+}
+
+impl Vm for KvmVm {
+    fn interrupt(&self, gsi: u32) -> Result<Arc<dyn Interrupt>, Error> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| Error::Os {
+            what: "eventfd2 for an interrupt",
+            source,
+        })?;
+        self.fd.register_irqfd(&event, gsi).map_err(failed("KVM_IRQFD"))?;
+        Ok(Arc::new(Irqfd(event)))
+    }
+
+    fn doorbell(&self, event: &EventFd, addr: u64, value: u32) -> Result<bool, Error> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(addr), value)
+            .map_err(failed("KVM_IOEVENTFD"))?;
+        Ok(true)
+    }
+}
+
+/// An event that the kernel turns into an edge on an interrupt line.
+struct Irqfd(EventFd);
+
+impl Interrupt for Irqfd {
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}

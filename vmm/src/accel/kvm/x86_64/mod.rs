@@ -1,0 +1,133 @@
+//! What KVM needs to know of x86 processors.
+
+mod cpuid;
+mod report;
+mod scratch;
+
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use super::{Error, failed};
+use crate::arch::{Boot, Segment, layout};
+
+pub(super) use report::internal_error;
+pub(super) use scratch::try_out;
+
+/// Model-specific registers (Intel SDM volume 4) and what firmware would have set them to: fast string operations on;
+/// memory types on, write-back by default. Linux turns the page attribute table off when it finds them off.
+const MSRS: [(u32, u64); 2] = [(IA32_MISC_ENABLE, 1), (IA32_MTRR_DEF_TYPE, 1 << 11 | 6)];
+const IA32_MISC_ENABLE: u32 = 0x1a0;
+const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
+/// IA32_APIC_BASE: enabled, and this is the bootstrap processor.
+const APIC_BASE: u64 = layout::LAPIC | 1 << 11 | 1 << 8;
+
+/// The interrupt controllers, in the kernel: local APICs, IOAPIC, and the old pair that ACPI says is not there. No timer
+/// chip: the guest has the TSC deadline timer and the paravirtual clock.
+pub(super) fn create_interrupt_chip(vm: &VmFd) -> Result<(), Error> {
+    vm.set_tss_address(layout::KVM_TSS as usize)
+        .map_err(failed("KVM_SET_TSS_ADDR"))?;
+    vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))
+}
+
+/// What all processors of a machine have in common.
+pub(super) struct Template {
+    cpuid: kvm_bindings::CpuId,
+    msrs: Msrs,
+}
+
+impl Template {
+    /// The host's processor as far as KVM can virtualize it, with our topology.
+    pub(super) fn new(kvm: &Kvm, cpus: u8) -> Result<Self, Error> {
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        let entries = MSRS.map(|(index, data)| kvm_msr_entry {
+            index,
+            data,
+            ..kvm_msr_entry::default()
+        });
+        Ok(Template {
+            cpuid: cpuid::template(supported.as_slice(), cpus)?,
+            msrs: Msrs::from_entries(&entries)
+                .map_err(|error| Error::Internal(format!("{} MSRs: {error:?}", MSRS.len())))?,
+        })
+    }
+
+    /// Makes the new vCPU number `id` one of them.
+    pub(super) fn apply(&self, fd: &VcpuFd, id: u8) -> Result<(), Error> {
+        let mut cpuid = self.cpuid.clone();
+        cpuid::set_id(cpuid.as_mut_slice(), id);
+        fd.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
+        match fd.set_msrs(&self.msrs).map_err(failed("KVM_SET_MSRS"))? {
+            count if count == MSRS.len() => Ok(()),
+            count => Err(Error::Internal(format!(
+                "KVM does not let MSR {:#x} be set",
+                MSRS[count].0
+            ))),
+        }
+    }
+}
+
+/// Sets the registers for the kernel's entry.
+pub(super) fn boot(fd: &VcpuFd, boot: &Boot) -> Result<(), Error> {
+    let data = segment(boot.ds);
+    let sregs = kvm_sregs {
+        cs: segment(boot.cs),
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        ss: data,
+        tr: segment(boot.tr),
+        ldt: kvm_segment {
+            unusable: 1,
+            ..kvm_segment::default()
+        },
+        gdt: table(boot.gdt),
+        idt: table(boot.idt),
+        cr0: boot.cr0,
+        cr3: boot.cr3,
+        cr4: boot.cr4,
+        efer: boot.efer,
+        apic_base: APIC_BASE,
+        ..kvm_sregs::default()
+    };
+    fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+    let regs = kvm_regs {
+        rip: boot.rip,
+        rsi: boot.rsi,
+        rsp: boot.rsp,
+        rflags: boot.rflags,
+        ..kvm_regs::default()
+    };
+    fd.set_regs(&regs).map_err(failed("KVM_SET_REGS"))
+}
+
+fn segment(segment: Segment) -> kvm_segment {
+    let bits = |shift: u16, count: u16| ((segment.access >> shift) & ((1 << count) - 1)) as u8;
+    kvm_segment {
+        base: segment.base,
+        limit: segment.limit,
+        selector: segment.selector,
+        type_: bits(0, 4),
+        s: bits(4, 1),
+        dpl: bits(5, 2),
+        present: bits(7, 1),
+        avl: bits(12, 1),
+        l: bits(13, 1),
+        db: bits(14, 1),
+        g: bits(15, 1),
+        unusable: 0,
+        padding: 0,
+    }
+}
+
+fn table((base, limit): (u64, u16)) -> kvm_dtable {
+    kvm_dtable {
+        base,
+        limit,
+        padding: [0; 3],
+    }
+}

@@ -1,0 +1,263 @@
+//! A scratch machine that tries KVM out with what a kernel does in its first moments: a short routine in 64-bit kernel
+//! mode with paging.
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use kvm_ioctls::Kvm;
+
+use crate::accel::kvm::create;
+use crate::accel::kvm::probe::{Speed, Unusable};
+use crate::accel::{Exit, ExitHandler, Stop};
+use crate::arch::{CODE_SELECTOR, boot_state_at};
+use crate::bus::Action;
+use crate::memory::{Bytes, GuestAddress, Memory, PAGE, allocate};
+
+/// RAM of the scratch machine: what the boot tables need, and the places below.
+const RAM: u64 = 2 << 20;
+const CODE: u64 = 0x1_0000;
+const IDT: u64 = 0x1_1000;
+const DATA: u64 = 0x1_2000;
+const STACK: u64 = 0x1_4000;
+/// Where in `DATA` the routine counts breakpoints.
+const BREAKPOINTS: u64 = DATA + 64;
+
+/// The routine reports each step that it begins on this port, and a wrong result on the next.
+const STEP_PORT: u32 = 0x80;
+const WRONG_PORT: u32 = 0x81;
+/// Steps, in order. The timed loop runs once for each of the last steps but one; the last step means the end.
+const STEPS: [&str; 8] = [
+    "the first instruction",
+    "lock cmpxchg16b",
+    "int3 through the IDT",
+    "popcnt",
+    "the first timed loop",
+    "the second timed loop",
+    "the third timed loop",
+    "the end",
+];
+const FIRST_LOOP: usize = 4;
+const END: usize = STEPS.len() - 1;
+/// Rounds of the timed loop, two instructions each: 0.1 ms on hardware, 60 ms where each is emulated.
+const ROUNDS: u32 = 100_000;
+/// After this long the routine is stopped. Hardware needs a hundredth of it.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Runs the routine and says how fast it was, or at which step it went wrong.
+pub(in crate::accel::kvm) fn try_out(kvm: &Kvm) -> Result<Speed, Unusable> {
+    let setup = |why: String| Unusable::Incorrect {
+        step: "the making of a machine",
+        why,
+    };
+    let memory = allocate(&[(0, RAM)]).map_err(|error| setup(error.to_string()))?;
+    let mut boot = boot_state_at(&memory, CODE).map_err(|error| setup(error.to_string()))?;
+    boot.idt = (IDT, 4 * 16 - 1);
+    boot.rsp = STACK;
+    write_routine(&memory).map_err(|error| setup(error.to_string()))?;
+    let mut created = create(kvm, &memory, 1).map_err(|error| setup(error.to_string()))?;
+    let vcpu = &mut created.vcpus[0];
+    vcpu.boot(&boot).map_err(|error| setup(error.to_string()))?;
+
+    let mut watch = Watch::default();
+    let kicker = vcpu.kicker();
+    let (done, waiting) = channel::<()>();
+    let stop = thread::scope(|scope| {
+        scope.spawn(move || {
+            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                kicker.kick();
+            }
+        });
+        let stop = vcpu.run(&mut watch);
+        drop(done);
+        stop
+    });
+    let wrong = |why: &str| {
+        Err(Unusable::Incorrect {
+            step: STEPS[watch.step],
+            why: why.to_owned(),
+        })
+    };
+    match stop {
+        Ok(Stop::Action(Action::Shutdown)) if watch.step == END => Ok(watch.speed()),
+        Ok(Stop::Action(_)) => wrong("the result is wrong"),
+        Ok(Stop::Kicked) => wrong(&format!("no end after {} s", PATIENCE.as_secs())),
+        Ok(Stop::TripleFault) => wrong("an exception that must not be"),
+        Err(error) => wrong(&error.to_string()),
+    }
+}
+
+/// Follows the routine by its port writes.
+struct Watch {
+    step: usize,
+    began: Instant,
+    /// Shortest time of a timed loop.
+    fastest: Duration,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Watch {
+            step: 0,
+            began: Instant::now(),
+            fastest: Duration::MAX,
+        }
+    }
+}
+
+impl Watch {
+    fn speed(&self) -> Speed {
+        Speed::new(2 * u64::from(ROUNDS), self.fastest)
+    }
+}
+
+impl ExitHandler for Watch {
+    fn exit(&mut self, exit: Exit<'_>) -> Action {
+        let now = Instant::now();
+        let Exit::PortOut { port, data } = exit else {
+            return Action::Reset;
+        };
+        let step = usize::from(data[0]);
+        if u32::from(port) != STEP_PORT || step != self.step + 1 {
+            return Action::Reset;
+        }
+        if step > FIRST_LOOP {
+            self.fastest = self.fastest.min(now - self.began);
+        }
+        self.step = step;
+        self.began = now;
+        if step == END {
+            Action::Shutdown
+        } else {
+            Action::None
+        }
+    }
+}
+
+/// Writes the routine's code and its interrupt table with one gate, for breakpoints.
+fn write_routine(memory: &Memory) -> Result<(), String> {
+    let (code, handler) = assemble().map_err(|error| error.to_string())?;
+    if code.len() as u64 > PAGE {
+        return Err("the routine outgrew its page".to_owned());
+    }
+    let selector = u64::from(CODE_SELECTOR);
+    let gate = [
+        handler & 0xffff | selector << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48,
+        handler >> 32,
+    ];
+    let put = |bytes: &[u8], at: u64| {
+        memory
+            .write_slice(bytes, GuestAddress(at))
+            .map_err(|error| error.to_string())
+    };
+    put(&code, CODE)?;
+    put(&gate[0].to_le_bytes(), IDT + 3 * 16)?;
+    put(&gate[1].to_le_bytes(), IDT + 3 * 16 + 8)
+}
+
+/// The routine and the address of its breakpoint handler.
+fn assemble() -> Result<(Vec<u8>, u64), IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    let mut wrong = a.create_label();
+    let mut handler = a.create_label();
+    let mut step = 0;
+    let mut next = |a: &mut CodeAssembler| {
+        step += 1;
+        a.mov(eax, step)?;
+        a.out(STEP_PORT, al)
+    };
+
+    next(&mut a)?; // compares 0:0 with memory, which is zero, and stores 2:1
+    a.xor(eax, eax)?;
+    a.xor(edx, edx)?;
+    a.mov(ebx, 1)?;
+    a.mov(ecx, 2)?;
+    a.mov(rdi, DATA)?;
+    a.lock().cmpxchg16b(xmmword_ptr(rdi))?;
+    a.jne(wrong)?;
+    a.cmp(qword_ptr(rdi), 1)?;
+    a.jne(wrong)?;
+    a.cmp(qword_ptr(rdi + 8), 2)?;
+    a.jne(wrong)?;
+
+    next(&mut a)?;
+    a.int3()?;
+    a.mov(rdi, BREAKPOINTS)?;
+    a.cmp(qword_ptr(rdi), 1)?;
+    a.jne(wrong)?;
+
+    next(&mut a)?;
+    a.mov(eax, 0xf0f0_f0f1u32)?;
+    a.popcnt(eax, eax)?;
+    a.cmp(eax, 17)?;
+    a.jne(wrong)?;
+
+    for _ in FIRST_LOOP..END {
+        next(&mut a)?;
+        a.mov(ecx, ROUNDS)?;
+        let mut round = a.create_label();
+        a.set_label(&mut round)?;
+        a.dec(ecx)?;
+        a.jne(round)?;
+    }
+    next(&mut a)?;
+
+    a.set_label(&mut wrong)?;
+    a.out(WRONG_PORT, al)?;
+    a.hlt()?;
+
+    a.set_label(&mut handler)?;
+    a.push(rdi)?;
+    a.mov(rdi, BREAKPOINTS)?;
+    a.inc(qword_ptr(rdi))?;
+    a.pop(rdi)?;
+    a.iretq()?;
+
+    let options = iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
+    let result = a.assemble_options(CODE, options)?;
+    let handler = result.label_ip(&handler)?;
+    Ok((result.inner.code_buffer, handler))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_routine_announces_every_step() {
+        let (code, handler) = assemble().unwrap();
+        assert!((CODE..CODE + code.len() as u64).contains(&handler));
+        let outs = code.windows(2).filter(|pair| pair[..] == [0xe6, 0x80]).count();
+        assert_eq!(outs, END);
+    }
+
+    #[test]
+    fn the_watch_accepts_steps_in_order_only() {
+        let mut watch = Watch::default();
+        for step in 1..END as u8 {
+            let exit = Exit::PortOut {
+                port: 0x80,
+                data: &[step],
+            };
+            assert_eq!(watch.exit(exit), Action::None);
+        }
+        assert!(watch.speed().mips > 0.0);
+        let skipped = Exit::PortOut {
+            port: 0x80,
+            data: &[1],
+        };
+        assert_eq!(watch.exit(skipped), Action::Reset);
+        let wrong = Exit::PortOut {
+            port: 0x81,
+            data: &[0],
+        };
+        assert_eq!(watch.exit(wrong), Action::Reset);
+        let end = Exit::PortOut {
+            port: 0x80,
+            data: &[END as u8],
+        };
+        assert_eq!(watch.exit(end), Action::Shutdown);
+    }
+}

@@ -1,0 +1,278 @@
+//! The instance metadata service at 169.254.169.254, as EC2 has it (IMDSv2), from inside the network device: it stands in front
+//! of any backend, so it works with the user network and a tap device alike.
+
+mod documents;
+mod http;
+mod token;
+
+use std::net::Ipv4Addr;
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
+
+use super::Backend;
+use super::stack::Stack;
+pub use documents::{InstanceDocuments, PublicKey};
+use http::Service;
+
+/// Where EC2 has it.
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// The MAC address that answers for it where the guest takes it for a neighbour.
+const MAC: [u8; 6] = [0x02, 0x4b, 0x69, 0x6c, 0x6e, 0xfe];
+
+const PORT: u16 = 80;
+const ETHERNET_HEADER: usize = 14;
+/// Offset of the destination address in an IPv4 frame.
+const IPV4_DESTINATION: usize = ETHERNET_HEADER + 16;
+
+/// Connections at once. A guest that floods the service waits for itself.
+const CONNECTIONS: usize = 8;
+
+/// Bytes of a request or a piece of a response that a connection holds.
+const BUFFER: usize = 16 * 1024;
+
+/// A connection that says nothing is closed after this long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The service's MTU: what every guest interface can take.
+const MTU: u16 = 1500;
+
+/// One connection of the guest to the service.
+struct Connection {
+    socket: SocketHandle,
+    request: Vec<u8>,
+    response: Vec<u8>,
+    /// The client wants no more after this response.
+    closing: bool,
+    since: Instant,
+}
+
+/// A backend with the metadata service in front of it.
+pub struct WithMetadata<B> {
+    backend: B,
+    service: Service,
+    stack: Stack,
+    connections: Vec<Connection>,
+    /// The guest's MAC address as its last frame to us had it, and where it sent that frame.
+    guest: [u8; 6],
+    router: [u8; 6],
+    replies: Vec<Vec<u8>>,
+}
+
+impl<B: Backend> WithMetadata<B> {
+    /// Serves `documents` in front of `backend`.
+    pub fn new(backend: B, documents: InstanceDocuments) -> WithMetadata<B> {
+        let mut stack = Stack::new(ADDRESS, 32, MTU, false);
+        // The guest is reached whatever its address: there is one wire. Two routes fit, this is the first.
+        let _ = stack.interface.routes_mut().add_default_ipv4_route(ADDRESS);
+        let connections = (0..CONNECTIONS).map(|_| Connection::new(&mut stack)).collect();
+        WithMetadata {
+            backend,
+            service: Service::new(documents),
+            stack,
+            connections,
+            guest: [0; 6],
+            router: MAC,
+            replies: Vec::new(),
+        }
+    }
+
+    /// The backend behind the service.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Takes a frame that is meant for the service. Returns whether it was.
+    fn intercept(&mut self, frame: &[u8]) -> bool {
+        let Some((header, payload)) = frame.split_at_checked(ETHERNET_HEADER) else {
+            return false;
+        };
+        match header[12..] {
+            [0x08, 0x00] if frame.get(IPV4_DESTINATION..IPV4_DESTINATION + 4) == Some(&ADDRESS.octets()) => {
+                self.router.copy_from_slice(&header[..6]);
+                self.guest.copy_from_slice(&header[6..12]);
+                self.stack.push(payload);
+                true
+            }
+            [0x08, 0x06] => match answer_arp(payload) {
+                Some(reply) => {
+                    self.replies.clear();
+                    self.replies.push(reply);
+                    true
+                }
+                None => false,
+            },
+            _ => false,
+        }
+    }
+
+    #[cfg(test)]
+    fn states(&self) -> Vec<State> {
+        let state = |connection: &Connection| self.stack.sockets.get::<Socket>(connection.socket).state();
+        self.connections.iter().map(state).collect()
+    }
+
+    fn serve(&mut self) {
+        for connection in &mut self.connections {
+            connection.serve(&mut self.stack, &mut self.service);
+        }
+    }
+}
+
+/// Answers an ARP request for the service's address.
+fn answer_arp(payload: &[u8]) -> Option<Vec<u8>> {
+    let request = ArpRepr::parse(&ArpPacket::new_checked(payload).ok()?).ok()?;
+    let ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: guest,
+        source_protocol_addr,
+        target_protocol_addr: ADDRESS,
+        ..
+    } = request
+    else {
+        return None;
+    };
+    let reply = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Reply,
+        source_hardware_addr: EthernetAddress(MAC),
+        source_protocol_addr: ADDRESS,
+        target_hardware_addr: guest,
+        target_protocol_addr: source_protocol_addr,
+    };
+    let mut frame = [guest.as_bytes(), &MAC, &[0x08, 0x06]].concat();
+    frame.resize(ETHERNET_HEADER + reply.buffer_len(), 0);
+    reply.emit(&mut ArpPacket::new_unchecked(&mut frame[ETHERNET_HEADER..]));
+    Some(frame)
+}
+
+impl Connection {
+    fn new(stack: &mut Stack) -> Connection {
+        let buffer = || SocketBuffer::new(vec![0; BUFFER]);
+        let mut socket = Socket::new(buffer(), buffer());
+        socket.set_nagle_enabled(false);
+        let socket = stack.sockets.add(socket);
+        Connection {
+            socket,
+            request: Vec::new(),
+            response: Vec::new(),
+            closing: false,
+            since: Instant::now(),
+        }
+    }
+
+    fn serve(&mut self, stack: &mut Stack, service: &mut Service) {
+        let socket = stack.sockets.get_mut::<Socket>(self.socket);
+        match socket.state() {
+            State::Closed => {
+                self.request.clear();
+                self.response.clear();
+                self.closing = false;
+                socket.set_hop_limit(None);
+                // A closed socket can always listen.
+                let _ = socket.listen(PORT);
+                return;
+            }
+            State::Listen => {
+                self.since = Instant::now();
+                return;
+            }
+            // Nothing is delayed by forgetting a finished connection at once: the ports are the guest's.
+            State::TimeWait => socket.abort(),
+            _ if self.since.elapsed() > PATIENCE => socket.abort(),
+            _ => {}
+        }
+        while socket.can_recv() && self.request.len() < BUFFER {
+            let room = BUFFER - self.request.len();
+            let taken = socket.recv(|bytes| {
+                let n = bytes.len().min(room);
+                self.request.extend_from_slice(&bytes[..n]);
+                (n, n)
+            });
+            if taken.is_err() {
+                break;
+            }
+        }
+        if self.response.is_empty()
+            && let Some(answer) = service.take_request(&mut self.request)
+        {
+            self.since = Instant::now();
+            self.response = answer.bytes;
+            self.closing = answer.close;
+            socket.set_hop_limit(answer.hop_limit);
+        }
+        self.send(socket);
+        if self.response.is_empty() && (self.closing || !socket.may_recv()) && socket.may_send() {
+            socket.close();
+        }
+    }
+
+    fn send(&mut self, socket: &mut Socket<'static>) {
+        if !self.response.is_empty() && socket.can_send() {
+            // `can_send` was just seen to hold.
+            let sent = socket.send_slice(&self.response).unwrap_or(0);
+            self.response.drain(..sent);
+        }
+    }
+}
+
+impl<B: Backend> Backend for WithMetadata<B> {
+    fn transmit(&mut self, frame: &[u8]) {
+        if !self.intercept(frame) {
+            self.backend.transmit(frame);
+        }
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        if let Some(reply) = self.replies.pop()
+            && let Some(room) = buffer.get_mut(..reply.len())
+        {
+            room.copy_from_slice(&reply);
+            return Some(reply.len());
+        }
+        let header = [self.guest.as_slice(), &self.router, &[0x08, 0x00]].concat();
+        let ours = self.stack.pop(|packet| {
+            let room = buffer.get_mut(..ETHERNET_HEADER + packet.len())?;
+            room[..ETHERNET_HEADER].copy_from_slice(&header);
+            room[ETHERNET_HEADER..].copy_from_slice(packet);
+            Some(room.len())
+        });
+        ours.flatten().or_else(|| self.backend.receive(buffer))
+    }
+
+    fn descriptors(&self) -> Vec<(RawFd, u32)> {
+        self.backend.descriptors()
+    }
+
+    fn poll(&mut self) -> Option<u64> {
+        self.serve();
+        while self.stack.poll() {
+            self.serve();
+        }
+        let impatient = self.connections.iter().any(|connection| {
+            !matches!(
+                self.stack.sockets.get::<Socket>(connection.socket).state(),
+                State::Listen | State::Closed
+            )
+        });
+        let patience = impatient.then(|| u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX));
+        [self.backend.poll(), self.stack.next_timer(), patience]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn offloads(&self) -> bool {
+        self.backend.offloads()
+    }
+
+    fn mtu(&self) -> u16 {
+        self.backend.mtu()
+    }
+}
+
+#[cfg(test)]
+mod tests;
