@@ -1,1 +1,43 @@
 //! The AMI file: manifest, GPT layout, reader, writer, digests, signature.
+//!
+//! An AMI is a raw, sparse GPT disk image. Partition 1 starts at 1 MiB and holds the [`Manifest`]; the others hold the
+//! kernel, the initramfs, the root file system and the SBOM ([`PartName`]). The manifest names each part's offset,
+//! length and BLAKE3, and its own BLAKE3 is the image's identity ([`AmiId`]). Everything else in the file — the
+//! partition tables, the chunk table, the padding — follows from the manifest, so a reader *computes* what it should be
+//! and compares: there is no second truth, and no byte that may silently differ.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), ami::Error> {
+//! let ami = ami::Ami::open("hello.ami")?;
+//! println!("{} {}", ami.id(), ami.manifest().name);
+//! ami.verify_part(ami::PartName::Kernel)?;
+//! let chunks = ami.root_chunks()?; // to verify the root's content lazily, 1 MiB at a time
+//! # Ok(()) }
+//! ```
+
+pub mod boot;
+mod chunk;
+mod error;
+mod gpt;
+mod header;
+mod id;
+pub mod json;
+mod layout;
+mod manifest;
+mod newfile;
+mod reader;
+mod signature;
+mod writer;
+
+pub use chunk::{CHUNK_SIZE, ChunkTable, digest_file};
+pub use error::{Error, Region};
+pub use id::{AmiId, Digest};
+pub use layout::{ALIGNMENT, Layout, MAX_PART};
+pub use manifest::{
+    Architecture, BlockDeviceMapping, BootMode, ExposedPort, INIT_GUEST, Manifest, Part, PartName, Protocol,
+    SCHEMA,
+};
+pub use newfile::NewFile;
+pub use reader::{Ami, PartReader};
+pub use signature::{Signature, SignatureError};
+pub use writer::{Source, Writer};

@@ -1,0 +1,144 @@
+//! What can be wrong with an AMI file, in words for a person.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::PartName;
+
+/// A part of the file that can be damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Region {
+    /// The GPT partition table at the start of the file.
+    Table,
+    /// The copy of the partition table at the end of the file.
+    BackupTable,
+    /// The header in front of the manifest.
+    Header,
+    /// The manifest itself.
+    Manifest,
+    /// The digests of the root's chunks, behind the manifest.
+    Chunks,
+    /// The signature slot.
+    Signature,
+    /// The content of a partition.
+    Part(PartName),
+    /// Bytes between partitions, which must be zero.
+    Padding,
+}
+
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Region::Table => f.write_str("partition table"),
+            Region::BackupTable => f.write_str("backup partition table"),
+            Region::Header => f.write_str("manifest header"),
+            Region::Manifest => f.write_str("manifest"),
+            Region::Chunks => f.write_str("chunk table"),
+            Region::Signature => f.write_str("signature"),
+            Region::Part(name) => write!(f, "{name} part"),
+            Region::Padding => f.write_str("padding"),
+        }
+    }
+}
+
+/// Why an AMI cannot be read or written. The message says what and why; [`Error::hint`] says what to try.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// There is no manifest where an AMI has it.
+    #[error("{} is not an AMI: {why}", path.display())]
+    NotAnAmi {
+        /// The file.
+        path: PathBuf,
+        /// What was found instead.
+        why: String,
+    },
+    /// The file ends too early.
+    #[error("{} is cut short in the {region}: it has {have} bytes and needs {need}", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// The part in which it ends.
+        region: Region,
+        /// Its length in bytes.
+        have: u64,
+        /// The length it should have.
+        need: u64,
+    },
+    /// Bytes differ from what the manifest promises.
+    #[error("the {region} of {} is damaged: {why}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The part that is damaged.
+        region: Region,
+        /// How it shows.
+        why: String,
+    },
+    /// The file was made by a newer program.
+    #[error("{} has image format {found}; this program reads {supported}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The schema version in the file.
+        found: u32,
+        /// The schema version known here.
+        supported: u32,
+    },
+    /// A manifest that says something impossible; from a writer's side, a fault of its caller.
+    #[error("the manifest is not valid: {0}")]
+    Manifest(String),
+    /// The manifest does not name this part.
+    #[error("{} has no {part} part", path.display())]
+    NoSuchPart {
+        /// The file.
+        path: PathBuf,
+        /// The part asked for.
+        part: PartName,
+    },
+}
+
+impl Error {
+    /// What to try, as one sentence.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Error::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => "check the path, or build the image with `imgtool build`",
+                io::ErrorKind::PermissionDenied => "check the file's owner and mode",
+                io::ErrorKind::StorageFull => "free some space, or write to another disk",
+                _ => "check the disk that holds the file",
+            },
+            Error::NotAnAmi { .. } => "give a file that `imgtool build` or `imgtool unpack` wrote",
+            Error::Truncated { .. } => "copy or download the file again, or build it again",
+            Error::Damaged { .. } => {
+                "copy or download the file again, or build it again; `imgtool verify` checks all of it"
+            }
+            Error::Unsupported { .. } => {
+                "use a newer version of Kiln, or build the image again with this one"
+            }
+            Error::Manifest(_) => "correct the recipe, or build the image again",
+            Error::NoSuchPart { .. } => "`imgtool inspect` lists the parts that the image has",
+        }
+    }
+
+    /// The damaged or missing part of the file, when one is to blame.
+    pub fn region(&self) -> Option<Region> {
+        match self {
+            Error::Truncated { region, .. } | Error::Damaged { region, .. } => Some(*region),
+            Error::NotAnAmi { .. } | Error::Unsupported { .. } => Some(Region::Header),
+            Error::Manifest(_) => Some(Region::Manifest),
+            Error::NoSuchPart { part, .. } => Some(Region::Part(*part)),
+            Error::Io { .. } => None,
+        }
+    }
+}
