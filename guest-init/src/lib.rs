@@ -1,1 +1,6 @@
-//! What the host and the guest agent say to each other (`proto`), and the parts of PID 1 worth testing apart.
+//! PID 1 of a Kiln guest and the agent beside it; and [`proto`], what the host and the agent say to each other.
+
+pub mod command_line;
+pub mod config;
+pub mod proto;
+pub mod users;

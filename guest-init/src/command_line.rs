@@ -1,0 +1,108 @@
+//! The kernel command line's `kiln.*` parameters, by which the machine tells one instance from another.
+
+use std::net::Ipv4Addr;
+
+/// What the machine said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommandLine {
+    /// `console=`, the last one: device name without `/dev/` and without options.
+    pub console: Option<String>,
+    /// `kiln.boot_timer=0x…`: guest-physical address of the boot timer's doorbell.
+    pub boot_timer: Option<u64>,
+    /// `kiln.instance=i-…`: which instance this is.
+    pub instance: Option<String>,
+    /// `kiln.hostname=`: its name.
+    pub hostname: Option<String>,
+    /// `kiln.init=`: PID 1 instead of the image's.
+    pub init: Option<String>,
+    /// `kiln.ip=ADDRESS/PREFIX,GATEWAY,DNS,MTU`: the first network interface.
+    pub network: Option<StaticNetwork>,
+}
+
+/// Addresses of the first network interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StaticNetwork {
+    /// The interface's address.
+    pub address: Ipv4Addr,
+    /// Length of its prefix, 0 to 32.
+    pub prefix: u8,
+    /// The default route.
+    pub gateway: Ipv4Addr,
+    /// The resolver.
+    pub dns: Ipv4Addr,
+    /// The interface's MTU.
+    pub mtu: u16,
+}
+
+impl CommandLine {
+    /// Reads `/proc/cmdline`'s text. What is malformed is as good as absent: the machine then boots with the image's own settings.
+    pub fn parse(text: &str) -> CommandLine {
+        let mut line = CommandLine::default();
+        for (key, value) in text
+            .split_ascii_whitespace()
+            .filter_map(|word| word.split_once('='))
+        {
+            let owned = || Some(value.to_owned()).filter(|value| !value.is_empty());
+            match key {
+                "console" => line.console = value.split(',').next().map(str::to_owned),
+                "kiln.boot_timer" => line.boot_timer = value.strip_prefix("0x").and_then(hex),
+                "kiln.instance" => line.instance = owned(),
+                "kiln.hostname" => line.hostname = owned(),
+                "kiln.init" => line.init = owned(),
+                "kiln.ip" => line.network = StaticNetwork::parse(value),
+                _ => {}
+            }
+        }
+        line
+    }
+}
+
+fn hex(digits: &str) -> Option<u64> {
+    u64::from_str_radix(digits, 16).ok()
+}
+
+impl StaticNetwork {
+    fn parse(value: &str) -> Option<StaticNetwork> {
+        let mut fields = value.split(',');
+        let (address, prefix) = fields.next()?.split_once('/')?;
+        let prefix = prefix.parse().ok().filter(|&prefix| prefix <= 32)?;
+        let mut next = || fields.next()?.parse().ok();
+        let (gateway, dns) = (next()?, next()?);
+        let mtu = fields.next().map_or(Some(1500), |mtu| mtu.parse().ok())?;
+        Some(StaticNetwork {
+            address: address.parse().ok()?,
+            prefix,
+            gateway,
+            dns,
+            mtu,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_read() {
+        let line = CommandLine::parse(
+            "console=ttyS0,115200 quiet console=hvc0 kiln.boot_timer=0xc0000000 kiln.instance=i-1 kiln.hostname=web \
+             kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520\n",
+        );
+        assert_eq!(line.console.as_deref(), Some("hvc0"));
+        assert_eq!(line.boot_timer, Some(0xc000_0000));
+        assert_eq!(line.instance.as_deref(), Some("i-1"));
+        assert_eq!(line.hostname.as_deref(), Some("web"));
+        let network = line.network.unwrap();
+        assert_eq!((network.prefix, network.mtu), (24, 65520));
+        assert_eq!(network.dns, Ipv4Addr::new(10, 0, 2, 3));
+    }
+
+    #[test]
+    fn nonsense_is_as_good_as_absent() {
+        let line = CommandLine::parse(
+            "kiln.boot_timer=c0 kiln.ip=10.0.2.15/33,1,2 kiln.instance= kiln.ip=x quiet =",
+        );
+        assert_eq!(line, CommandLine::default());
+    }
+}

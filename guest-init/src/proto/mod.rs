@@ -1,0 +1,29 @@
+//! What the host and the agent say to each other over vsock.
+//!
+//! The agent listens on [`AGENT_PORT`]. A connection carries one [`Request`] and what belongs to it, in frames
+//! ([`frame`]). When the guest is ready, it connects once to the host's [`READY_PORT`] and sends [`Ready`]: waiting for a guest
+//! is waiting for that connection, not asking again and again.
+
+pub mod frame;
+pub mod message;
+
+pub use frame::{Error, Frame, Kind, read_frame, write_frame};
+pub use message::{Configure, Ended, Exec, Failure, Ready, Reason, Request, Size, Terminal};
+
+/// The agent's vsock port in the guest.
+pub const AGENT_PORT: u32 = 1024;
+
+/// The host's vsock port for [`Ready`].
+pub const READY_PORT: u32 = 1025;
+
+/// Marks that the guest writes to the boot timer, by their number in the launch timeline.
+pub mod mark {
+    /// The kernel has started the initramfs.
+    pub const KERNEL_READY: u8 = 7;
+    /// The root file system is mounted.
+    pub const ROOT_MOUNTED: u8 = 8;
+    /// PID 1 of the image is about to run.
+    pub const INIT: u8 = 9;
+    /// The agent takes requests.
+    pub const READY: u8 = 10;
+}
