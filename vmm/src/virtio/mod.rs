@@ -12,10 +12,13 @@ use crate::irq::Interrupt;
 use crate::memory::Memory;
 
 pub mod block;
+pub mod console;
 pub mod core;
 pub mod mmio;
 pub mod ring;
+pub mod rng;
 pub mod testing;
+pub mod vsock;
 pub mod worker;
 
 pub use virtio_queue::Queue;

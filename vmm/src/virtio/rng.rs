@@ -1,0 +1,114 @@
+//! The entropy device (VIRTIO 1.3 §5.4).
+
+use std::fs::File;
+use std::io;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use vm_memory::{ReadVolatile, VolatileMemoryError};
+
+use super::ring::{Broken, Chain};
+use super::worker::{Context, Engine, Service};
+use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice};
+
+/// Descriptors of the queue. Linux has one request under way.
+const QUEUE_SIZES: [u16; 1] = [16];
+/// Random bytes for one request; the rest of a larger buffer stays unused. It bounds what one request costs the host.
+const MAX_ENTROPY: usize = 64 << 10;
+
+/// A source of entropy for the guest: the host's own.
+pub struct Rng {
+    engine: Engine<Source>,
+}
+
+struct Source(File);
+
+impl Rng {
+    /// Opens the host's source.
+    ///
+    /// # Errors
+    /// When `/dev/urandom` cannot be opened.
+    pub fn new() -> io::Result<Self> {
+        Ok(Rng {
+            engine: Engine::Idle(Source(File::open("/dev/urandom")?)),
+        })
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn traits(&self) -> DeviceTraits {
+        DeviceTraits {
+            id: VIRTIO_ID_RNG,
+            features: 0,
+            queue_sizes: &QUEUE_SIZES,
+        }
+    }
+
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+    fn start(&mut self, active: Activation) -> Result<(), Error> {
+        self.engine.start("rng", active)
+    }
+
+    fn stop(&mut self) -> Vec<Queue> {
+        self.engine.stop()
+    }
+}
+
+impl Service for Source {
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+        let Context {
+            memory,
+            rings,
+            interrupt,
+            ..
+        } = context;
+        rings[index].drain(memory, &**interrupt, |chain| self.fill(chain))
+    }
+}
+
+impl Source {
+    fn fill(&mut self, chain: &mut Chain<'_>) -> Result<u32, Broken> {
+        if chain.writable.is_empty() {
+            return Err(Broken::Request("a request for entropy without room for any"));
+        }
+        chain.writable.truncate(MAX_ENTROPY);
+        for slice in chain.writable.slices() {
+            self.0
+                .read_exact_volatile(&mut slice.clone())
+                .map_err(|error| match error {
+                    VolatileMemoryError::IOError(error) => error,
+                    other => io::Error::other(other),
+                })?;
+        }
+        Ok(chain.writable.len() as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::Driver;
+
+    #[test]
+    fn entropy_fills_the_buffers_and_differs() {
+        let mut driver = Driver::started(Rng::new().unwrap(), u64::MAX);
+        let first = driver.request(0, &[], &[7, 64]);
+        let second = driver.request(0, &[], &[7, 64]);
+        assert_eq!((first.len, second.len), (71, 71));
+        assert_ne!(first.data, second.data);
+    }
+
+    #[test]
+    fn a_huge_request_is_cut() {
+        let mut driver = Driver::started(Rng::new().unwrap(), u64::MAX);
+        assert_eq!(driver.request(0, &[], &[1 << 20]).len, MAX_ENTROPY as u32);
+    }
+
+    #[test]
+    fn a_request_without_room_costs_the_device() {
+        let mut driver = Driver::started(Rng::new().unwrap(), u64::MAX);
+        driver.submit(0, &[b"x"], &[]);
+        driver.ring(0);
+        driver.wait_needs_reset();
+    }
+}

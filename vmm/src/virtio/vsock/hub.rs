@@ -1,0 +1,525 @@
+//! Where the streams of one guest meet: the queues on one side, Unix sockets on the other.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use virtio_queue::QueueT;
+
+use super::connection::{Connection, Phase, Read};
+use super::packet::{HEADER, Header, STREAM, op, shutdown};
+use super::{HOST_CID, unix};
+use crate::event::{EventSet, Poller};
+use crate::virtio::ring::{Broken, Chain};
+use crate::virtio::worker::{Context, Service, Wake};
+
+/// Queues of the device (VIRTIO 1.3 §5.10.2).
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+/// Streams and half-made streams at once: each costs a descriptor and up to 128 KiB.
+const MAX_STREAMS: usize = 512;
+/// Resets that wait for the guest to give room for them. A guest that provokes more without taking any loses the rest.
+const MAX_RESETS: usize = 512;
+/// Longest greeting of a host process, `CONNECT 4294967295\n`, with some room.
+const MAX_GREETING: usize = 32;
+/// Largest packet that the guest may send (Linux: 64 KiB).
+const MAX_PACKET: u32 = 64 << 10;
+/// Packets given to the guest before the worker looks at its other events again.
+const MAX_PACKETS_PER_WAKEUP: usize = 256;
+/// The host's ports for its own connections begin here, above those that services use.
+const FIRST_HOST_PORT: u32 = 1 << 30;
+/// The listener's [`Wake::Source`]; streams count up from 1.
+const LISTENER: u32 = 0;
+
+/// A host process behind a socket.
+enum Peer {
+    /// It has not said yet to which port it wants.
+    Greeting(UnixStream, Vec<u8>),
+    /// A stream.
+    Stream(Box<Connection>),
+}
+
+/// All streams of one guest.
+pub struct Hub {
+    guest_cid: u64,
+    listener: UnixListener,
+    path: PathBuf,
+    peers: HashMap<u32, Peer>,
+    /// Stream by (host port, guest port), as long as the guest knows it.
+    by_ports: HashMap<(u32, u32), u32>,
+    next_id: u32,
+    next_port: u32,
+    /// Resets for streams that are gone.
+    resets: VecDeque<Header>,
+    /// Streams that have, or may have, something for the guest. Each is in it once at most.
+    waiting: VecDeque<u32>,
+    /// Whether the guest had room when it was last looked.
+    more: bool,
+    scratch: Vec<u8>,
+}
+
+impl Hub {
+    pub fn new(guest_cid: u64, listener: UnixListener, path: PathBuf) -> Self {
+        Hub {
+            guest_cid,
+            listener,
+            path,
+            peers: HashMap::new(),
+            by_ports: HashMap::new(),
+            next_id: 1,
+            next_port: FIRST_HOST_PORT,
+            resets: VecDeque::new(),
+            waiting: VecDeque::new(),
+            more: false,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// The guest was reset: no stream outlives that.
+    pub fn forget_all(&mut self) {
+        let Hub {
+            guest_cid: _,
+            listener: _,
+            path: _,
+            peers,
+            by_ports,
+            next_id: _,
+            next_port: _,
+            resets,
+            waiting,
+            more,
+            scratch: _,
+        } = self;
+        peers.clear();
+        by_ports.clear();
+        resets.clear();
+        waiting.clear();
+        *more = false;
+    }
+
+    /// Accepts host processes. Beyond [`MAX_STREAMS`] they are turned away.
+    fn accept(&mut self, poller: &Poller<Wake>) -> Result<(), Broken> {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    if self.peers.len() < MAX_STREAMS && stream.set_nonblocking(true).is_ok() {
+                        let id = self.free_id();
+                        watch(poller, &stream, id)?;
+                        self.peers.insert(id, Peer::Greeting(stream, Vec::new()));
+                        self.greet(id);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // Nobody is left, or the one in front went away, or the host is out of descriptors: the next event tells.
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    fn free_id(&mut self) -> u32 {
+        while self.next_id == LISTENER || self.peers.contains_key(&self.next_id) {
+            self.next_id = self.next_id.wrapping_add(1);
+        }
+        self.next_id
+    }
+
+    /// Reads the greeting of a host process, byte by byte, because what follows belongs to the stream.
+    fn greet(&mut self, id: u32) {
+        let Some(Peer::Greeting(stream, line)) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let port = loop {
+            let mut byte = [0];
+            match stream.read(&mut byte) {
+                Ok(1) if byte[0] == b'\n' => break parse_greeting(line),
+                Ok(1) if line.len() < MAX_GREETING => line.push(byte[0]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                _ => break None,
+            }
+        };
+        let Some(Peer::Greeting(stream, _)) = self.peers.remove(&id) else {
+            return;
+        };
+        // A greeting that is none ends the connection: the host process reads the end.
+        let Some(guest_port) = port else { return };
+        let host_port = self.free_port(guest_port);
+        self.by_ports.insert((host_port, guest_port), id);
+        let connection = Connection::new(stream, host_port, guest_port, Phase::Requested);
+        self.peers.insert(id, Peer::Stream(Box::new(connection)));
+        self.enqueue(id);
+    }
+
+    fn free_port(&mut self, guest_port: u32) -> u32 {
+        loop {
+            let port = self.next_port;
+            self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
+            if !self.by_ports.contains_key(&(port, guest_port)) {
+                return port;
+            }
+        }
+    }
+
+    /// Serves one packet from the guest.
+    fn packet(&mut self, poller: &Poller<Wake>, chain: &Chain<'_>) -> Result<(), Broken> {
+        let mut bytes = [0; HEADER];
+        if chain.readable.read(0, &mut bytes) != HEADER {
+            return Err(Broken::Request("a vsock packet without a whole header"));
+        }
+        let header = Header::decode(bytes);
+        if header.len > MAX_PACKET || chain.readable.len() - HEADER < header.len as usize {
+            return Err(Broken::Request(
+                "a vsock packet with less data than its header says, or too much",
+            ));
+        }
+        if header.src_cid != self.guest_cid {
+            return Ok(()); // forged; there is nobody to answer
+        }
+        if header.kind != STREAM || header.dst_cid != HOST_CID {
+            self.reset(&header);
+            return Ok(());
+        }
+        let id = self.by_ports.get(&(header.dst_port, header.src_port)).copied();
+        match (id, header.op) {
+            (None, op::REQUEST) => self.open(poller, &header)?,
+            (None, op::RST) => {}
+            (None, _) => self.reset(&header),
+            (Some(id), op::RST) => self.close(id),
+            (Some(id), _) => self.on_stream(id, &header, chain),
+        }
+        Ok(())
+    }
+
+    /// The guest asks for a stream.
+    fn open(&mut self, poller: &Poller<Wake>, header: &Header) -> Result<(), Broken> {
+        let mut path = self.path.clone().into_os_string();
+        path.push(format!("_{}", header.dst_port));
+        let stream = if self.peers.len() < MAX_STREAMS {
+            unix::connect(path.as_ref()).ok()
+        } else {
+            None
+        };
+        let Some(stream) = stream else {
+            self.reset(header);
+            return Ok(());
+        };
+        let id = self.free_id();
+        watch(poller, &stream, id)?;
+        let mut connection = Connection::new(stream, header.dst_port, header.src_port, Phase::Open);
+        connection.learn_credit(header.buf_alloc, header.fwd_cnt);
+        self.by_ports.insert((header.dst_port, header.src_port), id);
+        self.peers.insert(id, Peer::Stream(Box::new(connection)));
+        self.enqueue(id);
+        Ok(())
+    }
+
+    /// A packet for the stream `id`.
+    fn on_stream(&mut self, id: u32, header: &Header, chain: &Chain<'_>) {
+        let Some(Peer::Stream(connection)) = self.peers.get_mut(&id) else {
+            return;
+        };
+        connection.learn_credit(header.buf_alloc, header.fwd_cnt);
+        let legal = match (header.op, connection.phase) {
+            (op::RESPONSE, Phase::Requested) => {
+                connection.phase = Phase::Open;
+                // A fresh socket has room for a line.
+                writeln!(connection.stream, "OK {}", connection.host_port).is_ok()
+            }
+            (op::RW, Phase::Open) => {
+                self.scratch.resize(header.len as usize, 0);
+                chain.readable.read(HEADER, &mut self.scratch);
+                connection.guest_shutdown & shutdown::SEND == 0
+                    && connection.take(&self.scratch)
+                    && connection.flush().is_ok()
+            }
+            (op::SHUTDOWN, Phase::Open) => {
+                connection.guest_shutdown |= header.flags & shutdown::BOTH;
+                if connection.guest_shutdown == shutdown::BOTH {
+                    // The guest is done. It waits for the reset, and what it has sent is in our hands.
+                    self.reset(header);
+                    return self.close(id);
+                }
+                connection.flush().is_ok()
+            }
+            (op::CREDIT_UPDATE, Phase::Open) => true,
+            (op::CREDIT_REQUEST, Phase::Open) => {
+                connection.pending.credit_update = true;
+                true
+            }
+            _ => false,
+        };
+        if legal {
+            self.enqueue(id);
+        } else {
+            self.reset(header);
+            self.forget(id);
+        }
+    }
+
+    /// The guest is done with the stream `id`. What it has sent still goes to the host process, unless the stream was cut
+    /// off before the guest said that this was all.
+    fn close(&mut self, id: u32) {
+        let Some(Peer::Stream(connection)) = self.peers.get_mut(&id) else {
+            return;
+        };
+        self.by_ports
+            .remove(&(connection.host_port, connection.guest_port));
+        let complete = connection.guest_shutdown & shutdown::SEND != 0;
+        if complete && connection.flush().is_ok() && connection.has_output() {
+            connection.phase = Phase::Draining;
+        } else {
+            self.peers.remove(&id);
+        }
+    }
+
+    /// Ends the stream `id` on the host's side.
+    fn forget(&mut self, id: u32) {
+        if let Some(Peer::Stream(connection)) = self.peers.remove(&id) {
+            self.by_ports
+                .remove(&(connection.host_port, connection.guest_port));
+        }
+    }
+
+    /// Answers a packet with a reset.
+    fn reset(&mut self, to: &Header) {
+        self.push_reset(to.dst_cid, to.dst_port, to.src_port);
+    }
+
+    fn push_reset(&mut self, src_cid: u64, src_port: u32, dst_port: u32) {
+        if self.resets.len() < MAX_RESETS {
+            let kind = STREAM;
+            let dst_cid = self.guest_cid;
+            self.resets.push_back(Header {
+                src_cid,
+                dst_cid,
+                src_port,
+                dst_port,
+                kind,
+                op: op::RST,
+                ..Header::default()
+            });
+        }
+    }
+
+    /// Puts the stream `id` in line if it has something for the guest.
+    fn enqueue(&mut self, id: u32) {
+        if let Some(Peer::Stream(connection)) = self.peers.get_mut(&id)
+            && connection.wants_guest()
+            && !self.waiting.contains(&id)
+        {
+            self.waiting.push_back(id);
+        }
+    }
+
+    /// Something happened at the host's end of `id`.
+    fn host_event(&mut self, id: u32, events: EventSet) {
+        match self.peers.get_mut(&id) {
+            None => {}
+            Some(Peer::Greeting(..)) => self.greet(id),
+            Some(Peer::Stream(connection)) => {
+                connection.readable |=
+                    events.intersects(EventSet::IN | EventSet::HANG_UP | EventSet::READ_HANG_UP);
+                let flushed = connection.flush();
+                let gone = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
+                match connection.phase {
+                    Phase::Draining if flushed.is_err() || gone || !connection.has_output() => {
+                        self.peers.remove(&id);
+                    }
+                    // The host process gave up before the guest answered.
+                    Phase::Requested if gone => {
+                        let (host_port, guest_port) = (connection.host_port, connection.guest_port);
+                        let announced = !connection.pending.request;
+                        self.forget(id);
+                        if announced {
+                            self.push_reset(HOST_CID, host_port, guest_port);
+                        }
+                    }
+                    _ => {
+                        if flushed.is_err() || gone {
+                            connection.host_gone();
+                        }
+                        self.enqueue(id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives the guest what there is, as far as it has room.
+    fn fill(&mut self, context: &mut Context) -> Result<(), Broken> {
+        self.more = false;
+        if !context.rings[RECEIVE].queue.ready() {
+            return Ok(());
+        }
+        let Context {
+            memory,
+            rings,
+            interrupt,
+            ..
+        } = context;
+        let ring = &mut rings[RECEIVE];
+        let mut chain = Chain::default();
+        let mut used = 0;
+        while used < MAX_PACKETS_PER_WAKEUP && !(self.resets.is_empty() && self.waiting.is_empty()) {
+            if !ring.pop(memory, &mut chain)? {
+                if ring.queue.enable_notification(&**memory)? {
+                    continue;
+                }
+                break;
+            }
+            if chain.writable.len() < HEADER {
+                return Err(Broken::Request("a vsock receive buffer too small for a header"));
+            }
+            match self.next_packet(&chain) {
+                Some(header) => {
+                    chain.writable.write(0, &header.encode());
+                    ring.push(memory, chain.head, HEADER as u32 + header.len)?;
+                    used += 1;
+                }
+                // Nothing came after all: the buffer stays available.
+                None => ring.queue.set_next_avail(ring.queue.next_avail().wrapping_sub(1)),
+            }
+        }
+        self.more = used == MAX_PACKETS_PER_WAKEUP;
+        if used > 0 {
+            ring.notify(memory, &**interrupt)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The next packet for the guest, its data already in `chain`.
+    fn next_packet(&mut self, chain: &Chain<'_>) -> Option<Header> {
+        if let Some(reset) = self.resets.pop_front() {
+            return Some(reset);
+        }
+        while let Some(id) = self.waiting.pop_front() {
+            let Some(Peer::Stream(connection)) = self.peers.get_mut(&id) else {
+                continue;
+            };
+            let packet = stream_packet(connection, chain);
+            let over = connection.host_shutdown == shutdown::BOTH && !connection.pending.shutdown;
+            if let Some((op, len, flags)) = packet {
+                let (buf_alloc, fwd_cnt) = connection.announce();
+                let header = Header {
+                    src_cid: HOST_CID,
+                    dst_cid: self.guest_cid,
+                    src_port: connection.host_port,
+                    dst_port: connection.guest_port,
+                    len,
+                    kind: STREAM,
+                    op,
+                    flags,
+                    buf_alloc,
+                    fwd_cnt,
+                };
+                if over {
+                    self.forget(id)
+                } else {
+                    self.enqueue(id)
+                }
+                return Some(header);
+            }
+        }
+        None
+    }
+}
+
+/// What the stream has for the guest: operation, length and flags.
+fn stream_packet(connection: &mut Connection, chain: &Chain<'_>) -> Option<(u16, u32, u32)> {
+    let pending = &mut connection.pending;
+    if std::mem::take(&mut pending.request) {
+        return Some((op::REQUEST, 0, 0));
+    }
+    if std::mem::take(&mut pending.response) {
+        return Some((op::RESPONSE, 0, 0));
+    }
+    if let Some(room) = chain.writable.part(HEADER, chain.writable.len() - HEADER) {
+        match connection.read_into(&room) {
+            Read::Data(len) => return Some((op::RW, len as u32, 0)),
+            Read::Nothing => {}
+            Read::End => {
+                connection.host_shutdown |= shutdown::SEND;
+                connection.pending.shutdown = true;
+            }
+        }
+    }
+    // While there may be data, the end of the stream waits behind it.
+    if connection.pending.shutdown && !connection.may_read() {
+        connection.pending.shutdown = false;
+        return Some((op::SHUTDOWN, 0, connection.host_shutdown));
+    }
+    let pending = &mut connection.pending;
+    if std::mem::take(&mut pending.credit_request) {
+        return Some((op::CREDIT_REQUEST, 0, 0));
+    }
+    if std::mem::take(&mut pending.credit_update) {
+        return Some((op::CREDIT_UPDATE, 0, 0));
+    }
+    None
+}
+
+/// The port of `CONNECT <port>`.
+fn parse_greeting(line: &[u8]) -> Option<u32> {
+    let port = line.strip_prefix(b"CONNECT ")?;
+    std::str::from_utf8(port.strip_suffix(b"\r").unwrap_or(port))
+        .ok()?
+        .parse()
+        .ok()
+}
+
+/// Watches a stream for every change. A stream that is closed is no longer watched.
+fn watch(poller: &Poller<Wake>, stream: &UnixStream, id: u32) -> Result<(), Broken> {
+    let changes = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+    Ok(poller.add(stream, changes, Wake::Source(id))?)
+}
+
+impl Service for Hub {
+    fn begin(&mut self, context: &mut Context) -> Result<(), Broken> {
+        context
+            .poller
+            .add(&self.listener, EventSet::IN, Wake::Source(LISTENER))?;
+        // Streams that a pause has left.
+        for (&id, peer) in &self.peers {
+            match peer {
+                Peer::Greeting(stream, _) => watch(&context.poller, stream, id)?,
+                Peer::Stream(connection) => watch(&context.poller, &connection.stream, id)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+        if index != TRANSMIT {
+            return Ok(()); // room in the receive queue is used in `tick`; the event queue is never used
+        }
+        let Context {
+            memory,
+            rings,
+            interrupt,
+            poller,
+            ..
+        } = context;
+        rings[TRANSMIT].drain(memory, &**interrupt, |chain| {
+            self.packet(poller, chain).map(|()| 0)
+        })
+    }
+
+    fn source(&mut self, context: &mut Context, id: u32, events: EventSet) -> Result<(), Broken> {
+        if id == LISTENER {
+            return self.accept(&context.poller);
+        }
+        self.host_event(id, events);
+        Ok(())
+    }
+
+    fn timeout(&mut self) -> Option<Duration> {
+        self.more.then_some(Duration::ZERO)
+    }
+
+    fn tick(&mut self, context: &mut Context) -> Result<(), Broken> {
+        self.fill(context)
+    }
+}
