@@ -6,6 +6,7 @@ pub mod lock;
 pub mod progress;
 pub mod recipe;
 pub mod resolve;
+pub mod root;
 pub mod store;
 pub mod tree;
 pub mod unpack;

@@ -1,1 +1,68 @@
-//! Running the target's own dpkg.
+//! What turns unpacked packages into a system: the target's own dpkg, the recipe's files, users and services, and the
+//! removal of everything that belongs to one machine.
+
+mod accounts;
+mod edit;
+mod files;
+mod services;
+
+use std::path::PathBuf;
+
+pub use accounts::{add_users, basic_accounts};
+pub use files::add_files;
+pub use services::{add_units, set_hostname};
+
+use crate::tree::TreeError;
+
+/// Why a root could not be completed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tree refuses a change.
+    #[error("cannot write {path} into the image: {source}\n  try: correct the recipe's path")]
+    Tree {
+        /// The path in the image.
+        path: String,
+        /// Why not.
+        source: TreeError,
+    },
+    /// A file on this machine cannot be read.
+    #[error(
+        "cannot read {path} for the image: {source}\n  try: correct `source` in the recipe; it is relative to the recipe's directory"
+    )]
+    Source {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file of the image that is to be edited is not what it should be.
+    #[error(
+        "{path} in the image cannot be edited: {reason}\n  try: see which package brings it with `imgtool ls`"
+    )]
+    Edit {
+        /// The path in the image.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A user or group does not exist in the image.
+    #[error(
+        "there is no {kind} `{name}` in the image\n  try: add it to `users`, name the package that makes it, or give a number"
+    )]
+    NoAccount {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+}
+
+impl Error {
+    fn tree(path: impl Into<String>) -> impl FnOnce(TreeError) -> Self {
+        let path = path.into();
+        move |source| Self::Tree { path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests;

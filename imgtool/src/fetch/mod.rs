@@ -9,6 +9,7 @@ mod http;
 mod index;
 pub mod openpgp;
 pub mod release;
+mod sources;
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -16,6 +17,7 @@ use std::time::SystemTime;
 pub use debs::{Download, fetch_debs};
 pub use http::{Client, Error as HttpError};
 pub use index::{Index, fetch_indexes};
+pub use sources::repositories;
 
 use crate::store;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{FileEntry, Recipe, Variant, nearest};
+use super::{FileEntry, Recipe, Variant, expand_braces, nearest};
 use crate::fetch::clock::parse_timestamp;
 
 /// A recipe is read whole; one that is longer than this is something else.
@@ -229,11 +229,11 @@ fn check_file(file: &FileEntry) -> Result<(), Wrong> {
         let advice = "exactly one of content, source, link and directory";
         return Err((key(), "what it is made of is not clear".into(), advice));
     }
-    let mut parts = file.path.split('/');
-    let sound = parts.next() == Some("")
-        && parts.all(|part| !matches!(part, "" | "." | ".."))
-        && !file.path.contains('\0');
-    match sound {
+    let sound = |path: &String| {
+        let mut parts = path.split('/');
+        parts.next() == Some("") && parts.all(|part| !matches!(part, "" | "." | "..")) && !path.contains('\0')
+    };
+    match expand_braces(&file.path).iter().all(sound) {
         true => Ok(()),
         false => Err((
             key(),

@@ -1,5 +1,6 @@
 //! The recipe: what an image is made of, as a person writes it. docs/recipe.md explains every key.
 
+mod braces;
 mod check;
 mod spelling;
 mod values;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use braces::expand_braces;
 pub use check::Error;
 pub use spelling::nearest;
 pub use values::{Arch, Mode, Port, Protocol, Size};
@@ -203,7 +205,7 @@ pub enum KernelBuild {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FileEntry {
-    /// Where, absolute.
+    /// Where, absolute. `{a,b}` stands for both.
     pub path: String,
     /// Its text.
     #[serde(default)]

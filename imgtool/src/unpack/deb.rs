@@ -1,0 +1,199 @@
+//! The `.deb` format, deb(5): an `ar` archive of `debian-binary`, `control.tar.*` and `data.tar.*`.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+
+use super::Damage;
+use super::archive::{self, EntryKind};
+
+/// The control part holds a few scripts and lists of paths; the largest in Debian is below 20 MiB.
+const MAX_CONTROL: u64 = 64 << 20;
+/// No package of Debian unpacks to half of this; a decompression bomb ends here.
+pub const MAX_DATA: u64 = 16 << 30;
+/// Dictionaries of `xz -9` need 65 MiB.
+const MAX_XZ_MEMORY: u64 = 512 << 20;
+/// zstd windows up to 128 MiB, which `zstd --ultra -22` uses.
+const MAX_ZSTD_WINDOW_LOG: u32 = 27;
+
+const AR_MAGIC: &[u8] = b"!<arch>\n";
+const AR_HEADER: usize = 60;
+
+/// How a member is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Plain,
+    Gzip,
+    Xz,
+    Zstd,
+}
+
+/// A `.deb` in memory, split into its members.
+#[derive(Debug, Clone, Copy)]
+pub struct Deb<'a> {
+    control: (&'a [u8], Form),
+    data: (&'a [u8], Form),
+}
+
+/// The control part: the paragraph that describes the package, and the other files by name.
+#[derive(Debug, Clone, Default)]
+pub struct Control {
+    /// The text of `control`.
+    pub paragraph: String,
+    /// `postinst`, `conffiles`, `md5sums`, …, with their permissions.
+    pub files: BTreeMap<String, (u16, Vec<u8>)>,
+}
+
+impl<'a> Deb<'a> {
+    /// Finds the members.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Damage> {
+        let mut members = Members {
+            rest: bytes.strip_prefix(AR_MAGIC).ok_or(Damage::NoDeb)?,
+        };
+        match members.next()? {
+            Some((b"debian-binary", version)) if version.starts_with(b"2.") => {}
+            _ => return Err(Damage::NoDeb),
+        }
+        let (mut control, mut data) = (None, None);
+        while let Some((name, content)) = members.next()? {
+            let (slot, suffix) = match (name.strip_prefix(b"control.tar"), name.strip_prefix(b"data.tar")) {
+                (Some(suffix), _) => (&mut control, suffix),
+                (_, Some(suffix)) => (&mut data, suffix),
+                // deb(5): members that begin with an underscore may be passed over.
+                (None, None) if name.starts_with(b"_") => continue,
+                (None, None) => return Err(Damage::Member(crate::tree::show(name))),
+            };
+            let form = match suffix {
+                b"" => Form::Plain,
+                b".gz" => Form::Gzip,
+                b".xz" => Form::Xz,
+                b".zst" => Form::Zstd,
+                _ => return Err(Damage::Compression(crate::tree::show(name))),
+            };
+            if slot.replace((content, form)).is_some() {
+                return Err(Damage::Member(crate::tree::show(name)));
+            }
+        }
+        let control = control.ok_or(Damage::Lacks("control.tar"))?;
+        Ok(Self {
+            control,
+            data: data.ok_or(Damage::Lacks("data.tar"))?,
+        })
+    }
+
+    /// The tar stream of files, decompressed on the way and cut off at [`MAX_DATA`].
+    pub fn data(&self) -> Result<impl Read + 'a, Damage> {
+        Ok(Capped {
+            inner: decompressor(self.data)?,
+            left: MAX_DATA,
+        })
+    }
+
+    /// The tar stream of control files.
+    pub fn control_stream(&self) -> Result<impl Read + 'a, Damage> {
+        Ok(Capped {
+            inner: decompressor(self.control)?,
+            left: MAX_CONTROL,
+        })
+    }
+
+    /// Reads the control part.
+    pub fn control(&self) -> Result<Control, Damage> {
+        let mut control = Control::default();
+        archive::read(self.control_stream()?, |entry, reader| {
+            let EntryKind::File(_) = entry.kind else {
+                return Ok(());
+            };
+            let name = entry.path.strip_prefix(b"./").unwrap_or(&entry.path);
+            let name = str::from_utf8(name)
+                .ok()
+                .filter(|name| !name.is_empty() && !name.contains('/'));
+            let name = name.ok_or_else(|| Damage::Path(crate::tree::show(&entry.path)))?;
+            let mut content = Vec::new();
+            reader.read_to_end(&mut content).map_err(Damage::Read)?;
+            if name == "control" {
+                control.paragraph = String::from_utf8(content).map_err(|_| Damage::Lacks("control"))?;
+            } else {
+                control.files.insert(name.to_owned(), (entry.mode, content));
+            }
+            Ok(())
+        })?;
+        match control.paragraph.is_empty() {
+            true => Err(Damage::Lacks("control")),
+            false => Ok(control),
+        }
+    }
+}
+
+/// Name and content.
+type Member<'a> = (&'a [u8], &'a [u8]);
+
+/// The members of an `ar` archive.
+struct Members<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Members<'a> {
+    fn next(&mut self) -> Result<Option<Member<'a>>, Damage> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let (header, rest) = self.rest.split_at_checked(AR_HEADER).ok_or(Damage::Truncated)?;
+        if &header[58..] != b"`\n" {
+            return Err(Damage::NoDeb);
+        }
+        let name = header[..16].trim_ascii_end();
+        let name = name.strip_suffix(b"/").unwrap_or(name);
+        let size = str::from_utf8(&header[48..58])
+            .ok()
+            .and_then(|s| s.trim_end().parse::<usize>().ok());
+        let (content, rest) = rest
+            .split_at_checked(size.ok_or(Damage::NoDeb)?)
+            .ok_or(Damage::Truncated)?;
+        // Members begin at even offsets.
+        self.rest = if content.len() % 2 == 1 {
+            rest.get(1..).unwrap_or_default()
+        } else {
+            rest
+        };
+        Ok(Some((name, content)))
+    }
+}
+
+fn decompressor<'a>((data, form): (&'a [u8], Form)) -> Result<Box<dyn Read + 'a>, Damage> {
+    Ok(match form {
+        Form::Plain => Box::new(data),
+        Form::Gzip => Box::new(flate2::read::MultiGzDecoder::new(data)),
+        Form::Xz => {
+            let flags = liblzma::stream::CONCATENATED;
+            let stream = liblzma::stream::Stream::new_stream_decoder(MAX_XZ_MEMORY, flags);
+            let stream = stream.map_err(|e| Damage::Read(e.into()))?;
+            Box::new(io::BufReader::with_capacity(
+                1 << 18,
+                liblzma::read::XzDecoder::new_stream(data, stream),
+            ))
+        }
+        Form::Zstd => {
+            let mut decoder = zstd::Decoder::with_buffer(data).map_err(Damage::Read)?;
+            decoder
+                .window_log_max(MAX_ZSTD_WINDOW_LOG)
+                .map_err(Damage::Read)?;
+            Box::new(decoder)
+        }
+    })
+}
+
+/// Fails, instead of ending, when a stream is longer than allowed.
+struct Capped<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Capped<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::FileTooLarge, "it unpacks to more than is allowed")
+        })?;
+        Ok(n)
+    }
+}
