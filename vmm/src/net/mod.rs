@@ -30,6 +30,9 @@ pub trait Backend: Send {
     fn offloads(&self) -> bool {
         false
     }
+    /// The features that the driver has agreed to (`VIRTIO_NET_F_*`), before the first frame and after each reset of the
+    /// device. An offload that it declined must not be used on frames for it.
+    fn accept_features(&mut self, _features: u64) {}
     /// The MTU to announce to the guest, in bytes of IP packet.
     fn mtu(&self) -> u16 {
         1500

@@ -15,6 +15,7 @@ pub mod block;
 pub mod console;
 pub mod core;
 pub mod mmio;
+pub mod net;
 pub mod ring;
 pub mod rng;
 pub mod testing;

@@ -1,0 +1,372 @@
+//! The network device (VIRTIO 1.3 §5.1), with one pair of queues.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net as net;
+use virtio_queue::QueueT;
+
+use super::ring::{Broken, Chain};
+use super::worker::{Context, Engine, Service, Wake};
+use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
+use crate::event::EventSet;
+use crate::net::Backend;
+
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+/// Descriptors of each queue.
+const QUEUE_SIZES: [u16; 2] = [256; 2];
+/// `struct virtio_net_hdr_v1` (VIRTIO 1.3 §5.1.6).
+const HEADER: usize = 12;
+/// Where its `num_buffers` lies: always 1 here, since buffers are not merged.
+const NUM_BUFFERS: usize = 10;
+/// Largest frame: the largest IP packet that segmentation offload makes, its Ethernet header and a VLAN tag. A frame
+/// beyond it is dropped, as on any wire.
+const MAX_FRAME: usize = 65535 + 14 + 4;
+/// Frames given to the guest before the worker looks at its other events again.
+const MAX_FRAMES_PER_WAKEUP: usize = 256;
+
+/// What the guest may leave to the host, and take from it, with a backend that has offloads.
+const OFFLOADS: u64 = 1 << net::VIRTIO_NET_F_CSUM
+    | 1 << net::VIRTIO_NET_F_GUEST_CSUM
+    | 1 << net::VIRTIO_NET_F_HOST_TSO4
+    | 1 << net::VIRTIO_NET_F_HOST_TSO6
+    | 1 << net::VIRTIO_NET_F_GUEST_TSO4
+    | 1 << net::VIRTIO_NET_F_GUEST_TSO6;
+
+/// A network card.
+pub struct Net {
+    features: u64,
+    config: Vec<u8>,
+    engine: Engine<Card>,
+}
+
+impl Net {
+    /// A card with the address `mac` on `backend`.
+    pub fn new(backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
+        let mut features =
+            1 << net::VIRTIO_NET_F_MAC | 1 << net::VIRTIO_NET_F_STATUS | 1 << net::VIRTIO_NET_F_MTU;
+        let offloads = backend.offloads();
+        if offloads {
+            features |= OFFLOADS;
+        }
+        // struct virtio_net_config (VIRTIO 1.3 §5.1.4).
+        let mut config = mac.to_vec();
+        config.extend((net::VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+        config.extend(1u16.to_le_bytes()); // max_virtqueue_pairs
+        config.extend(backend.mtu().to_le_bytes());
+        let card = Card {
+            backend,
+            offloads,
+            watched: Vec::new(),
+            frame: vec![0; HEADER + MAX_FRAME],
+            wake_at: None,
+            more: false,
+        };
+        Net {
+            features,
+            config,
+            engine: Engine::Idle(card),
+        }
+    }
+}
+
+impl VirtioDevice for Net {
+    fn traits(&self) -> DeviceTraits {
+        DeviceTraits {
+            id: VIRTIO_ID_NET,
+            features: self.features,
+            queue_sizes: &QUEUE_SIZES,
+        }
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn start(&mut self, active: Activation) -> Result<(), Error> {
+        self.engine.start("net", active)
+    }
+
+    fn stop(&mut self) -> Vec<Queue> {
+        self.engine.stop()
+    }
+}
+
+/// Moves frames between the queues and the backend.
+struct Card {
+    backend: Box<dyn Backend>,
+    offloads: bool,
+    /// The backend's descriptors while they are watched: only while the guest has room, so that frames which nobody can
+    /// take do not keep the worker awake.
+    watched: Vec<RawFd>,
+    /// One frame, with its header in front.
+    frame: Vec<u8>,
+    wake_at: Option<Instant>,
+    /// Whether there may be more frames for the guest than one wakeup may give.
+    more: bool,
+}
+
+impl Service for Card {
+    fn begin(&mut self, context: &mut Context) -> Result<(), Broken> {
+        self.backend.accept_features(context.features);
+        self.watched.clear();
+        self.watch(context, true)
+    }
+
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+        if index != TRANSMIT {
+            return Ok(()); // the room is used in `tick`
+        }
+        let Context {
+            memory,
+            rings,
+            interrupt,
+            ..
+        } = context;
+        rings[TRANSMIT].drain(memory, &**interrupt, |chain| {
+            self.transmit(chain);
+            Ok(0)
+        })
+    }
+
+    fn timeout(&mut self) -> Option<Duration> {
+        if self.more {
+            return Some(Duration::ZERO);
+        }
+        self.wake_at
+            .map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    fn tick(&mut self, context: &mut Context) -> Result<(), Broken> {
+        let wait = self.backend.poll().map(Duration::from_millis);
+        self.wake_at = wait.and_then(|wait| Instant::now().checked_add(wait));
+        self.receive(context)
+    }
+}
+
+impl Card {
+    /// Sends one frame of the guest. What is no frame is dropped.
+    fn transmit(&mut self, chain: &Chain<'_>) {
+        let len = chain.readable.len();
+        if len > HEADER && len <= self.frame.len() {
+            chain.readable.read(0, &mut self.frame[..len]);
+            let start = if self.offloads { 0 } else { HEADER };
+            self.backend.transmit(&self.frame[start..len]);
+        }
+    }
+
+    /// Gives the guest the frames that there are, as far as it has room.
+    fn receive(&mut self, context: &mut Context) -> Result<(), Broken> {
+        let mut room = context.rings[RECEIVE].queue.ready();
+        let Context {
+            memory,
+            rings,
+            interrupt,
+            ..
+        } = &mut *context;
+        let ring = &mut rings[RECEIVE];
+        let mut chain = Chain::default();
+        let (mut given, mut seen) = (0, 0);
+        while room && seen < MAX_FRAMES_PER_WAKEUP {
+            if !ring.pop(memory, &mut chain)? {
+                room = ring.queue.enable_notification(&**memory)?;
+                continue;
+            }
+            let start = if self.offloads { 0 } else { HEADER };
+            let Some(len) = self.backend.receive(&mut self.frame[start..]) else {
+                ring.queue.set_next_avail(ring.queue.next_avail().wrapping_sub(1));
+                break;
+            };
+            seen += 1;
+            let len = start + len.min(self.frame.len() - start);
+            if len < HEADER || len > chain.writable.len() {
+                // No frame, or the guest's buffer is smaller than its MTU asks for: dropped.
+                ring.queue.set_next_avail(ring.queue.next_avail().wrapping_sub(1));
+                continue;
+            }
+            if !self.offloads {
+                self.frame[..HEADER].fill(0);
+            }
+            self.frame[NUM_BUFFERS..HEADER].copy_from_slice(&1u16.to_le_bytes());
+            chain.writable.write(0, &self.frame[..len]);
+            ring.push(memory, chain.head, len as u32)?;
+            given += 1;
+        }
+        if given > 0 {
+            ring.notify(memory, &**interrupt)?;
+        }
+        self.more = room && seen == MAX_FRAMES_PER_WAKEUP;
+        self.watch(context, room)
+    }
+
+    /// Watches the backend's descriptors, or stops to.
+    fn watch(&mut self, context: &Context, on: bool) -> Result<(), Broken> {
+        if on != self.watched.is_empty() {
+            return Ok(());
+        }
+        for fd in self.watched.drain(..) {
+            context.poller.remove(&Borrowed(fd))?;
+        }
+        if on {
+            for (id, (fd, events)) in (0..).zip(self.backend.descriptors()) {
+                context.poller.add(
+                    &Borrowed(fd),
+                    EventSet::from_bits_truncate(events),
+                    Wake::Source(id),
+                )?;
+                self.watched.push(fd);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A descriptor of the backend.
+struct Borrowed(RawFd);
+
+impl AsRawFd for Borrowed {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::Driver;
+    use std::collections::VecDeque;
+    use std::sync::{Arc, Mutex};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    #[derive(Default)]
+    struct Wire {
+        sent: Vec<Vec<u8>>,
+        to_guest: VecDeque<Vec<u8>>,
+        polls: u32,
+        features: u64,
+    }
+
+    /// A backend whose far end is the test.
+    struct Loop {
+        wire: Arc<Mutex<Wire>>,
+        event: EventFd,
+        offloads: bool,
+    }
+
+    impl Backend for Loop {
+        fn transmit(&mut self, frame: &[u8]) {
+            self.wire.lock().unwrap().sent.push(frame.to_vec());
+        }
+        fn receive(&mut self, buffer: &mut [u8]) -> Option<usize> {
+            let frame = self.wire.lock().unwrap().to_guest.pop_front()?;
+            buffer[..frame.len()].copy_from_slice(&frame);
+            Some(frame.len())
+        }
+        fn descriptors(&self) -> Vec<(RawFd, u32)> {
+            vec![(self.event.as_raw_fd(), libc::EPOLLIN as u32)]
+        }
+        fn poll(&mut self) -> Option<u64> {
+            self.wire.lock().unwrap().polls += 1;
+            if self.wire.lock().unwrap().to_guest.is_empty() {
+                let _ = self.event.read();
+            }
+            None
+        }
+        fn offloads(&self) -> bool {
+            self.offloads
+        }
+        fn accept_features(&mut self, features: u64) {
+            self.wire.lock().unwrap().features = features;
+        }
+    }
+
+    fn card(offloads: bool) -> (Driver, Arc<Mutex<Wire>>, EventFd) {
+        let wire = Arc::new(Mutex::new(Wire::default()));
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let backend = Loop {
+            wire: wire.clone(),
+            event: event.try_clone().unwrap(),
+            offloads,
+        };
+        let device = Net::new(Box::new(backend), [2, 0, 0, 0, 0, 7]);
+        (Driver::started(device, u64::MAX), wire, event)
+    }
+
+    #[test]
+    fn frames_lose_and_gain_their_header() {
+        let (mut driver, wire, event) = card(false);
+        driver.request(TRANSMIT, &[&[9; HEADER], b"frame to host"], &[]);
+        assert_eq!(wire.lock().unwrap().sent, [b"frame to host"]);
+        driver.submit(RECEIVE, &[], &[HEADER as u32, 1600]);
+        driver.ring(RECEIVE);
+        wire.lock()
+            .unwrap()
+            .to_guest
+            .push_back(b"frame to guest".to_vec());
+        event.write(1).unwrap();
+        let used = driver.wait_used(RECEIVE);
+        assert_eq!(used.data[..HEADER], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        assert_eq!(&used.data[HEADER..], b"frame to guest");
+    }
+
+    #[test]
+    fn a_backend_with_offloads_sees_the_header_and_the_agreed_features() {
+        let (mut driver, wire, _event) = card(true);
+        let frame = [&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0, 0][..], &[0x55; 60000]].concat();
+        driver.request(TRANSMIT, &[&frame], &[]);
+        assert_eq!(wire.lock().unwrap().sent, [frame]);
+        assert_eq!(wire.lock().unwrap().features & OFFLOADS, OFFLOADS);
+    }
+
+    #[test]
+    fn frames_wait_for_room_without_keeping_the_worker_awake() {
+        let (mut driver, wire, event) = card(false);
+        for number in 0..5u8 {
+            wire.lock().unwrap().to_guest.push_back(vec![number; 100]);
+        }
+        event.write(1).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        let polls = wire.lock().unwrap().polls;
+        assert!(polls < 10, "polled {polls} times for a guest without room");
+        for number in 0..5u8 {
+            driver.submit(RECEIVE, &[], &[1600]);
+            driver.ring(RECEIVE);
+            assert_eq!(driver.wait_used(RECEIVE).data[HEADER..], vec![number; 100]);
+        }
+    }
+
+    #[test]
+    fn what_is_no_frame_is_dropped() {
+        let (mut driver, wire, event) = card(false);
+        driver.request(TRANSMIT, &[&[0; HEADER]], &[]);
+        driver.request(TRANSMIT, &[b"x"], &[]);
+        driver.request(TRANSMIT, &[&vec![0; 70000]], &[]);
+        assert!(wire.lock().unwrap().sent.is_empty());
+        // A frame that does not fit is lost; the buffer serves the next one.
+        driver.submit(RECEIVE, &[], &[HEADER as u32 + 50]);
+        driver.ring(RECEIVE);
+        wire.lock().unwrap().to_guest.extend([vec![1; 51], vec![2; 50]]);
+        event.write(1).unwrap();
+        assert_eq!(driver.wait_used(RECEIVE).data[HEADER..], [2; 50]);
+        assert!(!driver.needs_reset());
+    }
+
+    #[test]
+    fn the_card_tells_its_address_link_and_mtu() {
+        let (mut driver, _wire, _event) = card(false);
+        assert_eq!(driver.config(0, 12), [2, 0, 0, 0, 0, 7, 1, 0, 1, 0, 0xdc, 5]);
+    }
+
+    #[test]
+    fn a_paused_card_hears_its_backend_again() {
+        let (mut driver, wire, event) = card(false);
+        driver.transport().pause();
+        driver.submit(RECEIVE, &[], &[1600]);
+        wire.lock().unwrap().to_guest.push_back(vec![3; 60]);
+        event.write(1).unwrap();
+        driver.transport().resume();
+        assert_eq!(driver.wait_used(RECEIVE).data[HEADER..], [3; 60]);
+    }
+}
