@@ -11,9 +11,12 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::irq::Interrupt;
 use crate::memory::Memory;
 
+pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod core;
+#[cfg(test)]
+mod core_tests;
 pub mod mmio;
 pub mod net;
 pub mod ring;

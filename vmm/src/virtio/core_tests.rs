@@ -1,0 +1,308 @@
+//! Negotiation, right and wrong, through the registers of the memory-mapped transport.
+
+use std::sync::{Arc, Mutex};
+
+use super::core::{TRANSPORT_FEATURES, isr, status};
+use super::mmio::register::*;
+use super::testing::{Driver, RAM};
+use super::*;
+use crate::bus::BusDevice;
+
+/// What a device was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Told {
+    Start { features: u64, ready: Vec<bool> },
+    Stop,
+    Reset,
+    Write(u64, Vec<u8>),
+}
+
+type Log = Arc<Mutex<Vec<Told>>>;
+
+/// A device that does nothing but remember.
+struct Recorder {
+    log: Log,
+    active: Option<Activation>,
+    fails: bool,
+}
+
+const OWN_FEATURE: u64 = 1 << 5;
+
+impl VirtioDevice for Recorder {
+    fn traits(&self) -> DeviceTraits {
+        DeviceTraits {
+            id: 42,
+            features: OWN_FEATURE,
+            queue_sizes: &[16, 4],
+        }
+    }
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(b"config!", offset, data);
+    }
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.log.lock().unwrap().push(Told::Write(offset, data.to_vec()));
+    }
+    fn start(&mut self, active: Activation) -> Result<(), Error> {
+        if self.fails {
+            return Err(Error::Lost);
+        }
+        use virtio_queue::QueueT;
+        let ready = active.queues.iter().map(|(queue, _)| queue.ready()).collect();
+        self.log.lock().unwrap().push(Told::Start {
+            features: active.features,
+            ready,
+        });
+        self.active = Some(active);
+        Ok(())
+    }
+    fn stop(&mut self) -> Vec<Queue> {
+        let Some(active) = self.active.take() else {
+            return Vec::new();
+        };
+        self.log.lock().unwrap().push(Told::Stop);
+        active.queues.into_iter().map(|(queue, _)| queue).collect()
+    }
+    fn reset(&mut self) {
+        self.log.lock().unwrap().push(Told::Reset);
+    }
+}
+
+fn recorder(fails: bool) -> (Driver, Log) {
+    let log = Log::default();
+    (
+        Driver::new(Recorder {
+            log: log.clone(),
+            active: None,
+            fails,
+        }),
+        log,
+    )
+}
+
+fn take(log: &Log) -> Vec<Told> {
+    std::mem::take(&mut log.lock().unwrap())
+}
+
+#[test]
+fn identification_is_fixed() {
+    let (mut driver, _) = recorder(false);
+    assert_eq!(driver.read(MAGIC_VALUE).to_le_bytes(), *b"virt");
+    assert_eq!((driver.read(VERSION), driver.read(DEVICE_ID)), (2, 42));
+    assert_eq!(driver.read(SHM_LEN_LOW), u32::MAX);
+    driver.write(QUEUE_SEL, 1);
+    assert_eq!(driver.read(QUEUE_SIZE_MAX), 4);
+    driver.write(QUEUE_SEL, 2);
+    assert_eq!(driver.read(QUEUE_SIZE_MAX), 0);
+    driver.write(DEVICE_FEATURES_SEL, 2);
+    assert_eq!(driver.read(DEVICE_FEATURES), 0);
+}
+
+#[test]
+fn a_correct_driver_starts_and_resets_the_device() {
+    let (mut driver, log) = recorder(false);
+    let agreed = driver.start(u64::MAX);
+    assert_eq!(agreed, TRANSPORT_FEATURES | OWN_FEATURE);
+    let expected = [
+        Told::Reset,
+        Told::Start {
+            features: agreed,
+            ready: vec![true, true],
+        },
+    ];
+    assert_eq!(take(&log), expected);
+    assert_eq!(driver.read(QUEUE_READY), 0, "queue 2 does not exist");
+    driver.write(QUEUE_SEL, 0);
+    assert_eq!(driver.read(QUEUE_READY), 1);
+    driver.write(STATUS, 0);
+    assert_eq!(take(&log), [Told::Stop, Told::Reset]);
+    assert_eq!((driver.read(STATUS), driver.read(QUEUE_READY)), (0, 0));
+    driver.write(STATUS, 0);
+    assert_eq!(take(&log), [Told::Reset], "it was stopped already");
+}
+
+#[test]
+fn a_queue_may_stay_disabled() {
+    let (mut driver, log) = recorder(false);
+    driver.negotiate(0);
+    driver.enable_queues();
+    driver.write(QUEUE_SEL, 1);
+    driver.write(QUEUE_READY, 0);
+    driver.write(STATUS, 15);
+    assert!(!driver.needs_reset());
+    assert!(matches!(&take(&log)[..], [Told::Reset, Told::Start { ready, .. }] if ready == &[true, false]));
+}
+
+#[test]
+fn features_that_were_not_offered_are_declined() {
+    for (select, bits) in [(0, 1), (1, 0), (1, 3)] {
+        let (mut driver, _) = recorder(false);
+        driver.write(STATUS, 3);
+        driver.write(DRIVER_FEATURES_SEL, 1);
+        driver.write(DRIVER_FEATURES, 1);
+        driver.write(DRIVER_FEATURES_SEL, select);
+        driver.write(DRIVER_FEATURES, bits);
+        driver.write(STATUS, 11);
+        assert_eq!(driver.read(STATUS), 3, "{bits:#x} in half {select}");
+    }
+}
+
+#[test]
+fn breaking_the_order_needs_a_reset_and_starts_nothing() {
+    type Step = fn(&mut Driver);
+    let wrong: [(&str, Step); 9] = [
+        ("DRIVER_OK without features", |driver| driver.write(STATUS, 7)),
+        ("features after FEATURES_OK", |driver| {
+            driver.negotiate(0);
+            driver.write(DRIVER_FEATURES, 0);
+        }),
+        ("features that do not exist", |driver| {
+            driver.write(DRIVER_FEATURES_SEL, 7);
+            driver.write(DRIVER_FEATURES, 1);
+        }),
+        ("a queue before FEATURES_OK", |driver| {
+            driver.write(QUEUE_DESC_LOW, 0x1000)
+        }),
+        ("a queue that is enabled", |driver| {
+            driver.negotiate(0);
+            driver.enable_queues();
+            driver.write(QUEUE_SEL, 0);
+            driver.write(QUEUE_DESC_LOW, 0x1000);
+        }),
+        ("a queue that does not exist", |driver| {
+            driver.negotiate(0);
+            driver.write(QUEUE_SEL, 9);
+            driver.write(QUEUE_READY, 1);
+        }),
+        ("a size that is no power of two", |driver| {
+            driver.negotiate(0);
+            driver.write(QUEUE_SIZE, 12);
+        }),
+        ("a size that is too large", |driver| {
+            driver.negotiate(0);
+            driver.write(QUEUE_SIZE, 32);
+        }),
+        ("configuration before DRIVER", |driver| driver.write(CONFIG, 1)),
+    ];
+    for (what, step) in wrong {
+        let (mut driver, log) = recorder(false);
+        step(&mut driver);
+        assert!(driver.needs_reset(), "{what}");
+        driver.write(STATUS, 15);
+        let log = take(&log);
+        assert!(
+            !log.iter().any(|told| matches!(told, Told::Start { .. })),
+            "{what}: {log:?}"
+        );
+        driver.start(0);
+        assert!(!driver.needs_reset(), "{what}: a reset heals");
+    }
+}
+
+#[test]
+fn rings_outside_memory_or_out_of_line_are_refused() {
+    let base = 0x10_0000;
+    let places = [
+        (QUEUE_DESC_LOW, base + 8),
+        (QUEUE_DESC_LOW, RAM - 16),
+        (QUEUE_DRIVER_LOW, base + 1),
+        (QUEUE_DRIVER_LOW, RAM),
+        (QUEUE_DEVICE_LOW, base + 2),
+        (QUEUE_DEVICE_LOW, u64::MAX - 7),
+    ];
+    for (register, address) in places {
+        let (mut driver, log) = recorder(false);
+        driver.negotiate(0);
+        driver.write(QUEUE_SEL, 0);
+        for (other, fine) in [
+            (QUEUE_DESC_LOW, base),
+            (QUEUE_DRIVER_LOW, base),
+            (QUEUE_DEVICE_LOW, base),
+        ] {
+            let at = if other == register { address } else { fine };
+            driver.write(other, at as u32);
+            driver.write(other + 4, (at >> 32) as u32);
+        }
+        driver.write(QUEUE_READY, 1);
+        driver.write(STATUS, 15);
+        assert!(driver.needs_reset(), "{register:#x} at {address:#x}");
+        assert_eq!(take(&log), [Told::Reset]);
+    }
+}
+
+#[test]
+fn a_device_that_cannot_start_asks_for_a_reset() {
+    let (mut driver, _) = recorder(true);
+    driver.start(0);
+    assert!(driver.needs_reset());
+    assert_eq!(driver.acknowledge(), isr::CONFIG, "the driver is told");
+    assert_eq!(driver.acknowledge(), 0);
+}
+
+#[test]
+fn doorbells_ring_over_the_bus() {
+    let (mut driver, _) = recorder(false);
+    driver.write(QUEUE_NOTIFY, 1);
+    driver.write(QUEUE_NOTIFY, 77);
+    let rung: Vec<bool> = driver
+        .transport()
+        .doorbells()
+        .map(|(_, doorbell)| doorbell.read().is_ok())
+        .collect();
+    assert_eq!(rung, [false, true]);
+}
+
+#[test]
+fn configuration_takes_any_width_and_registers_only_words() {
+    let (mut driver, log) = recorder(false);
+    driver.start(0);
+    take(&log);
+    assert_eq!(driver.config(4, 8), b"ig!\0\0\0\0\0");
+    assert_eq!(driver.config(0xe00, 2), [0, 0]);
+    let mmio = driver.transport();
+    mmio.write(CONFIG + 1, &[9]);
+    assert_eq!(take(&log), [Told::Write(1, vec![9])]);
+    for (offset, width) in [(STATUS, 1), (STATUS, 2), (STATUS, 8), (STATUS + 2, 4)] {
+        let before = vec![0xee; width];
+        let mut data = before.clone();
+        mmio.read(offset, &mut data);
+        assert_eq!(data, before, "{width} bytes at {offset:#x}");
+        mmio.write(offset, &vec![0; width]);
+    }
+    assert_ne!(driver.read(STATUS) & status::DRIVER_OK, 0);
+}
+
+mod chance {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// No order of register accesses breaks the transport, and a reset always heals it.
+        #[test]
+        fn any_accesses_are_survived(
+            accesses in proptest::collection::vec((0u64..0x120, any::<u32>(), 0u32..4, any::<bool>()), 0..200)
+        ) {
+            let (mut driver, log) = recorder(false);
+            for (offset, value, small, write) in accesses {
+                // Registers are words, and most of their values are small.
+                let value = if small == 0 { value } else { value % 32 };
+                if write { driver.write(offset & !3, value) } else { driver.read(offset & !3); }
+            }
+            driver.start(u64::MAX);
+            prop_assert!(!driver.needs_reset());
+            let log = take(&log);
+            let started = matches!(log.last(), Some(Told::Start { .. }));
+            prop_assert!(started);
+            let mut running = false;
+            for told in log {
+                match told {
+                    Told::Start { .. } => { prop_assert!(!running); running = true; }
+                    Told::Stop => { prop_assert!(running); running = false; }
+                    Told::Reset => prop_assert!(!running),
+                    Told::Write(..) => {}
+                }
+            }
+        }
+    }
+}
