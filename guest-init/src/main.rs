@@ -1,3 +1,5 @@
-//! PID 1 of a Kiln guest.
+//! `/init` of the initramfs.
 
-fn main() {}
+fn main() -> ! {
+    guest_init::pid1::main()
+}

@@ -1,0 +1,164 @@
+//! The agent: carries out what the host asks over vsock.
+//!
+//! It is a process of its own beside PID 1, so that it lives on when the image's own init takes over. Each connection is served by a
+//! thread; nothing is shared between them but the frozen file systems.
+
+mod clock;
+mod configure;
+mod copy;
+mod exec;
+mod freeze;
+mod identity;
+mod vsock;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use crate::proto::{
+    AGENT_PORT, Error, Failure, Frame, Kind, READY_PORT, Ready, Reason, Request, read_frame, write_frame,
+};
+
+pub use identity::renew;
+
+/// Connections at once. The host opens one for each command that runs.
+const CONNECTIONS_CAP: usize = 64;
+
+/// Stack of a connection's thread: it reads frames of 64 KiB into the heap and recurses nowhere.
+const STACK: usize = 256 * 1024;
+
+/// Whether cloud-init is in the image and will configure the instance.
+pub fn has_cloud_init() -> bool {
+    Path::new("/usr/bin/cloud-init").exists()
+}
+
+/// Serves requests until the machine stops. `ready` is called once requests are taken, before the host is told.
+pub fn serve(ready: impl FnOnce()) -> std::io::Result<()> {
+    let listener = vsock::listen(AGENT_PORT)?;
+    ready();
+    announce();
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        let Ok(connection) = vsock::accept(&listener) else {
+            continue;
+        };
+        if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_CAP {
+            open.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        let done = Arc::clone(&open);
+        let serve = move || {
+            // What went wrong was told to the host, or the host is gone: nobody else wants to know.
+            let _ = connection_loop(connection);
+            done.fetch_sub(1, Ordering::Relaxed);
+        };
+        if thread::Builder::new().stack_size(STACK).spawn(serve).is_err() {
+            open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Tells the host that requests are taken. A host that does not listen does not care.
+fn announce() {
+    if let Ok(mut host) = vsock::connect(READY_PORT)
+        && let Ok(frame) = Frame::json(Kind::Done, &state())
+    {
+        let _ = write_frame(&mut host, frame.kind, &frame.payload);
+    }
+}
+
+fn state() -> Ready {
+    let line = |path: &str| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    Ready {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: line("/proc/sys/kernel/osrelease"),
+        hostname: line("/proc/sys/kernel/hostname"),
+        cloud_init: has_cloud_init(),
+    }
+}
+
+fn connection_loop(mut connection: File) -> Result<(), Error> {
+    let Some(first) = read_frame(&mut connection)? else {
+        return Ok(());
+    };
+    if first.kind != Kind::Request {
+        return Err(Error::Unexpected(first.kind));
+    }
+    match first.message::<Request>() {
+        Ok(request) => carry_out(request, connection),
+        Err(error) => fail(
+            &mut connection,
+            &Failure {
+                reason: Reason::Other,
+                message: error.to_string(),
+            },
+        ),
+    }
+}
+
+fn carry_out(request: Request, mut connection: File) -> Result<(), Error> {
+    let result = match request {
+        Request::Ping => {
+            let answer = Frame::json(Kind::Done, &state())?;
+            return write_frame(&mut connection, answer.kind, &answer.payload);
+        }
+        Request::Exec(exec) => return exec::run(&exec, connection),
+        Request::CopyOut { path } => copy::send(Path::new(&path), &mut connection),
+        Request::CopyIn { folder } => copy::receive(Path::new(&folder), &mut connection),
+        Request::Shutdown { reboot } => {
+            write_frame(&mut connection, Kind::Done, b"")?;
+            return shutdown(reboot, &mut connection);
+        }
+        Request::Freeze { seconds } => freeze::freeze(seconds),
+        Request::Thaw => freeze::thaw(),
+        Request::SetClock { nanoseconds } => clock::set(nanoseconds),
+        Request::Configure(configure) => configure::apply(&configure),
+        Request::ScrubIdentity => identity::scrub(),
+    };
+    match result {
+        Ok(()) => write_frame(&mut connection, Kind::Done, b""),
+        Err(failure) => fail(&mut connection, &failure),
+    }
+}
+
+fn fail(connection: &mut impl Write, failure: &Failure) -> Result<(), Error> {
+    let frame = Frame::json(Kind::Failed, failure)?;
+    write_frame(connection, frame.kind, &frame.payload)
+}
+
+/// Asks PID 1, whoever it is, by the signals that both guest-init and systemd know: SIGRTMIN+4 powers off and SIGRTMIN+5
+/// reboots (systemd(1)).
+fn shutdown(reboot: bool, connection: &mut File) -> Result<(), Error> {
+    let signal = libc::SIGRTMIN() + if reboot { 5 } else { 4 };
+    let sent = nix::errno::Errno::result(kill_init(signal));
+    sent.map(drop)
+        .or_else(|error| fail(connection, &failed("PID 1 could not be signalled", error)))
+}
+
+#[allow(unsafe_code)]
+fn kill_init(signal: i32) -> i32 {
+    // SAFETY: kill takes no pointers. nix's enumeration of signals has no real-time ones.
+    unsafe { libc::kill(1, signal) }
+}
+
+/// A failure of the operating system, in the protocol's terms.
+fn failed(what: impl std::fmt::Display, error: impl Into<std::io::Error>) -> Failure {
+    let error = error.into();
+    let reason = match error.kind() {
+        std::io::ErrorKind::NotFound => Reason::NotFound,
+        std::io::ErrorKind::PermissionDenied => Reason::Denied,
+        _ => Reason::Other,
+    };
+    Failure {
+        reason,
+        message: format!("{what}: {error}"),
+    }
+}

@@ -1,0 +1,178 @@
+//! PID 1: from the kernel's hand-over to a running system. [`main`] reads as a checklist.
+
+mod disk;
+mod grow;
+mod modules;
+mod mounts;
+mod network;
+mod power;
+mod supervise;
+mod timer;
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use nix::unistd::{ForkResult, fork};
+
+use crate::agent;
+use crate::command_line::CommandLine;
+use crate::config::{Config, INIT_GUEST};
+use crate::proto::mark;
+use timer::BootTimer;
+
+/// Where the root file system is mounted before it becomes the root.
+const NEW_ROOT: &str = "/sysroot";
+
+/// What stops a boot. The message goes to the console: what failed, why, and what to try.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// {what} failed: {source}
+    #[error("{what} failed: {source}")]
+    Os {
+        /// The step.
+        what: String,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// {0}
+    #[error(transparent)]
+    Config(#[from] crate::config::Error),
+    /// the root disk {device} did not appear within {seconds} s; does the machine have it, and does the image have its driver's module?
+    #[error(
+        "the root disk {device} did not appear within {seconds} s; does the machine have it, and does the image have its driver's module?"
+    )]
+    NoDisk {
+        /// Such as `/dev/vda`.
+        device: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// {device} could not be mounted as {filesystem}: {source}; `imgtool verify` tells whether the image is damaged
+    #[error(
+        "{device} could not be mounted as {filesystem}: {source}; `imgtool verify` tells whether the image is damaged"
+    )]
+    Mount {
+        /// The root disk.
+        device: String,
+        /// Its file system type by the image.
+        filesystem: String,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
+    /// {init} could not be started: {source}; kiln.init= on the kernel command line names another
+    #[error("{init} could not be started: {source}; kiln.init= on the kernel command line names another")]
+    Init {
+        /// The image's init.
+        init: String,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
+}
+
+/// Wraps an operating system's error with the step that met it.
+fn os<E: Into<std::io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Error {
+    move |error| Error::Os {
+        what: what.into(),
+        source: error.into(),
+    }
+}
+
+/// The program.
+pub fn main() -> ! {
+    if std::process::id() != 1 {
+        eprintln!("guest-init: this is PID 1 of a Kiln guest; it does nothing elsewhere");
+        std::process::exit(1);
+    }
+    match boot() {
+        Ok(never) => match never {},
+        Err(error) => {
+            mounts::say(&format!("guest-init: {error}\nguest-init: powering off"));
+            power::off()
+        }
+    }
+}
+
+/// Returns only if the boot has failed.
+fn boot() -> Result<std::convert::Infallible, Error> {
+    mounts::early()?;
+    let machine = mounts::command_line();
+    let timer = BootTimer::open(machine.boot_timer);
+    timer.mark(mark::KERNEL_READY);
+    let config = Config::load()?;
+
+    modules::load(&config.modules)?;
+    disk::wait_for(&config.root_device)?;
+    mounts::root(&config, NEW_ROOT)?;
+    timer.mark(mark::ROOT_MOUNTED);
+    if config.grow_root && config.root_writable {
+        grow::to_disk_size(&config.root_device, NEW_ROOT);
+    }
+    if config.root_writable {
+        renew_identity(&machine);
+    }
+    mounts::switch_root(NEW_ROOT)?;
+
+    let init = machine.init.as_deref().unwrap_or(&config.init);
+    let console = machine.console.as_deref().unwrap_or(&config.console);
+    if init == INIT_GUEST {
+        name_machine(&machine, &config);
+        network::up(machine.network.as_ref());
+        start_agent(timer.clone())?;
+        timer.mark(mark::INIT);
+        supervise::run(&config, console)
+    } else {
+        start_agent(timer.clone())?;
+        timer.mark(mark::INIT);
+        drop(timer);
+        // The kernel's own arguments for init (single, 3, …) are the image's init's.
+        let source = Command::new(init).args(std::env::args_os().skip(1)).exec();
+        Err(Error::Init {
+            init: init.to_owned(),
+            source,
+        })
+    }
+}
+
+/// A machine that boots without a renewed identity is better than none: a failure is said and nothing more.
+fn renew_identity(machine: &CommandLine) {
+    let root = Path::new(NEW_ROOT);
+    if let Err(error) = agent::renew(root, machine.instance.as_deref(), machine.hostname.as_deref()) {
+        mounts::say(&format!(
+            "guest-init: the machine's identity could not be renewed: {error}"
+        ));
+    }
+}
+
+fn name_machine(machine: &CommandLine, config: &Config) {
+    let kept = std::fs::read_to_string("/etc/hostname")
+        .ok()
+        .map(|name| name.trim().to_owned());
+    let name = machine
+        .hostname
+        .clone()
+        .or(kept)
+        .or_else(|| config.hostname.clone());
+    if let Some(name) = name.filter(|name| !name.is_empty()) {
+        // An invalid name in the image leaves the kernel's.
+        let _ = nix::unistd::sethostname(name);
+    }
+}
+
+/// Forks the agent off, before PID 1 becomes something else.
+fn start_agent(timer: BootTimer) -> Result<(), Error> {
+    // SAFETY: PID 1 has one thread here, so the child has all that it needs.
+    match unsafe { fork() }.map_err(os("starting the agent"))? {
+        ForkResult::Parent { .. } => Ok(()),
+        ForkResult::Child => {
+            // A session of its own: signals of a console's terminal do not reach it.
+            let _ = nix::unistd::setsid();
+            power::restore_signals();
+            let error = agent::serve(move || timer.mark(mark::READY)).err();
+            if let Some(error) = error {
+                mounts::say(&format!("guest-init: no agent: vsock: {error}"));
+            }
+            std::process::exit(1)
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The end: processes are asked to stop, then made to, then the disks are made consistent and the machine stops.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, sync};
+
+/// What the machine does in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Power off.
+    Off,
+    /// Start again.
+    Reboot,
+}
+
+/// How long processes have to end by themselves.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Ends everything in order.
+pub fn shut_down(end: End) -> ! {
+    stop_processes();
+    sync();
+    for point in mount_points() {
+        // Read-only is consistent, even where a file is still open for reading (our own program).
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        let _ = mount(None::<&str>, point.as_str(), None::<&str>, flags, None::<&str>);
+    }
+    sync();
+    stop(match end {
+        End::Off => RebootMode::RB_POWER_OFF,
+        End::Reboot => RebootMode::RB_AUTOBOOT,
+    })
+}
+
+/// Powers off at once.
+pub fn off() -> ! {
+    sync();
+    stop(RebootMode::RB_POWER_OFF)
+}
+
+fn stop(mode: RebootMode) -> ! {
+    // Succeeds by not returning. Should the machine refuse, PID 1 still must not end.
+    let _ = reboot(mode);
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Asks all processes to end, waits, and ends what is left.
+fn stop_processes() {
+    let everyone = Pid::from_raw(-1);
+    let _ = kill(everyone, Signal::SIGTERM);
+    // Shells ignore the first and understand the second.
+    let _ = kill(everyone, Signal::SIGHUP);
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_millis(1);
+    while others_left() && Instant::now() < deadline {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+    let _ = kill(everyone, Signal::SIGKILL);
+    while others_left() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Reaps what has ended and tells whether any child is left. Every process without a parent is PID 1's child.
+fn others_left() -> bool {
+    loop {
+        match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => return true,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Mount points on disks, the innermost first.
+fn mount_points() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let disks = mounts.lines().filter(|line| line.starts_with("/dev/"));
+    let mut points: Vec<String> = disks
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(|point| point.replace("\\040", " "))
+        .collect();
+    points.reverse();
+    points
+}
+
+/// Lets signals through that PID 1 had blocked, for a child that handles them as usual.
+pub fn restore_signals() {
+    let _ = SigSet::empty().thread_set_mask();
+}

@@ -1,0 +1,370 @@
+//! PID 1 for the whole life of the machine: starts services and the console's shell, reaps, restarts, and shuts down when asked.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::power::{self, End};
+use super::{Error, mounts, os};
+use crate::config::{Config, Service};
+use crate::users::User;
+
+/// A service that fails at once is not started again at once: pauses double from the first to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A service that has run this long is healthy: its next pause is the first again.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// Shells for the console, the first that the image has.
+const SHELLS: &[&str] = &["/bin/bash", "/bin/sh"];
+
+/// What a child of ours is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The service with this index.
+    Service(usize),
+    /// The console's shell: the machine ends with it.
+    Shell,
+}
+
+/// A service and its history.
+struct Supervised<'a> {
+    service: &'a Service,
+    started: Instant,
+    pause: Duration,
+    /// When it is to be started (again).
+    due: Option<Instant>,
+}
+
+/// Signals that PID 1 acts on. Blocked, and taken one at a time.
+struct Signals {
+    set: libc::sigset_t,
+}
+
+/// What woke the supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wake {
+    /// A child has ended.
+    Child,
+    /// The machine is to end so.
+    End(End),
+    /// Time has passed.
+    Time,
+}
+
+/// Runs the machine to its end.
+pub fn run(config: &Config, console: &str) -> Result<std::convert::Infallible, Error> {
+    mounts::late();
+    let signals = Signals::block();
+    let now = Instant::now();
+    let supervise = |service| Supervised {
+        service,
+        started: now,
+        pause: FIRST_PAUSE,
+        due: Some(now),
+    };
+    let mut services: Vec<Supervised<'_>> = config.services.iter().map(supervise).collect();
+    let mut children = HashMap::new();
+    if config.console_shell {
+        let shell = start_shell(console).map_err(os(format!("starting a shell on {console}")))?;
+        children.insert(shell, Role::Shell);
+    }
+    loop {
+        start_due(&mut services, &mut children);
+        match signals.wait(next_due(&services)) {
+            Wake::End(end) => power::shut_down(end),
+            Wake::Time => {}
+            Wake::Child => {
+                if reap(&mut services, &mut children) {
+                    power::shut_down(End::Off)
+                }
+            }
+        }
+    }
+}
+
+fn next_due(services: &[Supervised<'_>]) -> Option<Duration> {
+    let due = services.iter().filter_map(|service| service.due).min()?;
+    Some(due.saturating_duration_since(Instant::now()))
+}
+
+fn start_due(services: &mut [Supervised<'_>], children: &mut HashMap<Pid, Role>) {
+    let now = Instant::now();
+    for (index, supervised) in services.iter_mut().enumerate() {
+        if supervised.due.is_none_or(|due| due > now) {
+            continue;
+        }
+        supervised.due = None;
+        supervised.started = now;
+        match start_service(supervised.service) {
+            Ok(pid) => drop(children.insert(pid, Role::Service(index))),
+            Err(error) => {
+                mounts::say(&format!(
+                    "guest-init: service {} did not start: {error}",
+                    supervised.service.name
+                ));
+                supervised.ended(false);
+            }
+        }
+    }
+}
+
+/// Takes the ends of all children that have ended. Returns whether the console's shell was among them.
+fn reap(services: &mut [Supervised<'_>], children: &mut HashMap<Pid, Role>) -> bool {
+    let mut shell_ended = false;
+    loop {
+        let (pid, succeeded) = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) => (pid, status == 0),
+            Ok(WaitStatus::Signaled(pid, ..)) => (pid, false),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return shell_ended,
+            Ok(_) | Err(_) => continue,
+        };
+        match children.remove(&pid) {
+            Some(Role::Shell) => shell_ended = true,
+            Some(Role::Service(index)) => services[index].ended(succeeded),
+            // An orphan: reaping it was all there is to do.
+            None => {}
+        }
+    }
+}
+
+impl Supervised<'_> {
+    fn ended(&mut self, succeeded: bool) {
+        if !self.service.restart.again(succeeded) {
+            return;
+        }
+        if self.started.elapsed() >= HEALTHY {
+            self.pause = FIRST_PAUSE;
+        }
+        self.due = Some(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(LAST_PAUSE);
+    }
+}
+
+fn start_service(service: &Service) -> io::Result<Pid> {
+    let not_found = |what: String| io::Error::new(io::ErrorKind::NotFound, what);
+    let (program, arguments) = service
+        .command
+        .split_first()
+        .ok_or_else(|| not_found("no command".to_owned()))?;
+    let user = User::find(Path::new("/"), &service.user)
+        .ok_or_else(|| not_found(format!("there is no user {}", service.user)))?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(user.environment())
+        .envs(&service.environment);
+    command.current_dir(&service.directory).stdin(Stdio::null());
+    let log = open_log(&service.name)?;
+    command.stdout(log.try_clone()?).stderr(log);
+    become_user(&mut command, user);
+    spawn(command)
+}
+
+/// What a service prints goes to `/var/log/NAME.log`.
+fn open_log(name: &str) -> io::Result<File> {
+    std::fs::create_dir_all("/var/log")?;
+    let name = name.replace('/', "-");
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .open(format!("/var/log/{name}.log"))
+}
+
+fn become_user(command: &mut Command, user: User) {
+    let setup = move || {
+        power::restore_signals();
+        nix::unistd::setsid()?;
+        // SAFETY: `groups` is a live array of as many ids as its length says; between fork and exec there is one thread.
+        unsafe {
+            Errno::result(libc::setgroups(user.groups.len() as _, user.groups.as_ptr()))?;
+            Errno::result(libc::setgid(user.gid))?;
+            Errno::result(libc::setuid(user.uid))?;
+        }
+        Ok(())
+    };
+    // SAFETY: PID 1 has one thread, so the child may do anything; the closure makes system calls only.
+    unsafe {
+        command.pre_exec(setup);
+    }
+}
+
+/// A login shell with the console as its controlling terminal.
+fn start_shell(console: &str) -> io::Result<Pid> {
+    let shell = SHELLS.iter().find(|shell| Path::new(shell).exists());
+    let shell =
+        shell.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the image has neither bash nor sh"))?;
+    let device = format!("/dev/{console}");
+    let terminal = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY)
+        .open(device)?;
+    let descriptor = terminal.as_raw_fd();
+    let mut command = Command::new(shell);
+    command.arg0(format!("-{}", shell.rsplit('/').next().unwrap_or("sh")));
+    command.env_clear().envs(User::root().environment());
+    command.env(
+        "TERM",
+        std::env::var("TERM").unwrap_or_else(|_| "vt220".to_owned()),
+    );
+    command.current_dir(if Path::new("/root").is_dir() { "/root" } else { "/" });
+    command
+        .stdin(terminal.try_clone()?)
+        .stdout(terminal.try_clone()?)
+        .stderr(terminal.try_clone()?);
+    let setup = move || {
+        power::restore_signals();
+        nix::unistd::setsid()?;
+        // SAFETY: TIOCSCTTY takes an integer; the descriptor is the console's and open.
+        Errno::result(unsafe { libc::ioctl(descriptor, libc::TIOCSCTTY, 1) })?;
+        Ok(())
+    };
+    // SAFETY: PID 1 has one thread, so the child may do anything; the closure makes system calls only.
+    unsafe {
+        command.pre_exec(setup);
+    }
+    spawn(command)
+}
+
+/// Starts a child that [`reap`] takes care of.
+fn spawn(mut command: Command) -> io::Result<Pid> {
+    let child = command.spawn()?;
+    i32::try_from(child.id())
+        .map(Pid::from_raw)
+        .map_err(io::Error::other)
+}
+
+impl Signals {
+    /// Blocks what the supervisor acts on.
+    fn block() -> Signals {
+        // SAFETY: the calls initialise and fill a signal set that lives here, then set this thread's mask from it.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            for signal in [
+                libc::SIGCHLD,
+                libc::SIGINT,
+                libc::SIGTERM,
+                libc::SIGUSR1,
+                libc::SIGUSR2,
+            ] {
+                libc::sigaddset(&raw mut set, signal);
+            }
+            for real_time in [4, 5] {
+                libc::sigaddset(&raw mut set, libc::SIGRTMIN() + real_time);
+            }
+            libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+            Signals { set }
+        }
+    }
+
+    /// Waits for a signal, or for `limit` to pass.
+    fn wait(&self, limit: Option<Duration>) -> Wake {
+        let limit = limit.unwrap_or(Duration::from_secs(3600));
+        let time = libc::timespec {
+            tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        // SAFETY: both pointers are to live values; a null one says that nobody wants to know more of the signal.
+        let signal =
+            unsafe { libc::sigtimedwait(&raw const self.set, std::ptr::null_mut(), &raw const time) };
+        wake(signal)
+    }
+}
+
+/// What a signal means: the kernel's Ctrl-Alt-Del (INT), busybox's words for its init (USR1, USR2, TERM) and systemd's
+/// (RTMIN+4, RTMIN+5), so that `poweroff` and `reboot` of either work.
+fn wake(signal: i32) -> Wake {
+    let (off, again) = (libc::SIGRTMIN() + 4, libc::SIGRTMIN() + 5);
+    match signal {
+        libc::SIGCHLD => Wake::Child,
+        libc::SIGUSR1 | libc::SIGUSR2 => Wake::End(End::Off),
+        libc::SIGTERM | libc::SIGINT => Wake::End(End::Reboot),
+        signal if signal == off => Wake::End(End::Off),
+        signal if signal == again => Wake::End(End::Reboot),
+        _ => Wake::Time,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Restart;
+
+    fn service(restart: Restart) -> Service {
+        Service {
+            name: "test".to_owned(),
+            command: vec!["/bin/true".to_owned()],
+            environment: std::collections::BTreeMap::new(),
+            directory: "/".to_owned(),
+            user: "root".to_owned(),
+            restart,
+        }
+    }
+
+    fn supervised(service: &Service) -> Supervised<'_> {
+        Supervised {
+            service,
+            started: Instant::now(),
+            pause: FIRST_PAUSE,
+            due: None,
+        }
+    }
+
+    #[test]
+    fn a_failing_service_is_started_again_ever_later() {
+        let service = service(Restart::OnFailure);
+        let mut failing = supervised(&service);
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            failing.due = None;
+            failing.ended(false);
+            pauses.push(
+                failing
+                    .due
+                    .expect("due again")
+                    .saturating_duration_since(Instant::now()),
+            );
+        }
+        assert!(pauses[0] <= FIRST_PAUSE && pauses[1] > pauses[0]);
+        assert!(pauses[11] <= LAST_PAUSE && pauses[11] > LAST_PAUSE / 2);
+    }
+
+    #[test]
+    fn the_policy_decides() {
+        for (restart, succeeded, again) in [
+            (Restart::Never, false, false),
+            (Restart::OnFailure, true, false),
+            (Restart::OnFailure, false, true),
+            (Restart::Always, true, true),
+        ] {
+            let service = service(restart);
+            let mut ended = supervised(&service);
+            ended.ended(succeeded);
+            assert_eq!(ended.due.is_some(), again, "{restart:?} {succeeded}");
+        }
+    }
+
+    #[test]
+    fn both_families_of_poweroff_are_understood() {
+        assert_eq!(wake(libc::SIGUSR2), Wake::End(End::Off));
+        assert_eq!(wake(libc::SIGTERM), Wake::End(End::Reboot));
+        assert_eq!(wake(libc::SIGRTMIN() + 4), Wake::End(End::Off));
+        assert_eq!(wake(libc::SIGRTMIN() + 5), Wake::End(End::Reboot));
+        assert_eq!(wake(libc::SIGCHLD), Wake::Child);
+    }
+}

@@ -1,0 +1,68 @@
+//! The boot timer: one-byte writes by which the host knows how far the guest has come.
+
+use std::fs::OpenOptions;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+const PAGE: usize = 4096;
+
+/// The doorbell's page, mapped. Without one (another hypervisor), marks go nowhere.
+#[derive(Clone)]
+pub struct BootTimer(Option<Arc<Doorbell>>);
+
+struct Doorbell(*mut u8);
+
+// SAFETY: the pointer is to a device page that stays mapped as long as the value lives; one-byte stores to it need no
+// ordering among threads.
+unsafe impl Send for Doorbell {}
+// SAFETY: as above.
+unsafe impl Sync for Doorbell {}
+
+impl Drop for Doorbell {
+    fn drop(&mut self) {
+        // SAFETY: the page was mapped by `open` with this size, and nothing else points into it.
+        unsafe {
+            libc::munmap(self.0.cast(), PAGE);
+        }
+    }
+}
+
+impl BootTimer {
+    /// Maps the doorbell at guest-physical `address`, page aligned.
+    pub fn open(address: Option<u64>) -> BootTimer {
+        BootTimer(address.and_then(map).map(|page| Arc::new(Doorbell(page))))
+    }
+
+    /// Tells the host that the guest has reached `event`.
+    pub fn mark(&self, event: u8) {
+        if let Some(doorbell) = &self.0 {
+            // SAFETY: the page is mapped for writing while `doorbell` lives. The store is volatile: the device wants each one.
+            unsafe { doorbell.0.write_volatile(event) }
+        }
+    }
+}
+
+fn map(address: u64) -> Option<*mut u8> {
+    let offset = libc::off_t::try_from(address)
+        .ok()
+        .filter(|offset| offset % PAGE as libc::off_t == 0)?;
+    let memory = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_SYNC)
+        .open("/dev/mem")
+        .ok()?;
+    // SAFETY: a new shared mapping of one page; the kernel refuses addresses that are RAM.
+    let page = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            PAGE,
+            libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            memory.as_raw_fd(),
+            offset,
+        )
+    };
+    (page != libc::MAP_FAILED).then_some(page.cast())
+}
