@@ -50,15 +50,4 @@ pub struct Serial {
     pub input: Option<OwnedFd>,
 }
 
-/// How a machine ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The guest switched itself off.
-    PowerOff,
-    /// The guest asked for a reset: build the machine anew to go on.
-    Reset,
-    /// The guest's processor shut down after a triple fault, which on a real machine is a reset too.
-    TripleFault,
-    /// `Handle::kill` was called.
-    Killed,
-}
+pub use crate::vcpu::End as Outcome;

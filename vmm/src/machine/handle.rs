@@ -1,0 +1,134 @@
+//! Control over a machine from outside.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::registers::{self, Place};
+use crate::timeline::{Event, Timeline};
+use crate::vcpu::{Control, End, ExitCount, ExitTable, Kind, totals};
+use crate::virtio::mmio::Mmio;
+
+/// Controls one machine; clones control the same one.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What the machine, its threads and its handles share.
+pub(super) struct Shared {
+    pub(super) control: Arc<Control>,
+    pub(super) timeline: Arc<Timeline>,
+    pub(super) exits: Vec<Arc<ExitTable>>,
+    pub(super) places: Vec<Place>,
+    /// `kvm` or `soft`, and why.
+    pub(super) accelerator: (&'static str, String),
+    /// Emptied when the machine has ended, which closes what the devices hold. Locked before any device.
+    pub(super) transports: Mutex<Vec<Arc<Mutex<Mmio>>>>,
+    /// The exits up to each event of the boot. A leaf.
+    pub(super) reached: Mutex<HashMap<u8, Vec<ExitCount>>>,
+}
+
+impl Shared {
+    /// Notes an event of the boot and the exits up to it. Only the first time counts.
+    pub(super) fn reached(&self, event: Event) {
+        self.timeline.mark(event);
+        let mut reached = lock(&self.reached);
+        reached
+            .entry(event as u8)
+            .or_insert_with(|| totals(self.exits.iter().map(Arc::as_ref)));
+    }
+}
+
+/// Exits of one kind at one device register.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedExit {
+    /// What the guest did there.
+    pub kind: Kind,
+    /// Port or guest-physical address.
+    pub addr: u64,
+    /// The device and its register, as the device's specification calls it.
+    pub name: String,
+    /// How often.
+    pub count: u64,
+}
+
+impl Handle {
+    /// Ends the machine as if its plug were pulled: [`Machine::run`](super::Machine::run) returns
+    /// [`Outcome::Killed`](super::Outcome::Killed) unless the machine has ended already.
+    pub fn kill(&self) {
+        self.shared.control.end(Ok(End::Killed));
+    }
+
+    /// Stops processors and devices where they are. Returns whether the machine is now paused by this call: not when it has
+    /// ended or is paused already.
+    pub fn pause(&self) -> bool {
+        let paused = self.shared.control.pause();
+        if paused {
+            self.each_transport(Mmio::pause);
+        }
+        paused
+    }
+
+    /// Goes on after [`pause`](Handle::pause).
+    pub fn resume(&self) {
+        self.each_transport(Mmio::resume);
+        self.shared.control.resume();
+    }
+
+    /// The accelerator's name, `kvm` or `soft`, and why it is this one.
+    pub fn accelerator(&self) -> (&'static str, &str) {
+        let (name, why) = &self.shared.accelerator;
+        (name, why)
+    }
+
+    /// When the boot got where.
+    pub fn timeline(&self) -> &Timeline {
+        &self.shared.timeline
+    }
+
+    /// Notes that the boot has reached `event`, for events that are seen from outside the guest.
+    pub fn mark(&self, event: Event) {
+        self.shared.reached(event);
+    }
+
+    /// All exits so far, most frequent first.
+    pub fn exits(&self) -> Vec<NamedExit> {
+        self.named(totals(self.shared.exits.iter().map(Arc::as_ref)))
+    }
+
+    /// The exits up to `event`; `None` when it has not been reached.
+    pub fn exits_until(&self, event: Event) -> Option<Vec<NamedExit>> {
+        let counts = lock(&self.shared.reached).get(&(event as u8)).cloned()?;
+        Some(self.named(counts))
+    }
+
+    fn named(&self, counts: Vec<ExitCount>) -> Vec<NamedExit> {
+        let name = |exit: &ExitCount| registers::name(&self.shared.places, exit.kind, exit.addr);
+        counts
+            .iter()
+            .map(|exit| NamedExit {
+                kind: exit.kind,
+                addr: exit.addr,
+                name: name(exit),
+                count: exit.count,
+            })
+            .collect()
+    }
+
+    fn each_transport(&self, act: impl Fn(&mut Mmio)) {
+        for transport in lock(&self.shared.transports).iter() {
+            act(&mut lock(transport));
+        }
+    }
+
+    /// Stops the devices for good and lets go of them.
+    pub(super) fn retire_devices(&self) {
+        self.each_transport(Mmio::pause);
+        lock(&self.shared.transports).clear();
+    }
+}
+
+/// What a panicked thread has left behind is still whole: every change under these locks is one step.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

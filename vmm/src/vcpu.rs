@@ -1,1 +1,0 @@
-//! The vCPU thread and its run loop.

@@ -1,0 +1,147 @@
+//! What the vCPU threads of a machine agree on: run, pause, end.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::accel::{Error, Kick};
+
+/// How the processors came to their end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// A processor shut down after a triple fault.
+    TripleFault,
+    /// Someone outside the guest ended it.
+    Killed,
+}
+
+/// The first end counts; later ones lose the race and are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Running,
+    /// Threads that want to run wait inside [`Control::may_run`].
+    Paused,
+    Ended,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: State,
+    /// Threads between [`Control::may_run`] and [`Control::has_stopped`].
+    running: usize,
+    /// Present from the end on until [`Control::wait`] has taken it.
+    result: Option<Result<End, Error>>,
+}
+
+/// Shared by the threads of one machine and whoever controls it.
+pub struct Control {
+    /// A leaf, except that kickers lock their own inside it.
+    inner: Mutex<Inner>,
+    /// Signalled at every change of `inner`.
+    changed: Condvar,
+    kickers: Vec<Arc<dyn Kick>>,
+}
+
+impl Control {
+    /// For processors with these kickers, which are to run at once.
+    pub fn new(kickers: Vec<Arc<dyn Kick>>) -> Self {
+        let inner = Inner {
+            state: State::Running,
+            running: 0,
+            result: None,
+        };
+        Control {
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+            kickers,
+        }
+    }
+
+    /// Called by a vCPU thread before each run: waits while the machine is paused. `true` means to run now and then to call
+    /// [`has_stopped`](Control::has_stopped); `false` means that the thread must end.
+    pub fn may_run(&self) -> bool {
+        let mut inner = self.lock();
+        loop {
+            match inner.state {
+                State::Running => {
+                    inner.running += 1;
+                    return true;
+                }
+                State::Ended => return false,
+                State::Paused => inner = self.sleep(inner),
+            }
+        }
+    }
+
+    /// Called by a vCPU thread after each run.
+    pub fn has_stopped(&self) {
+        let mut inner = self.lock();
+        inner.running -= 1;
+        if inner.state != State::Running {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Ends the machine: every processor leaves the guest and its thread.
+    pub fn end(&self, result: Result<End, Error>) {
+        let mut inner = self.lock();
+        if inner.state == State::Ended {
+            return;
+        }
+        inner.state = State::Ended;
+        inner.result = Some(result);
+        self.kick_all();
+        self.changed.notify_all();
+    }
+
+    /// Waits for the end and returns how it came. To be called once.
+    pub fn wait(&self) -> Result<End, Error> {
+        let mut inner = self.lock();
+        loop {
+            match inner.result.take() {
+                Some(result) => return result,
+                None => inner = self.sleep(inner),
+            }
+        }
+    }
+
+    /// Stops all processors where they are and returns when none runs any more; `false` when the machine has ended instead
+    /// or is paused already.
+    pub fn pause(&self) -> bool {
+        let mut inner = self.lock();
+        if inner.state != State::Running {
+            return false;
+        }
+        inner.state = State::Paused;
+        self.kick_all();
+        while inner.state == State::Paused && inner.running > 0 {
+            inner = self.sleep(inner);
+        }
+        inner.state == State::Paused
+    }
+
+    /// Lets all processors go on after [`pause`](Control::pause).
+    pub fn resume(&self) {
+        let mut inner = self.lock();
+        if inner.state == State::Paused {
+            inner.state = State::Running;
+            self.changed.notify_all();
+        }
+    }
+
+    fn kick_all(&self) {
+        for kicker in &self.kickers {
+            kicker.kick();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sleep<'a>(&self, guard: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
+        self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    }
+}

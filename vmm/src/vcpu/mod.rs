@@ -1,0 +1,96 @@
+//! The life of a virtual processor: a thread that runs the guest, serves what the guest cannot do alone, and looks up when
+//! it is asked to.
+//!
+//! ```text
+//!                                   +---- action none -----+
+//!                                   v                       |
+//!   Control::may_run --yes--> Vcpu::run ---exit---> Server::exit
+//!    ^   |                          |
+//!    |   no                         +-- kicked ------------> Control::may_run
+//!    |   v                          +-- off, reset, fault --> Control::end
+//!    |  the thread ends                                           |
+//!    +------------------------------------------------------------+
+//! ```
+
+mod control;
+mod exits;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use crate::accel::{Exit, ExitHandler, Stop, Vcpu};
+use crate::bus::{Action, Bus};
+use crate::timeline::{Event, Timeline};
+
+pub use control::{Control, End};
+pub use exits::{ExitCount, ExitTable, Kind, totals};
+
+/// What an exit can reach.
+#[derive(Default)]
+pub struct Buses {
+    /// I/O ports. Empty where the architecture has none.
+    pub ports: Bus,
+    /// Guest-physical addresses outside RAM.
+    pub memory: Bus,
+}
+
+/// Serves the exits of one vCPU.
+struct Server {
+    buses: Arc<Buses>,
+    exits: Arc<ExitTable>,
+    timeline: Arc<Timeline>,
+}
+
+impl ExitHandler for Server {
+    fn exit(&mut self, exit: Exit<'_>) -> Action {
+        self.exits.count(&exit);
+        self.timeline.mark(Event::FirstExit);
+        match exit {
+            Exit::PortIn { port, data } => self.buses.ports.read(port.into(), data),
+            Exit::PortOut { port, data } => return self.buses.ports.write(port.into(), data),
+            Exit::MmioRead { addr, data } => self.buses.memory.read(addr, data),
+            Exit::MmioWrite { addr, data } => return self.buses.memory.write(addr, data),
+            Exit::System(action) => return action,
+        }
+        Action::None
+    }
+}
+
+/// Starts the thread of processor `number`. It ends when `control` says so; a processor that stops by itself ends the
+/// whole machine.
+pub fn start(
+    number: usize,
+    vcpu: Box<dyn Vcpu>,
+    control: Arc<Control>,
+    buses: Arc<Buses>,
+    exits: Arc<ExitTable>,
+    timeline: Arc<Timeline>,
+) -> io::Result<JoinHandle<()>> {
+    let server = Server {
+        buses,
+        exits,
+        timeline,
+    };
+    Builder::new()
+        .name(format!("cpu{number}"))
+        .spawn(move || run(vcpu, server, &control))
+}
+
+fn run(mut vcpu: Box<dyn Vcpu>, mut server: Server, control: &Control) {
+    while control.may_run() {
+        server.timeline.mark(Event::FirstRun);
+        let stop = vcpu.run(&mut server);
+        control.has_stopped();
+        match stop {
+            Ok(Stop::Kicked | Stop::Action(Action::None)) => {}
+            Ok(Stop::Action(Action::Shutdown)) => control.end(Ok(End::PowerOff)),
+            Ok(Stop::Action(Action::Reset)) => control.end(Ok(End::Reset)),
+            Ok(Stop::TripleFault) => control.end(Ok(End::TripleFault)),
+            Err(error) => control.end(Err(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

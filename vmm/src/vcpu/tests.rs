@@ -1,0 +1,161 @@
+//! Tests of the run loop with processors that are scripts.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use super::*;
+use crate::accel::{Error, Kick};
+use crate::arch::Boot;
+use crate::bus::BusDevice;
+
+/// A processor that makes the exits of its script and then runs until it is kicked.
+struct Script {
+    exits: VecDeque<(u16, u8)>,
+    end: Option<Result<Stop, Error>>,
+    kicks: Receiver<()>,
+    kicker: Arc<Kicker>,
+}
+
+struct Kicker(Mutex<Sender<()>>);
+
+impl Kick for Kicker {
+    fn kick(&self) {
+        // A processor that has ended hears nothing.
+        let _ = self.0.lock().unwrap().send(());
+    }
+}
+
+impl Script {
+    fn new(exits: &[(u16, u8)], end: Option<Result<Stop, Error>>) -> Self {
+        let (sender, kicks) = channel();
+        Script {
+            exits: exits.iter().copied().collect(),
+            end,
+            kicks,
+            kicker: Arc::new(Kicker(Mutex::new(sender))),
+        }
+    }
+}
+
+impl Vcpu for Script {
+    fn boot(&mut self, _: &Boot) -> Result<(), Error> {
+        Ok(())
+    }
+    fn run(&mut self, handler: &mut dyn ExitHandler) -> Result<Stop, Error> {
+        while let Some((port, value)) = self.exits.pop_front() {
+            match handler.exit(Exit::PortOut { port, data: &[value] }) {
+                Action::None => {}
+                action => return Ok(Stop::Action(action)),
+            }
+        }
+        match self.end.take() {
+            Some(end) => end,
+            None => {
+                self.kicks.recv().unwrap();
+                Ok(Stop::Kicked)
+            }
+        }
+    }
+    fn kicker(&self) -> Arc<dyn Kick> {
+        Arc::clone(&self.kicker) as _
+    }
+}
+
+/// Resets on a 1, shuts down on a 2.
+struct Power;
+
+impl BusDevice for Power {
+    fn read(&mut self, _: u64, _: &mut [u8]) {}
+    fn write(&mut self, _: u64, data: &[u8]) -> Action {
+        match data {
+            [1] => Action::Reset,
+            [2] => Action::Shutdown,
+            _ => Action::None,
+        }
+    }
+}
+
+struct Running {
+    control: Arc<Control>,
+    threads: Vec<JoinHandle<()>>,
+    tables: Vec<Arc<ExitTable>>,
+}
+
+fn machine(scripts: Vec<Script>) -> Running {
+    let control = Arc::new(Control::new(scripts.iter().map(|s| s.kicker()).collect()));
+    let mut buses = Buses::default();
+    buses.ports.insert(0x600, 4, Arc::new(Mutex::new(Power))).unwrap();
+    let buses = Arc::new(buses);
+    let timeline = Arc::new(Timeline::start());
+    let tables: Vec<_> = scripts.iter().map(|_| Arc::new(ExitTable::default())).collect();
+    let threads = scripts
+        .into_iter()
+        .zip(&tables)
+        .enumerate()
+        .map(|(n, (script, table))| {
+            start(
+                n,
+                Box::new(script),
+                Arc::clone(&control),
+                Arc::clone(&buses),
+                Arc::clone(table),
+                Arc::clone(&timeline),
+            )
+            .unwrap()
+        })
+        .collect();
+    Running {
+        control,
+        threads,
+        tables,
+    }
+}
+
+impl Running {
+    fn end(self) -> Result<End, Error> {
+        let end = self.control.wait();
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+        end
+    }
+}
+
+#[test]
+fn the_processor_that_switches_off_takes_the_others_with_it() {
+    let running = machine(vec![
+        Script::new(&[], None),
+        Script::new(&[(0x80, 7), (0x600, 2)], None),
+        Script::new(&[], None),
+    ]);
+    let tables = running.tables.clone();
+    assert_eq!(running.end().unwrap(), End::PowerOff);
+    let totals = totals(tables.iter().map(Arc::as_ref));
+    assert_eq!(totals.iter().map(|exit| exit.count).sum::<u64>(), 2);
+}
+
+#[test]
+fn every_end_is_told_apart() {
+    for (script, end) in [
+        (Script::new(&[(0x600, 1)], None), End::Reset),
+        (Script::new(&[], Some(Ok(Stop::TripleFault))), End::TripleFault),
+    ] {
+        assert_eq!(machine(vec![script]).end().unwrap(), end);
+    }
+    let broken = Script::new(&[], Some(Err(Error::Internal("broken".into()))));
+    let error = machine(vec![broken, Script::new(&[], None)]).end().unwrap_err();
+    assert!(error.to_string().contains("broken"));
+}
+
+#[test]
+fn a_paused_machine_goes_on_or_ends() {
+    let running = machine(vec![Script::new(&[], None), Script::new(&[], None)]);
+    assert!(running.control.pause());
+    assert!(!running.control.pause(), "paused already");
+    running.control.resume();
+    assert!(running.control.pause());
+    running.control.end(Ok(End::Killed));
+    running.control.end(Ok(End::PowerOff));
+    assert_eq!(running.end().unwrap(), End::Killed, "the first end counts");
+}
