@@ -17,6 +17,7 @@ pub mod console;
 pub mod core;
 #[cfg(test)]
 mod core_tests;
+pub mod hostile;
 pub mod mmio;
 pub mod net;
 pub mod ring;

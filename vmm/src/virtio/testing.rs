@@ -237,6 +237,11 @@ impl Driver {
         data
     }
 
+    /// Number of queues that are placed.
+    pub fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
     /// Where queue `queue` lies.
     pub fn layout(&self, queue: usize) -> RingLayout {
         self.queues[queue].layout

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
 
 use vm_memory::VolatileSlice;
 
@@ -29,6 +31,9 @@ struct Verifier {
     verify: Verify,
     /// Chunks that were found right. A chunk is read from the file again afterwards: what is cached is trusted.
     verified: Map,
+    /// One chunk. Kept, because memory that is fresh for each chunk costs as much time as the digest. A leaf: nothing
+    /// else is locked while it is held.
+    scratch: Mutex<Vec<u8>>,
 }
 
 impl Base {
@@ -60,6 +65,7 @@ impl Base {
             chunk,
             verify,
             verified,
+            scratch: Mutex::default(),
         });
         Ok(self)
     }
@@ -107,6 +113,7 @@ impl Base {
             chunk,
             verify,
             verified,
+            scratch,
         }) = &self.verifier
         else {
             return Ok(());
@@ -118,10 +125,15 @@ impl Base {
             if verified.contains(number) {
                 continue;
             }
+            let mut scratch = scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            if verified.contains(number) {
+                continue; // by another thread meanwhile
+            }
             let start = number * chunk;
-            let mut data = vec![0; (self.len - start).min(*chunk) as usize];
-            std::os::unix::fs::FileExt::read_exact_at(&self.file, &mut data, self.offset + start)?;
-            if !verify(number, &data) {
+            scratch.resize(*chunk as usize, 0);
+            let data = &mut scratch[..(self.len - start).min(*chunk) as usize];
+            self.file.read_exact_at(data, self.offset + start)?;
+            if !verify(number, data) {
                 let what = format!("chunk {number} (byte {start}) of the image's root partition is damaged");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
