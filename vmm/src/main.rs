@@ -1,3 +1,7 @@
 //! The `vmm` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmm::cli::main(vmm::timeline::Timeline::start())
+}

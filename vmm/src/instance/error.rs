@@ -93,6 +93,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// the guest's agent: {0}
+    #[error("the guest's agent: {0}")]
+    Agent(String),
     /// the owner of {id} does not answer
     #[error("the process that runs {id} does not answer: {reason}")]
     Owner {
@@ -104,6 +107,9 @@ pub enum Error {
     /// the machine could not be built or run: {0}
     #[error("the machine could not be built or run: {0}")]
     Machine(String),
+    /// an AMI
+    #[error(transparent)]
+    Ami(#[from] ami::Error),
     /// a volume
     #[error(transparent)]
     Volume(#[from] crate::block::volume::Error),
@@ -148,6 +154,7 @@ impl Error {
             Error::ImageInUse { users, .. } => {
                 format!("terminate {users}, or use `--force`, which completes their volumes first")
             }
+            Error::Ami(error) => error.hint().into(),
             Error::Owner { id, .. } => format!("`vmm stop --time 0 {id}` ends it at once"),
             Error::File { source, .. } | Error::Os { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull => "make room on the file system".into(),

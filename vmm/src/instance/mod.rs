@@ -4,13 +4,18 @@
 //! as long as it lives, and the kernel drops that lock however the process ends. So any later command can tell the
 //! truth from two facts, the record on disk and whether the lock is held; see [`store`].
 
+pub mod agent;
 pub mod api;
+pub mod assemble;
 pub mod client;
 pub mod console;
 pub mod detach;
 pub mod home;
 pub mod http;
 pub mod id;
+pub mod image;
+pub mod images;
+pub mod launch;
 pub mod lock;
 pub mod owner;
 pub mod record;
@@ -22,6 +27,8 @@ pub mod state;
 pub mod store;
 
 mod error;
+#[cfg(test)]
+pub(crate) mod test_image;
 
 pub use error::Error;
 pub use id::{InstanceId, VolumeId};

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +32,20 @@ pub fn bind(directory: &Path, name: &str) -> Result<UnixListener> {
 /// Connects to `name` in `directory`.
 pub fn connect(directory: &Path, name: &str) -> Result<UnixStream> {
     reach(directory, name, UnixStream::connect).map_err(Error::file("connecting to", directory.join(name)))
+}
+
+/// The path of `name` in `directory`, in a form that fits into a socket address with a few bytes to spare. Where the real
+/// one does not, the directory stays open for as long as this process lives.
+pub fn lasting_path(directory: &Path, name: &str) -> Result<PathBuf> {
+    let path = directory.join(name);
+    if path.as_os_str().len() + 8 <= MAX_PATH {
+        return Ok(path);
+    }
+    let opened = File::open(directory).map_err(Error::file("opening", directory))?;
+    Ok(PathBuf::from(format!(
+        "/proc/self/fd/{}/{name}",
+        opened.into_raw_fd()
+    )))
 }
 
 fn reach<T>(directory: &Path, name: &str, step: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {

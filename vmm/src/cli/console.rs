@@ -1,0 +1,114 @@
+//! `console` and `logs`.
+
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::net::Shutdown;
+
+use clap::Args;
+
+use super::lifecycle::{client, running};
+use super::{Context, Status};
+use crate::instance::Event;
+use crate::instance::console::read_whole_log;
+use crate::terminal;
+
+/// What leaves a console: Ctrl-], as in telnet and virsh.
+pub const LEAVE: u8 = 0x1d;
+
+/// Attach to the console of an instance; Ctrl-] leaves
+#[derive(Debug, Args)]
+pub struct Console {
+    /// Id, beginning of an id, or name
+    instance: String,
+}
+
+impl Console {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        let id = context.store.find(&self.instance)?;
+        running(context, &id, Event::Started)?;
+        let (mut output, keys) = client(context, &id).console()?;
+        if io::stdin().is_terminal() {
+            eprintln!("attached to the console of {}; Ctrl-] leaves", self.instance);
+        }
+        let raw = terminal::Raw::enter_stdin()?;
+        let typed = keys.try_clone()?;
+        // Ends with the process: a thread that waits for a key cannot be woken.
+        std::thread::Builder::new().name("keys".into()).spawn(move || {
+            let left = forward_keys(|bytes| (&typed).write_all(bytes).is_ok());
+            // With standard input at its end, what the guest has to say is still of interest.
+            if left {
+                let _ = typed.shutdown(Shutdown::Both);
+            }
+        })?;
+        let copied = copy_out(&mut output);
+        drop(raw);
+        copied?;
+        Ok(Status::OK)
+    }
+}
+
+/// Reads keys until Ctrl-] (`true`), the end of input or until nobody `take`s them (`false`). What is not from a terminal
+/// is passed on as it is.
+pub fn forward_keys(mut take: impl FnMut(&[u8]) -> bool) -> bool {
+    let mut stdin = io::stdin().lock();
+    let keyboard = stdin.is_terminal();
+    let mut chunk = [0; 4096];
+    loop {
+        let read = match stdin.read(&mut chunk) {
+            Ok(0) => return false,
+            Ok(n) => &chunk[..n],
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => return false,
+        };
+        let leave = read.iter().position(|&b| keyboard && b == LEAVE);
+        let keys = &read[..leave.unwrap_or(read.len())];
+        if !keys.is_empty() && !take(keys) {
+            return false;
+        }
+        if leave.is_some() {
+            return true;
+        }
+    }
+}
+
+/// Copies to standard output, unbuffered, until the stream ends. A reader of ours that has left is no error.
+fn copy_out(from: &mut impl Read) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let mut chunk = [0; 4096];
+    loop {
+        let n = match from.read(&mut chunk) {
+            Ok(0) => return Ok(()),
+            Ok(n) => n,
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            // The connection was shut down under the reader's hands.
+            Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        match out.write_all(&chunk[..n]).and_then(|()| out.flush()) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            written => written?,
+        }
+    }
+}
+
+/// Show what an instance has printed on its console
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// Go on as the instance prints, until it ends
+    #[arg(short, long)]
+    follow: bool,
+    /// Id, beginning of an id, or name
+    instance: String,
+}
+
+impl Logs {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        let id = context.store.find(&self.instance)?;
+        let live = context.store.truth(&id)?.state.owned();
+        if self.follow && live {
+            copy_out(&mut client(context, &id).logs()?)?;
+        } else {
+            copy_out(&mut read_whole_log(&context.store.home().instance(&id))?.as_slice())?;
+        }
+        Ok(Status::OK)
+    }
+}

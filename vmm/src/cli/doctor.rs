@@ -1,0 +1,228 @@
+//! `doctor`: what this host offers, what it lacks, and what to do about it.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Context, Status, output};
+use crate::accel::{Choice, choose};
+use crate::block::volume::{Base, Error as VolumeError, Volume};
+use crate::instance::home::create_private;
+
+/// Check what this host offers for running instances
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a finding bears on running instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    /// As it should be.
+    Good,
+    /// Instances run, but slower or with less.
+    Fair,
+    /// Instances cannot run.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: &'static str,
+    verdict: Verdict,
+    found: String,
+    advice: Option<String>,
+}
+
+impl Finding {
+    fn new(what: &'static str, verdict: Verdict, found: impl Into<String>) -> Finding {
+        Finding {
+            what,
+            verdict,
+            found: found.into(),
+            advice: None,
+        }
+    }
+
+    fn advice(self, advice: impl Into<String>) -> Finding {
+        Finding {
+            advice: Some(advice.into()),
+            ..self
+        }
+    }
+}
+
+impl Doctor {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        let findings = vec![
+            host(),
+            kvm_device(),
+            accelerator(),
+            directory("instances", &context.store.home().instances()),
+            volumes(&context.store.home().instances()),
+            directory("images", &context.store.home().images()),
+            tun(),
+        ];
+        if self.json {
+            output::json(&findings)?;
+        } else {
+            findings.iter().for_each(print);
+        }
+        let bad = findings.iter().any(|f| f.verdict == Verdict::Bad);
+        Ok(if bad { Status::VMM_FAILED } else { Status::OK })
+    }
+}
+
+fn print(finding: &Finding) {
+    let style = output::Style::of(&io::stdout());
+    let mark = match finding.verdict {
+        Verdict::Good => style.good("good"),
+        Verdict::Fair => style.fair("fair"),
+        Verdict::Bad => style.bad("bad "),
+    };
+    println!("{mark}  {:<12} {}", finding.what, finding.found);
+    if let Some(advice) = &finding.advice {
+        println!("{:>18} {} {advice}", "", style.dim("try:"));
+    }
+}
+
+/// What runs here.
+fn host() -> Finding {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "unknown".into());
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = memory_available().map_or_else(|| "unknown".into(), output::size);
+    let found = format!(
+        "Linux {} on {}, {cpus} processors, {memory} of memory available",
+        release.trim(),
+        std::env::consts::ARCH
+    );
+    Finding::new("host", Verdict::Good, found)
+}
+
+fn memory_available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib << 10)
+}
+
+/// Whether `/dev/kvm` is there and may be opened.
+fn kvm_device() -> Finding {
+    const PATH: &str = "/dev/kvm";
+    let fair = |found: String| Finding::new("/dev/kvm", Verdict::Fair, found);
+    match OpenOptions::new().read(true).write(true).open(PATH) {
+        Ok(_) => Finding::new("/dev/kvm", Verdict::Good, "is there and can be opened"),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => fair("is not there".into()).advice(
+            "on hardware, enable virtualization in the firmware and load kvm_intel or kvm_amd; in a virtual machine, \
+             ask for nested virtualization; without it the processor in software is used",
+        ),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let group = fs::metadata(PATH).map_or(0, |m| m.gid());
+            fair(format!("is there, but not for you (it belongs to group {group})"))
+                .advice("sudo usermod -aG kvm $USER, then log in again")
+        }
+        Err(e) => fair(format!("cannot be opened: {e}")),
+    }
+}
+
+/// What `--accel auto` would choose, and why.
+fn accelerator() -> Finding {
+    match choose(Choice::Auto) {
+        Ok(chosen) => {
+            let verdict = if chosen.name() == "kvm" {
+                Verdict::Good
+            } else {
+                Verdict::Fair
+            };
+            Finding::new(
+                "accelerator",
+                verdict,
+                format!("{}: {}", chosen.name(), chosen.why),
+            )
+        }
+        Err(error) => Finding::new("accelerator", Verdict::Bad, error.to_string()),
+    }
+}
+
+/// Whether a directory of ours can be used, and what room it has.
+fn directory(what: &'static str, path: &Path) -> Finding {
+    let room = create_private(path).map_err(|e| e.to_string()).and_then(|()| {
+        let probe = tempfile_in(path).map_err(|e| format!("{} cannot be written to: {e}", path.display()))?;
+        fs::remove_file(&probe).map_err(|e| e.to_string())?;
+        let stats = nix::sys::statvfs::statvfs(path).map_err(|e| e.to_string())?;
+        Ok(stats.blocks_available() as u64 * stats.fragment_size() as u64)
+    });
+    match room {
+        Ok(room) if room < 1 << 30 => {
+            let found = format!("{} has only {} left", path.display(), output::size(room));
+            Finding::new(what, Verdict::Fair, found)
+                .advice("make room, or set XDG_STATE_HOME and XDG_DATA_HOME")
+        }
+        Ok(room) => Finding::new(
+            what,
+            Verdict::Good,
+            format!("{}, {} free", path.display(), output::size(room)),
+        ),
+        Err(reason) => Finding::new(what, Verdict::Bad, reason)
+            .advice("set XDG_STATE_HOME and XDG_DATA_HOME to directories that you can write to"),
+    }
+}
+
+fn tempfile_in(directory: &Path) -> io::Result<std::path::PathBuf> {
+    let path = directory.join(format!(".doctor-{}", std::process::id()));
+    OpenOptions::new().create_new(true).write(true).open(&path)?;
+    Ok(path)
+}
+
+/// Whether root volumes can be lazy copies where instances are kept.
+fn volumes(directory: &Path) -> Finding {
+    const WHAT: &str = "lazy volumes";
+    let path = directory.join(format!(".doctor-{}.vol", std::process::id()));
+    let made = fs::File::open("/dev/null")
+        .map_err(|e| e.to_string())
+        .and_then(|base| {
+            Volume::create(&path, Base::new(base, 0, 0, [0; 32]), 1 << 20).map_err(|error| match error {
+                VolumeError::FileSystem { .. } => "this file system cannot hold them".into(),
+                other => other.to_string(),
+            })
+        });
+    // Only what was made is there to be removed.
+    let _ = fs::remove_file(&path);
+    match made {
+        Ok(_) => Finding::new(
+            WHAT,
+            Verdict::Good,
+            "a root volume is made in microseconds at any size",
+        ),
+        Err(reason) => Finding::new(WHAT, Verdict::Fair, reason).advice(
+            "launch with --root-copy full, or set XDG_STATE_HOME to a directory on ext4, XFS or Btrfs",
+        ),
+    }
+}
+
+/// Whether tap devices could be used; the user network needs none.
+fn tun() -> Finding {
+    match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        Ok(_) => Finding::new(
+            "network",
+            Verdict::Good,
+            "the user network needs nothing; tap devices can be used",
+        ),
+        Err(e) => {
+            let found = format!("the user network needs nothing; no tap devices (/dev/net/tun: {e})");
+            Finding::new("network", Verdict::Good, found)
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! `exec`: a command in a running guest, with its streams and its exit status.
+
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use guest_init::proto::{Ended, Exec as Command, Reason, Size, Terminal};
+use nix::sys::signal::Signal;
+
+use super::failure::Advice;
+use super::lifecycle::{running, wait_ready};
+use super::{Context, Status, signals, value};
+use crate::instance::Event;
+use crate::instance::agent::{self, Incoming, Sender};
+use crate::terminal;
+
+/// Run a command in a running instance
+#[derive(Debug, Args)]
+pub struct Exec {
+    #[command(flatten)]
+    how: How,
+    /// How long to wait for an instance that is still booting
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = value::seconds)]
+    wait_timeout: Duration,
+    /// Id, beginning of an id, or name
+    instance: String,
+    /// The command and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    command: Vec<String>,
+}
+
+/// How a command is run.
+#[derive(Debug, Clone, Default, Args)]
+pub struct How {
+    /// Pass standard input on (what is not a terminal is passed on anyway)
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal of its own
+    #[arg(short, long)]
+    pub tty: bool,
+    /// The user to run it as (default: root)
+    #[arg(short, long, value_name = "USER")]
+    pub user: Option<String>,
+    /// The directory to run it in (default: the user's home)
+    #[arg(short, long, value_name = "DIRECTORY")]
+    pub workdir: Option<String>,
+    /// An environment variable; may be given many times
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = value::tag)]
+    pub env: Vec<(String, String)>,
+}
+
+impl Exec {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        let id = context.store.find(&self.instance)?;
+        running(context, &id, Event::Started)?;
+        wait_ready(context, &id, self.wait_timeout)?;
+        let resize = Resize::default();
+        let by_signal = resize.clone();
+        signals::deliver(move |signal| by_signal.signal(signal))?;
+        let directory = context.home().instance(&id);
+        run_in(&directory, &self.command, &self.how, &resize)
+            .with_context(|| format!("cannot run {} in {}", self.command[0], self.instance))
+    }
+}
+
+/// Where signals go while a command runs: the terminal's size and Ctrl-C are the command's business.
+#[derive(Clone, Default)]
+pub struct Resize(std::sync::Arc<std::sync::Mutex<Option<Sender>>>);
+
+impl Resize {
+    fn connect(&self, sender: Option<Sender>) {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = sender;
+    }
+
+    /// Passes a signal on. A second Ctrl-C has the same effect as the first: the command decides.
+    pub fn signal(&self, signal: Signal) {
+        let sender = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone();
+        let Some(sender) = sender else {
+            if signal != Signal::SIGWINCH {
+                std::process::exit(128 + signal as i32);
+            }
+            return;
+        };
+        let _ = match (signal, terminal::size()) {
+            (Signal::SIGWINCH, Some((rows, columns))) => sender.resize(rows, columns),
+            (Signal::SIGWINCH, None) => Ok(()),
+            (signal, _) => sender.signal(signal as u8),
+        };
+    }
+}
+
+/// Runs `command` through the agent of the instance kept in `directory`, on this process's standard streams.
+pub fn run_in(directory: &Path, command: &[String], how: &How, signals: &Resize) -> anyhow::Result<Status> {
+    let tty = how.tty && io::stdin().is_terminal();
+    let exec = Command {
+        argv: command.to_vec(),
+        environment: how.env.clone(),
+        directory: how.workdir.clone(),
+        user: how.user.clone(),
+        terminal: tty.then(own_terminal),
+    };
+    let mut session = agent::exec(directory, exec)?;
+    let raw = if tty { terminal::Raw::enter_stdin()? } else { None };
+    signals.connect(Some(session.sender()));
+    if how.interactive || !io::stdin().is_terminal() {
+        let sender = session.sender();
+        // Ends with the process: a thread that waits for input cannot be woken.
+        std::thread::Builder::new()
+            .name("input".into())
+            .spawn(move || pass_input(&sender))?;
+    } else {
+        session.sender().end_input()?;
+    }
+    let end = copy_streams(&mut session);
+    signals.connect(None);
+    drop(raw);
+    end
+}
+
+fn own_terminal() -> Terminal {
+    let (rows, columns) = terminal::size().unwrap_or((24, 80));
+    let kind = std::env::var("TERM").unwrap_or_else(|_| "vt100".into());
+    Terminal {
+        kind,
+        size: Size { rows, columns },
+    }
+}
+
+/// Standard input to the command, to its end.
+fn pass_input(sender: &Sender) {
+    let mut stdin = io::stdin().lock();
+    let mut chunk = vec![0; 32 << 10];
+    loop {
+        match stdin.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(n) if sender.input(&chunk[..n]).is_ok() => {}
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            // The command takes no more, or there is no more to be had.
+            Ok(_) | Err(_) => break,
+        }
+    }
+    let _ = sender.end_input();
+}
+
+/// The command's streams to ours, until it ends.
+fn copy_streams(session: &mut agent::Session) -> anyhow::Result<Status> {
+    let (mut out, mut err) = (Some(io::stdout()), Some(io::stderr()));
+    loop {
+        match session.receive()? {
+            Some(Incoming::Started) => {}
+            Some(Incoming::Output(bytes)) => put(&mut out, &bytes, session),
+            Some(Incoming::ErrorOutput(bytes)) => put(&mut err, &bytes, session),
+            Some(Incoming::Ended(ended)) => return Ok(status(ended)),
+            Some(Incoming::Failed(failure)) => return failed(failure.reason, failure.message),
+            Some(Incoming::Done(_)) => return Ok(Status::OK),
+            None => {
+                let advice = "`vmm ps -a` shows how the instance ended";
+                return Err(Advice::new("the guest went away while the command ran", advice).into());
+            }
+        }
+    }
+}
+
+/// Writes to a stream of ours. When nobody reads it any more, the command gets what it would get from a local pipe.
+fn put(stream: &mut Option<impl Write>, bytes: &[u8], session: &agent::Session) {
+    if let Some(open) = stream
+        && open.write_all(bytes).and_then(|()| open.flush()).is_err()
+    {
+        *stream = None;
+        let _ = session.sender().signal(Signal::SIGPIPE as u8);
+    }
+}
+
+fn status(ended: Ended) -> Status {
+    Status::of_command(ended.status())
+}
+
+/// The command did not start: the statuses are the shell's.
+fn failed(reason: Reason, message: String) -> anyhow::Result<Status> {
+    let status = match reason {
+        Reason::NotFound => Status::NOT_FOUND,
+        Reason::Denied => Status::NOT_EXECUTABLE,
+        Reason::Other => return Err(anyhow::anyhow!(message)),
+    };
+    super::failure::complain(&anyhow::anyhow!(message));
+    Ok(status)
+}

@@ -1,0 +1,171 @@
+//! `images` and `image …`: the image store.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{Context, Status, failure, output};
+use crate::instance::image::Image;
+use crate::instance::images::{Images, Removed, Stored};
+
+/// List the images in the store
+#[derive(Debug, Args)]
+pub struct List {
+    /// Print ids only
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print JSON
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+}
+
+impl List {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        let stored = context.images().list()?;
+        if self.quiet {
+            stored.iter().for_each(|s| println!("{}", s.id));
+        } else if self.json {
+            output::json(&stored.iter().map(summary).collect::<Vec<_>>())?;
+        } else {
+            let rows: Vec<_> = stored.iter().map(row).collect();
+            output::table(&["ID", "NAMES", "ARCH", "ROOT", "ON DISK", "DESCRIPTION"], &rows)?;
+        }
+        for error in stored.into_iter().filter_map(|s| s.image.err()) {
+            failure::complain(&error.into());
+        }
+        Ok(Status::OK)
+    }
+}
+
+fn row(stored: &Stored) -> Vec<String> {
+    let (architecture, root, description) = match &stored.image {
+        Ok(image) => {
+            let manifest = image.manifest();
+            (
+                manifest.architecture.to_string(),
+                output::size(image.root_size()),
+                manifest.description.clone(),
+            )
+        }
+        Err(_) => ("?".into(), "?".into(), "damaged".into()),
+    };
+    let names = stored.names.join(", ");
+    vec![
+        stored.id.clone(),
+        names,
+        architecture,
+        root,
+        output::size(stored.allocated),
+        description,
+    ]
+}
+
+fn summary(stored: &Stored) -> Value {
+    json!({
+        "id": stored.id,
+        "names": stored.names,
+        "path": stored.path,
+        "size": stored.size,
+        "allocated": stored.allocated,
+        "manifest": stored.image.as_ref().ok().map(Image::manifest),
+        "error": stored.image.as_ref().err().map(ToString::to_string),
+    })
+}
+
+/// Work on images in the store
+#[derive(Debug, Args)]
+pub struct One {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the manifest of images, as JSON
+    Inspect {
+        /// Ids, beginnings of ids, names, or AMI files
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+    },
+    /// Give an image a further name
+    Tag {
+        /// Id, beginning of an id, or name
+        image: String,
+        /// NAME or NAME:TAG
+        name: String,
+    },
+    /// Remove images, or a name of an image that has several
+    Rm {
+        /// Complete the root volumes that still read from the image, instead of refusing
+        #[arg(short, long)]
+        force: bool,
+        /// Ids, beginnings of ids, or names
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+    },
+    /// Verify an AMI file and copy it into the store
+    Import {
+        /// The file
+        file: PathBuf,
+        /// NAME or NAME:TAG (default: the file's name without `.ami`)
+        name: Option<String>,
+    },
+    /// Copy an image out of the store
+    Export {
+        /// Id, beginning of an id, or name
+        image: String,
+        /// The file to write; must not exist
+        file: PathBuf,
+    },
+}
+
+impl One {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        let images = context.images();
+        match self.command {
+            Command::Inspect { images: wanted } => inspect(&images, &wanted)?,
+            Command::Tag { image, name } => println!("{}", images.tag(&image, &name)?),
+            Command::Rm {
+                force,
+                images: wanted,
+            } => return Ok(remove(context, &images, &wanted, force)),
+            Command::Import { file, name } => {
+                let stem = || file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+                let name = name.or_else(stem);
+                println!("{}", images.import(&file, name.as_deref())?);
+            }
+            Command::Export { image, file } => images.export(&image, &file)?,
+        }
+        Ok(Status::OK)
+    }
+}
+
+fn inspect(images: &Images, wanted: &[String]) -> anyhow::Result<()> {
+    let mut found = Vec::new();
+    for text in wanted {
+        let image = Image::open(&images.resolve(text)?)?;
+        let mut value = serde_json::to_value(image.manifest())?;
+        if let Value::Object(fields) = &mut value {
+            fields.insert("id".into(), image.id().into());
+            fields.insert("path".into(), image.path().display().to_string().into());
+        }
+        found.push(value);
+    }
+    Ok(output::json(&found)?)
+}
+
+fn remove(context: &Context, images: &Images, wanted: &[String], force: bool) -> Status {
+    let mut status = Status::OK;
+    for text in wanted {
+        match images.remove(text, force, &context.store) {
+            Ok(Removed::Name(name)) => println!("untagged {name}"),
+            Ok(Removed::Image(id)) => println!("removed {id}"),
+            Err(error) => {
+                failure::complain(&error.into());
+                status = Status::VMM_FAILED;
+            }
+        }
+    }
+    status
+}

@@ -1,0 +1,229 @@
+//! `start`, `stop`, `reboot` and `terminate`: the same step for each instance named; one that fails does not keep the
+//! others from theirs.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::failure::{Advice, TimedOut};
+use super::{Context, Status, failure, value};
+use crate::instance::client::Client;
+use crate::instance::store::Held;
+use crate::instance::{Error, Event, InstanceId, State, detach};
+
+/// After its patience with the guest is over an owner ends it at once; this is for the writing of the record.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Start stopped instances
+#[derive(Debug, Args)]
+pub struct Start {
+    /// Ids, beginnings of ids, or names
+    #[arg(required = true, value_name = "INSTANCE")]
+    instances: Vec<String>,
+}
+
+impl Start {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        for_each(context, "start", &self.instances, |id| {
+            let mut held = context.store.hold(id, Event::Start)?;
+            begin(&mut held)?;
+            Ok(detach::spawn(held, &[])?)
+        })
+    }
+}
+
+/// Makes a stopped instance pending again.
+pub fn begin(held: &mut Held) -> Result<(), Error> {
+    held.update(Event::Start, "started", |record| {
+        record.ending = None;
+        record.ready = false;
+    })
+}
+
+/// Ask instances to power off
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Ids, beginnings of ids, or names
+    #[arg(required = true, value_name = "INSTANCE")]
+    instances: Vec<String>,
+    /// Seconds to wait before the guest is ended without its consent; 0 ends it at once
+    #[arg(short, long, value_name = "SECONDS", default_value = "10", value_parser = value::seconds)]
+    time: Duration,
+}
+
+impl Stop {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        for_each(context, "stop", &self.instances, |id| {
+            stop(context, id, self.time)
+        })
+    }
+}
+
+/// Stops an instance and waits until it has stopped. One that has stopped already is fine.
+fn stop(context: &Context, id: &InstanceId, patience: Duration) -> anyhow::Result<()> {
+    let record = context.store.truth(id)?;
+    if !record.state.owned() {
+        return Ok(());
+    }
+    let client = client(context, id);
+    let deadline = Instant::now() + patience + GRACE;
+    match client.stop(patience) {
+        // It may have ended in the meantime, or have lost its owner.
+        Err(_) if !context.store.truth(id)?.state.owned() => return Ok(()),
+        asked => asked?,
+    }
+    client.wait_ended()?;
+    // The record is written before the socket closes; what is waited for here is the lock.
+    loop {
+        match context.store.truth(id) {
+            Ok(record) if record.state.owned() && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(record) if record.state.owned() => {
+                let reason = "it has not stopped in time".into();
+                return Err(Error::Owner {
+                    id: id.to_string(),
+                    reason,
+                }
+                .into());
+            }
+            // With --rm nothing is left of it.
+            Ok(_) | Err(Error::NoInstance(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Ask instances to restart
+#[derive(Debug, Args)]
+pub struct Reboot {
+    /// Ids, beginnings of ids, or names
+    #[arg(required = true, value_name = "INSTANCE")]
+    instances: Vec<String>,
+}
+
+impl Reboot {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        for_each(context, "reboot", &self.instances, |id| {
+            running(context, id, Event::Rebooted)?;
+            Ok(client(context, id).reboot()?)
+        })
+    }
+}
+
+/// Stop instances and remove them with their volumes
+#[derive(Debug, Args)]
+pub struct Terminate {
+    /// Ids, beginnings of ids, or names
+    #[arg(required = true, value_name = "INSTANCE")]
+    instances: Vec<String>,
+    /// Seconds that a running guest has to power off
+    #[arg(short, long, value_name = "SECONDS", default_value = "10", value_parser = value::seconds)]
+    time: Duration,
+}
+
+impl Terminate {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        for_each(context, "terminate", &self.instances, |id| {
+            terminate(context, id, self.time)
+        })
+    }
+}
+
+fn terminate(context: &Context, id: &InstanceId, patience: Duration) -> anyhow::Result<()> {
+    let stopped = match stop(context, id, patience) {
+        Err(error) if matches!(error.downcast_ref(), Some(Error::Damaged { .. })) => {
+            return Ok(context.store.hold_damaged(id)?.remove()?);
+        }
+        stopped => stopped,
+    };
+    stopped?;
+    match context.store.hold(id, Event::Terminate) {
+        Ok(held) => remove(held),
+        Err(Error::NoInstance(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes an instance and says which volumes stay.
+fn remove(held: Held) -> anyhow::Result<()> {
+    let kept: Vec<_> = held
+        .record()
+        .volumes
+        .iter()
+        .filter(|v| !v.delete_on_termination)
+        .cloned()
+        .collect();
+    held.remove()?;
+    for volume in kept {
+        eprintln!("{} stays: {}", volume.id, volume.path.display());
+    }
+    Ok(())
+}
+
+/// Checks that `id` runs; `event` is what it is wanted for.
+pub fn running(context: &Context, id: &InstanceId, event: Event) -> Result<(), Error> {
+    match context.store.truth(id)?.state {
+        State::Pending | State::Running => Ok(()),
+        state => Err(Error::Transition {
+            id: id.to_string(),
+            state,
+            event,
+        }),
+    }
+}
+
+/// Waits until the agent of `id` answers.
+pub fn wait_ready(context: &Context, id: &InstanceId, patience: Duration) -> anyhow::Result<()> {
+    let client = client(context, id);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // The thread ends with the process, or when the instance does.
+    std::thread::Builder::new().name("wait".into()).spawn(move || {
+        let ready = client.watch().map(|mut news| news.any(|n| n.ready));
+        let _ = sender.send(ready);
+    })?;
+    match receiver.recv_timeout(patience) {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => {
+            let message = format!("{id} ended before its agent answered");
+            Err(Advice::new(message, format!("`vmm logs {id}` shows what it printed")).into())
+        }
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(TimedOut(format!(
+            "the agent of {id} has not answered within {} s",
+            patience.as_secs()
+        ))
+        .into()),
+    }
+}
+
+/// Speaks to the owner of `id`.
+pub fn client(context: &Context, id: &InstanceId) -> Client {
+    Client::new(id.clone(), context.store.home().instance(id))
+}
+
+/// Does `step` for each instance, prints what was typed when it succeeds as docker does, and complains when it does not.
+fn for_each(
+    context: &Context,
+    verb: &str,
+    instances: &[String],
+    step: impl Fn(&InstanceId) -> anyhow::Result<()>,
+) -> anyhow::Result<Status> {
+    let mut status = Status::OK;
+    for text in instances {
+        let done = context
+            .store
+            .find(text)
+            .map_err(anyhow::Error::from)
+            .and_then(|id| step(&id));
+        match done.with_context(|| format!("cannot {verb} {text}")) {
+            Ok(()) => println!("{text}"),
+            Err(error) => {
+                failure::complain(&error);
+                status = Status::VMM_FAILED;
+            }
+        }
+    }
+    Ok(status)
+}

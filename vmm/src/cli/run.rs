@@ -1,0 +1,346 @@
+//! `run`: launch instances, in the foreground or detached.
+
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use nix::sys::signal::Signal;
+
+use super::exec::{How, Resize, run_in};
+use super::failure::Advice;
+use super::{Context, Status, console, output, signals, value};
+use crate::instance::assemble::{Assembly, PerRun};
+use crate::instance::image::{Image, runnable};
+use crate::instance::launch::{Launch, RootCopy, VolumeRequest};
+use crate::instance::owner::Owner;
+use crate::instance::record::{Accel, Config, Ending};
+use crate::instance::store::Held;
+use crate::instance::{Record, State, api, detach, service};
+use crate::terminal;
+
+/// Launch instances of an image
+#[derive(Debug, Args)]
+pub struct Run {
+    /// An AMI file, or the id or name of an image in the store
+    image: String,
+
+    /// Run in the background and print the instance's id
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty", "command"])]
+    detach: bool,
+    /// Pass standard input on (what is not a terminal is passed on anyway)
+    #[arg(short, long)]
+    interactive: bool,
+    /// Use the terminal: raw for the console, as a pseudo-terminal for COMMAND
+    #[arg(short, long)]
+    tty: bool,
+    /// Remove the instance and its volumes when it stops
+    #[arg(long)]
+    rm: bool,
+    /// A name for the instance
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// A tag; may be given many times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = value::tag)]
+    tag: Vec<(String, String)>,
+    /// How many instances to launch
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+
+    #[command(flatten)]
+    hardware: Hardware,
+    #[command(flatten)]
+    storage: Storage,
+    #[command(flatten)]
+    per_run: PerRun,
+
+    /// Return when the guest's agent answers (with --detach)
+    #[arg(long, value_name = "agent", value_parser = ["agent"], requires = "detach")]
+    wait: Option<String>,
+    /// How long to wait for the agent
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = value::seconds)]
+    wait_timeout: Duration,
+    /// Say what would be launched, as JSON, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Run this in the guest instead of showing the console, and exit with its status
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// What the machine is made of.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct Hardware {
+    /// Virtual processors (default: what the image says)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
+    cpus: Option<u32>,
+    /// RAM, as in 512M or 2G (default: what the image says)
+    #[arg(short, long, value_name = "SIZE", value_parser = value::memory)]
+    memory: Option<u64>,
+    /// What runs the guest's instructions
+    #[arg(long, value_enum, default_value_t)]
+    accel: Accel,
+    /// Words to add to the kernel command line
+    #[arg(long, value_name = "WORDS")]
+    append: Option<String>,
+    /// A kernel to boot instead of the image's: vmlinux, bzImage or (arm64) Image
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// An initramfs to use instead of the image's
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+}
+
+/// Volumes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Storage")]
+pub struct Storage {
+    /// Size of the root volume; the guest grows its file system to it
+    #[arg(long, value_name = "SIZE", value_parser = value::size)]
+    root_size: Option<u64>,
+    /// Fill the root volume as it is read, or before the launch
+    #[arg(long, value_enum, default_value_t)]
+    root_copy: RootCopy,
+    /// Attach a new volume of this size, or a file as it is; `,keep` lets a new volume outlive the instance
+    #[arg(long, value_name = "SIZE|FILE[,keep]")]
+    volume: Vec<VolumeRequest>,
+}
+
+impl Hardware {
+    fn config(&self) -> anyhow::Result<Config> {
+        let absolute = |path: &Option<PathBuf>| {
+            path.as_ref()
+                .map(|p| {
+                    p.canonicalize()
+                        .with_context(|| format!("cannot use {}", p.display()))
+                })
+                .transpose()
+        };
+        Ok(Config {
+            cpus: self.cpus,
+            memory: self.memory,
+            accel: self.accel,
+            append: self.append.clone(),
+            kernel: absolute(&self.kernel)?,
+            initrd: absolute(&self.initrd)?,
+        })
+    }
+}
+
+impl Run {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        if self.count > 1 && !self.detach {
+            return Err(Advice::new(
+                "only one instance can have the terminal",
+                "launch several with --detach",
+            )
+            .into());
+        }
+        if self.count > 1 && self.name.is_some() {
+            return Err(Advice::new(
+                "a name belongs to one instance",
+                "use --tag for what several share",
+            )
+            .into());
+        }
+        let launch = self.launch(context)?;
+        if self.dry_run {
+            output::json(&launch.plan(0)?)?;
+            return Ok(Status::OK);
+        }
+        if self.detach {
+            self.detached(context, &launch)
+        } else {
+            self.foreground(context, launch.prepare(0)?)
+        }
+    }
+
+    fn launch(&self, context: &Context) -> anyhow::Result<Launch> {
+        let image = Image::open(&context.images().resolve(&self.image)?)?;
+        runnable(&image)?;
+        Ok(Launch::new(&context.store, image)
+            .name(self.name.clone())
+            .tags(self.tag.iter().cloned().collect())
+            .config(self.hardware.config()?)
+            .root(self.storage.root_size, self.storage.root_copy)
+            .volumes(self.storage.volume.clone())?
+            .auto_remove(self.rm))
+    }
+
+    fn detached(&self, context: &Context, launch: &Launch) -> anyhow::Result<Status> {
+        let mut ids = Vec::new();
+        for index in 0..self.count {
+            let held = launch.prepare(index)?;
+            let id = held.record().id.clone();
+            detach::spawn(held, &self.per_run.arguments()?)?;
+            println!("{id}");
+            ids.push(id);
+        }
+        if self.wait.is_some() {
+            for id in &ids {
+                super::lifecycle::wait_ready(context, id, self.wait_timeout)?;
+            }
+        }
+        Ok(Status::OK)
+    }
+
+    /// Owns the instance in this process.
+    fn foreground(self, context: &Context, held: Held) -> anyhow::Result<Status> {
+        let timeline = Arc::clone(&context.timeline);
+        let owner = service::start(held, move || timeline.mark(crate::timeline::Event::Ready))?;
+        let quiet = !self.command.is_empty();
+        let impatient = Arc::new(AtomicBool::new(false));
+        let leave = {
+            let (owner, auto_remove) = (Arc::clone(&owner), self.rm);
+            move |reason: &str| leave(&owner, &impatient, auto_remove, reason)
+        };
+        let by_signal = leave.clone();
+        let to_command = Resize::default();
+        let resize = to_command.clone();
+        signals::deliver(move |signal| match signal {
+            Signal::SIGWINCH => resize.signal(signal),
+            _ => by_signal(&format!("its process received {signal}")),
+        })?;
+
+        let mut raw = None;
+        let commanded = if quiet {
+            Some(self.start_command(&owner, to_command)?)
+        } else {
+            owner.console().show_on(Box::new(io::stdout()));
+            raw = self.connect_keys(&owner, leave)?;
+            None
+        };
+        let assembly = Assembly::new(
+            context.home().clone(),
+            self.per_run,
+            Arc::clone(&context.timeline),
+        );
+        let (ending, held) =
+            owner.run(|record, directory, console| assembly.build(record, directory, console))?;
+        let log = owner.console().last_lines(12);
+        drop(raw);
+        assembly.finish()?;
+        let record = held.record().clone();
+        if record.auto_remove {
+            held.remove()?;
+        }
+        match commanded.map(|command| command.join()) {
+            Some(Ok(Some(done))) => Ok(done?),
+            Some(Ok(None) | Err(_)) => Err(no_command(&ending, &log)),
+            None => conclude(&record, &ending),
+        }
+    }
+
+    /// Keys go to the console, in raw mode with `-t`.
+    fn connect_keys(
+        &self,
+        owner: &Arc<Owner>,
+        leave: impl Fn(&str) + Send + 'static,
+    ) -> anyhow::Result<Option<terminal::Raw>> {
+        if !self.interactive && io::stdin().is_terminal() {
+            return Ok(None);
+        }
+        let raw = if self.tty {
+            terminal::Raw::enter_stdin()?
+        } else {
+            None
+        };
+        let console = owner.console().clone();
+        let take = move |keys: &[u8]| {
+            console.input(keys);
+            true
+        };
+        // Ends with the process: a thread that waits for a key cannot be woken.
+        std::thread::Builder::new().name("keys".into()).spawn(move || {
+            while console::forward_keys(&take) {
+                leave("left by its user");
+            }
+        })?;
+        Ok(raw)
+    }
+
+    /// Runs COMMAND when the agent is there, then ends the guest. The thread's result is `None` when the guest ended
+    /// before the command could.
+    fn start_command(
+        &self,
+        owner: &Arc<Owner>,
+        signals: Resize,
+    ) -> anyhow::Result<std::thread::JoinHandle<Option<anyhow::Result<Status>>>> {
+        let (owner, command) = (Arc::clone(owner), self.command.clone());
+        let how = How {
+            interactive: self.interactive,
+            tty: self.tty,
+            ..How::default()
+        };
+        let (patience, auto_remove) = (self.wait_timeout, self.rm);
+        let run = move || {
+            let done = if owner.wait_ready(patience) {
+                Some(run_in(owner.directory(), &command, &how, &signals))
+            } else if owner.record().state.owned() {
+                let message = format!(
+                    "the guest's agent has not answered within {} s",
+                    patience.as_secs()
+                );
+                let log = owner.console().last_lines(12);
+                Some(Err(Advice::new(
+                    format!("{message}; its console says:\n{log}"),
+                    "--wait-timeout SECONDS",
+                )
+                .into()))
+            } else {
+                None
+            };
+            // Nothing that is removed anyway needs a clean shutdown.
+            let patience = if auto_remove {
+                Duration::ZERO
+            } else {
+                api::STOP_PATIENCE
+            };
+            let _ = owner.stop(patience, "its command has ended");
+            done
+        };
+        Ok(std::thread::Builder::new().name("command".into()).spawn(run)?)
+    }
+}
+
+/// Ends the guest politely the first time and at once the second time.
+fn leave(owner: &Arc<Owner>, impatient: &AtomicBool, auto_remove: bool, reason: &str) {
+    if auto_remove || impatient.swap(true, Ordering::Relaxed) {
+        owner.kill();
+    } else if owner.stop(api::STOP_PATIENCE, reason).is_ok() && io::stderr().is_terminal() {
+        eprint!("\r\nstopping {}; once more ends it at once\r\n", owner.id());
+    }
+}
+
+fn no_command(ending: &Ending, log: &str) -> anyhow::Error {
+    let message = format!("the command could not be run: {ending}; the console's last lines:\n{log}");
+    Advice::new(message, "`vmm --ami IMAGE` shows the whole boot").into()
+}
+
+/// Says how an instance without a command ended.
+fn conclude(record: &Record, ending: &Ending) -> anyhow::Result<Status> {
+    match ending {
+        Ending::Failed(reason) => {
+            return Err(Advice::new(
+                format!("{}: {reason}", record.id),
+                "`vmm doctor` checks this host",
+            )
+            .into());
+        }
+        Ending::PoweredOff => {}
+        other => eprintln!("{}: {other}", record.id),
+    }
+    if !record.auto_remove && io::stderr().is_terminal() {
+        let label = record.label();
+        debug_assert!(record.state == State::Stopped);
+        eprintln!(
+            "{label} is stopped: `vmm start {label}` runs it again, `vmm terminate {label}` removes it"
+        );
+    }
+    Ok(Status::from(ending))
+}

@@ -1,0 +1,160 @@
+//! An AMI as a launch sees it: opened, its parts ready to be mapped, what boots verified.
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ami::{Ami, Manifest, PartName, Region};
+
+use super::home::{Home, create_private};
+use super::{Error, Result};
+use crate::block::volume::Base;
+use crate::memory;
+
+/// An open AMI.
+pub struct Image {
+    ami: Ami,
+    path: PathBuf,
+}
+
+impl Image {
+    /// Opens the AMI at `path` and checks all but the content of its parts.
+    pub fn open(path: &Path) -> Result<Image> {
+        let path = path.canonicalize().map_err(Error::file("opening", path))?;
+        Ok(Image {
+            ami: Ami::open(&path)?,
+            path,
+        })
+    }
+
+    /// `ami-` and 17 hexadecimal digits.
+    pub fn id(&self) -> &str {
+        self.ami.id().as_str()
+    }
+
+    /// The name that the recipe gave it.
+    pub fn name(&self) -> &str {
+        &self.manifest().name
+    }
+
+    /// The file, absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Everything the image says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        self.ami.manifest()
+    }
+
+    /// Size of the root volume in bytes, unless a launch wishes another.
+    pub fn root_size(&self) -> u64 {
+        self.manifest().root_volume_size()
+    }
+
+    /// The root partition, each chunk verified before its first byte is used.
+    pub fn root(&self) -> Result<Base> {
+        let part = self.ami.part(PartName::Root)?;
+        let chunks = self.ami.root_chunks()?;
+        let file = self
+            .ami
+            .file()
+            .try_clone()
+            .map_err(Error::file("opening", &self.path))?;
+        Base::new(file, part.offset, part.length, part.blake3.0)
+            .verified_by(
+                ami::CHUNK_SIZE,
+                Box::new(move |index, bytes| chunks.verify(index, bytes)),
+            )
+            .map_err(Error::file("opening", &self.path))
+    }
+
+    /// The kernel, to be mapped.
+    pub fn kernel(&self) -> Result<memory::Part> {
+        self.part(PartName::Kernel)
+    }
+
+    /// The initramfs, to be mapped.
+    pub fn initramfs(&self) -> Result<memory::Part> {
+        self.part(PartName::Initramfs)
+    }
+
+    fn part(&self, name: PartName) -> Result<memory::Part> {
+        let part = self.ami.part(name)?;
+        let file = self
+            .ami
+            .file()
+            .try_clone()
+            .map_err(Error::file("opening", &self.path))?;
+        memory::Part::new(Arc::new(file), &self.path, part.offset, part.length)
+            .map_err(|error| Error::Machine(error.to_string()))
+    }
+
+    /// Verifies every byte of the file.
+    pub fn verify(&self) -> Result<()> {
+        Ok(self.ami.verify_all(&|_: Region, _| {})?)
+    }
+
+    /// Verifies kernel and initramfs, which are mapped and not looked at again. A file that has not been touched since
+    /// it was verified is not read again: that would cost most of the time of a launch.
+    pub fn verify_boot(&self, home: &Home) -> Result<()> {
+        let seal = self.seal()?;
+        let record = home.state().join("verified").join(self.id());
+        if fs::read_to_string(&record).is_ok_and(|known| known == seal) {
+            return Ok(());
+        }
+        for part in [PartName::Kernel, PartName::Initramfs] {
+            self.ami.verify_part(part)?;
+        }
+        if let Err(error) = remember(&record, &seal) {
+            tracing::debug!(%error, "the verification is not remembered");
+        }
+        Ok(())
+    }
+
+    /// What changes when the file does. The change time would say more, but the hard link that a launch makes moves it.
+    fn seal(&self) -> Result<String> {
+        let m = self
+            .ami
+            .file()
+            .metadata()
+            .map_err(Error::file("examining", &self.path))?;
+        Ok(format!(
+            "{} {} {} {} {}\n",
+            m.dev(),
+            m.ino(),
+            m.len(),
+            m.mtime(),
+            m.mtime_nsec()
+        ))
+    }
+}
+
+fn remember(record: &Path, seal: &str) -> Result<()> {
+    let directory = record.parent().unwrap_or(record);
+    create_private(directory)?;
+    // A reader of half a line finds that it differs and verifies again.
+    fs::write(record, seal).map_err(Error::file("writing", record))
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.id(), self.path.display())
+    }
+}
+
+/// Whether an image for `architecture` can run here: hardware runs its own kind, the processor in software runs x86-64.
+pub fn runnable(image: &Image) -> Result<()> {
+    let architecture = image.manifest().architecture;
+    let native = ami::Architecture::host() == Some(architecture);
+    if native || architecture == ami::Architecture::X86_64 {
+        return Ok(());
+    }
+    let host = std::env::consts::ARCH;
+    Err(Error::Refused(format!(
+        "{} is for {architecture}, this host is {host}",
+        image.path.display()
+    )))
+}

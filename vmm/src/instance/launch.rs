@@ -1,0 +1,301 @@
+//! Turning an image into an instance that is ready to be run: its record, its directory, its volumes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::id::ReservationId;
+use super::image::Image;
+use super::record::{Config, FORMAT, ImageRef, Record, Volume, VolumeKind};
+use super::store::{Held, Store};
+use super::{Error, InstanceId, Result, State, VolumeId};
+use crate::block::volume;
+
+/// The root volume's file in the state directory.
+pub const ROOT: &str = "root.vol";
+/// The hard link to the image in the state directory.
+pub const BASE: &str = "base.ami";
+/// Volumes per instance, the root volume included: as many as there are letters for them.
+pub const MAX_VOLUMES: usize = 16;
+
+/// When the root volume is filled from the image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum RootCopy {
+    /// As it is read, and in the background.
+    #[default]
+    Lazy,
+    /// Before the launch.
+    Full,
+}
+
+/// A volume to be attached besides the root volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeRequest {
+    source: VolumeSource,
+    keep: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum VolumeSource {
+    Blank(u64),
+    File(PathBuf),
+}
+
+impl FromStr for VolumeRequest {
+    type Err = String;
+
+    /// `SIZE[,keep]` or `FILE`.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (what, keep) = match text.strip_suffix(",keep") {
+            Some(what) => (what, true),
+            None => (text, false),
+        };
+        if what.starts_with(|c: char| c.is_ascii_digit())
+            && let Ok(size) = super::size::parse(what)
+        {
+            let size = size.next_multiple_of(volume::SIZE_UNIT);
+            return if size > 0 {
+                Ok(VolumeRequest {
+                    source: VolumeSource::Blank(size),
+                    keep,
+                })
+            } else {
+                Err("a volume needs a size".into())
+            };
+        }
+        match Path::new(what).canonicalize() {
+            Ok(path) => Ok(VolumeRequest {
+                source: VolumeSource::File(path),
+                keep: true,
+            }),
+            Err(error) => Err(format!(
+                "{what} is neither a size (as in 10G) nor a file: {error}"
+            )),
+        }
+    }
+}
+
+/// A launch: one image, one set of wishes, any number of instances.
+#[derive(Debug)]
+pub struct Launch {
+    store: Store,
+    image: Image,
+    reservation: ReservationId,
+    name: Option<String>,
+    tags: BTreeMap<String, String>,
+    config: Config,
+    root_size: Option<u64>,
+    root_copy: RootCopy,
+    volumes: Vec<VolumeRequest>,
+    auto_remove: bool,
+}
+
+impl Launch {
+    /// A launch of `image` with nothing wished for.
+    pub fn new(store: &Store, image: Image) -> Launch {
+        Launch {
+            store: store.clone(),
+            image,
+            reservation: ReservationId::random(),
+            name: None,
+            tags: BTreeMap::new(),
+            config: Config::default(),
+            root_size: None,
+            root_copy: RootCopy::default(),
+            volumes: Vec::new(),
+            auto_remove: false,
+        }
+    }
+
+    /// The instance's name.
+    pub fn name(self, name: Option<String>) -> Launch {
+        Launch { name, ..self }
+    }
+
+    /// Tags for each instance.
+    pub fn tags(self, tags: BTreeMap<String, String>) -> Launch {
+        Launch { tags, ..self }
+    }
+
+    /// How machines are built.
+    pub fn config(self, config: Config) -> Launch {
+        Launch { config, ..self }
+    }
+
+    /// Size of the root volume, if not the image's, and when it is filled.
+    pub fn root(self, root_size: Option<u64>, root_copy: RootCopy) -> Launch {
+        Launch {
+            root_size,
+            root_copy,
+            ..self
+        }
+    }
+
+    /// Further volumes.
+    ///
+    /// # Errors
+    /// When there are more than [`MAX_VOLUMES`] in all.
+    pub fn volumes(self, volumes: Vec<VolumeRequest>) -> Result<Launch> {
+        if volumes.len() >= MAX_VOLUMES {
+            return Err(Error::Refused(format!(
+                "an instance has at most {MAX_VOLUMES} volumes"
+            )));
+        }
+        Ok(Launch { volumes, ..self })
+    }
+
+    /// Whether the instance goes away when it stops.
+    pub fn auto_remove(self, auto_remove: bool) -> Launch {
+        Launch { auto_remove, ..self }
+    }
+
+    /// The record that instance number `index` of this launch would begin with.
+    pub fn plan(&self, index: u32) -> Result<Record> {
+        let id = InstanceId::random();
+        let directory = self.store.home().instance(&id);
+        let launched = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        Ok(Record {
+            format: FORMAT,
+            name: self.name.clone(),
+            tags: self.tags.clone(),
+            state: State::Pending,
+            reason: "launched".into(),
+            ending: None,
+            reservation: self.reservation.clone(),
+            launch_index: index,
+            launched,
+            owner: Some(std::process::id()),
+            ready: false,
+            auto_remove: self.auto_remove,
+            image: ImageRef {
+                id: self.image.id().into(),
+                name: self.image.name().into(),
+                path: self.image.path().to_path_buf(),
+                linked: false,
+            },
+            config: self.config.clone(),
+            volumes: self.plan_volumes(&directory)?,
+            id,
+        })
+    }
+
+    fn plan_volumes(&self, directory: &Path) -> Result<Vec<Volume>> {
+        let kind = match self.root_copy {
+            RootCopy::Lazy => VolumeKind::Lazy,
+            RootCopy::Full => VolumeKind::Full,
+        };
+        let size = self
+            .root_size
+            .unwrap_or(self.image.root_size())
+            .next_multiple_of(volume::SIZE_UNIT);
+        let mut volumes = vec![Volume {
+            id: VolumeId::random(),
+            device: device_name(0),
+            path: directory.join(ROOT),
+            size,
+            delete_on_termination: true,
+            kind,
+        }];
+        for (request, place) in self.volumes.iter().zip(1..) {
+            let id = VolumeId::random();
+            let (path, size, kind) = match &request.source {
+                VolumeSource::Blank(size) => {
+                    let home = if request.keep {
+                        self.store.home().volumes()
+                    } else {
+                        directory.to_path_buf()
+                    };
+                    (home.join(format!("{id}.raw")), *size, VolumeKind::Blank)
+                }
+                VolumeSource::File(path) => {
+                    let size = fs::metadata(path).map_err(Error::file("examining", path))?.len();
+                    (path.clone(), size, VolumeKind::File)
+                }
+            };
+            let delete_on_termination = !request.keep;
+            volumes.push(Volume {
+                id,
+                device: device_name(place),
+                path,
+                size,
+                delete_on_termination,
+                kind,
+            });
+        }
+        Ok(volumes)
+    }
+
+    /// Makes instance number `index`, pending and held by this process.
+    pub fn prepare(&self, index: u32) -> Result<Held> {
+        let record = self.plan(index)?;
+        let planned = self.store.home().instance(&record.id);
+        self.store.create(record, |directory, record| {
+            record.image.linked = link(&self.image, &directory.join(BASE));
+            for volume in &record.volumes {
+                // The directory does not bear its final name yet.
+                let path = match volume.path.strip_prefix(&planned) {
+                    Ok(inside) => directory.join(inside),
+                    Err(_) => volume.path.clone(),
+                };
+                self.make_volume(volume, &path)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn make_volume(&self, volume: &Volume, path: &Path) -> Result<()> {
+        match volume.kind {
+            VolumeKind::Lazy => drop(volume::Volume::create(path, self.image.root()?, volume.size)?),
+            VolumeKind::Full => drop(volume::Volume::create_full(
+                path,
+                &self.image.root()?,
+                volume.size,
+            )?),
+            VolumeKind::Blank => {
+                if let Some(parent) = path.parent() {
+                    super::home::create_private(parent)?;
+                }
+                OpenOptions::new()
+                    .create_new(true)
+                    .write(true)
+                    .open(path)
+                    .and_then(|file| file.set_len(volume.size))
+                    .map_err(Error::file("creating", path))?;
+            }
+            VolumeKind::File => {}
+        }
+        Ok(())
+    }
+}
+
+/// Gives the instance a name of its own for the image's file, so that nobody can take the file away. Not possible across
+/// file systems, or for another user's file; then the image stays where it is.
+fn link(image: &Image, to: &Path) -> bool {
+    match fs::hard_link(image.path(), to) {
+        Ok(()) => true,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::CrossesDevices {
+                tracing::debug!(%error, "the image cannot be linked");
+            }
+            false
+        }
+    }
+}
+
+/// The guest's host name: the instance's name if it has one, else its id.
+pub fn hostname(record: &Record) -> &str {
+    record.label()
+}
+
+fn device_name(place: usize) -> String {
+    format!("/dev/vd{}", char::from(b'a' + (place % 26) as u8))
+}
+
+#[cfg(test)]
+#[path = "launch_tests.rs"]
+mod tests;
