@@ -40,4 +40,4 @@ pub use manifest::{
 pub use newfile::NewFile;
 pub use reader::{Ami, PartReader};
 pub use signature::{Signature, SignatureError};
-pub use writer::{Source, Writer};
+pub use writer::{Source, Writer, copy_sparse};

@@ -235,7 +235,7 @@ impl PartName {
 
 impl fmt::Display for PartName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             PartName::Kernel => "kernel",
             PartName::Initramfs => "initramfs",
             PartName::Root => "root",

@@ -144,8 +144,9 @@ impl Writer {
     }
 }
 
-/// Copy a range between files, holes excepted. The destination's range must be a hole or zero.
-fn copy_sparse(from: &File, from_at: u64, to: &File, to_at: u64, length: u64) -> io::Result<()> {
+/// Copy a range between files, holes excepted. The destination must be zero there. Shares blocks on file systems that
+/// can (reflinks).
+pub fn copy_sparse(from: &File, from_at: u64, to: &File, to_at: u64, length: u64) -> io::Result<()> {
     if from.metadata()?.len() < from_at.saturating_add(length) {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }

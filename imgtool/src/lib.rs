@@ -1,7 +1,11 @@
 //! From a recipe to an AMI: fetch, resolve, unpack, configure, compose; and the tools that look inside one.
 
+pub mod build;
+pub mod cli;
+pub mod compose;
 pub mod configure;
 pub mod fetch;
+pub mod imagefs;
 pub mod lock;
 pub mod progress;
 pub mod recipe;

@@ -1,3 +1,5 @@
 //! The `imgtool` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    imgtool::cli::main()
+}

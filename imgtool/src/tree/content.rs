@@ -28,6 +28,37 @@ pub enum Content {
         /// Its length in bytes when it was scanned; reading fails when it has changed since.
         len: u64,
     },
+    /// Several ranges of an open file, with holes between them: a file inside a file system.
+    Pieces {
+        /// The file.
+        file: Arc<File>,
+        /// Its parts in order.
+        pieces: Arc<[Piece]>,
+        /// The sum of their lengths.
+        len: u64,
+    },
+}
+
+/// A part of [`Content::Pieces`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// Bytes of the file.
+    Data {
+        /// The first, in bytes from the start of the file.
+        offset: u64,
+        /// How many.
+        length: u64,
+    },
+    /// This many zeros.
+    Hole(u64),
+}
+
+impl Piece {
+    fn length(self) -> u64 {
+        match self {
+            Piece::Data { length, .. } | Piece::Hole(length) => length,
+        }
+    }
 }
 
 impl Content {
@@ -44,11 +75,24 @@ impl Content {
         }
     }
 
+    /// Content of ranges of a file.
+    pub fn pieces(file: Arc<File>, pieces: Vec<Piece>) -> Self {
+        let len = pieces.iter().map(|piece| piece.length()).sum();
+        match pieces[..] {
+            [Piece::Data { offset, length: len }] => Content::Range { file, offset, len },
+            _ => Content::Pieces {
+                file,
+                pieces: pieces.into(),
+                len,
+            },
+        }
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> u64 {
         match self {
             Content::Bytes(bytes) => bytes.len() as u64,
-            Content::Range { len, .. } | Content::Path { len, .. } => *len,
+            Content::Range { len, .. } | Content::Path { len, .. } | Content::Pieces { len, .. } => *len,
         }
     }
 
@@ -65,6 +109,12 @@ impl Content {
                 file: Arc::clone(file),
                 at: *offset,
                 left: *len,
+            }),
+            Content::Pieces { file, pieces, .. } => Box::new(PiecesReader {
+                file: Arc::clone(file),
+                pieces: Arc::clone(pieces),
+                index: 0,
+                done: 0,
             }),
             Content::Path { path, len } => {
                 let file = File::open(path).map_err(|e| named(path, &e))?;
@@ -121,6 +171,44 @@ impl Read for RangeReader {
         self.at += got as u64;
         self.left -= got as u64;
         Ok(got)
+    }
+}
+
+struct PiecesReader {
+    file: Arc<File>,
+    pieces: Arc<[Piece]>,
+    index: usize,
+    /// Bytes read of the current piece.
+    done: u64,
+}
+
+impl Read for PiecesReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(piece) = self.pieces.get(self.index) {
+            let want = buffer
+                .len()
+                .min(usize::try_from(piece.length() - self.done).unwrap_or(usize::MAX));
+            if want == 0 {
+                if buffer.is_empty() {
+                    return Ok(0);
+                }
+                (self.index, self.done) = (self.index + 1, 0);
+                continue;
+            }
+            let got = match piece {
+                Piece::Hole(_) => {
+                    buffer[..want].fill(0);
+                    want
+                }
+                Piece::Data { offset, .. } => self.file.read_at(&mut buffer[..want], offset + self.done)?,
+            };
+            if got == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.done += got as u64;
+            return Ok(got);
+        }
+        Ok(0)
     }
 }
 

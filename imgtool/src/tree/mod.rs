@@ -11,7 +11,7 @@ mod content;
 mod path;
 mod walk;
 
-pub use content::{Content, Spool};
+pub use content::{Content, Piece, Spool};
 pub use path::{MAX_NAME, MAX_PATH, TreePath, show};
 pub use walk::Walk;
 

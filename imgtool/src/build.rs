@@ -1,0 +1,250 @@
+//! `imgtool build`: from a recipe file to an AMI file.
+
+use std::path::{Path, PathBuf};
+
+use ami::boot::{BootConfig, Restart, Service};
+use ami::{Architecture, BlockDeviceMapping, Digest, ExposedPort, INIT_GUEST, Manifest};
+
+use crate::compose::kernel::Kernel;
+use crate::compose::{self, Written, initramfs, kernel, modules, sbom};
+use crate::progress::{Progress, Unit};
+use crate::recipe::{self, Arch, Recipe};
+use crate::root::{self, Root};
+use crate::store::{self, Store};
+
+/// What every image's kernel is told, before what the recipe adds. Messages on a console cost a quarter of the boot.
+const COMMAND_LINE: &str = "quiet";
+
+/// Why an image could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The recipe is wrong.
+    #[error(transparent)]
+    Recipe(#[from] recipe::Error),
+    /// The cache is unusable.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The root could not be made.
+    #[error(transparent)]
+    Root(#[from] root::Error),
+    /// The image could not be composed.
+    #[error(transparent)]
+    Compose(#[from] compose::Error),
+    /// The recipe is not for this architecture.
+    #[error(
+        "recipe {recipe} is not for {arch}\n  try: --arch {first}, or add \"{arch}\" to `arch` in the recipe"
+    )]
+    Architecture {
+        /// The recipe.
+        recipe: String,
+        /// What was asked for.
+        arch: Arch,
+        /// What it is for.
+        first: Arch,
+    },
+    /// The kernel file cannot be read.
+    #[error("cannot read the kernel {}: {source}\n  try: correct kernel.path in the recipe", path.display())]
+    KernelFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// How to build.
+pub struct Options<'a> {
+    /// The recipe.
+    pub recipe: &'a Path,
+    /// Where to write the image; unset, the recipe's name and `.ami` in the current directory.
+    pub output: Option<&'a Path>,
+    /// For which architecture; unset, the host's if the recipe allows it, else the recipe's first.
+    pub arch: Option<Arch>,
+    /// Refuse to change the lock file.
+    pub locked: bool,
+    /// Use the cache only.
+    pub offline: bool,
+    /// The guest-init to use.
+    pub guest_init: Option<&'a Path>,
+    /// Where to report.
+    pub progress: &'a dyn Progress,
+}
+
+/// A finished build.
+#[derive(Debug)]
+pub struct Built {
+    /// Where the image is.
+    pub path: PathBuf,
+    /// What it is.
+    pub image: Written,
+}
+
+/// Build an image.
+pub fn build(options: &Options<'_>) -> Result<Built, Error> {
+    let recipe = Recipe::load(options.recipe)?;
+    let arch = choose_arch(&recipe, options.arch)?;
+    let architecture = architecture(arch);
+    // Looked up first: it is the cheapest thing that can be missing.
+    let guest_init = initramfs::find_guest_init(architecture, options.guest_init)?;
+    let store = Store::of_user()?;
+    let lock = crate::lock::path_for(options.recipe);
+    let root = root::build(
+        &recipe,
+        &root::Options {
+            arch,
+            store: &store,
+            lock: Some(&lock),
+            locked: options.locked,
+            offline: options.offline,
+            progress: options.progress,
+        },
+    )?;
+    let step = options.progress.start("kernel", None, Unit::Items);
+    let (kernel, modules) = kernel_of(&recipe, &root, architecture)?;
+    step.finish(&format!(
+        "{}, {} modules",
+        kernel.release.as_deref().unwrap_or("own"),
+        modules.len()
+    ));
+    let path = match options.output {
+        Some(path) => path.to_path_buf(),
+        None => PathBuf::from(format!("{}.ami", recipe.name)),
+    };
+    let document = sbom::document(&recipe.name, &root.packages, root.epoch);
+    let image = compose::Image {
+        tree: &root.tree,
+        kernel: &kernel,
+        modules: &modules,
+        guest_init: &guest_init,
+        boot: boot_config(&recipe),
+        manifest: manifest(&recipe, architecture, &root),
+        sbom: (!root.packages.is_empty()).then_some(&document[..]),
+        root_size: recipe.root_size.0,
+        epoch: root.epoch,
+    };
+    let image = compose::write(image, &path, options.progress)?;
+    Ok(Built { path, image })
+}
+
+/// The architecture that a recipe is built for.
+pub fn choose_arch(recipe: &Recipe, asked: Option<Arch>) -> Result<Arch, Error> {
+    // `check` refuses an empty list.
+    let first = recipe.arch.first().copied().unwrap_or(Arch::X86_64);
+    match asked {
+        Some(arch) if recipe.arch.contains(&arch) => Ok(arch),
+        Some(arch) => Err(Error::Architecture {
+            recipe: recipe.name.clone(),
+            arch,
+            first,
+        }),
+        None => Ok(Arch::host()
+            .filter(|arch| recipe.arch.contains(arch))
+            .unwrap_or(first)),
+    }
+}
+
+fn architecture(arch: Arch) -> Architecture {
+    match arch {
+        Arch::X86_64 => Architecture::X86_64,
+        Arch::Arm64 => Architecture::Arm64,
+    }
+}
+
+fn kernel_of(
+    recipe: &Recipe,
+    root: &Root,
+    architecture: Architecture,
+) -> Result<(Kernel, Vec<modules::Module>), Error> {
+    if let Some(path) = &recipe.kernel.path {
+        let path = recipe.resolve_path(path);
+        let image = std::fs::read(&path).map_err(|source| Error::KernelFile {
+            path: path.clone(),
+            source,
+        })?;
+        let name = path.display().to_string();
+        let kernel = kernel::from_bytes(&name, &image, architecture)?;
+        return Ok((kernel, Vec::new()));
+    }
+    let tree = root.kernel.as_ref().ok_or(compose::Error::NoKernel)?;
+    let kernel = kernel::from_tree(tree, architecture)?;
+    let release = kernel.release.as_deref().unwrap_or_default();
+    let modules = modules::closure(tree, release, &recipe.modules)?;
+    Ok((kernel, modules))
+}
+
+fn manifest(recipe: &Recipe, architecture: Architecture, root: &Root) -> Manifest {
+    let mut manifest = Manifest::new(&recipe.name, architecture);
+    manifest.description.clone_from(&recipe.description);
+    manifest.created.clone_from(&recipe.created);
+    manifest.tags.clone_from(&recipe.tags);
+    manifest.command_line = format!("{COMMAND_LINE} {}", recipe.command_line)
+        .trim()
+        .to_owned();
+    manifest.init.clone_from(&recipe.init);
+    manifest.exposed_ports = recipe.all_ports().into_iter().map(exposed).collect();
+    if let Some(cpus) = recipe.cpus {
+        manifest.default_cpus = cpus;
+    }
+    if let Some(memory) = recipe.memory.and_then(|size| size.0) {
+        manifest.default_memory = memory;
+    }
+    manifest.package_lock = Some(Digest::of(root.lock_text.as_bytes()));
+    manifest.block_device_mappings = recipe
+        .block_devices
+        .iter()
+        .map(|device| BlockDeviceMapping {
+            device: device.name.clone(),
+            size: device.size.0.unwrap_or(1 << 30),
+            delete_on_termination: device.delete_on_termination,
+        })
+        .collect();
+    manifest
+}
+
+fn exposed(port: recipe::Port) -> ExposedPort {
+    let protocol = match port.protocol {
+        recipe::Protocol::Tcp => ami::Protocol::Tcp,
+        recipe::Protocol::Udp => ami::Protocol::Udp,
+    };
+    ExposedPort {
+        port: port.number,
+        protocol,
+    }
+}
+
+fn boot_config(recipe: &Recipe) -> BootConfig {
+    let ours = recipe.init == INIT_GUEST;
+    BootConfig {
+        schema: BootConfig::SCHEMA,
+        modules: Vec::new(),
+        root_device: "/dev/vda".into(),
+        root_filesystem: "ext4".into(),
+        root_writable: true,
+        grow_root: true,
+        init: recipe.init.clone(),
+        console: "hvc0".into(),
+        console_shell: ours,
+        hostname: recipe.hostname.clone(),
+        // With an init of its own, services are its units.
+        services: if ours {
+            recipe.services.iter().map(service).collect()
+        } else {
+            Vec::new()
+        },
+    }
+}
+
+fn service(service: &recipe::Service) -> Service {
+    Service {
+        name: service.name.clone(),
+        command: service.command.clone(),
+        environment: service.environment.clone(),
+        directory: service.working_directory.clone(),
+        user: service.user.clone(),
+        restart: match service.restart {
+            recipe::Restart::Always => Restart::Always,
+            recipe::Restart::OnFailure => Restart::OnFailure,
+            recipe::Restart::Never => Restart::Never,
+        },
+    }
+}

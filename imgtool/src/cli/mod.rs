@@ -1,0 +1,219 @@
+//! The command line: what can be typed, and which function answers.
+
+mod error;
+mod files;
+mod image;
+mod make;
+
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+pub use error::Error;
+
+use crate::recipe::Arch;
+
+/// Build machine images, and look inside them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "imgtool",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build an image from a recipe
+    Build(Build),
+    /// Write the lock file of a recipe, or bring it up to date
+    Lock(Lock),
+    /// Show what an image is
+    Inspect {
+        /// The image
+        image: PathBuf,
+        /// As JSON: id, manifest and file
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read all of an image and check every byte
+    Verify {
+        /// The image
+        image: PathBuf,
+        /// Report progress as JSON lines on standard error
+        #[arg(long)]
+        json: bool,
+    },
+    /// List files of the root
+    Ls {
+        /// The image
+        image: PathBuf,
+        /// A file or directory in it
+        #[arg(default_value = "/")]
+        path: String,
+        /// With mode, owner, size and time
+        #[arg(short, long)]
+        long: bool,
+        /// With everything below
+        #[arg(short = 'R', long)]
+        recursive: bool,
+    },
+    /// Print files of the root
+    Cat {
+        /// The image
+        image: PathBuf,
+        /// Files in it
+        #[arg(required = true)]
+        paths: Vec<String>,
+    },
+    /// Copy files of the root, or a whole part, out of an image
+    Extract(Extract),
+    /// Print the completion script of a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the manual pages
+    Man {
+        /// Into this directory
+        directory: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Build {
+    /// The recipe
+    recipe: PathBuf,
+    /// Write the image here [default: the recipe's name and `.ami`]
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    packages: Packages,
+    /// The guest-init program [default: the one beside imgtool]
+    #[arg(long, env = "KILN_GUEST_INIT")]
+    guest_init: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Lock {
+    /// The recipe
+    recipe: PathBuf,
+    #[command(flatten)]
+    packages: Packages,
+}
+
+#[derive(Debug, Args)]
+struct Packages {
+    /// For this architecture: x86_64 or arm64 [default: the host's, if the recipe allows it]
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// Refuse to change the lock file
+    #[arg(long)]
+    locked: bool,
+    /// Use nothing but the cache
+    #[arg(long)]
+    offline: bool,
+    /// Report progress as JSON lines on standard error
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but the result
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Debug, Args)]
+struct Extract {
+    /// The image
+    image: PathBuf,
+    /// Files and directories in it [default: all]
+    #[arg(conflicts_with = "part")]
+    paths: Vec<String>,
+    /// A part instead: kernel, initramfs, root or sbom
+    #[arg(long)]
+    part: Option<ami::PartName>,
+    /// Into this directory; with --part, this file
+    #[arg(short, long)]
+    output: PathBuf,
+}
+
+/// Run the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let result = run(cli.command, &mut out).and_then(|()| Ok(out.flush()?));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader went away: `imgtool ls … | head`.
+        Err(Error::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("imgtool: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command, out: &mut dyn Write) -> Result<(), Error> {
+    match command {
+        Command::Build(arguments) => make::build(&arguments, out),
+        Command::Lock(arguments) => make::lock(&arguments, out),
+        Command::Inspect { image, json } => image::inspect(&image, json, out),
+        Command::Verify { image, json } => image::verify(&image, json, out),
+        Command::Ls {
+            image,
+            path,
+            long,
+            recursive,
+        } => files::ls(&image, &path, long, recursive, out),
+        Command::Cat { image, paths } => files::cat(&image, &paths, out),
+        Command::Extract(arguments) => match arguments.part {
+            Some(part) => image::extract_part(&arguments.image, part, &arguments.output, out),
+            None => files::extract(&arguments.image, &arguments.paths, &arguments.output, out),
+        },
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "imgtool", &mut &mut *out);
+            Ok(())
+        }
+        Command::Man { directory } => {
+            let made = std::fs::create_dir_all(&directory);
+            let written = made.and_then(|()| clap_mangen::generate_to(Cli::command(), &directory));
+            written.map_err(|source| Error::Write {
+                path: directory,
+                source,
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_shell_and_manual_page_is_generated() {
+        let mut out = Vec::new();
+        run(Command::Completions { shell: Shell::Bash }, &mut out).unwrap();
+        assert!(String::from_utf8(out).unwrap().contains("inspect"));
+        let dir = tempfile::tempdir().unwrap();
+        run(
+            Command::Man {
+                directory: dir.path().into(),
+            },
+            &mut Vec::new(),
+        )
+        .unwrap();
+        assert!(dir.path().join("imgtool-build.1").exists());
+    }
+}
