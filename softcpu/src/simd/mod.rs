@@ -11,3 +11,5 @@ pub mod mxcsr;
 pub mod shift;
 pub mod shuffle;
 pub mod string;
+#[cfg(test)]
+mod tests;

@@ -244,7 +244,8 @@ impl Fpu {
         let exponent = a.exponent + by as i32;
         let wide = (a.significand as u128) << 64;
         let value = float::round::round(&mut env, &Target::F80, a.sign, exponent, wide);
-        Computed::of(env, within_range(value)).with(denormal_flag(a, b))
+        let computed = Computed::of(env, value).with(denormal_flag(a, b));
+        within_range(computed)
     }
 
     /// FXTRACT: the exponent replaces ST(0), the significand is pushed.
@@ -279,13 +280,17 @@ impl Fpu {
 
     /// FPREM and FPREM1.
     pub fn remainder(&mut self, quotient: Quotient) {
+        self.set_condition(status::C2, 0);
         let Some((a, b)) = self.two_operands() else { return };
         let (computed, bits) = match propagate(a, b) {
-            Some(nan) => (nan, Some(0)),
-            None => self.remaindered(a, b, quotient),
+            Some(nan) => (nan, None),
+            None => {
+                let (computed, bits) = self.remaindered(a, b, quotient);
+                (computed, Some(bits))
+            }
         };
         let invalid = computed.flags & flag::INVALID != 0;
-        if self.deliver(0, computed) && !invalid {
+        if let (true, Some(bits)) = (self.deliver(0, computed) && !invalid, bits) {
             self.set_quotient(bits);
         }
     }
@@ -329,11 +334,18 @@ impl Fpu {
 }
 
 /// A result whose wrapped exponent is still out of range: massive overflow or underflow.
-fn within_range(value: Value) -> Value {
-    match value.class {
+fn within_range(computed: Computed) -> Computed {
+    let value = computed.value;
+    let replaced = match value.class {
         Class::Finite if value.exponent > Target::F80.max_exponent => Value::infinity(value.sign),
         Class::Finite if value.exponent < Target::F80.min_exponent => Value::zero(value.sign),
-        _ => value,
+        _ => return computed,
+    };
+    let rounded_up = replaced.class == Class::Infinity;
+    Computed {
+        value: replaced,
+        flags: computed.flags | flag::INEXACT,
+        rounded_up,
     }
 }
 

@@ -37,50 +37,85 @@ impl Relation {
     }
 }
 
+/// The outcome of comparing two operands.
+struct Compared {
+    relation: Relation,
+    /// Exception flags.
+    flags: u8,
+    /// The invalid operation is that of the stack.
+    stack_fault: bool,
+}
+
+/// Compares two values; a quiet comparison accepts quiet NaNs.
+fn relate(a: Value, b: Value, quiet: bool) -> Compared {
+    let unsupported = a.class == Class::Unsupported || b.class == Class::Unsupported;
+    let signalling = a.class == Class::SignallingNan || b.class == Class::SignallingNan;
+    if unsupported || a.is_nan() || b.is_nan() {
+        let invalid = unsupported || signalling || !quiet;
+        let flags = if invalid { flag::INVALID } else { 0 };
+        return Compared {
+            relation: Relation::UNORDERED,
+            flags,
+            stack_fault: false,
+        };
+    }
+    let relation = Relation::of(float::compare(a, b));
+    Compared {
+        relation,
+        flags: denormal_flag(a, b),
+        stack_fault: false,
+    }
+}
+
 impl Fpu {
-    /// Compares and raises flags; nothing where an unmasked exception stopped the instruction.
-    fn relate(&mut self, a: Value, b: Value, quiet: bool) -> Option<Relation> {
-        let unsupported = a.class == Class::Unsupported || b.class == Class::Unsupported;
-        let signalling = a.class == Class::SignallingNan || b.class == Class::SignallingNan;
-        if unsupported || a.is_nan() || b.is_nan() {
-            let invalid = unsupported || signalling || !quiet;
-            let flags = if invalid { flag::INVALID } else { 0 };
-            return self.record(flags, false).then_some(Relation::UNORDERED);
+    /// Compares ST(0) with `b`, or an empty register.
+    fn relate_top(&self, b: Option<Value>, quiet: bool) -> Compared {
+        match b {
+            Some(b) if !self.is_empty(0) => relate(unpack_f80(self.register(0)), b, quiet),
+            _ => Compared {
+                relation: Relation::UNORDERED,
+                flags: flag::INVALID,
+                stack_fault: true,
+            },
         }
-        let goes_on = self.record(denormal_flag(a, b), false);
-        goes_on.then(|| Relation::of(float::compare(a, b)))
     }
 
-    /// Compares ST(0) with ST(i).
-    fn relate_register(&mut self, i: usize, quiet: bool) -> Option<Relation> {
-        if self.is_empty(0) || self.is_empty(i) {
-            return self.stack_underflow().then_some(Relation::UNORDERED);
-        }
-        self.relate(unpack_f80(self.register(0)), unpack_f80(self.register(i)), quiet)
+    /// ST(i) unpacked, unless it is empty.
+    fn unpacked(&self, i: usize) -> Option<Value> {
+        (!self.is_empty(i)).then(|| unpack_f80(self.register(i)))
     }
 
-    fn finish_compare(&mut self, relation: Option<Relation>, pops: usize) {
-        let Some(relation) = relation else { return };
-        self.set_condition(status::C0 | status::C2 | status::C3, relation.conditions());
-        for _ in 0..pops {
+    /// Records the flags of a comparison; true where no unmasked exception stopped it. The relation is
+    /// reported in either case, only the pops are not done.
+    fn record_compared(&mut self, compared: &Compared) -> bool {
+        if compared.stack_fault {
+            self.stack_underflow()
+        } else {
+            self.record(compared.flags, false)
+        }
+    }
+
+    fn finish_compare(&mut self, compared: Compared, pops: usize) {
+        let goes_on = self.record_compared(&compared);
+        self.set_condition(
+            status::C0 | status::C2 | status::C3,
+            compared.relation.conditions(),
+        );
+        for _ in 0..if goes_on { pops } else { 0 } {
             self.pop();
         }
     }
 
     /// FCOM, FCOMP, FCOMPP and (quiet) FUCOM, FUCOMP, FUCOMPP.
     pub fn compare(&mut self, i: usize, quiet: bool, pops: usize) {
-        let relation = self.relate_register(i, quiet);
-        self.finish_compare(relation, pops);
+        let compared = self.relate_top(self.unpacked(i), quiet);
+        self.finish_compare(compared, pops);
     }
 
     /// FCOM, FCOMP, FICOM, FICOMP with a memory operand.
     pub fn compare_memory(&mut self, b: Value, pops: usize) {
-        let relation = if self.is_empty(0) {
-            self.stack_underflow().then_some(Relation::UNORDERED)
-        } else {
-            self.relate(unpack_f80(self.register(0)), b, false)
-        };
-        self.finish_compare(relation, pops);
+        let compared = self.relate_top(Some(b), false);
+        self.finish_compare(compared, pops);
     }
 
     /// FTST
@@ -88,14 +123,20 @@ impl Fpu {
         self.compare_memory(Value::zero(false), 0);
     }
 
-    /// FCOMI, FUCOMI and their popping forms: the relation goes to RFLAGS. Nothing where an unmasked exception
-    /// leaves RFLAGS alone.
-    pub fn compare_to_flags(&mut self, i: usize, quiet: bool, pop: bool) -> Option<Relation> {
-        let relation = self.relate_register(i, quiet)?;
-        if pop {
+    /// FCOMI, FUCOMI and their popping forms: the relation goes to RFLAGS. C1 changes only with a stack fault.
+    pub fn compare_to_flags(&mut self, i: usize, quiet: bool, pop: bool) -> Relation {
+        let compared = self.relate_top(self.unpacked(i), quiet);
+        let c1 = if compared.stack_fault {
+            0
+        } else {
+            self.status & status::C1
+        };
+        let goes_on = self.record_compared(&compared);
+        self.set_condition(status::C1, c1);
+        if goes_on && pop {
             self.pop();
         }
-        Some(relation)
+        compared.relation
     }
 
     /// FXAM

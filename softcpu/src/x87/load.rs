@@ -76,9 +76,8 @@ impl Fpu {
 
     /// FLD ST(i)
     pub fn load_register(&mut self, i: usize) {
-        if !self.is_empty(7) {
-            self.push(F80::ZERO);
-        } else if !self.is_empty(i) {
+        // The empty source is found before the full stack.
+        if !self.is_empty(i) {
             self.push(self.register(i));
         } else if self.stack_underflow() {
             self.push_unchecked(F80::INDEFINITE);

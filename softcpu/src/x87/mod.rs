@@ -194,19 +194,20 @@ impl Fpu {
 
     /// ST(0) becomes empty and ST(1) becomes the top.
     fn pop(&mut self) {
-        self.free(0);
+        self.valid &= !(1 << self.top());
         self.set_top(self.top() + 1);
     }
 
     /// FFREE
     pub fn free(&mut self, i: usize) {
         self.valid &= !(1 << self.physical(i));
+        self.set_condition(status::C1, 0);
     }
 
-    /// FFREEP, FSTPNCE's relatives: free ST(i), then pop without looking.
+    /// FFREEP: free ST(i), then pop without looking.
     pub fn free_and_pop(&mut self, i: usize) {
         self.free(i);
-        self.set_top(self.top() + 1);
+        self.pop();
     }
 
     /// FINCSTP

@@ -21,12 +21,19 @@ impl Fpu {
         self.stack_underflow().then_some(F80::INDEFINITE)
     }
 
-    /// Records the flags of a store; true where it takes place.
+    /// Records the flags of a store; true where it takes place. An unmasked overflow or underflow withholds
+    /// the result, so that nothing is inexact.
     fn record_store(&mut self, computed: &Computed) -> bool {
-        let empty = self.is_empty(0);
+        if self.is_empty(0) {
+            // Recorded already, C1 included.
+            return true;
+        }
         let withheld = computed.flags & !self.masked() & (flag::OVERFLOW | flag::UNDERFLOW) != 0;
-        // An empty register was recorded already, C1 included.
-        (empty || self.record(computed.flags, computed.rounded_up)) && !withheld
+        if withheld {
+            self.record(computed.flags & !flag::INEXACT, false);
+            return false;
+        }
+        self.record(computed.flags, computed.rounded_up)
     }
 
     fn pop_if(&mut self, pop: bool) {
@@ -77,6 +84,15 @@ impl Fpu {
             self.write(i, bits);
             self.pop_if(pop);
         }
+    }
+
+    /// FSTPNCE (undocumented): FSTP ST(i) that does not look whether ST(0) is empty.
+    pub fn store_register_unchecked(&mut self, i: usize) {
+        if !self.is_empty(0) {
+            return self.store_register(i, true);
+        }
+        self.record(0, false);
+        self.pop();
     }
 
     /// FIST, FISTP and (truncating) FISTTP to a signed integer of `bits` bits.

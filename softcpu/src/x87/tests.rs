@@ -154,8 +154,10 @@ fn functions_agree_with_the_host_in_double_precision() {
             fpu.load_f64(x.to_bits());
             ours(&mut fpu);
             let (result, expected) = (popped(&mut fpu), host(x));
+            // The hardware's pi is off by 2^-66 in relation to the angle.
+            let allowed = expected.abs() * 4e-16 + x * (1.0 + expected * expected) * 2f64.powi(-66);
             assert!(
-                (result - expected).abs() <= expected.abs() * 4e-16,
+                (result - expected).abs() <= allowed,
                 "{n} {x} {result} {expected}"
             );
         }
@@ -172,5 +174,5 @@ fn huge_angles_are_left_alone_and_marked() {
     let mut fpu = Fpu::default();
     fpu.load_f64(1e15f64.to_bits());
     fpu.sine();
-    assert_eq!(popped(&mut fpu), 1e15f64.sin());
+    assert!((popped(&mut fpu) - 1e15f64.sin()).abs() < 1e15 * 2f64.powi(-66));
 }

@@ -9,15 +9,6 @@ use super::wide::Wide;
 use super::{Fpu, status};
 use crate::float::{self, Class, F80, Target, Value, flag, pack_f80, unpack_f80};
 
-/// 2/pi as a fraction of 320 bits, lowest limb first.
-const TWO_OVER_PI: [u64; 5] = [
-    0xb724_6e3a_424d_d2e0,
-    0xfe51_63ab_debb_c561,
-    0xdb62_9599_3c43_9041,
-    0xfc27_57d1_f534_ddc0,
-    0xa2f9_836e_4e44_1529,
-];
-
 /// atan(k/8) for k from 0 to 8.
 const ATAN: [Wide; 9] = [
     Wide::ZERO,
@@ -31,73 +22,48 @@ const ATAN: [Wide; 9] = [
     Wide::new(-1, 0xc90f_daa2_2168_c234_c4c6_628b_80dc_1cd1),
 ];
 
-/// Sums `first + next(first, 1) + ...` until a term no longer matters.
+/// Sums `first + next(first, 1) + ...` until a term no longer matters. Where not even the second one does, but
+/// takes something away, the sum is the number before the first term: directed rounding shows the difference.
 fn series(first: Wide, mut next: impl FnMut(Wide, u32) -> (Wide, Wide)) -> Wide {
     let (mut sum, mut carried) = (first, first);
-    for n in 1.. {
+    let mut n = 1;
+    loop {
         let (power, term) = next(carried, n);
         if term.is_zero() || term.exponent < sum.exponent - 130 {
-            break;
+            let smaller = n == 1 && term.sign != first.sign && !first.is_zero();
+            return if smaller { first.predecessor() } else { sum };
         }
         sum = sum.add(term);
         carried = power;
+        n += 1;
     }
-    sum
 }
 
-/// An angle as a multiple of pi/2 and a rest between -pi/4 and pi/4.
+/// pi/2 in 65 fraction bits: the hardware's pi has 66 significant bits (Intel SDM vol. 1, 8.3.8), and a program
+/// that meets it near a multiple of pi sees that.
+const HALF_PI_66: u128 = 0x3_243f_6a88_85a3_08d3;
+
+/// An angle as a multiple of pi/2 and a rest between -pi/4 and pi/4, both exact for the hardware's pi.
 fn reduce(x: Value) -> (u32, Wide) {
     let wide = Wide::from_value(x).absolute();
     if !wide.magnitude_at_least(Wide::HALF_PI.scaled(-1)) {
         return (0, wide);
     }
-    // x * 2/pi with 384 fraction bits; the lowest limb of the integer part is the quadrant.
-    let mut product = [0u64; 7];
-    let mut carry = 0;
-    for (limb, factor) in product.iter_mut().zip(TWO_OVER_PI) {
-        let partial = factor as u128 * x.significand as u128 + carry;
-        *limb = partial as u64;
-        carry = partial >> 64;
+    // x is its significand moved up by the exponent and two, in units of 2^-65.
+    let mut rest = x.significand as u128;
+    let mut quadrant = 0u32;
+    for _ in 0..x.exponent + 2 {
+        rest <<= 1;
+        quadrant <<= 1;
+        if rest >= HALF_PI_66 {
+            rest -= HALF_PI_66;
+            quadrant |= 1;
+        }
     }
-    product[5] = carry as u64;
-    // The significand has 63 fraction bits: 320 + 63 - exponent in all, moved up to 384.
-    shift_left(&mut product, (x.exponent + 1) as u32);
-    let mut quadrant = product[6] as u32;
-    let mut sign = false;
-    if product[5] >> 63 != 0 {
-        quadrant = quadrant.wrapping_add(1);
-        sign = true;
-        product.iter_mut().for_each(|limb| *limb = !*limb);
+    if rest << 1 > HALF_PI_66 {
+        return (quadrant.wrapping_add(1), Wide::fixed(true, HALF_PI_66 - rest, 65));
     }
-    let zeros = leading_zeros(&product[..6]);
-    shift_left(&mut product, zeros % 64);
-    let top = 5 - (zeros / 64) as usize;
-    let significand = (product[top] as u128) << 64 | product[top - 1] as u128;
-    let fraction = Wide {
-        sign,
-        exponent: -1 - zeros as i32,
-        significand,
-    };
-    (quadrant, fraction.mul(Wide::HALF_PI))
-}
-
-/// Shifts limbs, lowest first, by less than 64 bits.
-fn shift_left(limbs: &mut [u64], by: u32) {
-    for i in (0..limbs.len()).rev() {
-        let below = if i == 0 { 0 } else { limbs[i - 1] };
-        limbs[i] = ((((limbs[i] as u128) << 64 | below as u128) << by) >> 64) as u64;
-    }
-}
-
-/// The zero bits above the highest set one; the fraction of a reduced angle has one in its upper half.
-fn leading_zeros(limbs: &[u64]) -> u32 {
-    let empty = limbs
-        .iter()
-        .rev()
-        .take_while(|limb| **limb == 0)
-        .count()
-        .min(limbs.len() - 2);
-    empty as u32 * 64 + limbs[limbs.len() - 1 - empty].leading_zeros().min(63)
+    (quadrant, Wide::fixed(false, rest, 65))
 }
 
 /// The sine of a reduced angle.
@@ -208,6 +174,7 @@ impl Fpu {
 
     /// The operand of a trigonometric function, its special cases dealt with by `special`.
     fn angle(&mut self) -> Option<Value> {
+        self.set_condition(status::C2, 0);
         if self.is_empty(0) {
             if self.stack_underflow() {
                 self.write(0, F80::INDEFINITE);
@@ -286,6 +253,7 @@ impl Fpu {
     }
 
     fn angle_with_push(&mut self, f: impl Fn(&Fpu, Value) -> (Computed, Computed)) {
+        self.set_condition(status::C2, 0);
         let empty = self.is_empty(0);
         if empty || !self.is_empty(7) {
             let masked = if empty {
@@ -335,6 +303,7 @@ impl Fpu {
                 let wide = two_to_the_x_minus_one(Wide::from_value(x));
                 self.rounded(wide, false).with(denormal_flag(x, x))
             }
+            Class::Finite => Computed::exact(x).with(flag::INEXACT | denormal_flag(x, x)),
             _ => Computed::exact(x),
         }
     }
@@ -424,7 +393,11 @@ impl Fpu {
             match x.class {
                 Class::Infinity if !x.sign => fpu.y_times_infinity(Value::infinity(false), y, 0),
                 Class::Infinity => Computed::invalid(),
-                _ if !above_minus_one => Computed::invalid(),
+                // Undefined; hardware leaves the operand.
+                _ if !above_minus_one && y.class == Class::Zero => {
+                    Computed::exact(Value::zero(x.sign != y.sign))
+                }
+                _ if !above_minus_one => Computed::exact(x).with(flag::INEXACT | denormal_flag(x, y)),
                 Class::Zero => fpu.y_times(Wide::ZERO, true, x.sign, y).with(denormal_flag(x, y)),
                 _ => {
                     let wide = log2_of_one_plus(Wide::from_value(x));
@@ -454,7 +427,10 @@ impl Fpu {
         match y.class {
             Class::Infinity => Computed::exact(Value::infinity(sign)),
             Class::Zero => Computed::exact(Value::zero(sign)),
-            _ => self.rounded(logarithm.mul(Wide::from_value(y)), exact),
+            // Hardware calls every result inexact.
+            _ => self
+                .rounded(logarithm.mul(Wide::from_value(y)), exact)
+                .with(flag::INEXACT),
         }
     }
 }

@@ -49,6 +49,11 @@ impl Wide {
         Wide::normalised(n < 0, 127, n.unsigned_abs() as u128)
     }
 
+    /// `units * 2^-fraction`.
+    pub fn fixed(sign: bool, units: u128, fraction: i32) -> Wide {
+        Wide::normalised(sign, 127 - fraction, units)
+    }
+
     fn normalised(sign: bool, exponent: i32, significand: u128) -> Wide {
         if significand == 0 {
             return Wide::ZERO;
@@ -59,6 +64,11 @@ impl Wide {
             exponent: exponent - shift as i32,
             significand: significand << shift,
         }
+    }
+
+    /// The next number toward zero; the number is not zero.
+    pub fn predecessor(self) -> Wide {
+        Wide::normalised(self.sign, self.exponent, self.significand - 1)
     }
 
     pub const fn is_zero(self) -> bool {
