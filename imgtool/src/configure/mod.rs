@@ -2,14 +2,26 @@
 //! removal of everything that belongs to one machine.
 
 mod accounts;
+mod batches;
+mod cleanup;
+mod disk;
+mod dpkg;
 mod edit;
 mod files;
+mod helper;
+mod job;
+mod mounts;
+mod sandbox;
 mod services;
 
 use std::path::PathBuf;
 
 pub use accounts::{add_users, basic_accounts};
+pub use cleanup::clean;
 pub use files::add_files;
+pub use helper::run_if_asked;
+pub use job::Task;
+pub use sandbox::{Error as SandboxError, run};
 pub use services::{add_units, set_hostname};
 
 use crate::tree::TreeError;

@@ -5,9 +5,12 @@
 //!            └── resolve: only when the lock file does not answer
 //! ```
 
+pub mod archive;
 mod lock_packages;
+mod sources;
+mod stages;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub use lock_packages::lock_packages;
 
@@ -42,6 +45,9 @@ pub enum Error {
     /// The root cannot be completed.
     #[error(transparent)]
     Configure(#[from] configure::Error),
+    /// The root cannot be configured.
+    #[error(transparent)]
+    Sandbox(#[from] configure::SandboxError),
 }
 
 /// How to make a root.
@@ -78,52 +84,22 @@ pub struct Root {
 pub fn build(recipe: &Recipe, options: &Options<'_>) -> Result<Root, Error> {
     let section = lock_packages(recipe, options)?;
     fetch_packages(&section.packages, options)?;
-    let (root, kernel): (Vec<Package>, Vec<Package>) = section
+    let (packages, kernel): (Vec<Package>, Vec<Package>) = section
         .packages
         .iter()
         .cloned()
         .partition(|package| !package.kernel);
-    let scratch = scratch(options.store);
-    let filter = Filter::new(&recipe.exclude, &recipe.include);
-    let unpack = |what: &str, packages: &[Package], filter: &Filter, tree: &mut Tree, database: bool| {
-        let step = options
-            .progress
-            .start(what, Some(packages.len() as u64), Unit::Items);
-        let unpack = Unpack {
-            store: options.store,
-            packages,
-            filter,
-            scratch: &scratch,
-            step: &*step,
-        };
-        let newest = if database {
-            unpack.with_database(tree)
-        } else {
-            unpack.unpack_into(tree)
-        }?;
-        step.finish(&format!("{} packages", packages.len()));
-        Ok::<_, Error>(newest.0)
+    let (mut tree, epoch) = match recipe.variant {
+        Variant::Extract => extracted(recipe, &packages, options)?,
+        _ => stages::configured(recipe, &packages, options)?,
     };
-    let mut tree = Tree::new();
-    unpack::merge_usr(&mut tree, options.arch.debian(), 0).map_err(unpack::Error::Layout)?;
-    let epoch = unpack(
-        "unpack",
-        &root,
-        &filter,
-        &mut tree,
-        recipe.variant == Variant::Extract,
-    )?;
-    unpack::complete(&mut tree, epoch).map_err(unpack::Error::Layout)?;
-    configure::basic_accounts(&mut tree, epoch)?;
     overlay(&mut tree, recipe, epoch)?;
+    if !recipe.run.is_empty() {
+        tree = stages::run_steps(recipe, &tree, epoch, options)?;
+    }
     let kernel = match kernel.is_empty() {
         true => None,
-        false => {
-            let mut tree = Tree::new();
-            unpack::merge_usr(&mut tree, options.arch.debian(), 0).map_err(unpack::Error::Layout)?;
-            unpack("unpack kernel", &kernel, &Filter::default(), &mut tree, false)?;
-            Some(tree)
-        }
+        false => Some(stages::kernel(&kernel, options)?),
     };
     Ok(Root {
         tree,
@@ -132,6 +108,32 @@ pub fn build(recipe: &Recipe, options: &Options<'_>) -> Result<Root, Error> {
         packages: section.packages,
         epoch,
     })
+}
+
+/// Packages unpacked, not configured, with the least that programs expect of a root.
+fn extracted(recipe: &Recipe, packages: &[Package], options: &Options<'_>) -> Result<(Tree, i64), Error> {
+    let step = options
+        .progress
+        .start("unpack", Some(packages.len() as u64), Unit::Items);
+    let filter = Filter::new(&recipe.exclude, &recipe.include);
+    let (load, scratch) = (unpack::from_store(options.store), stages::scratch(options.store));
+    let unpack = Unpack {
+        load: &load,
+        packages,
+        filter: &filter,
+        scratch: &scratch,
+        step: &*step,
+    };
+    let mut tree = Tree::new();
+    let created = stages::created(recipe);
+    unpack::merge_usr(&mut tree, options.arch.debian(), 0).map_err(unpack::Error::Layout)?;
+    let newest = unpack.with_database(&mut tree)?.0;
+    step.finish(&format!("{} packages", packages.len()));
+    let epoch = created.unwrap_or(newest);
+    unpack::complete(&mut tree, epoch).map_err(unpack::Error::Layout)?;
+    configure::clean(&mut tree, epoch).map_err(unpack::Error::Layout)?;
+    configure::basic_accounts(&mut tree, epoch)?;
+    Ok((tree, epoch))
 }
 
 /// What the recipe adds to its packages.
@@ -173,14 +175,4 @@ fn fetch_packages(packages: &[Package], options: &Options<'_>) -> Result<(), Err
         total as f64 / 1e6
     ));
     Ok(())
-}
-
-/// A directory for temporary files: beside the cache, where there is space, or where the system keeps them if the cache
-/// is read-only.
-fn scratch(store: &Store) -> PathBuf {
-    let dir = store.root().join("tmp");
-    match store::make_dir(&dir).is_ok() && tempfile::tempfile_in(&dir).is_ok() {
-        true => dir,
-        false => std::env::temp_dir(),
-    }
 }

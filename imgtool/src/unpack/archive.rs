@@ -1,5 +1,6 @@
 //! Tar streams as packages use them: every header checked, long names bounded, nothing taken on trust.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 
 use tar::EntryType;
@@ -12,6 +13,9 @@ const MAX_NAME_FIELD: u64 = 8192;
 const MAX_PAX: u64 = 1 << 20;
 /// More files than any package has; the largest in Debian has about 100,000.
 const MAX_ENTRIES: usize = 2 << 20;
+
+/// How GNU tar and the tools after it write an extended attribute.
+pub const XATTR: &[u8] = b"SCHILY.xattr.";
 
 /// What a tar entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +51,10 @@ pub struct Entry {
     pub gid: u32,
     /// Seconds since 1970.
     pub mtime: i64,
+    /// Extended attributes by full name. Debian's packages have none; archives of roots do.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Where a file's bytes begin in the stream.
+    pub offset: u64,
 }
 
 /// Calls `visit` for each entry, with a reader over the bytes of a file.
@@ -65,7 +73,8 @@ pub fn read(
         if long.take(&mut entry)? {
             continue;
         }
-        let parsed = parse(entry.header(), std::mem::take(&mut long))?;
+        let offset = entry.raw_file_position();
+        let parsed = parse(entry.header(), std::mem::take(&mut long), offset)?;
         visit(&parsed, &mut entry)?;
     }
     Ok(())
@@ -76,6 +85,7 @@ pub fn read(
 struct LongNames {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl LongNames {
@@ -100,6 +110,10 @@ impl LongNames {
                 b"linkpath" => self.link = Some(record.value_bytes().to_vec()),
                 // Times finer than a second and names of owners are not kept.
                 b"mtime" | b"atime" | b"ctime" | b"uname" | b"gname" | b"comment" => {}
+                key if key.starts_with(XATTR) => {
+                    self.xattrs
+                        .insert(key[XATTR.len()..].to_vec(), record.value_bytes().to_vec());
+                }
                 key => return Err(Damage::Pax(String::from_utf8_lossy(key).into_owned())),
             }
         }
@@ -124,8 +138,11 @@ fn read_capped(entry: &mut tar::Entry<'_, impl Read>, cap: u64) -> Result<Vec<u8
     Ok(data)
 }
 
-fn parse(header: &tar::Header, long: LongNames) -> Result<Entry, Damage> {
-    let path = long.path.unwrap_or_else(|| header.path_bytes().into_owned());
+fn parse(header: &tar::Header, long: LongNames, offset: u64) -> Result<Entry, Damage> {
+    let path = long
+        .path
+        .clone()
+        .unwrap_or_else(|| header.path_bytes().into_owned());
     let link = || {
         long.link
             .clone()
@@ -167,6 +184,8 @@ fn parse(header: &tar::Header, long: LongNames) -> Result<Entry, Damage> {
             .map_err(Damage::Read)?
             .try_into()
             .map_err(|_| damaged())?,
+        xattrs: long.xattrs,
+        offset,
         path,
     })
 }

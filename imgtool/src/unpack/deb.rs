@@ -1,7 +1,7 @@
 //! The `.deb` format, deb(5): an `ar` archive of `debian-binary`, `control.tar.*` and `data.tar.*`.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use super::Damage;
 use super::archive::{self, EntryKind};
@@ -121,6 +121,66 @@ impl<'a> Deb<'a> {
             true => Err(Damage::Lacks("control")),
             false => Ok(control),
         }
+    }
+}
+
+/// Writes the package again with its members uncompressed, so that the dpkg that unpacks it has nothing to compute.
+/// Returns the newest time of its files, in seconds since 1970.
+pub fn repack(deb: &Deb<'_>, out: &mut (impl Write + Seek)) -> Result<i64, Damage> {
+    out.write_all(AR_MAGIC).map_err(Damage::Read)?;
+    write_member(out, "debian-binary", &mut &b"2.0\n"[..])?;
+    write_member(out, "control.tar", &mut deb.control_stream()?)?;
+    let newest = write_member(out, "data.tar", &mut deb.data()?)?;
+    out.flush().map_err(Damage::Read)?;
+    Ok(newest)
+}
+
+/// Streams a member and fills in its size afterwards; the newest time of a tar stream is taken on the way.
+fn write_member(out: &mut (impl Write + Seek), name: &str, content: &mut impl Read) -> Result<i64, Damage> {
+    let header = |size: u64| format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`\n", 0, 0, 0, "100644");
+    let start = out.stream_position().map_err(Damage::Read)?;
+    out.write_all(header(0).as_bytes()).map_err(Damage::Read)?;
+    let mut newest = 0;
+    let mut tee = Tee {
+        from: content,
+        to: out,
+        copied: 0,
+    };
+    if name.ends_with(".tar") {
+        archive::read(&mut tee, |entry, _| {
+            newest = newest.max(entry.mtime);
+            Ok(())
+        })?;
+    }
+    io::copy(&mut tee, &mut io::sink()).map_err(Damage::Read)?;
+    let size = tee.copied;
+    // The field has ten digits.
+    if size > 9_999_999_999 {
+        return Err(Damage::Member(name.to_owned()));
+    }
+    if size % 2 == 1 {
+        out.write_all(b"\n").map_err(Damage::Read)?;
+    }
+    let end = out.stream_position().map_err(Damage::Read)?;
+    out.seek(SeekFrom::Start(start)).map_err(Damage::Read)?;
+    out.write_all(header(size).as_bytes()).map_err(Damage::Read)?;
+    out.seek(SeekFrom::Start(end)).map_err(Damage::Read)?;
+    Ok(newest)
+}
+
+/// Writes what is read.
+struct Tee<'a, R, W> {
+    from: &'a mut R,
+    to: &'a mut W,
+    copied: u64,
+}
+
+impl<R: Read, W: Write> Read for Tee<'_, R, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(buffer)?;
+        self.to.write_all(&buffer[..n])?;
+        self.copied += n as u64;
+        Ok(n)
     }
 }
 

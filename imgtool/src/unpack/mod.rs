@@ -1,6 +1,6 @@
 //! From `.deb` files to a [`Tree`], without root and without running anything.
 
-mod archive;
+pub mod archive;
 mod database;
 mod deb;
 mod filter;
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 pub use archive::{Entry, EntryKind};
-pub use deb::{Control, Deb, MAX_DATA};
+pub use deb::{Control, Deb, MAX_DATA, repack};
 pub use filter::Filter;
 pub use layout::{complete, merge_usr};
 
@@ -108,10 +108,21 @@ struct Unpacked {
     entries: Vec<(Entry, Option<Content>)>,
 }
 
+/// Where packages come from.
+pub type Load<'a> = dyn Fn(&Package) -> Result<Vec<u8>, Error> + Sync + 'a;
+
+/// Takes packages from the store.
+pub fn from_store(store: &Store) -> impl Fn(&Package) -> Result<Vec<u8>, Error> + Sync {
+    move |package| {
+        let bytes = store.get(&package.sha256, package.size)?;
+        bytes.ok_or_else(|| Error::Gone(package.to_string()))
+    }
+}
+
 /// What to unpack, and how.
 pub struct Unpack<'a> {
-    /// Where the packages are.
-    pub store: &'a Store,
+    /// Gives the bytes of a package's `.deb`.
+    pub load: &'a Load<'a>,
     /// The packages. They are merged in this order: of a path in two packages the later one counts.
     pub packages: &'a [Package],
     /// Which paths.
@@ -210,8 +221,7 @@ impl Unpack<'_> {
             Some(spool) => spool,
             None => spool.insert(Spool::new_in(self.scratch).map_err(scratch)?),
         };
-        let bytes = self.store.get(&package.sha256, package.size)?;
-        let bytes = bytes.ok_or_else(|| Error::Gone(package.to_string()))?;
+        let bytes = (self.load)(package)?;
         read_deb(&bytes, spool).map_err(|damage| match damage {
             Damage::Read(source) if source.kind() == io::ErrorKind::StorageFull => scratch(source),
             damage => Error::Package {

@@ -1,0 +1,125 @@
+//! The process in the sandbox: enters its namespaces, does the job, and takes everything with it when it ends.
+//!
+//! It runs as two processes. The first enters the namespaces; the second is process 1 of the new process namespace, so
+//! that whatever a package starts ends with it.
+
+use std::io::{self, BufRead, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{Gid, Uid, chroot, setgroups, setresgid, setresuid};
+
+use super::dpkg::{self, Failed};
+use super::job::{Failure, Job, Message};
+
+/// The second process.
+const INNER: &str = "inner";
+/// Becomes a program in the root.
+const ENTER: &str = "enter";
+
+/// Runs as the process in the sandbox if the arguments say so; `arguments` are those after the program's name. The
+/// program's `main` calls this before anything else, while it has one thread.
+pub fn run_if_asked(arguments: &[std::ffi::OsString]) -> Option<ExitCode> {
+    if arguments.first()? != super::sandbox::HELPER {
+        return None;
+    }
+    let words: Vec<_> = arguments.iter().skip(1).collect();
+    Some(match words.as_slice() {
+        [] => report(outer()),
+        [role] if *role == INNER => report(inner()),
+        [role, root, program, rest @ ..] if *role == ENTER => enter(Path::new(root), program, rest),
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn report(result: Result<(), Failed>) -> ExitCode {
+    let message = match result {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failed(failure)) => Message::Failed(failure),
+    };
+    // Nobody listens any more if this fails.
+    let _ = message.send(&mut io::stdout());
+    ExitCode::SUCCESS
+}
+
+fn sandbox_error(what: &'static str) -> impl Fn(nix::Error) -> Failed {
+    move |e| {
+        Failed(Failure::Sandbox {
+            what: what.into(),
+            why: e.to_string(),
+        })
+    }
+}
+
+fn read_job(input: &mut impl BufRead) -> Result<(String, Job), Failed> {
+    let mut line = String::new();
+    input.read_line(&mut line).map_err(Failed::other)?;
+    let job = serde_json::from_str(&line).map_err(Failed::other)?;
+    Ok((line, job))
+}
+
+fn outer() -> Result<(), Failed> {
+    let mut input = io::stdin().lock();
+    let (line, job) = read_job(&mut input)?;
+    if job.user_namespace {
+        unshare(CloneFlags::CLONE_NEWUSER).map_err(sandbox_error("make a user namespace"))?;
+        Message::MapIds.send(&mut io::stdout()).map_err(Failed::other)?;
+        let mut answer = String::new();
+        input.read_line(&mut answer).map_err(Failed::other)?;
+        become_root()?;
+    }
+    let flags = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
+    unshare(flags).map_err(sandbox_error("make namespaces"))?;
+    nix::unistd::sethostname("localhost").map_err(sandbox_error("set the host name"))?;
+    let mut child = Command::new("/proc/self/exe")
+        .args([super::sandbox::HELPER, INNER])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .map_err(Failed::other)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(line.as_bytes()).map_err(Failed::other)?;
+    }
+    child.wait().map_err(Failed::other)?;
+    Ok(())
+}
+
+fn become_root() -> Result<(), Failed> {
+    let failed = sandbox_error("become root of the user namespace");
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(gid, gid, gid).map_err(&failed)?;
+    setgroups(&[]).map_err(&failed)?;
+    setresuid(uid, uid, uid).map_err(&failed)
+}
+
+fn inner() -> Result<(), Failed> {
+    let (_, job) = read_job(&mut io::stdin().lock())?;
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    let result = dpkg::run(&job);
+    // The root's files have owners that only this namespace can remove.
+    let _ = super::disk::remove(&job.work.join("root"));
+    result?;
+    Message::Done.send(&mut io::stdout()).map_err(Failed::other)
+}
+
+fn enter(root: &Path, program: &std::ffi::OsStr, rest: &[&std::ffi::OsString]) -> ExitCode {
+    if let Err(e) = chroot(root).and_then(|()| nix::unistd::chdir("/")) {
+        eprintln!("cannot enter the root: {e}");
+        return ExitCode::FAILURE;
+    }
+    let error = Command::new(program).args(rest).exec();
+    eprintln!("cannot run {}: {error}", program.display());
+    ExitCode::FAILURE
+}
+
+/// A command that runs a program in the root.
+pub fn in_root(root: &Path) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.args([super::sandbox::HELPER, ENTER]).arg(root);
+    command
+}

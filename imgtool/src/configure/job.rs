@@ -1,0 +1,120 @@
+//! What the process in the sandbox is to do, and what it says while it works.
+
+use std::io::{BufRead, Write};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lock::Package;
+use crate::recipe::Arch;
+
+/// A task for the process in the sandbox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Job {
+    /// The architecture of the root.
+    pub arch: Arch,
+    /// A directory for it alone. The caller removes what is left.
+    pub work: PathBuf,
+    /// Where the resulting root goes, as an archive.
+    pub output: PathBuf,
+    /// Enter a user namespace first; the caller maps the numbers.
+    pub user_namespace: bool,
+    /// What to do.
+    pub task: Task,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Task {
+    /// Install packages into an empty root.
+    Install {
+        /// The packages.
+        packages: Vec<Package>,
+        /// The cache that holds them.
+        store: PathBuf,
+        /// dpkg's path filters.
+        exclude: Vec<String>,
+        /// dpkg's path filters.
+        include: Vec<String>,
+        /// What counts as now; unset, the newest time in the packages.
+        epoch: Option<i64>,
+        /// Where apt finds packages in the running system, for /etc/apt/sources.list.d.
+        sources: String,
+    },
+    /// Run commands in a root.
+    Run {
+        /// The root, as an archive.
+        root: PathBuf,
+        /// The commands, for `/bin/sh`.
+        steps: Vec<String>,
+        /// What counts as now.
+        epoch: i64,
+    },
+}
+
+/// What the process says, one a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// It is in its user namespace and waits for the numbers to be mapped.
+    MapIds,
+    /// A step begins, with so many units.
+    Start(String, u64),
+    /// A unit is done.
+    Tick,
+    /// The step is complete.
+    Finish(String),
+    /// The job is done.
+    Done,
+    /// The job failed.
+    Failed(Failure),
+}
+
+/// Why a job failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// The host does not allow a sandbox.
+    Sandbox {
+        /// What was attempted.
+        what: String,
+        /// What the kernel said.
+        why: String,
+    },
+    /// A program in the root failed.
+    Program {
+        /// Its command line.
+        command: String,
+        /// How it ended.
+        status: String,
+        /// The end of its output.
+        output: String,
+    },
+    /// A program of the architecture cannot run here.
+    Foreign {
+        /// The architecture.
+        arch: Arch,
+        /// What the kernel said.
+        why: String,
+    },
+    /// The disk is full.
+    Full(String),
+    /// Anything else.
+    Other(String),
+}
+
+impl Message {
+    /// Writes it as a line.
+    pub fn send(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let line = serde_json::to_string(self)?;
+        writeln!(out, "{line}")?;
+        out.flush()
+    }
+
+    /// Reads the next line; `None` at the end.
+    pub fn receive(from: &mut impl BufRead) -> std::io::Result<Option<Self>> {
+        let mut line = String::new();
+        match from.read_line(&mut line)? {
+            0 => Ok(None),
+            _ => Ok(Some(serde_json::from_str(&line)?)),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What programs in the root find mounted: devices that do no harm, processes, places for temporary files.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::dpkg::Failed;
+use super::job::Failure;
+use crate::recipe::Arch;
+
+const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
+const LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("ptmx", "pts/ptmx"),
+    ("stderr", "fd/2"),
+    ("stdin", "fd/0"),
+    ("stdout", "fd/1"),
+];
+const NONE: Option<&str> = None;
+
+/// The mounts below a root; they go when this is dropped, so that the root can be removed.
+pub struct Mounts<'a> {
+    root: &'a Path,
+}
+
+impl<'a> Mounts<'a> {
+    /// Mounts everything. `debs` becomes visible as `/run/packages`.
+    pub fn new(root: &'a Path, debs: Option<&Path>) -> Result<Self, Failed> {
+        // Nothing below shall reach the host's mounts.
+        try_mount(
+            "make mounts private",
+            NONE,
+            Path::new("/"),
+            NONE,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            NONE,
+        )?;
+        let mounts = Self { root };
+        let harmless = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        for (dir, mode) in [("run", "mode=755"), ("tmp", "mode=1777"), ("dev", "mode=755")] {
+            let place = root.join(dir);
+            fs::create_dir_all(&place).map_err(Failed::other)?;
+            try_mount(dir, Some("tmpfs"), &place, Some("tmpfs"), harmless, Some(mode))?;
+        }
+        mounts.fill_dev()?;
+        mounts.mount_proc()?;
+        if let Some(debs) = debs {
+            let place = root.join("run/packages");
+            fs::create_dir(&place).map_err(Failed::other)?;
+            try_mount("packages", Some(debs), &place, NONE, MsFlags::MS_BIND, NONE)?;
+        }
+        Ok(mounts)
+    }
+
+    fn fill_dev(&self) -> Result<(), Failed> {
+        let dev = self.root.join("dev");
+        for name in DEVICES {
+            let (host, place) = (Path::new("/dev").join(name), dev.join(name));
+            File::create(&place).map_err(Failed::other)?;
+            try_mount(name, Some(&*host), &place, NONE, MsFlags::MS_BIND, NONE)?;
+        }
+        for (name, target) in LINKS {
+            symlink(target, dev.join(name)).map_err(Failed::other)?;
+        }
+        fs::create_dir(dev.join("shm")).map_err(Failed::other)?;
+        let pts = dev.join("pts");
+        fs::create_dir(&pts).map_err(Failed::other)?;
+        let options = Some("newinstance,ptmxmode=0666,mode=620");
+        // Few scripts need a terminal; a container that forbids it shall not fail the build.
+        let _ = mount(
+            Some("devpts"),
+            &pts,
+            Some("devpts"),
+            MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+            options,
+        );
+        Ok(())
+    }
+
+    /// In a container with parts of /proc hidden the kernel refuses a new one; the container's own then serves.
+    fn mount_proc(&self) -> Result<(), Failed> {
+        let proc = self.root.join("proc");
+        fs::create_dir_all(&proc).map_err(Failed::other)?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        if mount(Some("proc"), &proc, Some("proc"), flags, NONE).is_ok() {
+            return Ok(());
+        }
+        let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+        try_mount("proc", Some(Path::new("/proc")), &proc, NONE, bind, NONE)
+    }
+}
+
+impl Drop for Mounts<'_> {
+    fn drop(&mut self) {
+        for dir in ["run/packages", "run", "tmp", "dev", "proc"] {
+            // What stays mounted goes with the mount namespace.
+            let _ = umount2(&self.root.join(dir), MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+fn try_mount<S: nix::NixPath + ?Sized>(
+    what: &str,
+    source: Option<&S>,
+    target: &Path,
+    kind: Option<&str>,
+    flags: MsFlags,
+    data: Option<&str>,
+) -> Result<(), Failed> {
+    mount(source, target, kind, flags, data).map_err(|e| {
+        let what = format!("mount {what} at {}", target.display());
+        Failed(Failure::Sandbox {
+            what,
+            why: e.to_string(),
+        })
+    })
+}
+
+/// Makes programs of a foreign architecture run: registers QEMU as their interpreter in this user namespace's own
+/// binfmt_misc (Linux 6.7). On older kernels the host's registration, if there is one, has to do.
+pub fn enable_foreign(arch: Arch, place: &Path) -> Result<(), Failed> {
+    let (qemu, magic, mask) = match arch {
+        Arch::Arm64 => ("/usr/bin/qemu-aarch64-static", elf_magic(0xb7), ELF_MASK),
+        Arch::X86_64 => ("/usr/bin/qemu-x86_64-static", elf_magic(0x3e), ELF_MASK),
+    };
+    let foreign = |why: String| Failed(Failure::Foreign { arch, why });
+    let emulator = Path::new(qemu);
+    fs::create_dir_all(place).map_err(Failed::other)?;
+    let none = MsFlags::empty();
+    if mount(Some("binfmt_misc"), place, Some("binfmt_misc"), none, NONE).is_err() {
+        return Ok(());
+    }
+    if !emulator.exists() {
+        return Err(foreign(format!("there is no {qemu}")));
+    }
+    let escape = |bytes: &[u8]| bytes.iter().map(|b| format!("\\x{b:02x}")).collect::<String>();
+    // F opens the interpreter now, so that it is found from inside the root.
+    let line = format!(
+        ":kiln-{}:M::{}:{}:{qemu}:F",
+        arch.debian(),
+        escape(&magic),
+        escape(&mask)
+    );
+    fs::write(place.join("register"), line).map_err(|e| foreign(e.to_string()))
+}
+
+/// The first bytes of a 64-bit little-endian ELF program for a machine.
+fn elf_magic(machine: u8) -> [u8; 20] {
+    [
+        0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, machine, 0,
+    ]
+}
+
+/// The operating system's name does not matter, and a program may be position-independent (type 3).
+const ELF_MASK: [u8; 20] = [
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe, 0xff,
+    0xff, 0xff,
+];

@@ -1,0 +1,189 @@
+//! A root as a tar file: how configured roots are cached and handed between processes. GNU and pax extensions carry
+//! long names and extended attributes, so that `tar tvf` shows one.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, BufReader, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use tar::{EntryType, Header};
+
+use crate::tree::{Content, Kind, Meta, Node, NodeId, Tree};
+use crate::unpack::Damage;
+use crate::unpack::archive::{self, EntryKind, XATTR};
+
+/// Files up to this size are read with the index instead of later, one by one.
+const INLINE: u64 = 4096;
+
+/// Writes a tree.
+pub fn write(tree: &Tree, out: impl Write) -> io::Result<()> {
+    let mut builder = tar::Builder::new(out);
+    let mut first_names: HashMap<NodeId, Vec<u8>> = HashMap::new();
+    for (path, id) in tree.walk() {
+        let node = tree.node(id);
+        let name = if path.is_empty() {
+            b"./".to_vec()
+        } else {
+            [b"./", &*path].concat()
+        };
+        let mut header = header(node)?;
+        if node.links > 1 && !node.is_dir() {
+            if let Some(first) = first_names.get(&id) {
+                header.set_entry_type(EntryType::Link);
+                header.set_size(0);
+                builder.append_link(&mut header, os(&name), os(first))?;
+                continue;
+            }
+            first_names.insert(id, name.clone());
+        }
+        let xattrs: Vec<(String, &[u8])> = node
+            .meta
+            .xattrs
+            .iter()
+            .map(|(key, value)| {
+                (
+                    String::from_utf8_lossy(&[XATTR, key].concat()).into_owned(),
+                    &value[..],
+                )
+            })
+            .collect();
+        builder.append_pax_extensions(xattrs.iter().map(|(key, value)| (key.as_str(), *value)))?;
+        match &node.kind {
+            Kind::File(content) => builder.append_data(&mut header, os(&name), content.open()?)?,
+            Kind::Symlink(target) => builder.append_link(&mut header, os(&name), os(target))?,
+            _ => builder.append_data(&mut header, os(&name), io::empty())?,
+        }
+    }
+    builder.into_inner()?.flush()
+}
+
+fn header(node: &Node) -> io::Result<Header> {
+    let mut header = Header::new_gnu();
+    let Meta {
+        mode,
+        uid,
+        gid,
+        mtime,
+        xattrs: _,
+    } = &node.meta;
+    header.set_mode(u32::from(*mode));
+    header.set_uid(u64::from(*uid));
+    header.set_gid(u64::from(*gid));
+    header.set_mtime(u64::try_from(*mtime).unwrap_or(0));
+    header.set_size(0);
+    let kind = match &node.kind {
+        Kind::File(content) => {
+            header.set_size(content.len());
+            EntryType::Regular
+        }
+        Kind::Dir => EntryType::Directory,
+        Kind::Symlink(_) => EntryType::Symlink,
+        Kind::Char(major, minor) => device(&mut header, *major, *minor, EntryType::Char)?,
+        Kind::Block(major, minor) => device(&mut header, *major, *minor, EntryType::Block)?,
+        // A socket file without its process is nothing; a named pipe is the nearest thing to keep its name.
+        Kind::Fifo | Kind::Socket => EntryType::Fifo,
+    };
+    header.set_entry_type(kind);
+    Ok(header)
+}
+
+fn device(header: &mut Header, major: u32, minor: u32, kind: EntryType) -> io::Result<EntryType> {
+    header.set_device_major(major)?;
+    header.set_device_minor(minor)?;
+    Ok(kind)
+}
+
+fn os(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+/// Reads a tree. Larger files stay in the archive, which must not change while the tree is in use.
+pub fn read(path: &Path) -> Result<Tree, Damage> {
+    let file = Arc::new(File::open(path).map_err(Damage::Read)?);
+    let mut tree = Tree::new();
+    archive::read(BufReader::with_capacity(1 << 18, &*file), |entry, reader| {
+        let kind = match &entry.kind {
+            EntryKind::File(len) if *len > INLINE => Kind::File(Content::Range {
+                file: file.clone(),
+                offset: entry.offset,
+                len: *len,
+            }),
+            EntryKind::File(_) => {
+                let mut bytes = Vec::new();
+                reader.read_to_end(&mut bytes).map_err(Damage::Read)?;
+                Kind::File(Content::bytes(bytes))
+            }
+            EntryKind::Dir => Kind::Dir,
+            EntryKind::Symlink(target) => Kind::Symlink(target.clone()),
+            EntryKind::Char(major, minor) => Kind::Char(*major, *minor),
+            EntryKind::Block(major, minor) => Kind::Block(*major, *minor),
+            EntryKind::Fifo => Kind::Fifo,
+            EntryKind::Hardlink(target) => {
+                let show = crate::tree::show;
+                let missing = || Damage::Hardlink(show(&entry.path), show(target));
+                let id = tree.find(target)?.ok_or_else(missing)?;
+                return Ok(tree.link(&entry.path, id)?);
+            }
+        };
+        let mut meta = Meta::new(entry.mode, entry.uid, entry.gid, entry.mtime);
+        meta.xattrs.clone_from(&entry.xattrs);
+        tree.insert(&entry.path, kind, meta)?;
+        Ok(())
+    })?;
+    Ok(tree)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_survives() {
+        let mut tree = Tree::new();
+        tree.insert(b"", Kind::Dir, Meta::new(0o755, 0, 0, 5)).unwrap();
+        tree.insert(b"dir", Kind::Dir, Meta::new(0o1777, 1, 2, 7))
+            .unwrap();
+        let long = [b"dir/", &b"x".repeat(200)[..]].concat();
+        let mut meta = Meta::new(0o4755, 3, 4, 9);
+        meta.xattrs
+            .insert(b"security.capability".to_vec(), vec![0, 1, 2, 10, 255]);
+        let id = tree
+            .insert(&long, Kind::File(Content::bytes(vec![7; 100_000])), meta)
+            .unwrap();
+        tree.link(b"second", id).unwrap();
+        let target = b"y".repeat(300);
+        tree.insert(b"link", Kind::Symlink(target.clone()), Meta::new(0o777, 0, 0, 0))
+            .unwrap();
+        tree.insert(b"null", Kind::Char(1, 3), Meta::new(0o666, 0, 0, 0))
+            .unwrap();
+        tree.insert(
+            b"small",
+            Kind::File(Content::bytes(b"z".to_vec())),
+            Meta::new(0o644, 0, 0, 0),
+        )
+        .unwrap();
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write(&tree, &file).unwrap();
+        let again = read(file.path()).unwrap();
+        let show = |tree: &Tree| {
+            let line = |(path, id): (Vec<u8>, NodeId)| {
+                let node = tree.node(id);
+                let content = match &node.kind {
+                    Kind::File(content) => content.read(1 << 20).unwrap(),
+                    Kind::Symlink(target) => target.clone(),
+                    other => format!("{other:?}").into_bytes(),
+                };
+                (path, node.meta.clone(), node.links, content)
+            };
+            tree.walk()
+                .map(|(path, id)| line((path.to_vec(), id)))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(show(&again), show(&tree));
+        assert_eq!(again.find(b"second").unwrap(), again.find(&long).unwrap());
+    }
+}
