@@ -41,10 +41,13 @@ impl Chosen {
     pub fn create(&self, memory: &Memory, cpus: u8) -> Result<Created, Error> {
         match &self.kvm {
             Some(kvm) => kvm::create(kvm, memory, cpus),
+            #[cfg(target_arch = "x86_64")]
+            None => super::soft::create(super::soft::Options::default(), memory, cpus),
+            #[cfg(not(target_arch = "x86_64"))]
             None => Err(Error::Unavailable {
                 accelerator: "the software processor",
                 source: std::io::ErrorKind::Unsupported.into(),
-                hint: "this build has none; use --accel kvm on a host with KVM",
+                hint: "it runs x86-64 guests only; use --accel kvm on a host with KVM",
             }),
         }
     }

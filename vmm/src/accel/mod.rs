@@ -5,6 +5,8 @@
 
 mod choose;
 pub mod kvm;
+#[cfg(target_arch = "x86_64")]
+pub mod soft;
 
 use std::sync::Arc;
 

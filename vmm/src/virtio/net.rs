@@ -369,44 +369,4 @@ mod tests {
         driver.transport().resume();
         assert_eq!(driver.wait_used(RECEIVE).data[HEADER..], [3; 60]);
     }
-
-    #[test]
-    fn the_built_in_network_answers_through_the_card() {
-        use crate::net::user::{Spec, UserNetwork};
-        let mac = [2, 0, 0, 0, 0, 7];
-        let spec = Spec {
-            mac,
-            addresses: crate::net::Addresses::default(),
-            forwards: Vec::new(),
-            resolvers: Vec::new(),
-            host_loopback: false,
-        };
-        let network = UserNetwork::new(&spec).unwrap();
-        let mut driver = Driver::started(Net::new(Box::new(network), mac), u64::MAX);
-        for _ in 0..4 {
-            driver.submit(RECEIVE, &[], &[70000]);
-        }
-        driver.ring(RECEIVE);
-        // Who has 10.0.2.2?
-        let mut arp = vec![0xff; 6];
-        arp.extend(mac);
-        arp.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-        arp.extend(mac);
-        arp.extend([10, 0, 2, 15, 0, 0, 0, 0, 0, 0, 10, 0, 2, 2]);
-        driver.request(TRANSMIT, &[&[0; HEADER], &arp], &[]);
-        let reply = driver.wait_used(RECEIVE).data;
-        let gateway = reply[HEADER + 6..HEADER + 12].to_vec();
-        assert_eq!(reply[HEADER + 20..HEADER + 22], [0, 2], "an answer");
-        // An echo request: IPv4 header, then ICMP, each with its checksum.
-        let mut ping = gateway;
-        ping.extend(mac);
-        ping.extend([8, 0]);
-        ping.extend([
-            0x45, 0, 0, 28, 0, 1, 0, 0, 64, 1, 0x62, 0xd0, 10, 0, 2, 15, 10, 0, 2, 2,
-        ]);
-        ping.extend([8, 0, 0xf7, 0xfb, 0, 3, 0, 1]);
-        driver.request(TRANSMIT, &[&[0; HEADER], &ping], &[]);
-        let reply = driver.wait_used(RECEIVE).data;
-        assert_eq!(reply[HEADER + 14 + 20], 0, "an echo reply: {reply:x?}");
-    }
 }

@@ -1,0 +1,250 @@
+//! How handlers reach their operands: registers by width, memory through the software TLB.
+//!
+//! The fast path is three instructions of the host: compare the tag of the one entry that can hold the page, add,
+//! access. The last byte's page is compared, so that an access across two pages misses; what misses goes to
+//! [`mmu`](crate::mmu).
+#![allow(unsafe_code)]
+
+use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use std::sync::atomic::{Ordering, fence};
+
+use crate::flags::Width;
+use crate::op::{Op, Stop, op_flag};
+use crate::ram::PAGE_MASK;
+use crate::state::Cpu;
+
+/// What a single access can move.
+pub trait Scalar: Copy + Default {
+    /// Its bytes.
+    const SIZE: usize = size_of::<Self>();
+    /// From bytes, little endian; missing ones are zero.
+    fn from_bytes(bytes: &[u8]) -> Self;
+    /// Its bytes, little endian.
+    fn to_bytes(self) -> [u8; 16];
+}
+
+macro_rules! scalar {
+    ($($t:ty)*) => {$(
+        impl Scalar for $t {
+            fn from_bytes(bytes: &[u8]) -> Self {
+                let mut all = [0; size_of::<$t>()];
+                all.copy_from_slice(&bytes[..size_of::<$t>()]);
+                <$t>::from_le_bytes(all)
+            }
+            fn to_bytes(self) -> [u8; 16] {
+                let mut all = [0; 16];
+                all[..size_of::<$t>()].copy_from_slice(&self.to_le_bytes());
+                all
+            }
+        }
+    )*};
+}
+scalar!(u8 u16 u32 u64 u128);
+
+/// A general register operand of one width.
+pub trait Gpr: Width + Scalar {
+    /// Reads register `number` (for bytes: byte offset).
+    fn get(cpu: &Cpu, number: u8) -> Self;
+    /// Writes it; 32-bit writes clear the upper half.
+    fn set(cpu: &mut Cpu, number: u8, value: Self);
+}
+
+impl Gpr for u8 {
+    #[inline(always)]
+    fn get(cpu: &Cpu, number: u8) -> u8 {
+        cpu.byte(number)
+    }
+    #[inline(always)]
+    fn set(cpu: &mut Cpu, number: u8, value: u8) {
+        cpu.set_byte(number, value);
+    }
+}
+
+impl Gpr for u16 {
+    #[inline(always)]
+    fn get(cpu: &Cpu, number: u8) -> u16 {
+        cpu.gpr[(number & 31) as usize] as u16
+    }
+    #[inline(always)]
+    fn set(cpu: &mut Cpu, number: u8, value: u16) {
+        let register = &mut cpu.gpr[(number & 31) as usize];
+        *register = *register & !0xffff | value as u64;
+    }
+}
+
+impl Gpr for u32 {
+    #[inline(always)]
+    fn get(cpu: &Cpu, number: u8) -> u32 {
+        cpu.gpr[(number & 31) as usize] as u32
+    }
+    #[inline(always)]
+    fn set(cpu: &mut Cpu, number: u8, value: u32) {
+        cpu.gpr[(number & 31) as usize] = value as u64;
+    }
+}
+
+impl Gpr for u64 {
+    #[inline(always)]
+    fn get(cpu: &Cpu, number: u8) -> u64 {
+        cpu.gpr[(number & 31) as usize]
+    }
+    #[inline(always)]
+    fn set(cpu: &mut Cpu, number: u8, value: u64) {
+        cpu.gpr[(number & 31) as usize] = value;
+    }
+}
+
+impl Cpu {
+    /// Linear address of the operation's memory operand.
+    #[inline(always)]
+    pub fn address(&self, op: &Op) -> u64 {
+        let offset = self.offset(op);
+        offset.wrapping_add(self.seg_base[(op.seg & 7) as usize])
+    }
+
+    /// Effective address (what LEA gives) of the operation's memory operand.
+    #[inline(always)]
+    pub fn offset(&self, op: &Op) -> u64 {
+        let offset = self.gpr[(op.base & 31) as usize]
+            .wrapping_add(self.gpr[(op.index & 31) as usize] << (op.scale & 3))
+            .wrapping_add(op.disp as i64 as u64);
+        if op.flags & (op_flag::ADDR32 | op_flag::ADDR16) == 0 {
+            offset
+        } else if op.flags & op_flag::ADDR32 != 0 {
+            offset as u32 as u64
+        } else {
+            offset as u16 as u64
+        }
+    }
+
+    /// Reads memory at a linear address.
+    #[inline(always)]
+    pub fn load<T: Scalar>(&mut self, addr: u64) -> Result<T, Stop> {
+        let entry = self.tlb.entry(addr);
+        if entry.read == addr.wrapping_add(T::SIZE as u64 - 1) & PAGE_MASK {
+            let host = addr.wrapping_add(entry.addend) as usize;
+            // SAFETY: the tag says that all bytes lie in a page of guest RAM that `Ram::new` promises to be mapped.
+            let value = unsafe { with_exposed_provenance::<T>(host).read_unaligned() };
+            order_after_load();
+            Ok(value)
+        } else {
+            self.load_slow(addr)
+        }
+    }
+
+    /// Writes memory at a linear address.
+    #[inline(always)]
+    pub fn store<T: Scalar>(&mut self, addr: u64, value: T) -> Result<(), Stop> {
+        let entry = self.tlb.entry(addr);
+        if entry.write == addr.wrapping_add(T::SIZE as u64 - 1) & PAGE_MASK {
+            let host = addr.wrapping_add(entry.addend) as usize;
+            order_before_store();
+            // SAFETY: as in `load`; the tag also says that the page may be written and holds no code.
+            unsafe { with_exposed_provenance_mut::<T>(host).write_unaligned(value) };
+            Ok(())
+        } else {
+            self.store_slow(addr, value)
+        }
+    }
+
+    /// Host address of a naturally aligned operand that may be read and written directly.
+    #[inline(always)]
+    pub(crate) fn direct(&self, addr: u64, size: usize) -> Option<usize> {
+        let entry = self.tlb.entry(addr);
+        (entry.write == addr & PAGE_MASK && addr.is_multiple_of(size as u64))
+            .then(|| addr.wrapping_add(entry.addend) as usize)
+    }
+
+    /// Reads, changes and writes memory, not atomically. `f` answers the new value.
+    #[inline(always)]
+    pub fn modify<T: Scalar>(&mut self, addr: u64, f: impl FnOnce(&mut Cpu, T) -> T) -> Result<(), Stop> {
+        let entry = self.tlb.entry(addr);
+        if entry.write == addr.wrapping_add(T::SIZE as u64 - 1) & PAGE_MASK {
+            let host = with_exposed_provenance_mut::<T>(addr.wrapping_add(entry.addend) as usize);
+            // SAFETY: as in `load`.
+            let old = unsafe { host.read_unaligned() };
+            let new = f(self, old);
+            order_before_store();
+            // SAFETY: as in `store`; `f` only computes, it cannot unmap guest RAM.
+            unsafe { host.write_unaligned(new) };
+            Ok(())
+        } else {
+            // A fault must come before `f` changes any flag, and as that of a write.
+            self.check_write(addr, T::SIZE)?;
+            let old = self.load(addr)?;
+            let new = f(self, old);
+            self.store(addr, new)
+        }
+    }
+
+    /// The second operand where it is memory or a general register.
+    #[inline(always)]
+    pub fn source<W: Gpr>(&mut self, op: &Op) -> Result<W, Stop> {
+        if op.has_memory() {
+            self.load(self.address(op))
+        } else {
+            Ok(W::get(self, op.b))
+        }
+    }
+
+    /// The second operand where it is an XMM register or 128 bits of memory, which need no alignment.
+    #[inline(always)]
+    pub fn xmm_source(&mut self, op: &Op) -> Result<u128, Stop> {
+        if op.has_memory() {
+            self.load(self.address(op))
+        } else {
+            Ok(self.xmm[(op.b & 15) as usize])
+        }
+    }
+
+    /// The same; an unaligned memory operand raises #GP, as legacy SSE instructions do.
+    #[inline(always)]
+    pub fn xmm_source_aligned(&mut self, op: &Op) -> Result<u128, Stop> {
+        if !op.has_memory() {
+            return Ok(self.xmm[(op.b & 15) as usize]);
+        }
+        let addr = self.address(op);
+        if addr & 15 != 0 {
+            return self.general_protection(0);
+        }
+        self.load(addr)
+    }
+
+    /// The second operand where it is the low part of an XMM register or as many bytes of memory.
+    #[inline(always)]
+    pub fn xmm_low_source<T: Scalar>(&mut self, op: &Op) -> Result<T, Stop> {
+        if op.has_memory() {
+            self.load(self.address(op))
+        } else {
+            Ok(T::from_bytes(&self.xmm[(op.b & 15) as usize].to_le_bytes()))
+        }
+    }
+
+    /// Instruction pointer of the instruction that runs.
+    #[inline(always)]
+    pub fn ip(&self, op: &Op) -> u64 {
+        self.gpr[crate::op::REG_BLOCK as usize].wrapping_add(op.off as u64)
+    }
+
+    /// Instruction pointer of the one after it.
+    #[inline(always)]
+    pub fn next_ip(&self, op: &Op) -> u64 {
+        self.gpr[crate::op::REG_BLOCK as usize].wrapping_add(op.off as u64 + op.len as u64) & self.rip_mask
+    }
+}
+
+/// x86 orders loads before later accesses; a host that does not is told.
+#[inline(always)]
+fn order_after_load() {
+    if cfg!(not(target_arch = "x86_64")) {
+        fence(Ordering::Acquire);
+    }
+}
+
+/// x86 orders stores after earlier accesses; a host that does not is told.
+#[inline(always)]
+fn order_before_store() {
+    if cfg!(not(target_arch = "x86_64")) {
+        fence(Ordering::Release);
+    }
+}

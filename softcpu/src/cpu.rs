@@ -1,0 +1,92 @@
+//! Making a processor.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use crate::apic::Apic;
+use crate::block::Cache;
+use crate::clock::{Clock, Time};
+use crate::exception::Fault;
+use crate::flags::{Flags, rflag};
+use crate::msr::Msrs;
+use crate::ram::Ram;
+use crate::shared::Platform;
+use crate::simd::mxcsr::Mxcsr;
+use crate::state::{CodeSize, Cpu, Segment, Table};
+use crate::tlb::Tlb;
+use crate::x87::Fpu;
+
+impl Cpu {
+    /// Processor `id` of a platform, as after reset. It waits for INIT and a startup IPI until [`Cpu::unpark`]; `None` where
+    /// the platform has no such processor.
+    pub fn new(ram: Arc<Ram>, platform: Arc<Platform>, id: u32) -> Option<Cpu> {
+        let mailbox = platform.mailbox(id)?.clone();
+        let mut cpu = Cpu {
+            gpr: [0; 32],
+            flags: Flags::default(),
+            rip: 0,
+            retired: 0,
+            check_at: 0,
+            seg_base: [0; 8],
+            rip_mask: 0,
+            stack_mask: 0,
+            code_page: u64::MAX,
+            code_size: CodeSize::Bits16,
+            cpl: 0,
+            shadow: false,
+            alone: false,
+            tlb: Tlb::new(),
+            ram,
+            mailbox,
+            platform,
+            bus: None,
+            fault: Fault::default(),
+            rflags: rflag::FIXED,
+            seg: [Segment::default(); 6],
+            ldtr: Segment::default(),
+            tr: Segment::default(),
+            gdt: Table::default(),
+            idt: Table::default(),
+            cr0: 0,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            efer: 0,
+            dr: [0; 8],
+            xmm: [0; 16],
+            mxcsr: Mxcsr::default(),
+            x87: Fpu::default(),
+            msrs: Msrs::new(),
+            apic: Apic::new(id),
+            time: Time::default(),
+            cache: Cache::new(),
+            profile: None,
+            stop: false,
+            parked: true,
+            halted: false,
+            shutdown: false,
+            reported: Vec::new(),
+            random: 0x9e37_79b9_7f4a_7c15,
+            spin: 0,
+        };
+        cpu.reset();
+        Some(cpu)
+    }
+
+    /// A random word: the host's, or a fixed sequence where everything has to repeat.
+    pub(crate) fn random(&mut self) -> u64 {
+        let mut word = 0u64;
+        if self.platform.clock == Clock::Host {
+            // SAFETY: the buffer is eight bytes of a local variable.
+            let got = unsafe { libc::getrandom((&raw mut word).cast(), 8, libc::GRND_NONBLOCK) };
+            if got == 8 {
+                return word;
+            }
+        }
+        // xorshift64* (Vigna 2016).
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}

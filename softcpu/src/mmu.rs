@@ -1,0 +1,370 @@
+//! Address translation, and every memory access that misses the TLB (Intel SDM vol. 3, chapter 4).
+#![allow(unsafe_code)]
+
+use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use std::sync::atomic::Ordering;
+
+use crate::access::Scalar;
+use crate::apic;
+use crate::bus::Answer;
+use crate::exception::{canonical, vector};
+use crate::op::{Flow, Stop};
+use crate::ram::{PAGE, PAGE_MASK};
+use crate::state::{Cpu, cr0, cr4, efer};
+use crate::tlb::Bank;
+
+/// Bits of page table entries.
+mod pte {
+    pub const PRESENT: u64 = 1 << 0;
+    pub const WRITE: u64 = 1 << 1;
+    pub const USER: u64 = 1 << 2;
+    pub const ACCESSED: u64 = 1 << 5;
+    pub const DIRTY: u64 = 1 << 6;
+    pub const LARGE: u64 = 1 << 7;
+    pub const GLOBAL: u64 = 1 << 8;
+    pub const NX: u64 = 1 << 63;
+    pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    /// Physical addresses have 46 bits; the others are reserved.
+    pub const RESERVED: u64 = ADDRESS & !((1 << 46) - 1);
+}
+
+/// Bits of a page fault's error code.
+pub mod code {
+    /// The page was there, but not for this.
+    pub const PRESENT: u32 = 1 << 0;
+    /// A write.
+    pub const WRITE: u32 = 1 << 1;
+    /// At CPL 3.
+    pub const USER: u32 = 1 << 2;
+    /// A reserved bit was set.
+    pub const RESERVED: u32 = 1 << 3;
+    /// An instruction fetch.
+    pub const FETCH: u32 = 1 << 4;
+}
+
+/// What an access wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+    Fetch,
+}
+
+/// A translated address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// Guest-physical.
+    pub phys: u64,
+    /// Host address, where it is RAM.
+    pub host: Option<usize>,
+}
+
+struct Leaf {
+    phys: u64,
+    writable: bool,
+    global: bool,
+    large: bool,
+}
+
+impl Cpu {
+    /// Translates with the rights of `bank`, and remembers what it found when that is the bank in use.
+    pub(crate) fn translate(&mut self, addr: u64, access: Access, bank: Bank) -> Result<Place, Stop> {
+        let leaf = if self.cr0 & cr0::PG == 0 {
+            Leaf {
+                phys: addr as u32 as u64,
+                writable: true,
+                global: false,
+                large: false,
+            }
+        } else {
+            if !canonical(addr) {
+                return self.general_protection(0);
+            }
+            self.walk(addr, access, bank)?
+        };
+        let host = self.ram.host(leaf.phys);
+        if bank == self.bank() {
+            if access == Access::Fetch {
+                self.tlb.fill_exec(addr, leaf.phys, leaf.global, leaf.large);
+            } else if let Some(host) = host {
+                let write = leaf.writable && !self.ram.holds_code(leaf.phys);
+                self.tlb
+                    .fill(addr, write, host, leaf.phys, leaf.global, leaf.large);
+            }
+        }
+        Ok(Place {
+            phys: leaf.phys,
+            host,
+        })
+    }
+
+    /// Walks the four levels, checks the rights and sets accessed and dirty bits.
+    fn walk(&mut self, addr: u64, access: Access, bank: Bank) -> Result<Leaf, Stop> {
+        let user = bank == Bank::User;
+        let nx = self.efer & efer::NXE != 0;
+        let mut error = if user { code::USER } else { 0 };
+        match access {
+            Access::Write => error |= code::WRITE,
+            Access::Fetch if nx || self.cr4 & cr4::SMEP != 0 => error |= code::FETCH,
+            _ => {}
+        }
+        if self.efer & efer::LMA == 0 {
+            self.report("legacy paging");
+            return self.page_fault(addr, error);
+        }
+        'again: loop {
+            let mut table = self.cr3 & pte::ADDRESS;
+            let (mut rights, mut forbidden) = (pte::WRITE | pte::USER, 0);
+            for level in (0..4).rev() {
+                let at = table + (addr >> (12 + 9 * level) & 511) * 8;
+                let ram = self.ram.clone();
+                let Some(word) = ram.word(at) else {
+                    return self.page_fault(addr, error);
+                };
+                let entry = word.load(Ordering::Acquire);
+                if entry & pte::PRESENT == 0 {
+                    return self.page_fault(addr, error);
+                }
+                let leaf = level == 0 || (level < 3 && entry & pte::LARGE != 0);
+                let mut reserved = pte::RESERVED;
+                if !nx {
+                    reserved |= pte::NX;
+                }
+                if level == 3 {
+                    reserved |= pte::LARGE;
+                } else if leaf && level > 0 {
+                    // Bit 12 is PAT; the others below the page's size must be zero.
+                    reserved |= ((1 << (12 + 9 * level)) - 1) & !0x1fff;
+                }
+                if entry & reserved != 0 {
+                    return self.page_fault(addr, error | code::PRESENT | code::RESERVED);
+                }
+                rights &= entry;
+                forbidden |= entry & pte::NX;
+                if !leaf {
+                    if entry & pte::ACCESSED == 0
+                        && word
+                            .compare_exchange(
+                                entry,
+                                entry | pte::ACCESSED,
+                                Ordering::SeqCst,
+                                Ordering::Relaxed,
+                            )
+                            .is_err()
+                    {
+                        continue 'again;
+                    }
+                    table = entry & pte::ADDRESS;
+                    continue;
+                }
+                let read_only = rights & pte::WRITE == 0 && (user || self.cr0 & cr0::WP != 0);
+                let user_page = rights & pte::USER != 0;
+                let denied = (user && !user_page)
+                    || match access {
+                        Access::Fetch => forbidden != 0 || (!user && user_page && self.cr4 & cr4::SMEP != 0),
+                        Access::Write if read_only => true,
+                        _ => bank == Bank::Supervisor && user_page && self.cr4 & cr4::SMAP != 0,
+                    };
+                if denied {
+                    return self.page_fault(addr, error | code::PRESENT);
+                }
+                let mut wanted = entry | pte::ACCESSED;
+                if access == Access::Write {
+                    wanted |= pte::DIRTY;
+                }
+                if wanted != entry
+                    && word
+                        .compare_exchange(entry, wanted, Ordering::SeqCst, Ordering::Relaxed)
+                        .is_err()
+                {
+                    continue 'again;
+                }
+                let inside = (1u64 << (12 + 9 * level)) - 1;
+                return Ok(Leaf {
+                    phys: entry & pte::ADDRESS & !inside | addr & inside,
+                    writable: !read_only && wanted & pte::DIRTY != 0,
+                    global: entry & pte::GLOBAL != 0 && self.cr4 & cr4::PGE != 0,
+                    large: level > 0,
+                });
+            }
+        }
+    }
+
+    /// Linear addresses outside of long mode have 32 bits.
+    #[inline]
+    fn linear(&self, addr: u64) -> u64 {
+        if self.is_long() { addr } else { addr as u32 as u64 }
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn load_slow<T: Scalar>(&mut self, addr: u64) -> Result<T, Stop> {
+        let mut bytes = [0; 16];
+        self.read_linear(addr, &mut bytes[..T::SIZE], self.bank())?;
+        Ok(T::from_bytes(&bytes))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn store_slow<T: Scalar>(&mut self, addr: u64, value: T) -> Flow {
+        self.write_linear(addr, &value.to_bytes()[..T::SIZE], self.bank())
+    }
+
+    /// Reads up to 16 bytes at a linear address with the rights of `bank`.
+    pub(crate) fn read_linear(&mut self, addr: u64, data: &mut [u8], bank: Bank) -> Flow {
+        let addr = self.linear(addr);
+        let first = ((PAGE - addr % PAGE) as usize).min(data.len());
+        let place = self.translate(addr, Access::Read, bank)?;
+        if first < data.len() {
+            let next = self.linear(addr.wrapping_add(first as u64));
+            let second = self.translate(next, Access::Read, bank)?;
+            self.read_place(second, &mut data[first..]);
+        }
+        self.read_place(place, &mut data[..first]);
+        Ok(())
+    }
+
+    /// Writes up to 16 bytes at a linear address with the rights of `bank`.
+    pub(crate) fn write_linear(&mut self, addr: u64, data: &[u8], bank: Bank) -> Flow {
+        let addr = self.linear(addr);
+        let first = ((PAGE - addr % PAGE) as usize).min(data.len());
+        let place = self.translate_write(addr, bank)?;
+        if first < data.len() {
+            let next = self.linear(addr.wrapping_add(first as u64));
+            let second = self.translate_write(next, bank)?;
+            self.write_place(second, &data[first..]);
+        }
+        self.write_place(place, &data[..first]);
+        Ok(())
+    }
+
+    /// Faults as a write of `size` bytes would, and does nothing else.
+    #[cold]
+    pub(crate) fn check_write(&mut self, addr: u64, size: usize) -> Flow {
+        let addr = self.linear(addr);
+        let bank = self.bank();
+        self.translate_write(addr, bank)?;
+        let last = self.linear(addr.wrapping_add(size as u64 - 1));
+        if (addr ^ last) & PAGE_MASK != 0 {
+            self.translate_write(last & PAGE_MASK, bank)?;
+        }
+        Ok(())
+    }
+
+    /// Translates for a write. The running block's own page is out of bounds while others follow in the block.
+    fn translate_write(&mut self, addr: u64, bank: Bank) -> Result<Place, Stop> {
+        let place = self.translate(addr, Access::Write, bank)?;
+        if place.phys & PAGE_MASK == self.code_page && !self.alone && self.ram.holds_code(place.phys) {
+            return Err(Stop::Replay);
+        }
+        Ok(place)
+    }
+
+    fn read_place(&mut self, place: Place, data: &mut [u8]) {
+        let Some(host) = place.host else {
+            return self.read_device(place.phys, data);
+        };
+        // SAFETY: `host` is inside a page of guest RAM and no caller passes more than what is left of the page.
+        unsafe {
+            match data.len() {
+                // Naturally aligned accesses stay single, as other processors expect.
+                8 => data.copy_from_slice(
+                    &with_exposed_provenance::<u64>(host)
+                        .read_unaligned()
+                        .to_le_bytes(),
+                ),
+                4 => data.copy_from_slice(
+                    &with_exposed_provenance::<u32>(host)
+                        .read_unaligned()
+                        .to_le_bytes(),
+                ),
+                2 => data.copy_from_slice(
+                    &with_exposed_provenance::<u16>(host)
+                        .read_unaligned()
+                        .to_le_bytes(),
+                ),
+                len => std::ptr::copy_nonoverlapping(with_exposed_provenance(host), data.as_mut_ptr(), len),
+            }
+        }
+    }
+
+    fn write_place(&mut self, place: Place, data: &[u8]) {
+        let Some(host) = place.host else {
+            return self.write_device(place.phys, data);
+        };
+        // SAFETY: as in `read_place`.
+        unsafe {
+            match *data {
+                [a, b, c, d, e, f, g, h] => with_exposed_provenance_mut::<u64>(host)
+                    .write_unaligned(u64::from_le_bytes([a, b, c, d, e, f, g, h])),
+                [a, b, c, d] => {
+                    with_exposed_provenance_mut::<u32>(host)
+                        .write_unaligned(u32::from_le_bytes([a, b, c, d]));
+                }
+                [a, b] => {
+                    with_exposed_provenance_mut::<u16>(host).write_unaligned(u16::from_le_bytes([a, b]))
+                }
+                _ => std::ptr::copy_nonoverlapping(
+                    data.as_ptr(),
+                    with_exposed_provenance_mut(host),
+                    data.len(),
+                ),
+            }
+        }
+        if self.ram.holds_code(place.phys) {
+            self.ram.written(place.phys);
+        }
+    }
+
+    /// Devices see at most 8 bytes at once.
+    fn read_device(&mut self, phys: u64, data: &mut [u8]) {
+        for (n, chunk) in data.chunks_mut(8).enumerate() {
+            let at = phys + 8 * n as u64;
+            if self.apic.decodes(at) {
+                apic::mmio_read(self, at, chunk);
+            } else {
+                self.with_bus(|bus| bus.mmio_read(at, chunk));
+            }
+        }
+    }
+
+    fn write_device(&mut self, phys: u64, data: &[u8]) {
+        for (n, chunk) in data.chunks(8).enumerate() {
+            let at = phys + 8 * n as u64;
+            if self.apic.decodes(at) {
+                apic::mmio_write(self, at, chunk);
+            } else {
+                if self.with_bus(|bus| bus.mmio_write(at, chunk)) == Answer::Stop {
+                    self.request_stop();
+                }
+            }
+        }
+    }
+
+    /// Reads a descriptor or task word: a supervisor access whatever the privilege level, exempt from AC.
+    pub(crate) fn load_system(&mut self, addr: u64) -> Result<u64, Stop> {
+        let mut bytes = [0; 8];
+        self.read_linear(addr, &mut bytes, Bank::Supervisor)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Writes a word of an interrupt frame, as the new privilege level 0.
+    pub(crate) fn store_system(&mut self, addr: u64, value: u64) -> Flow {
+        if !canonical(addr) {
+            return self.raise_code(vector::SS, 0);
+        }
+        self.write_linear(addr, &value.to_le_bytes(), Bank::Supervisor)
+    }
+
+    /// Translates the page of an instruction's first byte.
+    #[inline]
+    pub(crate) fn fetch(&mut self, addr: u64) -> Result<u64, Stop> {
+        let entry = self.tlb.exec_entry(addr);
+        if entry.tag == addr & PAGE_MASK {
+            return Ok(entry.phys & PAGE_MASK | addr & !PAGE_MASK);
+        }
+        let place = self.translate(addr, Access::Fetch, self.bank())?;
+        self.verify_code(place.phys);
+        Ok(place.phys)
+    }
+}

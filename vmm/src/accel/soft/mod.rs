@@ -1,0 +1,84 @@
+//! The software accelerator: [`softcpu`] processors, an emulated IOAPIC, and nothing that the host must provide.
+
+mod vcpu;
+
+use std::sync::{Arc, Mutex};
+
+use softcpu::{Clock, Cpu, Platform, Ram, RegionSpec};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Created, Error, Vcpu, Vm};
+use crate::devices::ioapic::IoApic;
+use crate::irq::Interrupt;
+use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
+
+use vcpu::SoftVcpu;
+
+/// How the processors run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// What time follows.
+    pub clock: Clock,
+}
+
+/// Makes `cpus` processors that share `memory`. All but the first wait for a startup IPI.
+pub fn create(options: Options, memory: &Memory, cpus: u8) -> Result<Created, Error> {
+    let ram = share(memory)?;
+    let platform = Platform::new(cpus.into(), options.clock);
+    let sink = Arc::clone(&platform);
+    let ioapic = IoApic::new(Box::new(move |addr, data| sink.deliver_msi(addr, data)));
+    let ends = Arc::clone(&ioapic);
+    platform.on_end_of_interrupt(Box::new(move |vector| ends.end_of_interrupt(vector)));
+
+    let registers = Arc::new(Mutex::new(ioapic.registers()));
+    let vcpus = (0..u32::from(cpus))
+        .map(|id| {
+            let cpu = Cpu::new(Arc::clone(&ram), Arc::clone(&platform), id)
+                .ok_or_else(|| Error::Internal(format!("there is no processor {id}")))?;
+            let memory = Arc::clone(memory);
+            let registers = Arc::clone(&registers);
+            Ok(Box::new(SoftVcpu::new(cpu, id, Arc::clone(&platform), registers, memory)) as Box<dyn Vcpu>)
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(Created {
+        vm: Arc::new(SoftVm { ioapic }),
+        vcpus,
+    })
+}
+
+/// Guest RAM as the processors see it.
+#[allow(unsafe_code)]
+fn share(memory: &Memory) -> Result<Arc<Ram>, Error> {
+    let regions = memory
+        .iter()
+        .map(|region| {
+            let host = region
+                .get_host_address(vm_memory::MemoryRegionAddress(0))
+                .map_err(|error| Error::Internal(format!("guest RAM has no host address: {error}")))?;
+            Ok(RegionSpec {
+                start: vm_memory::Address::raw_value(&region.start_addr()),
+                len: region.len(),
+                host,
+            })
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    // SAFETY: the regions are page-aligned anonymous mappings that vm-memory accesses through volatile pointers only.
+    // Every processor, which alone hold the `Ram`, also holds the `Memory` that keeps them mapped.
+    Ok(Arc::new(unsafe { Ram::new(&regions) }))
+}
+
+struct SoftVm {
+    ioapic: Arc<IoApic>,
+}
+
+impl Vm for SoftVm {
+    fn interrupt(&self, gsi: u32) -> Result<Arc<dyn Interrupt>, Error> {
+        let pin = self.ioapic.pin(gsi);
+        pin.ok_or_else(|| Error::Internal(format!("the IOAPIC has no pin {gsi}")))
+    }
+
+    fn doorbell(&self, _event: &EventFd, _addr: u64, _value: u32) -> Result<bool, Error> {
+        // A store is a function call here: the bus is no slower than a short cut.
+        Ok(false)
+    }
+}
