@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -126,6 +126,8 @@ pub fn read(root: &Path) -> Result<Tree, Error> {
     let mut tree = Tree::new();
     let mut inodes: HashMap<(u64, u64), NodeId> = HashMap::new();
     let mut queue = vec![Vec::new()];
+    // Names of any number of attributes: Linux's XATTR_LIST_MAX.
+    let mut names = vec![0; 65_536];
     while let Some(name) = queue.pop() {
         let path = root.join(OsStr::from_bytes(&name));
         let metadata = fs::symlink_metadata(&path).map_err(at(&path))?;
@@ -142,7 +144,7 @@ pub fn read(root: &Path) -> Result<Tree, Error> {
             metadata.gid(),
             metadata.mtime(),
         );
-        meta.xattrs = xattrs(&path).map_err(at(&path))?;
+        meta.xattrs = xattrs(&path, &mut names).map_err(at(&path))?;
         let id = tree.insert(&name, kind, meta)?;
         if !is_dir && metadata.nlink() > 1 {
             inodes.insert(inode, id);
@@ -178,11 +180,9 @@ fn kind_of(path: &Path, metadata: &fs::Metadata) -> Result<Kind, Error> {
     })
 }
 
-fn xattrs(path: &Path) -> io::Result<std::collections::BTreeMap<Vec<u8>, Vec<u8>>> {
+fn xattrs(path: &Path, names: &mut [u8]) -> io::Result<std::collections::BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut found = std::collections::BTreeMap::new();
-    // Names of any number of attributes: 64 KiB is Linux's XATTR_LIST_MAX.
-    let mut names = vec![0; 65_536];
-    let n = match rustix::fs::llistxattr(path, &mut names[..]) {
+    let n = match rustix::fs::llistxattr(path, &mut *names) {
         Ok(n) => n,
         Err(rustix::io::Errno::NOTSUP) => return Ok(found),
         Err(e) => return Err(e.into()),
@@ -200,13 +200,4 @@ fn xattrs(path: &Path) -> io::Result<std::collections::BTreeMap<Vec<u8>, Vec<u8>
         found.insert(name.to_vec(), value);
     }
     Ok(found)
-}
-
-/// Removes a directory with everything in it; what cannot be removed is reported once.
-pub fn remove(root: &Path) -> io::Result<()> {
-    match File::open(root) {
-        Ok(_) => fs::remove_dir_all(root),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(e),
-    }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use super::batches::{self, Batches, Needs};
 use super::helper::in_root;
 use super::job::{Failure, Job, Message, Task};
-use super::mounts::{Mounts, enable_foreign};
+use super::mounts::{Mounts, enable_foreign, make_private, root_in_memory};
 use super::{cleanup, disk};
 use crate::lock::Package;
 use crate::progress::Step;
@@ -55,6 +55,7 @@ impl From<disk::Error> for Failed {
 
 /// Does the job.
 pub fn run(job: &Job) -> Result<(), Failed> {
+    make_private()?;
     if job.user_namespace && crate::recipe::Arch::host() != Some(job.arch) {
         enable_foreign(job.arch, &job.work.join("binfmt"))?;
     }
@@ -105,6 +106,7 @@ impl Worker<'_> {
         let (needs, newest) = prepare(packages, store, &debs)?;
         say(Message::Finish(format!("{} packages", packages.len())));
         let epoch = epoch.unwrap_or(newest);
+        root_in_memory(self.root, size_of(&debs)?);
         let batches = batches::plan(&needs);
         self.bootstrap(packages, &batches.essential, &debs, filter)?;
         {
@@ -264,6 +266,10 @@ impl Worker<'_> {
 
     fn run_steps(&self, archive_path: &Path, steps: &[String], epoch: i64) -> Result<(), Failed> {
         let tree = archive::read(archive_path).map_err(Failed::other)?;
+        root_in_memory(
+            self.root,
+            fs::metadata(archive_path).map_or(u64::MAX, |m| m.len()),
+        );
         disk::write(&tree, self.root)?;
         say(Message::Start("run".into(), steps.len() as u64));
         {
@@ -302,6 +308,16 @@ impl Step for Ticks {
     }
 
     fn finish(&self, _summary: &str) {}
+}
+
+/// The bytes of the files in a directory.
+fn size_of(dir: &Path) -> Result<u64, Failed> {
+    let failed = |e: io::Error| Failed::io(dir, &e);
+    let mut total = 0;
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        total += entry.and_then(|entry| entry.metadata()).map_err(failed)?.len();
+    }
+    Ok(total)
 }
 
 fn file_name(index: usize) -> String {

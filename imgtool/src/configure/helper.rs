@@ -101,8 +101,11 @@ fn inner() -> Result<(), Failed> {
     let (_, job) = read_job(&mut io::stdin().lock())?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let result = dpkg::run(&job);
-    // The root's files have owners that only this namespace can remove.
-    let _ = super::disk::remove(&job.work.join("root"));
+    // Files on disk have owners that only this namespace can remove; a root in memory goes with its mount.
+    let root = job.work.join("root");
+    if nix::mount::umount2(&root, nix::mount::MntFlags::MNT_DETACH).is_err() {
+        let _ = std::fs::remove_dir_all(&root);
+    }
     result?;
     Message::Done.send(&mut io::stdout()).map_err(Failed::other)
 }

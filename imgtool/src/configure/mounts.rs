@@ -25,18 +25,42 @@ pub struct Mounts<'a> {
     root: &'a Path,
 }
 
+/// Keeps the root in memory if it surely fits: dpkg waits for the disk after each package, thousands of times.
+/// `bytes` is the size of its files. Says whether it did.
+pub fn root_in_memory(root: &Path, bytes: u64) -> bool {
+    // Blocks of small files, caches of maintainer scripts; the other half stays for everybody else.
+    let needed = bytes.saturating_mul(2) + (256 << 20);
+    if available_memory().is_none_or(|available| available / 2 < needed) {
+        return false;
+    }
+    let options = format!("mode=755,size={needed}");
+    mount(
+        Some("tmpfs"),
+        root,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .is_ok()
+}
+
+/// `MemAvailable` in bytes.
+fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
+}
+
+/// Makes the mounts of this process its own: nothing that it mounts shall reach the host.
+pub fn make_private() -> Result<(), Failed> {
+    let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    try_mount("mount tree", NONE, Path::new("/"), NONE, flags, NONE)
+}
+
 impl<'a> Mounts<'a> {
     /// Mounts everything. `debs` becomes visible as `/run/packages`.
     pub fn new(root: &'a Path, debs: Option<&Path>) -> Result<Self, Failed> {
-        // Nothing below shall reach the host's mounts.
-        try_mount(
-            "make mounts private",
-            NONE,
-            Path::new("/"),
-            NONE,
-            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-            NONE,
-        )?;
         let mounts = Self { root };
         let harmless = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         for (dir, mode) in [("run", "mode=755"), ("tmp", "mode=1777"), ("dev", "mode=755")] {

@@ -103,22 +103,32 @@ impl LongNames {
 
     fn read_pax(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> Result<(), Damage> {
         let data = read_capped(entry, MAX_PAX)?;
-        for record in tar::PaxExtensions::new(&data) {
-            let record = record.map_err(Damage::Read)?;
-            match record.key_bytes() {
-                b"path" => self.path = Some(record.value_bytes().to_vec()),
-                b"linkpath" => self.link = Some(record.value_bytes().to_vec()),
+        let mut rest = &data[..];
+        while !rest.is_empty() {
+            let (key, value) = pax_record(&mut rest).ok_or(Damage::MalformedPax)?;
+            match key {
+                b"path" => self.path = Some(value.to_vec()),
+                b"linkpath" => self.link = Some(value.to_vec()),
                 // Times finer than a second and names of owners are not kept.
                 b"mtime" | b"atime" | b"ctime" | b"uname" | b"gname" | b"comment" => {}
                 key if key.starts_with(XATTR) => {
-                    self.xattrs
-                        .insert(key[XATTR.len()..].to_vec(), record.value_bytes().to_vec());
+                    self.xattrs.insert(key[XATTR.len()..].to_vec(), value.to_vec());
                 }
                 key => return Err(Damage::Pax(String::from_utf8_lossy(key).into_owned())),
             }
         }
         Ok(())
     }
+}
+
+/// Takes a record `LENGTH KEY=VALUE\n` from the front. Values are binary: only the length ends them.
+fn pax_record<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let space = rest.iter().position(|byte| *byte == b' ')?;
+    let length: usize = str::from_utf8(&rest[..space]).ok()?.parse().ok()?;
+    let record = rest.get(space + 1..length)?.strip_suffix(b"\n")?;
+    *rest = &rest[length..];
+    let equals = record.iter().position(|byte| *byte == b'=')?;
+    Some((&record[..equals], &record[equals + 1..]))
 }
 
 fn read_name(entry: &mut tar::Entry<'_, impl Read>) -> Result<Vec<u8>, Damage> {

@@ -49,6 +49,9 @@ pub enum Damage {
     /// An unknown pax extension.
     #[error("the extended header {0} is not understood")]
     Pax(String),
+    /// A malformed pax header.
+    #[error("an extended header is malformed")]
+    MalformedPax,
     /// A header of a kind that is never long.
     #[error("a header is longer than {0} bytes")]
     LongHeader(u64),
