@@ -1,11 +1,15 @@
-//! `ps` and `inspect`.
+//! `ps`, `inspect` and `port`.
+
+use std::net::SocketAddr;
 
 use clap::Args;
 use serde_json::Value;
 
+use super::failure::Advice;
 use super::{Context, Status, failure, output};
+use crate::instance::network::open_ports;
 use crate::instance::store::Entry;
-use crate::instance::{Record, State};
+use crate::instance::{Event, Record, State};
 
 /// List instances
 #[derive(Debug, Args)]
@@ -106,6 +110,39 @@ impl Inspect {
             found.push(value);
         }
         output::json(&found)?;
+        Ok(Status::OK)
+    }
+}
+
+/// Show where the published ports of an instance can be reached
+#[derive(Debug, Args)]
+pub struct Ports {
+    /// Id, beginning of an id, or name
+    instance: String,
+    /// Only where this port of the guest can be reached
+    port: Option<u16>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Ports {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        let id = context.store.find(&self.instance)?;
+        super::lifecycle::running(context, &id, Event::Started)?;
+        let mut ports = open_ports(&context.home().instance(&id))?;
+        ports.retain(|p| self.port.is_none_or(|wanted| p.guest == wanted));
+        match self.port {
+            _ if self.json => output::json(&ports)?,
+            Some(port) if ports.is_empty() => {
+                let message = format!("port {port} of {} is not published", self.instance);
+                return Err(Advice::new(message, format!("launch it with -p {port}")).into());
+            }
+            Some(_) => ports
+                .iter()
+                .for_each(|p| println!("{}", SocketAddr::new(p.address, p.host))),
+            None => ports.iter().for_each(|p| println!("{p}")),
+        }
         Ok(Status::OK)
     }
 }

@@ -80,6 +80,8 @@ enum Command {
     Console(console::Console),
     /// Run a command in a running instance
     Exec(exec::Exec),
+    /// Show where the published ports of an instance can be reached
+    Port(list::Ports),
     /// List the images in the store
     Images(images::List),
     /// Work on images in the store
@@ -147,6 +149,7 @@ fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
         Command::Logs(args) => args.run(&context),
         Command::Console(args) => args.run(&context),
         Command::Exec(args) => args.run(&context),
+        Command::Port(args) => args.run(&context),
         Command::Images(args) => args.run(&context),
         Command::Image(args) => args.run(&context),
         Command::Doctor(args) => args.run(&context),

@@ -1,7 +1,7 @@
 //! `run`: launch instances, in the foreground or detached.
 
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use super::{Context, Status, console, output, signals, value};
 use crate::instance::assemble::{Assembly, PerRun};
 use crate::instance::image::{Image, runnable};
 use crate::instance::launch::{Launch, RootCopy, VolumeRequest};
+use crate::instance::network::{Network, Port};
 use crate::instance::owner::Owner;
 use crate::instance::record::{Accel, Config, Ending};
 use crate::instance::store::Held;
@@ -54,6 +55,8 @@ pub struct Run {
     hardware: Hardware,
     #[command(flatten)]
     storage: Storage,
+    #[command(flatten)]
+    network: NetworkArgs,
     #[command(flatten)]
     per_run: PerRun,
 
@@ -111,6 +114,65 @@ pub struct Storage {
     volume: Vec<VolumeRequest>,
 }
 
+/// The network and what the guest is given over it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct NetworkArgs {
+    /// Publish a port of the guest on 127.0.0.1, or on another address if asked; without HOST the host chooses
+    #[arg(short, long, value_name = "[[IP:]HOST:]GUEST[/udp]")]
+    publish: Vec<Port>,
+    /// The network: built-in, a tap device, or none
+    #[arg(long, value_name = "user|tap=DEVICE|none", default_value = "user")]
+    net: Network,
+    /// A file with public keys that may log in
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Vec<PathBuf>,
+    /// A file that the guest reads at its first boot: a script, or what cloud-init understands
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
+}
+
+impl NetworkArgs {
+    fn config(&self, config: Config) -> anyhow::Result<Config> {
+        if !self.publish.is_empty() && self.net != Network::User {
+            let message = "ports can be published on the built-in network only";
+            return Err(
+                Advice::new(message, "leave --net out, or reach the guest at its own address").into(),
+            );
+        }
+        let mut ssh_keys = Vec::new();
+        for path in &self.ssh_key {
+            let text = read(path)?;
+            let keys = text
+                .lines()
+                .map(str::trim)
+                .filter(|line| !line.is_empty() && !line.starts_with('#'));
+            let before = ssh_keys.len();
+            ssh_keys.extend(keys.map(str::to_owned));
+            if ssh_keys.len() == before || text.contains("PRIVATE KEY") {
+                let message = format!("{} holds no public key", path.display());
+                return Err(Advice::new(message, "give the file that ends in .pub").into());
+            }
+        }
+        Ok(Config {
+            network: self.net.clone(),
+            ports: self.publish.clone(),
+            ssh_keys,
+            ..config
+        })
+    }
+
+    fn user_data(&self) -> anyhow::Result<Option<Vec<u8>>> {
+        let read =
+            |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        self.user_data.as_ref().map(read).transpose()
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
 impl Hardware {
     fn config(&self) -> anyhow::Result<Config> {
         let absolute = |path: &Option<PathBuf>| {
@@ -128,6 +190,7 @@ impl Hardware {
             append: self.append.clone(),
             kernel: absolute(&self.kernel)?,
             initrd: absolute(&self.initrd)?,
+            ..Config::default()
         })
     }
 }
@@ -166,7 +229,8 @@ impl Run {
         Ok(Launch::new(&context.store, image)
             .name(self.name.clone())
             .tags(self.tag.iter().cloned().collect())
-            .config(self.hardware.config()?)
+            .config(self.network.config(self.hardware.config()?)?)
+            .user_data(self.network.user_data()?)?
             .root(self.storage.root_size, self.storage.root_copy)
             .volumes(self.storage.volume.clone())?
             .auto_remove(self.rm))

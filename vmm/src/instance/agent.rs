@@ -190,6 +190,12 @@ fn connect(directory: &Path) -> Result<UnixStream> {
 }
 
 fn broken(error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        return Error::Agent(format!(
+            "it has not answered within {} s",
+            ACCEPT_PATIENCE.as_secs()
+        ));
+    }
     Error::Agent(error.to_string())
 }
 

@@ -14,7 +14,7 @@ use super::image::{self, Image};
 use super::launch::{BASE, hostname};
 use super::owner::Guest;
 use super::record::{Accel, Record, Volume, VolumeKind};
-use super::{Error, Result, sockets};
+use super::{Error, Result, network, sockets};
 use crate::accel::Choice;
 use crate::arch::layout;
 use crate::block::raw::RawFile;
@@ -84,6 +84,9 @@ impl Assembly {
             Rng::new().map_err(Error::os("opening the source of randomness"))?,
         ));
         devices.push(device("vsock", vsock(directory)?));
+        let card = network::card(record, directory, &image)?;
+        let words = card.as_ref().and_then(|card| card.words.clone());
+        devices.extend(card.map(|card| device("net0", card.device)));
         let (hvc, serial) = consoles(&image, console)?;
         devices.extend(hvc.map(|hvc| device("console", hvc)));
         let spec = Spec {
@@ -97,7 +100,7 @@ impl Assembly {
             accel: choice(record.config.accel),
             kernel: part_or(record.config.kernel.as_deref(), || image.kernel())?,
             initrd: Some(part_or(record.config.initrd.as_deref(), || image.initramfs())?),
-            cmdline: command_line(&image, record),
+            cmdline: command_line(&image, record, words.as_deref()),
             serial: Some(serial),
             devices,
             uuid: Some(record.id.platform_uuid().into_bytes()),
@@ -180,7 +183,7 @@ fn part_or(path: Option<&Path>, otherwise: impl FnOnce() -> Result<Part>) -> Res
 }
 
 /// The image's command line, then what a launch adds. The last word on a subject counts, so a person's comes last.
-fn command_line(image: &Image, record: &Record) -> String {
+fn command_line(image: &Image, record: &Record, network: Option<&str>) -> String {
     let manifest = image.manifest();
     // A panic ends the machine by a reset at once; the console has said why.
     let mut line = format!("{} panic=-1 console=ttyS0", manifest.command_line.trim());
@@ -189,9 +192,9 @@ fn command_line(image: &Image, record: &Record) -> String {
     }
     line += &format!(" kiln.instance={} kiln.hostname={}", record.id, hostname(record));
     line += &format!(" kiln.boot_timer={:#x}", layout::BOOT_TIMER);
-    if let Some(append) = &record.config.append {
+    for words in [network, record.config.append.as_deref()].into_iter().flatten() {
         line += " ";
-        line += append;
+        line += words;
     }
     line.trim().to_owned()
 }

@@ -93,6 +93,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// the network: {0}
+    #[error("the network: {0}")]
+    Network(String),
     /// the guest's agent: {0}
     #[error("the guest's agent: {0}")]
     Agent(String),

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::id::ReservationId;
 use super::image::Image;
+use super::network::{MAX_USER_DATA, USER_DATA};
 use super::record::{Config, FORMAT, ImageRef, Record, Volume, VolumeKind};
 use super::store::{Held, Store};
 use super::{Error, InstanceId, Result, State, VolumeId};
@@ -91,6 +92,7 @@ pub struct Launch {
     root_copy: RootCopy,
     volumes: Vec<VolumeRequest>,
     auto_remove: bool,
+    user_data: Option<Vec<u8>>,
 }
 
 impl Launch {
@@ -107,6 +109,7 @@ impl Launch {
             root_copy: RootCopy::default(),
             volumes: Vec::new(),
             auto_remove: false,
+            user_data: None,
         }
     }
 
@@ -150,6 +153,23 @@ impl Launch {
     /// Whether the instance goes away when it stops.
     pub fn auto_remove(self, auto_remove: bool) -> Launch {
         Launch { auto_remove, ..self }
+    }
+
+    /// What each instance is given to read at its first boot: a script, or whatever cloud-init understands.
+    ///
+    /// # Errors
+    /// When there is more of it than EC2 takes.
+    pub fn user_data(self, user_data: Option<Vec<u8>>) -> Result<Launch> {
+        if user_data
+            .as_ref()
+            .is_some_and(|data| data.len() as u64 > MAX_USER_DATA)
+        {
+            return Err(Error::Refused(format!(
+                "user data may have {} KiB at most",
+                MAX_USER_DATA >> 10
+            )));
+        }
+        Ok(Launch { user_data, ..self })
     }
 
     /// The record that instance number `index` of this launch would begin with.
@@ -235,6 +255,10 @@ impl Launch {
         let record = self.plan(index)?;
         let planned = self.store.home().instance(&record.id);
         self.store.create(record, |directory, record| {
+            if let Some(data) = &self.user_data {
+                let path = directory.join(USER_DATA);
+                fs::write(&path, data).map_err(Error::file("writing", &path))?;
+            }
             record.image.linked = link(&self.image, &directory.join(BASE));
             for volume in &record.volumes {
                 // The directory does not bear its final name yet.

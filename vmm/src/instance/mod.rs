@@ -17,6 +17,7 @@ pub mod image;
 pub mod images;
 pub mod launch;
 pub mod lock;
+pub mod network;
 pub mod owner;
 pub mod record;
 pub mod service;

@@ -157,7 +157,10 @@ impl Owner {
                 } else {
                     (Event::Rebooted, "rebooted by the guest")
                 };
-                life.update(event, reason, |r| r.ready = false)?;
+                life.update(event, reason, |r| {
+                    r.ready = false;
+                    r.owner = Some(std::process::id());
+                })?;
                 self.changed.notify_all();
             }
         }
@@ -251,7 +254,14 @@ impl Owner {
             reason: reason.into(),
         };
         match (state, ready) {
-            (State::Running, true) => (self.ask)(&self.directory, Farewell::Reboot),
+            (State::Running, true) => {
+                (self.ask)(&self.directory, Farewell::Reboot)?;
+                // Whoever asks from now on means the next life.
+                let mut life = self.lock();
+                life.change(|r| r.ready = false)?;
+                self.changed.notify_all();
+                Ok(())
+            }
             (State::Running, false) => Err(refused("its agent has not reported itself yet")),
             _ => Err(refused(&format!("it is {state}"))),
         }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::id::ReservationId;
+use super::network::{Network, Port};
 use super::{InstanceId, State, VolumeId};
 
 /// Version of the record's format; a newer one is not guessed at.
@@ -80,6 +81,12 @@ pub struct Config {
     pub kernel: Option<PathBuf>,
     /// An initramfs instead of the AMI's.
     pub initrd: Option<PathBuf>,
+    /// The network.
+    pub network: Network,
+    /// Ports of the host that lead into the guest.
+    pub ports: Vec<Port>,
+    /// Keys that may log in, in OpenSSH's one-line form.
+    pub ssh_keys: Vec<String>,
 }
 
 /// Which accelerator was asked for.

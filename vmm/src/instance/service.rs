@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use guest_init::proto::READY_PORT;
+use guest_init::proto::{Configure, READY_PORT, Request};
 
 use super::api;
 use super::console::Console;
 use super::owner::Owner;
 use super::store::Held;
-use super::{Error, Result, agent, sockets};
+use super::{Error, Result, agent, network, sockets};
 
 /// Takes charge of `held` and opens its control socket. The guest itself is run by [`Owner::run`].
 /// `on_ready` is called when the guest's agent says that it is there.
@@ -29,10 +29,31 @@ fn listen_for_readiness(owner: &Arc<Owner>, on_ready: impl Fn() + Send + 'static
         .name("readiness".into())
         .spawn(move || {
             listener.incoming().flatten().for_each(|_| {
+                if let Err(error) = configure(&owner) {
+                    tracing::warn!(%error, "the guest could not be configured");
+                }
                 on_ready();
                 owner.set_ready();
             })
         })
         .map_err(Error::os("starting a thread"))?;
     Ok(())
+}
+
+/// Gives the guest what belongs to this instance, unless there is nothing. cloud-init, where the image has it, asks the
+/// metadata service itself; the agent knows.
+fn configure(owner: &Owner) -> Result<()> {
+    let record = owner.record();
+    let user_data = network::user_data(owner.directory())?;
+    if record.config.ssh_keys.is_empty() && user_data.is_none() {
+        return Ok(());
+    }
+    let request = Request::Configure(Configure {
+        instance: record.id.to_string(),
+        hostname: None,
+        ssh_keys: record.config.ssh_keys,
+        // Only a script is the agent's business, and a script is text.
+        user_data: user_data.and_then(|data| String::from_utf8(data).ok()),
+    });
+    agent::request(owner.directory(), &request).map(drop)
 }
