@@ -254,10 +254,24 @@ fn exchange16(cpu: &mut Cpu, addr: u64, wanted: u128, new: u128) -> Result<u128,
 /// # Safety
 /// `host` is valid for reads and writes and aligned to 16 bytes.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "cmpxchg16b")]
 unsafe fn host_cmpxchg16b(host: *mut u128, wanted: u128, new: u128) -> u128 {
-    // SAFETY: the caller's promise.
-    unsafe { std::arch::x86_64::cmpxchg16b(host, wanted, new, Ordering::SeqCst, Ordering::SeqCst) }
+    let (mut low, mut high) = (wanted as u64, (wanted >> 64) as u64);
+    // SAFETY: the caller's promise covers the access. RBX, which the compiler keeps for itself, is as before afterwards. The
+    // library's `cmpxchg16b` would do, but without optimization it calls a helper that is not linked.
+    unsafe {
+        std::arch::asm!(
+            "xchg {new_low}, rbx",
+            "lock cmpxchg16b [{host}]",
+            "mov rbx, {new_low}",
+            host = in(reg) host,
+            new_low = inout(reg) new as u64 => _,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
 }
 
 fn set_zf(cpu: &mut Cpu, zf: bool) {

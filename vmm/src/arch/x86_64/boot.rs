@@ -16,6 +16,15 @@ const EFER_LMA: u64 = 1 << 10;
 /// RFLAGS: only the bit that is always set; interrupts are off, as the protocol demands.
 const RFLAGS: u64 = 1 << 1;
 
+/// What firmware would have at the reset vector: real-mode code that asks for a reset and halts. Linux jumps there on a
+/// hardware-reduced machine without EFI, instead of trying the ACPI reset register itself (`reboot_init` in
+/// arch/x86/kernel/reboot.c).
+const RESET_CODE: [u8; 9] = {
+    let [low, high] = (layout::ACPI_PM + 2).to_le_bytes();
+    // mov al, 1; mov dx, port; out dx, al; hlt; jmp to hlt
+    [0xb0, 1, 0xba, low, high, 0xee, 0xf4, 0xeb, 0xfd]
+};
+
 /// Page table entry bits (Intel SDM volume 3, table 4-15 and following).
 const PRESENT_WRITABLE: u64 = 0b11;
 const HUGE: u64 = 1 << 7;
@@ -136,12 +145,13 @@ fn enter(rip: u64) -> Boot {
     }
 }
 
-/// Writes the GDT, an empty IDT, and page tables that map the first GiB onto itself in 2 MiB pages: kernel,
+/// Writes the GDT, an empty IDT, the reset vector, and page tables that map the first GiB onto itself in 2 MiB pages: kernel,
 /// `boot_params` and command line all lie there, and the kernel builds its own tables before it looks further.
 pub(super) fn write(memory: &Memory) -> Result<(), Error> {
     let gdt: Vec<u8> = GDT.iter().flat_map(|entry| entry.to_le_bytes()).collect();
     put(memory, "the GDT", layout::GDT, &gdt)?;
     put(memory, "the IDT", layout::IDT, &[0; 8])?;
+    put(memory, "the reset vector", layout::RESET_VECTOR, &RESET_CODE)?;
 
     let level3 = layout::PAGE_TABLES + PAGE;
     let level2 = level3 + PAGE;
@@ -162,6 +172,21 @@ mod tests {
     #[test]
     fn descriptors_are_the_well_known_ones() {
         assert_eq!(GDT, [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
+    }
+
+    #[test]
+    fn the_reset_vector_resets() {
+        use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+        let decoder = Decoder::new(16, &RESET_CODE, DecoderOptions::NONE);
+        let steps: Vec<_> = decoder.into_iter().collect();
+        assert_eq!(steps[0].immediate8(), 1, "the FADT's reset value");
+        assert_eq!(
+            steps[1].immediate16(),
+            layout::ACPI_PM + 2,
+            "the FADT's reset register"
+        );
+        let rest: Vec<_> = steps[2..].iter().map(|step| step.mnemonic()).collect();
+        assert_eq!(rest, [Mnemonic::Out, Mnemonic::Hlt, Mnemonic::Jmp]);
     }
 
     #[test]

@@ -43,7 +43,9 @@ pub const ACPI_END: u64 = 0xf_0000;
 /// SMBIOS 3 entry point, then the structures (SMBIOS 3.7 §5.2.2: on a 16-byte boundary in 0xf0000..0x100000).
 pub const SMBIOS: u64 = 0xf_0000;
 /// End of the SMBIOS structures, exclusive.
-pub const SMBIOS_END: u64 = 0x10_0000;
+pub const SMBIOS_END: u64 = RESET_VECTOR;
+/// Where a processor in real mode begins after a reset, as software reaches it with a far jump to ffff:0000.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// RAM above the first megabyte: kernels load here or higher.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
