@@ -127,7 +127,7 @@ impl Cpu {
             let mut fault = self.fault;
             if let Some(first) = first {
                 if first == vector::DF {
-                    self.shutdown = true;
+                    self.shut_down();
                     return;
                 }
                 if doubles(first, fault.vector) {
@@ -164,7 +164,7 @@ impl Cpu {
         } else {
             // Kernels run their protected mode trampolines without an IDT; a fault there ends in a reset.
             self.report("an exception in legacy protected mode");
-            self.shutdown = true;
+            self.shut_down();
             Ok(())
         }
     }
@@ -249,9 +249,15 @@ impl Cpu {
         Ok(())
     }
 
+    /// Stops for good. The loop has to see it before it tries the same instruction again.
+    fn shut_down(&mut self) {
+        self.shutdown = true;
+        self.request_check();
+    }
+
     fn deliver_real(&mut self, vector: u8) -> Flow {
         if vector as u16 * 4 + 3 > self.idt.limit {
-            self.shutdown = true;
+            self.shut_down();
             return Ok(());
         }
         let entry = self.load::<u32>(self.idt.base + vector as u64 * 4)?;

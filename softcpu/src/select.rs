@@ -108,8 +108,12 @@ pub(crate) fn select(instr: &Instruction, size: CodeSize) -> Option<Choice> {
     if let Some(choice) = integer(instr, size) {
         return Some(choice);
     }
-    // Vector and x87 instructions join here: `crate::simd::select(instr)`, answering an Option<Choice>.
-    system_instruction(instr, size)
+    system_instruction(instr, size).or_else(|| {
+        let memory = instr.op_kinds().any(|kind| kind == OpKind::Memory);
+        crate::simd::handlers::handler(instr.code(), memory)
+            .or_else(|| crate::x87::handlers::handler(instr.code()))
+            .map(Choice::plain)
+    })
 }
 
 macro_rules! alu {

@@ -252,26 +252,26 @@ fn exchange16(cpu: &mut Cpu, addr: u64, wanted: u128, new: u128) -> Result<u128,
 }
 
 /// # Safety
-/// `host` is valid for reads and writes and aligned to 16 bytes.
+/// `host` is valid for reads and writes and aligned to 16 bytes, and the host has the instruction.
 #[cfg(target_arch = "x86_64")]
 unsafe fn host_cmpxchg16b(host: *mut u128, wanted: u128, new: u128) -> u128 {
     let (mut low, mut high) = (wanted as u64, (wanted >> 64) as u64);
-    // SAFETY: the caller's promise covers the access. RBX, which the compiler keeps for itself, is as before afterwards. The
-    // library's `cmpxchg16b` would do, but without optimization it calls a helper that is not linked.
+    // The function of `core::arch` becomes a library call unless it is inlined, which a debug build does not do.
+    // SAFETY: the caller's promise; RBX, which the compiler reserves, is put back.
     unsafe {
         std::arch::asm!(
-            "xchg {new_low}, rbx",
-            "lock cmpxchg16b [{host}]",
-            "mov rbx, {new_low}",
-            host = in(reg) host,
-            new_low = inout(reg) new as u64 => _,
-            in("rcx") (new >> 64) as u64,
+            "xchg rbx, rsi",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            in("rdi") host,
+            inout("rsi") new as u64 => _,
             inout("rax") low,
             inout("rdx") high,
+            in("rcx") (new >> 64) as u64,
             options(nostack),
         );
     }
-    u128::from(high) << 64 | u128::from(low)
+    (high as u128) << 64 | low as u128
 }
 
 fn set_zf(cpu: &mut Cpu, zf: bool) {

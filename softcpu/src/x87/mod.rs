@@ -3,6 +3,7 @@
 
 mod arith;
 mod compare;
+pub mod handlers;
 mod image;
 mod load;
 mod store;

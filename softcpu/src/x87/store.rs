@@ -10,7 +10,7 @@ use crate::float::{self, F80, Rounding, Target, Value, flag, pack_f32, pack_f64,
 const BCD_INDEFINITE: u128 = 0xffff_c000_0000_0000_0000;
 
 /// The smallest magnitude that eighteen digits cannot hold.
-const BCD_LIMIT: i64 = 1_000_000_000_000_000_000;
+const BCD_LIMIT: u64 = 1_000_000_000_000_000_000;
 
 impl Fpu {
     /// ST(0), or the indefinite where an empty register's fault is masked.
@@ -112,7 +112,7 @@ impl Fpu {
     pub fn store_bcd(&mut self) -> Option<u128> {
         let a = unpack_f80(self.stored_operand()?);
         let mut env = self.environment();
-        let integer = float::checked_to_integer(&mut env, a, 64).filter(|n| n.abs() < BCD_LIMIT);
+        let integer = float::checked_to_integer(&mut env, a, 64).filter(|n| n.unsigned_abs() < BCD_LIMIT);
         let (computed, digits) = match integer {
             Some(n) => (Computed::of(env, a), bcd(n.unsigned_abs(), a.sign)),
             None => (Computed::invalid(), BCD_INDEFINITE),
