@@ -15,6 +15,7 @@ use crate::instance::store::Store;
 use crate::timeline::Timeline;
 
 mod console;
+mod create_image;
 mod doctor;
 mod exec;
 mod failure;
@@ -82,6 +83,8 @@ enum Command {
     Exec(exec::Exec),
     /// Show where the published ports of an instance can be reached
     Port(list::Ports),
+    /// Make an image of an instance
+    CreateImage(create_image::CreateImage),
     /// List the images in the store
     Images(images::List),
     /// Work on images in the store
@@ -150,6 +153,7 @@ fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
         Command::Console(args) => args.run(&context),
         Command::Exec(args) => args.run(&context),
         Command::Port(args) => args.run(&context),
+        Command::CreateImage(args) => args.run(&context),
         Command::Images(args) => args.run(&context),
         Command::Image(args) => args.run(&context),
         Command::Doctor(args) => args.run(&context),

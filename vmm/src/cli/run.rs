@@ -20,7 +20,7 @@ use crate::instance::network::{Network, Port};
 use crate::instance::owner::Owner;
 use crate::instance::record::{Accel, Config, Ending};
 use crate::instance::store::Held;
-use crate::instance::{Record, State, api, detach, service};
+use crate::instance::{Event, Record, State, api, detach, service};
 use crate::terminal;
 
 /// Launch instances of an image
@@ -232,7 +232,7 @@ impl Run {
             .config(self.network.config(self.hardware.config()?)?)
             .user_data(self.network.user_data()?)?
             .root(self.storage.root_size, self.storage.root_copy)
-            .volumes(self.storage.volume.clone())?
+            .volumes(self.storage.volume.clone())
             .auto_remove(self.rm))
     }
 
@@ -241,7 +241,13 @@ impl Run {
         for index in 0..self.count {
             let held = launch.prepare(index)?;
             let id = held.record().id.clone();
-            detach::spawn(held, &self.per_run.arguments()?)?;
+            if let Err(error) = detach::spawn(held, &self.per_run.arguments()?) {
+                // What never ran is nothing to keep.
+                if let Ok(held) = context.store.hold(&id, Event::Terminate) {
+                    held.remove()?;
+                }
+                return Err(error.into());
+            }
             println!("{id}");
             ids.push(id);
         }
@@ -290,7 +296,8 @@ impl Run {
         drop(raw);
         assembly.finish()?;
         let record = held.record().clone();
-        if record.auto_remove {
+        // What never ran is nothing to keep.
+        if record.auto_remove || !owner.has_run() {
             held.remove()?;
         }
         match commanded.map(|command| command.join()) {

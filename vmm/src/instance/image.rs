@@ -81,6 +81,17 @@ impl Image {
         self.part(PartName::Initramfs)
     }
 
+    /// The open file.
+    pub fn file(&self) -> &fs::File {
+        self.ami.file()
+    }
+
+    /// Offset and length of a part in the file, in bytes.
+    pub fn range(&self, name: PartName) -> Result<(u64, u64)> {
+        let part = self.ami.part(name)?;
+        Ok((part.offset, part.length))
+    }
+
     fn part(&self, name: PartName) -> Result<memory::Part> {
         let part = self.ami.part(name)?;
         let file = self

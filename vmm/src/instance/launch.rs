@@ -137,17 +137,9 @@ impl Launch {
         }
     }
 
-    /// Further volumes.
-    ///
-    /// # Errors
-    /// When there are more than [`MAX_VOLUMES`] in all.
-    pub fn volumes(self, volumes: Vec<VolumeRequest>) -> Result<Launch> {
-        if volumes.len() >= MAX_VOLUMES {
-            return Err(Error::Refused(format!(
-                "an instance has at most {MAX_VOLUMES} volumes"
-            )));
-        }
-        Ok(Launch { volumes, ..self })
+    /// Volumes besides those that the image maps.
+    pub fn volumes(self, volumes: Vec<VolumeRequest>) -> Launch {
+        Launch { volumes, ..self }
     }
 
     /// Whether the instance goes away when it stops.
@@ -221,33 +213,56 @@ impl Launch {
             delete_on_termination: true,
             kind,
         }];
-        for (request, place) in self.volumes.iter().zip(1..) {
-            let id = VolumeId::random();
-            let (path, size, kind) = match &request.source {
-                VolumeSource::Blank(size) => {
-                    let home = if request.keep {
-                        self.store.home().volumes()
-                    } else {
-                        directory.to_path_buf()
-                    };
-                    (home.join(format!("{id}.raw")), *size, VolumeKind::Blank)
-                }
-                VolumeSource::File(path) => {
-                    let size = fs::metadata(path).map_err(Error::file("examining", path))?.len();
-                    (path.clone(), size, VolumeKind::File)
-                }
-            };
-            let delete_on_termination = !request.keep;
-            volumes.push(Volume {
-                id,
-                device: device_name(place),
-                path,
-                size,
-                delete_on_termination,
-                kind,
-            });
+        let root = self.image.manifest().root_device.as_str();
+        let mapped = self
+            .image
+            .manifest()
+            .block_device_mappings
+            .iter()
+            .filter(|m| m.device != root);
+        let mapped = mapped.map(|m| VolumeRequest {
+            source: VolumeSource::Blank(m.size.next_multiple_of(volume::SIZE_UNIT)),
+            keep: !m.delete_on_termination,
+        });
+        for request in mapped.chain(self.volumes.iter().cloned()) {
+            volumes.push(self.plan_volume(request, volumes.len(), directory)?);
+        }
+        if volumes.len() > MAX_VOLUMES {
+            return Err(Error::Refused(format!(
+                "an instance has at most {MAX_VOLUMES} volumes"
+            )));
         }
         Ok(volumes)
+    }
+
+    /// The volume at `place`: devices are named in order.
+    fn plan_volume(&self, request: VolumeRequest, place: usize, directory: &Path) -> Result<Volume> {
+        let id = VolumeId::random();
+        let (path, size, kind) = match request.source {
+            VolumeSource::Blank(size) => {
+                let home = if request.keep {
+                    self.store.home().volumes()
+                } else {
+                    directory.to_path_buf()
+                };
+                (home.join(format!("{id}.raw")), size, VolumeKind::Blank)
+            }
+            VolumeSource::File(path) => {
+                let size = fs::metadata(&path)
+                    .map_err(Error::file("examining", &path))?
+                    .len();
+                (path, size, VolumeKind::File)
+            }
+        };
+        let delete_on_termination = !request.keep;
+        Ok(Volume {
+            id,
+            device: device_name(place),
+            path,
+            size,
+            delete_on_termination,
+            kind,
+        })
     }
 
     /// Makes instance number `index`, pending and held by this process.

@@ -74,6 +74,8 @@ struct Life {
     /// Somebody wants it gone: a reset from the guest no longer means a reboot.
     stopping: bool,
     killed: bool,
+    /// The guest has executed its first instruction in this process.
+    ran: bool,
     watchers: Vec<SyncSender<News>>,
 }
 
@@ -92,6 +94,7 @@ impl Owner {
                 killer: None,
                 stopping: false,
                 killed: false,
+                ran: false,
                 watchers: Vec::new(),
             }),
             changed: Condvar::new(),
@@ -116,6 +119,11 @@ impl Owner {
     /// Its record as it is now.
     pub fn record(&self) -> Record {
         self.lock().record.clone()
+    }
+
+    /// Whether a guest has run at all: if not, the volumes hold nothing of anybody's.
+    pub fn has_run(&self) -> bool {
+        self.lock().ran
     }
 
     /// Runs the guest, again after each reboot, until it ends for good; then writes that down and hands the instance
@@ -151,6 +159,7 @@ impl Owner {
                 killer();
             }
             life.killer = Some(killer);
+            life.ran = true;
             if !life.stopping {
                 let (event, reason) = if first {
                     (Event::Started, "launched")
