@@ -13,7 +13,7 @@ use crate::root::{self, Root};
 use crate::store::{self, Store};
 
 /// What every image's kernel is told, before what the recipe adds. Messages on a console cost a quarter of the boot.
-const COMMAND_LINE: &str = "quiet";
+pub const COMMAND_LINE: &str = "quiet";
 
 /// Why an image could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,9 @@ pub enum Error {
         /// What it is for.
         first: Arch,
     },
+    /// A recipe of ours is not what we think.
+    #[error("the built-in recipe of the kernel is wrong: {0}\n  try: report it, and give --kernel meanwhile")]
+    Builtin(String),
     /// The kernel file cannot be read.
     #[error("cannot read the kernel {}: {source}\n  try: correct kernel.path in the recipe", path.display())]
     KernelFile {
@@ -172,6 +175,30 @@ fn kernel_of(
     Ok((kernel, modules))
 }
 
+/// Debian's kernel for an architecture with the modules that every image needs, for images that no recipe describes.
+pub fn debian_kernel(
+    architecture: Architecture,
+    progress: &dyn Progress,
+) -> Result<(Kernel, Vec<modules::Module>), Error> {
+    let arch = match architecture {
+        Architecture::X86_64 => Arch::X86_64,
+        Architecture::Arm64 => Arch::Arm64,
+    };
+    let text = "name = \"kernel\"\nvariant = \"extract\"\n";
+    let recipe: Recipe = toml::from_str(text).map_err(|e| Error::Builtin(e.to_string()))?;
+    let store = Store::of_user()?;
+    let options = root::Options {
+        arch,
+        store: &store,
+        lock: None,
+        locked: false,
+        offline: false,
+        progress,
+    };
+    let root = root::build(&recipe, &options)?;
+    kernel_of(&recipe, &root, architecture)
+}
+
 fn manifest(recipe: &Recipe, architecture: Architecture, root: &Root) -> Manifest {
     let mut manifest = Manifest::new(&recipe.name, architecture);
     manifest.description.clone_from(&recipe.description);
@@ -212,8 +239,8 @@ fn exposed(port: recipe::Port) -> ExposedPort {
     }
 }
 
-fn boot_config(recipe: &Recipe) -> BootConfig {
-    let ours = recipe.init == INIT_GUEST;
+/// The orders that every guest-init gets: a writable root that grows, and a shell where PID 1 stays ours.
+pub fn boot_defaults(init: &str) -> BootConfig {
     BootConfig {
         schema: BootConfig::SCHEMA,
         modules: Vec::new(),
@@ -221,9 +248,17 @@ fn boot_config(recipe: &Recipe) -> BootConfig {
         root_filesystem: "ext4".into(),
         root_writable: true,
         grow_root: true,
-        init: recipe.init.clone(),
+        init: init.to_owned(),
         console: "hvc0".into(),
-        console_shell: ours,
+        console_shell: init == INIT_GUEST,
+        hostname: None,
+        services: Vec::new(),
+    }
+}
+
+fn boot_config(recipe: &Recipe) -> BootConfig {
+    let ours = recipe.init == INIT_GUEST;
+    BootConfig {
         hostname: recipe.hostname.clone(),
         // With an init of its own, services are its units.
         services: if ours {
@@ -231,6 +266,7 @@ fn boot_config(recipe: &Recipe) -> BootConfig {
         } else {
             Vec::new()
         },
+        ..boot_defaults(&recipe.init)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::{build, imagefs, recipe, root, store, tree};
+use crate::{build, imagefs, import, pack, recipe, root, sign, store, tree};
 
 /// What `imgtool: …` says.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,31 @@ pub enum Error {
     /// The image's file system is wrong.
     #[error(transparent)]
     ImageFs(#[from] imagefs::Error),
+    /// The source of an import is wrong.
+    #[error(transparent)]
+    Import(#[from] import::ImageError),
+    /// Packing failed.
+    #[error(transparent)]
+    Pack(#[from] pack::Error),
+    /// A key is wrong.
+    #[error(transparent)]
+    Key(#[from] sign::Error),
+    /// The signature is not the expected one.
+    #[error("{}: {source}\n  try: the key of whoever published the image, or another copy of it", path.display())]
+    Signature {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        source: ami::SignatureError,
+    },
+    /// A file name says nothing.
+    #[error("cannot tell a name from {}\n  try: --{option}", path.display())]
+    NoName {
+        /// The file.
+        path: PathBuf,
+        /// The option that says it.
+        option: &'static str,
+    },
     /// A path in the image is wrong.
     #[error("{0}\n  try: `imgtool ls` shows what the image holds")]
     Tree(#[from] tree::TreeError),

@@ -4,11 +4,13 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use ami::{Ami, Manifest, NewFile, PartName};
+use ami::{Ami, Manifest, NewFile, PartName, SignatureError};
 use serde_json::json;
 
 use super::Error;
+use crate::compose::sbom;
 use crate::progress::{self, Unit};
+use crate::sign::PublicKey;
 
 pub(super) fn inspect(path: &Path, as_json: bool, out: &mut dyn Write) -> Result<(), Error> {
     let ami = Ami::open(path)?;
@@ -144,15 +146,44 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
-pub(super) fn verify(path: &Path, as_json: bool, out: &mut dyn Write) -> Result<(), Error> {
+pub(super) fn verify(
+    path: &Path,
+    key: Option<&Path>,
+    as_json: bool,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
     let ami = Ami::open(path)?;
+    // The signature first: it decides whether the digests are worth comparing.
+    if let Some(key) = key {
+        let key = PublicKey::load(key)?;
+        let signature = ami.signature()?.ok_or(SignatureError::Unsigned);
+        let checked = signature.and_then(|s| s.verify(ami.manifest_bytes(), &key.key, key.id));
+        checked.map_err(|source| Error::Signature {
+            path: path.into(),
+            source,
+        })?;
+    }
     let total = ami.manifest().parts.iter().map(|part| part.length).sum();
     let progress = progress::choose(as_json, false);
     let step = progress.start("verify", Some(total), Unit::Bytes);
     ami.verify_all(&|_, bytes| step.advance(bytes))?;
     step.finish("every byte is as the manifest says");
-    writeln!(out, "{} {}: ok", ami.id(), path.display())?;
+    let signed = if key.is_some() { ", signed by the key" } else { "" };
+    writeln!(out, "{} {}: ok{signed}", ami.id(), path.display())?;
     Ok(())
+}
+
+pub(super) fn sbom(path: &Path, out: &mut dyn Write) -> Result<(), Error> {
+    let ami = Ami::open(path)?;
+    ami.verify_part(PartName::Sbom)?;
+    let read = |source| Error::Read {
+        what: "the bill of materials".into(),
+        source,
+    };
+    let document = sbom::decompress(ami.reader(PartName::Sbom)?).map_err(read)?;
+    let value: serde_json::Value = serde_json::from_slice(&document).map_err(|e| read(e.into()))?;
+    serde_json::to_writer_pretty(&mut *out, &value).map_err(io::Error::from)?;
+    Ok(writeln!(out)?)
 }
 
 pub(super) fn extract_part(path: &Path, part: PartName, to: &Path, out: &mut dyn Write) -> Result<(), Error> {

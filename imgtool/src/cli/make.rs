@@ -1,9 +1,10 @@
-//! `build` and `lock`.
+//! `build`, `lock` and `import`.
 
 use std::io::Write;
 
-use super::{Build, Error, Lock};
+use super::{Build, Error, Import, Lock};
 use crate::build::{self, Options};
+use crate::import;
 use crate::progress;
 use crate::recipe::Recipe;
 use crate::root;
@@ -48,5 +49,40 @@ pub(super) fn lock(arguments: &Lock, out: &mut dyn Write) -> Result<(), Error> {
         },
     )?;
     writeln!(out, "{} packages in {}", section.packages.len(), lock.display())?;
+    Ok(())
+}
+
+pub(super) fn import(arguments: &Import, out: &mut dyn Write) -> Result<(), Error> {
+    let Import {
+        source,
+        output,
+        name,
+        arch,
+        kernel,
+        root_size,
+        guest_init,
+    } = arguments;
+    let stem = source
+        .file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.split('.').next());
+    let name = name.as_deref().or(stem.filter(|stem| !stem.is_empty()));
+    let name = name.ok_or_else(|| Error::NoName {
+        path: source.clone(),
+        option: "name",
+    })?;
+    let image = import::image(&import::Options {
+        source,
+        output,
+        name,
+        architecture: arch
+            .or(ami::Architecture::host())
+            .unwrap_or(ami::Architecture::X86_64),
+        kernel: kernel.as_deref(),
+        guest_init: guest_init.as_deref(),
+        root_size: root_size.and_then(|size| size.0),
+        progress: &*progress::choose(false, false),
+    })?;
+    writeln!(out, "{} {}", image.id, output.display())?;
     Ok(())
 }

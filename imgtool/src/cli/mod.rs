@@ -1,9 +1,11 @@
 //! The command line: what can be typed, and which function answers.
 
+mod compare;
 mod error;
 mod files;
 mod image;
 mod make;
+mod transport;
 
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
@@ -48,6 +50,9 @@ enum Command {
     Verify {
         /// The image
         image: PathBuf,
+        /// Refuse it unless this key signed it (a minisign public key)
+        #[arg(long)]
+        key: Option<PathBuf>,
         /// Report progress as JSON lines on standard error
         #[arg(long)]
         json: bool,
@@ -76,6 +81,77 @@ enum Command {
     },
     /// Copy files of the root, or a whole part, out of an image
     Extract(Extract),
+    /// Show what differs between two images
+    Diff {
+        /// The first image
+        before: PathBuf,
+        /// The second image
+        after: PathBuf,
+        /// Compare times of files, too
+        #[arg(long)]
+        times: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what takes the space in an image
+    Du {
+        /// The image
+        image: PathBuf,
+        /// Write a page with a treemap
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+        /// How many lines of each kind
+        #[arg(short = 'n', long, default_value_t = 15)]
+        lines: usize,
+    },
+    /// Print the bill of materials, SPDX 2.3 JSON
+    Sbom {
+        /// The image
+        image: PathBuf,
+    },
+    /// Make a pair of keys for signing: FILE and FILE.pub
+    Keygen {
+        /// The secret key's file
+        file: PathBuf,
+    },
+    /// Sign an image in place; neither its content nor its id changes
+    Sign {
+        /// The image
+        image: PathBuf,
+        /// The secret key, as `keygen` or `minisign -G -W` wrote it
+        #[arg(long)]
+        key: PathBuf,
+    },
+    /// Write the root of an image in another format
+    Convert {
+        /// The image
+        image: PathBuf,
+        /// The format
+        #[arg(long, value_enum)]
+        to: Format,
+        /// Write it here
+        #[arg(short, long)]
+        output: PathBuf,
+    },
+    /// Make an image of a tar, a container image in an archive, or a raw ext4
+    Import(Import),
+    /// Compress an image for transport
+    Pack {
+        /// The image
+        image: PathBuf,
+        /// Write it here [default: the image's name and `.zst`]
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+    },
+    /// Make an image of a packed one
+    Unpack {
+        /// The packed image
+        packed: PathBuf,
+        /// Write it here [default: the name without `.zst`]
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+    },
     /// Print the completion script of a shell
     Completions {
         /// The shell
@@ -130,6 +206,41 @@ struct Packages {
 }
 
 #[derive(Debug, Args)]
+struct Import {
+    /// The source: a tar (plain, gzip, xz or zstd), what `docker save` wrote, an OCI archive, or a raw ext4
+    source: PathBuf,
+    /// Write the image here
+    #[arg(short, long)]
+    output: PathBuf,
+    /// The image's name [default: the source's]
+    #[arg(long)]
+    name: Option<String>,
+    /// Its architecture [default: the host's]
+    #[arg(long)]
+    arch: Option<ami::Architecture>,
+    /// Take the kernel from this image, or use this kernel [default: Debian's]
+    #[arg(long)]
+    kernel: Option<PathBuf>,
+    /// Size of the root, such as 2G [default: the content and headroom]
+    #[arg(long)]
+    root_size: Option<crate::recipe::Size>,
+    /// The guest-init program [default: the one beside imgtool]
+    #[arg(long, env = "KILN_GUEST_INIT")]
+    guest_init: Option<PathBuf>,
+}
+
+/// A format that `convert` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// The ext4 itself, sparse
+    Raw,
+    /// QEMU's copy-on-write format
+    Qcow2,
+    /// The files, with owners, attributes and devices
+    Tar,
+}
+
+#[derive(Debug, Args)]
 struct Extract {
     /// The image
     image: PathBuf,
@@ -165,7 +276,7 @@ fn run(command: Command, out: &mut dyn Write) -> Result<(), Error> {
         Command::Build(arguments) => make::build(&arguments, out),
         Command::Lock(arguments) => make::lock(&arguments, out),
         Command::Inspect { image, json } => image::inspect(&image, json, out),
-        Command::Verify { image, json } => image::verify(&image, json, out),
+        Command::Verify { image, key, json } => image::verify(&image, key.as_deref(), json, out),
         Command::Ls {
             image,
             path,
@@ -177,6 +288,20 @@ fn run(command: Command, out: &mut dyn Write) -> Result<(), Error> {
             Some(part) => image::extract_part(&arguments.image, part, &arguments.output, out),
             None => files::extract(&arguments.image, &arguments.paths, &arguments.output, out),
         },
+        Command::Diff {
+            before,
+            after,
+            times,
+            json,
+        } => compare::diff(&before, &after, times, json, out),
+        Command::Du { image, html, lines } => compare::du(&image, html.as_deref(), lines, out),
+        Command::Sbom { image } => image::sbom(&image, out),
+        Command::Keygen { file } => transport::keygen(&file, out),
+        Command::Sign { image, key } => transport::sign(&image, &key, out),
+        Command::Convert { image, to, output } => transport::convert(&image, to, &output, out),
+        Command::Import(arguments) => make::import(&arguments, out),
+        Command::Pack { image, output } => transport::pack(&image, output.as_deref(), out),
+        Command::Unpack { packed, output } => transport::unpack(&packed, output.as_deref(), out),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "imgtool", &mut &mut *out);
             Ok(())

@@ -114,6 +114,49 @@ impl Archive {
     }
 }
 
+/// The regular files of a newc archive, by name.
+///
+/// # Errors
+/// What is wrong with the archive, when it is damaged.
+pub fn files(archive: &[u8]) -> Result<std::collections::BTreeMap<&str, &[u8]>, &'static str> {
+    const CUT: &str = "its initramfs is cut short";
+    let mut files = std::collections::BTreeMap::new();
+    let mut at: usize = 0;
+    loop {
+        let header = archive
+            .get(at..)
+            .and_then(|rest| rest.first_chunk::<110>())
+            .ok_or(CUT)?;
+        let text = std::str::from_utf8(header)
+            .ok()
+            .and_then(|h| h.strip_prefix("070701"));
+        let text = text.ok_or("its initramfs is not a newc archive")?;
+        let field = |index: usize| {
+            let digits = text.get(index * 8..index * 8 + 8);
+            digits
+                .and_then(|digits| u32::from_str_radix(digits, 16).ok())
+                .ok_or("its initramfs has a damaged header")
+        };
+        let (mode, size, name_size) = (field(1)?, field(6)? as usize, field(11)? as usize);
+        let name_end = at + 110 + name_size;
+        let name = archive
+            .get(at + 110..name_end)
+            .and_then(|name| name.strip_suffix(b"\0"))
+            .ok_or(CUT)?;
+        if name == b"TRAILER!!!" {
+            return Ok(files);
+        }
+        let start = name_end.next_multiple_of(4);
+        let content = archive.get(start..start + size).ok_or(CUT)?;
+        if mode & 0o170_000 == REGULAR
+            && let Ok(name) = std::str::from_utf8(name)
+        {
+            files.insert(name, content);
+        }
+        at = (start + size).next_multiple_of(4);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +179,28 @@ mod tests {
         assert!(bytes.starts_with(header.as_bytes()));
         assert_eq!(bytes.len() % 4, 0);
         assert!(bytes.windows(10).any(|w| w == b"TRAILER!!!"));
+    }
+
+    #[test]
+    fn files_come_back_and_damage_is_an_error() {
+        let mut archive = Archive::new();
+        archive.directory("lib");
+        archive.file("lib/a.ko", 0o644, b"module");
+        archive.file("init", 0o755, b"");
+        let bytes = archive.finish();
+        let found = files(&bytes).unwrap();
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            [("init", &b""[..]), ("lib/a.ko", b"module")]
+        );
+        for length in 0..bytes.len() - 4 {
+            assert!(files(&bytes[..length]).is_err());
+        }
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] = b'f';
+            let _ = files(&changed);
+        }
     }
 
     #[test]

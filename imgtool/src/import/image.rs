@@ -1,0 +1,239 @@
+//! `imgtool import`: an AMI around a root that others made.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use ami::boot::{BootConfig, Restart, Service};
+use ami::{Ami, Architecture, ExposedPort, INIT_GUEST, Manifest, PartName, Protocol};
+
+use super::{Config, Imported};
+use crate::compose::kernel::Kernel;
+use crate::compose::modules::Module;
+use crate::compose::{self, Written, cpio, initramfs, kernel};
+use crate::progress::{Progress, Unit};
+use crate::tree::{Meta, Tree};
+use crate::{build, unpack};
+
+/// Largest initramfs whose modules are taken over.
+const MAX_INITRAMFS: u64 = 1 << 30;
+/// Largest kernel taken over.
+const MAX_KERNEL: u64 = 1 << 30;
+
+/// Why a source did not become an image.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The source is wrong.
+    #[error(transparent)]
+    Source(#[from] super::Error),
+    /// The kernel could not be had.
+    #[error(transparent)]
+    Kernel(#[from] build::Error),
+    /// The image that the kernel is taken from is wrong.
+    #[error("{0}\n  try: {hint}", hint = .0.hint())]
+    Ami(#[from] ami::Error),
+    /// The initramfs that the modules are taken from is wrong.
+    #[error("cannot take the modules of {}: {why}\n  try: another image for --kernel", path.display())]
+    Modules {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The image could not be composed.
+    #[error(transparent)]
+    Compose(#[from] compose::Error),
+}
+
+/// How to import.
+pub struct Options<'a> {
+    /// The source.
+    pub source: &'a Path,
+    /// Where to write the image.
+    pub output: &'a Path,
+    /// Its name.
+    pub name: &'a str,
+    /// Its architecture.
+    pub architecture: Architecture,
+    /// An AMI or a kernel image to take the kernel from; unset, Debian's.
+    pub kernel: Option<&'a Path>,
+    /// The guest-init to use.
+    pub guest_init: Option<&'a Path>,
+    /// Size of the root in bytes; unset, as the content needs.
+    pub root_size: Option<u64>,
+    /// Where to report.
+    pub progress: &'a dyn Progress,
+}
+
+/// Import a source.
+pub fn image(options: &Options<'_>) -> Result<Written, Error> {
+    let guest_init = initramfs::find_guest_init(options.architecture, options.guest_init)?;
+    let step = options.progress.start("read source", None, Unit::Items);
+    let Imported { mut tree, config } =
+        super::load(options.source, options.architecture, &std::env::temp_dir())?;
+    step.finish(&format!("{} files", tree.len()));
+    let epoch = newest(&tree);
+    complete(&mut tree, epoch)?;
+    let (kernel, modules) = match options.kernel {
+        None => build::debian_kernel(options.architecture, options.progress)?,
+        Some(path) => take_kernel(path, options.architecture)?,
+    };
+    let mut manifest = Manifest::new(options.name, options.architecture);
+    manifest.command_line = build::COMMAND_LINE.to_owned();
+    let config = config.unwrap_or_default();
+    manifest.init = init_of(&tree, &config);
+    manifest.exposed_ports = config.ports.iter().filter_map(|port| exposed(port)).collect();
+    let boot = boot_config(options.name, &manifest.init, config);
+    let image = compose::Image {
+        tree: &tree,
+        kernel: &kernel,
+        modules: &modules,
+        guest_init: &guest_init,
+        boot,
+        manifest,
+        sbom: None,
+        root_size: options.root_size,
+        epoch,
+    };
+    Ok(compose::write(image, options.output, options.progress)?)
+}
+
+/// The newest file's time: nothing in the image should look as if it came from the future.
+fn newest(tree: &Tree) -> i64 {
+    tree.walk()
+        .map(|(_, id)| tree.node(id).meta.mtime)
+        .max()
+        .unwrap_or(0)
+        .max(0)
+}
+
+/// Container images leave out the directories that a runtime mounts things on.
+fn complete(tree: &mut Tree, epoch: i64) -> Result<(), Error> {
+    for directory in [
+        "usr", "etc", "dev", "proc", "sys", "run", "var", "var/lib", "var/log", "root", "mnt",
+    ] {
+        let made = tree.create_dirs(directory.as_bytes(), &Meta::new(0o755, 0, 0, epoch));
+        made.map_err(compose::Error::Tree)?;
+    }
+    unpack::complete(tree, epoch).map_err(compose::Error::Tree)?;
+    Ok(())
+}
+
+/// A container's command runs under guest-init; a whole system has an init of its own.
+fn init_of(tree: &Tree, config: &Config) -> String {
+    let own = ["sbin/init", "usr/lib/systemd/systemd"];
+    let found = own
+        .iter()
+        .find(|path| matches!(tree.find_followed(path.as_bytes()), Ok(Some(_))));
+    match found {
+        Some(path) if config.command.is_empty() => format!("/{path}"),
+        _ => INIT_GUEST.to_owned(),
+    }
+}
+
+fn boot_config(name: &str, init: &str, config: Config) -> BootConfig {
+    let Config {
+        command,
+        environment,
+        directory,
+        user,
+        ports: _,
+    } = config;
+    let ours = init == INIT_GUEST;
+    let service = (ours && !command.is_empty()).then(|| Service {
+        name: name.to_owned(),
+        command,
+        environment,
+        directory: if directory.is_empty() {
+            "/".into()
+        } else {
+            directory
+        },
+        // The group follows from the user's entry in the image.
+        user: user
+            .split(':')
+            .next()
+            .filter(|user| !user.is_empty())
+            .unwrap_or("root")
+            .to_owned(),
+        restart: Restart::OnFailure,
+    });
+    BootConfig {
+        services: service.into_iter().collect(),
+        ..build::boot_defaults(init)
+    }
+}
+
+fn exposed(text: &str) -> Option<ExposedPort> {
+    let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = if protocol == "udp" {
+        Protocol::Udp
+    } else {
+        Protocol::Tcp
+    };
+    Some(ExposedPort {
+        port: port.parse().ok().filter(|port| *port != 0)?,
+        protocol,
+    })
+}
+
+/// The kernel of another AMI with its modules, or a kernel image that needs none.
+fn take_kernel(path: &Path, architecture: Architecture) -> Result<(Kernel, Vec<Module>), Error> {
+    let ami = match Ami::open(path) {
+        Ok(ami) => ami,
+        Err(ami::Error::NotAnAmi { .. }) => {
+            let failed = |source| build::Error::KernelFile {
+                path: path.into(),
+                source,
+            };
+            let image = std::fs::read(path).map_err(failed)?;
+            return Ok((
+                kernel::from_bytes(&path.display().to_string(), &image, architecture)?,
+                Vec::new(),
+            ));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let part = |name: PartName, cap: u64| -> Result<Vec<u8>, Error> {
+        ami.verify_part(name)?;
+        let failed = |source| ami::Error::Io {
+            action: "read",
+            path: path.into(),
+            source,
+        };
+        let mut bytes = Vec::new();
+        ami.reader(name)?
+            .take(cap)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
+        Ok(bytes)
+    };
+    let bytes = kernel::extract(
+        &path.display().to_string(),
+        &part(PartName::Kernel, MAX_KERNEL)?,
+        architecture,
+    )?;
+    let archive = part(PartName::Initramfs, MAX_INITRAMFS)?;
+    let wrong = |why: String| Error::Modules {
+        path: path.into(),
+        why,
+    };
+    let files = cpio::files(&archive).map_err(|why| wrong(why.into()))?;
+    let mut modules = Vec::new();
+    for name in &ami.manifest().modules {
+        let file = format!("{}/{name}.ko", ami::boot::MODULES);
+        let bytes = files
+            .get(file.as_str())
+            .ok_or_else(|| wrong(format!("its initramfs has no {file}")))?;
+        modules.push(Module {
+            name: name.clone(),
+            bytes: bytes.to_vec(),
+        });
+    }
+    Ok((
+        Kernel {
+            release: ami.manifest().kernel_release.clone(),
+            bytes,
+        },
+        modules,
+    ))
+}
