@@ -89,6 +89,7 @@ pub(crate) fn operands(instr: &Instruction, size: CodeSize, run: Handler) -> Opt
     for n in 0..instr.op_count().min(5) {
         operand(instr, n, size, &mut op)?;
     }
+    op.flags |= counter_flag(instr.code());
     Some(op)
 }
 
@@ -135,6 +136,19 @@ fn operand(instr: &Instruction, n: u32, size: CodeSize, op: &mut Op) -> Option<(
         _ => op.imm = instr.immediate(n),
     }
     Some(())
+}
+
+/// LOOP and JCXZ have no memory operand, but their counter has the size of addresses.
+fn counter_flag(code: Code) -> u8 {
+    use Code::*;
+    match code {
+        Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX | Loope_rel8_32_CX | Loopne_rel8_16_CX
+        | Loopne_rel8_32_CX | Jcxz_rel8_16 | Jcxz_rel8_32 => op_flag::ADDR16,
+        Loop_rel8_16_ECX | Loop_rel8_32_ECX | Loop_rel8_64_ECX | Loope_rel8_16_ECX | Loope_rel8_32_ECX
+        | Loope_rel8_64_ECX | Loopne_rel8_16_ECX | Loopne_rel8_32_ECX | Loopne_rel8_64_ECX
+        | Jecxz_rel8_16 | Jecxz_rel8_32 | Jecxz_rel8_64 => op_flag::ADDR32,
+        _ => 0,
+    }
 }
 
 fn address_flag(kind: OpKind) -> u8 {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use crate::access::Scalar;
 use crate::apic;
 use crate::bus::Answer;
-use crate::exception::{canonical, vector};
+use crate::exception::{Fault, canonical, vector};
 use crate::op::{Flow, Stop};
 use crate::ram::{PAGE, PAGE_MASK};
 use crate::state::{Cpu, cr0, cr4, efer};
@@ -78,7 +78,13 @@ impl Cpu {
             }
         } else {
             if !canonical(addr) {
-                return self.general_protection(0);
+                // The address tells this one apart: it is #SS where the stack's segment was meant.
+                self.fault = Fault {
+                    vector: vector::GP,
+                    code: Some(0),
+                    cr2: addr,
+                };
+                return Err(Stop::Fault);
             }
             self.walk(addr, access, bank)?
         };
@@ -190,10 +196,16 @@ impl Cpu {
         }
     }
 
-    /// Linear addresses outside of long mode have 32 bits.
+    /// Linear addresses of code outside of long mode have 32 bits; but those of the descriptor tables and stacks
+    /// that an exception reaches from a 32-bit program have 64.
     #[inline]
-    fn linear(&self, addr: u64) -> u64 {
-        if self.is_long() { addr } else { addr as u32 as u64 }
+    fn linear(&self, addr: u64, bank: Bank) -> u64 {
+        let by_system = bank != self.bank() && self.efer & efer::LMA != 0;
+        if self.is_long() || by_system {
+            addr
+        } else {
+            addr as u32 as u64
+        }
     }
 
     #[cold]
@@ -212,11 +224,11 @@ impl Cpu {
 
     /// Reads up to 16 bytes at a linear address with the rights of `bank`.
     pub(crate) fn read_linear(&mut self, addr: u64, data: &mut [u8], bank: Bank) -> Flow {
-        let addr = self.linear(addr);
+        let addr = self.linear(addr, bank);
         let first = ((PAGE - addr % PAGE) as usize).min(data.len());
         let place = self.translate(addr, Access::Read, bank)?;
         if first < data.len() {
-            let next = self.linear(addr.wrapping_add(first as u64));
+            let next = self.linear(addr.wrapping_add(first as u64), bank);
             let second = self.translate(next, Access::Read, bank)?;
             self.read_place(second, &mut data[first..]);
         }
@@ -226,11 +238,11 @@ impl Cpu {
 
     /// Writes up to 16 bytes at a linear address with the rights of `bank`.
     pub(crate) fn write_linear(&mut self, addr: u64, data: &[u8], bank: Bank) -> Flow {
-        let addr = self.linear(addr);
+        let addr = self.linear(addr, bank);
         let first = ((PAGE - addr % PAGE) as usize).min(data.len());
         let place = self.translate_write(addr, bank)?;
         if first < data.len() {
-            let next = self.linear(addr.wrapping_add(first as u64));
+            let next = self.linear(addr.wrapping_add(first as u64), bank);
             let second = self.translate_write(next, bank)?;
             self.write_place(second, &data[first..]);
         }
@@ -241,10 +253,10 @@ impl Cpu {
     /// Faults as a write of `size` bytes would, and does nothing else.
     #[cold]
     pub(crate) fn check_write(&mut self, addr: u64, size: usize) -> Flow {
-        let addr = self.linear(addr);
         let bank = self.bank();
+        let addr = self.linear(addr, bank);
         self.translate_write(addr, bank)?;
-        let last = self.linear(addr.wrapping_add(size as u64 - 1));
+        let last = self.linear(addr.wrapping_add(size as u64 - 1), bank);
         if (addr ^ last) & PAGE_MASK != 0 {
             self.translate_write(last & PAGE_MASK, bank)?;
         }

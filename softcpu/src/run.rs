@@ -4,11 +4,11 @@
 use std::ptr::NonNull;
 
 use crate::bus::Bus;
-use crate::exception::{Source, vector};
+use crate::exception::{Fault, Source, vector};
 use crate::flags::rflag;
-use crate::op::{Op, REG_BLOCK, Stop};
+use crate::op::{Op, REG_BLOCK, SEG_FLAT, Stop};
 use crate::ram::PAGE_MASK;
-use crate::state::Cpu;
+use crate::state::{Cpu, reg};
 
 /// Why [`Cpu::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,9 +94,33 @@ impl Cpu {
         self.rip = self.ip(op) & self.rip_mask;
         self.retired += op.idx as u64;
         match stop {
-            Stop::Fault => self.deliver_fault(),
+            Stop::Fault => {
+                self.name_stack_fault(op);
+                self.deliver_fault();
+            }
             Stop::Replay => self.step(),
             Stop::Branch | Stop::Again => {}
+        }
+    }
+
+    /// A non-canonical address is #SS where the stack's segment is meant: by a base of RSP or RBP, or by the
+    /// stack instructions themselves. `mmu` leaves such an address in the fault.
+    fn name_stack_fault(&mut self, op: &Op) {
+        let Fault { vector, code, cr2 } = self.fault;
+        if vector != vector::GP || code != Some(0) || cr2 == 0 {
+            return;
+        }
+        let stack = [reg::RSP, reg::RBP];
+        let meant = if op.has_memory() {
+            op.seg == SEG_FLAT && stack.contains(&(op.base as usize))
+        } else {
+            // Within the reach of one push or pop.
+            stack
+                .iter()
+                .any(|register| self.gpr[*register].abs_diff(cr2) <= 16)
+        };
+        if meant {
+            self.fault.vector = vector::SS;
         }
     }
 

@@ -218,8 +218,10 @@ fn integer(instr: &Instruction, size: CodeSize) -> Option<Choice> {
         M::Mov => return mov(instr),
         M::Movnti => sized_wide!(op0(); mov::mr),
         M::Movzx => match (op0(), op1(), form(instr)?) {
-            (2, _, Form::RegReg) => mov::movzx_r::<u16, u8>,
-            (2, _, _) => mov::movzx_m::<u16, u8>,
+            (2, 1, Form::RegReg) => mov::movzx_r::<u16, u8>,
+            (2, 1, _) => mov::movzx_m::<u16, u8>,
+            (2, _, Form::RegReg) => mov::movzx_r::<u16, u16>,
+            (2, _, _) => mov::movzx_m::<u16, u16>,
             // Zero-extension to 32 bits is one to 64 bits.
             (_, 1, Form::RegReg) => mov::movzx_r::<u32, u8>,
             (_, 1, _) => mov::movzx_m::<u32, u8>,
