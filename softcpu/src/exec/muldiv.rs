@@ -73,7 +73,9 @@ pub(crate) fn imul2<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
 /// IMUL register, operand, immediate.
 pub(crate) fn imul3<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b: W = cpu.source(op)?;
-    let product = op.imm as i64 as i128 * b.sext() as i64 as i128;
+    // A 16- or 32-bit immediate arrives without its sign.
+    let immediate = <W as Width>::from(op.imm).sext() as i64;
+    let product = immediate as i128 * b.sext() as i64 as i128;
     W::set(cpu, op.a, <W as Width>::from(product as u64));
     cpu.flags = truncated::<W>(product);
     Ok(())

@@ -83,19 +83,8 @@ pub fn check_alignment(cpu: &mut Cpu, op: &Op, to: u64) -> Flow {
     if cpu.address(op) & (to - 1) == 0 {
         Ok(())
     } else {
-        misaligned(cpu, op)
+        cpu.general_protection(0)
     }
-}
-
-/// A misaligned operand. A non-canonical address is found first, and may be a stack fault.
-#[cold]
-#[inline(never)]
-fn misaligned(cpu: &mut Cpu, op: &Op) -> Flow {
-    let address = cpu.address(op);
-    if !crate::exception::canonical(address) {
-        cpu.load::<u8>(address)?;
-    }
-    cpu.general_protection(0)
 }
 
 /// XMM register `n`.

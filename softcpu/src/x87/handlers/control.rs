@@ -115,9 +115,18 @@ fn xmm_count(cpu: &Cpu) -> u8 {
     if cpu.is_long() { 16 } else { 8 }
 }
 
+/// The area must be aligned; unlike other aligned operands, a non-canonical address is found first.
+fn check_area(cpu: &mut Cpu, op: &Op) -> Flow {
+    let address = cpu.address(op);
+    if !crate::exception::canonical(address) {
+        cpu.load::<u8>(address)?;
+    }
+    check_alignment(cpu, op, 16)
+}
+
 fn fxsave(cpu: &mut Cpu, op: &Op, rex_w: bool) -> Flow {
     enter_fpu(cpu)?;
-    check_alignment(cpu, op, 16)?;
+    check_area(cpu, op)?;
     let mut area = [0; AREA];
     let Fxsave { header, registers } = cpu.x87.to_fxsave(rex_w);
     area[..24].copy_from_slice(&header);
@@ -135,7 +144,7 @@ fn fxsave(cpu: &mut Cpu, op: &Op, rex_w: bool) -> Flow {
 
 fn fxrstor(cpu: &mut Cpu, op: &Op, rex_w: bool) -> Flow {
     enter_fpu(cpu)?;
-    check_alignment(cpu, op, 16)?;
+    check_area(cpu, op)?;
     let mut area = [0; AREA];
     load_bytes(cpu, op, &mut area)?;
     let slot = |at: usize| u128::from_le_bytes(std::array::from_fn(|i| area[at + i]));
