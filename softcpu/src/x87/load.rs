@@ -103,7 +103,8 @@ impl Fpu {
             _ if value.denormal => flag::DENORMAL,
             _ => 0,
         };
-        if self.record(flags, false) {
+        // An unmasked denormal operand pends, but hardware has loaded it.
+        if self.record(flags, false) || flags == flag::DENORMAL {
             let value = if value.is_nan() { value.quieted() } else { value };
             self.push_unchecked(pack_f80(value));
         }

@@ -274,7 +274,7 @@ macro_rules! from_mmx {
     ($memory:ident, $f:expr) => {
         if $memory {
             (|cpu, op| {
-                enter_mmx(cpu)?;
+                enter_sse(cpu)?;
                 let b = load64(cpu, op)?;
                 deliver(cpu, op, |mxcsr, a| ($f)(mxcsr, a, b))
             }) as Handler
