@@ -1,13 +1,11 @@
 //! Disks: what carries the sectors of a block device.
 
-use std::fs::File;
 use std::io;
 
 use vm_memory::VolatileSlice;
 
 pub mod raw;
 mod sparse;
-pub mod uring;
 pub mod vectored;
 pub mod volume;
 
@@ -29,15 +27,6 @@ pub trait Backend: Send + Sync {
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes a range read as zeros; with `unmap` the space may be given back.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
-    /// Where `[offset, offset + len)` can be read as it is: one file and the offset in it. `None` when it cannot (now).
-    /// The file stays open as long as the backend.
-    fn direct_read(&self, _offset: u64, _len: u64) -> Option<(&File, u64)> {
-        None
-    }
-    /// The file whose `fdatasync` is a [`flush`](Backend::flush), if one is. It stays open as long as the backend.
-    fn direct_flush(&self) -> Option<&File> {
-        None
-    }
 }
 
 /// Cuts `buffers` after `count` bytes.

@@ -65,12 +65,4 @@ impl Backend for RawFile {
         }
         sparse::write_zeros(&self.file, offset, len)
     }
-
-    fn direct_read(&self, offset: u64, _len: u64) -> Option<(&File, u64)> {
-        Some((&self.file, offset))
-    }
-
-    fn direct_flush(&self) -> Option<&File> {
-        Some(&self.file)
-    }
 }

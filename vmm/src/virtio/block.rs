@@ -1,19 +1,15 @@
 //! The block device (VIRTIO 1.3 §5.2).
 
+use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::worker::Engine;
+use super::ring::{Broken, Chain, Segments};
+use super::worker::{Context, Engine, Service};
 use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::block::Backend;
-
-mod disk;
-#[cfg(test)]
-mod tests;
-
-use disk::Disk;
 
 /// Unit of the device's addresses in bytes (VIRTIO 1.3 §5.2.4), whatever the block size.
 pub const SECTOR: u64 = 512;
@@ -79,7 +75,12 @@ impl Block {
         let mut id = [0; blk::VIRTIO_BLK_ID_BYTES as usize];
         let len = spec.id.len().min(id.len());
         id[..len].copy_from_slice(&spec.id.as_bytes()[..len]);
-        let disk = Disk::new(backend, sectors, spec.read_only, id);
+        let disk = Disk {
+            backend,
+            sectors,
+            read_only: spec.read_only,
+            id,
+        };
         let config = config_space(sectors, queues as u16);
         Block {
             config,
@@ -87,14 +88,6 @@ impl Block {
             queues,
             engine: Engine::Idle(disk),
         }
-    }
-
-    /// Serves one request after the other, without io_uring, where the host has it.
-    pub fn one_by_one(mut self) -> Self {
-        if let Engine::Idle(disk) = &mut self.engine {
-            disk.one_by_one();
-        }
-        self
     }
 }
 
@@ -144,3 +137,176 @@ impl VirtioDevice for Block {
         self.engine.stop()
     }
 }
+
+/// Serves the requests of a block device, one after the other.
+struct Disk {
+    backend: Arc<dyn Backend>,
+    sectors: u64,
+    read_only: bool,
+    id: [u8; blk::VIRTIO_BLK_ID_BYTES as usize],
+}
+
+/// Why a request fails, as the driver sees it.
+enum Refusal {
+    /// `VIRTIO_BLK_S_IOERR`.
+    Io,
+    /// `VIRTIO_BLK_S_UNSUPP`.
+    Unsupported,
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        tracing::debug!("block request failed: {error}");
+        Refusal::Io
+    }
+}
+
+impl Service for Disk {
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+        let Context {
+            memory,
+            rings,
+            interrupt,
+            features,
+            ..
+        } = context;
+        // Without VIRTIO_BLK_F_FLUSH the driver cannot flush, so every write must be durable (VIRTIO 1.3 §5.2.6.2).
+        let write_through = *features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0;
+        rings[index].drain(memory, &**interrupt, |chain| self.serve(chain, write_through))
+    }
+}
+
+impl Disk {
+    /// Serves one request and returns the number of bytes written to the driver, status included.
+    fn serve(&self, chain: &mut Chain<'_>, write_through: bool) -> Result<u32, Broken> {
+        let mut header = [0; HEADER];
+        if chain.readable.read(0, &mut header) != HEADER {
+            return Err(Broken::Request("a block request without a whole header"));
+        }
+        let Some(room) = chain.writable.len().checked_sub(1) else {
+            return Err(Broken::Request("a block request without room for its status"));
+        };
+        let status_byte = chain.writable.part(room, 1);
+        chain.readable.skip(HEADER);
+        chain.writable.truncate(room);
+        let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+        let sector = u64::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
+        let done = self.execute(kind, sector, &chain.readable, &chain.writable);
+        let done = match done {
+            Ok((_, true)) if write_through => self.backend.flush().map(|()| 0).map_err(Refusal::from),
+            Ok((written, _)) => Ok(written),
+            Err(refusal) => Err(refusal),
+        };
+        let (written, status) = match done {
+            Ok(written) => (written, blk::VIRTIO_BLK_S_OK),
+            Err(Refusal::Io) => (0, blk::VIRTIO_BLK_S_IOERR),
+            Err(Refusal::Unsupported) => (0, blk::VIRTIO_BLK_S_UNSUPP),
+        };
+        if let Some(status_byte) = status_byte {
+            status_byte.copy_from(&[status as u8]);
+        }
+        // The used length promises that all bytes up to it were written (VIRTIO 1.3 §2.7.8.2), and the status is the
+        // last one: after a read that failed there is no such prefix.
+        Ok(if written as usize == room { written + 1 } else { 0 })
+    }
+
+    /// Returns the number of data bytes given to the driver, and whether the medium was changed.
+    fn execute(
+        &self,
+        kind: u32,
+        sector: u64,
+        from_driver: &Segments<'_>,
+        to_driver: &Segments<'_>,
+    ) -> Result<(u32, bool), Refusal> {
+        let changes = !matches!(
+            kind,
+            blk::VIRTIO_BLK_T_IN | blk::VIRTIO_BLK_T_GET_ID | blk::VIRTIO_BLK_T_FLUSH
+        );
+        if changes && self.read_only {
+            return Err(Refusal::Io);
+        }
+        match kind {
+            blk::VIRTIO_BLK_T_IN => {
+                let offset = self.range(sector, to_driver.len() as u64)?;
+                self.backend.read_at(offset, to_driver.slices())?;
+                Ok((to_driver.len() as u32, false))
+            }
+            blk::VIRTIO_BLK_T_OUT => {
+                let offset = self.range(sector, from_driver.len() as u64)?;
+                self.backend.write_at(offset, from_driver.slices())?;
+                Ok((0, true))
+            }
+            blk::VIRTIO_BLK_T_FLUSH => {
+                self.backend.flush()?;
+                Ok((0, false))
+            }
+            blk::VIRTIO_BLK_T_GET_ID => Ok((to_driver.write(0, &self.id) as u32, false)),
+            blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES => {
+                self.ranges(kind == blk::VIRTIO_BLK_T_DISCARD, from_driver)?;
+                Ok((0, true))
+            }
+            _ => Err(Refusal::Unsupported),
+        }
+    }
+
+    /// The byte offset of `sector`, when `len` bytes from there are whole sectors of the disk.
+    fn range(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
+        let inside = sector
+            .checked_add(len / SECTOR)
+            .is_some_and(|end| end <= self.sectors);
+        let bounded = len <= u64::from(SEG_MAX) * u64::from(SIZE_MAX);
+        if inside && bounded && len.is_multiple_of(SECTOR) {
+            Ok(sector * SECTOR)
+        } else {
+            Err(Refusal::Io)
+        }
+    }
+
+    /// Serves the ranges of a discard or write-zeroes request. All are checked before any is touched.
+    fn ranges(&self, discard: bool, from_driver: &Segments<'_>) -> Result<(), Refusal> {
+        let (max_ranges, max_sectors) = if discard {
+            (MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS)
+        } else {
+            (1, MAX_ZEROES_SECTORS)
+        };
+        let count = from_driver.len() / HEADER;
+        if !from_driver.len().is_multiple_of(HEADER) || count == 0 || count > max_ranges as usize {
+            return Err(Refusal::Io);
+        }
+        let mut ranges = Vec::with_capacity(count);
+        for index in 0..count {
+            let mut raw = [0; HEADER];
+            from_driver.read(index * HEADER, &mut raw);
+            let sector = u64::from_le_bytes(std::array::from_fn(|i| raw[i]));
+            let sectors = u32::from_le_bytes(std::array::from_fn(|i| raw[8 + i]));
+            let flags = u32::from_le_bytes(std::array::from_fn(|i| raw[12 + i]));
+            let allowed = if discard {
+                0
+            } else {
+                blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
+            };
+            if flags & !allowed != 0 {
+                return Err(Refusal::Unsupported);
+            }
+            if sectors > max_sectors
+                || sector
+                    .checked_add(sectors.into())
+                    .is_none_or(|end| end > self.sectors)
+            {
+                return Err(Refusal::Io);
+            }
+            ranges.push((sector * SECTOR, u64::from(sectors) * SECTOR, flags != 0));
+        }
+        for (offset, len, unmap) in ranges {
+            if discard {
+                self.backend.discard(offset, len)?;
+            } else {
+                self.backend.write_zeroes(offset, len, unmap)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use crate::memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Chains served in one go before the worker looks at its other events again. A driver that refills its ring as fast
 /// as it is emptied must not keep the worker from hearing that it should stop.
-pub const MAX_CHAINS_PER_WAKEUP: usize = 1024;
+const MAX_CHAINS_PER_WAKEUP: usize = 1024;
 
 /// How a driver broke its queue. The device is beyond use until the driver resets it.
 #[derive(Debug, thiserror::Error)]

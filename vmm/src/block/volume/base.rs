@@ -108,20 +108,6 @@ impl Base {
         Ok(())
     }
 
-    /// Where `[offset, offset + len)` lies in the file, when it lies there in whole and needs no verification (any more).
-    pub fn direct(&self, offset: u64, len: u64) -> Option<(&File, u64)> {
-        let end = offset
-            .checked_add(len)
-            .filter(|&end| end <= self.len && len > 0)?;
-        let verified = self
-            .verifier
-            .as_ref()
-            .is_none_or(|Verifier { chunk, verified, .. }| {
-                verified.contains_all(offset / chunk..(end - 1) / chunk + 1)
-            });
-        verified.then_some((&self.file, self.offset + offset))
-    }
-
     fn verify(&self, offset: u64, len: u64) -> io::Result<()> {
         let Some(Verifier {
             chunk,

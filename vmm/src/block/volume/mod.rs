@@ -280,26 +280,6 @@ impl Backend for Volume {
         }
         self.write_zeros(offset, len)
     }
-
-    fn direct_read(&self, offset: u64, len: u64) -> Option<(&File, u64)> {
-        let Some(lazy) = self.lazy() else {
-            return Some((&self.file, offset));
-        };
-        let blocks = lazy.touched(offset, len);
-        if blocks.is_empty() {
-            return Some((&self.file, offset));
-        }
-        let whole = lazy.present.run_end(blocks.start, blocks.end) == blocks.end;
-        match lazy.present.contains(blocks.start) {
-            true if whole => Some((&self.file, offset)),
-            false if whole => lazy.base.direct(offset, len),
-            _ => None,
-        }
-    }
-
-    fn direct_flush(&self) -> Option<&File> {
-        Some(&self.file)
-    }
 }
 
 fn total(buffers: &[VolatileSlice<'_>]) -> u64 {
