@@ -301,6 +301,8 @@ impl Cpu {
                 break;
             }
         }
+        // A guard: should a handler that ends blocks ever go on, it ends here and not beyond.
+        ops.push(fallthrough(0, count));
         exec::fuse::fuse(&mut ops);
         let state = self.ram.page(phys).map(NonNull::from);
         Ok(Block {

@@ -90,9 +90,8 @@ pub(crate) fn pause(cpu: &mut Cpu, op: &Op) -> Flow {
         if cpu.spin.is_multiple_of(64) {
             std::thread::yield_now();
         }
-        return advance(cpu, op);
     }
-    Ok(())
+    advance(cpu, op)
 }
 
 /// RDRAND and RDSEED. Repeatable when time is.
