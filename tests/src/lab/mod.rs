@@ -75,11 +75,12 @@ impl Lab {
         let part = |name: &str| -> Result<PathBuf> {
             let path = dir.join(name);
             if !is_newer(&path, image) {
+                let _ = fs::remove_file(&path);
                 let mut extract = Command::new(host.program("imgtool"));
                 extract
                     .arg("extract")
                     .arg(image)
-                    .args(["--part", name, "--force", "-o"])
+                    .args(["--part", name, "-o"])
                     .arg(&path);
                 let status = extract.status().context("imgtool could not be started")?;
                 if !status.success() {
