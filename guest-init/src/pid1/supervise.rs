@@ -76,27 +76,36 @@ pub fn run(config: &Config, console: &str) -> Result<std::convert::Infallible, E
     };
     let mut services: Vec<Supervised<'_>> = config.services.iter().map(supervise).collect();
     let mut children = HashMap::new();
-    if config.console_shell {
-        let shell = start_shell(console).map_err(os(format!("starting a shell on {console}")))?;
-        children.insert(shell, Role::Shell);
-    }
+    let mut shell_pause = FIRST_PAUSE;
+    let mut shell_due = config.console_shell.then_some(now);
     loop {
         start_due(&mut services, &mut children);
-        match signals.wait(next_due(&services)) {
+        if shell_due.is_some_and(|due| due <= Instant::now()) {
+            shell_due = None;
+            let shell = start_shell(console).map_err(os(format!("starting a shell on {console}")))?;
+            children.insert(shell, Role::Shell);
+        }
+        let due = services
+            .iter()
+            .filter_map(|service| service.due)
+            .chain(shell_due)
+            .min();
+        match signals.wait(due.map(|due| due.saturating_duration_since(Instant::now()))) {
             Wake::End(end) => power::shut_down(end),
             Wake::Time => {}
             Wake::Child => {
-                if reap(&mut services, &mut children) {
+                if !reap(&mut services, &mut children) {
+                    continue;
+                }
+                // The shell was the machine's purpose, unless there are services: then it is a way to look at them.
+                if services.is_empty() {
                     power::shut_down(End::Off)
                 }
+                shell_due = Some(Instant::now() + shell_pause);
+                shell_pause = (shell_pause * 2).min(LAST_PAUSE);
             }
         }
     }
-}
-
-fn next_due(services: &[Supervised<'_>]) -> Option<Duration> {
-    let due = services.iter().filter_map(|service| service.due).min()?;
-    Some(due.saturating_duration_since(Instant::now()))
 }
 
 fn start_due(services: &mut [Supervised<'_>], children: &mut HashMap<Pid, Role>) {
