@@ -42,6 +42,16 @@ pub enum Error {
         /// What it is for.
         first: Arch,
     },
+    /// Images are not built upon others yet.
+    #[error(
+        "recipe {0} builds upon another image, which this version cannot do\n  try: leave out `base` and name the packages of both; `vmm create-image` makes an image of an instance"
+    )]
+    Base(String),
+    /// Kernels are not built here yet.
+    #[error(
+        "recipe {0} wants a kernel built as microvm, which this version cannot do\n  try: kernel.package, or kernel.path with a kernel that you built"
+    )]
+    KernelBuild(String),
     /// A recipe of ours is not what we think.
     #[error("the built-in recipe of the kernel is wrong: {0}\n  try: report it, and give --kernel meanwhile")]
     Builtin(String),
@@ -85,6 +95,12 @@ pub struct Built {
 /// Build an image.
 pub fn build(options: &Options<'_>) -> Result<Built, Error> {
     let recipe = Recipe::load(options.recipe)?;
+    if recipe.kernel.build.is_some() {
+        return Err(Error::KernelBuild(recipe.name));
+    }
+    if recipe.base.is_some() {
+        return Err(Error::Base(recipe.name));
+    }
     let arch = choose_arch(&recipe, options.arch)?;
     let architecture = architecture(arch);
     // Looked up first: it is the cheapest thing that can be missing.
@@ -282,5 +298,34 @@ fn service(service: &recipe::Service) -> Service {
             recipe::Restart::OnFailure => Restart::OnFailure,
             recipe::Restart::Never => Restart::Never,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Quiet;
+
+    #[test]
+    fn what_cannot_be_built_is_refused_and_not_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.toml");
+        for (line, word) in [
+            ("base = 'a.ami'", "base"),
+            ("kernel = { build = 'microvm' }", "microvm"),
+        ] {
+            std::fs::write(&path, format!("name = 'x'\npackages = ['a']\n{line}\n")).unwrap();
+            let options = Options {
+                recipe: &path,
+                output: None,
+                arch: None,
+                locked: false,
+                offline: true,
+                guest_init: None,
+                progress: &Quiet,
+            };
+            let error = build(&options).unwrap_err().to_string();
+            assert!(error.contains(word) && error.contains("try:"), "{error}");
+        }
     }
 }
