@@ -96,3 +96,6 @@ pub struct Repository {
     /// The moment that the recipe pins, at which keys and Release files must be valid.
     pub pinned: Option<SystemTime>,
 }
+
+#[cfg(test)]
+mod tests;
