@@ -10,7 +10,7 @@ use super::failure::{Advice, TimedOut};
 use super::{Context, Status, failure, value};
 use crate::instance::client::Client;
 use crate::instance::store::Held;
-use crate::instance::{Error, Event, InstanceId, State, detach};
+use crate::instance::{Error, Event, InstanceId, State, api, detach};
 
 /// After its patience with the guest is over an owner ends it at once; this is for the writing of the record.
 const GRACE: Duration = Duration::from_secs(5);
@@ -107,6 +107,7 @@ impl Reboot {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         for_each(context, "reboot", &self.instances, |id| {
             running(context, id, Event::Rebooted)?;
+            wait_ready(context, id, api::STOP_PATIENCE)?;
             Ok(client(context, id).reboot()?)
         })
     }
