@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, connect as connect_to,
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, connect as connect_to, getpeername,
     listen as listen_on, socket,
 };
 
@@ -29,10 +29,16 @@ pub fn listen(port: u32) -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// Waits for the next connection.
+/// Waits for the next connection of the host. Others on the port (a process in the guest, over the loopback transport)
+/// are turned away: what the agent does, it does as root.
 pub fn accept(listener: &OwnedFd) -> io::Result<File> {
     let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-    Ok(File::from(own(fd)))
+    let connection = own(fd);
+    let peer: VsockAddr = getpeername(connection.as_raw_fd())?;
+    if peer.cid() != HOST {
+        return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+    }
+    Ok(File::from(connection))
 }
 
 /// Connects to `port` of the host.

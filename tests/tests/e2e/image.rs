@@ -38,10 +38,11 @@ fn damage_is_refused_by_name(ground: &Ground) -> Result<()> {
     ensure!(inspected.status == 0, "{inspected:?}");
     let image: serde_json::Value = serde_json::from_str(&inspected.stdout)?;
     for part in ["kernel", "initramfs", "root"] {
-        let offset = image
-            .pointer(&format!("/manifest/parts/{part}/offset"))
-            .and_then(serde_json::Value::as_u64);
-        let Some(offset) = offset else {
+        let parts = image
+            .pointer("/manifest/parts")
+            .and_then(serde_json::Value::as_array);
+        let found = parts.and_then(|parts| parts.iter().find(|entry| entry["name"] == part));
+        let Some(offset) = found.and_then(|entry| entry["offset"].as_u64()) else {
             anyhow::bail!("{part} has no offset in {image:#}")
         };
         let at = offset + 1500;

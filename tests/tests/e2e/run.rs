@@ -108,11 +108,9 @@ fn memory_is_what_was_asked_for(ground: &Ground) -> Result<()> {
 
 fn power_off_ends_well_and_says_so(ground: &Ground) -> Result<()> {
     let output = ground.sh("vmm run hello.ami --rm -- sh -c 'poweroff -f; sleep 60'")?;
-    ensure!(
-        output.status != 0,
-        "the command was cut off, so it cannot have succeeded: {output:?}"
-    );
-    ensure!(output.stderr.to_lowercase().contains("power"), "{output:?}");
+    // The command was cut off: that is the launcher's failure to report, not a status of the command.
+    ensure!(output.status == 125, "{output:?}");
+    ensure!(output.stderr.contains("the guest went away"), "{output:?}");
     Ok(())
 }
 
