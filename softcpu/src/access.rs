@@ -8,7 +8,7 @@
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use std::sync::atomic::{Ordering, fence};
 
-use crate::flags::Width;
+use crate::flags::{Flags, Width};
 use crate::op::{Op, Stop, op_flag};
 use crate::ram::PAGE_MASK;
 use crate::state::Cpu;
@@ -94,6 +94,54 @@ impl Gpr for u64 {
     }
 }
 
+/// How a memory operand's address comes about. The two frequent ways have handlers of their own.
+pub(crate) trait Reach: 'static {
+    /// Linear address of the operand.
+    fn address(cpu: &Cpu, op: &Op) -> u64;
+    /// Effective address, which is what LEA gives.
+    fn offset(cpu: &Cpu, op: &Op) -> u64;
+}
+
+/// A base register (or the block's start, or none) and a displacement; 64 bits, no segment base.
+pub(crate) struct Based;
+/// The same with an index register.
+pub(crate) struct Indexed;
+/// Any other way.
+pub(crate) struct Anyhow;
+
+impl Reach for Based {
+    #[inline(always)]
+    fn address(cpu: &Cpu, op: &Op) -> u64 {
+        cpu.gpr[(op.base & 31) as usize].wrapping_add(op.disp as i64 as u64)
+    }
+    #[inline(always)]
+    fn offset(cpu: &Cpu, op: &Op) -> u64 {
+        Self::address(cpu, op)
+    }
+}
+
+impl Reach for Indexed {
+    #[inline(always)]
+    fn address(cpu: &Cpu, op: &Op) -> u64 {
+        Based::address(cpu, op).wrapping_add(cpu.gpr[(op.index & 31) as usize] << (op.scale & 3))
+    }
+    #[inline(always)]
+    fn offset(cpu: &Cpu, op: &Op) -> u64 {
+        Self::address(cpu, op)
+    }
+}
+
+impl Reach for Anyhow {
+    #[inline(always)]
+    fn address(cpu: &Cpu, op: &Op) -> u64 {
+        cpu.address(op)
+    }
+    #[inline(always)]
+    fn offset(cpu: &Cpu, op: &Op) -> u64 {
+        cpu.offset(op)
+    }
+}
+
 impl Cpu {
     /// Linear address of the operation's memory operand.
     #[inline(always)]
@@ -157,24 +205,51 @@ impl Cpu {
 
     /// Reads, changes and writes memory, not atomically. `f` answers the new value.
     #[inline(always)]
-    pub fn modify<T: Scalar>(&mut self, addr: u64, f: impl FnOnce(&mut Cpu, T) -> T) -> Result<(), Stop> {
-        let entry = self.tlb.entry(addr);
-        if entry.write == addr.wrapping_add(T::SIZE as u64 - 1) & PAGE_MASK {
-            let host = with_exposed_provenance_mut::<T>(addr.wrapping_add(entry.addend) as usize);
-            // SAFETY: as in `load`.
-            let old = unsafe { host.read_unaligned() };
-            let new = f(self, old);
-            order_before_store();
-            // SAFETY: as in `store`; `f` only computes, it cannot unmap guest RAM.
-            unsafe { host.write_unaligned(new) };
-            Ok(())
-        } else {
-            // A fault must come before `f` changes any flag, and as that of a write.
-            self.check_write(addr, T::SIZE)?;
-            let old = self.load(addr)?;
-            let new = f(self, old);
-            self.store(addr, new)
+    pub(crate) fn modify<T: Scalar>(&mut self, addr: u64, f: impl FnOnce(T) -> T) -> Result<(), Stop> {
+        // A fault must come before anything changes, and as that of a write.
+        self.check_write_fast(addr, T::SIZE)?;
+        let old = self.load(addr)?;
+        self.store(addr, f(old))
+    }
+
+    #[inline(always)]
+    fn check_write_fast(&mut self, addr: u64, size: usize) -> Result<(), Stop> {
+        if self.tlb.entry(addr).write == addr.wrapping_add(size as u64 - 1) & PAGE_MASK {
+            return Ok(());
         }
+        self.check_write(addr, size)
+    }
+
+    /// Reads, changes and writes memory, not atomically. `f` answers the new value and the flags.
+    #[inline(always)]
+    pub(crate) fn compute<T: Scalar>(
+        &mut self,
+        addr: u64,
+        f: impl Fn(Flags, T) -> (T, Flags),
+    ) -> Result<(), Stop> {
+        let entry = self.tlb.entry(addr);
+        if entry.write != addr.wrapping_add(T::SIZE as u64 - 1) & PAGE_MASK {
+            return self.compute_slow(addr, f);
+        }
+        let host = with_exposed_provenance_mut::<T>(addr.wrapping_add(entry.addend) as usize);
+        // SAFETY: as in `load`.
+        let (new, flags) = f(self.flags, unsafe { host.read_unaligned() });
+        order_before_store();
+        // SAFETY: as in `store`; `f` only computes, it cannot unmap guest RAM.
+        unsafe { host.write_unaligned(new) };
+        self.flags = flags;
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn compute_slow<T: Scalar>(&mut self, addr: u64, f: impl Fn(Flags, T) -> (T, Flags)) -> Result<(), Stop> {
+        self.check_write(addr, T::SIZE)?;
+        let old = self.load(addr)?;
+        let (new, flags) = f(self.flags, old);
+        self.store(addr, new)?;
+        self.flags = flags;
+        Ok(())
     }
 
     /// The second operand where it is memory or a general register.

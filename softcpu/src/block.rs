@@ -6,19 +6,21 @@
 //! page holds no code) is found when the page enters the fetch TLB again: its bytes are compared with a copy.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
-use crate::decode::{self, Choice};
+use crate::decode::{self, Choice, Run};
 use crate::exec;
+use crate::exec::chain::{carry, chain};
 use crate::op::{Op, Stop};
 use crate::ram::{PAGE, PAGE_MASK};
-use crate::select::select;
-use crate::state::{CodeSize, Cpu};
+use crate::select::{fused, select};
+use crate::state::Cpu;
 
 /// Most instructions of a block: their number must fit [`Op::idx`], and interrupts wait for the end of a block.
 const MOST: usize = 64;
@@ -67,23 +69,42 @@ pub(crate) struct Source {
     word: u32,
 }
 
+/// Where a block went, and how: an entry of [`Tlb::key`](crate::tlb::Tlb::key) and the instruction pointer.
+#[derive(Clone, Copy)]
+struct Link {
+    rip: u64,
+    key: u64,
+    block: *const Block,
+}
+
+const NO_LINK: Link = Link {
+    rip: 0,
+    key: 0,
+    block: std::ptr::null(),
+};
+
 /// A decoded block.
 pub(crate) struct Block {
     /// Its operations.
     pub ops: Ops,
     /// Instructions that it retires.
     pub count: u32,
+    /// Its bytes.
+    len: u32,
     /// Physical address of its first byte.
     pub phys: u64,
-    /// Size of its code.
-    pub size: CodeSize,
+    /// What its last instruction does.
+    pub flow: FlowControl,
     source: Source,
     second: Option<Source>,
     /// The word of `source`.
     state: Option<NonNull<AtomicU32>>,
+    /// The block that came after it, when it went on to the next instruction and when it went elsewhere.
+    links: [Cell<Link>; 2],
 }
 
-// SAFETY: `state` points into the `Ram` that the owning processor keeps alive; it is only read, atomically.
+// SAFETY: `state` points into the `Ram` that the owning processor keeps alive; it is only read, atomically. `links` point
+// to blocks of the same cache, which is never taken apart.
 unsafe impl Send for Block {}
 
 impl Block {
@@ -96,12 +117,20 @@ impl Block {
             None => false,
         }
     }
+
+    /// The link for a way on to `rip`, of a block that began at `begin`.
+    #[inline(always)]
+    fn link(&self, begin: u64, rip: u64) -> &Cell<Link> {
+        &self.links[(begin.wrapping_add(self.len as u64) != rip) as usize]
+    }
 }
 
+/// A block by its linear address.
 #[derive(Clone, Copy)]
 struct Jump {
     linear: u64,
-    block: u32,
+    key: u64,
+    block: *const Block,
 }
 
 /// Physical addresses are hashes enough once multiplied.
@@ -122,16 +151,21 @@ type AddressMap<V> = HashMap<u64, V, BuildHasherDefault<AddressHasher>>;
 
 /// All blocks of one processor.
 pub(crate) struct Cache {
-    pub blocks: Vec<Block>,
-    by_address: AddressMap<u32>,
+    /// At one address each, and only ever freed all at once.
+    blocks: Vec<NonNull<Block>>,
+    by_address: AddressMap<NonNull<Block>>,
     jumps: Box<[Jump; JUMPS]>,
     /// What pages with blocks looked like when the first of them was decoded.
     copies: AddressMap<(u32, Box<[u8]>)>,
 }
 
+// SAFETY: blocks belong to the cache alone, which hands out no pointer that outlives a call of the processor's thread.
+unsafe impl Send for Cache {}
+
 const NO_JUMP: Jump = Jump {
     linear: 1,
-    block: u32::MAX,
+    key: 0,
+    block: std::ptr::null(),
 };
 
 impl Cache {
@@ -147,6 +181,12 @@ impl Cache {
         }
     }
 
+    fn keep(&mut self, block: Block) -> NonNull<Block> {
+        let kept = NonNull::from(Box::leak(Box::new(block)));
+        self.blocks.push(kept);
+        kept
+    }
+
     fn clear(&mut self) {
         let Cache {
             blocks,
@@ -154,10 +194,19 @@ impl Cache {
             jumps,
             copies,
         } = self;
-        blocks.clear();
         by_address.clear();
         jumps.fill(NO_JUMP);
         copies.clear();
+        for block in blocks.drain(..) {
+            // SAFETY: `keep` made it from a box, and nothing else in the cache names it any more.
+            drop(unsafe { Box::from_raw(block.as_ptr()) });
+        }
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -167,25 +216,61 @@ fn jump_slot(linear: u64) -> usize {
 }
 
 impl Cpu {
-    /// The block at `rip`, as its index in the cache.
+    /// Makes room where too many blocks have been decoded. Not while a block runs.
+    pub(crate) fn bound_cache(&mut self) {
+        if self.cache.blocks.len() >= CAPACITY {
+            self.running = std::ptr::null();
+            self.stopped = std::ptr::null();
+            self.cache.clear();
+        }
+    }
+
+    /// Physical page of the block that runs.
+    pub(crate) fn running_page(&self) -> Option<u64> {
+        // SAFETY: the loop sets it to a block that lives as long as it says so.
+        unsafe { self.running.as_ref() }.map(|block| block.phys & PAGE_MASK)
+    }
+
+    /// The block at `rip`, which came after `from` began at `begin`. It lives until [`Cpu::bound_cache`].
+    ///
+    /// # Safety
+    /// `from` is such a block.
     #[inline(always)]
-    pub(crate) fn find_block(&mut self) -> Result<usize, Stop> {
+    pub(crate) unsafe fn follow(&mut self, from: *const Block, begin: u64) -> Result<*const Block, Stop> {
+        // SAFETY: the caller's promise.
+        let link = unsafe { &*from }.link(begin, self.rip).get();
+        if link.rip == self.rip && link.key == self.tlb.key() {
+            // SAFETY: blocks of links live as long as the block that has the link.
+            if unsafe { &*link.block }.is_current() {
+                return Ok(link.block);
+            }
+        }
+        let block = self.find_block()?;
+        // SAFETY: `find_block` frees none.
+        let (from, found) = unsafe { (&*from, &*block) };
+        if found.second.is_none() {
+            from.link(begin, self.rip).set(Link {
+                rip: self.rip,
+                key: self.tlb.key(),
+                block,
+            });
+        }
+        Ok(block)
+    }
+
+    /// The block at `rip`. It lives until [`Cpu::bound_cache`].
+    #[inline(always)]
+    pub(crate) fn find_block(&mut self) -> Result<*const Block, Stop> {
         let linear = if self.is_long() {
             self.rip
         } else {
             self.code_linear()
         };
         let jump = self.cache.jumps[jump_slot(linear)];
-        if jump.linear == linear
-            && let Some(block) = self.cache.blocks.get(jump.block as usize)
-        {
-            let entry = self.tlb.exec_entry(linear);
-            if entry.tag == linear & PAGE_MASK
-                && (entry.phys ^ block.phys) & PAGE_MASK == 0
-                && block.size == self.code_size
-                && block.is_current()
-            {
-                return Ok(jump.block as usize);
+        if jump.linear == linear && jump.key == self.tlb.key() {
+            // SAFETY: blocks live as long as the table, and the table has them only with a key.
+            if unsafe { &*jump.block }.is_current() {
+                return Ok(jump.block);
             }
         }
         self.find_block_slow(linear)
@@ -197,42 +282,44 @@ impl Cpu {
 
     #[cold]
     #[inline(never)]
-    fn find_block_slow(&mut self, linear: u64) -> Result<usize, Stop> {
+    fn find_block_slow(&mut self, linear: u64) -> Result<*const Block, Stop> {
         let phys = self.fetch(linear)?;
         let key = phys | (self.code_size as u64) << 60;
-        if let Some(&index) = self.cache.by_address.get(&key) {
-            let block = &self.cache.blocks[index as usize];
+        if let Some(&known) = self.cache.by_address.get(&key) {
+            // SAFETY: blocks live as long as the table.
+            let block = unsafe { known.as_ref() };
             if block.is_current() {
-                match block.second {
-                    None => {
-                        self.cache.jumps[jump_slot(linear)] = Jump { linear, block: index };
-                        return Ok(index as usize);
-                    }
-                    Some(second) => {
-                        let next = (linear & PAGE_MASK).wrapping_add(PAGE);
-                        let page = self.fetch(next)?;
-                        let word = self.ram.page(page).map(|word| word.load(Ordering::Acquire));
-                        if page == second.page && word == Some(second.word) {
-                            return Ok(index as usize);
-                        }
-                    }
+                let Some(second) = block.second else {
+                    self.remember(linear, known);
+                    return Ok(known.as_ptr());
+                };
+                let next = (linear & PAGE_MASK).wrapping_add(PAGE);
+                let page = self.fetch(next)?;
+                let word = self.ram.page(page).map(|word| word.load(Ordering::Acquire));
+                if page == second.page && word == Some(second.word) {
+                    return Ok(known.as_ptr());
                 }
             }
         }
         if self.cache.blocks.len() >= CAPACITY {
-            self.cache.clear();
+            self.request_check();
         }
         let block = self.decode_block(linear, phys, MOST)?;
-        let index = self.cache.blocks.len();
-        if block.second.is_none() {
-            self.cache.jumps[jump_slot(linear)] = Jump {
-                linear,
-                block: index as u32,
-            };
+        let straddles = block.second.is_some();
+        let kept = self.cache.keep(block);
+        self.cache.by_address.insert(key, kept);
+        if !straddles {
+            self.remember(linear, kept);
         }
-        self.cache.blocks.push(block);
-        self.cache.by_address.insert(key, index as u32);
-        Ok(index)
+        Ok(kept.as_ptr())
+    }
+
+    fn remember(&mut self, linear: u64, block: NonNull<Block>) {
+        self.cache.jumps[jump_slot(linear)] = Jump {
+            linear,
+            key: self.tlb.key(),
+            block: block.as_ptr(),
+        };
     }
 
     /// Decodes the single instruction at `rip`, for running it alone.
@@ -260,6 +347,8 @@ impl Cpu {
         let mut count = 0;
         let mut decoder = Decoder::with_ip(bits, &page[start..], 0, DecoderOptions::NONE);
         let mut instr = Instruction::default();
+        // The instruction before, and where its operation is.
+        let mut last: Option<(Instruction, usize)> = None;
         let mut second = None;
         loop {
             if count == most {
@@ -282,65 +371,75 @@ impl Cpu {
                 bytes.extend_from_slice(&more);
                 let mut decoder = Decoder::with_ip(bits, &bytes, 0, DecoderOptions::NONE);
                 decoder.decode_out(&mut instr);
-                let (op, choice) = self.lower(&instr, 0);
-                ops.push(op);
+                let choice = self.choose(&instr);
+                let ends = self.lower(&instr, choice, 0, &mut ops);
                 count = 1;
-                if !choice.ends {
+                if !ends {
                     ops.push(fallthrough(instr.len(), 1));
                 }
                 break;
             }
-            let (op, choice) = self.lower(&instr, count);
+            let choice = self.choose(&instr);
             if choice.starts && count > 0 {
                 ops.push(fallthrough(at, count));
                 break;
             }
-            ops.push(op);
+            let index = ops.len();
+            let ends = self.lower(&instr, choice, count, &mut ops);
             count += 1;
-            if choice.ends {
+            if ends {
+                if let Some((first, at)) = last
+                    && let Some(run) = fused(&first, &instr, self.code_size)
+                {
+                    ops[at].run = run;
+                }
                 break;
             }
+            last = Some((instr, index));
         }
+        let len = ops.last().map_or(0, |op| op.off as u32 + op.len as u32);
         // A guard: should a handler that ends blocks ever go on, it ends here and not beyond.
         ops.push(fallthrough(0, count));
-        exec::fuse::fuse(&mut ops);
         let state = self.ram.page(phys).map(NonNull::from);
         Ok(Block {
             ops: Ops::new(ops),
             count: count as u32,
+            len,
             phys,
-            size: self.code_size,
+            flow: instr.flow_control(),
             source,
             second,
             state,
+            links: [const { Cell::new(NO_LINK) }; 2],
         })
     }
 
-    /// Makes the operation of an instruction.
-    fn lower(&mut self, instr: &Instruction, count: usize) -> (Op, Choice) {
-        let size = self.code_size;
-        let undefined = Choice::end(exec::misc::undefined);
-        let choice = if instr.is_invalid() {
-            undefined
-        } else {
-            select(instr, size).unwrap_or_else(|| {
-                let name = format!("{:?}", instr.code());
-                self.report(&name);
-                undefined
-            })
-        };
-        match decode::operands(instr, size, choice.run) {
-            Some(mut op) => {
-                op.idx = count as u8;
-                (op, choice)
-            }
-            None => {
-                self.report("a displacement of 2 GiB");
-                let mut op = fallthrough(0, count);
-                op.run = exec::misc::undefined;
-                (op, undefined)
-            }
+    /// What runs an instruction.
+    fn choose(&mut self, instr: &Instruction) -> Choice {
+        if instr.is_invalid() {
+            return undefined();
         }
+        select(instr, self.code_size).unwrap_or_else(|| {
+            let name = format!("{:?}", instr.code());
+            self.report(&name);
+            undefined()
+        })
+    }
+
+    /// Makes the operations of an instruction, the `count`-th of its block; answers whether it ends the block.
+    fn lower(&mut self, instr: &Instruction, choice: Choice, count: usize, ops: &mut Vec<Op>) -> bool {
+        let mut op = fallthrough(0, count);
+        if !decode::operands(instr, self.code_size, &mut op) {
+            self.report("a displacement of 2 GiB");
+            op.run = chain(exec::misc::undefined);
+            ops.push(op);
+            return true;
+        }
+        match choice.run {
+            Run::Chained(run) => ops.push(Op { run, ..op }),
+            Run::Single(body) => ops.extend(carry(op, body)),
+        }
+        choice.ends
     }
 
     /// Marks the page as one of code and remembers what it looks like.
@@ -385,10 +484,14 @@ impl Cpu {
     }
 }
 
+fn undefined() -> Choice {
+    Choice::end(chain(exec::misc::undefined))
+}
+
 /// An operation that goes on after the block without being an instruction.
 fn fallthrough(at: usize, count: usize) -> Op {
     Op {
-        run: exec::branch::fallthrough,
+        run: chain(exec::branch::fallthrough),
         imm: 0,
         disp: 0,
         off: at as u16,

@@ -23,6 +23,9 @@ pub trait Bus {
     /// The guest met something that this processor does not have: an instruction (which raised #UD), or a
     /// mode. Called once for each `what`.
     fn unimplemented(&mut self, what: &str, rip: u64);
+    /// Where instructions are time, devices may bring in what came from outside only in here: it is called at instants
+    /// that do not depend on the host, which are every 2^20 nanoseconds of guest time, and before HLT jumps ahead.
+    fn poll(&mut self) {}
 }
 
 /// A bus without devices: reads give ones, writes vanish.

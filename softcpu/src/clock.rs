@@ -22,9 +22,17 @@ const CHECK_EVERY: u64 = 4096;
 /// Instructions between two looks where only the clock could be of interest to nobody.
 const CHECK_IDLE: u64 = 1 << 20;
 
+/// Nanoseconds between two calls of [`Bus::poll`](crate::Bus::poll): a millisecond, so that input is prompt and asking for it
+/// is rare.
+const POLL_EVERY: u64 = 1 << 20;
+/// How long a processor that waits for input alone sleeps before it asks again.
+const POLL_SLEEP: Duration = Duration::from_millis(1);
+
 /// A processor's view of time.
 #[derive(Debug, Default)]
 pub(crate) struct Time {
+    /// When devices are polled next, where instructions are time.
+    pub next_poll: u64,
     /// What WRMSR to the time stamp counter added.
     pub offset: u64,
     /// Nanoseconds that HLT skipped, where instructions are time.
@@ -47,31 +55,46 @@ impl Cpu {
 
     /// When the loop has to look at the timer again.
     pub(crate) fn next_check(&self) -> u64 {
-        let Some(deadline) = self.apic.deadline() else {
-            return self.retired + CHECK_IDLE;
-        };
+        let deadline = self.apic.deadline();
         match self.platform.clock {
-            Clock::Host => self.retired + CHECK_EVERY,
-            Clock::Instructions => self.retired + deadline.saturating_sub(self.now(0)).clamp(1, CHECK_IDLE),
+            Clock::Host if deadline.is_some() => self.retired + CHECK_EVERY,
+            Clock::Host => self.retired + CHECK_IDLE,
+            Clock::Instructions => {
+                let next = deadline.map_or(self.time.next_poll, |at| at.min(self.time.next_poll));
+                self.retired + next.saturating_sub(self.now(0)).max(1)
+            }
         }
+    }
+
+    /// Polls devices if it is time to, and answers whether something came.
+    pub(crate) fn poll_if_due(&mut self) -> bool {
+        if self.platform.clock != Clock::Instructions || self.now(0) < self.time.next_poll {
+            return false;
+        }
+        self.time.next_poll = self.now(0) + POLL_EVERY;
+        self.with_bus(|bus| bus.poll());
+        self.mailbox.has_events()
     }
 
     /// Sleeps until an interrupt or request comes, or the timer is due.
     pub(crate) fn halt(&mut self) {
         let deadline = self.apic.deadline();
-        let now = self.now(0);
-        match (self.platform.clock, deadline) {
-            (Clock::Instructions, Some(deadline)) => {
-                if !self.mailbox.has_events() {
-                    self.time.skipped += deadline.saturating_sub(now);
-                }
+        if self.platform.clock == Clock::Host {
+            let limit = deadline.map(|at| Duration::from_nanos(at.saturating_sub(self.now(0))));
+            if limit != Some(Duration::ZERO) {
+                self.mailbox.sleep(limit);
             }
-            (_, deadline) => {
-                let limit = deadline.map(|at| Duration::from_nanos(at.saturating_sub(now)));
-                if limit != Some(Duration::ZERO) {
-                    self.mailbox.sleep(limit);
-                }
-            }
+            return;
+        }
+        // A device brings in what came from outside before time jumps past it.
+        self.with_bus(|bus| bus.poll());
+        if self.mailbox.has_events() {
+            return;
+        }
+        match deadline {
+            Some(deadline) => self.time.skipped += deadline.saturating_sub(self.now(0)),
+            // Only input can wake it; what is asked for again and again is not time.
+            None => self.mailbox.sleep(Some(POLL_SLEEP)),
         }
     }
 }

@@ -2,14 +2,23 @@
 
 use iced_x86::{Code, Instruction, OpKind, Register};
 
-use crate::op::{Handler, Op, REG_BLOCK, REG_ZERO, SEG_FLAT, op_flag};
+use crate::op::{Chained, Handler, Op, REG_BLOCK, SEG_FLAT, op_flag};
 use crate::state::CodeSize;
+
+/// What runs an operation.
+#[derive(Clone, Copy)]
+pub(crate) enum Run {
+    /// It goes on by itself.
+    Chained(Chained),
+    /// It does not: [`carry`](crate::exec::chain::carry) makes it.
+    Single(Handler),
+}
 
 /// What a handler was found for.
 #[derive(Clone, Copy)]
 pub(crate) struct Choice {
     /// The handler.
-    pub run: Handler,
+    pub run: Run,
     /// It ends the block: it sets `rip` itself and answers [`Stop`](crate::op::Stop).
     pub ends: bool,
     /// It must be the first of its block, so that interrupts are looked for before it.
@@ -18,18 +27,27 @@ pub(crate) struct Choice {
 
 impl Choice {
     /// An ordinary instruction.
-    pub const fn plain(run: Handler) -> Choice {
+    pub const fn plain(run: Chained) -> Choice {
         Choice {
-            run,
+            run: Run::Chained(run),
+            ends: false,
+            starts: false,
+        }
+    }
+
+    /// An ordinary instruction whose handler does not go on by itself.
+    pub const fn single(run: Handler) -> Choice {
+        Choice {
+            run: Run::Single(run),
             ends: false,
             starts: false,
         }
     }
 
     /// The last of a block.
-    pub const fn end(run: Handler) -> Choice {
+    pub const fn end(run: Chained) -> Choice {
         Choice {
-            run,
+            run: Run::Chained(run),
             ends: true,
             starts: false,
         }
@@ -59,24 +77,11 @@ pub(crate) fn register_number(register: Register) -> u8 {
     }
 }
 
-/// Fills everything but the handler. `None` where the operand does not fit an [`Op`].
-pub(crate) fn operands(instr: &Instruction, size: CodeSize, run: Handler) -> Option<Op> {
-    let mut op = Op {
-        run,
-        imm: 0,
-        disp: 0,
-        off: instr.ip() as u16,
-        len: instr.len() as u8,
-        idx: 0,
-        base: REG_ZERO,
-        index: REG_ZERO,
-        scale: 0,
-        seg: SEG_FLAT,
-        a: 0,
-        b: 0,
-        c: 0,
-        flags: 0,
-    };
+/// Fills everything but the handler and the number of an operation that has no operands yet. `false` where an operand does
+/// not fit an [`Op`].
+pub(crate) fn operands(instr: &Instruction, size: CodeSize, op: &mut Op) -> bool {
+    op.off = instr.ip() as u16;
+    op.len = instr.len() as u8;
     if instr.has_lock_prefix() {
         op.flags |= op_flag::LOCK;
     }
@@ -86,11 +91,8 @@ pub(crate) fn operands(instr: &Instruction, size: CodeSize, run: Handler) -> Opt
     if instr.has_repne_prefix() {
         op.flags |= op_flag::REPNE;
     }
-    for n in 0..instr.op_count().min(5) {
-        operand(instr, n, size, &mut op)?;
-    }
     op.flags |= counter_flag(instr.code());
-    Some(op)
+    (0..instr.op_count().min(5)).all(|n| operand(instr, n, size, op).is_some())
 }
 
 fn operand(instr: &Instruction, n: u32, size: CodeSize, op: &mut Op) -> Option<()> {

@@ -266,7 +266,10 @@ impl Cpu {
     /// Translates for a write. The running block's own page is out of bounds while others follow in the block.
     fn translate_write(&mut self, addr: u64, bank: Bank) -> Result<Place, Stop> {
         let place = self.translate(addr, Access::Write, bank)?;
-        if place.phys & PAGE_MASK == self.code_page && !self.alone && self.ram.holds_code(place.phys) {
+        if self.running_page() == Some(place.phys & PAGE_MASK)
+            && !self.alone
+            && self.ram.holds_code(place.phys)
+        {
             return Err(Stop::Replay);
         }
         Ok(place)

@@ -2,8 +2,15 @@
 
 use crate::state::Cpu;
 
-/// Executes one operation.
+/// Executes one operation, by itself.
 pub type Handler = fn(&mut Cpu, &Op) -> Flow;
+
+/// Executes an operation and then, if that went well, those that follow it in its block. Where it does not answer
+/// [`Stop::Branch`], [`Cpu`] remembers which operation stopped.
+///
+/// # Safety
+/// The pointer is to an operation of a block that is alive; the last operation of a block never answers `Ok`.
+pub type Chained = unsafe fn(&mut Cpu, *const Op) -> Flow;
 
 /// `Ok` goes on with the next operation of the block.
 pub type Flow = Result<(), Stop>;
@@ -54,8 +61,8 @@ pub const SEG_FLAT: u8 = 6;
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Op {
-    /// What executes it.
-    pub run: Handler,
+    /// What executes it and goes on.
+    pub run: Chained,
     /// The immediate operand, sign-extended; for branches the target relative to the block's start.
     pub imm: u64,
     /// Displacement of the memory operand; relative to the block's start where the base is [`REG_BLOCK`].

@@ -3,11 +3,13 @@
 
 use std::ptr::NonNull;
 
+use iced_x86::FlowControl;
+
+use crate::block::Block;
 use crate::bus::Bus;
 use crate::exception::{Fault, Source, vector};
 use crate::flags::rflag;
 use crate::op::{Op, REG_BLOCK, SEG_FLAT, Stop};
-use crate::ram::PAGE_MASK;
 use crate::state::{Cpu, reg};
 
 /// Why [`Cpu::run`] came back.
@@ -33,13 +35,14 @@ impl Cpu {
             self.run_blocks::<false>()
         };
         self.bus = None;
+        self.mailbox.publish(self.retired);
         exit
     }
 
     fn run_blocks<const PROFILE: bool>(&mut self) -> Exit {
         self.check_at = 0;
         loop {
-            if (self.retired >= self.check_at || self.mailbox.has_events())
+            if self.is_wanted()
                 && let Some(exit) = self.attend()
             {
                 return exit;
@@ -49,53 +52,78 @@ impl Cpu {
                 continue;
             }
             match self.find_block() {
-                Ok(index) => {
-                    let block = &self.cache.blocks[index];
-                    let (ops, count, page) = (block.ops.first(), block.count, block.phys & PAGE_MASK);
-                    self.code_page = page;
-                    let before = (self.rip, self.retired);
-                    self.run_ops(ops, count);
-                    if PROFILE {
-                        self.profile_block(before.0, before.1);
-                    }
-                }
+                Ok(block) => self.run_chain::<PROFILE>(block),
                 Err(_) => self.deliver_fault(),
             }
         }
     }
 
-    /// Runs the operations of a block.
+    /// Whether something has to be looked at before the next block.
     #[inline(always)]
-    fn run_ops(&mut self, ops: *const Op, count: u32) {
-        self.gpr[REG_BLOCK as usize] = self.rip;
-        let mut at = ops;
-        let stop = loop {
-            // SAFETY: the last operation of a block never answers `Ok`, so `at` stays inside; blocks are freed only
-            // between blocks.
-            let op = unsafe { &*at };
-            match (op.run)(self, op) {
-                // SAFETY: as above.
-                Ok(()) => at = unsafe { at.add(1) },
-                Err(stop) => break stop,
+    fn is_wanted(&self) -> bool {
+        self.retired >= self.check_at || self.mailbox.has_events()
+    }
+
+    /// Runs a block and those that follow it, until something has to be looked at.
+    #[inline(always)]
+    fn run_chain<const PROFILE: bool>(&mut self, mut block: *const Block) {
+        loop {
+            let begin = self.rip;
+            let before = PROFILE.then(|| self.profile_before());
+            // SAFETY: `find_block` and `follow` answer blocks that live until `bound_cache`, which `attend` calls.
+            let current = unsafe { &*block };
+            let complete = self.run_block(current);
+            if let Some(before) = before {
+                self.profile_after(before, current.flow);
             }
-        };
-        if stop == Stop::Branch {
-            self.retired += count as u64;
-            return;
+            if !complete || self.is_wanted() {
+                return;
+            }
+            // SAFETY: as above.
+            match unsafe { self.follow(block, begin) } {
+                Ok(next) => block = next,
+                Err(_) => {
+                    self.running = std::ptr::null();
+                    return self.deliver_fault();
+                }
+            }
         }
-        // SAFETY: `at` is inside the block.
-        self.interrupted(unsafe { &*at }, stop);
+    }
+
+    /// Runs the operations of a block; answers whether it came to its end.
+    #[inline(always)]
+    fn run_block(&mut self, block: &Block) -> bool {
+        self.gpr[REG_BLOCK as usize] = self.rip;
+        self.running = block;
+        let first = block.ops.first();
+        // SAFETY: the block is alive, and its last operation never answers `Ok`.
+        match unsafe { ((*first).run)(self, first) } {
+            Err(Stop::Branch) => {
+                self.retired += block.count as u64;
+                true
+            }
+            Err(stop) => {
+                self.interrupted(stop);
+                false
+            }
+            // No block ends so; it would be an endless loop to go on.
+            Ok(()) => true,
+        }
     }
 
     /// A block ended before its end.
     #[cold]
     #[inline(never)]
-    fn interrupted(&mut self, op: &Op, stop: Stop) {
-        self.rip = self.ip(op) & self.rip_mask;
+    fn interrupted(&mut self, stop: Stop) {
+        // SAFETY: the handler that stopped has just left it, and its block is alive.
+        let op = unsafe { *self.stopped };
+        // What is stored from here on is stored by no block.
+        self.running = std::ptr::null();
+        self.rip = self.ip(&op) & self.rip_mask;
         self.retired += op.idx as u64;
         match stop {
             Stop::Fault => {
-                self.name_stack_fault(op);
+                self.name_stack_fault(&op);
                 self.deliver_fault();
             }
             Stop::Replay => self.step(),
@@ -132,8 +160,9 @@ impl Cpu {
             Ok(block) => {
                 let before = self.retired;
                 self.alone = true;
-                self.run_ops(block.ops.first(), block.count);
+                self.run_block(&block);
                 self.alone = false;
+                self.running = std::ptr::null();
                 if trap && self.retired != before {
                     self.dr[6] |= 1 << 14;
                     if self.deliver(vector::DB, None, Source::Exception).is_err() {
@@ -161,6 +190,8 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn attend(&mut self) -> Option<Exit> {
+        self.running = std::ptr::null();
+        self.bound_cache();
         loop {
             if self.shutdown {
                 return Some(Exit::Shutdown);
@@ -175,11 +206,18 @@ impl Cpu {
                 self.mailbox.sleep(None);
                 continue;
             }
+            if self.poll_if_due() {
+                continue;
+            }
             self.update_timer();
-            if std::mem::take(&mut self.shadow) {
-                // The instruction after STI or MOV SS runs first.
-                self.check_at = 0;
-                return None;
+            if std::mem::take(&mut self.shadow) && !self.halted {
+                // The one instruction after STI or MOV SS runs first. Where that was HLT, it has.
+                let before = self.profile.is_some().then(|| self.profile_before());
+                self.step();
+                if let Some(before) = before {
+                    self.profile_after(before, FlowControl::Next);
+                }
+                continue;
             }
             if self.take_interrupt() {
                 // Entering the handler may have faulted into shutdown.
@@ -190,7 +228,8 @@ impl Cpu {
                 self.halt();
                 continue;
             }
-            self.check_at = self.next_check();
+            let single_step = self.rflags & rflag::TF != 0;
+            self.check_at = if single_step { 0 } else { self.next_check() };
             return None;
         }
     }

@@ -37,6 +37,8 @@ pub(crate) struct Mailbox {
     pub flat: AtomicBool,
     /// The APIC is in x2APIC mode.
     pub x2apic: AtomicBool,
+    /// Instructions retired, as of the last block that reached a device or ended a run.
+    retired: AtomicU64,
     /// Held to sleep and to wake; a leaf.
     lock: Mutex<()>,
     wake: Condvar,
@@ -52,6 +54,7 @@ impl Mailbox {
             ldr: AtomicU32::new(0),
             flat: AtomicBool::new(true),
             x2apic: AtomicBool::new(false),
+            retired: AtomicU64::new(0),
             lock: Mutex::new(()),
             wake: Condvar::new(),
         }
@@ -61,6 +64,11 @@ impl Mailbox {
     #[inline(always)]
     pub fn has_events(&self) -> bool {
         self.events.load(Ordering::Relaxed) != 0
+    }
+
+    /// Tells others how many instructions have been retired.
+    pub fn publish(&self, retired: u64) {
+        self.retired.store(retired, Ordering::Relaxed);
     }
 
     /// Leaves an event and wakes the processor.
@@ -161,6 +169,15 @@ impl Platform {
     /// Number of processors.
     pub fn cpus(&self) -> u32 {
         self.mailboxes.len() as u32
+    }
+
+    /// Instructions that all processors have retired, HLT not waited for. Each is counted up to the start of the block in
+    /// which it last reached a device, or to its last return from [`Cpu::run`](crate::Cpu::run).
+    pub fn instructions(&self) -> u64 {
+        self.mailboxes
+            .iter()
+            .map(|mailbox| mailbox.retired.load(Ordering::Relaxed))
+            .sum()
     }
 
     pub(crate) fn is_shared(&self) -> bool {

@@ -5,12 +5,13 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::apic::Apic;
-use crate::block::Cache;
+use crate::block::{Block, Cache};
 use crate::bus::Bus;
 use crate::clock::Time;
 use crate::exception::Fault;
 use crate::flags::{Flags, rflag};
 use crate::msr::Msrs;
+use crate::op::Op;
 use crate::profile::Profile;
 use crate::ram::Ram;
 use crate::shared::{Mailbox, Platform};
@@ -181,8 +182,10 @@ pub struct Cpu {
     pub(crate) seg_base: [u64; 8],
     pub(crate) rip_mask: u64,
     pub(crate) stack_mask: u64,
-    /// Physical page and code size of the block that runs; stores to it need care.
-    pub(crate) code_page: u64,
+    /// The block that runs, alive while it does; stores to its page need care.
+    pub(crate) running: *const Block,
+    /// The operation at which the last block ended before its end.
+    pub(crate) stopped: *const Op,
     pub(crate) code_size: CodeSize,
     pub(crate) cpl: u8,
     /// Interrupts wait for one instruction (STI, MOV SS).
@@ -234,7 +237,7 @@ pub struct Cpu {
     pub(crate) spin: u32,
 }
 
-// SAFETY: `bus` is set only while `run` is on the stack of the owning thread; all else is `Send`.
+// SAFETY: `bus`, `running` and `stopped` count only while `run` is on the stack of the owning thread; all else is `Send`.
 unsafe impl Send for Cpu {}
 
 impl Cpu {
@@ -254,6 +257,7 @@ impl Cpu {
 
     /// Devices and diagnostics, while `run` is on the stack.
     pub(crate) fn with_bus<R>(&mut self, f: impl FnOnce(&mut dyn Bus) -> R) -> R {
+        self.mailbox.publish(self.retired);
         match self.bus {
             // SAFETY: `run` sets it from a `&mut dyn Bus` that outlives the call, clears it before it returns, and
             // uses it nowhere else meanwhile.
@@ -284,6 +288,9 @@ impl Cpu {
         self.flags = Flags::from_bits(value);
         let ac = (self.rflags ^ value) & rflag::AC != 0;
         self.rflags = value & !rflag::STATUS | rflag::FIXED;
+        if value & rflag::TF != 0 {
+            self.request_check();
+        }
         if ac {
             self.select_bank();
         }
@@ -358,6 +365,8 @@ impl Cpu {
             ),
         };
         self.cpl = if protected { (cs.selector & 3) as u8 } else { 0 };
+        self.tlb
+            .enter(self.cpl == 3, self.code_size as u64, self.seg_base[seg::CS]);
         self.select_bank();
     }
 

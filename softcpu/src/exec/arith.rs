@@ -1,6 +1,6 @@
 //! Addition, subtraction, logic, comparison, and their one-operand relatives.
 
-use crate::access::Gpr;
+use crate::access::{Gpr, Reach};
 use crate::flags::{Flags, Width};
 use crate::op::{Flow, Op};
 use crate::state::Cpu;
@@ -11,10 +11,45 @@ pub(crate) trait Alu: 'static {
     const WRITES: bool = true;
     /// Result (upper bits undefined) and flags.
     fn apply<W: Width>(flags: Flags, a: u64, b: u64) -> (u64, Flags);
+    /// The condition `CC` of the flags that follow from `a` and `b`, where these alone decide: what the host compares at once.
+    /// `None` leaves it to the flags.
+    #[inline(always)]
+    fn holds<W: Width, const CC: u8>(_a: u64, _b: u64) -> Option<bool> {
+        None
+    }
+}
+
+/// `CC` after a comparison of zero-extended values.
+#[inline(always)]
+fn compared<W: Width, const CC: u8>(a: u64, b: u64) -> Option<bool> {
+    let signed = |v| W::from(v).sext() as i64;
+    let base = match CC >> 1 {
+        1 => a < b,
+        2 => a == b,
+        3 => a <= b,
+        6 => signed(a) < signed(b),
+        7 => signed(a) <= signed(b),
+        _ => return None,
+    };
+    Some(base ^ (CC & 1 != 0))
+}
+
+/// `CC` after a logical operation with result `r`: neither carry nor overflow.
+#[inline(always)]
+fn logical<W: Width, const CC: u8>(r: u64) -> Option<bool> {
+    let r = W::from(r).sext() as i64;
+    let base = match CC >> 1 {
+        0 | 1 => false,
+        2 | 3 => r == 0,
+        4 | 6 => r < 0,
+        7 => r <= 0,
+        _ => return None,
+    };
+    Some(base ^ (CC & 1 != 0))
 }
 
 macro_rules! alu {
-    ($($name:ident $writes:literal |$w:ident, $flags:ident, $a:ident, $b:ident| $body:expr;)*) => {$(
+    ($($name:ident $writes:literal $(($holds:expr))? |$w:ident, $flags:ident, $a:ident, $b:ident| $body:expr;)*) => {$(
         pub(crate) struct $name;
         impl Alu for $name {
             const WRITES: bool = $writes;
@@ -22,6 +57,12 @@ macro_rules! alu {
             fn apply<$w: Width>($flags: Flags, $a: u64, $b: u64) -> (u64, Flags) {
                 $body
             }
+            $(
+                #[inline(always)]
+                fn holds<$w: Width, const CC: u8>($a: u64, $b: u64) -> Option<bool> {
+                    $holds
+                }
+            )?
         }
     )*};
 }
@@ -29,16 +70,17 @@ macro_rules! alu {
 alu! {
     Add true |W, _f, a, b| { let r = a.wrapping_add(b); (r, Flags::add::<W>(a, b, r)) };
     Adc true |W, f, a, b| { let r = a.wrapping_add(b).wrapping_add(f.cf() as u64); (r, Flags::add::<W>(a, b, r)) };
-    Sub true |W, _f, a, b| { let r = a.wrapping_sub(b); (r, Flags::sub::<W>(a, b, r)) };
+    Sub true (compared::<W, CC>(a, b)) |W, _f, a, b| { let r = a.wrapping_sub(b); (r, Flags::sub::<W>(a, b, r)) };
     Sbb true |W, f, a, b| { let r = a.wrapping_sub(b).wrapping_sub(f.cf() as u64); (r, Flags::sub::<W>(a, b, r)) };
-    Cmp false |W, _f, a, b| { let r = a.wrapping_sub(b); (r, Flags::sub::<W>(a, b, r)) };
-    And true |W, _f, a, b| { let r = a & b; (r, Flags::logic::<W>(r)) };
+    Cmp false (compared::<W, CC>(a, b)) |W, _f, a, b| { let r = a.wrapping_sub(b); (r, Flags::sub::<W>(a, b, r)) };
+    And true (logical::<W, CC>(a & b)) |W, _f, a, b| { let r = a & b; (r, Flags::logic::<W>(r)) };
     Or true |W, _f, a, b| { let r = a | b; (r, Flags::logic::<W>(r)) };
     Xor true |W, _f, a, b| { let r = a ^ b; (r, Flags::logic::<W>(r)) };
-    Test false |W, _f, a, b| { let r = a & b; (r, Flags::logic::<W>(r)) };
+    Test false (logical::<W, CC>(a & b)) |W, _f, a, b| { let r = a & b; (r, Flags::logic::<W>(r)) };
 }
 
 /// register, register
+#[inline(always)]
 pub(crate) fn rr<W: Gpr, O: Alu>(cpu: &mut Cpu, op: &Op) -> Flow {
     let (r, flags) = O::apply::<W>(cpu.flags, W::get(cpu, op.a).zext(), W::get(cpu, op.b).zext());
     if O::WRITES {
@@ -49,6 +91,7 @@ pub(crate) fn rr<W: Gpr, O: Alu>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// register, immediate
+#[inline(always)]
 pub(crate) fn ri<W: Gpr, O: Alu>(cpu: &mut Cpu, op: &Op) -> Flow {
     let imm = <W as Width>::from(op.imm).zext();
     let (r, flags) = O::apply::<W>(cpu.flags, W::get(cpu, op.a).zext(), imm);
@@ -60,8 +103,9 @@ pub(crate) fn ri<W: Gpr, O: Alu>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// register, memory
-pub(crate) fn rm<W: Gpr, O: Alu>(cpu: &mut Cpu, op: &Op) -> Flow {
-    let b: W = cpu.load(cpu.address(op))?;
+#[inline(always)]
+pub(crate) fn rm<W: Gpr, O: Alu, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let b: W = cpu.load(A::address(cpu, op))?;
     let (r, flags) = O::apply::<W>(cpu.flags, W::get(cpu, op.a).zext(), b.zext());
     if O::WRITES {
         W::set(cpu, op.a, <W as Width>::from(r));
@@ -71,33 +115,29 @@ pub(crate) fn rm<W: Gpr, O: Alu>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// memory, register
-pub(crate) fn mr<W: Gpr, O: Alu>(cpu: &mut Cpu, op: &Op) -> Flow {
+#[inline(always)]
+pub(crate) fn mr<W: Gpr, O: Alu, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b = W::get(cpu, op.b).zext();
-    memory::<W, O>(cpu, op, b)
+    memory::<W, O>(cpu, A::address(cpu, op), b)
 }
 
 /// memory, immediate
-pub(crate) fn mi<W: Gpr, O: Alu>(cpu: &mut Cpu, op: &Op) -> Flow {
-    memory::<W, O>(cpu, op, <W as Width>::from(op.imm).zext())
+#[inline(always)]
+pub(crate) fn mi<W: Gpr, O: Alu, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+    memory::<W, O>(cpu, A::address(cpu, op), <W as Width>::from(op.imm).zext())
 }
 
 #[inline(always)]
-fn memory<W: Gpr, O: Alu>(cpu: &mut Cpu, op: &Op, b: u64) -> Flow {
-    let addr = cpu.address(op);
+fn memory<W: Gpr, O: Alu>(cpu: &mut Cpu, addr: u64, b: u64) -> Flow {
     if !O::WRITES {
         let a: W = cpu.load(addr)?;
         cpu.flags = O::apply::<W>(cpu.flags, a.zext(), b).1;
         return Ok(());
     }
-    let old = cpu.flags;
-    let mut new = old;
-    cpu.modify(addr, |_, a: W| {
+    cpu.compute(addr, move |old, a: W| {
         let (r, flags) = O::apply::<W>(old, a.zext(), b);
-        new = flags;
-        <W as Width>::from(r)
-    })?;
-    cpu.flags = new;
-    Ok(())
+        (<W as Width>::from(r), flags)
+    })
 }
 
 /// A one-operand operation.
@@ -141,6 +181,7 @@ impl Unary for Not {
 }
 
 /// One operand, in a register.
+#[inline(always)]
 pub(crate) fn unary_r<W: Gpr, O: Unary>(cpu: &mut Cpu, op: &Op) -> Flow {
     let (r, flags) = O::apply::<W>(cpu.flags, W::get(cpu, op.a).zext());
     W::set(cpu, op.a, <W as Width>::from(r));
@@ -149,15 +190,10 @@ pub(crate) fn unary_r<W: Gpr, O: Unary>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// One operand, in memory.
+#[inline(always)]
 pub(crate) fn unary_m<W: Gpr, O: Unary>(cpu: &mut Cpu, op: &Op) -> Flow {
-    let addr = cpu.address(op);
-    let old = cpu.flags;
-    let mut new = old;
-    cpu.modify(addr, |_, a: W| {
+    cpu.compute(cpu.address(op), |old, a: W| {
         let (r, flags) = O::apply::<W>(old, a.zext());
-        new = flags;
-        <W as Width>::from(r)
-    })?;
-    cpu.flags = new;
-    Ok(())
+        (<W as Width>::from(r), flags)
+    })
 }

@@ -86,7 +86,7 @@ fn update_slow<W: Gpr>(cpu: &mut Cpu, addr: u64, f: &mut dyn FnMut(W) -> W) -> F
     }
     let platform = cpu.platform.clone();
     let _held = platform.split_lock();
-    cpu.modify(addr, |_, value| f(value))
+    cpu.modify(addr, f)
 }
 
 /// LOCK operation on memory and register.
@@ -160,8 +160,7 @@ pub(crate) fn xadd<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
         if op.flags & op_flag::LOCK != 0 {
             update(cpu, addr, add)?;
         } else {
-            let mut add = add;
-            cpu.modify(addr, |_, a| add(a))?;
+            cpu.modify(addr, add)?;
         }
         W::set(cpu, op.b, <W as Width>::from(old));
     } else {
@@ -244,7 +243,7 @@ fn exchange16(cpu: &mut Cpu, addr: u64, wanted: u128, new: u128) -> Result<u128,
     let platform = cpu.platform.clone();
     let _held = platform.split_lock();
     let mut found = 0;
-    cpu.modify(addr, |_, a: u128| {
+    cpu.modify(addr, |a: u128| {
         found = a;
         if a == wanted { new } else { a }
     })?;

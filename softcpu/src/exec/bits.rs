@@ -57,8 +57,7 @@ fn memory<W: Gpr, O: BitOp>(cpu: &mut Cpu, op: &Op, addr: u64, bit: u64) -> Flow
         if op.flags & op_flag::LOCK != 0 {
             super::atomic::update(cpu, addr, change)?;
         } else {
-            let mut change = change;
-            cpu.modify(addr, |_, value| change(value))?;
+            cpu.modify(addr, change)?;
         }
     }
     cpu.flags = cpu.flags.with_carry(carry);

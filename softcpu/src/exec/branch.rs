@@ -18,11 +18,19 @@ pub(crate) fn target(cpu: &Cpu, op: &Op) -> u64 {
 
 /// Jcc.
 pub(crate) fn jcc<const CC: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
-    cpu.rip = if cpu.flags.condition::<CC>() {
-        target(cpu, op)
+    let taken = cpu.flags.condition::<CC>();
+    jump_if(cpu, op, taken)
+}
+
+/// Ends the block with the jump `op`, or with what follows it.
+#[inline(always)]
+pub(super) fn jump_if(cpu: &mut Cpu, op: &Op, taken: bool) -> Flow {
+    let by = if taken {
+        op.imm
     } else {
-        cpu.next_ip(op)
+        op.off as u64 + op.len as u64
     };
+    cpu.rip = cpu.gpr[REG_BLOCK as usize].wrapping_add(by) & cpu.rip_mask;
     Err(Stop::Branch)
 }
 
@@ -71,11 +79,12 @@ pub(crate) fn call_indirect<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// RET, with or without a number of bytes to drop.
 pub(crate) fn ret<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
-    let to = cpu.load::<W>(cpu.stack_top())?.zext();
+    let old = cpu.gpr[reg::RSP];
+    let to = cpu.pop::<W>(op.imm & 0xffff)?.zext();
     if W::BITS == 64 && !crate::exception::canonical(to) {
+        cpu.gpr[reg::RSP] = old;
         return cpu.general_protection(0);
     }
-    cpu.drop_stack(W::SIZE as u64 + (op.imm & 0xffff));
     cpu.rip = to;
     Err(Stop::Branch)
 }

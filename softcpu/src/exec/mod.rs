@@ -7,6 +7,7 @@ pub(crate) mod arith;
 pub(crate) mod atomic;
 pub(crate) mod bits;
 pub(crate) mod branch;
+pub(crate) mod chain;
 pub(crate) mod far;
 pub(crate) mod flag;
 pub(crate) mod fuse;

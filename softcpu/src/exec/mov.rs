@@ -1,6 +1,6 @@
 //! MOV and everything that only moves: extensions, exchanges, conditional moves, LEA.
 
-use crate::access::Gpr;
+use crate::access::{Gpr, Reach};
 use crate::flags::Width;
 use crate::op::{Flow, Op};
 use crate::state::{Cpu, reg};
@@ -15,19 +15,22 @@ pub(crate) fn ri<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
-pub(crate) fn rm<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
-    let value = cpu.load(cpu.address(op))?;
+#[inline(always)]
+pub(crate) fn rm<W: Gpr, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let value = cpu.load(A::address(cpu, op))?;
     W::set(cpu, op.a, value);
     Ok(())
 }
 
-pub(crate) fn mr<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
+#[inline(always)]
+pub(crate) fn mr<W: Gpr, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = W::get(cpu, op.b);
-    cpu.store(cpu.address(op), value)
+    cpu.store(A::address(cpu, op), value)
 }
 
-pub(crate) fn mi<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
-    cpu.store(cpu.address(op), <W as Width>::from(op.imm))
+#[inline(always)]
+pub(crate) fn mi<W: Gpr, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+    cpu.store(A::address(cpu, op), <W as Width>::from(op.imm))
 }
 
 /// Accumulator from a 64-bit address.
@@ -51,8 +54,9 @@ pub(crate) fn movzx_r<D: Gpr, S: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
-pub(crate) fn movzx_m<D: Gpr, S: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
-    let value: S = cpu.load(cpu.address(op))?;
+#[inline(always)]
+pub(crate) fn movzx_m<D: Gpr, S: Gpr, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let value: S = cpu.load(A::address(cpu, op))?;
     D::set(cpu, op.a, <D as Width>::from(value.zext()));
     Ok(())
 }
@@ -63,14 +67,15 @@ pub(crate) fn movsx_r<D: Gpr, S: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
-pub(crate) fn movsx_m<D: Gpr, S: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
-    let value: S = cpu.load(cpu.address(op))?;
+#[inline(always)]
+pub(crate) fn movsx_m<D: Gpr, S: Gpr, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let value: S = cpu.load(A::address(cpu, op))?;
     D::set(cpu, op.a, <D as Width>::from(value.sext()));
     Ok(())
 }
 
-pub(crate) fn lea<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
-    W::set(cpu, op.a, <W as Width>::from(cpu.offset(op)));
+pub(crate) fn lea<W: Gpr, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+    W::set(cpu, op.a, <W as Width>::from(A::offset(cpu, op)));
     Ok(())
 }
 
@@ -82,6 +87,7 @@ pub(crate) fn xchg_rr<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// CMOVcc. The source is read, and faults, whatever the condition; a 32-bit destination is always zero-extended.
+#[inline(always)]
 pub(crate) fn cmov<W: Gpr, const CC: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
     let source: W = cpu.source(op)?;
     let value = if cpu.flags.condition::<CC>() {

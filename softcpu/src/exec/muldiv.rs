@@ -62,6 +62,7 @@ fn truncated<W: Width>(product: i128) -> Flags {
 }
 
 /// IMUL register, operand.
+#[inline(always)]
 pub(crate) fn imul2<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b: W = cpu.source(op)?;
     let product = W::get(cpu, op.a).sext() as i64 as i128 * b.sext() as i64 as i128;
@@ -71,6 +72,7 @@ pub(crate) fn imul2<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// IMUL register, operand, immediate.
+#[inline(always)]
 pub(crate) fn imul3<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b: W = cpu.source(op)?;
     // A 16- or 32-bit immediate arrives without its sign.

@@ -101,18 +101,13 @@ fn register<W: Gpr, S: Shift>(cpu: &mut Cpu, op: &Op, count: u32) -> Flow {
 #[inline(always)]
 fn memory<W: Gpr, S: Shift>(cpu: &mut Cpu, op: &Op, count: u32) -> Flow {
     let addr = cpu.address(op);
-    let old = cpu.flags;
-    let mut new = old;
-    cpu.modify(addr, |_, a: W| {
+    cpu.compute(addr, |old, a: W| {
         if count == 0 {
-            return a;
+            return (a, old);
         }
         let (r, flags) = S::apply::<W>(old, a.zext(), count);
-        new = flags;
-        <W as Width>::from(r)
-    })?;
-    cpu.flags = new;
-    Ok(())
+        (<W as Width>::from(r), flags)
+    })
 }
 
 /// register by immediate
@@ -172,7 +167,7 @@ fn double_any<W: Gpr, const LEFT: bool>(cpu: &mut Cpu, op: &Op, count: u32) -> F
     if op.has_memory() {
         let addr = cpu.address(op);
         let mut new = cpu.flags;
-        cpu.modify(addr, |_, a: W| {
+        cpu.modify(addr, |a: W| {
             if count == 0 {
                 return a;
             }

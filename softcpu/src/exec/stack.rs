@@ -2,7 +2,7 @@
 
 use crate::access::{Gpr, Scalar};
 use crate::flags::{Width, rflag};
-use crate::op::{Flow, Op};
+use crate::op::{Flow, Op, Stop};
 use crate::state::{Cpu, reg, seg};
 
 impl Cpu {
@@ -38,13 +38,33 @@ impl Cpu {
         self.set_stack(self.gpr[reg::RSP].wrapping_add(bytes));
     }
 
-    /// Pushes; changes nothing where that faults.
+    /// Pushes; changes nothing where that faults. Only 64-bit code has stack operands of 64 bits.
     #[inline(always)]
     pub(crate) fn push<T: Scalar>(&mut self, value: T) -> Flow {
         let sp = self.gpr[reg::RSP].wrapping_sub(T::SIZE as u64);
+        if T::SIZE == 8 {
+            self.store(sp, value)?;
+            self.gpr[reg::RSP] = sp;
+            return Ok(());
+        }
         self.store(self.stack_address(sp), value)?;
         self.set_stack(sp);
         Ok(())
+    }
+
+    /// Pops, and `more` bytes with it; changes nothing where that faults.
+    #[inline(always)]
+    pub(crate) fn pop<T: Scalar>(&mut self, more: u64) -> Result<T, Stop> {
+        let sp = self.gpr[reg::RSP];
+        let bytes = T::SIZE as u64 + more;
+        if T::SIZE == 8 {
+            let value = self.load(sp)?;
+            self.gpr[reg::RSP] = sp.wrapping_add(bytes);
+            return Ok(value);
+        }
+        let value = self.load(self.stack_address(sp))?;
+        self.drop_stack(bytes);
+        Ok(value)
     }
 }
 
@@ -62,8 +82,7 @@ pub(crate) fn push_m<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 pub(crate) fn pop_r<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
-    let value: W = cpu.load(cpu.stack_top())?;
-    cpu.drop_stack(W::SIZE as u64);
+    let value: W = cpu.pop(0)?;
     W::set(cpu, op.a, value);
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Which differences count.
 //!
 //! What the architecture leaves undefined is masked: flags by `iced_x86`'s table of undefined flags, which is
-//! the Intel SDM's (vol. 1, appendix A), but for shifts, where it depends on the count.
+//! the Intel SDM's (vol. 1, appendix A), but for shifts, where it depends on the count. What it leaves to the
+//! processor's model stands in [`super::models`].
 
 use super::case::*;
 use super::generate::effective_address;
@@ -120,11 +121,28 @@ fn image_holes(mnemonic: Mnemonic, size: usize) -> Vec<Range<usize>> {
     }
 }
 
+/// Elements of XMM registers for which any NaN is as good as another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NanLanes {
+    /// None: NaNs must agree bit by bit.
+    None,
+    /// Four of 32 bits.
+    Single,
+    /// Two of 64 bits.
+    Double,
+}
+
 /// What to leave out of a comparison.
 pub struct Mask {
-    flags: u64,
+    /// Flags that must agree.
+    pub flags: u64,
     tolerance: Tolerance,
+    /// Parts of the data page that need not agree.
     holes: Vec<Range<usize>>,
+    /// XMM elements of this size agree when both are NaN.
+    pub nans: NanLanes,
+    /// The host may have set TOP to zero, its registers untouched.
+    pub top_may_be_zero: bool,
     /// Addresses of an operand of several accesses, whose order is the processor's business: any of them may be
     /// the one that faults.
     faults: Range<u64>,
@@ -138,6 +156,8 @@ impl Mask {
             flags: FLAGS,
             tolerance: Tolerance::Exact,
             holes: Vec::new(),
+            nans: NanLanes::None,
+            top_may_be_zero: false,
             faults: 0..0,
         };
         if let Some(last) = instructions.last() {
@@ -166,6 +186,12 @@ impl Mask {
             }
         }
         mask
+    }
+
+    /// Leaves `size` bytes of memory from `at` on out of the comparison.
+    pub fn hide(&mut self, at: u64, size: usize) {
+        let start = at.wrapping_sub(DATA) as usize;
+        self.holes.push(start..start.wrapping_add(size));
     }
 
     fn hidden(&self, offset: usize) -> bool {
@@ -214,11 +240,14 @@ pub fn differences(native: &Outcome, soft: &Outcome, mask: &Mask) -> Vec<String>
     );
     field("MXCSR", a.mxcsr().into(), b.mxcsr().into());
     for i in 0..16 {
-        if !vectors_agree(a.xmm(i), b.xmm(i), mask.tolerance) {
+        let nans = nan_lanes_agree(a.xmm(i), b.xmm(i), mask.nans);
+        if !nans && !vectors_agree(a.xmm(i), b.xmm(i), mask.tolerance) {
             field(&format!("XMM{i}"), a.xmm(i), b.xmm(i));
         }
     }
-    x87_differences(a, b, mask.tolerance, &mut field);
+    let emptied = mask.top_may_be_zero && a.word(2) & TOP == 0;
+    let turned = if emptied { with_top_zero(b) } else { *b };
+    x87_differences(a, &turned, mask.tolerance, &mut field);
     const SHOWN: usize = 8;
     let mut shown = 0;
     for (i, (x, y)) in native.memory.iter().zip(&soft.memory).enumerate() {
@@ -250,6 +279,37 @@ fn x87_differences(a: &State, b: &State, tolerance: Tolerance, field: &mut impl 
         if !close {
             field(&format!("ST{i}"), x, y);
         }
+    }
+}
+
+/// The field TOP of the x87 status word.
+const TOP: u16 = 0x3800;
+
+/// The same x87 registers as seen from TOP 0: FXSAVE stores them from the top of the stack on.
+fn with_top_zero(state: &State) -> State {
+    let mut turned = *state;
+    let top = usize::from(state.word(2) & TOP) >> 11;
+    for i in 0..8 {
+        turned.set_slot(32 + 16 * ((i + top) % 8), state.slot(32 + 16 * i));
+    }
+    turned.fx[3] &= !((TOP >> 8) as u8);
+    turned
+}
+
+/// All elements are equal or both NaN.
+fn nan_lanes_agree(a: u128, b: u128, lanes: NanLanes) -> bool {
+    let single = |v: u128, i: u32| f32::from_bits((v >> (32 * i)) as u32);
+    let double = |v: u128, i: u32| f64::from_bits((v >> (64 * i)) as u64);
+    match lanes {
+        NanLanes::None => false,
+        NanLanes::Single => (0..4).all(|i| {
+            let (x, y) = (single(a, i), single(b, i));
+            x.to_bits() == y.to_bits() || x.is_nan() && y.is_nan()
+        }),
+        NanLanes::Double => (0..2).all(|i| {
+            let (x, y) = (double(a, i), double(b, i));
+            x.to_bits() == y.to_bits() || x.is_nan() && y.is_nan()
+        }),
     }
 }
 

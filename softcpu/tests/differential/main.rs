@@ -9,8 +9,10 @@
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 
 mod case;
+mod codes;
 mod compare;
 mod generate;
+mod models;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod native;

@@ -1,0 +1,193 @@
+//! Which instructions are compared: every `Code` of the features that softcpu has, but for those that a child process cannot run.
+
+use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeOperandKind};
+
+/// The features of x86-64-v2 that softcpu has.
+const FEATURES: &[CpuidFeature] = &[
+    CpuidFeature::INTEL8086,
+    CpuidFeature::INTEL186,
+    CpuidFeature::INTEL286,
+    CpuidFeature::INTEL386,
+    CpuidFeature::INTEL486,
+    CpuidFeature::X64,
+    CpuidFeature::CMOV,
+    CpuidFeature::CMPXCHG16B,
+    CpuidFeature::CX8,
+    CpuidFeature::CLFSH,
+    CpuidFeature::FPU,
+    CpuidFeature::FPU287,
+    CpuidFeature::FPU387,
+    CpuidFeature::FXSR,
+    CpuidFeature::MMX,
+    CpuidFeature::MULTIBYTENOP,
+    CpuidFeature::PAUSE,
+    CpuidFeature::POPCNT,
+    CpuidFeature::PREFETCHW,
+    CpuidFeature::SSE,
+    CpuidFeature::SSE2,
+    CpuidFeature::SSE3,
+    CpuidFeature::SSSE3,
+    CpuidFeature::SSE4_1,
+    CpuidFeature::SSE4_2,
+];
+
+/// Why a mnemonic is not run here although softcpu has it.
+pub const EXCLUDED: &[(Mnemonic, &str)] = &[
+    (Mnemonic::Int, "enters the host's kernel, or faults by its IDT"),
+    (Mnemonic::Int1, "the host's debugger"),
+    (Mnemonic::Int3, "ends every case"),
+    (Mnemonic::Syscall, "enters the host's kernel"),
+    (Mnemonic::Sysenter, "enters the host's kernel"),
+    (Mnemonic::Sysexit, "privileged; tested with the kernel"),
+    (Mnemonic::Sysret, "privileged; tested with the kernel"),
+    (Mnemonic::Cpuid, "the two processors differ on purpose"),
+    (Mnemonic::Rdtsc, "time"),
+    (Mnemonic::Rdpmc, "counters"),
+    (Mnemonic::Sgdt, "emulated by the host's kernel (UMIP)"),
+    (Mnemonic::Sidt, "emulated by the host's kernel (UMIP)"),
+    (Mnemonic::Sldt, "emulated by the host's kernel (UMIP)"),
+    (Mnemonic::Smsw, "emulated by the host's kernel (UMIP)"),
+    (Mnemonic::Str, "emulated by the host's kernel (UMIP)"),
+    (Mnemonic::Lar, "the host's descriptor tables"),
+    (Mnemonic::Lsl, "the host's descriptor tables"),
+    (Mnemonic::Verr, "the host's descriptor tables"),
+    (Mnemonic::Verw, "the host's descriptor tables"),
+    (Mnemonic::Lds, "the host's descriptor tables"),
+    (Mnemonic::Les, "the host's descriptor tables"),
+    (Mnemonic::Lfs, "the host's descriptor tables"),
+    (Mnemonic::Lgs, "the host's descriptor tables"),
+    (Mnemonic::Lss, "the host's descriptor tables"),
+    (Mnemonic::Iret, "the host's descriptor tables"),
+    (Mnemonic::Iretd, "the host's descriptor tables"),
+    (Mnemonic::Iretq, "the host's descriptor tables"),
+    (Mnemonic::Retf, "the host's descriptor tables"),
+    (Mnemonic::Popf, "could set TF and AC"),
+    (Mnemonic::Popfd, "could set TF and AC"),
+    (Mnemonic::Popfq, "could set TF and AC"),
+    (Mnemonic::Loadall, "not an instruction of these processors"),
+    (Mnemonic::Umov, "not an instruction of these processors"),
+    (Mnemonic::Ibts, "not an instruction of these processors"),
+    (Mnemonic::Xbts, "not an instruction of these processors"),
+    (
+        Mnemonic::Aaa,
+        "softcpu lacks the decimal adjustments of 32-bit code: #UD, reported",
+    ),
+    (
+        Mnemonic::Aad,
+        "softcpu lacks the decimal adjustments of 32-bit code: #UD, reported",
+    ),
+    (
+        Mnemonic::Aam,
+        "softcpu lacks the decimal adjustments of 32-bit code: #UD, reported",
+    ),
+    (
+        Mnemonic::Aas,
+        "softcpu lacks the decimal adjustments of 32-bit code: #UD, reported",
+    ),
+    (
+        Mnemonic::Daa,
+        "softcpu lacks the decimal adjustments of 32-bit code: #UD, reported",
+    ),
+    (
+        Mnemonic::Das,
+        "softcpu lacks the decimal adjustments of 32-bit code: #UD, reported",
+    ),
+    (Mnemonic::Bound, "softcpu lacks it: #UD, reported"),
+    (Mnemonic::Tzcnt, "runs as BSF, as without BMI1; the host has BMI1"),
+    (
+        Mnemonic::Lzcnt,
+        "runs as BSR, as without LZCNT; the host has LZCNT",
+    ),
+    (Mnemonic::Rdrand, "chance"),
+    (Mnemonic::Rdseed, "chance"),
+    (Mnemonic::Rdtscp, "time"),
+    (Mnemonic::Sysretq, "privileged; tested with the kernel"),
+    (Mnemonic::Wrmsr, "privileged; tested with the kernel"),
+    (Mnemonic::Rdmsr, "privileged; tested with the kernel"),
+    (Mnemonic::Wbnoinvd, "privileged; tested with the kernel"),
+    (Mnemonic::Clwb, "a cache's business"),
+    (Mnemonic::Clflushopt, "a cache's business"),
+    (Mnemonic::Endbr64, "a hint"),
+    (Mnemonic::Endbr32, "a hint"),
+    (Mnemonic::Prefetch, "a hint"),
+    (Mnemonic::Prefetchwt1, "a hint"),
+    (Mnemonic::Ud0, "vendors disagree on its length"),
+    (Mnemonic::Reservednop, "a hint whose encodings vendors reuse"),
+    (Mnemonic::Pause, "a hint"),
+    (Mnemonic::Salc, "undocumented"),
+    (Mnemonic::Fnsetpm, "no operation since the 387"),
+    (Mnemonic::Fsetpm, "no operation since the 387"),
+    (Mnemonic::Frstpm, "not an instruction of these processors"),
+    (Mnemonic::Fstdw, "not an instruction of these processors"),
+    (Mnemonic::Fstsg, "not an instruction of these processors"),
+    (Mnemonic::Arpl, "the host's kernel may intercept segment checks"),
+];
+
+/// Every legacy-encoded `Code` of the supported features for a mode, without the excluded ones.
+pub fn codes(bitness: u32) -> Vec<Code> {
+    Code::values()
+        .filter(|code| is_candidate(*code, bitness))
+        .collect()
+}
+
+fn is_candidate(code: Code, bitness: u32) -> bool {
+    let info = code.op_code();
+    // What only other vendors decode, and the pairs of FWAIT and an instruction, are no encodings of their own.
+    let mode = match bitness {
+        64 => info.mode64() && info.intel_decoder64(),
+        _ => info.mode32() && info.intel_decoder32(),
+    } && !info.fwait();
+    let supported = code.cpuid_features().iter().all(|f| FEATURES.contains(f));
+    let excluded = EXCLUDED.iter().any(|(m, _)| *m == code.mnemonic());
+    info.is_instruction()
+        && mode
+        && supported
+        && !excluded
+        && !is_far_or_segment(code)
+        && code.encoding() == EncodingKind::Legacy
+}
+
+/// Far branches, and moves and pops to segment registers, need the host's descriptor tables.
+pub fn is_far_or_segment(code: Code) -> bool {
+    let info = code.op_code();
+    let far =
+        |kind: &OpCodeOperandKind| matches!(kind, OpCodeOperandKind::farbr2_2 | OpCodeOperandKind::farbr4_2);
+    let segment_written =
+        code.mnemonic() == Mnemonic::Pop && info.op_kinds().iter().any(|kind| is_segment(*kind));
+    // Branches that cut RIP to 16 bits: no program outside of 16-bit code has them.
+    let cut =
+        |kind: &OpCodeOperandKind| matches!(kind, OpCodeOperandKind::br16_1 | OpCodeOperandKind::br16_2);
+    segment_written
+        || info.op_kinds().iter().any(cut)
+        || info.op_kinds().iter().any(far)
+        || matches!(
+            code,
+            Code::Call_m1616
+                | Code::Call_m1632
+                | Code::Call_m1664
+                | Code::Jmp_m1616
+                | Code::Jmp_m1632
+                | Code::Jmp_m1664
+                | Code::Mov_Sreg_rm16
+                | Code::Mov_Sreg_r32m16
+                | Code::Mov_Sreg_r64m16
+        )
+}
+
+/// Codes that sequences are made of: those whose results are exact, and whose outcome does not depend on registers
+/// that a sequence cannot choose.
+pub fn fits_sequences(code: Code) -> bool {
+    let unpredictable = matches!(
+        code,
+        Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL | Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_imm8
+    ) || matches!(
+        code.mnemonic(),
+        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Fyl2xp1
+    );
+    !unpredictable && !super::compare::only_alone(code) && !super::models::differs(code)
+}
+
+fn is_segment(kind: OpCodeOperandKind) -> bool {
+    use OpCodeOperandKind as K;
+    matches!(kind, K::seg_reg | K::es | K::cs | K::ss | K::ds | K::fs | K::gs)
+}
