@@ -1,4 +1,4 @@
-//! The kernel command line's `kiln.*` parameters, by which the machine tells one instance from another.
+//! The kernel command line's `root=` and `kiln.*` parameters, by which the machine tells one instance from another.
 
 use std::net::Ipv4Addr;
 
@@ -7,6 +7,10 @@ use std::net::Ipv4Addr;
 pub struct CommandLine {
     /// `console=`, the last one: device name without `/dev/` and without options.
     pub console: Option<String>,
+    /// `root=/dev/…`: the root disk instead of the image's. Other forms (`UUID=…`) need a search that nothing here does.
+    pub root: Option<String>,
+    /// `kiln.scrub=1`: remove what belongs to one instance from the root file system, and power off.
+    pub scrub: bool,
     /// `kiln.boot_timer=0x…`: guest-physical address of the boot timer's doorbell.
     pub boot_timer: Option<u64>,
     /// `kiln.instance=i-…`: which instance this is.
@@ -15,6 +19,8 @@ pub struct CommandLine {
     pub hostname: Option<String>,
     /// `kiln.init=`: PID 1 instead of the image's.
     pub init: Option<String>,
+    /// `kiln.stop=init`: power off where PID 1 of the image would be started, for measuring.
+    pub stop_at_init: bool,
     /// `kiln.ip=ADDRESS/PREFIX,GATEWAY,DNS,MTU`: the first network interface.
     pub network: Option<StaticNetwork>,
 }
@@ -45,10 +51,13 @@ impl CommandLine {
             let owned = || Some(value.to_owned()).filter(|value| !value.is_empty());
             match key {
                 "console" => line.console = value.split(',').next().map(str::to_owned),
+                "root" => line.root = owned().filter(|device| device.starts_with("/dev/")),
+                "kiln.scrub" => line.scrub = value == "1",
                 "kiln.boot_timer" => line.boot_timer = value.strip_prefix("0x").and_then(hex),
                 "kiln.instance" => line.instance = owned(),
                 "kiln.hostname" => line.hostname = owned(),
                 "kiln.init" => line.init = owned(),
+                "kiln.stop" => line.stop_at_init = value == "init",
                 "kiln.ip" => line.network = StaticNetwork::parse(value),
                 _ => {}
             }
@@ -87,12 +96,14 @@ mod tests {
     fn parameters_are_read() {
         let line = CommandLine::parse(
             "console=ttyS0,115200 quiet console=hvc0 kiln.boot_timer=0xc0000000 kiln.instance=i-1 kiln.hostname=web \
-             kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520\n",
+             kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520 root=/dev/vdb kiln.scrub=1 kiln.stop=init\n",
         );
         assert_eq!(line.console.as_deref(), Some("hvc0"));
         assert_eq!(line.boot_timer, Some(0xc000_0000));
+        assert_eq!((line.root.as_deref(), line.scrub), (Some("/dev/vdb"), true));
         assert_eq!(line.instance.as_deref(), Some("i-1"));
         assert_eq!(line.hostname.as_deref(), Some("web"));
+        assert!(line.stop_at_init);
         let network = line.network.unwrap();
         assert_eq!((network.prefix, network.mtu), (24, 65520));
         assert_eq!(network.dns, Ipv4Addr::new(10, 0, 2, 3));
@@ -101,7 +112,7 @@ mod tests {
     #[test]
     fn nonsense_is_as_good_as_absent() {
         let line = CommandLine::parse(
-            "kiln.boot_timer=c0 kiln.ip=10.0.2.15/33,1,2 kiln.instance= kiln.ip=x quiet =",
+            "kiln.boot_timer=c0 kiln.ip=10.0.2.15/33,1,2 kiln.instance= kiln.ip=x root=UUID=1 kiln.scrub=yes kiln.stop=x quiet =",
         );
         assert_eq!(line, CommandLine::default());
     }

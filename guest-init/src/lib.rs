@@ -1,6 +1,7 @@
 //! PID 1 of a Kiln guest and the agent beside it; and [`proto`], what the host and the agent say to each other.
 
 pub mod agent;
+pub mod archive;
 pub mod command_line;
 pub mod config;
 #[allow(unsafe_code)]

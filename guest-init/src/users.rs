@@ -1,7 +1,13 @@
 //! Users and groups by the image's own files. A static program cannot rely on the image's name services.
 
 use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::sys::signal::SigSet;
 
 /// Who a program runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +44,33 @@ impl User {
             groups: vec![0],
             home: text("/root"),
             shell: text("/bin/sh"),
+        }
+    }
+
+    /// Makes `command` run as this user, in a session of its own and with no signal blocked. With `terminal`, its standard
+    /// input is a terminal, which becomes the session's.
+    #[allow(unsafe_code)]
+    pub fn run(&self, command: &mut Command, terminal: bool) {
+        let (uid, gid, groups) = (self.uid, self.gid, self.groups.clone());
+        let setup = move || -> io::Result<()> {
+            // What PID 1 and the agent block is theirs.
+            SigSet::empty().thread_set_mask()?;
+            nix::unistd::setsid()?;
+            if terminal {
+                // SAFETY: TIOCSCTTY takes an integer; descriptor 0 is the terminal by now.
+                Errno::result(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 1) })?;
+            }
+            // SAFETY: `groups` is a live array of as many group ids as its length says. The raw calls affect this process only.
+            unsafe {
+                Errno::result(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
+                Errno::result(libc::syscall(libc::SYS_setgid, gid))?;
+                Errno::result(libc::syscall(libc::SYS_setuid, uid))?;
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec the closure only makes system calls; it allocates nothing and takes no lock.
+        unsafe {
+            command.pre_exec(setup);
         }
     }
 

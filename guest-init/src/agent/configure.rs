@@ -107,10 +107,9 @@ fn run_once(instance: &str, script: &str) -> io::Result<()> {
         .mode(0o640)
         .open(USER_DATA_LOG)?;
     let mut command = Command::new(path);
-    command
-        .current_dir("/")
-        .env_clear()
-        .envs(User::root().environment());
+    let root = User::root();
+    command.current_dir("/").env_clear().envs(root.environment());
+    root.run(&mut command, false);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

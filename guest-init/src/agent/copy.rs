@@ -5,8 +5,9 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use super::failed;
+use crate::archive;
 use crate::proto::frame::PAYLOAD_CAP;
-use crate::proto::{Failure, Kind, Reason, read_frame, write_frame};
+use crate::proto::{Failure, Kind, read_frame, write_frame};
 
 /// Makes output frames of what is written.
 struct Frames<'a>(&'a mut File);
@@ -48,43 +49,21 @@ impl Read for Input<'_> {
 
 /// Sends `path` under its last name.
 pub fn send(path: &Path, connection: &mut File) -> Result<(), Failure> {
-    let missing = |error| failed(path.display(), error);
-    let metadata = path.symlink_metadata().map_err(missing)?;
-    let name = path.file_name().map_or_else(|| Path::new("."), Path::new);
-    let mut archive = tar::Builder::new(io::BufWriter::with_capacity(PAYLOAD_CAP, Frames(connection)));
-    archive.follow_symlinks(false);
-    let appended = if metadata.is_dir() {
-        archive.append_dir_all(name, path)
-    } else {
-        archive.append_path_with_name(path, name)
-    };
-    appended
-        .and_then(|()| archive.into_inner()?.flush())
-        .map_err(|error| failed(path.display(), error))
+    let frames = io::BufWriter::with_capacity(PAYLOAD_CAP, Frames(connection));
+    archive::pack(path, frames).map_err(|error| failed(path.display(), error))
 }
 
-/// Unpacks what comes into `folder`. The archive cannot leave it: the tar crate refuses paths that do.
-pub fn receive(folder: &Path, connection: &mut File) -> Result<(), Failure> {
-    if !folder.is_dir() {
-        let message = format!("{} is not a folder in the guest", folder.display());
-        return Err(Failure {
-            reason: Reason::NotFound,
-            message,
-        });
-    }
+/// Unpacks what comes into the folder `path`, or as `path`.
+pub fn receive(path: &Path, connection: &mut File) -> Result<(), Failure> {
     let mut input = Input {
         connection,
         held: io::Cursor::default(),
         ended: false,
     };
-    let mut archive = tar::Archive::new(&mut input);
-    archive.set_preserve_permissions(true);
-    archive.set_preserve_mtime(true);
-    archive.set_unpack_xattrs(false);
-    let unpacked = archive.unpack(folder);
+    let unpacked = archive::unpack(&mut input, path, 0);
     // The rest (padding, or all after a failure) is read, so that the host does not wait for us while we wait for it.
     let rest = io::copy(&mut input, &mut io::sink());
     unpacked
         .and(rest.map(drop))
-        .map_err(|error| failed(folder.display(), error))
+        .map_err(|error| failed(path.display(), error))
 }

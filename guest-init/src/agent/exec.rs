@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -83,7 +83,7 @@ fn start(exec: &Exec) -> Result<Running, Failure> {
         Some(OpenptyResult { master, slave }) => {
             let copy = || slave.try_clone().map_err(|error| failed("a terminal", error));
             command.stdin(copy()?).stdout(copy()?).stderr(copy()?);
-            child::prepare(&mut command, &user, true);
+            user.run(&mut command, true);
             spawn(command, program)
                 .and_then(|child| Running::on_terminal(child, master).map_err(|error| failed(program, error)))
         }
@@ -92,7 +92,7 @@ fn start(exec: &Exec) -> Result<Running, Failure> {
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
-            child::prepare(&mut command, &user, false);
+            user.run(&mut command, false);
             spawn(command, program)
                 .and_then(|child| Running::on_pipes(child).map_err(|error| failed(program, error)))
         }
@@ -372,35 +372,12 @@ fn drain_all(stream: &mut Option<File>, kind: Kind, to: &mut File) -> Result<(),
 
 #[allow(unsafe_code)]
 mod child {
-    //! What has no safe form: preparing the child, and signalling it.
+    //! What has no safe form: signals and terminals of the child.
 
     use super::*;
     use std::os::fd::{AsRawFd, FromRawFd};
 
     nix::ioctl_write_ptr_bad!(set_window, libc::TIOCSWINSZ, Winsize);
-
-    /// Makes the child a session of its own, with the terminal as its controlling one if it has one, and drops to `user`.
-    pub fn prepare(command: &mut Command, user: &User, terminal: bool) {
-        let (uid, gid, groups) = (user.uid, user.gid, user.groups.clone());
-        let setup = move || {
-            nix::unistd::setsid()?;
-            if terminal {
-                // SAFETY: TIOCSCTTY takes an integer; descriptor 0 is the terminal by now.
-                nix::errno::Errno::result(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })?;
-            }
-            // SAFETY: `groups` is a live array of as many group ids as its length says. The raw calls affect this process only.
-            unsafe {
-                nix::errno::Errno::result(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
-                nix::errno::Errno::result(libc::syscall(libc::SYS_setgid, gid))?;
-                nix::errno::Errno::result(libc::syscall(libc::SYS_setuid, uid))?;
-            }
-            Ok(())
-        };
-        // SAFETY: between fork and exec the closure only makes system calls; it allocates nothing and takes no lock.
-        unsafe {
-            command.pre_exec(setup);
-        }
-    }
 
     /// A descriptor that becomes readable when the process ends.
     pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {

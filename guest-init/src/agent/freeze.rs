@@ -6,9 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::failed;
+use super::{fail, failed};
 use crate::proto::message::FREEZE_MAX;
-use crate::proto::{Failure, Reason};
+use crate::proto::{Error, Failure, Kind, Reason, read_frame, write_frame};
 
 /// The frozen file systems and which freeze it was; thawing empties it. A leaf lock.
 static FROZEN: Mutex<(u64, Vec<File>)> = Mutex::new((0, Vec::new()));
@@ -31,8 +31,22 @@ mod ioctl {
     }
 }
 
-/// Freezes every file system that has a disk, for `seconds` at most.
-pub fn freeze(seconds: u32) -> Result<(), Failure> {
+/// Freezes for as long as the host stays connected, and for `seconds` at most: a host that dies in the middle of its copy
+/// must not leave the guest hanging.
+pub fn serve(seconds: u32, connection: &mut File) -> Result<(), Error> {
+    let generation = match freeze(seconds) {
+        Ok(generation) => generation,
+        Err(failure) => return fail(connection, &failure),
+    };
+    let answered = write_frame(connection, Kind::Done, b"");
+    // Nothing more is expected: whatever comes, the host's end most likely, is the end.
+    let _ = read_frame(connection);
+    thaw_generation(generation);
+    answered
+}
+
+/// Freezes every file system that has a disk, for `seconds` at most. Returns which freeze it is.
+fn freeze(seconds: u32) -> Result<u64, Failure> {
     if seconds == 0 || seconds > FREEZE_MAX {
         let message = format!("a freeze takes 1 to {FREEZE_MAX} seconds, not {seconds}");
         return Err(Failure {
@@ -69,13 +83,10 @@ pub fn freeze(seconds: u32) -> Result<(), Failure> {
     drop(frozen);
     let watchdog = move || {
         thread::sleep(Duration::from_secs(seconds.into()));
-        let mut frozen = FROZEN.lock().unwrap_or_else(PoisonError::into_inner);
-        if frozen.0 == generation {
-            thaw_all(&mut frozen.1);
-        }
+        thaw_generation(generation);
     };
     match thread::Builder::new().spawn(watchdog) {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(generation),
         Err(error) => {
             // Without somebody to end it, the freeze could last for ever.
             let _ = thaw();
@@ -95,6 +106,14 @@ pub fn thaw() -> Result<(), Failure> {
     }
     thaw_all(&mut frozen.1);
     Ok(())
+}
+
+/// Thaws if it is still this freeze that holds.
+fn thaw_generation(generation: u64) {
+    let mut frozen = FROZEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if frozen.0 == generation {
+        thaw_all(&mut frozen.1);
+    }
 }
 
 fn thaw_all(frozen: &mut Vec<File>) {

@@ -1,13 +1,9 @@
-//! What makes one machine different from another made of the same image: renewed at the first boot of an instance, removed before
-//! an image is made of one.
+//! What makes one machine different from another made of the same image: renewed at the first boot of an instance.
 
 use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
-
-use super::failed;
-use crate::proto::Failure;
 
 /// Holds the id of the instance that the identity belongs to.
 const INSTANCE: &str = "var/lib/kiln/instance-id";
@@ -40,7 +36,9 @@ pub fn renew(root: &Path, instance: Option<&str>, hostname: Option<&str>) -> io:
     let machine_id = random_hex()?;
     fs::create_dir_all(root.join("etc"))?;
     fs::write(root.join("etc/machine-id"), format!("{machine_id}\n"))?;
-    make_host_keys(root);
+    if root == Path::new("/") {
+        make_host_keys();
+    }
     if let Some(hostname) = hostname {
         set_hostname(root, hostname)?;
     }
@@ -52,17 +50,8 @@ pub fn renew(root: &Path, instance: Option<&str>, hostname: Option<&str>) -> io:
     Ok(true)
 }
 
-/// Removes the running system's identity, for an image that is about to be made of it. What runs keeps running: the
-/// files are read at boot only.
-pub fn scrub() -> Result<(), Failure> {
-    let root = Path::new("/");
-    remove(root);
-    fs::write("/etc/machine-id", "").map_err(|error| failed("/etc/machine-id", error))?;
-    nix::unistd::sync();
-    Ok(())
-}
-
-fn remove(root: &Path) {
+/// Removes what no two machines may share.
+pub fn remove(root: &Path) {
     for path in SECRETS {
         // Most images have few of them.
         let _ = fs::remove_file(root.join(path));
@@ -78,22 +67,17 @@ fn remove(root: &Path) {
 }
 
 /// Makes host keys where sshd is installed. A failure leaves sshd without that key, which sshd reports.
-fn make_host_keys(root: &Path) {
-    if !root.join("usr/sbin/sshd").exists() || !root.join("usr/bin/ssh-keygen").exists() {
+fn make_host_keys() {
+    if !["/usr/sbin/sshd", "/usr/bin/ssh-keygen"]
+        .iter()
+        .all(|program| Path::new(program).exists())
+    {
         return;
     }
     for kind in HOST_KEYS {
-        let mut keygen = if root == Path::new("/") {
-            Command::new("/usr/bin/ssh-keygen")
-        } else {
-            let mut chroot = Command::new("chroot");
-            chroot.arg(root).arg("/usr/bin/ssh-keygen");
-            chroot
-        };
-        keygen
+        let _ = Command::new("/usr/bin/ssh-keygen")
             .args(["-q", "-N", "", "-C", "", "-t", kind, "-f"])
-            .arg(format!("/etc/ssh/ssh_host_{kind}_key"));
-        let _ = keygen
+            .arg(format!("/etc/ssh/ssh_host_{kind}_key"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

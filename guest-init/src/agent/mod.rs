@@ -9,11 +9,14 @@ mod copy;
 mod exec;
 mod freeze;
 mod identity;
+mod port;
+mod scrub;
+mod stop;
 mod vsock;
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -21,8 +24,10 @@ use std::thread;
 use crate::proto::{
     AGENT_PORT, Error, Failure, Frame, Kind, READY_PORT, Ready, Reason, Request, read_frame, write_frame,
 };
+use crate::users::User;
 
 pub use identity::renew;
+pub use scrub::{scrub, trim};
 
 /// Connections at once. The host opens one for each command that runs.
 const CONNECTIONS_CAP: usize = 64;
@@ -37,10 +42,11 @@ pub fn has_cloud_init() -> bool {
 
 /// Serves requests until the machine stops. `ready` is called once requests are taken, before the host is told.
 pub fn serve(ready: impl FnOnce()) -> std::io::Result<()> {
+    let open = Arc::new(AtomicUsize::new(0));
+    stop::when_asked(&open)?;
     let listener = vsock::listen(AGENT_PORT)?;
     ready();
     announce();
-    let open = Arc::new(AtomicUsize::new(0));
     loop {
         let Ok(connection) = vsock::accept(&listener) else {
             continue;
@@ -111,22 +117,31 @@ fn carry_out(request: Request, mut connection: File) -> Result<(), Error> {
             return write_frame(&mut connection, answer.kind, &answer.payload);
         }
         Request::Exec(exec) => return exec::run(&exec, connection),
-        Request::CopyOut { path } => copy::send(Path::new(&path), &mut connection),
-        Request::CopyIn { folder } => copy::receive(Path::new(&folder), &mut connection),
+        Request::CopyOut { path } => copy::send(&absolute(&path), &mut connection),
+        Request::CopyIn { path } => copy::receive(&absolute(&path), &mut connection),
+        Request::WaitPort { port } => port::wait(port, &connection),
+        Request::Connect { port } => return port::connect(port, connection),
         Request::Shutdown { reboot } => {
             write_frame(&mut connection, Kind::Done, b"")?;
             return shutdown(reboot, &mut connection);
         }
-        Request::Freeze { seconds } => freeze::freeze(seconds),
+        Request::Freeze { seconds } => return freeze::serve(seconds, &mut connection),
         Request::Thaw => freeze::thaw(),
         Request::SetClock { nanoseconds } => clock::set(nanoseconds),
         Request::Configure(configure) => configure::apply(&configure),
-        Request::ScrubIdentity => identity::scrub(),
     };
     match result {
         Ok(()) => write_frame(&mut connection, Kind::Done, b""),
         Err(failure) => fail(&mut connection, &failure),
     }
+}
+
+/// A path as the superuser would mean it: a relative one begins at home.
+fn absolute(path: &str) -> PathBuf {
+    let home = User::find(Path::new("/"), "root").map(|root| PathBuf::from(root.home));
+    home.filter(|home| home.is_dir())
+        .unwrap_or_else(|| PathBuf::from("/"))
+        .join(path)
 }
 
 fn fail(connection: &mut impl Write, failure: &Failure) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 mod disk;
 mod grow;
+mod local_services;
 mod modules;
 mod mounts;
 mod network;
@@ -18,7 +19,7 @@ use nix::unistd::{ForkResult, fork};
 use crate::agent;
 use crate::command_line::CommandLine;
 use crate::config::{Config, INIT_GUEST};
-use crate::proto::mark;
+use crate::proto::{SCRUBBED, STOPPED_AT_INIT, mark};
 use timer::BootTimer;
 
 /// Where the root file system is mounted before it becomes the root.
@@ -87,8 +88,10 @@ pub fn main() -> ! {
     match boot() {
         Ok(never) => match never {},
         Err(error) => {
-            mounts::say(&format!("guest-init: {error}\nguest-init: powering off"));
-            power::off()
+            // The end of PID 1 is a kernel panic, which a host tells from a machine that was switched off.
+            mounts::say(&format!("guest-init: fatal: {error}"));
+            nix::unistd::sync();
+            std::process::exit(1)
         }
     }
 }
@@ -98,20 +101,28 @@ fn boot() -> Result<std::convert::Infallible, Error> {
     mounts::early()?;
     let machine = mounts::command_line();
     let timer = BootTimer::open(machine.boot_timer);
+    timer.kernel_started();
     timer.mark(mark::KERNEL_READY);
-    let config = Config::load()?;
+    let mut config = Config::load()?;
+    if let Some(device) = &machine.root {
+        config.root_device.clone_from(device);
+    }
 
-    modules::load(&config.modules)?;
+    modules::load(&config.modules);
     disk::wait_for(&config.root_device)?;
     mounts::root(&config, NEW_ROOT)?;
     timer.mark(mark::ROOT_MOUNTED);
+    if machine.scrub {
+        scrub()?;
+        power::off()
+    }
     if config.grow_root && config.root_writable {
         grow::to_disk_size(&config.root_device, NEW_ROOT);
     }
+    mounts::switch_root(NEW_ROOT)?;
     if config.root_writable {
         renew_identity(&machine);
     }
-    mounts::switch_root(NEW_ROOT)?;
 
     let init = machine.init.as_deref().unwrap_or(&config.init);
     let console = machine.console.as_deref().unwrap_or(&config.console);
@@ -120,10 +131,12 @@ fn boot() -> Result<std::convert::Infallible, Error> {
         network::up(machine.network.as_ref());
         start_agent(timer.clone())?;
         timer.mark(mark::INIT);
+        stop_if_asked(&machine);
         supervise::run(&config, console)
     } else {
         start_agent(timer.clone())?;
         timer.mark(mark::INIT);
+        stop_if_asked(&machine);
         drop(timer);
         // The kernel's own arguments for init (single, 3, …) are the image's init's.
         let source = Command::new(init).args(std::env::args_os().skip(1)).exec();
@@ -134,9 +147,19 @@ fn boot() -> Result<std::convert::Infallible, Error> {
     }
 }
 
+/// Makes the root file system one that an image can be made of, and says so on the console.
+fn scrub() -> Result<(), Error> {
+    agent::scrub(Path::new(NEW_ROOT)).map_err(os("removing the identity"))?;
+    // A disk that takes no discards keeps the deleted blocks; they are still not part of any file.
+    let _ = agent::trim(Path::new(NEW_ROOT));
+    nix::mount::umount(NEW_ROOT).map_err(os("unmounting the root file system"))?;
+    mounts::say(SCRUBBED);
+    Ok(())
+}
+
 /// A machine that boots without a renewed identity is better than none: a failure is said and nothing more.
 fn renew_identity(machine: &CommandLine) {
-    let root = Path::new(NEW_ROOT);
+    let root = Path::new("/");
     if let Err(error) = agent::renew(root, machine.instance.as_deref(), machine.hostname.as_deref()) {
         mounts::say(&format!(
             "guest-init: the machine's identity could not be renewed: {error}"
@@ -159,6 +182,14 @@ fn name_machine(machine: &CommandLine, config: &Config) {
     }
 }
 
+/// The end of a boot that is only measured.
+fn stop_if_asked(machine: &CommandLine) {
+    if machine.stop_at_init {
+        mounts::print(STOPPED_AT_INIT);
+        power::off()
+    }
+}
+
 /// Forks the agent off, before PID 1 becomes something else.
 fn start_agent(timer: BootTimer) -> Result<(), Error> {
     // SAFETY: PID 1 has one thread here, so the child has all that it needs.
@@ -168,6 +199,7 @@ fn start_agent(timer: BootTimer) -> Result<(), Error> {
             // A session of its own: signals of a console's terminal do not reach it.
             let _ = nix::unistd::setsid();
             power::restore_signals();
+            power::survive_systemd();
             let error = agent::serve(move || timer.mark(mark::READY)).err();
             if let Some(error) = error {
                 mounts::say(&format!("guest-init: no agent: vsock: {error}"));

@@ -52,7 +52,8 @@ const LATE: &[Kernel] = &[
     Kernel {
         point: "/dev/pts",
         kind: "devpts",
-        flags: SAFE,
+        // Terminals are devices: programs that open one by its name, as apt does for its log, must be let.
+        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
         options: "gid=5,mode=0620,ptmxmode=0666",
     },
     Kernel {
@@ -80,6 +81,9 @@ const LATE: &[Kernel] = &[
         options: "",
     },
 ];
+
+/// Says to programs that PID 1 is ours, as `/run/systemd/system` says of systemd.
+const MARK: &str = "/run/guest-init";
 
 /// Links that programs expect in `/dev`.
 const DEV_LINKS: &[(&str, &str)] = &[
@@ -110,6 +114,7 @@ pub fn late() {
     for (target, link) in DEV_LINKS {
         let _ = std::os::unix::fs::symlink(target, link);
     }
+    let _ = fs::create_dir(MARK);
 }
 
 fn attach(entry: &Kernel) -> nix::Result<()> {
@@ -201,5 +206,18 @@ pub fn say(text: &str) {
         if written.is_err() {
             eprintln!("{line}");
         }
+    }
+}
+
+/// Prints a line on the console, whatever the kernel's log level, and returns when it has left the machine.
+pub fn print(line: &str) {
+    let console = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NOCTTY | libc::O_CLOEXEC)
+        .open("/dev/console");
+    if let Ok(mut console) = console
+        && console.write_all(format!("{line}\n").as_bytes()).is_ok()
+    {
+        let _ = nix::sys::termios::tcdrain(&console);
     }
 }

@@ -38,7 +38,7 @@ pub fn shut_down(end: End) -> ! {
     })
 }
 
-/// Powers off at once.
+/// Powers off where no other process runs yet.
 pub fn off() -> ! {
     sync();
     stop(RebootMode::RB_POWER_OFF)
@@ -96,4 +96,38 @@ fn mount_points() -> Vec<String> {
 /// Lets signals through that PID 1 had blocked, for a child that handles them as usual.
 pub fn restore_signals() {
     let _ = SigSet::empty().thread_set_mask();
+}
+
+/// Marks this process, which was forked from PID 1, as one that systemd leaves alone when it ends all others: by an `@` at the
+/// beginning of its command line (systemd.io/ROOT_STORAGE_DAEMONS). So the host hears how commands ended.
+pub fn survive_systemd() {
+    let status = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    if let Some(address) = arguments_address(&status) {
+        // SAFETY: the kernel says that this process's arguments begin there, in its own writable stack; the program's name has at
+        // least one byte, and nobody reads it while this process has one thread.
+        unsafe { std::ptr::with_exposed_provenance_mut::<u8>(address).write_volatile(b'@') }
+    }
+}
+
+/// `arg_start`, field 48 of `/proc/PID/stat` (proc_pid_stat(5)). The second field, in parentheses, may hold spaces.
+fn arguments_address(status: &str) -> Option<usize> {
+    let (_, fields) = status.rsplit_once(") ")?;
+    let address = fields.split(' ').nth(48 - 3)?.trim().parse().ok()?;
+    (address != 0).then_some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_begin_where_the_kernel_says() {
+        let status = fs::read_to_string("/proc/self/stat").unwrap();
+        let address = arguments_address(&status).unwrap();
+        // SAFETY: the kernel says that the program's name is there; it has more than one byte.
+        let first = unsafe { std::ptr::with_exposed_provenance::<u8>(address).read_volatile() };
+        let name = std::env::args_os().next().unwrap();
+        assert_eq!(first, name.as_encoded_bytes()[0]);
+        assert_eq!(arguments_address("1 (a) b) S 0"), None);
+    }
 }

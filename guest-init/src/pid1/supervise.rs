@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -15,7 +14,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::power::{self, End};
-use super::{Error, mounts, os};
+use super::{Error, local_services, mounts, os};
 use crate::config::{Config, Service};
 use crate::users::User;
 
@@ -39,8 +38,8 @@ enum Role {
 }
 
 /// A service and its history.
-struct Supervised<'a> {
-    service: &'a Service,
+struct Supervised {
+    service: Service,
     started: Instant,
     pause: Duration,
     /// When it is to be started (again).
@@ -59,6 +58,8 @@ enum Wake {
     Child,
     /// The machine is to end so.
     End(End),
+    /// Services have been added.
+    Reload,
     /// Time has passed.
     Time,
 }
@@ -68,13 +69,9 @@ pub fn run(config: &Config, console: &str) -> Result<std::convert::Infallible, E
     mounts::late();
     let signals = Signals::block();
     let now = Instant::now();
-    let supervise = |service| Supervised {
-        service,
-        started: now,
-        pause: FIRST_PAUSE,
-        due: Some(now),
-    };
-    let mut services: Vec<Supervised<'_>> = config.services.iter().map(supervise).collect();
+    let mut services = Vec::new();
+    adopt(&mut services, config.services.iter().cloned());
+    adopt(&mut services, local_services::load());
     let mut children = HashMap::new();
     let mut shell_pause = FIRST_PAUSE;
     let mut shell_due = config.console_shell.then_some(now);
@@ -93,6 +90,7 @@ pub fn run(config: &Config, console: &str) -> Result<std::convert::Infallible, E
         match signals.wait(due.map(|due| due.saturating_duration_since(Instant::now()))) {
             Wake::End(end) => power::shut_down(end),
             Wake::Time => {}
+            Wake::Reload => adopt(&mut services, local_services::load()),
             Wake::Child => {
                 if !reap(&mut services, &mut children) {
                     continue;
@@ -108,7 +106,26 @@ pub fn run(config: &Config, console: &str) -> Result<std::convert::Infallible, E
     }
 }
 
-fn start_due(services: &mut [Supervised<'_>], children: &mut HashMap<Pid, Role>) {
+/// Takes services in: new ones start now, known ones have their new definition when they start the next time.
+fn adopt(services: &mut Vec<Supervised>, found: impl IntoIterator<Item = Service>) {
+    let now = Instant::now();
+    for service in found {
+        match services
+            .iter_mut()
+            .find(|known| known.service.name == service.name)
+        {
+            Some(known) => known.service = service,
+            None => services.push(Supervised {
+                service,
+                started: now,
+                pause: FIRST_PAUSE,
+                due: Some(now),
+            }),
+        }
+    }
+}
+
+fn start_due(services: &mut [Supervised], children: &mut HashMap<Pid, Role>) {
     let now = Instant::now();
     for (index, supervised) in services.iter_mut().enumerate() {
         if supervised.due.is_none_or(|due| due > now) {
@@ -116,7 +133,7 @@ fn start_due(services: &mut [Supervised<'_>], children: &mut HashMap<Pid, Role>)
         }
         supervised.due = None;
         supervised.started = now;
-        match start_service(supervised.service) {
+        match start_service(&supervised.service) {
             Ok(pid) => drop(children.insert(pid, Role::Service(index))),
             Err(error) => {
                 mounts::say(&format!(
@@ -130,7 +147,7 @@ fn start_due(services: &mut [Supervised<'_>], children: &mut HashMap<Pid, Role>)
 }
 
 /// Takes the ends of all children that have ended. Returns whether the console's shell was among them.
-fn reap(services: &mut [Supervised<'_>], children: &mut HashMap<Pid, Role>) -> bool {
+fn reap(services: &mut [Supervised], children: &mut HashMap<Pid, Role>) -> bool {
     let mut shell_ended = false;
     loop {
         let (pid, succeeded) = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
@@ -148,7 +165,7 @@ fn reap(services: &mut [Supervised<'_>], children: &mut HashMap<Pid, Role>) -> b
     }
 }
 
-impl Supervised<'_> {
+impl Supervised {
     fn ended(&mut self, succeeded: bool) {
         if !self.service.restart.again(succeeded) {
             return;
@@ -178,7 +195,7 @@ fn start_service(service: &Service) -> io::Result<Pid> {
     command.current_dir(&service.directory).stdin(Stdio::null());
     let log = open_log(&service.name)?;
     command.stdout(log.try_clone()?).stderr(log);
-    become_user(&mut command, user);
+    user.run(&mut command, false);
     spawn(command)
 }
 
@@ -193,24 +210,6 @@ fn open_log(name: &str) -> io::Result<File> {
         .open(format!("/var/log/{name}.log"))
 }
 
-fn become_user(command: &mut Command, user: User) {
-    let setup = move || {
-        power::restore_signals();
-        nix::unistd::setsid()?;
-        // SAFETY: `groups` is a live array of as many ids as its length says; between fork and exec there is one thread.
-        unsafe {
-            Errno::result(libc::setgroups(user.groups.len() as _, user.groups.as_ptr()))?;
-            Errno::result(libc::setgid(user.gid))?;
-            Errno::result(libc::setuid(user.uid))?;
-        }
-        Ok(())
-    };
-    // SAFETY: PID 1 has one thread, so the child may do anything; the closure makes system calls only.
-    unsafe {
-        command.pre_exec(setup);
-    }
-}
-
 /// A login shell with the console as its controlling terminal.
 fn start_shell(console: &str) -> io::Result<Pid> {
     let shell = SHELLS.iter().find(|shell| Path::new(shell).exists());
@@ -222,7 +221,6 @@ fn start_shell(console: &str) -> io::Result<Pid> {
         .write(true)
         .custom_flags(libc::O_NOCTTY)
         .open(device)?;
-    let descriptor = terminal.as_raw_fd();
     let mut command = Command::new(shell);
     command.arg0(format!("-{}", shell.rsplit('/').next().unwrap_or("sh")));
     command.env_clear().envs(User::root().environment());
@@ -235,17 +233,7 @@ fn start_shell(console: &str) -> io::Result<Pid> {
         .stdin(terminal.try_clone()?)
         .stdout(terminal.try_clone()?)
         .stderr(terminal.try_clone()?);
-    let setup = move || {
-        power::restore_signals();
-        nix::unistd::setsid()?;
-        // SAFETY: TIOCSCTTY takes an integer; the descriptor is the console's and open.
-        Errno::result(unsafe { libc::ioctl(descriptor, libc::TIOCSCTTY, 1) })?;
-        Ok(())
-    };
-    // SAFETY: PID 1 has one thread, so the child may do anything; the closure makes system calls only.
-    unsafe {
-        command.pre_exec(setup);
-    }
+    User::root().run(&mut command, true);
     spawn(command)
 }
 
@@ -266,6 +254,7 @@ impl Signals {
             libc::sigemptyset(&raw mut set);
             for signal in [
                 libc::SIGCHLD,
+                libc::SIGHUP,
                 libc::SIGINT,
                 libc::SIGTERM,
                 libc::SIGUSR1,
@@ -295,12 +284,13 @@ impl Signals {
     }
 }
 
-/// What a signal means: the kernel's Ctrl-Alt-Del (INT), busybox's words for its init (USR1, USR2, TERM) and systemd's
+/// What a signal means: services have been added (HUP), the kernel's Ctrl-Alt-Del (INT), busybox's words for its init (USR1, USR2, TERM) and systemd's
 /// (RTMIN+4, RTMIN+5), so that `poweroff` and `reboot` of either work.
 fn wake(signal: i32) -> Wake {
     let (off, again) = (libc::SIGRTMIN() + 4, libc::SIGRTMIN() + 5);
     match signal {
         libc::SIGCHLD => Wake::Child,
+        libc::SIGHUP => Wake::Reload,
         libc::SIGUSR1 | libc::SIGUSR2 => Wake::End(End::Off),
         libc::SIGTERM | libc::SIGINT => Wake::End(End::Reboot),
         signal if signal == off => Wake::End(End::Off),
@@ -325,9 +315,9 @@ mod tests {
         }
     }
 
-    fn supervised(service: &Service) -> Supervised<'_> {
+    fn supervised(service: &Service) -> Supervised {
         Supervised {
-            service,
+            service: service.clone(),
             started: Instant::now(),
             pause: FIRST_PAUSE,
             due: None,
@@ -366,6 +356,17 @@ mod tests {
             ended.ended(succeeded);
             assert_eq!(ended.due.is_some(), again, "{restart:?} {succeeded}");
         }
+    }
+
+    #[test]
+    fn a_service_is_taken_in_once() {
+        let mut services = Vec::new();
+        adopt(&mut services, [service(Restart::Never)]);
+        services[0].due = None;
+        adopt(&mut services, [service(Restart::Always)]);
+        assert_eq!(services.len(), 1);
+        assert_eq!(services[0].due, None, "it runs already");
+        assert_eq!(services[0].service.restart, Restart::Always);
     }
 
     #[test]

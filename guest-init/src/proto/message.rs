@@ -15,17 +15,28 @@ pub enum Request {
         /// Start again afterwards.
         reboot: bool,
     },
-    /// Unpack the tar archive that follows as input into this folder.
+    /// Unpack the tar archive that follows as input.
     CopyIn {
-        /// An existing folder.
-        folder: String,
+        /// An existing folder to unpack into, or the name that the one file or folder in the archive is to have.
+        path: String,
     },
     /// Send this file or folder as a tar archive.
     CopyOut {
-        /// Absolute path.
+        /// A relative path begins at root's home.
         path: String,
     },
-    /// Make every file system on a disk consistent and hold all writes to it.
+    /// Answer when something listens on this TCP port.
+    WaitPort {
+        /// 1 to 65535.
+        port: u16,
+    },
+    /// Connect to a TCP port on the guest's loopback address and pass input and output frames; Done is the end.
+    Connect {
+        /// 1 to 65535.
+        port: u16,
+    },
+    /// Make every file system on a disk consistent and hold all writes to it, until [`Request::Thaw`] or the end of this
+    /// connection.
     Freeze {
         /// Thaw by itself after so many seconds, should nobody ask for it: at most [`FREEZE_MAX`].
         seconds: u32,
@@ -39,8 +50,6 @@ pub enum Request {
     },
     /// Apply what belongs to this instance, unless cloud-init in the image does.
     Configure(Configure),
-    /// Remove what must not be shared by instances of an image that is about to be made from this one.
-    ScrubIdentity,
 }
 
 /// Longest freeze in seconds: more than a copy takes, less than the kernel's patience with hung tasks.

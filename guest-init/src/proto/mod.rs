@@ -10,11 +10,18 @@ pub mod message;
 pub use frame::{Error, Frame, Kind, read_frame, write_frame};
 pub use message::{Configure, Ended, Exec, Failure, Ready, Reason, Request, Size, Terminal};
 
+/// What the console says once a boot with `kiln.scrub=1` has removed the identity and is about to power off.
+pub const SCRUBBED: &str = "guest-init: the identity is removed";
+
 /// The agent's vsock port in the guest.
 pub const AGENT_PORT: u32 = 1024;
 
 /// The host's vsock port for [`Ready`].
 pub const READY_PORT: u32 = 1025;
+
+/// What a guest with `kiln.stop=init` prints on its console where it would start the image's PID 1: the end of a boot that
+/// every virtual machine monitor shows alike.
+pub const STOPPED_AT_INIT: &str = "guest-init: stopped at init";
 
 /// Marks that the guest writes to the boot timer, by their number in the launch timeline.
 pub mod mark {
