@@ -46,7 +46,7 @@ impl fmt::Display for Region {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {}", path.display(), reason(source))]
     Io {
         /// What was attempted.
         action: &'static str,
@@ -106,6 +106,14 @@ pub enum Error {
         /// The part asked for.
         part: PartName,
     },
+}
+
+/// The operating system's words, but for what people know by other words.
+fn reason(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::StorageFull => "the disk is full".into(),
+        _ => source.to_string(),
+    }
 }
 
 impl Error {

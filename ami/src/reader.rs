@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::Region;
 use crate::header::{Header, HeaderError};
@@ -11,11 +12,14 @@ use crate::layout::{BLOCK, MANIFEST_PARTITION};
 use crate::newfile::io_error;
 use crate::{AmiId, ChunkTable, Digest, Error, Layout, Manifest, Part, PartName, Signature, gpt};
 
+/// Bytes read at once where header and manifest are: enough for most manifests.
+const HEAD_READ: u64 = 16 << 10;
+
 /// An open AMI. Reads with `pread`: nothing is mapped, and the file may be shared by any number of readers.
 #[derive(Debug)]
 pub struct Ami {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     id: AmiId,
     digest: Digest,
     manifest: Manifest,
@@ -35,7 +39,7 @@ impl Ami {
     /// As [`Ami::open`], with a file that is already open. `path` is for messages.
     pub fn from_file(file: File, path: &Path) -> Result<Self, Error> {
         let length = file.metadata().map_err(|e| io_error("read", path, e))?.len();
-        let header = read_header(&file, path, length)?;
+        let (header, mut bytes) = read_header(&file, path, length)?;
         let manifest_at = MANIFEST_PARTITION + BLOCK;
         let need = manifest_at + u64::from(header.manifest_length);
         if length < need {
@@ -46,9 +50,12 @@ impl Ami {
                 need,
             });
         }
-        let mut bytes = vec![0; header.manifest_length as usize];
-        file.read_exact_at(&mut bytes, manifest_at)
-            .map_err(|e| io_error("read", path, e))?;
+        let have = bytes.len().min(header.manifest_length as usize);
+        bytes.resize(header.manifest_length as usize, 0);
+        if have < bytes.len() {
+            file.read_exact_at(&mut bytes[have..], manifest_at + have as u64)
+                .map_err(|e| io_error("read", path, e))?;
+        }
         if Digest::of(&bytes) != header.manifest {
             return Err(damaged(
                 path,
@@ -74,7 +81,7 @@ impl Ami {
         check_length(path, length, &layout)?;
         let ami = Self {
             path: path.into(),
-            file,
+            file: Arc::new(file),
             id: AmiId::of(&header.manifest),
             digest: header.manifest,
             manifest,
@@ -111,8 +118,13 @@ impl Ami {
     }
 
     /// The open file, for mapping a part at its [`Part::offset`].
-    pub fn file(&self) -> &File {
+    pub fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// Length of the whole file in bytes.
+    pub fn length(&self) -> u64 {
+        self.layout.file_length
     }
 
     /// Where a part is.
@@ -272,15 +284,19 @@ fn damaged(path: &Path, region: Region, why: impl Into<String>) -> Error {
     }
 }
 
-fn read_header(file: &File, path: &Path, length: u64) -> Result<Header, Error> {
+/// The header, and what else came with it: the beginning of the manifest.
+fn read_header(file: &File, path: &Path, length: u64) -> Result<(Header, Vec<u8>), Error> {
     let need = MANIFEST_PARTITION + BLOCK;
     if length < need {
         return Err(not_an_ami(file, path, length));
     }
-    let mut block = [0; BLOCK as usize];
-    file.read_exact_at(&mut block, MANIFEST_PARTITION)
+    let mut bytes = vec![0; (length - MANIFEST_PARTITION).min(HEAD_READ) as usize];
+    file.read_exact_at(&mut bytes, MANIFEST_PARTITION)
         .map_err(|e| io_error("read", path, e))?;
-    Header::from_block(&block).map_err(|error| match error {
+    let rest = bytes.split_off(BLOCK as usize);
+    let mut block = [0; BLOCK as usize];
+    block.copy_from_slice(&bytes);
+    let header = Header::from_block(&block).map_err(|error| match error {
         HeaderError::Magic => not_an_ami(file, path, length),
         HeaderError::Version(found) => Error::Unsupported {
             path: path.into(),
@@ -288,7 +304,8 @@ fn read_header(file: &File, path: &Path, length: u64) -> Result<Header, Error> {
             supported: crate::SCHEMA,
         },
         HeaderError::Damaged(why) => damaged(path, Region::Header, why),
-    })
+    })?;
+    Ok((header, rest))
 }
 
 /// Say what a file without our magic looks like, since people mix up file names.

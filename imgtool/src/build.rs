@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use ami::boot::{BootConfig, Restart, Service};
 use ami::{Architecture, BlockDeviceMapping, Digest, ExposedPort, INIT_GUEST, Manifest};
 
+use crate::base::{self, Base};
 use crate::compose::kernel::Kernel;
 use crate::compose::{self, Written, initramfs, kernel, modules, sbom};
 use crate::progress::{Progress, Unit};
@@ -12,8 +13,10 @@ use crate::recipe::{self, Arch, Recipe};
 use crate::root::{self, Root};
 use crate::store::{self, Store};
 
-/// What every image's kernel is told, before what the recipe adds. Messages on a console cost a quarter of the boot.
-pub const COMMAND_LINE: &str = "quiet";
+/// What every image's kernel is told, before what the recipe adds. Messages on a console cost a quarter of the boot, and each
+/// character of one two exits: only what is worse than an error is printed (a panic prints all there is). The kernel's
+/// self-tests of its own cryptography are half the instructions of a boot; a recipe asks for them with `cryptomgr.notests=0`.
+pub const COMMAND_LINE: &str = "quiet loglevel=3 cryptomgr.notests";
 
 /// Why an image could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -42,16 +45,9 @@ pub enum Error {
         /// What it is for.
         first: Arch,
     },
-    /// Images are not built upon others yet.
-    #[error(
-        "recipe {0} builds upon another image, which this version cannot do\n  try: leave out `base` and name the packages of both; `vmm create-image` makes an image of an instance"
-    )]
-    Base(String),
-    /// Kernels are not built here yet.
-    #[error(
-        "recipe {0} wants a kernel built as microvm, which this version cannot do\n  try: kernel.package, or kernel.path with a kernel that you built"
-    )]
-    KernelBuild(String),
+    /// The image to build upon is wrong.
+    #[error(transparent)]
+    Base(#[from] base::Error),
     /// A recipe of ours is not what we think.
     #[error("the built-in recipe of the kernel is wrong: {0}\n  try: report it, and give --kernel meanwhile")]
     Builtin(String),
@@ -94,15 +90,10 @@ pub struct Built {
 
 /// Build an image.
 pub fn build(options: &Options<'_>) -> Result<Built, Error> {
-    let recipe = Recipe::load(options.recipe)?;
-    if recipe.kernel.build.is_some() {
-        return Err(Error::KernelBuild(recipe.name));
-    }
-    if recipe.base.is_some() {
-        return Err(Error::Base(recipe.name));
-    }
+    let mut recipe = Recipe::load(options.recipe)?;
     let arch = choose_arch(&recipe, options.arch)?;
     let architecture = architecture(arch);
+    let base = open_base(&mut recipe, arch)?;
     // Looked up first: it is the cheapest thing that can be missing.
     let guest_init = initramfs::find_guest_init(architecture, options.guest_init)?;
     let store = Store::of_user()?;
@@ -111,6 +102,7 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
         &recipe,
         &root::Options {
             arch,
+            base: base.as_ref(),
             store: &store,
             lock: Some(&lock),
             locked: options.locked,
@@ -119,7 +111,10 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
         },
     )?;
     let step = options.progress.start("kernel", None, Unit::Items);
-    let (kernel, modules) = kernel_of(&recipe, &root, architecture)?;
+    let (kernel, modules) = match &base {
+        Some(base) if recipe.kernel_of_base() => base.kernel(&recipe.modules_for(architecture.debian()))?,
+        _ => kernel_of(&recipe, &root, architecture)?,
+    };
     step.finish(&format!(
         "{}, {} modules",
         kernel.release.as_deref().unwrap_or("own"),
@@ -136,13 +131,26 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
         modules: &modules,
         guest_init: &guest_init,
         boot: boot_config(&recipe),
-        manifest: manifest(&recipe, architecture, &root),
+        manifest: Manifest {
+            parent: base.as_ref().map(|base| base.id().clone()),
+            ..manifest(&recipe, architecture, &root)
+        },
         sbom: (!root.packages.is_empty()).then_some(&document[..]),
         root_size: recipe.root_size.0,
         epoch: root.epoch,
     };
     let image = compose::write(image, &path, options.progress)?;
     Ok(Built { path, image })
+}
+
+/// Opens the image that the recipe builds upon, and fills in from it what the recipe leaves open.
+pub fn open_base(recipe: &mut Recipe, arch: Arch) -> Result<Option<Base>, Error> {
+    let Some(path) = &recipe.base else {
+        return Ok(None);
+    };
+    let base = Base::open(&recipe.resolve_path(path), architecture(arch))?;
+    base.complete(recipe);
+    Ok(Some(base))
 }
 
 /// The architecture that a recipe is built for.
@@ -187,7 +195,7 @@ fn kernel_of(
     let tree = root.kernel.as_ref().ok_or(compose::Error::NoKernel)?;
     let kernel = kernel::from_tree(tree, architecture)?;
     let release = kernel.release.as_deref().unwrap_or_default();
-    let modules = modules::closure(tree, release, &recipe.modules)?;
+    let modules = modules::closure(tree, release, &recipe.modules_for(architecture.debian()))?;
     Ok((kernel, modules))
 }
 
@@ -205,6 +213,7 @@ pub fn debian_kernel(
     let store = Store::of_user()?;
     let options = root::Options {
         arch,
+        base: None,
         store: &store,
         lock: None,
         locked: false,
@@ -223,7 +232,7 @@ fn manifest(recipe: &Recipe, architecture: Architecture, root: &Root) -> Manifes
     manifest.command_line = format!("{COMMAND_LINE} {}", recipe.command_line)
         .trim()
         .to_owned();
-    manifest.init.clone_from(&recipe.init);
+    manifest.init = recipe.init().to_owned();
     manifest.exposed_ports = recipe.all_ports().into_iter().map(exposed).collect();
     if let Some(cpus) = recipe.cpus {
         manifest.default_cpus = cpus;
@@ -273,7 +282,7 @@ pub fn boot_defaults(init: &str) -> BootConfig {
 }
 
 fn boot_config(recipe: &Recipe) -> BootConfig {
-    let ours = recipe.init == INIT_GUEST;
+    let ours = recipe.init() == INIT_GUEST;
     BootConfig {
         hostname: recipe.hostname.clone(),
         // With an init of its own, services are its units.
@@ -282,7 +291,7 @@ fn boot_config(recipe: &Recipe) -> BootConfig {
         } else {
             Vec::new()
         },
-        ..boot_defaults(&recipe.init)
+        ..boot_defaults(recipe.init())
     }
 }
 
@@ -298,34 +307,5 @@ fn service(service: &recipe::Service) -> Service {
             recipe::Restart::OnFailure => Restart::OnFailure,
             recipe::Restart::Never => Restart::Never,
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::progress::Quiet;
-
-    #[test]
-    fn what_cannot_be_built_is_refused_and_not_left_out() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.toml");
-        for (line, word) in [
-            ("base = 'a.ami'", "base"),
-            ("kernel = { build = 'microvm' }", "microvm"),
-        ] {
-            std::fs::write(&path, format!("name = 'x'\npackages = ['a']\n{line}\n")).unwrap();
-            let options = Options {
-                recipe: &path,
-                output: None,
-                arch: None,
-                locked: false,
-                offline: true,
-                guest_init: None,
-                progress: &Quiet,
-            };
-            let error = build(&options).unwrap_err().to_string();
-            assert!(error.contains(word) && error.contains("try:"), "{error}");
-        }
     }
 }

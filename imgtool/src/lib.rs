@@ -1,5 +1,6 @@
 //! From a recipe to an AMI: fetch, resolve, unpack, configure, compose; and the tools that look inside one.
 
+pub mod base;
 pub mod build;
 pub mod cli;
 pub mod compose;
@@ -10,6 +11,7 @@ pub mod fetch;
 pub mod imagefs;
 pub mod import;
 pub mod lock;
+pub mod microvm;
 pub mod pack;
 pub mod progress;
 pub mod recipe;

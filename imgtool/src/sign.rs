@@ -36,6 +36,12 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// A key must not take the place of another.
+    #[error("{} exists: a new key does not take its place\n  try: another name", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file holds something else.
     #[error("{} is not a minisign {what} key: {why}\n  try: {advice}", path.display())]
     Malformed {
@@ -116,10 +122,13 @@ impl SecretKey {
             .mode(0o600)
             .open(path);
         let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-        written.map_err(|source| Error::Io {
-            action: "write",
-            path: path.into(),
-            source,
+        written.map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => Error::Exists { path: path.into() },
+            _ => Error::Io {
+                action: "write",
+                path: path.into(),
+                source,
+            },
         })
     }
 
@@ -150,7 +159,8 @@ impl SecretKey {
         let key: [u8; 64] = pair
             .try_into()
             .map_err(|_| wrong("its length is wrong", "use another copy"))?;
-        if checksum(&id, &key) != body[72..] {
+        // minisign computes no checksum where it sets no password: `-W` leaves zeros there.
+        if checksum(&id, &key) != body[72..] && body[72..] != [0; 32] {
             return Err(wrong("it does not match its checksum", "use another copy"));
         }
         let key = SigningKey::from_keypair_bytes(&key);
@@ -260,6 +270,25 @@ mod tests {
         fs::write(&path, text).unwrap();
         let key = PublicKey::load(&path).unwrap();
         assert_eq!(Signature::show_key(key.id), "E7620F1842B4E81F");
+    }
+
+    #[test]
+    fn a_secret_key_without_checksum_is_one_of_minisigns() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k.key");
+        let key = SecretKey::new([1; 8], [2; 32]);
+        key.save(&path).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let mut bytes = STANDARD.decode(text.lines().nth(1).unwrap()).unwrap();
+        bytes[126..].fill(0);
+        let write = |bytes: &[u8]| fs::write(&path, format!("c\n{}\n", STANDARD.encode(bytes))).unwrap();
+        write(&bytes);
+        assert_eq!(SecretKey::load(&path).unwrap().public(), key.public());
+        // Without a checksum, damage still shows in the halves of the key.
+        bytes[70] ^= 1;
+        write(&bytes);
+        let error = SecretKey::load(&path).err().unwrap().to_string();
+        assert!(error.contains("halves") && error.contains("try:"), "{error}");
     }
 
     #[test]

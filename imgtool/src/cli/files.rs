@@ -265,6 +265,15 @@ fn write_sparse(content: &Content, file: &File) -> io::Result<()> {
     }
 }
 
+/// A file system that has no such attributes is no reason to leave the file out.
+fn set_attribute(file: &File, name: &[u8], value: &[u8]) -> io::Result<()> {
+    let flags = rustix::fs::XattrFlags::empty();
+    match rustix::fs::fsetxattr(file, std::ffi::OsStr::from_bytes(name), value, flags) {
+        Err(e) if e != rustix::io::Errno::NOTSUP && e != rustix::io::Errno::PERM => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
 fn finish(node: &Node, file: &File, path: &Path) -> io::Result<()> {
     // Only root may give files away; for others the modes still hold, without the bits that would lend their identity.
     let owned = std::os::unix::fs::chown(path, Some(node.meta.uid), Some(node.meta.gid)).is_ok();
@@ -274,6 +283,12 @@ fn finish(node: &Node, file: &File, path: &Path) -> io::Result<()> {
         node.meta.mode & 0o1777
     };
     file.set_permissions(fs::Permissions::from_mode(u32::from(mode)))?;
+    for (name, value) in &node.meta.xattrs {
+        // As with the modes: ACLs and capabilities mean the image's users, not those of whoever reads it.
+        if owned || name.starts_with(b"user.") {
+            set_attribute(file, name, value)?;
+        }
+    }
     let seconds = Duration::from_secs(node.meta.mtime.unsigned_abs());
     let time = if node.meta.mtime < 0 {
         SystemTime::UNIX_EPOCH - seconds
@@ -286,6 +301,30 @@ fn finish(node: &Node, file: &File, path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn attributes_come_out_with_their_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut meta = crate::tree::Meta::new(0o640, 0, 0, 1_700_000_000);
+        meta.xattrs.insert(b"user.note".to_vec(), b"hello".to_vec());
+        let mut tree = Tree::new();
+        tree.insert(b"noted", Kind::File(Content::bytes("x")), meta)
+            .unwrap();
+        let mut copy = Copy {
+            tree: &tree,
+            seen: BTreeMap::new(),
+            count: 0,
+            left_out: 0,
+        };
+        copy.all(Tree::ROOT, &dir.path().join("out")).unwrap();
+        let path = dir.path().join("out/noted");
+        let mut value = [0; 16];
+        match rustix::fs::getxattr(&path, "user.note", &mut value) {
+            Ok(length) => assert_eq!(&value[..length], b"hello"),
+            Err(e) => assert_eq!(e, rustix::io::Errno::NOTSUP),
+        }
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+    }
 
     #[test]
     fn permissions_are_written_as_by_ls() {

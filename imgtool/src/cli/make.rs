@@ -35,12 +35,15 @@ pub(super) fn lock(arguments: &Lock, out: &mut dyn Write) -> Result<(), Error> {
         recipe: path,
         packages,
     } = arguments;
-    let recipe = Recipe::load(path)?;
+    let mut recipe = Recipe::load(path)?;
+    let arch = build::choose_arch(&recipe, packages.arch)?;
+    let base = build::open_base(&mut recipe, arch)?;
     let lock = crate::lock::path_for(path);
     let section = root::lock_packages(
         &recipe,
         &root::Options {
-            arch: build::choose_arch(&recipe, packages.arch)?,
+            arch,
+            base: base.as_ref(),
             store: &Store::of_user()?,
             lock: Some(&lock),
             locked: packages.locked,

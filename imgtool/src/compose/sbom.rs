@@ -40,6 +40,27 @@ pub fn document(name: &str, packages: &[Package], epoch: i64) -> Vec<u8> {
     serde_json::to_vec(&document).unwrap_or_default()
 }
 
+/// The packages that a document of ours names. Entries that others wrote, and in another form, are left out.
+pub fn packages(document: &[u8]) -> Vec<Package> {
+    let document: Value = serde_json::from_slice(document).unwrap_or_default();
+    let entries = document["packages"].as_array().map_or(&[][..], Vec::as_slice);
+    entries.iter().filter_map(package).collect()
+}
+
+fn package(entry: &Value) -> Option<Package> {
+    let purl = entry["externalRefs"][0]["referenceLocator"].as_str()?;
+    let text = |key: &str| entry[key].as_str().map(str::to_owned);
+    Some(Package {
+        name: text("name")?,
+        version: text("versionInfo")?,
+        architecture: purl.rsplit_once("?arch=")?.1.to_owned(),
+        sha256: entry["checksums"][0]["checksumValue"].as_str()?.parse().ok()?,
+        size: 0,
+        url: text("downloadLocation")?,
+        kernel: text("primaryPackagePurpose")? == "OPERATING-SYSTEM",
+    })
+}
+
 /// The document as it stands in the part.
 pub fn compress(document: &[u8]) -> std::io::Result<Vec<u8>> {
     zstd::encode_all(document, LEVEL)

@@ -68,6 +68,7 @@ pub fn run(job: &Job) -> Result<(), Failed> {
     };
     match &job.task {
         Task::Install {
+            base,
             packages,
             store,
             exclude,
@@ -76,9 +77,22 @@ pub fn run(job: &Job) -> Result<(), Failed> {
             sources,
         } => {
             let filter = Filter::new(exclude, include);
-            worker.install(packages, &Store::at(store), &filter, *epoch, sources)
+            let store = Store::at(store);
+            match base {
+                None => worker.install(packages, &store, &filter, *epoch, sources),
+                Some(base) => worker.add(base, packages, &store, &filter, *epoch),
+            }
         }
-        Task::Run { root, steps, epoch } => worker.run_steps(root, steps, *epoch),
+        Task::Run {
+            root,
+            name,
+            steps,
+            keep,
+            epoch,
+        } => {
+            worker.run_steps(root, name, steps, keep.is_none(), *epoch)?;
+            worker.collect(keep.as_deref().unwrap_or_default(), *epoch)
+        }
     }
 }
 
@@ -114,7 +128,38 @@ impl Worker<'_> {
             self.configure(&batches, packages.len(), epoch)?;
         }
         self.write_sources(sources)?;
-        self.collect(epoch)
+        self.collect("", epoch)
+    }
+
+    /// Adds packages to a root in which dpkg works.
+    fn add(
+        &self,
+        base: &Path,
+        packages: &[Package],
+        store: &Store,
+        filter: &Filter,
+        epoch: Option<i64>,
+    ) -> Result<(), Failed> {
+        let debs = self.job.work.join("packages");
+        fs::create_dir(&debs).map_err(|e| Failed::io(&debs, &e))?;
+        let (needs, newest) = prepare(packages, store, &debs)?;
+        let tree = archive::read(base).map_err(Failed::other)?;
+        // Nothing in the result is newer than the newest of what it is made of.
+        let epoch = epoch.unwrap_or(newest.max(tree.node(Tree::ROOT).meta.mtime));
+        let length = fs::metadata(base).map_or(u64::MAX, |m| m.len());
+        root_in_memory(self.root, length.saturating_add(size_of(&debs)?));
+        disk::write(&tree, self.root)?;
+        self.write_policy(filter)?;
+        let mut batches = batches::plan(&needs);
+        let essential = std::mem::take(&mut batches.essential);
+        if !essential.is_empty() {
+            batches.later.insert(0, essential);
+        }
+        {
+            let _mounts = Mounts::new(self.root, Some(&debs))?;
+            self.configure(&batches, packages.len(), epoch)?;
+        }
+        self.collect("", epoch)
     }
 
     /// Unpacks the essential packages, so that there is a system in which dpkg can install them.
@@ -153,23 +198,30 @@ impl Worker<'_> {
         Ok(())
     }
 
-    fn prepare_root(&self, filter: &Filter) -> Result<(), Failed> {
-        let write = |path: &str, text: &str, mode: u32| {
-            let path = self.root.join(path);
-            let io = |e: io::Error| Failed::io(&path, &e);
-            fs::create_dir_all(path.parent().unwrap_or(self.root)).map_err(io)?;
-            fs::write(&path, text).map_err(io)?;
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
-            fs::set_permissions(&path, mode).map_err(io)
-        };
-        for empty in ["var/lib/dpkg/status", "var/lib/dpkg/available"] {
-            write(empty, "", 0o644)?;
-        }
-        write("usr/sbin/policy-rc.d", POLICY_RC_D, 0o755)?;
+    fn write_file(&self, path: &str, text: &str, mode: u32) -> Result<(), Failed> {
+        let path = self.root.join(path);
+        let io = |e: io::Error| Failed::io(&path, &e);
+        fs::create_dir_all(path.parent().unwrap_or(self.root)).map_err(io)?;
+        fs::write(&path, text).map_err(io)?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        fs::set_permissions(&path, mode).map_err(io)
+    }
+
+    /// What dpkg and maintainer scripts are told about this root.
+    fn write_policy(&self, filter: &Filter) -> Result<(), Failed> {
+        self.write_file("usr/sbin/policy-rc.d", POLICY_RC_D, 0o755)?;
         let options = filter.dpkg_options();
         if !options.is_empty() {
-            write("etc/dpkg/dpkg.cfg.d/excludes", &options, 0o644)?;
+            self.write_file("etc/dpkg/dpkg.cfg.d/excludes", &options, 0o644)?;
         }
+        Ok(())
+    }
+
+    fn prepare_root(&self, filter: &Filter) -> Result<(), Failed> {
+        for empty in ["var/lib/dpkg/status", "var/lib/dpkg/available"] {
+            self.write_file(empty, "", 0o644)?;
+        }
+        self.write_policy(filter)?;
         for dir in ["var/lib/dpkg/info", "var/lib/dpkg/updates"] {
             let dir = self.root.join(dir);
             fs::create_dir_all(&dir).map_err(|e| Failed::io(&dir, &e))?;
@@ -186,11 +238,13 @@ impl Worker<'_> {
                 .collect::<Vec<_>>()
         };
         // The essential packages depend on each other in circles: they are there already, unpacked.
-        self.dpkg(
-            &["--install", "--force-depends"],
-            &files(&batches.essential),
-            epoch,
-        )?;
+        if !batches.essential.is_empty() {
+            self.dpkg(
+                &["--install", "--force-depends"],
+                &files(&batches.essential),
+                epoch,
+            )?;
+        }
         for batch in &batches.later {
             self.dpkg(&["--unpack"], &files(batch), epoch)?;
             self.dpkg(&["--configure", "--pending"], &[], epoch)?;
@@ -264,14 +318,24 @@ impl Worker<'_> {
         fs::write(&path, sources).map_err(|e| Failed::io(&path, &e))
     }
 
-    fn run_steps(&self, archive_path: &Path, steps: &[String], epoch: i64) -> Result<(), Failed> {
+    /// `small` says that the steps add little to what is in the root.
+    fn run_steps(
+        &self,
+        archive_path: &Path,
+        name: &str,
+        steps: &[String],
+        small: bool,
+        epoch: i64,
+    ) -> Result<(), Failed> {
         let tree = archive::read(archive_path).map_err(Failed::other)?;
-        root_in_memory(
-            self.root,
-            fs::metadata(archive_path).map_or(u64::MAX, |m| m.len()),
-        );
+        if small {
+            root_in_memory(
+                self.root,
+                fs::metadata(archive_path).map_or(u64::MAX, |m| m.len()),
+            );
+        }
         disk::write(&tree, self.root)?;
-        say(Message::Start("run".into(), steps.len() as u64));
+        say(Message::Start(name.to_owned(), steps.len() as u64));
         {
             let _mounts = Mounts::new(self.root, None)?;
             for step in steps {
@@ -280,12 +344,12 @@ impl Worker<'_> {
             }
         }
         say(Message::Finish(format!("{} steps", steps.len())));
-        self.collect(epoch)
+        Ok(())
     }
 
-    /// Reads the root back, removes what belongs to this machine, and writes the archive.
-    fn collect(&self, epoch: i64) -> Result<(), Failed> {
-        let mut tree = disk::read(self.root)?;
+    /// Reads a directory of the root back, removes what belongs to this machine, and writes the archive.
+    fn collect(&self, directory: &str, epoch: i64) -> Result<(), Failed> {
+        let mut tree = disk::read(&self.root.join(directory))?;
         cleanup::clean(&mut tree, epoch).map_err(Failed::other)?;
         let output = &self.job.output;
         let failed = |e: io::Error| Failed::io(output, &e);

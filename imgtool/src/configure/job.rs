@@ -26,8 +26,10 @@ pub struct Job {
 /// What to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Task {
-    /// Install packages into an empty root.
+    /// Install packages.
     Install {
+        /// The root to add to, as an archive; unset, an empty one.
+        base: Option<PathBuf>,
         /// The packages.
         packages: Vec<Package>,
         /// The cache that holds them.
@@ -45,8 +47,12 @@ pub enum Task {
     Run {
         /// The root, as an archive.
         root: PathBuf,
+        /// What to call it.
+        name: String,
         /// The commands, for `/bin/sh`.
         steps: Vec<String>,
+        /// The directory of the root that is the result; unset, the root.
+        keep: Option<String>,
         /// What counts as now.
         epoch: i64,
     },

@@ -79,7 +79,7 @@ pub enum Error {
     },
     /// The disk is full.
     #[error(
-        "the disk is full: {0}\n  try: free some space in the cache directory, or choose another with --cache-dir"
+        "the disk is full: {0}\n  try: free some space in the cache directory, or choose another with XDG_CACHE_HOME"
     )]
     Full(String),
     /// Anything else.

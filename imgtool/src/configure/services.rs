@@ -44,7 +44,12 @@ pub fn set_hostname(tree: &mut Tree, hostname: &str, epoch: i64) -> Result<(), E
 }
 
 fn unit(service: &Service) -> String {
-    let words: Vec<_> = service.command.iter().map(|word| quote(word)).collect();
+    // In a command line `$` would begin a variable; in a value it is a letter like any other.
+    let words: Vec<_> = service
+        .command
+        .iter()
+        .map(|word| quote(word).replace('$', "$$"))
+        .collect();
     let restart = match service.restart {
         Restart::Always => "always",
         Restart::OnFailure => "on-failure",
@@ -70,11 +75,8 @@ fn escape(text: &str) -> String {
     text.replace('%', "%%")
 }
 
-/// A word of a command line: `$` would begin a variable.
+/// A word in quotation marks.
 fn quote(word: &str) -> String {
-    let escaped = escape(word)
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('$', "$$");
+    let escaped = escape(word).replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{escaped}\"")
 }

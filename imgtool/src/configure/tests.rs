@@ -1,1 +1,193 @@
+use super::*;
+use crate::recipe::Recipe;
+use crate::tree::{Kind, Meta, Tree};
 
+const EPOCH: i64 = 86_400 * 20_000;
+
+fn recipe(text: &str) -> Recipe {
+    toml::from_str(&format!("name = 'x'\n{text}")).unwrap()
+}
+
+fn root() -> Tree {
+    let mut tree = Tree::new();
+    for (path, text) in [
+        (
+            "etc/passwd",
+            "root:x:0:0:root:/root:/bin/bash\nold:x:1000:1000::/home/old:/bin/sh\n",
+        ),
+        (
+            "etc/group",
+            "root:x:0:\nadm:x:4:syslog\nold:x:1000:\nshadow:x:42:\n",
+        ),
+        (
+            "etc/shadow",
+            "root:*:1:0:99999:7:::\nold:$6$hash:1:0:99999:7:::\n",
+        ),
+        ("etc/hosts", "127.0.0.1\tlocalhost\n127.0.1.1\tformer\n"),
+        ("etc/skel/.profile", "# profile\n"),
+    ] {
+        edit::make_parents(&mut tree, path, EPOCH).unwrap();
+        // As passwd leaves it: who edits the file keeps that.
+        let meta = match path {
+            "etc/shadow" => Meta::new(0o640, 0, 42, 1),
+            _ => Meta::new(0o644, 0, 0, 1),
+        };
+        edit::write_text(&mut tree, path, text.into(), meta).unwrap();
+    }
+    tree
+}
+
+fn text(tree: &Tree, path: &str) -> String {
+    edit::read_text(tree, path).unwrap()
+}
+
+/// Kind, mode and owner.
+fn what(tree: &Tree, path: &str) -> (char, u16, u32, u32) {
+    let id = tree
+        .find(path.as_bytes())
+        .unwrap()
+        .unwrap_or_else(|| panic!("{path}"));
+    let node = tree.node(id);
+    (node.kind.letter(), node.meta.mode, node.meta.uid, node.meta.gid)
+}
+
+#[test]
+fn a_user_has_a_number_a_home_keys_groups_and_no_password() {
+    let mut tree = root();
+    let users = "users = [{ name = 'ada', comment = 'Ada', groups = ['adm'], sudo = true, ssh-keys = ['ssh-ed25519 A a@b'] }]";
+    add_users(&mut tree, &recipe(users), EPOCH).unwrap();
+    assert!(text(&tree, "etc/passwd").ends_with("ada:x:1001:1001:Ada:/home/ada:/bin/bash\n"));
+    assert!(text(&tree, "etc/group").contains("adm:x:4:syslog,ada\n"));
+    assert!(text(&tree, "etc/group").ends_with("ada:x:1001:\n"));
+    assert!(text(&tree, "etc/shadow").ends_with("ada:!:20000:0:99999:7:::\n"));
+    assert_eq!(what(&tree, "etc/shadow"), ('-', 0o640, 0, 42));
+    assert_eq!(what(&tree, "home/ada"), ('d', 0o700, 1001, 1001));
+    assert_eq!(what(&tree, "home/ada/.profile"), ('-', 0o644, 1001, 1001));
+    assert_eq!(what(&tree, "home/ada/.ssh"), ('d', 0o700, 1001, 1001));
+    assert_eq!(
+        what(&tree, "home/ada/.ssh/authorized_keys"),
+        ('-', 0o600, 1001, 1001)
+    );
+    assert_eq!(
+        text(&tree, "home/ada/.ssh/authorized_keys"),
+        "ssh-ed25519 A a@b\n"
+    );
+    assert_eq!(what(&tree, "etc/sudoers.d/ada"), ('-', 0o440, 0, 0));
+    assert_eq!(
+        text(&tree, "etc/sudoers.d/ada"),
+        "ada ALL=(ALL:ALL) NOPASSWD: ALL\n"
+    );
+}
+
+#[test]
+fn a_user_that_exists_keeps_number_and_password() {
+    let mut tree = root();
+    let users =
+        "users = [{ name = 'old', shell = '/bin/bash' }, { name = 'root', password-hash = '$6$new' }]";
+    add_users(&mut tree, &recipe(users), EPOCH).unwrap();
+    assert!(text(&tree, "etc/passwd").contains("old:x:1000:1000::/home/old:/bin/bash\n"));
+    assert!(text(&tree, "etc/shadow").contains("old:$6$hash:1:0:99999:7:::\n"));
+    assert!(text(&tree, "etc/shadow").contains("root:$6$new:20000:0:99999:7:::\n"));
+    assert_eq!(text(&tree, "etc/passwd").lines().count(), 2);
+}
+
+#[test]
+fn an_unknown_group_is_refused_with_advice() {
+    let error = add_users(
+        &mut root(),
+        &recipe("users = [{ name = 'a', groups = ['none'] }]"),
+        EPOCH,
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(
+        error.contains("group `none`") && error.contains("try:"),
+        "{error}"
+    );
+    let files = "files = [{ path = '/a', content = '', owner = 'nobody-here' }]";
+    let error = add_files(&mut root(), &recipe(files), EPOCH)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("user `nobody-here`") && error.contains("try:"),
+        "{error}"
+    );
+}
+
+#[test]
+fn files_of_every_kind_have_the_mode_owner_and_time_that_they_should() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("site/sub")).unwrap();
+    std::fs::write(dir.path().join("site/sub/page"), "page").unwrap();
+    let script = dir.path().join("site/run");
+    std::fs::write(&script, "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let mut recipe = recipe(
+        "files = [
+            { path = '/etc/{one,two}', content = 'text', owner = 'old', group = '7' },
+            { path = '/srv/deep/link', link = '../x' },
+            { path = '/srv/empty', directory = true, mode = '1777' },
+            { path = '/srv/site', source = 'site' },
+            { path = '/srv/secret', source = 'site/sub/page', mode = '0600' },
+        ]",
+    );
+    recipe.directory = dir.path().into();
+    let mut tree = root();
+    add_files(&mut tree, &recipe, EPOCH).unwrap();
+    assert_eq!(what(&tree, "etc/one"), ('-', 0o644, 1000, 7));
+    assert_eq!(text(&tree, "etc/two"), "text");
+    assert_eq!(what(&tree, "srv/deep/link"), ('l', 0o777, 0, 0));
+    assert_eq!(what(&tree, "srv/empty"), ('d', 0o1777, 0, 0));
+    assert_eq!(what(&tree, "srv/site/sub"), ('d', 0o755, 0, 0));
+    assert_eq!(text(&tree, "srv/site/sub/page"), "page");
+    // Of a source's mode only "executable" counts: a checkout has its user's umask.
+    assert_eq!(what(&tree, "srv/site/run"), ('-', 0o755, 0, 0));
+    assert_eq!(what(&tree, "srv/secret"), ('-', 0o600, 0, 0));
+    let id = tree.find(b"srv/site/sub/page").unwrap().unwrap();
+    assert_eq!(tree.node(id).meta.mtime, EPOCH);
+    let missing = "files = [{ path = '/a', source = 'none' }]";
+    let error = add_files(&mut tree, &self::recipe(missing), EPOCH)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("none") && error.contains("try:"), "{error}");
+}
+
+#[test]
+fn a_service_becomes_a_unit_that_systemd_reads_as_it_was_meant() {
+    let mut tree = root();
+    let services = "[[services]]
+name = 'web'
+command = ['/usr/bin/web', '--root=/srv/a b', '$HOME', '100%', 'say \"x\"']
+environment = { A = 'b c', P = '50%', V = '$x' }
+restart = 'on-failure'
+user = 'old'";
+    add_units(&mut tree, &recipe(services), EPOCH).unwrap();
+    let unit = text(&tree, "etc/systemd/system/web.service");
+    for line in [
+        r#"ExecStart="/usr/bin/web" "--root=/srv/a b" "$$HOME" "100%%" "say \"x\"""#,
+        r#"Environment="A=b c""#,
+        r#"Environment="P=50%%""#,
+        r#"Environment="V=$x""#,
+        "Restart=on-failure",
+        "User=old",
+        "WorkingDirectory=/",
+    ] {
+        assert!(unit.lines().any(|l| l == line), "{line} is missing in\n{unit}");
+    }
+    let id = tree
+        .find(b"etc/systemd/system/multi-user.target.wants/web.service")
+        .unwrap()
+        .unwrap();
+    assert!(matches!(&tree.node(id).kind, Kind::Symlink(target) if target == b"../web.service"));
+}
+
+#[test]
+fn the_host_has_one_name() {
+    let mut tree = root();
+    set_hostname(&mut tree, "kiln", EPOCH).unwrap();
+    assert_eq!(text(&tree, "etc/hostname"), "kiln\n");
+    assert_eq!(
+        text(&tree, "etc/hosts"),
+        "127.0.0.1\tlocalhost\n127.0.1.1\tkiln\n"
+    );
+}

@@ -369,3 +369,7 @@ fn host_roots() -> Option<RootCerts> {
         .collect();
     (!certificates.is_empty()).then(|| RootCerts::new_with_certs(&certificates))
 }
+
+#[cfg(test)]
+#[path = "http_tests.rs"]
+mod tests;

@@ -17,7 +17,7 @@ const MAX_INDEX: u64 = 256 << 20;
 const MAX_INDEX_TEXT: u64 = 1 << 30;
 
 /// One `Packages` file, verified and decompressed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Index {
     /// The base address of its archive: a package's `Filename` is relative to it.
     pub url: String,

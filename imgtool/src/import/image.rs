@@ -1,23 +1,17 @@
 //! `imgtool import`: an AMI around a root that others made.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ami::boot::{BootConfig, Restart, Service};
-use ami::{Ami, Architecture, ExposedPort, INIT_GUEST, Manifest, PartName, Protocol};
+use ami::{Ami, Architecture, ExposedPort, INIT_GUEST, Manifest, Protocol};
 
 use super::{Config, Imported};
 use crate::compose::kernel::Kernel;
 use crate::compose::modules::Module;
-use crate::compose::{self, Written, cpio, initramfs, kernel};
+use crate::compose::{self, Written, initramfs, kernel};
 use crate::progress::{Progress, Unit};
 use crate::tree::{Meta, Tree};
-use crate::{build, unpack};
-
-/// Largest initramfs whose modules are taken over.
-const MAX_INITRAMFS: u64 = 1 << 30;
-/// Largest kernel taken over.
-const MAX_KERNEL: u64 = 1 << 30;
+use crate::{base, build, unpack};
 
 /// Why a source did not become an image.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +25,9 @@ pub enum Error {
     /// The image that the kernel is taken from is wrong.
     #[error("{0}\n  try: {hint}", hint = .0.hint())]
     Ami(#[from] ami::Error),
-    /// The initramfs that the modules are taken from is wrong.
-    #[error("cannot take the modules of {}: {why}\n  try: another image for --kernel", path.display())]
-    Modules {
-        /// The image.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
+    /// What is taken over from it is wrong.
+    #[error(transparent)]
+    Base(#[from] base::Error),
     /// The image could not be composed.
     #[error(transparent)]
     Compose(#[from] compose::Error),
@@ -193,47 +182,5 @@ fn take_kernel(path: &Path, architecture: Architecture) -> Result<(Kernel, Vec<M
         }
         Err(error) => return Err(error.into()),
     };
-    let part = |name: PartName, cap: u64| -> Result<Vec<u8>, Error> {
-        ami.verify_part(name)?;
-        let failed = |source| ami::Error::Io {
-            action: "read",
-            path: path.into(),
-            source,
-        };
-        let mut bytes = Vec::new();
-        ami.reader(name)?
-            .take(cap)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
-        Ok(bytes)
-    };
-    let bytes = kernel::extract(
-        &path.display().to_string(),
-        &part(PartName::Kernel, MAX_KERNEL)?,
-        architecture,
-    )?;
-    let archive = part(PartName::Initramfs, MAX_INITRAMFS)?;
-    let wrong = |why: String| Error::Modules {
-        path: path.into(),
-        why,
-    };
-    let files = cpio::files(&archive).map_err(|why| wrong(why.into()))?;
-    let mut modules = Vec::new();
-    for name in &ami.manifest().modules {
-        let file = format!("{}/{name}.ko", ami::boot::MODULES);
-        let bytes = files
-            .get(file.as_str())
-            .ok_or_else(|| wrong(format!("its initramfs has no {file}")))?;
-        modules.push(Module {
-            name: name.clone(),
-            bytes: bytes.to_vec(),
-        });
-    }
-    Ok((
-        Kernel {
-            release: ami.manifest().kernel_release.clone(),
-            bytes,
-        },
-        modules,
-    ))
+    Ok(base::kernel_of(&ami)?)
 }

@@ -237,8 +237,8 @@ fn readable() -> std::fs::Permissions {
     std::os::unix::fs::PermissionsExt::from_mode(0o644)
 }
 
-/// The digest of everything in a recipe that decides which packages are chosen.
-pub fn inputs(recipe: &Recipe, arch: Arch) -> Sha256 {
+/// The digest of everything in a recipe that decides which packages are chosen; `base` is the id of its base.
+pub fn inputs(recipe: &Recipe, arch: Arch, base: Option<&str>) -> Sha256 {
     let question = (
         VERSION,
         arch,
@@ -246,8 +246,12 @@ pub fn inputs(recipe: &Recipe, arch: Arch) -> Sha256 {
         &recipe.packages,
         recipe.recommends,
         &recipe.distribution,
-        recipe.kernel_package(arch),
-        &recipe.base,
+        // A kernel that is built comes with the packages that build it, and those are of the building machine.
+        recipe.kernel_package(arch).or_else(|| {
+            let build = recipe.kernel.build?;
+            Some(format!("{build:?} built on {}", crate::microvm::builder()))
+        }),
+        base,
     );
     // Serializing plain data to memory does not fail.
     Sha256::of(&serde_json::to_vec(&question).unwrap_or_default())
@@ -309,18 +313,19 @@ mod tests {
     #[test]
     fn the_question_changes_with_what_matters() {
         let parse = |text: &str| toml::from_str::<Recipe>(text).unwrap();
-        let base = inputs(&parse("name = 'a'"), Arch::X86_64);
+        let base = inputs(&parse("name = 'a'"), Arch::X86_64, None);
         assert_eq!(
             base,
-            inputs(&parse("name = 'b'\ncommand-line = 'quiet'"), Arch::X86_64)
+            inputs(&parse("name = 'b'\ncommand-line = 'quiet'"), Arch::X86_64, None)
         );
         for text in [
             "name = 'a'\npackages = ['x']",
             "name = 'a'\ndistribution.suite = 'sid'",
             "name = 'a'\nkernel.package = 'k'",
+            "name = 'a'\nkernel.build = 'microvm'",
         ] {
-            assert_ne!(base, inputs(&parse(text), Arch::X86_64), "{text}");
+            assert_ne!(base, inputs(&parse(text), Arch::X86_64, None), "{text}");
         }
-        assert_ne!(base, inputs(&parse("name = 'a'"), Arch::Arm64));
+        assert_ne!(base, inputs(&parse("name = 'a'"), Arch::Arm64, None));
     }
 }

@@ -128,10 +128,10 @@ fn check(recipe: &Recipe) -> Result<(), Wrong> {
             "keep one of package, build and path",
         );
     }
-    if recipe.init != "guest-init" && !recipe.init.starts_with('/') {
+    if recipe.init() != "guest-init" && !recipe.init().starts_with('/') {
         return wrong(
             "init",
-            &format!("`{}` is no path", recipe.init),
+            &format!("`{}` is no path", recipe.init()),
             "\"guest-init\" or a path such as \"/sbin/init\"",
         );
     }

@@ -58,7 +58,8 @@ pub struct Recipe {
     /// The kernel.
     #[serde(default)]
     pub kernel: Kernel,
-    /// Modules for the initramfs, besides those that every image needs.
+    /// Modules for the initramfs, besides those that every image needs: `name`, or `name [amd64]` for one architecture only,
+    /// as Debian writes it.
     #[serde(default)]
     pub modules: Vec<String>,
     /// The kernel command line, after what the image needs itself.
@@ -67,9 +68,9 @@ pub struct Recipe {
     /// The size of the root file system: `auto` or a size such as `2G`.
     #[serde(default)]
     pub root_size: Size,
-    /// Process 1 of the running system: `guest-init`, or the path of the image's own.
-    #[serde(default = "default_init")]
-    pub init: String,
+    /// Process 1 of the running system: `guest-init`, or the path of the image's own. Unset: the base's, or `guest-init`.
+    #[serde(default)]
+    pub init: Option<String>,
     /// The host name; an instance's own name goes before it.
     #[serde(default)]
     pub hostname: Option<String>,
@@ -319,9 +320,25 @@ impl Recipe {
         check::load(path)
     }
 
-    /// The name of the kernel package for an architecture; `None` if the kernel is built or a file.
+    /// Process 1 of the running system.
+    pub fn init(&self) -> &str {
+        self.init.as_deref().unwrap_or("guest-init")
+    }
+
+    /// Whether the kernel is the one of the image that this one is built upon.
+    pub fn kernel_of_base(&self) -> bool {
+        let Kernel {
+            package,
+            build,
+            path,
+            modules_in_root: _,
+        } = &self.kernel;
+        self.base.is_some() && package.is_none() && build.is_none() && path.is_none()
+    }
+
+    /// The name of the kernel package for an architecture; `None` if the kernel is built, a file, or the base's.
     pub fn kernel_package(&self, arch: Arch) -> Option<String> {
-        if self.kernel.build.is_some() || self.kernel.path.is_some() {
+        if self.kernel.build.is_some() || self.kernel.path.is_some() || self.kernel_of_base() {
             return None;
         }
         let name = self
@@ -330,6 +347,20 @@ impl Recipe {
             .as_deref()
             .unwrap_or("linux-image-cloud-$arch");
         Some(name.replace("$arch", arch.debian()))
+    }
+
+    /// The names of the modules for an architecture, by Debian's name for it.
+    pub fn modules_for(&self, debian: &str) -> Vec<String> {
+        let name = |module: &String| match module.split_once('[') {
+            None => Some(module.trim().to_owned()),
+            Some((name, restriction)) => {
+                let mut architectures = restriction.trim_end_matches(']').split_whitespace();
+                architectures
+                    .any(|one| one == debian)
+                    .then(|| name.trim().to_owned())
+            }
+        };
+        self.modules.iter().filter_map(name).collect()
     }
 
     /// Ports of the image and of its services, sorted, each once.
@@ -345,10 +376,6 @@ impl Recipe {
     pub fn resolve_path(&self, path: &Path) -> PathBuf {
         self.directory.join(path)
     }
-}
-
-fn default_init() -> String {
-    "guest-init".into()
 }
 
 fn default_components() -> Vec<String> {

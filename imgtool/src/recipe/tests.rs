@@ -8,15 +8,19 @@ const EVERY_KEY: &str = include_str!("every-key.toml");
 fn the_shortest_recipe_has_useful_defaults() {
     let recipe = parse("name = 'x'").unwrap();
     assert_eq!(recipe.arch, [Arch::X86_64, Arch::Arm64]);
-    assert_eq!(
-        (recipe.variant, recipe.init.as_str()),
-        (Variant::Minbase, "guest-init")
-    );
+    assert_eq!((recipe.variant, recipe.init()), (Variant::Minbase, "guest-init"));
     assert_eq!(recipe.root_size, Size(None));
     assert_eq!(
         recipe.kernel_package(Arch::Arm64).as_deref(),
         Some("linux-image-cloud-arm64")
     );
+}
+
+#[test]
+fn a_module_may_be_for_one_architecture() {
+    let recipe = parse("name = 'x'\nmodules = ['kvm-amd [amd64]', 'tun', 'loop [arm64 amd64]']").unwrap();
+    assert_eq!(recipe.modules_for("amd64"), ["kvm-amd", "tun", "loop"]);
+    assert_eq!(recipe.modules_for("arm64"), ["tun", "loop"]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use solver::{Clause, Solver};
 pub use universe::{Id, MalformedIndex, Package, Priority, Universe};
 
+use crate::fetch::Index;
 use crate::recipe::Variant;
 
 /// Why no set of packages was found.
@@ -39,20 +40,20 @@ pub enum Error {
 
 /// What to install.
 #[derive(Debug, Clone)]
-pub struct Wanted<'r> {
+pub struct Wanted {
     /// The set that the image starts from.
     pub variant: Variant,
     /// The recipe's `packages`: relations, and names with `-` in front.
-    pub packages: &'r [String],
+    pub packages: Vec<String>,
     /// Whether recommended packages are installed, too.
     pub recommends: bool,
 }
 
 /// Chooses packages, sorted by name.
-pub fn resolve(universe: &Universe<'_>, wanted: &Wanted<'_>) -> Result<Vec<Id>, Error> {
+pub fn resolve(universe: &Universe<'_>, wanted: &Wanted) -> Result<Vec<Id>, Error> {
     let mut excluded = BTreeSet::new();
     let mut clauses = Vec::new();
-    for entry in wanted.packages {
+    for entry in &wanted.packages {
         match entry.strip_prefix('-') {
             Some(name) => drop(excluded.insert(name.trim().to_owned())),
             None => {
@@ -75,6 +76,16 @@ pub fn resolve(universe: &Universe<'_>, wanted: &Wanted<'_>) -> Result<Vec<Id>, 
     }
     Solver::solve(universe, &excluded, clauses, wanted.recommends)
         .map_err(|contradiction| Error::Contradiction(contradiction.0.join("\n    ")))
+}
+
+/// The packages of an index as a recipe would ask for exactly these versions.
+pub fn as_wanted(indexes: &[Index], arch: &str) -> Result<Vec<String>, Error> {
+    let universe = Universe::new(indexes, arch)?;
+    let ids = universe.newest();
+    let packages = ids.iter().map(|id| universe.get(*id));
+    Ok(packages
+        .map(|package| format!("{} (= {})", package.name, package.version))
+        .collect())
 }
 
 /// The kernel package and, of what it depends on, the packages that hold the kernel and its modules: never the

@@ -1,15 +1,18 @@
 //! Which packages: the lock file's, or those that the archive offers today.
 
 use super::{Error, Options};
+use crate::base::INSTALLED;
 use crate::fetch::{self, Client};
 use crate::lock::{self, Lock, Package, Section};
+use crate::microvm;
 use crate::progress::Unit;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Variant};
 use crate::resolve::{self, Id, Universe, Wanted};
+use crate::store::Sha256;
 
 /// The packages of a recipe: from the lock file if that answers the recipe's question, else resolved and written there.
 pub fn lock_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, Error> {
-    let inputs = lock::inputs(recipe, options.arch);
+    let inputs = inputs(recipe, options);
     let Some(path) = options.lock else {
         return resolve_packages(recipe, options);
     };
@@ -26,8 +29,19 @@ pub fn lock_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, 
     Ok(section)
 }
 
+fn inputs(recipe: &Recipe, options: &Options<'_>) -> Sha256 {
+    lock::inputs(recipe, options.arch, options.base.map(|base| base.id().as_str()))
+}
+
 /// Asks the archive.
 pub fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, Error> {
+    let base = options.base;
+    if base.is_some() && recipe.packages.is_empty() && recipe.kernel_of_base() {
+        return Ok(Section {
+            inputs: inputs(recipe, options),
+            packages: Vec::new(),
+        });
+    }
     if options.offline {
         return Err(fetch::Error::Offline {
             what: "the package index".into(),
@@ -38,7 +52,7 @@ pub fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Sectio
     let repositories = fetch::repositories(recipe);
     let step = options.progress.start("package index", None, Unit::Bytes);
     let advance = |n| step.advance(n);
-    let indexes = fetch::fetch_indexes(&Client::new(), options.store, &repositories, arch, &advance)?;
+    let mut indexes = fetch::fetch_indexes(&Client::new(), options.store, &repositories, arch, &advance)?;
     step.finish(&format!(
         "{} suites of {}",
         repositories.len(),
@@ -46,23 +60,63 @@ pub fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Sectio
     ));
 
     let step = options.progress.start("resolve", None, Unit::Items);
-    let universe = Universe::new(&indexes, arch).map_err(resolve::Error::Index)?;
-    let wanted = Wanted {
-        variant: recipe.variant,
-        packages: &recipe.packages,
-        recommends: recipe.recommends,
+    let wanted = match base {
+        None => Wanted {
+            variant: recipe.variant,
+            packages: recipe.packages.clone(),
+            recommends: recipe.recommends,
+        },
+        // Only the kernel comes from the archive.
+        Some(_) if recipe.packages.is_empty() => Wanted {
+            variant: Variant::Extract,
+            packages: Vec::new(),
+            recommends: false,
+        },
+        Some(base) => {
+            // First, so that of equal versions the installed one counts.
+            indexes.insert(0, base.demand_packages()?.clone());
+            let installed = resolve::as_wanted(&indexes[..1], arch)?;
+            Wanted {
+                variant: Variant::Extract,
+                packages: [installed, recipe.packages.clone()].concat(),
+                recommends: recipe.recommends,
+            }
+        }
     };
-    let found = resolve::resolve(&universe, &wanted)?;
+    let universe = Universe::new(&indexes, arch).map_err(resolve::Error::Index)?;
+    let mut found = resolve::resolve(&universe, &wanted)?;
+    found.retain(|id| universe.get(*id).url != INSTALLED);
     let mut packages: Vec<_> = found.iter().map(|id| locked(&universe, *id, false)).collect();
     if let Some(kernel) = recipe.kernel_package(options.arch) {
         let found = resolve::resolve_kernel(&universe, &kernel)?;
         packages.extend(found.iter().map(|id| locked(&universe, *id, true)));
     }
+    if recipe.kernel.build.is_some() {
+        packages.extend(build_packages(&repositories, options)?);
+    }
     step.finish(&format!("{} packages", packages.len()));
     Ok(Section {
-        inputs: lock::inputs(recipe, options.arch),
+        inputs: inputs(recipe, options),
         packages,
     })
+}
+
+/// The packages that a kernel is built of and with.
+fn build_packages(repositories: &[fetch::Repository], options: &Options<'_>) -> Result<Vec<Package>, Error> {
+    let builder = microvm::builder();
+    let arch = builder.debian();
+    let step = options.progress.start("compiler", None, Unit::Bytes);
+    let advance = |n| step.advance(n);
+    let indexes = fetch::fetch_indexes(&Client::new(), options.store, repositories, arch, &advance)?;
+    let universe = Universe::new(&indexes, arch).map_err(resolve::Error::Index)?;
+    let wanted = Wanted {
+        variant: Variant::Essential,
+        packages: microvm::packages(builder, options.arch),
+        recommends: false,
+    };
+    let found = resolve::resolve(&universe, &wanted)?;
+    step.finish(&format!("{} packages", found.len()));
+    Ok(found.iter().map(|id| locked(&universe, *id, true)).collect())
 }
 
 fn locked(universe: &Universe<'_>, id: Id, kernel: bool) -> Package {

@@ -14,9 +14,11 @@ use std::path::Path;
 
 pub use lock_packages::lock_packages;
 
+use crate::base::{self, Base};
 use crate::configure;
 use crate::fetch::{self, Client};
 use crate::lock::{self, Package};
+use crate::microvm;
 use crate::progress::{Progress, Unit};
 use crate::recipe::{Arch, Recipe, Variant};
 use crate::resolve;
@@ -45,6 +47,9 @@ pub enum Error {
     /// The root cannot be completed.
     #[error(transparent)]
     Configure(#[from] configure::Error),
+    /// The image cannot be built upon.
+    #[error(transparent)]
+    Base(#[from] base::Error),
     /// The root cannot be configured.
     #[error(transparent)]
     Sandbox(#[from] configure::SandboxError),
@@ -54,6 +59,8 @@ pub enum Error {
 pub struct Options<'a> {
     /// For which architecture.
     pub arch: Arch,
+    /// The image to build upon.
+    pub base: Option<&'a Base>,
     /// The cache.
     pub store: &'a Store,
     /// The lock file; `None` neither reads nor writes one.
@@ -89,23 +96,40 @@ pub fn build(recipe: &Recipe, options: &Options<'_>) -> Result<Root, Error> {
         .iter()
         .cloned()
         .partition(|package| !package.kernel);
-    let (mut tree, epoch) = match recipe.variant {
-        Variant::Extract => extracted(recipe, &packages, options)?,
-        _ => stages::configured(recipe, &packages, options)?,
+    let (mut tree, epoch) = match (options.base, recipe.variant) {
+        (Some(base), _) => stages::upon(base, recipe, &packages, options)?,
+        (None, Variant::Extract) => extracted(recipe, &packages, options)?,
+        (None, _) => stages::configured(recipe, &packages, options)?,
     };
     overlay(&mut tree, recipe, epoch)?;
     if !recipe.run.is_empty() {
         tree = stages::run_steps(recipe, &tree, epoch, options)?;
     }
-    let kernel = match kernel.is_empty() {
-        true => None,
-        false => Some(stages::kernel(&kernel, options)?),
+    let lock_text = section.text();
+    let mut packages = section.packages;
+    if let Some(base) = options.base {
+        let of_base = base.packages();
+        packages.extend(
+            of_base
+                .into_iter()
+                .filter(|package| !package.kernel || recipe.kernel_of_base()),
+        );
+    }
+    let kernel = if recipe.kernel.build.is_some() {
+        let built = stages::microvm(&kernel, options)?;
+        // What compiled the kernel is locked, but not in the image.
+        packages.retain(|package| !package.kernel || microvm::is_source(&package.name));
+        Some(built)
+    } else if kernel.is_empty() {
+        None
+    } else {
+        Some(stages::kernel(&kernel, options)?)
     };
     Ok(Root {
         tree,
         kernel,
-        lock_text: section.text(),
-        packages: section.packages,
+        lock_text,
+        packages,
         epoch,
     })
 }
@@ -143,7 +167,7 @@ fn overlay(tree: &mut Tree, recipe: &Recipe, epoch: i64) -> Result<(), configure
     if let Some(hostname) = &recipe.hostname {
         configure::set_hostname(tree, hostname, epoch)?;
     }
-    if recipe.init != "guest-init" {
+    if recipe.init() != "guest-init" {
         configure::add_units(tree, recipe, epoch)?;
     }
     Ok(())

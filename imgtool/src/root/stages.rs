@@ -5,11 +5,13 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::{Error, Options, archive, sources};
+use crate::base::Base;
 use crate::configure::{self, Task};
 use crate::fetch::clock::parse_timestamp;
 use crate::lock::Package;
+use crate::microvm;
 use crate::progress::Unit;
-use crate::recipe::Recipe;
+use crate::recipe::{Arch, Recipe};
 use crate::store::{self, Sha256, Store};
 use crate::tree::{Kind, Tree};
 use crate::unpack::{self, Filter, Unpack};
@@ -17,9 +19,16 @@ use crate::unpack::{self, Filter, Unpack};
 /// Goes into every digest: a change in how stages work makes their old results useless.
 const VERSION: u32 = 1;
 
+/// Which paths of packages are left out, and which are nevertheless there.
+type Filters<'a> = (&'a [String], &'a [String]);
+
 /// The time that the recipe sets, in seconds since 1970.
 pub fn created(recipe: &Recipe) -> Option<i64> {
-    let time = parse_timestamp(recipe.created.as_deref()?)?;
+    seconds(recipe.created.as_deref()?)
+}
+
+fn seconds(time: &str) -> Option<i64> {
+    let time = parse_timestamp(time)?;
     let since = time.duration_since(std::time::UNIX_EPOCH).ok()?;
     i64::try_from(since.as_secs()).ok()
 }
@@ -31,101 +40,196 @@ pub fn configured(
     options: &Options<'_>,
 ) -> Result<(Tree, i64), Error> {
     let sources = sources::for_apt(recipe);
-    let content: Vec<_> = packages.iter().map(|p| (&p.name, &p.version, p.sha256)).collect();
+    let filters = (&recipe.exclude[..], &recipe.include[..]);
+    let tree = installed(packages, filters, recipe.created.as_deref(), &sources, options)?;
+    // The root directory carries the time that counts as now.
+    let epoch = tree.node(Tree::ROOT).meta.mtime;
+    Ok((tree, epoch))
+}
+
+/// A base's root with the packages added, and what counts as now in it.
+pub fn upon(
+    base: &Base,
+    recipe: &Recipe,
+    packages: &[Package],
+    options: &Options<'_>,
+) -> Result<(Tree, i64), Error> {
+    let time = |tree: &Tree| created(recipe).unwrap_or(tree.node(Tree::ROOT).meta.mtime);
+    if packages.is_empty() {
+        let epoch = time(&base.tree);
+        return Ok((base.tree.clone(), epoch));
+    }
+    let id = base.id().as_str();
+    let key = (
+        VERSION,
+        "upon",
+        options.arch,
+        id,
+        content(packages),
+        &recipe.exclude,
+        &recipe.include,
+        &recipe.created,
+    );
+    let tree = cached(options, &key, |place| {
+        let input = write_input(&base.tree, place)?;
+        let filters = (&recipe.exclude[..], &recipe.include[..]);
+        let task = install(Some(input), packages, filters, created(recipe), "", options);
+        place.run(options.arch, task, options)
+    })?;
+    let epoch = time(&tree);
+    Ok((tree, epoch))
+}
+
+fn installed(
+    packages: &[Package],
+    filters: Filters<'_>,
+    created: Option<&str>,
+    sources: &str,
+    options: &Options<'_>,
+) -> Result<Tree, Error> {
     let key = (
         VERSION,
         "configured",
         options.arch,
-        content,
-        &recipe.exclude,
-        &recipe.include,
-        &recipe.created,
-        &sources,
+        content(packages),
+        filters.0,
+        filters.1,
+        created,
+        sources,
     );
-    let tree = cached(options, &key, |place| {
-        let task = Task::Install {
-            packages: packages.to_vec(),
-            store: options.store.root().to_owned(),
-            exclude: recipe.exclude.clone(),
-            include: recipe.include.clone(),
-            epoch: created(recipe),
-            sources: sources.clone(),
-        };
-        let Place { work, output } = place;
-        Ok(configure::run(
-            options.arch,
-            task,
-            work.path(),
-            output,
-            options.progress,
-        )?)
-    })?;
-    // The root directory carries the time that counts as now.
-    let epoch = tree.node(Tree::ROOT).meta.mtime;
-    Ok((tree, epoch))
+    cached(options, &key, |place| {
+        let epoch = created.and_then(seconds);
+        let task = install(None, packages, filters, epoch, sources, options);
+        place.run(options.arch, task, options)
+    })
+}
+
+/// The task of installing packages: in the root that the archive `base` holds, or in an empty one.
+fn install(
+    base: Option<PathBuf>,
+    packages: &[Package],
+    (exclude, include): Filters<'_>,
+    epoch: Option<i64>,
+    sources: &str,
+    options: &Options<'_>,
+) -> Task {
+    Task::Install {
+        base,
+        packages: packages.to_vec(),
+        store: options.store.root().to_owned(),
+        exclude: exclude.to_vec(),
+        include: include.to_vec(),
+        epoch,
+        sources: sources.to_owned(),
+    }
+}
+
+/// What of packages goes into a stage's digest.
+fn content(packages: &[Package]) -> Vec<(&str, &str, Sha256)> {
+    packages
+        .iter()
+        .map(|package| (&*package.name, &*package.version, package.sha256))
+        .collect()
 }
 
 /// A root after the recipe's `run` steps.
 pub fn run_steps(recipe: &Recipe, tree: &Tree, epoch: i64, options: &Options<'_>) -> Result<Tree, Error> {
     let key = (VERSION, "run", options.arch, digest(tree)?, &recipe.run, epoch);
     cached(options, &key, |place| {
-        let Place { work, output } = place;
-        let root = work.path().join("input.tar");
-        let scratch = |source| unpack::Error::Scratch {
-            path: root.clone(),
-            source,
-        };
-        let file = fs::File::create(&root).map_err(scratch)?;
-        archive::write(tree, std::io::BufWriter::new(file)).map_err(scratch)?;
+        let root = write_input(tree, place)?;
         let task = Task::Run {
-            root: root.clone(),
+            root,
+            name: "run".into(),
             steps: recipe.run.clone(),
+            keep: None,
             epoch,
         };
-        Ok(configure::run(
-            options.arch,
-            task,
-            work.path(),
-            output,
-            options.progress,
-        )?)
+        place.run(options.arch, task, options)
     })
+}
+
+fn write_input(tree: &Tree, place: &Place) -> Result<PathBuf, Error> {
+    let root = place.work.path().join("input.tar");
+    let scratch = |source| unpack::Error::Scratch {
+        path: root.clone(),
+        source,
+    };
+    let file = fs::File::create(&root).map_err(scratch)?;
+    archive::write(tree, std::io::BufWriter::new(file)).map_err(scratch)?;
+    Ok(root)
+}
+
+/// The microvm kernel for `options.arch`, built of and with `packages`, as the files of a kernel package would be.
+pub fn microvm(packages: &[Package], options: &Options<'_>) -> Result<Tree, Error> {
+    let builder = microvm::builder();
+    let steps = microvm::steps(builder, options.arch);
+    cached(
+        options,
+        &(VERSION, "microvm", options.arch, content(packages), &steps),
+        |place| {
+            let builder = Options {
+                arch: builder,
+                ..*options
+            };
+            let tree = installed(packages, (&microvm::exclude(), &[]), None, "", &builder)?;
+            let epoch = tree.node(Tree::ROOT).meta.mtime;
+            let task = Task::Run {
+                root: write_input(&tree, place)?,
+                name: "build the kernel".into(),
+                steps: steps.clone(),
+                keep: Some(microvm::RESULT.into()),
+                epoch,
+            };
+            place.run(builder.arch, task, options)
+        },
+    )
 }
 
 /// The files of the kernel packages.
 pub fn kernel(packages: &[Package], options: &Options<'_>) -> Result<Tree, Error> {
-    let content: Vec<_> = packages.iter().map(|p| (&p.name, &p.version, p.sha256)).collect();
-    cached(options, &(VERSION, "kernel", options.arch, content), |place| {
-        let step = options
-            .progress
-            .start("unpack kernel", Some(packages.len() as u64), Unit::Items);
-        let (load, filter) = (unpack::from_store(options.store), Filter::default());
-        let scratch = place.work.path();
-        let unpack = Unpack {
-            load: &load,
-            packages,
-            filter: &filter,
-            scratch,
-            step: &*step,
-        };
-        let mut tree = Tree::new();
-        unpack::merge_usr(&mut tree, options.arch.debian(), 0).map_err(unpack::Error::Layout)?;
-        unpack.unpack_into(&mut tree)?;
-        let failed = |source| unpack::Error::Scratch {
-            path: place.output.clone(),
-            source,
-        };
-        let file = fs::File::create(&place.output).map_err(failed)?;
-        archive::write(&tree, std::io::BufWriter::with_capacity(1 << 18, file)).map_err(failed)?;
-        step.finish(&format!("{} packages", packages.len()));
-        Ok(())
-    })
+    cached(
+        options,
+        &(VERSION, "kernel", options.arch, content(packages)),
+        |place| {
+            let step = options
+                .progress
+                .start("unpack kernel", Some(packages.len() as u64), Unit::Items);
+            let (load, filter) = (unpack::from_store(options.store), Filter::default());
+            let scratch = place.work.path();
+            let unpack = Unpack {
+                load: &load,
+                packages,
+                filter: &filter,
+                scratch,
+                step: &*step,
+            };
+            let mut tree = Tree::new();
+            unpack::merge_usr(&mut tree, options.arch.debian(), 0).map_err(unpack::Error::Layout)?;
+            unpack.unpack_into(&mut tree)?;
+            let failed = |source| unpack::Error::Scratch {
+                path: place.output.clone(),
+                source,
+            };
+            let file = fs::File::create(&place.output).map_err(failed)?;
+            archive::write(&tree, std::io::BufWriter::with_capacity(1 << 18, file)).map_err(failed)?;
+            step.finish(&format!("{} packages", packages.len()));
+            Ok(())
+        },
+    )
 }
 
 /// Where a stage works, and where its result goes.
 struct Place {
     work: tempfile::TempDir,
     output: PathBuf,
+}
+
+impl Place {
+    /// Lets the sandbox do a task whose result is the stage's.
+    fn run(&self, arch: Arch, task: Task, options: &Options<'_>) -> Result<(), Error> {
+        let Self { work, output } = self;
+        Ok(configure::run(arch, task, work.path(), output, options.progress)?)
+    }
 }
 
 /// The result of a stage: from the cache, or made and put there. A cache that cannot be written to costs the time

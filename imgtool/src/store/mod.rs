@@ -28,12 +28,12 @@ pub use digest::{ParseDigestError, Sha256};
 pub enum Error {
     /// No place for the cache is known.
     #[error(
-        "no place for the cache: neither XDG_CACHE_HOME nor HOME is set\n  try: set XDG_CACHE_HOME, or give --cache-dir"
+        "no place for the cache: neither XDG_CACHE_HOME nor HOME is set\n  try: set XDG_CACHE_HOME to a directory"
     )]
     NoHome,
     /// The cache is read-only.
     #[error(
-        "cannot write {path} to the cache: {source}\n  try: give a writable place with --cache-dir or XDG_CACHE_HOME; a read-only cache serves what it already holds"
+        "cannot write {path} to the cache: {source}\n  try: set XDG_CACHE_HOME to a writable directory; a read-only cache serves what it already holds"
     )]
     ReadOnly {
         /// What was to be written.
@@ -43,7 +43,7 @@ pub enum Error {
     },
     /// The disk is full.
     #[error(
-        "cannot write {path}: the disk is full\n  try: free some space there, or choose another place with --cache-dir or TMPDIR"
+        "cannot write {path}: the disk is full\n  try: free some space there, or choose another place with XDG_CACHE_HOME or TMPDIR"
     )]
     Full {
         /// What was to be written.
@@ -379,6 +379,6 @@ mod tests {
         let full = Error::io("/x", io::Error::from(io::ErrorKind::StorageFull)).to_string();
         assert!(full.contains("disk is full") && full.contains("try:"), "{full}");
         let read_only = Error::io("/x", io::Error::from(io::ErrorKind::ReadOnlyFilesystem));
-        assert!(read_only.to_string().contains("--cache-dir"));
+        assert!(read_only.to_string().contains("XDG_CACHE_HOME"));
     }
 }
