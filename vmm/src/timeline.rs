@@ -86,6 +86,10 @@ pub struct Timeline {
     before_main: Duration,
     /// Nanoseconds from process start, plus one; 0 means "not yet".
     at: [AtomicU64; Event::ALL.len()],
+    /// Guest instructions up to each event, plus one; 0 means that nobody has counted.
+    instructions: [AtomicU64; Event::ALL.len()],
+    /// Guest instructions up to the machine's end, plus one.
+    all_instructions: AtomicU64,
 }
 
 impl Timeline {
@@ -97,6 +101,8 @@ impl Timeline {
             main,
             before_main: cpu_time(),
             at: Default::default(),
+            instructions: Default::default(),
+            all_instructions: AtomicU64::new(0),
         };
         timeline.at[Event::ProcessStart as usize].store(1, Relaxed);
         timeline.record(Event::Main, main);
@@ -110,10 +116,37 @@ impl Timeline {
         }
     }
 
+    /// Notes that `event` has happened at `moment`. Only the first time counts; a moment before `main` counts as `main`.
+    pub fn mark_at(&self, event: Event, moment: Instant) {
+        self.record(event, moment);
+    }
+
     fn record(&self, event: Event, now: Instant) {
-        let since_start = now.duration_since(self.main) + self.before_main;
+        let since_start = now.saturating_duration_since(self.main) + self.before_main;
         let nanos = u64::try_from(since_start.as_nanos()).unwrap_or(u64::MAX - 1);
         let _ = self.at[event as usize].compare_exchange(0, nanos + 1, Relaxed, Relaxed);
+    }
+
+    /// Notes how many instructions the guest had retired when `event` happened. Only the first time counts.
+    pub fn count(&self, event: Event, instructions: u64) {
+        let counter = &self.instructions[event as usize];
+        let _ = counter.compare_exchange(0, instructions.saturating_add(1), Relaxed, Relaxed);
+    }
+
+    /// Notes how many instructions the guest had retired when its machine ended, or ended last.
+    pub fn count_all(&self, instructions: u64) {
+        self.all_instructions
+            .store(instructions.saturating_add(1), Relaxed);
+    }
+
+    /// Guest instructions up to `event`; `None` when it has not happened or nobody has counted.
+    pub fn instructions(&self, event: Event) -> Option<u64> {
+        self.instructions[event as usize].load(Relaxed).checked_sub(1)
+    }
+
+    /// Guest instructions up to the machine's end.
+    pub fn all_instructions(&self) -> Option<u64> {
+        self.all_instructions.load(Relaxed).checked_sub(1)
     }
 
     /// Time from process start to `event`; `None` when it has not happened.
@@ -123,16 +156,27 @@ impl Timeline {
     }
 
     /// `{"schema": 1, "unit": "ns", "events": [{"id": "T0", "name": "process_start", "at": 0}, ...]}` with the events that
-    /// have happened, each at nanoseconds from T0.
+    /// have happened, each at nanoseconds from T0. Where the accelerator counts them, each event of the guest also has
+    /// `"instructions"`, what the guest had retired by then, and the whole has those up to its end.
     pub fn to_json(&self) -> Value {
         let events: Vec<Value> = Event::ALL
             .into_iter()
             .filter_map(|event| {
                 let at = self.at(event)?;
-                Some(json!({ "id": format!("T{}", event as u8), "name": event.name(), "at": at.as_nanos() as u64 }))
+                let mut entry = json!({
+                    "id": format!("T{}", event as u8), "name": event.name(), "at": at.as_nanos() as u64
+                });
+                if let Some(instructions) = self.instructions(event) {
+                    entry["instructions"] = instructions.into();
+                }
+                Some(entry)
             })
             .collect();
-        json!({ "schema": SCHEMA, "unit": "ns", "events": events })
+        let mut whole = json!({ "schema": SCHEMA, "unit": "ns", "events": events });
+        if let Some(instructions) = self.all_instructions() {
+            whole["instructions"] = instructions.into();
+        }
+        whole
     }
 }
 
@@ -179,6 +223,20 @@ mod tests {
             .collect();
         assert_eq!(ids, ["T0", "T1", "T9"]);
         assert_eq!(json["events"][0]["at"], 0);
+    }
+
+    #[test]
+    fn instructions_are_there_where_they_are_counted() {
+        let timeline = Timeline::start();
+        timeline.mark(Event::Init);
+        assert_eq!(timeline.instructions(Event::Init), None);
+        timeline.count(Event::Init, 0);
+        timeline.count(Event::Init, 7);
+        timeline.count_all(9);
+        let json = timeline.to_json();
+        assert_eq!(json["events"][2]["instructions"], 0);
+        assert_eq!(json["events"][1].get("instructions"), None);
+        assert_eq!(json["instructions"], 9);
     }
 
     #[test]

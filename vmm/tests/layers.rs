@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 /// The modules of each layer, lowest first; the same list as in `src/lib.rs`.
 const LAYERS: &[&[&str]] = &[
-    &["memory", "event", "terminal"],
+    &["memory", "event", "terminal", "entropy"],
     &["bus", "irq"],
     &["block", "net"],
     &["devices", "virtio"],
     &["arch"],
     &["accel"],
-    &["machine", "vcpu", "timeline"],
-    &["instance", "cli", "main"],
+    &["machine", "vcpu", "timeline", "profile"],
+    &["instance", "bench", "cli", "main"],
 ];
 /// Constants only, for everyone: the address map.
 const LAYOUT: &str = "arch::layout";

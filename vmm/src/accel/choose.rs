@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::kvm::{self, Kvm, probe};
-use super::{Created, Error};
+use super::{Created, Error, Profiling};
+use crate::arch::Architecture;
 use crate::memory::Memory;
 
 /// Which accelerator a person asks for.
@@ -24,6 +26,10 @@ pub enum Choice {
 pub struct Chosen {
     /// `None` means the software processor.
     kvm: Option<Kvm>,
+    /// Instructions are time.
+    repeatable: bool,
+    /// Where the processor's profile goes.
+    profile: Option<Arc<Profiling>>,
     /// Why this one, in a few words that continue "accelerator kvm: ".
     pub why: String,
 }
@@ -37,40 +43,125 @@ impl Chosen {
         }
     }
 
+    fn soft_options(&self) -> super::soft::Options {
+        super::soft::Options {
+            clock: if self.repeatable {
+                softcpu::Clock::Instructions
+            } else {
+                softcpu::Clock::Host
+            },
+            profile: self.profile.clone(),
+        }
+    }
+
     /// Makes the accelerator's side of a machine.
     pub fn create(&self, memory: &Memory, cpus: u8) -> Result<Created, Error> {
         match &self.kvm {
             Some(kvm) => kvm::create(kvm, memory, cpus),
-            #[cfg(target_arch = "x86_64")]
-            None => super::soft::create(super::soft::Options::default(), memory, cpus),
-            #[cfg(not(target_arch = "x86_64"))]
-            None => Err(Error::Unavailable {
-                accelerator: "the software processor",
-                source: std::io::ErrorKind::Unsupported.into(),
-                hint: "it runs x86-64 guests only; use --accel kvm on a host with KVM",
-            }),
+            None => super::soft::create(self.soft_options(), memory, cpus),
         }
     }
 }
 
-/// Decides. `Auto` tries KVM out in a scratch machine once per boot of the host and remembers the verdict; whether
-/// KVM can be opened at all is found out each time.
-pub fn choose(choice: Choice) -> Result<Chosen, Error> {
-    let soft = |why: String| Chosen { kvm: None, why };
+/// The accelerator for a machine whose every run is to be the same: the one that counts instructions.
+pub fn choose_repeatable(
+    choice: Choice,
+    guest: Architecture,
+    profile: Option<Arc<Profiling>>,
+) -> Result<Chosen, Error> {
     match choice {
-        Choice::Soft => Ok(soft("asked for".into())),
+        Choice::Kvm => Err(Error::Uncounted {
+            accelerator: "KVM",
+            hint: "--accel soft with --icount, or leave --icount out",
+        }),
+        Choice::Auto | Choice::Soft => Ok(Chosen {
+            repeatable: true,
+            profile,
+            ..soft(guest, "it counts instructions".into())?
+        }),
+    }
+}
+
+/// Decides for a guest of architecture `guest`. `Auto` tries KVM out in a scratch machine once per boot of the host and
+/// remembers the verdict; whether KVM can be opened at all is found out each time.
+pub fn choose(choice: Choice, guest: Architecture) -> Result<Chosen, Error> {
+    choose_on(std::env::consts::ARCH, choice, guest)
+}
+
+/// The same on a host of architecture `host` (the kernel's name).
+fn choose_on(host: &str, choice: Choice, guest: Architecture) -> Result<Chosen, Error> {
+    let foreign = || format!("KVM on this {host} host runs {host} guests only");
+    let native = guest.machine() == host;
+    match choice {
+        Choice::Soft => soft(guest, "--accel soft was asked for".into()),
+        Choice::Kvm if !native => Err(Error::Foreign {
+            guest,
+            why: foreign(),
+        }),
         Choice::Kvm => Ok(Chosen {
             kvm: Some(kvm::open()?),
+            repeatable: false,
+            profile: None,
             why: "asked for".into(),
         }),
+        Choice::Auto if !native => soft(guest, foreign()),
         Choice::Auto => match kvm::open() {
-            Err(error) => Ok(soft(error.to_string())),
-            Ok(kvm) => Ok(match verdict(&kvm) {
-                Ok(why) => Chosen { kvm: Some(kvm), why },
-                Err(why) => soft(why),
-            }),
+            Err(error) => soft(guest, error.to_string()),
+            Ok(kvm) => match verdict(&kvm) {
+                Ok(why) => Ok(Chosen {
+                    kvm: Some(kvm),
+                    repeatable: false,
+                    profile: None,
+                    why,
+                }),
+                Err(why) => soft(guest, why),
+            },
         },
     }
+}
+
+/// The software processor, if it can run such guests; `why` says why not KVM.
+fn soft(guest: Architecture, why: String) -> Result<Chosen, Error> {
+    match guest {
+        Architecture::X86_64 => Ok(Chosen {
+            kvm: None,
+            repeatable: false,
+            profile: None,
+            why,
+        }),
+        Architecture::Arm64 => Err(Error::Foreign { guest, why }),
+    }
+}
+
+/// What an accelerator does on this host.
+#[derive(Debug)]
+pub struct Measured {
+    /// `kvm` or `soft`.
+    pub name: &'static str,
+    /// Million instructions per second, or why it cannot be used.
+    pub mips: Result<f64, String>,
+}
+
+/// Measures each accelerator now, whatever was remembered.
+pub fn measure() -> Vec<Measured> {
+    let kvm = kvm::open()
+        .map_err(|error| error.to_string())
+        .and_then(|kvm| probe::try_out(&kvm).map_err(|error| error.to_string()))
+        .map(|speed| speed.mips);
+    #[cfg(target_arch = "x86_64")]
+    let soft = super::soft::measure().map_err(|error| error.to_string());
+    #[cfg(not(target_arch = "x86_64"))]
+    let soft = Err("it runs x86-64 guests only".to_owned());
+    vec![
+        Measured {
+            name: "kvm",
+            mips: kvm,
+        },
+        Measured {
+            name: "soft",
+            mips: soft,
+        },
+    ]
 }
 
 /// Why to use KVM, or why not to.
@@ -141,6 +232,24 @@ impl Cache {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_guest_that_nothing_here_can_run_is_refused_with_the_way_out() {
+        for (choice, why) in [
+            (Choice::Auto, "KVM on this x86_64 host"),
+            (Choice::Kvm, "KVM on this x86_64 host"),
+            (Choice::Soft, "--accel soft"),
+        ] {
+            let error = choose_on("x86_64", choice, Architecture::Arm64)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(why) && error.contains("arm64 host"), "{error}");
+        }
+        let error = choose_on("aarch64", Choice::Kvm, Architecture::X86_64).unwrap_err();
+        assert!(error.to_string().contains("KVM on this aarch64 host"), "{error}");
+        let chosen = choose_on("aarch64", Choice::Auto, Architecture::X86_64).unwrap();
+        assert_eq!(chosen.name(), "soft");
+    }
+
     fn cache(dir: &tempfile::TempDir, key: &str) -> Cache {
         Cache {
             path: dir.path().join("kiln/kvm-probe"),
@@ -158,6 +267,21 @@ mod tests {
             assert_eq!(first.load(), Some(verdict));
         }
         assert_eq!(cache(&dir, "0.1.0 boot-2").load(), None);
+    }
+
+    #[test]
+    fn each_accelerator_is_measured_or_says_why_not() {
+        let measured = measure();
+        assert_eq!(
+            measured.iter().map(|m| m.name).collect::<Vec<_>>(),
+            ["kvm", "soft"]
+        );
+        for Measured { name, mips } in measured {
+            match mips {
+                Ok(mips) => assert!(mips > 0.1, "{name}: {mips}"),
+                Err(why) => assert!(name == "kvm" && !why.is_empty(), "{name}: {why}"),
+            }
+        }
     }
 
     #[test]

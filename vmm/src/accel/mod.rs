@@ -5,18 +5,17 @@
 
 mod choose;
 pub mod kvm;
-#[cfg(target_arch = "x86_64")]
 pub mod soft;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::arch;
+use crate::arch::{self, Architecture, Controller};
 use crate::bus::Action;
 use crate::irq::Interrupt;
 
-pub use choose::{Choice, Chosen, choose};
+pub use choose::{Choice, Chosen, Measured, choose, choose_repeatable, measure};
 
 /// Why the guest left its processor, as data.
 #[derive(Debug)]
@@ -49,6 +48,8 @@ pub enum Exit<'a> {
         /// 1 to 8 bytes, little endian.
         data: &'a [u8],
     },
+    /// Nothing happened. Where instructions are time, this is when devices may bring in what came from outside.
+    Poll,
     /// The guest asked the platform for power-off or reset (PSCI, KVM system event).
     System(Action),
 }
@@ -70,6 +71,15 @@ pub trait ExitHandler {
     fn exit(&mut self, exit: Exit<'_>) -> Action;
 }
 
+/// Asks for a profile of a machine's processor.
+#[derive(Debug)]
+pub struct Profiling {
+    /// Where the kernel's functions begin, in order.
+    pub functions: Arc<[u64]>,
+    /// Takes the profile when the machine has ended.
+    pub result: Mutex<Option<softcpu::Profile>>,
+}
+
 /// Makes a running vCPU come back from [`Vcpu::run`] soon, from any thread. A kick that arrives before `run` makes the
 /// next `run` return at once: none is lost.
 pub trait Kick: Send + Sync {
@@ -83,6 +93,8 @@ pub struct Created {
     pub vm: Arc<dyn Vm>,
     /// The processors by number. All but the first wait until the first starts them.
     pub vcpus: Vec<Box<dyn Vcpu>>,
+    /// What delivers interrupts.
+    pub controller: Controller,
 }
 
 /// A virtual processor, owned by its thread.
@@ -96,13 +108,17 @@ pub trait Vcpu: Send {
 }
 
 /// The accelerator's side of one machine. Order of calls: RAM was given to the constructor; then every vCPU; then
-/// interrupt lines and doorbells (the other order measured 20 times slower under KVM).
+/// interrupt lines; doorbells at any time after (the other order measured 20 times slower under KVM).
 pub trait Vm: Send + Sync {
     /// The edge-triggered line `gsi`.
     fn interrupt(&self, gsi: u32) -> Result<Arc<dyn Interrupt>, Error>;
     /// Makes a 4-byte store of `value` at `addr` signal `event` instead of leaving the guest. An accelerator that has
     /// no such short cut returns `false`; the store then reaches the device through the bus.
     fn doorbell(&self, event: &EventFd, addr: u64, value: u32) -> Result<bool, Error>;
+    /// Instructions retired so far; `None` where nobody counts them.
+    fn instructions(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// What went wrong in an accelerator.
@@ -123,6 +139,25 @@ pub enum Error {
         accelerator: &'static str,
         /// The operating system's reason.
         source: std::io::Error,
+        /// What to try.
+        hint: &'static str,
+    },
+    /// {guest} guests cannot run here: {why}; they need KVM on an {guest} host, because the software processor runs x86_64 guests only
+    #[error(
+        "{guest} guests cannot run here: {why}; they need KVM on an {guest} host, because the software processor runs \
+         x86_64 guests only"
+    )]
+    Foreign {
+        /// The guest's architecture.
+        guest: Architecture,
+        /// Why not with KVM here.
+        why: String,
+    },
+    /// {accelerator} cannot count instructions; try {hint}
+    #[error("{accelerator} cannot count instructions; try {hint}")]
+    Uncounted {
+        /// The accelerator's name.
+        accelerator: &'static str,
         /// What to try.
         hint: &'static str,
     },

@@ -1,4 +1,4 @@
-//! A disk that is a plain file: additional volumes, and images that need no base.
+//! A disk that is a plain file or a part of one: additional volumes, and images that need no base.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -8,10 +8,12 @@ use vm_memory::VolatileSlice;
 
 use super::{Backend, sparse, vectored};
 
-/// A plain file as a disk.
+/// A plain file, or a part of one, as a disk.
 #[derive(Debug)]
 pub struct RawFile {
     file: File,
+    /// Where the disk begins in the file.
+    start: u64,
     size: u64,
 }
 
@@ -27,7 +29,12 @@ impl RawFile {
     /// A disk over an open file; its size is the file's now.
     pub fn new(file: File) -> io::Result<Self> {
         let size = file.metadata()?.len();
-        Ok(RawFile { file, size })
+        Ok(RawFile { file, start: 0, size })
+    }
+
+    /// A disk over the `size` bytes of an open file from `start` on.
+    pub fn part(file: File, start: u64, size: u64) -> Self {
+        RawFile { file, start, size }
     }
 }
 
@@ -37,11 +44,11 @@ impl Backend for RawFile {
     }
 
     fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-        vectored::read_exact_at(&self.file, offset, buffers)
+        vectored::read_exact_at(&self.file, self.start + offset, buffers)
     }
 
     fn write_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-        vectored::write_all_at(&self.file, offset, buffers)
+        vectored::write_all_at(&self.file, self.start + offset, buffers)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -49,7 +56,7 @@ impl Backend for RawFile {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        match sparse::punch(&self.file, offset, len) {
+        match sparse::punch(&self.file, self.start + offset, len) {
             // A discard is advice.
             Err(error) if sparse::is_unsupported(&error) => Ok(()),
             done => done,
@@ -58,11 +65,11 @@ impl Backend for RawFile {
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         if unmap {
-            match sparse::punch(&self.file, offset, len) {
+            match sparse::punch(&self.file, self.start + offset, len) {
                 Err(error) if sparse::is_unsupported(&error) => {}
                 done => return done,
             }
         }
-        sparse::write_zeros(&self.file, offset, len)
+        sparse::write_zeros(&self.file, self.start + offset, len)
     }
 }

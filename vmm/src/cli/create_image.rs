@@ -19,6 +19,9 @@ pub struct CreateImage {
     /// Do not restart a running instance: freeze its file systems for the time of the copy
     #[arg(long)]
     no_reboot: bool,
+    /// Leave the instance's identity (host keys, machine-id, logs, histories) in the image
+    #[arg(long)]
+    keep_identity: bool,
 }
 
 impl CreateImage {
@@ -28,6 +31,7 @@ impl CreateImage {
             name: self.name,
             description: self.description,
             no_reboot: self.no_reboot,
+            keep_identity: self.keep_identity,
         };
         let (image, warning) = capture
             .run(&context.store, &context.images(), &id)

@@ -9,7 +9,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, Status, output};
-use crate::accel::{Choice, choose};
+use crate::accel::{Choice, Measured, choose, measure};
+use crate::arch::Architecture;
 use crate::block::volume::{Base, Error as VolumeError, Volume};
 use crate::instance::home::create_private;
 
@@ -62,15 +63,14 @@ impl Finding {
 
 impl Doctor {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let findings = vec![
-            host(),
-            kvm_device(),
-            accelerator(),
+        let mut findings = vec![host(), kvm_device(), accelerator()];
+        findings.extend(measure().into_iter().map(speed));
+        findings.extend([
             directory("instances", &context.store.home().instances()),
             volumes(&context.store.home().instances()),
             directory("images", &context.store.home().images()),
             tun(),
-        ];
+        ]);
         if self.json {
             output::json(&findings)?;
         } else {
@@ -139,7 +139,8 @@ fn kvm_device() -> Finding {
 
 /// What `--accel auto` would choose, and why.
 fn accelerator() -> Finding {
-    match choose(Choice::Auto) {
+    let native = Architecture::host().unwrap_or(Architecture::X86_64);
+    match choose(Choice::Auto, native) {
         Ok(chosen) => {
             let verdict = if chosen.name() == "kvm" {
                 Verdict::Good
@@ -152,7 +153,27 @@ fn accelerator() -> Finding {
                 format!("{}: {}", chosen.name(), chosen.why),
             )
         }
-        Err(error) => Finding::new("accelerator", Verdict::Bad, error.to_string()),
+        Err(error) => Finding::new(
+            "accelerator",
+            Verdict::Fair,
+            format!("soft, for x86_64 images only: {error}"),
+        ),
+    }
+}
+
+/// How fast an accelerator is, measured now.
+fn speed(measured: Measured) -> Finding {
+    let what = match measured.name {
+        "kvm" => "kvm speed",
+        _ => "soft speed",
+    };
+    match measured.mips {
+        Ok(mips) => Finding::new(
+            what,
+            Verdict::Good,
+            format!("{mips:.0} million instructions per second"),
+        ),
+        Err(why) => Finding::new(what, Verdict::Fair, format!("not measured: {why}")),
     }
 }
 

@@ -15,6 +15,7 @@ use super::{Context, Status, signals, value};
 use crate::instance::Event;
 use crate::instance::agent::{self, Incoming, Sender};
 use crate::terminal;
+use crate::virtio::lockstep::Turn;
 
 /// Run a command in a running instance
 #[derive(Debug, Args)]
@@ -63,9 +64,9 @@ impl Exec {
         wait_ready(context, &id, self.wait_timeout)?;
         let resize = Resize::default();
         let by_signal = resize.clone();
-        signals::deliver(move |signal| by_signal.signal(signal))?;
+        signals::hold()?.deliver(move |signal| by_signal.signal(signal))?;
         let directory = context.home().instance(&id);
-        run_in(&directory, &self.command, &self.how, &resize)
+        run_in(&directory, &Turn::default(), &self.command, &self.how, &resize)
             .with_context(|| format!("cannot run {} in {}", self.command[0], self.instance))
     }
 }
@@ -101,7 +102,13 @@ impl Resize {
 }
 
 /// Runs `command` through the agent of the instance kept in `directory`, on this process's standard streams.
-pub fn run_in(directory: &Path, command: &[String], how: &How, signals: &Resize) -> anyhow::Result<Status> {
+pub fn run_in(
+    directory: &Path,
+    turn: &Turn,
+    command: &[String],
+    how: &How,
+    signals: &Resize,
+) -> anyhow::Result<Status> {
     let tty = how.tty && io::stdin().is_terminal();
     let exec = Command {
         argv: command.to_vec(),
@@ -110,15 +117,17 @@ pub fn run_in(directory: &Path, command: &[String], how: &How, signals: &Resize)
         user: how.user.clone(),
         terminal: tty.then(own_terminal),
     };
-    let mut session = agent::exec(directory, exec)?;
+    let mut session = agent::exec(directory, turn, exec)?;
     let raw = if tty { terminal::Raw::enter_stdin()? } else { None };
     signals.connect(Some(session.sender()));
     if how.interactive || !io::stdin().is_terminal() {
-        let sender = session.sender();
+        let (sender, turn) = (session.sender(), turn.clone());
+        turn.take();
         // Ends with the process: a thread that waits for input cannot be woken.
-        std::thread::Builder::new()
-            .name("input".into())
-            .spawn(move || pass_input(&sender))?;
+        std::thread::Builder::new().name("input".into()).spawn(move || {
+            pass_input(&sender, &turn);
+            turn.give();
+        })?;
     } else {
         session.sender().end_input()?;
     }
@@ -138,10 +147,11 @@ fn own_terminal() -> Terminal {
 }
 
 /// Standard input to the command, to its end.
-fn pass_input(sender: &Sender) {
+fn pass_input(sender: &Sender, turn: &Turn) {
     let mut stdin = io::stdin().lock();
     let mut chunk = vec![0; 32 << 10];
     loop {
+        turn.readable(&io::stdin());
         match stdin.read(&mut chunk) {
             Ok(0) => break,
             Ok(n) if sender.input(&chunk[..n]).is_ok() => {}

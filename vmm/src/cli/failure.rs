@@ -15,7 +15,6 @@
 //! 124 to 127 are those of `timeout`, `docker run` and the shell.
 
 use std::io::Write;
-use std::process::ExitCode;
 
 use super::output;
 use crate::instance::Error;
@@ -50,9 +49,9 @@ impl Status {
     }
 }
 
-impl From<Status> for ExitCode {
-    fn from(status: Status) -> ExitCode {
-        ExitCode::from(status.0)
+impl From<Status> for u8 {
+    fn from(status: Status) -> u8 {
+        status.0
     }
 }
 
@@ -92,24 +91,37 @@ impl Advice {
 pub struct TimedOut(pub String);
 
 /// Prints what failed, why, and what to try.
-pub fn report(error: &anyhow::Error) -> ExitCode {
+pub fn report(error: &anyhow::Error) -> Status {
     complain(error);
     if error.is::<TimedOut>() {
-        Status::TIMED_OUT.into()
+        Status::TIMED_OUT
     } else {
-        Status::VMM_FAILED.into()
+        Status::VMM_FAILED
     }
 }
 
 /// Prints an error without ending.
 pub fn complain(error: &anyhow::Error) {
     let style = output::Style::of(&std::io::stderr());
-    let mut text = format!("{}: {error:#}\n", style.bad("vmm"));
+    let mut text = format!("{}: {}\n", style.bad("vmm"), sentence(error));
     if let Some(advice) = advice(error) {
         text += &format!("  {}: {advice}\n", style.dim("try"));
     }
     // Nothing is left to do when even that fails.
     let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// What failed and why. An error that tells its cause in its own words is not followed by the cause once more.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// The first piece of advice in the chain of causes.
@@ -118,16 +130,37 @@ fn advice(error: &anyhow::Error) -> Option<String> {
         .chain()
         .find_map(|cause| match cause.downcast_ref::<Error>() {
             Some(error) => error.hint(),
-            None => cause.downcast_ref::<Advice>().map(|a| a.advice.clone()),
+            None => match cause.downcast_ref::<crate::bench::Error>() {
+                Some(error) => error.hint().map(str::to_owned),
+                None => cause.downcast_ref::<Advice>().map(|a| a.advice.clone()),
+            },
         })
 }
 
 /// Help and version go to standard output with status 0; a wrong command line is `vmm`'s failure.
-pub fn usage(error: &clap::Error) -> ExitCode {
+pub fn usage(error: &clap::Error) -> Status {
     let _ = error.print();
     if error.use_stderr() {
-        Status::VMM_FAILED.into()
+        Status::VMM_FAILED
     } else {
-        Status::OK.into()
+        Status::OK
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cause_is_told_twice() {
+        let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let error = anyhow::Error::from(Error::file("opening", std::path::Path::new("/x"))(missing()));
+        let error = error.context("cannot terminate web");
+        assert_eq!(
+            sentence(&error),
+            format!("cannot terminate web: opening /x failed: {}", missing())
+        );
+        let plain = anyhow::Error::from(missing()).context("reading it");
+        assert_eq!(sentence(&plain), format!("reading it: {}", missing()));
     }
 }

@@ -7,8 +7,10 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::failure::{Advice, TimedOut};
+use super::wait::Waiting;
 use super::{Context, Status, failure, value};
 use crate::instance::client::Client;
+use crate::instance::launch::empty_ephemeral;
 use crate::instance::store::Held;
 use crate::instance::{Error, Event, InstanceId, State, api, detach};
 
@@ -18,6 +20,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Start stopped instances
 #[derive(Debug, Args)]
 pub struct Start {
+    #[command(flatten)]
+    waiting: Waiting,
     /// Ids, beginnings of ids, or names
     #[arg(required = true, value_name = "INSTANCE")]
     instances: Vec<String>,
@@ -28,13 +32,15 @@ impl Start {
         for_each(context, "start", &self.instances, |id| {
             let mut held = context.store.hold(id, Event::Start)?;
             begin(&mut held)?;
-            Ok(detach::spawn(held, &[])?)
+            detach::spawn(held, &[])?;
+            self.waiting.run(context, std::slice::from_ref(id))
         })
     }
 }
 
 /// Makes a stopped instance pending again.
 pub fn begin(held: &mut Held) -> Result<(), Error> {
+    empty_ephemeral(held.record())?;
     held.update(Event::Start, "started", |record| {
         record.ending = None;
         record.ready = false;
@@ -70,28 +76,33 @@ fn stop(context: &Context, id: &InstanceId, patience: Duration) -> anyhow::Resul
     let deadline = Instant::now() + patience + GRACE;
     match client.stop(patience) {
         // It may have ended in the meantime, or have lost its owner.
-        Err(_) if !context.store.truth(id)?.state.owned() => return Ok(()),
+        Err(_) if has_ended(context, id)? => return Ok(()),
         asked => asked?,
     }
     client.wait_ended()?;
     // The record is written before the socket closes; what is waited for here is the lock.
     loop {
-        match context.store.truth(id) {
-            Ok(record) if record.state.owned() && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Ok(record) if record.state.owned() => {
-                let reason = "it has not stopped in time".into();
-                return Err(Error::Owner {
-                    id: id.to_string(),
-                    reason,
-                }
-                .into());
-            }
-            // With --rm nothing is left of it.
-            Ok(_) | Err(Error::NoInstance(_)) => return Ok(()),
-            Err(error) => return Err(error.into()),
+        if has_ended(context, id)? {
+            return Ok(());
         }
+        if Instant::now() >= deadline {
+            let reason = "it has not stopped in time".into();
+            return Err(Error::Owner {
+                id: id.to_string(),
+                reason,
+            }
+            .into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether nobody runs `id` any more; with `--rm` nothing is left of it.
+fn has_ended(context: &Context, id: &InstanceId) -> Result<bool, Error> {
+    match context.store.truth(id) {
+        Ok(record) => Ok(!record.state.owned()),
+        Err(Error::NoInstance(_)) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 
@@ -133,13 +144,14 @@ impl Terminate {
 }
 
 fn terminate(context: &Context, id: &InstanceId, patience: Duration) -> anyhow::Result<()> {
-    let stopped = match stop(context, id, patience) {
-        Err(error) if matches!(error.downcast_ref(), Some(Error::Damaged { .. })) => {
-            return Ok(context.store.hold_damaged(id)?.remove()?);
-        }
-        stopped => stopped,
-    };
-    stopped?;
+    if let Err(error) = stop(context, id, patience) {
+        return match error.downcast_ref() {
+            Some(Error::Damaged { .. }) => Ok(context.store.hold_damaged(id)?.remove()?),
+            // Its owner has removed it (`--rm`) since it was looked up.
+            Some(Error::NoInstance(_)) => Ok(()),
+            _ => Err(error),
+        };
+    }
     match context.store.hold(id, Event::Terminate) {
         Ok(held) => remove(held),
         Err(Error::NoInstance(_)) => Ok(()),

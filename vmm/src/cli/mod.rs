@@ -4,7 +4,6 @@
 //! to try; see [`failure`] for the statuses.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -14,7 +13,9 @@ use crate::instance::images::Images;
 use crate::instance::store::Store;
 use crate::timeline::Timeline;
 
+mod bench;
 mod console;
+mod cp;
 mod create_image;
 mod doctor;
 mod exec;
@@ -25,9 +26,12 @@ mod lifecycle;
 mod list;
 mod output;
 mod own;
+mod profile;
 mod run;
 mod signals;
+mod ssh;
 mod value;
+mod wait;
 
 pub use failure::Status;
 
@@ -81,8 +85,14 @@ enum Command {
     Console(console::Console),
     /// Run a command in a running instance
     Exec(exec::Exec),
+    /// Copy a file or folder to or from a running instance
+    Cp(cp::Cp),
+    /// Log in to a running instance with OpenSSH
+    Ssh(ssh::Ssh),
     /// Show where the published ports of an instance can be reached
     Port(list::Ports),
+    /// Boot an image, and show where its kernel spends its instructions
+    Profile(Box<profile::Profile>),
     /// Make an image of an instance
     CreateImage(create_image::CreateImage),
     /// List the images in the store
@@ -91,10 +101,15 @@ enum Command {
     Image(images::One),
     /// Check what this host offers for running instances
     Doctor(doctor::Doctor),
+    /// Measure launches: interleaved, with min, median, p99 and paired ratios
+    Bench(Box<bench::Bench>),
     /// Print a completion script for a shell
     Completions(generate::Completions),
     /// Write manual pages into a directory
     Man(generate::Man),
+    /// Pass standard input and output to a TCP port of an instance (used by `ssh`)
+    #[command(hide = true)]
+    Tunnel(ssh::Tunnel),
     /// Run an instance whose lock is inherited (used by `run --detach` and `start`)
     #[command(name = crate::instance::detach::COMMAND, hide = true)]
     Own(own::Own),
@@ -116,19 +131,19 @@ impl Context {
     }
 }
 
-/// Runs the command line of this process. `timeline` was started first in `main`.
-pub fn main(timeline: Timeline) -> ExitCode {
+/// Runs the command line of this process and returns its exit status. `timeline` was started first in `main`.
+pub fn main(timeline: Timeline) -> u8 {
     let cli = Cli::try_parse_from(spell_out(std::env::args_os().collect()));
     let result = match cli {
         Ok(cli) => {
             start_log(cli.verbose);
             dispatch(cli, Arc::new(timeline))
         }
-        Err(error) => return failure::usage(&error),
+        Err(error) => return failure::usage(&error).into(),
     };
     match result {
         Ok(status) => status.into(),
-        Err(error) => failure::report(&error),
+        Err(error) => failure::report(&error).into(),
     }
 }
 
@@ -152,11 +167,16 @@ fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
         Command::Logs(args) => args.run(&context),
         Command::Console(args) => args.run(&context),
         Command::Exec(args) => args.run(&context),
+        Command::Cp(args) => args.run(&context),
+        Command::Ssh(args) => args.run(&context),
+        Command::Tunnel(args) => args.run(&context),
         Command::Port(args) => args.run(&context),
+        Command::Profile(args) => args.run(&context),
         Command::CreateImage(args) => args.run(&context),
         Command::Images(args) => args.run(&context),
         Command::Image(args) => args.run(&context),
         Command::Doctor(args) => args.run(&context),
+        Command::Bench(args) => args.run(&context),
         Command::Completions(args) => args.run(Cli::command()),
         Command::Man(args) => args.run(Cli::command()),
         Command::Own(args) => args.run(&context),
@@ -186,10 +206,10 @@ fn spell_out(arguments: Vec<OsString>) -> Vec<OsString> {
         .collect()
 }
 
-/// Messages of the program itself go to standard error, only when asked for.
+/// Messages of the program itself go to standard error: warnings always, more when asked for.
 fn start_log(verbose: u8) {
     let filter = match (verbose, std::env::var("KILN_LOG")) {
-        (0, Err(_)) => return,
+        (0, Err(_)) => tracing::Level::WARN,
         (0, Ok(filter)) => filter.parse().unwrap_or(tracing::Level::INFO),
         (1, _) => tracing::Level::INFO,
         (2, _) => tracing::Level::DEBUG,

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::{Context, Status, signals};
 use crate::instance::assemble::{Assembly, PerRun};
 use crate::instance::owner::Owner;
-use crate::instance::{InstanceId, Result, State, api, detach, service};
+use crate::instance::{Error, InstanceId, Result, State, api, detach, service};
 
 /// Run an instance whose lock is inherited
 #[derive(Debug, Args)]
@@ -21,30 +21,38 @@ pub struct Own {
 impl Own {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         let (held, report) = detach::take_over(&context.store, &self.id)?;
+        let turn = self.per_run.turn();
         let timeline = Arc::clone(&context.timeline);
-        let owner = match service::start(held, move || timeline.mark(crate::timeline::Event::Ready)) {
-            Ok(owner) => owner,
-            Err(error) => {
-                report.failed(&error.to_string());
-                return Err(error.into());
-            }
-        };
-        let stopper = Arc::clone(&owner);
-        signals::deliver(move |signal| {
-            if signal == Signal::SIGWINCH {
-                return;
-            }
-            let _ = stopper.stop(api::STOP_PATIENCE, &format!("its process received {signal}"));
-        })?;
+        let served = turn.clone();
+        let signals = signals::hold()?;
+        let owner = service::own(held, &turn);
         tell(&owner, report)?;
-        let assembly = Assembly::new(
+        let surround = || {
+            service::serve(&owner, &served, move || {
+                timeline.mark(crate::timeline::Event::Ready)
+            })?;
+            let stopper = Arc::clone(&owner);
+            let stop = move |signal| {
+                if signal != Signal::SIGWINCH {
+                    let _ = stopper.stop(api::STOP_PATIENCE, &format!("its process received {signal}"));
+                }
+            };
+            signals.deliver(stop).map_err(Error::os("starting a thread"))
+        };
+        let mut assembly = Assembly::new(
             context.home().clone(),
             self.per_run,
+            turn,
             Arc::clone(&context.timeline),
         );
-        let (ending, held) =
-            owner.run(|record, directory, console| assembly.build(record, directory, console))?;
+        let (ending, held) = owner.run(
+            |record, directory, console| assembly.build(record, directory, console),
+            surround,
+        )?;
         assembly.finish()?;
+        if let Some(counted) = assembly.counted() {
+            eprintln!("{}: {counted}", held.record().id);
+        }
         if held.record().auto_remove {
             held.remove()?;
         }
@@ -67,6 +75,6 @@ fn tell(owner: &Arc<Owner>, report: detach::Report) -> Result<()> {
     std::thread::Builder::new()
         .name("report".into())
         .spawn(watch)
-        .map_err(crate::instance::Error::os("starting a thread"))?;
+        .map_err(Error::os("starting a thread"))?;
     Ok(())
 }

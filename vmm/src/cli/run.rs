@@ -4,24 +4,28 @@ use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use guest_init::proto::READY_PORT;
 use nix::sys::signal::Signal;
 
 use super::exec::{How, Resize, run_in};
 use super::failure::Advice;
+use super::wait::Waiting;
 use super::{Context, Status, console, output, signals, value};
 use crate::instance::assemble::{Assembly, PerRun};
 use crate::instance::image::{Image, runnable};
-use crate::instance::launch::{Launch, RootCopy, VolumeRequest};
+use crate::instance::launch::{Fresh, Launch, RootCopy, VolumeRequest};
 use crate::instance::network::{Network, Port};
 use crate::instance::owner::Owner;
 use crate::instance::record::{Accel, Config, Ending};
 use crate::instance::store::Held;
-use crate::instance::{Event, Record, State, api, detach, service};
+use crate::instance::{Error, Event, Record, State, api, detach, service};
 use crate::terminal;
+use crate::virtio::lockstep::{Times, Turn};
 
 /// Launch instances of an image
 #[derive(Debug, Args)]
@@ -60,12 +64,8 @@ pub struct Run {
     #[command(flatten)]
     per_run: PerRun,
 
-    /// Return when the guest's agent answers (with --detach)
-    #[arg(long, value_name = "agent", value_parser = ["agent"], requires = "detach")]
-    wait: Option<String>,
-    /// How long to wait for the agent
-    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = value::seconds)]
-    wait_timeout: Duration,
+    #[command(flatten)]
+    waiting: Waiting,
     /// Say what would be launched, as JSON, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -109,8 +109,9 @@ pub struct Storage {
     /// Fill the root volume as it is read, or before the launch
     #[arg(long, value_enum, default_value_t)]
     root_copy: RootCopy,
-    /// Attach a new volume of this size, or a file as it is; `,keep` lets a new volume outlive the instance
-    #[arg(long, value_name = "SIZE|FILE[,keep]")]
+    /// Attach a new volume of this size, or a file as it is; with `,keep` it outlives the instance, with `,ephemeral` not even a
+    /// stop
+    #[arg(long, value_name = "SIZE[,keep|,ephemeral]|FILE")]
     volume: Vec<VolumeRequest>,
 }
 
@@ -121,8 +122,8 @@ pub struct NetworkArgs {
     /// Publish a port of the guest on 127.0.0.1, or on another address if asked; without HOST the host chooses
     #[arg(short, long, value_name = "[[IP:]HOST:]GUEST[/udp]")]
     publish: Vec<Port>,
-    /// The network: built-in, a tap device, or none
-    #[arg(long, value_name = "user|tap=DEVICE|none", default_value = "user")]
+    /// The network: built-in, a tap device, or none; with `user,loopback` the guest reaches this host's 127.0.0.1 at 10.0.2.2
+    #[arg(long, value_name = "user[,loopback]|tap=DEVICE|none", default_value = "user")]
     net: Network,
     /// A file with public keys that may log in
     #[arg(long, value_name = "FILE")]
@@ -134,7 +135,7 @@ pub struct NetworkArgs {
 
 impl NetworkArgs {
     fn config(&self, config: Config) -> anyhow::Result<Config> {
-        if !self.publish.is_empty() && self.net != Network::User {
+        if !self.publish.is_empty() && !matches!(self.net, Network::User | Network::UserLoopback) {
             let message = "ports can be published on the built-in network only";
             return Err(
                 Advice::new(message, "leave --net out, or reach the guest at its own address").into(),
@@ -174,6 +175,11 @@ fn read(path: &Path) -> anyhow::Result<String> {
 }
 
 impl Hardware {
+    /// The kernel that is to be booted instead of the image's.
+    pub fn kernel(&self) -> Option<&Path> {
+        self.kernel.as_deref()
+    }
+
     fn config(&self) -> anyhow::Result<Config> {
         let absolute = |path: &Option<PathBuf>| {
             path.as_ref()
@@ -196,6 +202,46 @@ impl Hardware {
 }
 
 impl Run {
+    /// A run of `command` in an instance that is removed afterwards.
+    pub fn once(
+        image: String,
+        hardware: Hardware,
+        storage: Storage,
+        network: NetworkArgs,
+        per_run: PerRun,
+        command: Vec<String>,
+    ) -> Run {
+        Run {
+            image,
+            detach: false,
+            interactive: false,
+            tty: false,
+            rm: true,
+            name: None,
+            tag: Vec::new(),
+            count: 1,
+            hardware,
+            storage,
+            network,
+            per_run,
+            waiting: Waiting {
+                wait: None,
+                wait_timeout: Duration::from_secs(120),
+            },
+            dry_run: false,
+            command,
+        }
+    }
+
+    /// The same, waiting this long for the agent.
+    pub fn patience(self, wait_timeout: Duration) -> Run {
+        let waiting = Waiting {
+            wait_timeout,
+            ..self.waiting
+        };
+        Run { waiting, ..self }
+    }
+
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         if self.count > 1 && !self.detach {
             return Err(Advice::new(
@@ -211,6 +257,13 @@ impl Run {
             )
             .into());
         }
+        if self.waiting.wait.is_some() && !self.detach {
+            return Err(Advice::new(
+                "an instance in the foreground is not waited for",
+                "give --detach with --wait",
+            )
+            .into());
+        }
         let launch = self.launch(context)?;
         if self.dry_run {
             output::json(&launch.plan(0)?)?;
@@ -219,7 +272,7 @@ impl Run {
         if self.detach {
             self.detached(context, &launch)
         } else {
-            self.foreground(context, launch.prepare(0)?)
+            self.foreground(context, launch.prepare_fresh(0)?)
         }
     }
 
@@ -251,60 +304,91 @@ impl Run {
             println!("{id}");
             ids.push(id);
         }
-        if self.wait.is_some() {
-            for id in &ids {
-                super::lifecycle::wait_ready(context, id, self.wait_timeout)?;
-            }
-        }
+        self.waiting.run(context, &ids)?;
         Ok(Status::OK)
     }
 
     /// Owns the instance in this process.
-    fn foreground(self, context: &Context, held: Held) -> anyhow::Result<Status> {
+    fn foreground(self, context: &Context, (held, fresh): (Held, Fresh)) -> anyhow::Result<Status> {
+        let turn = self.per_run.turn();
         let timeline = Arc::clone(&context.timeline);
-        let owner = service::start(held, move || timeline.mark(crate::timeline::Event::Ready))?;
-        let quiet = !self.command.is_empty();
-        let impatient = Arc::new(AtomicBool::new(false));
-        let leave = {
-            let (owner, auto_remove) = (Arc::clone(&owner), self.rm);
-            move |reason: &str| leave(&owner, &impatient, auto_remove, reason)
-        };
-        let by_signal = leave.clone();
-        let to_command = Resize::default();
-        let resize = to_command.clone();
-        signals::deliver(move |signal| match signal {
-            Signal::SIGWINCH => resize.signal(signal),
-            _ => by_signal(&format!("its process received {signal}")),
-        })?;
-
-        let mut raw = None;
-        let commanded = if quiet {
-            Some(self.start_command(&owner, to_command)?)
-        } else {
+        let signals = signals::hold()?;
+        let owner = service::own(held, &turn);
+        let with_console = self.command.is_empty();
+        if with_console {
             owner.console().show_on(Box::new(io::stdout()));
-            raw = self.connect_keys(&owner, leave)?;
-            None
+        }
+        let mut attendance = Attendance::default();
+        let surround = || {
+            service::serve(&owner, &turn, move || {
+                timeline.mark(crate::timeline::Event::Ready)
+            })?;
+            attendance = self
+                .attend(&owner, &turn, signals)
+                .map_err(Error::os("connecting the terminal"))?;
+            Ok(())
         };
-        let assembly = Assembly::new(
+        let mut assembly = Assembly::new(
             context.home().clone(),
-            self.per_run,
+            self.per_run.clone(),
+            turn.clone(),
             Arc::clone(&context.timeline),
-        );
-        let (ending, held) =
-            owner.run(|record, directory, console| assembly.build(record, directory, console))?;
+        )
+        .with(fresh);
+        let (ending, held) = owner.run(
+            |record, directory, console| assembly.build(record, directory, console),
+            surround,
+        )?;
         let log = owner.console().last_lines(12);
+        let Attendance { raw, command } = attendance;
         drop(raw);
         assembly.finish()?;
+        if let Some(counted) = assembly.counted() {
+            eprintln!("{}: {counted}", owner.id());
+        }
         let record = held.record().clone();
         // What never ran is nothing to keep.
         if record.auto_remove || !owner.has_run() {
             held.remove()?;
         }
-        match commanded.map(|command| command.join()) {
+        match command.map(|command| command.join()) {
             Some(Ok(Some(done))) => Ok(done?),
-            Some(Ok(None) | Err(_)) => Err(no_command(&ending, &log)),
-            None => conclude(&record, &ending),
+            None if with_console => conclude(&record, &ending),
+            None | Some(Ok(None) | Err(_)) => Err(no_command(&ending, &log)),
         }
+    }
+
+    /// Connects the person or the command to the guest, which runs.
+    fn attend(&self, owner: &Arc<Owner>, turn: &Turn, signals: signals::Held) -> io::Result<Attendance> {
+        let impatient = Arc::new(AtomicBool::new(false));
+        let leave = {
+            let (owner, auto_remove) = (Arc::clone(owner), self.rm);
+            move |reason: &str| leave(&owner, &impatient, auto_remove, reason)
+        };
+        let by_signal = leave.clone();
+        let to_command = Resize::default();
+        let resize = to_command.clone();
+        let console = owner.console().clone();
+        signals.deliver(move |signal| match signal {
+            Signal::SIGWINCH => {
+                resize.signal(signal);
+                if let Some((rows, columns)) = terminal::size() {
+                    console.resize(columns, rows);
+                }
+            }
+            _ => by_signal(&format!("its process received {signal}")),
+        })?;
+        Ok(if self.command.is_empty() {
+            Attendance {
+                raw: self.connect_keys(owner, leave)?,
+                command: None,
+            }
+        } else {
+            Attendance {
+                raw: None,
+                command: Some(self.start_command(owner, turn, to_command)?),
+            }
+        })
     }
 
     /// Keys go to the console, in raw mode with `-t`.
@@ -312,7 +396,7 @@ impl Run {
         &self,
         owner: &Arc<Owner>,
         leave: impl Fn(&str) + Send + 'static,
-    ) -> anyhow::Result<Option<terminal::Raw>> {
+    ) -> io::Result<Option<terminal::Raw>> {
         if !self.interactive && io::stdin().is_terminal() {
             return Ok(None);
         }
@@ -335,23 +419,26 @@ impl Run {
         Ok(raw)
     }
 
-    /// Runs COMMAND when the agent is there, then ends the guest. The thread's result is `None` when the guest ended
-    /// before the command could.
+    /// Runs COMMAND when the agent is there, then ends the guest.
     fn start_command(
         &self,
         owner: &Arc<Owner>,
+        turn: &Turn,
         signals: Resize,
-    ) -> anyhow::Result<std::thread::JoinHandle<Option<anyhow::Result<Status>>>> {
+    ) -> io::Result<JoinHandle<CommandEnd>> {
+        // Waiting for the agent is no work; the agent's call is.
+        turn.expect(READY_PORT, Times::Once);
+        let turn = turn.clone();
         let (owner, command) = (Arc::clone(owner), self.command.clone());
         let how = How {
             interactive: self.interactive,
             tty: self.tty,
             ..How::default()
         };
-        let (patience, auto_remove) = (self.wait_timeout, self.rm);
+        let (patience, auto_remove) = (self.waiting.wait_timeout, self.rm);
         let run = move || {
             let done = if owner.wait_ready(patience) {
-                Some(run_in(owner.directory(), &command, &how, &signals))
+                Some(run_in(owner.directory(), &turn, &command, &how, &signals))
             } else if owner.record().state.owned() {
                 let message = format!(
                     "the guest's agent has not answered within {} s",
@@ -366,17 +453,29 @@ impl Run {
             } else {
                 None
             };
-            // Nothing that is removed anyway needs a clean shutdown.
-            let patience = if auto_remove {
+            // Nothing that is removed anyway needs a clean shutdown, but a count of instructions needs an end.
+            let patience = if auto_remove && !turn.is_kept() {
                 Duration::ZERO
             } else {
                 api::STOP_PATIENCE
             };
             let _ = owner.stop(patience, "its command has ended");
+            turn.give();
             done
         };
-        Ok(std::thread::Builder::new().name("command".into()).spawn(run)?)
+        std::thread::Builder::new().name("command".into()).spawn(run)
     }
+}
+
+/// How COMMAND ended; `None` when the guest ended before the command could run.
+type CommandEnd = Option<anyhow::Result<Status>>;
+
+/// What connects a person to the guest.
+#[derive(Default)]
+struct Attendance {
+    /// The terminal, raw for as long as this lives.
+    raw: Option<terminal::Raw>,
+    command: Option<JoinHandle<CommandEnd>>,
 }
 
 /// Ends the guest politely the first time and at once the second time.

@@ -1,7 +1,7 @@
 //! The serial port: a 16550A with its FIFO (crate `vm-superio`).
 
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use vm_superio::serial::{Error, SerialEvents};
 use vm_superio::{Serial as Uart, Trigger};
@@ -16,7 +16,7 @@ pub type Output = Box<dyn Write + Send>;
 /// A serial port of eight registers.
 pub struct Serial {
     uart: Uart<Edge, Room, Output>,
-    room: EventFd,
+    room: Arc<OnceLock<EventFd>>,
 }
 
 struct Edge(Arc<dyn Interrupt>);
@@ -29,16 +29,18 @@ impl Trigger for Edge {
     }
 }
 
-/// Says when the guest has read all of its input.
-struct Room(EventFd);
+/// Says when the guest has read all of its input, if somebody wants to know.
+struct Room(Arc<OnceLock<EventFd>>);
 
 impl SerialEvents for Room {
     fn buffer_read(&self) {}
     fn out_byte(&self) {}
     fn tx_lost_byte(&self) {}
     fn in_buffer_empty(&self) {
-        // It fails only when the counter is full, and then it is readable already.
-        let _ = self.0.write(1);
+        if let Some(event) = self.0.get() {
+            // It fails only when the counter is full, and then it is readable already.
+            let _ = event.write(1);
+        }
     }
 }
 
@@ -48,13 +50,10 @@ impl Serial {
 
     /// A port that interrupts through `line` and writes to `output` byte by byte, flushing each: a byte that `output`
     /// does not take is lost, as on a wire.
-    ///
-    /// # Errors
-    /// When there is no event descriptor left.
-    pub fn new(line: Arc<dyn Interrupt>, output: Output) -> io::Result<Self> {
-        let room = EventFd::new(EFD_NONBLOCK)?;
-        let uart = Uart::with_events(Edge(line), Room(room.try_clone()?), output);
-        Ok(Serial { uart, room })
+    pub fn new(line: Arc<dyn Interrupt>, output: Output) -> Self {
+        let room = Arc::default();
+        let uart = Uart::with_events(Edge(line), Room(Arc::clone(&room)), output);
+        Serial { uart, room }
     }
 
     /// Readable when the guest has emptied its input, so that [`input`](Serial::input) may go on.
@@ -62,7 +61,14 @@ impl Serial {
     /// # Errors
     /// When there is no descriptor left.
     pub fn room(&self) -> io::Result<EventFd> {
-        self.room.try_clone()
+        if self.room.get().is_none() {
+            // Who asked a moment earlier has set it: one is as good as the other.
+            let _ = self.room.set(EventFd::new(EFD_NONBLOCK)?);
+        }
+        match self.room.get() {
+            Some(event) => event.try_clone(),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// Gives the guest as much of `bytes` as its FIFO takes (64 at most) and returns how much that was. Send the rest when
@@ -114,11 +120,7 @@ mod tests {
 
     fn port() -> (Serial, Arc<CountingLine>, Shared) {
         let (line, output) = (Arc::new(CountingLine::default()), Shared::default());
-        (
-            Serial::new(line.clone(), Box::new(output.clone())).unwrap(),
-            line,
-            output,
-        )
+        (Serial::new(line.clone(), Box::new(output.clone())), line, output)
     }
 
     fn read(port: &mut Serial, offset: u64) -> u8 {

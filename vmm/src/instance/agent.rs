@@ -13,6 +13,7 @@ use guest_init::proto::{
 
 use super::owner::Farewell;
 use super::{Error, Result, sockets};
+use crate::virtio::lockstep::Turn;
 
 /// How long the vsock device may take to say that the guest has accepted: a guest on a slow accelerator, busy booting.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(10);
@@ -38,8 +39,21 @@ pub enum Incoming {
 
 /// One request and what belongs to it.
 pub struct Session {
-    stream: UnixStream,
+    stream: Answers,
     sender: Sender,
+}
+
+/// What the agent says. Whoever waits for it is not at work meanwhile.
+struct Answers {
+    stream: UnixStream,
+    turn: Turn,
+}
+
+impl Read for Answers {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.turn.readable(&self.stream);
+        self.stream.read(buffer)
+    }
 }
 
 /// Sends to the agent, from any thread; clones send in the same session.
@@ -48,9 +62,9 @@ pub struct Sender(Arc<Mutex<UnixStream>>);
 
 impl Session {
     /// Sends `request` to the agent of the instance kept in `directory`.
-    pub fn open(directory: &Path, request: &Request) -> Result<Session> {
-        let stream = connect(directory)?;
-        let sender = stream.try_clone().map_err(broken)?;
+    pub fn open(directory: &Path, turn: &Turn, request: &Request) -> Result<Session> {
+        let stream = connect(directory, turn)?;
+        let sender = stream.stream.try_clone().map_err(broken)?;
         let session = Session {
             stream,
             sender: Sender(Arc::new(Mutex::new(sender))),
@@ -88,6 +102,11 @@ impl Session {
 
     /// Waits for the end of a request that brings nothing but its answer.
     pub fn finish(mut self) -> Result<Vec<u8>> {
+        self.answer()
+    }
+
+    /// Waits for the answer of a request that has nothing else to say, and keeps the session open.
+    pub fn answer(&mut self) -> Result<Vec<u8>> {
         match self.receive()? {
             Some(Incoming::Done(answer)) => Ok(answer),
             Some(Incoming::Failed(failure)) => Err(Error::Agent(failure.message)),
@@ -141,19 +160,20 @@ impl Sender {
 }
 
 /// A request that brings nothing but its answer.
-pub fn request(directory: &Path, request: &Request) -> Result<Vec<u8>> {
-    Session::open(directory, request)?.finish()
+pub fn request(directory: &Path, turn: &Turn, request: &Request) -> Result<Vec<u8>> {
+    Session::open(directory, turn, request)?.finish()
 }
 
 /// Starts a command.
-pub fn exec(directory: &Path, exec: Exec) -> Result<Session> {
-    Session::open(directory, &Request::Exec(exec))
+pub fn exec(directory: &Path, turn: &Turn, exec: Exec) -> Result<Session> {
+    Session::open(directory, turn, &Request::Exec(exec))
 }
 
 /// Asks the guest to power off or to restart.
-pub fn ask_to_shut_down(directory: &Path, farewell: Farewell) -> Result<()> {
+pub fn ask_to_shut_down(directory: &Path, turn: &Turn, farewell: Farewell) -> Result<()> {
     request(
         directory,
+        turn,
         &Request::Shutdown {
             reboot: farewell == Farewell::Reboot,
         },
@@ -162,15 +182,19 @@ pub fn ask_to_shut_down(directory: &Path, farewell: Farewell) -> Result<()> {
 }
 
 /// Connects to the agent's port in the guest.
-fn connect(directory: &Path) -> Result<UnixStream> {
+fn connect(directory: &Path, turn: &Turn) -> Result<Answers> {
     let mut stream = sockets::connect(directory, sockets::VSOCK)?;
     stream.set_read_timeout(Some(ACCEPT_PATIENCE)).map_err(broken)?;
     writeln!(stream, "CONNECT {AGENT_PORT}").map_err(broken)?;
+    let mut answers = Answers {
+        stream,
+        turn: turn.clone(),
+    };
     // Byte by byte: what follows the line is the agent's.
     let mut answer = Vec::new();
     while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER {
         let mut byte = [0];
-        match stream.read(&mut byte).map_err(broken)? {
+        match answers.read(&mut byte).map_err(broken)? {
             0 => {
                 return Err(Error::Agent(
                     "nobody listens there: no agent in the guest, or not yet".into(),
@@ -185,8 +209,8 @@ fn connect(directory: &Path) -> Result<UnixStream> {
             String::from_utf8_lossy(&answer)
         )));
     }
-    stream.set_read_timeout(None).map_err(broken)?;
-    Ok(stream)
+    answers.stream.set_read_timeout(None).map_err(broken)?;
+    Ok(answers)
 }
 
 fn broken(error: io::Error) -> Error {
@@ -239,6 +263,7 @@ mod tests {
         });
         let mut session = exec(
             dir.path(),
+            &Turn::default(),
             Exec {
                 argv: vec!["id".into()],
                 ..Exec::default()
@@ -268,7 +293,7 @@ mod tests {
             let frame = Frame::json(Kind::Failed, &failure).unwrap();
             write_frame(stream, frame.kind, &frame.payload).unwrap();
         });
-        let refused = ask_to_shut_down(dir.path(), Farewell::Reboot).unwrap_err();
+        let refused = ask_to_shut_down(dir.path(), &Turn::default(), Farewell::Reboot).unwrap_err();
         assert_eq!(refused.to_string(), Error::Agent("no".into()).to_string());
         agent.join().unwrap();
     }
@@ -278,7 +303,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let listener = sockets::bind(dir.path(), sockets::VSOCK).unwrap();
         let device = std::thread::spawn(move || drop(listener.accept()));
-        let refused = request(dir.path(), &Request::Ping).unwrap_err().to_string();
+        let refused = request(dir.path(), &Turn::default(), &Request::Ping)
+            .unwrap_err()
+            .to_string();
         assert!(
             refused.contains("no agent") || refused.contains("reset"),
             "{refused}"

@@ -13,6 +13,7 @@ use super::super::store::tests::draft;
 use super::super::{Record, State};
 use super::*;
 use crate::machine::Outcome;
+use crate::virtio::lockstep::Turn;
 
 /// A guest that runs until it is killed.
 struct Forever(Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>);
@@ -25,7 +26,8 @@ impl Guest for Forever {
             flag.1.notify_all();
         })
     }
-    fn run(self: Box<Self>) -> Result<Outcome> {
+    fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome> {
+        started();
         let killed = self
             .0
             .1
@@ -48,8 +50,8 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(Home::at(dir.path()));
         let held = store.create(draft(Some("web")), |_, _| Ok(())).unwrap();
-        let console = Console::new(held.directory()).unwrap();
-        let owner = Owner::new(held, console, Box::new(|_, _| Ok(())));
+        let console = Console::new(held.directory());
+        let owner = Owner::new(held, console, Box::new(|_, _| Ok(())), Turn::default());
         serve(Arc::clone(&owner)).unwrap();
         let client = Client::new(owner.id().clone(), owner.directory().to_path_buf());
         let running = {
@@ -58,7 +60,7 @@ impl World {
                 let build = |_: &Record, _: &std::path::Path, _: &Console| {
                     Ok(Box::new(Forever(Arc::default())) as Box<dyn Guest>)
                 };
-                owner.run(build).unwrap();
+                owner.run(build, || Ok(())).unwrap();
             })
         };
         while owner.record().state != State::Running {

@@ -8,24 +8,28 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
 use super::console::Console;
 use super::home::Home;
 use super::image::{self, Image};
-use super::launch::{BASE, hostname};
+use super::launch::{BASE, Fresh, hostname};
+use super::measure::Measured;
 use super::owner::Guest;
 use super::record::{Accel, Record, Volume, VolumeKind};
 use super::{Error, Result, network, sockets};
-use crate::accel::Choice;
-use crate::arch::layout;
+use crate::accel::{Choice, Profiling};
+use crate::arch;
 use crate::block::raw::RawFile;
 use crate::block::volume::{Hydration, Volume as RootVolume};
 use crate::machine::{Device, Handle, Machine, Outcome, Serial, Spec};
 use crate::memory::Part;
 use crate::terminal;
-use crate::timeline::Timeline;
+use crate::timeline::{Event, Timeline};
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::{Block, Spec as BlockSpec};
 use crate::virtio::console::{Console as Hvc, Size as HvcSize};
+use crate::virtio::lockstep::Turn;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
 
@@ -36,19 +40,54 @@ const GUEST_CID: u64 = 3;
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Measuring")]
 pub struct PerRun {
-    /// Write when each step of the boot was reached, as JSON
+    /// Write when each step of the boot was reached, and the exits up to it, as JSON; `-` shows the steps as a table
     #[arg(long, value_name = "FILE")]
     pub timing: Option<PathBuf>,
+    /// Show how often the guest left its processor up to each step, by device register
+    #[arg(long)]
+    pub exits: bool,
+    /// Let instructions be time, so that every run is the same, and say how many there were
+    #[arg(long)]
+    pub icount: bool,
+    /// Where the processor's profile goes
+    #[arg(skip)]
+    pub profile: Option<Arc<Profiling>>,
 }
 
 impl PerRun {
     /// As arguments for a detached owner, which runs in another directory.
     pub fn arguments(&self) -> io::Result<Vec<OsString>> {
-        let PerRun { timing } = self;
-        Ok(match timing {
-            Some(path) => vec!["--timing".into(), std::path::absolute(path)?.into()],
-            None => Vec::new(),
-        })
+        let PerRun {
+            timing,
+            exits,
+            icount,
+            profile: _,
+        } = self;
+        let mut arguments = Vec::new();
+        if let Some(path) = timing {
+            let path = if path == Path::new("-") {
+                path.clone()
+            } else {
+                std::path::absolute(path)?
+            };
+            arguments.extend(["--timing".into(), path.into()]);
+        }
+        if *exits {
+            arguments.push("--exits".into());
+        }
+        if *icount {
+            arguments.push("--icount".into());
+        }
+        Ok(arguments)
+    }
+
+    /// The turn of the machine.
+    pub fn turn(&self) -> Turn {
+        if self.icount {
+            Turn::kept()
+        } else {
+            Turn::default()
+        }
     }
 }
 
@@ -56,40 +95,66 @@ impl PerRun {
 pub struct Assembly {
     home: Home,
     per_run: PerRun,
+    turn: Turn,
     timeline: Arc<Timeline>,
+    /// Taken by the first life.
+    fresh: Option<Fresh>,
+    measured: Measured,
 }
 
 impl Assembly {
-    /// `timeline` has been running since the process began.
-    pub fn new(home: Home, per_run: PerRun, timeline: Arc<Timeline>) -> Assembly {
+    /// `timeline` has been running since the process began; `turn` is [`PerRun::turn`].
+    pub fn new(home: Home, per_run: PerRun, turn: Turn, timeline: Arc<Timeline>) -> Assembly {
         Assembly {
             home,
             per_run,
+            measured: Measured::new(Arc::clone(&timeline)),
+            turn,
             timeline,
+            fresh: None,
+        }
+    }
+
+    /// Uses what the launch has opened, if it was in this process, for the first life.
+    pub fn with(self, fresh: Fresh) -> Assembly {
+        Assembly {
+            fresh: Some(fresh),
+            ..self
         }
     }
 
     /// Builds the machine of one life.
-    pub fn build(&self, record: &Record, directory: &Path, console: &Console) -> Result<Box<dyn Guest>> {
-        let image = open_image(record, directory)?;
+    pub fn build(&mut self, record: &Record, directory: &Path, console: &Console) -> Result<Box<dyn Guest>> {
+        let (image, root) = match self.fresh.take() {
+            Some(Fresh { image, root }) => (image, root),
+            None => (Arc::new(open_image(record, directory)?), None),
+        };
         image::runnable(&image)?;
         image.verify_boot(&self.home)?;
-        let mut disks = Disks::default();
+        let repeatable = self.turn.is_kept().then(|| record.without_identity());
+        let record = repeatable.as_ref().unwrap_or(record);
+        let mut disks = Disks {
+            fresh_root: root,
+            ..Disks::default()
+        };
         for volume in &record.volumes {
             disks.attach(volume, &image)?;
         }
         let mut devices = disks.devices;
-        devices.push(device(
-            "rng",
-            Rng::new().map_err(Error::os("opening the source of randomness"))?,
-        ));
+        let rng = if self.turn.is_kept() {
+            Rng::seeded(image.id().as_bytes())
+        } else {
+            Rng::default()
+        };
+        devices.push(device("rng", rng));
         devices.push(device("vsock", vsock(directory)?));
         let card = network::card(record, directory, &image)?;
         let words = card.as_ref().and_then(|card| card.words.clone());
         devices.extend(card.map(|card| device("net0", card.device)));
-        let (hvc, serial) = consoles(&image, console)?;
+        let (hvc, serial) = consoles(&image, console, &self.turn)?;
         devices.extend(hvc.map(|hvc| device("console", hvc)));
         let spec = Spec {
+            architecture: image.manifest().architecture,
             cpus: record
                 .config
                 .cpus
@@ -104,33 +169,46 @@ impl Assembly {
             serial: Some(serial),
             devices,
             uuid: Some(record.id.platform_uuid().into_bytes()),
+            turn: self.turn.clone(),
+            profile: self.per_run.profile.clone(),
             timeline: Arc::clone(&self.timeline),
         };
         let machine = Machine::build(spec).map_err(|e| Error::Machine(e.to_string()))?;
-        let hydration = match disks.lazy {
-            // What is removed when it stops would be copied for nothing.
-            Some(volume) if !record.auto_remove => {
-                Some(Hydration::start(volume).map_err(Error::os("starting to fill the root volume"))?)
-            }
-            _ => None,
+        self.measured.machine(machine.handle());
+        // What is removed when it stops would be copied for nothing.
+        let lazy = disks.lazy.filter(|_| !record.auto_remove);
+        Ok(Box::new(Life { machine, lazy }))
+    }
+
+    /// What was counted, in words; `None` without `--icount`.
+    pub fn counted(&self) -> Option<String> {
+        let all = self.timeline.all_instructions().filter(|_| self.turn.is_kept())?;
+        let until = |event, what| {
+            let count = self.timeline.instructions(event)?;
+            Some(format!("{count} instructions until {what}, "))
         };
-        Ok(Box::new(Life { machine, hydration }))
+        let kernel = until(Event::KernelReady, "the kernel starts PID 1").unwrap_or_default();
+        let init = until(Event::Init, "the image's init").unwrap_or_default();
+        Some(format!("{kernel}{init}{all} in all"))
     }
 
     /// Writes what was measured.
     pub fn finish(&self) -> Result<()> {
-        let Some(path) = &self.per_run.timing else {
-            return Ok(());
-        };
-        let text = format!("{:#}\n", self.timeline.to_json());
-        std::fs::write(path, text).map_err(Error::file("writing", path))
+        if self.per_run.exits {
+            self.measured.print_exits();
+        }
+        match &self.per_run.timing {
+            Some(path) => self.measured.write_timing(path),
+            None => Ok(()),
+        }
     }
 }
 
 /// A machine and what works for it in the background.
 struct Life {
     machine: Machine,
-    hydration: Option<Hydration>,
+    /// The root volume, if it is to be filled in the background.
+    lazy: Option<Arc<RootVolume>>,
 }
 
 impl Guest for Life {
@@ -139,13 +217,22 @@ impl Guest for Life {
         Arc::new(move || handle.kill())
     }
 
-    fn run(self: Box<Self>) -> Result<Outcome> {
-        let Life { machine, hydration } = *self;
-        let outcome = machine.run().map_err(|e| Error::Machine(e.to_string()));
+    fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome> {
+        let Life { machine, lazy } = *self;
+        let mut hydration = None;
+        let outcome = machine.run(|| {
+            started();
+            // Whatever stands in its way, the volume works without it.
+            hydration = lazy.and_then(|volume| {
+                Hydration::start(volume)
+                    .inspect_err(|error| tracing::warn!(%error, "the root volume is not filled"))
+                    .ok()
+            });
+        });
         if let Some(hydration) = hydration {
             hydration.stop();
         }
-        outcome
+        outcome.map_err(|e| Error::Machine(e.to_string()))
     }
 }
 
@@ -167,7 +254,8 @@ pub fn open_image(record: &Record, directory: &Path) -> Result<Image> {
     )))
 }
 
-fn choice(accel: Accel) -> Choice {
+/// The accelerator that is meant.
+pub fn choice(accel: Accel) -> Choice {
     match accel {
         Accel::Auto => Choice::Auto,
         Accel::Kvm => Choice::Kvm,
@@ -175,7 +263,8 @@ fn choice(accel: Accel) -> Choice {
     }
 }
 
-fn part_or(path: Option<&Path>, otherwise: impl FnOnce() -> Result<Part>) -> Result<Part> {
+/// The file at `path`, or the image's own part.
+pub fn part_or(path: Option<&Path>, otherwise: impl FnOnce() -> Result<Part>) -> Result<Part> {
     match path {
         Some(path) => Part::open(path).map_err(|e| Error::Machine(e.to_string())),
         None => otherwise(),
@@ -185,23 +274,29 @@ fn part_or(path: Option<&Path>, otherwise: impl FnOnce() -> Result<Part>) -> Res
 /// The image's command line, then what a launch adds. The last word on a subject counts, so a person's comes last.
 fn command_line(image: &Image, record: &Record, network: Option<&str>) -> String {
     let manifest = image.manifest();
-    // A panic ends the machine by a reset at once; the console has said why.
-    let mut line = format!("{} panic=-1 console=ttyS0", manifest.command_line.trim());
+    let layout = arch::layout(manifest.architecture);
+    let mut words = vec![
+        manifest.command_line.trim().to_owned(),
+        // A panic ends the machine by a reset at once; the console has said why.
+        "panic=-1".to_owned(),
+        layout.command_line.to_owned(),
+        "console=ttyS0".to_owned(),
+    ];
     if manifest.console != "ttyS0" {
-        line += &format!(" console={}", manifest.console);
+        words.push(format!("console={}", manifest.console));
     }
-    line += &format!(" kiln.instance={} kiln.hostname={}", record.id, hostname(record));
-    line += &format!(" kiln.boot_timer={:#x}", layout::BOOT_TIMER);
-    for words in [network, record.config.append.as_deref()].into_iter().flatten() {
-        line += " ";
-        line += words;
-    }
-    line.trim().to_owned()
+    words.push(format!("kiln.instance={}", record.id));
+    words.push(format!("kiln.hostname={}", hostname(record)));
+    words.push(format!("kiln.boot_timer={:#x}", layout.boot_timer));
+    let launch = [network, record.config.append.as_deref()].into_iter().flatten();
+    words.extend(launch.map(|word| word.trim().to_owned()));
+    words.retain(|word| !word.is_empty());
+    words.join(" ")
 }
 
 /// The console devices. What a person types goes to the one that the image names. The serial port is always there: until
 /// the driver of `hvc0` is loaded, it alone can say why a kernel does not come up.
-fn consoles(image: &Image, console: &Console) -> Result<(Option<Hvc>, Serial)> {
+fn consoles(image: &Image, console: &Console, turn: &Turn) -> Result<(Option<Hvc>, Serial)> {
     let input = keyboard(console)?;
     if !image.manifest().console.starts_with("hvc") {
         return Ok((
@@ -212,12 +307,17 @@ fn consoles(image: &Image, console: &Console) -> Result<(Option<Hvc>, Serial)> {
             },
         ));
     }
-    let (columns, rows) = terminal::size().map_or((0, 0), |(rows, columns)| (columns, rows));
+    // A guest that is to run the same way everywhere is not told of this terminal.
+    let terminal = terminal::size().filter(|_| !turn.is_kept());
+    let (columns, rows) = terminal.map_or((0, 0), |(rows, columns)| (columns, rows));
     let main = Arc::new(AtomicBool::new(false));
+    let size = HvcSize::new(columns, rows);
+    let guest_size = size.clone();
+    console.connect_size(Some(Box::new(move |columns, rows| guest_size.set(columns, rows))));
     let hvc = Hvc::new(
         Some(input),
         Box::new(Main(console.clone(), Arc::clone(&main))),
-        HvcSize::new(columns, rows),
+        size,
     );
     Ok((
         Some(hvc),
@@ -260,15 +360,15 @@ impl Write for Early {
 /// A stream that brings what a person types.
 fn keyboard(console: &Console) -> Result<OwnedFd> {
     let failed = "connecting the console";
-    let (keys, device) = UnixStream::pair().map_err(Error::os(failed))?;
-    for end in [&keys, &device] {
-        end.set_nonblocking(true).map_err(Error::os(failed))?;
-    }
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let (keys, device) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
+        .map_err(|error| Error::os(failed)(error.into()))?;
+    let keys = UnixStream::from(keys);
     // What does not fit is dropped, as on a line without flow control: a guest that does not read must not stop its host.
     console.connect_input(Some(Box::new(move |bytes| {
         let _ = (&keys).write(bytes);
     })));
-    Ok(device.into())
+    Ok(device)
 }
 
 /// The device through which host and agent speak.
@@ -283,7 +383,8 @@ fn vsock(directory: &Path) -> Result<Vsock> {
     .map_err(failed)
 }
 
-fn device(name: &str, device: impl VirtioDevice + 'static) -> Device {
+/// A device under its name.
+pub fn device(name: &str, device: impl VirtioDevice + 'static) -> Device {
     Device {
         name: name.into(),
         device: Box::new(device),
@@ -294,6 +395,8 @@ fn device(name: &str, device: impl VirtioDevice + 'static) -> Device {
 #[derive(Default)]
 struct Disks {
     devices: Vec<Device>,
+    /// The root volume if it is open already.
+    fresh_root: Option<RootVolume>,
     /// The root volume while it still reads from the image.
     lazy: Option<Arc<RootVolume>>,
 }
@@ -308,18 +411,18 @@ impl Disks {
         };
         let device = match volume.kind {
             VolumeKind::Lazy | VolumeKind::Full => {
-                let base = if RootVolume::needs_base(path)? {
-                    Some(image.root()?)
-                } else {
-                    None
+                let root = match self.fresh_root.take() {
+                    Some(root) => root,
+                    None if RootVolume::needs_base(path)? => RootVolume::open(path, Some(image.root()?))?,
+                    None => RootVolume::open(path, None)?,
                 };
-                let root = Arc::new(RootVolume::open(path, base)?);
+                let root = Arc::new(root);
                 if !root.stands_alone() {
                     self.lazy = Some(Arc::clone(&root));
                 }
                 Block::new(root, spec)
             }
-            VolumeKind::Blank | VolumeKind::File => {
+            VolumeKind::Blank | VolumeKind::Ephemeral | VolumeKind::File => {
                 let file = RawFile::open(path, false).map_err(Error::file("opening", path))?;
                 Block::new(Arc::new(file), spec)
             }

@@ -2,8 +2,8 @@
 //!
 //! By default a running instance is shut down, copied and started again, as EC2 does, so that the file system in the image is
 //! clean. `no_reboot` freezes the guest's file systems through the agent for the time of the copy instead. The image stands
-//! alone: it holds the whole root, only allocated blocks of it on disk. The instance keeps its identity; each instance
-//! of the new image gets one of its own at its first boot, because guest-init finds another instance's id there.
+//! alone: it holds the whole root, only allocated blocks of it on disk. The instance keeps its identity; it is removed
+//! from the copy ([`scrub`]), and each instance of the new image gets one of its own at its first boot.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -20,11 +20,12 @@ use super::client::Client;
 use super::home::create_private;
 use super::image::Image;
 use super::images::Images;
-use super::record::{Ending, Record};
+use super::record::{Ending, Record, VolumeKind};
 use super::store::Store;
-use super::{Error, Event, InstanceId, Result, agent, detach};
+use super::{Error, Event, InstanceId, Result, agent, detach, scrub};
 use crate::block::Backend;
 use crate::block::volume::{BLOCK, Volume};
+use crate::virtio::lockstep::Turn;
 
 /// How long the guest has to shut down before the copy; longer than for a stop, since the copy depends on it.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(90);
@@ -40,6 +41,8 @@ pub struct Capture {
     pub description: Option<String>,
     /// Freeze the running guest's file systems instead of restarting it.
     pub no_reboot: bool,
+    /// Leave host keys, machine-id, logs and so on in the image.
+    pub keep_identity: bool,
 }
 
 impl Capture {
@@ -48,18 +51,21 @@ impl Capture {
         let record = store.truth(id)?;
         if !record.state.owned() {
             let held = store.hold(id, Event::Start)?;
-            let made = self.copy(held.record(), held.directory(), images, store)?;
-            return Ok((made, unclean(held.record())));
+            let draft = self.copy(held.record(), held.directory(), store)?;
+            let warning = unclean(held.record());
+            drop(held);
+            return Ok((self.complete(draft, &record, images)?, warning));
         }
-        if self.no_reboot {
-            self.frozen(store, images, &record)
+        let (draft, warning) = if self.no_reboot {
+            self.frozen(store, &record)?
         } else {
-            self.restarted(store, images, &record)
-        }
+            self.restarted(store, &record)?
+        };
+        Ok((self.complete(draft, &record, images)?, warning))
     }
 
     /// Shuts down, copies, starts again — also when the copy has failed.
-    fn restarted(&self, store: &Store, images: &Images, record: &Record) -> Result<(String, Option<String>)> {
+    fn restarted(&self, store: &Store, record: &Record) -> Result<(Draft, Option<String>)> {
         if record.auto_remove {
             let reason = format!(
                 "{} is removed when it stops (--rm); use --no-reboot",
@@ -72,7 +78,7 @@ impl Capture {
         client.wait_ended()?;
         let mut held = store.hold(&record.id, Event::Start)?;
         let warning = unclean(held.record());
-        let made = self.copy(held.record(), held.directory(), images, store);
+        let made = self.copy(held.record(), held.directory(), store);
         held.update(Event::Start, "started after its image was made", |r| {
             r.ending = None;
             r.ready = false;
@@ -82,11 +88,16 @@ impl Capture {
     }
 
     /// Copies while the guest's file systems take no writes. The agent thaws by itself should this process die.
-    fn frozen(&self, store: &Store, images: &Images, record: &Record) -> Result<(String, Option<String>)> {
+    fn frozen(&self, store: &Store, record: &Record) -> Result<(Draft, Option<String>)> {
         let directory = store.home().instance(&record.id);
-        agent::request(&directory, &Request::Freeze { seconds: FREEZE_MAX })?;
-        let made = self.copy(record, &directory, images, store);
-        let thawed = agent::request(&directory, &Request::Thaw);
+        let mut freeze = agent::Session::open(
+            &directory,
+            &Turn::default(),
+            &Request::Freeze { seconds: FREEZE_MAX },
+        )?;
+        freeze.answer()?;
+        let made = self.copy(record, &directory, store);
+        let thawed = agent::request(&directory, &Turn::default(), &Request::Thaw);
         let made = made?;
         let warning = thawed.err().map(|error| {
             format!("the file systems were not frozen to the end of the copy ({error}): the image may not be consistent")
@@ -94,7 +105,8 @@ impl Capture {
         Ok((made, warning))
     }
 
-    fn copy(&self, record: &Record, directory: &Path, images: &Images, store: &Store) -> Result<String> {
+    /// Copies boot parts and root into an image that is not complete yet.
+    fn copy(&self, record: &Record, directory: &Path, store: &Store) -> Result<Draft> {
         let image = open_image(record, directory)?;
         let root = record
             .volumes
@@ -107,13 +119,34 @@ impl Capture {
         };
         let volume = Volume::open(&root.path, base)?;
         create_private(&store.home().images())?;
-        let draft = Draft(store.home().images().join(format!(
-            ".capture-{}-{}",
-            record.id,
-            std::process::id()
-        )));
-        write_image(&draft.0, &image, &volume, self.manifest(record, &image))?;
-        images.adopt(&draft.0, Some(&self.name))
+        let name = format!(".capture-{}-{}", record.id, std::process::id());
+        let path = Unfinished(store.home().images().join(name));
+        let writer = write_parts(&path.0, &image, &volume)?;
+        Ok(Draft {
+            writer,
+            path,
+            image,
+            root_size: volume.size(),
+        })
+    }
+
+    /// Removes the identity from the copy, signs off the image and puts it into the store.
+    fn complete(&self, draft: Draft, record: &Record, images: &Images) -> Result<String> {
+        let Draft {
+            writer,
+            path,
+            image,
+            root_size,
+        } = draft;
+        if !self.keep_identity {
+            let file = writer
+                .file()
+                .try_clone()
+                .map_err(Error::file("opening", &path.0))?;
+            scrub::scrub(record, &image, file, root_offset(&writer)?, root_size)?;
+        }
+        writer.finish(self.manifest(record, &image), &|_| {})?;
+        images.adopt(&path.0, Some(&self.name))
     }
 
     /// The parent's manifest with what is different.
@@ -124,6 +157,8 @@ impl Capture {
             size: volume.size,
             delete_on_termination: volume.delete_on_termination,
         };
+        // What does not outlive a stop is no part of what an image is made of.
+        let lasting = record.volumes.iter().filter(|v| v.kind != VolumeKind::Ephemeral);
         Manifest {
             name: self.name.clone(),
             description: self
@@ -135,7 +170,7 @@ impl Capture {
             created: None,
             parent: record.image.id.parse().ok(),
             source_instance: Some(record.id.to_string()),
-            block_device_mappings: record.volumes.iter().map(mapping).collect(),
+            block_device_mappings: lasting.map(mapping).collect(),
             ..parent.clone()
         }
     }
@@ -151,7 +186,8 @@ fn unclean(record: &Record) -> Option<String> {
     }
 }
 
-fn write_image(path: &Path, parent: &Image, root: &Volume, manifest: Manifest) -> Result<()> {
+/// Begins an image at `path` with the parent's boot parts and the content of `root`.
+fn write_parts(path: &Path, parent: &Image, root: &Volume) -> Result<Writer> {
     let boot = [PartName::Kernel, PartName::Initramfs];
     let mut lengths = Vec::new();
     for part in boot {
@@ -169,13 +205,13 @@ fn write_image(path: &Path, parent: &Image, root: &Volume, manifest: Manifest) -
             },
         )?;
     }
-    let at = writer
-        .layout()
-        .offset(PartName::Root)
-        .ok_or_else(|| Error::Refused("there is no root part".into()))?;
-    copy_root(root, writer.file(), at).map_err(Error::file("writing", path))?;
-    writer.finish(manifest, &|_| {})?;
-    Ok(())
+    copy_root(root, writer.file(), root_offset(&writer)?).map_err(Error::file("writing", path))?;
+    Ok(writer)
+}
+
+fn root_offset(writer: &Writer) -> Result<u64> {
+    let offset = writer.layout().offset(PartName::Root);
+    offset.ok_or_else(|| Error::Refused("there is no root part".into()))
 }
 
 /// Copies what is not zero.
@@ -195,10 +231,20 @@ fn copy_root(root: &Volume, to: &File, offset: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// An unfinished image, removed unless it has been moved away.
-struct Draft(PathBuf);
+/// An image whose root is copied and whose manifest is not written.
+struct Draft {
+    writer: Writer,
+    path: Unfinished,
+    /// The parent.
+    image: Image,
+    /// Bytes of the root part.
+    root_size: u64,
+}
 
-impl Drop for Draft {
+/// The file of an unfinished image, removed unless it has been moved away.
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
@@ -236,6 +282,7 @@ mod tests {
             name: "child".into(),
             description: None,
             no_reboot: false,
+            keep_identity: true,
         };
         let (id, warning) = capture.run(&store, &images, &record.id).unwrap();
         assert_eq!(warning, None);

@@ -17,6 +17,8 @@ const PANIC: &[u8] = b"Kernel panic - not syncing: ";
 
 /// Takes what a person types to the guest.
 pub type Input = Box<dyn Fn(&[u8]) + Send>;
+/// Tells the guest the size of its terminal: columns, rows.
+pub type Resize = Box<dyn Fn(u16, u16) + Send>;
 
 /// The console of one instance. Cloning gives another handle to the same console.
 #[derive(Clone)]
@@ -31,23 +33,25 @@ struct Inner {
     terminal: Option<Box<dyn Write + Send>>,
     viewers: Vec<SyncSender<Vec<u8>>>,
     input: Option<Input>,
+    resize: Option<Resize>,
     line: Vec<u8>,
     panic: Option<String>,
 }
 
 impl Console {
     /// A console that logs into `directory`.
-    pub fn new(directory: &Path) -> io::Result<Console> {
-        Ok(Console {
+    pub fn new(directory: &Path) -> Console {
+        Console {
             inner: Arc::new(Mutex::new(Inner {
-                log: Log::open(directory)?,
+                log: Log::new(directory),
                 terminal: None,
                 viewers: Vec::new(),
                 input: None,
+                resize: None,
                 line: Vec::new(),
                 panic: None,
             })),
-        })
+        }
     }
 
     /// Takes what the guest has printed.
@@ -80,6 +84,18 @@ impl Console {
         self.lock().input = input;
     }
 
+    /// Where changes of the terminal's size go from now on.
+    pub fn connect_size(&self, resize: Option<Resize>) {
+        self.lock().resize = resize;
+    }
+
+    /// The terminal has another size now. Of no interest to a guest without such a console.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        if let Some(resize) = &self.lock().resize {
+            resize(columns, rows);
+        }
+    }
+
     /// Prints on this process's own terminal (or whatever its standard output is) as well.
     pub fn show_on(&self, terminal: Box<dyn Write + Send>) {
         self.lock().terminal = Some(terminal);
@@ -104,11 +120,16 @@ impl Console {
     pub fn last_lines(&self, count: usize) -> String {
         let tail = self.lock().log.tail(8 << 10);
         let text = String::from_utf8_lossy(&tail);
-        let lines: Vec<_> = text
+        let mut lines: Vec<_> = text
             .lines()
             .map(str::trim_end)
             .filter(|l| !l.is_empty())
             .collect();
+        // What led to a panic stands before it; the trace behind it says nothing to most people.
+        let panics = |line: &&str| line.as_bytes().windows(PANIC.len()).any(|w| w == PANIC);
+        if let Some(panic) = lines.iter().position(panics) {
+            lines.truncate(panic + 1);
+        }
         lines[lines.len().saturating_sub(count)..].join("\n")
     }
 
@@ -118,6 +139,7 @@ impl Console {
         inner.viewers.clear();
         inner.terminal = None;
         inner.input = None;
+        inner.resize = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -155,56 +177,58 @@ impl Inner {
 /// A file that is turned over once when it reaches [`LOG_CAP`]. A log that cannot be written is given up, not the guest.
 struct Log {
     path: PathBuf,
-    file: Option<File>,
-    size: u64,
+    state: LogState,
+}
+
+enum LogState {
+    /// Opened when there is something to write: a launch does not wait for it.
+    Unopened,
+    Open {
+        file: File,
+        size: u64,
+    },
+    GivenUp,
 }
 
 impl Log {
-    fn open(directory: &Path) -> io::Result<Log> {
-        let path = log_path(directory);
+    fn new(directory: &Path) -> Log {
+        Log {
+            path: log_path(directory),
+            state: LogState::Unopened,
+        }
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        if let Err(error) = self.try_append(bytes) {
+            tracing::warn!(path = %self.path.display(), %error, "the console log is given up");
+            self.state = LogState::GivenUp;
+        }
+    }
+
+    fn try_append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &self.state {
+            LogState::Unopened => self.state = self.open()?,
+            LogState::Open { size, .. } if *size >= LOG_CAP => {
+                std::fs::rename(&self.path, old_log_path(&self.path))?;
+                self.state = self.open()?;
+            }
+            LogState::Open { .. } | LogState::GivenUp => {}
+        }
+        if let LogState::Open { file, size } = &mut self.state {
+            file.write_all(bytes)?;
+            *size += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn open(&self) -> io::Result<LogState> {
         let file = OpenOptions::new()
             .create(true)
             .append(true)
             .read(true)
-            .open(&path)?;
+            .open(&self.path)?;
         let size = file.metadata()?.len();
-        Ok(Log {
-            path,
-            file: Some(file),
-            size,
-        })
-    }
-
-    fn append(&mut self, bytes: &[u8]) {
-        if self.size >= LOG_CAP {
-            self.turn_over();
-        }
-        if let Some(file) = &mut self.file {
-            match file.write_all(bytes) {
-                Ok(()) => self.size += bytes.len() as u64,
-                Err(error) => {
-                    tracing::warn!(path = %self.path.display(), %error, "the console log is given up");
-                    self.file = None;
-                }
-            }
-        }
-    }
-
-    fn turn_over(&mut self) {
-        let turned = std::fs::rename(&self.path, old_log_path(&self.path));
-        self.file = turned
-            .and_then(|()| {
-                OpenOptions::new()
-                    .create_new(true)
-                    .append(true)
-                    .read(true)
-                    .open(&self.path)
-            })
-            .inspect_err(
-                |error| tracing::warn!(path = %self.path.display(), %error, "the console log is given up"),
-            )
-            .ok();
-        self.size = 0;
+        Ok(LogState::Open { file, size })
     }
 
     fn tail(&self, count: u64) -> Vec<u8> {
@@ -246,7 +270,7 @@ mod tests {
 
     fn console() -> (tempfile::TempDir, Console) {
         let dir = tempfile::tempdir().unwrap();
-        let console = Console::new(dir.path()).unwrap();
+        let console = Console::new(dir.path());
         (dir, console)
     }
 

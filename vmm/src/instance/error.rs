@@ -110,6 +110,9 @@ pub enum Error {
     /// the machine could not be built or run: {0}
     #[error("the machine could not be built or run: {0}")]
     Machine(String),
+    /// the identity could not be removed from the copy
+    #[error("the identity could not be removed from the copy; its console says:\n{0}")]
+    Scrub(String),
     /// an AMI
     #[error(transparent)]
     Ami(#[from] ami::Error),
@@ -157,6 +160,7 @@ impl Error {
             Error::ImageInUse { users, .. } => {
                 format!("terminate {users}, or use `--force`, which completes their volumes first")
             }
+            Error::Scrub(_) => "`--keep-identity` makes the image with it, for yourself".into(),
             Error::Ami(error) => error.hint().into(),
             Error::Owner { id, .. } => format!("`vmm stop --time 0 {id}` ends it at once"),
             Error::File { source, .. } | Error::Os { source, .. } => match source.kind() {

@@ -1,6 +1,8 @@
 //! Where things are kept, by the XDG base directory specification.
 
 use std::env;
+use std::fs::DirBuilder;
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -58,11 +60,28 @@ impl Home {
 
 /// Creates `path` and its parents for the user alone: consoles and volumes are private.
 pub fn create_private(path: &Path) -> Result<()> {
-    std::fs::DirBuilder::new()
+    private()
         .recursive(true)
-        .mode(0o700)
         .create(path)
         .map_err(Error::file("creating", path))
+}
+
+/// Creates `path`, which must not exist, for the user alone, and its parents if they do not exist.
+pub fn create_private_new(path: &Path) -> Result<()> {
+    let made = match private().create(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            create_private(path.parent().unwrap_or(path))?;
+            private().create(path)
+        }
+        other => other,
+    };
+    made.map_err(Error::file("creating", path))
+}
+
+fn private() -> DirBuilder {
+    let mut builder = DirBuilder::new();
+    builder.mode(0o700);
+    builder
 }
 
 /// Relative paths in these variables are to be ignored (XDG base directory specification 0.8).

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Error;
+use crate::entropy;
 
 /// Digits after the prefix.
 const DIGITS: usize = 17;
@@ -16,9 +17,7 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x6b69_6c6e_0000_5000_8000_696e_7374_616
 
 /// 17 hexadecimal digits from the system's random source.
 fn random_digits() -> String {
-    let bits = Uuid::new_v4().as_u128();
-    // A version 4 UUID fixes bits 76..80 and 62..64; take the 48 random bits above and 20 of those below.
-    let value = (bits >> 80) << 20 | (bits & 0xf_ffff);
+    let value = u128::from_le_bytes(entropy::bytes()) >> (128 - 4 * DIGITS);
     format!("{value:0DIGITS$x}")
 }
 
@@ -41,6 +40,11 @@ macro_rules! id {
             /// A new id that nobody has.
             pub fn random() -> Self {
                 Self(format!("{}{}", $prefix, random_digits()))
+            }
+
+            /// The id that stands for all where the guest must not see a difference. No instance has it.
+            pub fn nobody() -> Self {
+                Self(format!("{}{:0DIGITS$}", $prefix, 0))
             }
 
             /// The whole id with its prefix.

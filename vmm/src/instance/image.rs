@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +15,9 @@ use super::{Error, Result};
 use crate::block::volume::Base;
 use crate::memory;
 
+/// Bytes of the longest seal: five numbers of 20 digits at most, and what stands between them.
+const SEAL_MAX: usize = 128;
+
 /// An open AMI.
 pub struct Image {
     ami: Ami,
@@ -22,9 +27,10 @@ pub struct Image {
 impl Image {
     /// Opens the AMI at `path` and checks all but the content of its parts.
     pub fn open(path: &Path) -> Result<Image> {
-        let path = path.canonicalize().map_err(Error::file("opening", path))?;
+        let file = fs::File::open(path).map_err(Error::file("opening", path))?;
+        let path = real_path(&file, path).map_err(Error::file("opening", path))?;
         Ok(Image {
-            ami: Ami::open(&path)?,
+            ami: Ami::from_file(file, &path)?,
             path,
         })
     }
@@ -58,17 +64,17 @@ impl Image {
     pub fn root(&self) -> Result<Base> {
         let part = self.ami.part(PartName::Root)?;
         let chunks = self.ami.root_chunks()?;
-        let file = self
-            .ami
-            .file()
-            .try_clone()
-            .map_err(Error::file("opening", &self.path))?;
-        Base::new(file, part.offset, part.length, part.blake3.0)
-            .verified_by(
-                ami::CHUNK_SIZE,
-                Box::new(move |index, bytes| chunks.verify(index, bytes)),
-            )
-            .map_err(Error::file("opening", &self.path))
+        Base::new(
+            Arc::clone(self.ami.file()),
+            part.offset,
+            part.length,
+            part.blake3.0,
+        )
+        .verified_by(
+            ami::CHUNK_SIZE,
+            Box::new(move |index, bytes| chunks.verify(index, bytes)),
+        )
+        .map_err(Error::file("opening", &self.path))
     }
 
     /// The kernel, to be mapped.
@@ -94,12 +100,8 @@ impl Image {
 
     fn part(&self, name: PartName) -> Result<memory::Part> {
         let part = self.ami.part(name)?;
-        let file = self
-            .ami
-            .file()
-            .try_clone()
-            .map_err(Error::file("opening", &self.path))?;
-        memory::Part::new(Arc::new(file), &self.path, part.offset, part.length)
+        let file = Arc::clone(self.ami.file());
+        memory::Part::new(file, self.ami.length(), &self.path, part.offset, part.length)
             .map_err(|error| Error::Machine(error.to_string()))
     }
 
@@ -113,7 +115,7 @@ impl Image {
     pub fn verify_boot(&self, home: &Home) -> Result<()> {
         let seal = self.seal()?;
         let record = home.state().join("verified").join(self.id());
-        if fs::read_to_string(&record).is_ok_and(|known| known == seal) {
+        if is_remembered(&record, &seal) {
             return Ok(());
         }
         for part in [PartName::Kernel, PartName::Initramfs] {
@@ -143,6 +145,25 @@ impl Image {
     }
 }
 
+/// Where `file`, opened at `path`, really is: the kernel knows it whole, without a look at every folder on the way.
+fn real_path(file: &fs::File, path: &Path) -> io::Result<PathBuf> {
+    match fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) {
+        Ok(real) if real.is_absolute() && !file_is_gone(&real) => Ok(real),
+        _ => path.canonicalize(),
+    }
+}
+
+/// The kernel marks the path of a file that was unlinked since.
+fn file_is_gone(real: &Path) -> bool {
+    real.as_os_str().as_encoded_bytes().ends_with(b" (deleted)")
+}
+
+fn is_remembered(record: &Path, seal: &str) -> bool {
+    let mut known = [0; SEAL_MAX];
+    let read = fs::File::open(record).and_then(|file| file.read_at(&mut known, 0));
+    read.is_ok_and(|len| &known[..len] == seal.as_bytes())
+}
+
 fn remember(record: &Path, seal: &str) -> Result<()> {
     let directory = record.parent().unwrap_or(record);
     create_private(directory)?;
@@ -165,7 +186,35 @@ pub fn runnable(image: &Image) -> Result<()> {
     }
     let host = std::env::consts::ARCH;
     Err(Error::Refused(format!(
-        "{} is for {architecture}, this host is {host}",
+        "{} is for {architecture} and this host is {host}: KVM runs the host's own kind only, and the software processor \
+         runs x86_64; try it on an {architecture} host with KVM, or build the image with --arch x86_64",
         image.path.display()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instance::test_image;
+    use ami::Architecture;
+
+    #[test]
+    fn an_image_that_nothing_here_can_run_is_refused_with_the_way_out() {
+        let directory = tempfile::tempdir().unwrap();
+        for architecture in [Architecture::X86_64, Architecture::Arm64] {
+            let path = test_image::write_for(architecture, directory.path(), architecture.as_str(), 1);
+            let image = Image::open(&path).unwrap();
+            let possible = architecture == Architecture::X86_64 || Architecture::host() == Some(architecture);
+            match runnable(&image) {
+                Ok(()) => assert!(possible),
+                Err(error) => {
+                    let text = error.to_string();
+                    assert!(!possible, "{text}");
+                    for words in ["arm64.ami", "arm64 host with KVM", "--arch x86_64"] {
+                        assert!(text.contains(words), "{text}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::id::ReservationId;
@@ -37,6 +38,7 @@ pub enum RootCopy {
 pub struct VolumeRequest {
     source: VolumeSource,
     keep: bool,
+    ephemeral: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,11 +50,12 @@ enum VolumeSource {
 impl FromStr for VolumeRequest {
     type Err = String;
 
-    /// `SIZE[,keep]` or `FILE`.
+    /// `SIZE[,keep|,ephemeral]` or `FILE`.
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let (what, keep) = match text.strip_suffix(",keep") {
-            Some(what) => (what, true),
-            None => (text, false),
+        let (what, keep, ephemeral) = match text.rsplit_once(',') {
+            Some((what, "keep")) => (what, true, false),
+            Some((what, "ephemeral")) => (what, false, true),
+            _ => (text, false, false),
         };
         if what.starts_with(|c: char| c.is_ascii_digit())
             && let Ok(size) = super::size::parse(what)
@@ -62,6 +65,7 @@ impl FromStr for VolumeRequest {
                 Ok(VolumeRequest {
                     source: VolumeSource::Blank(size),
                     keep,
+                    ephemeral,
                 })
             } else {
                 Err("a volume needs a size".into())
@@ -71,6 +75,7 @@ impl FromStr for VolumeRequest {
             Ok(path) => Ok(VolumeRequest {
                 source: VolumeSource::File(path),
                 keep: true,
+                ephemeral: false,
             }),
             Err(error) => Err(format!(
                 "{what} is neither a size (as in 10G) nor a file: {error}"
@@ -83,7 +88,7 @@ impl FromStr for VolumeRequest {
 #[derive(Debug)]
 pub struct Launch {
     store: Store,
-    image: Image,
+    image: Arc<Image>,
     reservation: ReservationId,
     name: Option<String>,
     tags: BTreeMap<String, String>,
@@ -100,7 +105,7 @@ impl Launch {
     pub fn new(store: &Store, image: Image) -> Launch {
         Launch {
             store: store.clone(),
-            image,
+            image: Arc::new(image),
             reservation: ReservationId::random(),
             name: None,
             tags: BTreeMap::new(),
@@ -223,6 +228,7 @@ impl Launch {
         let mapped = mapped.map(|m| VolumeRequest {
             source: VolumeSource::Blank(m.size.next_multiple_of(volume::SIZE_UNIT)),
             keep: !m.delete_on_termination,
+            ephemeral: false,
         });
         for request in mapped.chain(self.volumes.iter().cloned()) {
             volumes.push(self.plan_volume(request, volumes.len(), directory)?);
@@ -245,7 +251,12 @@ impl Launch {
                 } else {
                     directory.to_path_buf()
                 };
-                (home.join(format!("{id}.raw")), size, VolumeKind::Blank)
+                let kind = if request.ephemeral {
+                    VolumeKind::Ephemeral
+                } else {
+                    VolumeKind::Blank
+                };
+                (home.join(format!("{id}.raw")), size, kind)
             }
             VolumeSource::File(path) => {
                 let size = fs::metadata(&path)
@@ -267,9 +278,15 @@ impl Launch {
 
     /// Makes instance number `index`, pending and held by this process.
     pub fn prepare(&self, index: u32) -> Result<Held> {
+        self.prepare_fresh(index).map(|(held, _)| held)
+    }
+
+    /// As [`prepare`](Launch::prepare), with what was opened for it: for whoever runs the instance at once.
+    pub fn prepare_fresh(&self, index: u32) -> Result<(Held, Fresh)> {
+        let mut root = None;
         let record = self.plan(index)?;
         let planned = self.store.home().instance(&record.id);
-        self.store.create(record, |directory, record| {
+        let held = self.store.create(record, |directory, record| {
             if let Some(data) = &self.user_data {
                 let path = directory.join(USER_DATA);
                 fs::write(&path, data).map_err(Error::file("writing", &path))?;
@@ -281,21 +298,29 @@ impl Launch {
                     Ok(inside) => directory.join(inside),
                     Err(_) => volume.path.clone(),
                 };
-                self.make_volume(volume, &path)?;
+                if let Some(made) = self.make_volume(volume, &path)? {
+                    root = Some(made);
+                }
             }
             Ok(())
-        })
+        })?;
+        let image = Arc::clone(&self.image);
+        Ok((held, Fresh { image, root }))
     }
 
-    fn make_volume(&self, volume: &Volume, path: &Path) -> Result<()> {
+    /// Makes a volume, and returns it if it is the root volume.
+    fn make_volume(&self, volume: &Volume, path: &Path) -> Result<Option<volume::Volume>> {
+        let image = &self.image;
         match volume.kind {
-            VolumeKind::Lazy => drop(volume::Volume::create(path, self.image.root()?, volume.size)?),
-            VolumeKind::Full => drop(volume::Volume::create_full(
-                path,
-                &self.image.root()?,
-                volume.size,
-            )?),
-            VolumeKind::Blank => {
+            VolumeKind::Lazy => {
+                let root = volume::Volume::create(path, image.root()?, volume.size)?;
+                return Ok(Some(root));
+            }
+            VolumeKind::Full => {
+                let root = volume::Volume::create_full(path, &image.root()?, volume.size)?;
+                return Ok(Some(root));
+            }
+            VolumeKind::Blank | VolumeKind::Ephemeral => {
                 if let Some(parent) = path.parent() {
                     super::home::create_private(parent)?;
                 }
@@ -308,8 +333,27 @@ impl Launch {
             }
             VolumeKind::File => {}
         }
-        Ok(())
+        Ok(None)
     }
+}
+
+/// Empties the volumes that do not outlive a stop, for a start.
+pub fn empty_ephemeral(record: &Record) -> Result<()> {
+    let volumes = record.volumes.iter();
+    for volume in volumes.filter(|volume| volume.kind == VolumeKind::Ephemeral) {
+        fs::File::create(&volume.path)
+            .and_then(|file| file.set_len(volume.size))
+            .map_err(Error::file("emptying", &volume.path))?;
+    }
+    Ok(())
+}
+
+/// What a launch has opened and the first life of the instance needs again.
+pub struct Fresh {
+    /// The image, all but the content of its parts checked.
+    pub image: Arc<Image>,
+    /// The root volume as it was made.
+    pub root: Option<volume::Volume>,
 }
 
 /// Gives the instance a name of its own for the image's file, so that nobody can take the file away. Not possible across

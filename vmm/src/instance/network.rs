@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::image::Image;
 use super::launch::hostname;
-use super::record::Record;
+use super::record::{Record, VolumeKind};
 use super::{Error, InstanceId, Result};
 use crate::net::metadata::{InstanceDocuments, PublicKey, WithMetadata};
 use crate::net::tap::Tap;
-use crate::net::user::{self, Forward, UserNetwork, host_resolvers};
+use crate::net::user::{self, Forward, Resolver, UserNetwork};
 use crate::net::{Addresses, Backend};
 use crate::virtio::net::Net;
 
@@ -33,6 +33,8 @@ pub enum Network {
     /// The built-in one, which needs no privilege.
     #[default]
     User,
+    /// The built-in one, and 10.0.2.2 leads to the host's own loopback address: what listens there is open to the guest.
+    UserLoopback,
     /// A tap device of the host.
     Tap(String),
     /// None.
@@ -44,9 +46,10 @@ impl FromStr for Network {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text.split_once('=') {
             None if text == "user" => Ok(Network::User),
+            None if text == "user,loopback" => Ok(Network::UserLoopback),
             None if text == "none" => Ok(Network::None),
             Some(("tap", device)) if !device.is_empty() => Ok(Network::Tap(device.into())),
-            _ => Err("a network is `user`, `tap=DEVICE` or `none`".into()),
+            _ => Err("a network is `user`, `user,loopback`, `tap=DEVICE` or `none`".into()),
         }
     }
 }
@@ -144,16 +147,29 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
     let addresses = Addresses::default();
     Ok(match &record.config.network {
         Network::None => None,
-        Network::User => {
-            let network = UserNetwork::new(&user::Spec {
+        Network::User | Network::UserLoopback => {
+            let ports = &record.config.ports;
+            let before = match ports.is_empty() {
+                true => Vec::new(),
+                false => open_ports(directory)?,
+            };
+            let mut spec = user::Spec {
                 mac,
                 addresses,
-                forwards: record.config.ports.iter().map(forward).collect(),
-                resolvers: host_resolvers(),
-                host_loopback: false,
-            })
-            .map_err(failed)?;
-            write_ports(directory, &network.forwards())?;
+                forwards: as_before(ports, before),
+                resolver: Resolver::Host,
+                host_loopback: record.config.network == Network::UserLoopback,
+            };
+            let network = UserNetwork::new(&spec)
+                .or_else(|_| {
+                    // Somebody else may have a port now that the host chose earlier.
+                    spec.forwards = as_before(ports, Vec::new());
+                    UserNetwork::new(&spec)
+                })
+                .map_err(failed)?;
+            if !ports.is_empty() {
+                write_ports(directory, &network.forwards())?;
+            }
             let words = format!(
                 "kiln.ip={}/{},{},{},{}",
                 addresses.guest,
@@ -184,6 +200,17 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
 fn mac(id: &InstanceId) -> [u8; 6] {
     let bytes = id.platform_uuid().into_bytes();
     [0x02, bytes[11], bytes[12], bytes[13], bytes[14], bytes[15]]
+}
+
+/// What to forward. Where the host is to choose, its choice in the instance's life before is asked for again: a port that
+/// changed with each reboot would have to be looked up each time.
+fn as_before(ports: &[Port], mut before: Vec<Port>) -> Vec<Forward> {
+    let again = |port: &Port| {
+        let same = |old: &Port| Port { host: 0, ..*old } == *port;
+        let known = before.iter().position(same).map(|at| before.remove(at));
+        forward(&known.unwrap_or(*port))
+    };
+    ports.iter().map(again).collect()
 }
 
 fn forward(port: &Port) -> Forward {
@@ -269,11 +296,17 @@ fn documents(
     })
 }
 
-/// EC2's virtual names: `ami` and `root` for the first volume, `ebs1` and so on for the others.
+/// EC2's virtual names: `ami` and `root` for the first volume, `ebs1` and so on for the others, `ephemeral0` and so on for
+/// those that do not outlive a stop.
 fn block_devices(record: &Record) -> Vec<(String, String)> {
     let mut all = Vec::new();
+    let mut ephemeral = 0;
     for (index, volume) in record.volumes.iter().enumerate() {
-        if index == 0 {
+        if volume.kind == VolumeKind::Ephemeral {
+            let device = volume.device.trim_start_matches("/dev/");
+            all.push((format!("ephemeral{ephemeral}"), device.into()));
+            ephemeral += 1;
+        } else if index == 0 {
             all.push(("ami".into(), volume.device.trim_start_matches("/dev/").into()));
             all.push(("root".into(), volume.device.clone()));
         } else {
@@ -327,9 +360,27 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_the_host_chose_is_asked_for_again() {
+        let port = |text: &str| text.parse::<Port>().unwrap();
+        let asked = [port("80"), port("80"), port("8443:443"), port("53/udp")];
+        let open = [port("40001:80"), port("40002:80"), port("8443:443")];
+        let hosts = |before: &[Port]| -> Vec<u16> {
+            let forwards = as_before(&asked, before.to_vec());
+            forwards.iter().map(|forward| forward.host.port()).collect()
+        };
+        assert_eq!(hosts(&[]), [0, 0, 8443, 0], "the first life");
+        assert_eq!(hosts(&open), [40001, 40002, 8443, 0]);
+        // One of another address, protocol or guest's port is no memory of it.
+        for other in ["127.0.0.2:40001:80", "40001:80/udp", "40001:81"] {
+            assert_eq!(hosts(&[port(other)])[0], 0, "{other}");
+        }
+    }
+
+    #[test]
     fn networks() {
+        assert_eq!("user,loopback".parse(), Ok(Network::UserLoopback));
         assert_eq!("tap=tap0".parse(), Ok(Network::Tap("tap0".into())));
-        for text in ["", "tap", "tap=", "bridge"] {
+        for text in ["", "tap", "tap=", "bridge", "user,"] {
             assert!(text.parse::<Network>().is_err(), "{text}");
         }
     }

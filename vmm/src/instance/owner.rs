@@ -16,6 +16,7 @@ use super::record::{Ending, Record};
 use super::store::Held;
 use super::{Error, Event, InstanceId, Result, State};
 use crate::machine::Outcome;
+use crate::virtio::lockstep::Turn;
 
 /// News that a watcher may lag behind before it is cut off; a life brings about ten.
 const NEWS_BACKLOG: usize = 256;
@@ -27,8 +28,8 @@ pub trait Guest {
     /// Something that makes [`run`](Guest::run) return soon with [`Outcome::Killed`], from any thread, also when it is
     /// called before `run`.
     fn killer(&self) -> Arc<dyn Fn() + Send + Sync>;
-    /// Runs the guest on this thread until it ends.
-    fn run(self: Box<Self>) -> Result<Outcome>;
+    /// Runs the guest until it ends, and calls `started` on this thread when its first processor runs.
+    fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome>;
 }
 
 /// What the guest is asked for when it is asked to shut down.
@@ -60,6 +61,7 @@ pub struct Owner {
     directory: PathBuf,
     console: Console,
     ask: Ask,
+    turn: Turn,
     // Held while the record is written, and nothing else is locked meanwhile but the console (a leaf).
     life: Mutex<Life>,
     changed: Condvar,
@@ -80,14 +82,15 @@ struct Life {
 }
 
 impl Owner {
-    /// Takes charge of `held`, which is pending.
-    pub fn new(held: Held, console: Console, ask: Ask) -> Arc<Owner> {
+    /// Takes charge of `held`, which is pending. `turn` is the machine's.
+    pub fn new(held: Held, console: Console, ask: Ask, turn: Turn) -> Arc<Owner> {
         let record = held.record().clone();
         Arc::new(Owner {
             id: record.id.clone(),
             directory: held.directory().to_path_buf(),
             console,
             ask,
+            turn,
             life: Mutex::new(Life {
                 held: Some(held),
                 record,
@@ -127,17 +130,19 @@ impl Owner {
     }
 
     /// Runs the guest, again after each reboot, until it ends for good; then writes that down and hands the instance
-    /// back, stopped. `build` makes one life.
+    /// back, stopped. `build` makes one life. `surround` sets up what serves the guest's users; it is called once, when the
+    /// first life runs already, because none of it has to be there before.
     pub fn run(
         &self,
         mut build: impl FnMut(&Record, &Path, &Console) -> Result<Box<dyn Guest>>,
+        surround: impl FnOnce() -> Result<()>,
     ) -> Result<(Ending, Held)> {
-        let mut first = true;
+        let mut surround = Some(surround);
         let ending = loop {
             let record = self.record();
-            match self.live(&mut build, &record, first) {
+            match self.live(&mut build, &record, &mut surround) {
                 Ok(Some(ending)) => break ending,
-                Ok(None) => first = false,
+                Ok(None) => {}
                 Err(error) => break Ending::Failed(error.to_string()),
             }
         };
@@ -149,7 +154,7 @@ impl Owner {
         &self,
         build: &mut impl FnMut(&Record, &Path, &Console) -> Result<Box<dyn Guest>>,
         record: &Record,
-        first: bool,
+        surround: &mut Option<impl FnOnce() -> Result<()>>,
     ) -> Result<Option<Ending>> {
         let guest = build(record, &self.directory, &self.console)?;
         {
@@ -160,23 +165,19 @@ impl Owner {
             }
             life.killer = Some(killer);
             life.ran = true;
-            if !life.stopping {
-                let (event, reason) = if first {
-                    (Event::Started, "launched")
-                } else {
-                    (Event::Rebooted, "rebooted by the guest")
-                };
-                life.update(event, reason, |r| {
-                    r.ready = false;
-                    r.owner = Some(std::process::id());
-                })?;
-                self.changed.notify_all();
-            }
         }
-        let outcome = guest.run();
+        let mut begun = Ok(());
+        let outcome = guest.run(&mut || {
+            begun = self.begun(surround.take());
+            if begun.is_err() {
+                self.kill();
+            }
+        });
         self.console.connect_input(None);
+        self.console.connect_size(None);
         let mut life = self.lock();
         life.killer = None;
+        begun?;
         let panic = self.console.take_panic();
         Ok(match (outcome?, panic) {
             (Outcome::Killed, _) => Some(Ending::Killed),
@@ -186,6 +187,26 @@ impl Owner {
             (Outcome::Reset, None) if life.stopping => Some(Ending::PoweredOff),
             (Outcome::Reset, None) => None,
         })
+    }
+
+    /// The guest runs: says so to those who watch, after the first life's surroundings are there.
+    fn begun(&self, surround: Option<impl FnOnce() -> Result<()>>) -> Result<()> {
+        let (event, reason) = match surround {
+            Some(surround) => {
+                surround()?;
+                (Event::Started, "launched")
+            }
+            None => (Event::Rebooted, "rebooted by the guest"),
+        };
+        let mut life = self.lock();
+        if !life.stopping {
+            life.update(event, reason, |r| {
+                r.ready = false;
+                r.owner = Some(std::process::id());
+            })?;
+            self.changed.notify_all();
+        }
+        Ok(())
     }
 
     fn finish(&self, ending: Ending) -> Result<(Ending, Held)> {
@@ -238,11 +259,13 @@ impl Owner {
             return Ok(());
         }
         let owner = Arc::clone(self);
+        self.turn.take();
         std::thread::Builder::new()
             .name("stop".into())
             .spawn(move || {
                 let deadline = Instant::now() + patience;
                 owner.ask_until(Farewell::PowerOff, deadline);
+                owner.turn.give();
                 if !owner.wait_ended(deadline) {
                     owner.kill();
                 }

@@ -20,7 +20,8 @@ impl Guest for Scripted {
             let _ = killer.send(Outcome::Killed);
         })
     }
-    fn run(self: Box<Self>) -> Result<Outcome> {
+    fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome> {
+        started();
         self.ends
             .recv()
             .map_err(|_| Error::Machine("the script is over".into()))
@@ -41,8 +42,8 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(Home::at(dir.path()));
         let held = store.create(draft(Some("web")), |_, _| Ok(())).unwrap();
-        let console = Console::new(held.directory()).unwrap();
-        let owner = Owner::new(held, console, ask);
+        let console = Console::new(held.directory());
+        let owner = Owner::new(held, console, ask, Turn::default());
         let (births, lives) = channel();
         let running = {
             let owner = Arc::clone(&owner);
@@ -52,7 +53,7 @@ impl World {
                     births.send(killer.clone()).unwrap();
                     Ok(Box::new(Scripted { ends, killer }) as Box<dyn Guest>)
                 };
-                owner.run(build).map(|(ending, _held)| ending)
+                owner.run(build, || Ok(())).map(|(ending, _held)| ending)
             })
         };
         World {
@@ -185,10 +186,10 @@ fn a_machine_that_cannot_be_built_ends_the_instance_with_the_reason() {
     let store = Store::new(Home::at(dir.path()));
     let held = store.create(draft(None), |_, _| Ok(())).unwrap();
     let id = held.record().id.clone();
-    let console = Console::new(held.directory()).unwrap();
-    let owner = Owner::new(held, console, deaf());
+    let console = Console::new(held.directory());
+    let owner = Owner::new(held, console, deaf(), Turn::default());
     let (ending, held) = owner
-        .run(|_, _, _| Err(Error::Machine("no memory".into())))
+        .run(|_, _, _| Err(Error::Machine("no memory".into())), || Ok(()))
         .unwrap();
     assert!(matches!(&ending, Ending::Failed(reason) if reason.contains("no memory")));
     drop(held);

@@ -130,6 +130,8 @@ pub enum VolumeKind {
     Full,
     /// Empty at the launch.
     Blank,
+    /// Empty at each start, as an instance store volume is; a reboot keeps it.
+    Ephemeral,
     /// A file that the user brought; never deleted.
     File,
 }
@@ -166,6 +168,18 @@ impl fmt::Display for Ending {
 }
 
 impl Record {
+    /// The same with the identity that every instance has in a repeatable run: what the guest sees of ids and names.
+    pub fn without_identity(&self) -> Record {
+        let mut record = self.clone();
+        record.id = InstanceId::nobody();
+        record.name = None;
+        record.reservation = ReservationId::nobody();
+        for volume in &mut record.volumes {
+            volume.id = VolumeId::nobody();
+        }
+        record
+    }
+
     /// What a person calls it: the name if it has one, else the id.
     pub fn label(&self) -> &str {
         self.name.as_deref().unwrap_or(self.id.as_str())

@@ -1,5 +1,6 @@
 //! What stands around a guest while it runs: console log, control socket, readiness.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use guest_init::proto::{Configure, READY_PORT, Request};
@@ -9,31 +10,39 @@ use super::console::Console;
 use super::owner::Owner;
 use super::store::Held;
 use super::{Error, Result, agent, network, sockets};
+use crate::virtio::lockstep::{Times, Turn};
 
-/// Takes charge of `held` and opens its control socket. The guest itself is run by [`Owner::run`].
-/// `on_ready` is called when the guest's agent says that it is there.
-pub fn start(held: Held, on_ready: impl Fn() + Send + 'static) -> Result<Arc<Owner>> {
-    let directory = held.directory().to_path_buf();
-    let console = Console::new(&directory).map_err(Error::file("opening the console log in", &directory))?;
-    let owner = Owner::new(held, console, Box::new(agent::ask_to_shut_down));
-    listen_for_readiness(&owner, on_ready)?;
-    api::serve(Arc::clone(&owner))?;
-    Ok(owner)
+/// Takes charge of `held`. The guest itself is run by [`Owner::run`]. `turn` is the machine's.
+pub fn own(held: Held, turn: &Turn) -> Arc<Owner> {
+    let console = Console::new(held.directory());
+    let asked = turn.clone();
+    let ask = move |directory: &Path, farewell| agent::ask_to_shut_down(directory, &asked, farewell);
+    Owner::new(held, console, Box::new(ask), turn.clone())
+}
+
+/// Opens the owner's sockets. `on_ready` is called when the guest's agent says that it is there.
+pub fn serve(owner: &Arc<Owner>, turn: &Turn, on_ready: impl Fn() + Send + 'static) -> Result<()> {
+    listen_for_readiness(owner, turn.clone(), on_ready)?;
+    api::serve(Arc::clone(owner))
 }
 
 /// The agent says that it is there by connecting; what it sends is of no interest.
-fn listen_for_readiness(owner: &Arc<Owner>, on_ready: impl Fn() + Send + 'static) -> Result<()> {
+fn listen_for_readiness(owner: &Arc<Owner>, turn: Turn, on_ready: impl Fn() + Send + 'static) -> Result<()> {
     let listener = sockets::bind(owner.directory(), &format!("{}_{READY_PORT}", sockets::VSOCK))?;
+    turn.expect(READY_PORT, Times::Always);
     let owner = Arc::clone(owner);
     std::thread::Builder::new()
         .name("readiness".into())
         .spawn(move || {
-            listener.incoming().flatten().for_each(|_| {
-                if let Err(error) = configure(&owner) {
+            listener.incoming().flatten().for_each(|stream| {
+                // Closed before anything else, so that the guest hears of it first in every run.
+                drop(stream);
+                if let Err(error) = configure(&owner, &turn) {
                     tracing::warn!(%error, "the guest could not be configured");
                 }
                 on_ready();
                 owner.set_ready();
+                turn.give();
             })
         })
         .map_err(Error::os("starting a thread"))?;
@@ -42,7 +51,7 @@ fn listen_for_readiness(owner: &Arc<Owner>, on_ready: impl Fn() + Send + 'static
 
 /// Gives the guest what belongs to this instance, unless there is nothing. cloud-init, where the image has it, asks the
 /// metadata service itself; the agent knows.
-fn configure(owner: &Owner) -> Result<()> {
+fn configure(owner: &Owner, turn: &Turn) -> Result<()> {
     let record = owner.record();
     let user_data = network::user_data(owner.directory())?;
     if record.config.ssh_keys.is_empty() && user_data.is_none() {
@@ -55,5 +64,5 @@ fn configure(owner: &Owner) -> Result<()> {
         // Only a script is the agent's business, and a script is text.
         user_data: user_data.and_then(|data| String::from_utf8(data).ok()),
     });
-    agent::request(owner.directory(), &request).map(drop)
+    agent::request(owner.directory(), turn, &request).map(drop)
 }

@@ -22,11 +22,14 @@ const MAX_PATH: usize = 107;
 /// Binds `name` in `directory`. What is there under this name is replaced: the caller owns the directory.
 pub fn bind(directory: &Path, name: &str) -> Result<UnixListener> {
     let path = directory.join(name);
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::file("removing", &path)(e)),
-        _ => {}
-    }
-    reach(directory, name, UnixListener::bind).map_err(Error::file("binding", &path))
+    let bound = match reach(directory, name, UnixListener::bind) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
+            std::fs::remove_file(&path).map_err(Error::file("removing", &path))?;
+            reach(directory, name, UnixListener::bind)
+        }
+        other => other,
+    };
+    bound.map_err(Error::file("binding", &path))
 }
 
 /// Connects to `name` in `directory`.

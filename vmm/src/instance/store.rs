@@ -19,7 +19,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::home::{Home, create_private};
+use super::home::{Home, create_private, create_private_new};
 use super::id::valid_name;
 use super::lock::Lock;
 use super::record::{Ending, FORMAT, Record};
@@ -78,17 +78,19 @@ impl Store {
         mut record: Record,
         fill: impl FnOnce(&Path, &mut Record) -> Result<()>,
     ) -> Result<Held> {
-        create_private(&self.home.instances())?;
         let _claim = match &record.name {
-            Some(name) => Some(self.claim(name)?),
+            Some(name) => {
+                create_private(&self.home.instances())?;
+                Some(self.claim(name)?)
+            }
             None => None,
         };
         let under_way = self.home.instances().join(format!("{NEW}{}", record.id));
-        create_private(&under_way)?;
+        create_private_new(&under_way)?;
         let made = (|| {
             let lock = take(&under_way, &record.id)?;
             fill(&under_way, &mut record)?;
-            write_record(&under_way, &record, Durable::No)?;
+            first_record(&under_way, &record)?;
             let directory = self.home.instance(&record.id);
             fs::rename(&under_way, &directory).map_err(Error::file("creating", &directory))?;
             Ok(Held {
@@ -139,7 +141,8 @@ impl Store {
         if record.state.owned() {
             return Err(refused(record.state));
         }
-        let lock = Lock::take(&directory.join(LOCK), PATIENCE)?.ok_or_else(|| Error::Busy(id.to_string()))?;
+        let lock = unless_removed(id, &directory, Lock::take(&directory.join(LOCK), PATIENCE))?
+            .ok_or_else(|| Error::Busy(id.to_string()))?;
         let record = read_record(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
         if record.state.after(event).is_none() {
             return Err(refused(record.state));
@@ -185,7 +188,8 @@ impl Store {
             if !record.state.owned() || Lock::is_held(&directory.join(LOCK))? {
                 return Ok(record);
             }
-            let Some(lock) = Lock::try_take(&directory.join(LOCK))? else {
+            let taken = unless_removed(id, &directory, Lock::try_take(&directory.join(LOCK)))?;
+            let Some(lock) = taken else {
                 continue;
             };
             // The owner may have written its last word between the reading and the taking.
@@ -378,6 +382,19 @@ fn remove_directory(directory: &Path) -> Result<()> {
     fs::remove_dir_all(&gone).map_err(Error::file("removing", &gone))
 }
 
+/// An instance can be removed by its owner between any two steps of another command: that is no failure of the step, and
+/// the instance is simply not there any more.
+fn unless_removed<T>(id: &InstanceId, directory: &Path, step: Result<T>) -> Result<T> {
+    match step {
+        Err(Error::File { source, .. })
+            if source.kind() == io::ErrorKind::NotFound && !directory.exists() =>
+        {
+            Err(Error::NoInstance(id.to_string()))
+        }
+        step => step,
+    }
+}
+
 fn take(directory: &Path, id: &InstanceId) -> Result<Lock> {
     Lock::try_take(&directory.join(LOCK))?.ok_or_else(|| Error::Busy(id.to_string()))
 }
@@ -423,6 +440,19 @@ fn read_record(directory: &Path) -> Result<Option<Record>> {
     Ok(Some(record))
 }
 
+/// Writes the record into a directory that nobody sees yet.
+fn first_record(directory: &Path, record: &Record) -> Result<()> {
+    let path = directory.join(RECORD);
+    let written = text_of(record).and_then(|text| fs::write(&path, text));
+    written.map_err(Error::file("writing", &path))
+}
+
+fn text_of(record: &Record) -> io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(record)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Durable {
     Yes,
@@ -436,9 +466,7 @@ fn write_record(directory: &Path, record: &Record, durable: Durable) -> Result<(
     let draft = directory.join("instance.json.new");
     let write = || {
         let mut file = File::create(&draft)?;
-        let mut text = serde_json::to_vec_pretty(record)?;
-        text.push(b'\n');
-        file.write_all(&text)?;
+        file.write_all(&text_of(record)?)?;
         if durable == Durable::Yes {
             file.sync_all()?;
         }

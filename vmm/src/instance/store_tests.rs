@@ -228,3 +228,24 @@ fn a_damaged_record_is_reported_and_can_be_removed() {
     store.hold_damaged(&id).unwrap().remove().unwrap();
     assert!(store.list().unwrap().is_empty());
 }
+
+/// An owner that was started with `--rm` removes the instance whenever its guest is done, whatever others are about.
+#[test]
+fn an_instance_that_vanishes_is_not_an_error_of_the_disk() {
+    let (_dir, store) = store();
+    for _ in 0..200 {
+        let mut held = store.create(draft(None), nothing).unwrap();
+        let id = held.record().id.clone();
+        held.apply(Event::Ended, "").unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| held.remove().unwrap());
+            loop {
+                match store.hold(&id, Event::Start) {
+                    Err(Error::NoInstance(_)) => break,
+                    Ok(_) | Err(Error::Transition { .. } | Error::Busy(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+    }
+}

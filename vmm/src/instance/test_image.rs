@@ -9,6 +9,11 @@ pub const ROOT: u64 = 2 << 20;
 
 /// Writes one called `name` into `directory`; `content` makes it differ from others.
 pub fn write(directory: &Path, name: &str, content: u8) -> PathBuf {
+    write_for(Architecture::X86_64, directory, name, content)
+}
+
+/// The same for an architecture.
+pub fn write_for(architecture: Architecture, directory: &Path, name: &str, content: u8) -> PathBuf {
     let path = directory.join(format!("{name}.ami"));
     let root = vec![content; ROOT as usize];
     let parts: [(PartName, &[u8]); 3] = [
@@ -21,7 +26,7 @@ pub fn write(directory: &Path, name: &str, content: u8) -> PathBuf {
     for (part, bytes) in parts {
         writer.fill(part, Source::Bytes(bytes)).unwrap();
     }
-    let mut manifest = Manifest::new(name, Architecture::X86_64);
+    let mut manifest = Manifest::new(name, architecture);
     manifest.block_device_mappings = vec![BlockDeviceMapping {
         device: "/dev/vda".into(),
         size: 8 << 20,

@@ -1,19 +1,26 @@
 //! From a specification to a machine that is ready to run.
 
+use std::io;
 use std::sync::{Arc, Mutex};
 
-use super::boot_timer::BootTimer;
+use vmm_sys_util::eventfd::EventFd;
+
 use super::handle::{Handle, Shared};
 use super::registers::{self, Place};
 use super::{Device, Error, Machine, Spec, serial};
 use crate::accel::{self, Created, Vm};
-use crate::arch::{self, Platform, VirtioSlot, layout};
+use crate::arch::aarch64::layout as arm;
+use crate::arch::x86_64::layout as pc;
+use crate::arch::{self, Architecture, At, Layout, Platform, VIRTIO_MMIO_SIZE, VirtioSlot};
 use crate::bus::SharedDevice;
+use crate::devices::boot_timer::{BootTimer, Mark};
 use crate::devices::power::{AcpiPower, KeyboardReset, ResetControl};
+use crate::devices::rtc::Clock;
 use crate::devices::serial::Serial;
 use crate::memory::{self, Memory};
 use crate::timeline::Event;
 use crate::vcpu::{Buses, Control, ExitTable};
+use crate::virtio::lockstep::{Baton, Turn};
 use crate::virtio::mmio::{Mmio, register};
 
 /// RAM comes in this unit, so that its end is aligned for everyone.
@@ -24,6 +31,7 @@ impl Machine {
     pub fn build(spec: Spec) -> Result<Self, Error> {
         check(&spec)?;
         let Spec {
+            architecture,
             cpus,
             memory: ram,
             accel,
@@ -33,28 +41,42 @@ impl Machine {
             serial,
             devices,
             uuid,
+            turn,
+            profile,
             timeline,
         } = spec;
-        let chosen = accel::choose(accel)?;
-        let memory = memory::allocate(&arch::ram_regions(ram))?;
-        let Created { vm, mut vcpus } = chosen.create(&memory, cpus)?;
+        let chosen = if turn.is_kept() {
+            accel::choose_repeatable(accel, architecture, profile)?
+        } else {
+            accel::choose(accel, architecture)?
+        };
+        let layout = arch::layout(architecture);
+        let memory = memory::allocate(&arch::ram_regions(architecture, ram))?;
+        let Created {
+            vm,
+            mut vcpus,
+            controller,
+        } = chosen.create(&memory, cpus)?;
         timeline.mark(Event::VmCreated);
 
-        let kernel = arch::load(&memory, &kernel, initrd.as_ref())?;
-        let slots: Vec<_> = (0..devices.len()).map_while(VirtioSlot::nth).collect();
+        let slots: Vec<_> = (0..devices.len()).map_while(|n| layout.virtio_slot(n)).collect();
         let platform = Platform {
             cpus,
             cmdline: &cmdline,
             virtio: &slots,
             serial: serial.is_some(),
             uuid,
+            controller,
         };
-        arch::write_tables(&memory, &kernel, &platform)?;
-        vcpus[0].boot(&arch::boot_state(&kernel))?;
+        let boot = arch::prepare(architecture, &memory, &kernel, initrd.as_ref(), &platform)?;
+        vcpus[0].boot(&boot)?;
         timeline.mark(Event::MemoryReady);
 
-        let mut board = Board::new(vm, memory);
-        board.add_power()?;
+        let mut board = Board::new(Arc::clone(&vm), memory, layout, turn);
+        match architecture {
+            Architecture::X86_64 => board.add_power()?,
+            Architecture::Arm64 => board.add_clock()?,
+        }
         let feeder = serial
             .map(|serial| board.add_serial(serial))
             .transpose()?
@@ -68,17 +90,17 @@ impl Machine {
         let shared = Arc::new(Shared {
             control: Arc::new(control),
             timeline,
+            vm,
             exits: exits.clone(),
             places: board.places,
             accelerator: (chosen.name(), chosen.why),
             transports: Mutex::new(board.transports),
             reached: Mutex::default(),
         });
-        let timer = Arc::new(Mutex::new(BootTimer(Arc::clone(&shared))));
         board
             .buses
             .memory
-            .insert(layout::BOOT_TIMER, memory::PAGE, timer)?;
+            .insert(layout.boot_timer, BootTimer::SIZE, boot_timer(&shared))?;
         Ok(Machine {
             vcpus,
             buses: Arc::new(board.buses),
@@ -91,21 +113,26 @@ impl Machine {
 
 /// Whether such a machine can be.
 fn check(spec: &Spec) -> Result<(), Error> {
+    let layout = arch::layout(spec.architecture);
     let refuse = |what, allowed, given: String| Err(Error::Spec { what, allowed, given });
-    if !(1..=layout::MAX_CPUS).contains(&spec.cpus) {
-        let allowed = format!("1 to {}", layout::MAX_CPUS);
+    if !(1..=layout.max_cpus).contains(&spec.cpus) {
+        let allowed = format!("1 to {}", layout.max_cpus);
         return refuse("the number of CPUs", allowed, spec.cpus.to_string());
     }
-    if !(layout::MIN_RAM..=layout::MAX_RAM).contains(&spec.memory) || !spec.memory.is_multiple_of(RAM_UNIT) {
+    if !(layout.min_ram..=layout.max_ram).contains(&spec.memory) || !spec.memory.is_multiple_of(RAM_UNIT) {
         let allowed = format!(
             "whole MiB between {} and {} MiB",
-            layout::MIN_RAM / RAM_UNIT,
-            layout::MAX_RAM / RAM_UNIT
+            layout.min_ram / RAM_UNIT,
+            layout.max_ram / RAM_UNIT
         );
         return refuse("memory", allowed, format!("{} bytes", spec.memory));
     }
-    if spec.devices.len() > layout::MAX_VIRTIO {
-        let allowed = format!("at most {}", layout::MAX_VIRTIO);
+    if spec.turn.is_kept() && spec.cpus != 1 {
+        let allowed = "1 where instructions are counted (--icount): try --cpus 1".into();
+        return refuse("the number of CPUs", allowed, spec.cpus.to_string());
+    }
+    if spec.devices.len() > layout.max_virtio {
+        let allowed = format!("at most {}", layout.max_virtio);
         return refuse(
             "the number of virtio devices",
             allowed,
@@ -115,41 +142,65 @@ fn check(spec: &Spec) -> Result<(), Error> {
     Ok(())
 }
 
+/// The boot timer, noting what the guest says.
+fn boot_timer(shared: &Arc<Shared>) -> SharedDevice {
+    let shared = Arc::clone(shared);
+    let note = move |mark| match mark {
+        Mark::Reached(code) => {
+            if let Some(event) = Event::from_guest(code) {
+                shared.reached(event);
+            }
+        }
+        Mark::KernelStarted(at) => shared.timeline.mark_at(Event::KernelStart, at),
+    };
+    Arc::new(Mutex::new(BootTimer::new(Box::new(note))))
+}
+
 /// What devices are plugged into.
 struct Board {
     vm: Arc<dyn Vm>,
     memory: Memory,
+    turn: Turn,
     buses: Buses,
     transports: Vec<Arc<Mutex<Mmio>>>,
     places: Vec<Place>,
+    layout: &'static Layout,
 }
 
 impl Board {
-    fn new(vm: Arc<dyn Vm>, memory: Memory) -> Self {
+    fn new(vm: Arc<dyn Vm>, memory: Memory, layout: &'static Layout, turn: Turn) -> Self {
         let boot_timer = Place {
             device: "boot timer".into(),
             ports: false,
-            start: layout::BOOT_TIMER,
-            len: memory::PAGE,
-            names: registers::ONE,
+            start: layout.boot_timer,
+            len: BootTimer::SIZE,
+            names: registers::BOOT_TIMER,
         };
         Board {
             vm,
             memory,
+            turn,
             buses: Buses::default(),
             transports: Vec::new(),
             places: vec![boot_timer],
+            layout,
         }
     }
 
     /// The ways in which a PC is switched off or reset.
     fn add_power(&mut self) -> Result<(), Error> {
         let acpi = Arc::new(Mutex::new(AcpiPower));
-        self.add_ports("ACPI", layout::ACPI_PM, AcpiPower::SIZE, registers::ACPI_PM, acpi)?;
+        self.add_ports("ACPI", pc::ACPI_PM, AcpiPower::SIZE, registers::ACPI_PM, acpi)?;
         let keyboard = Arc::new(Mutex::new(KeyboardReset));
-        self.add_ports("reset", layout::I8042_COMMAND, 1, registers::ONE, keyboard)?;
+        self.add_ports("reset", pc::I8042_COMMAND, 1, registers::ONE, keyboard)?;
         let control = Arc::new(Mutex::new(ResetControl::default()));
-        self.add_ports("reset", layout::RESET_CONTROL, 1, registers::ONE, control)
+        self.add_ports("reset", pc::RESET_CONTROL, 1, registers::ONE, control)
+    }
+
+    /// The clock of a machine whose hypervisor tells no time. Power is PSCI's, which the accelerator carries out.
+    fn add_clock(&mut self) -> Result<(), Error> {
+        let clock = Arc::new(Mutex::new(Clock::new()));
+        self.add_memory("RTC", arm::RTC, Clock::SIZE, registers::PL031, clock)
     }
 
     fn add_serial(&mut self, spec: super::Serial) -> Result<Option<serial::Feeder>, Error> {
@@ -157,10 +208,13 @@ impl Board {
             what: "the serial port",
             source,
         };
-        let line = self.vm.interrupt(layout::COM1_GSI)?;
-        let port = Arc::new(Mutex::new(Serial::new(line, spec.output).map_err(io)?));
+        let line = self.vm.interrupt(self.layout.serial_gsi)?;
+        let port = Arc::new(Mutex::new(Serial::new(line, spec.output)));
         let shared: SharedDevice = Arc::clone(&port) as _;
-        self.add_ports("COM1", layout::COM1, Serial::SIZE, registers::UART, shared)?;
+        match self.layout.serial {
+            At::Port(port) => self.add_ports("COM1", port, Serial::SIZE, registers::UART, shared)?,
+            At::Memory(addr) => self.add_memory("serial", addr, Serial::SIZE, registers::UART, shared)?,
+        }
         spec.input
             .map(|input| serial::feed(port, input).map_err(io))
             .transpose()
@@ -169,27 +223,30 @@ impl Board {
     fn add_virtio(&mut self, device: Device, slot: VirtioSlot) -> Result<(), Error> {
         let Device { name, device } = device;
         let line = self.vm.interrupt(slot.gsi)?;
-        let transport =
-            Mmio::new(device, Arc::clone(&self.memory), line).map_err(|source| Error::Device {
-                name: name.clone(),
+        let vm = Arc::clone(&self.vm);
+        let connect = move |queue, doorbell: &EventFd| {
+            vm.doorbell(doorbell, slot.addr + register::QUEUE_NOTIFY, queue)
+                .map(drop)
+                .map_err(io::Error::other)
+        };
+        let mut transport = Mmio::new(device, Arc::clone(&self.memory), line, Box::new(connect));
+        if self.turn.is_kept() {
+            let baton = Baton::new(self.turn.clone()).map_err(|source| Error::Io {
+                what: "keeping devices in step",
                 source,
             })?;
-        for (value, doorbell) in transport.doorbells() {
-            self.vm
-                .doorbell(doorbell, slot.addr + register::QUEUE_NOTIFY, value)?;
+            transport.keep_step(Arc::clone(&baton));
+            self.buses.batons.push(baton);
         }
         let transport = Arc::new(Mutex::new(transport));
         let shared: SharedDevice = Arc::clone(&transport) as _;
-        self.buses
-            .memory
-            .insert(slot.addr, layout::VIRTIO_MMIO_SIZE, shared)?;
-        self.places.push(Place {
-            device: format!("virtio {name}"),
-            ports: false,
-            start: slot.addr,
-            len: layout::VIRTIO_MMIO_SIZE,
-            names: registers::VIRTIO_MMIO,
-        });
+        self.add_memory(
+            &format!("virtio {name}"),
+            slot.addr,
+            VIRTIO_MMIO_SIZE,
+            registers::VIRTIO_MMIO,
+            shared,
+        )?;
         self.transports.push(transport);
         Ok(())
     }
@@ -204,13 +261,30 @@ impl Board {
     ) -> Result<(), Error> {
         let start = u64::from(start);
         self.buses.ports.insert(start, len, shared)?;
+        self.add_place(device, true, start, len, names);
+        Ok(())
+    }
+
+    fn add_memory(
+        &mut self,
+        device: &str,
+        start: u64,
+        len: u64,
+        names: registers::Names,
+        shared: SharedDevice,
+    ) -> Result<(), Error> {
+        self.buses.memory.insert(start, len, shared)?;
+        self.add_place(device, false, start, len, names);
+        Ok(())
+    }
+
+    fn add_place(&mut self, device: &str, ports: bool, start: u64, len: u64, names: registers::Names) {
         self.places.push(Place {
             device: device.to_owned(),
-            ports: true,
+            ports,
             start,
             len,
             names,
         });
-        Ok(())
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::registers::{self, Place};
+use crate::accel::Vm;
 use crate::timeline::{Event, Timeline};
 use crate::vcpu::{Control, End, ExitCount, ExitTable, Kind, totals};
 use crate::virtio::mmio::Mmio;
@@ -18,6 +19,8 @@ pub struct Handle {
 pub(super) struct Shared {
     pub(super) control: Arc<Control>,
     pub(super) timeline: Arc<Timeline>,
+    /// Counts instructions, where it can.
+    pub(super) vm: Arc<dyn Vm>,
     pub(super) exits: Vec<Arc<ExitTable>>,
     pub(super) places: Vec<Place>,
     /// `kvm` or `soft`, and why.
@@ -32,6 +35,10 @@ impl Shared {
     /// Notes an event of the boot and the exits up to it. Only the first time counts.
     pub(super) fn reached(&self, event: Event) {
         self.timeline.mark(event);
+        tracing::debug!("the boot has reached {}", event.name());
+        if let Some(instructions) = self.vm.instructions() {
+            self.timeline.count(event, instructions);
+        }
         let mut reached = lock(&self.reached);
         reached
             .entry(event as u8)
@@ -79,6 +86,11 @@ impl Handle {
     pub fn accelerator(&self) -> (&'static str, &str) {
         let (name, why) = &self.shared.accelerator;
         (name, why)
+    }
+
+    /// Instructions that the guest has retired so far; `None` where nobody counts them.
+    pub fn instructions(&self) -> Option<u64> {
+        self.shared.vm.instructions()
     }
 
     /// When the boot got where.

@@ -2,7 +2,6 @@
 //!
 //! This is the one place that knows all parts: RAM, kernel, accelerator, buses, devices.
 
-mod boot_timer;
 mod build;
 mod handle;
 mod registers;
@@ -77,8 +76,8 @@ impl Machine {
     }
 
     /// Runs the machine until it ends, and returns when nothing of it runs any more: processors and devices are stopped,
-    /// backends are closed.
-    pub fn run(self) -> Result<Outcome, Error> {
+    /// backends are closed. Calls `started` when the guest has run: for what need not be there before.
+    pub fn run(self, started: impl FnOnce()) -> Result<Outcome, Error> {
         let Machine {
             vcpus,
             buses,
@@ -105,6 +104,8 @@ impl Machine {
                 })),
             }
         }
+        control.wait_for_first_exit();
+        started();
         let end = control.wait();
         for thread in threads {
             if let Err(panic) = thread.join() {
@@ -115,6 +116,9 @@ impl Machine {
             serial.stop();
         }
         handle.retire_devices();
+        if let Some(instructions) = handle.instructions() {
+            handle.shared.timeline.count_all(instructions);
+        }
         Ok(end?)
     }
 }

@@ -1,7 +1,7 @@
 //! Names for the addresses at which a guest leaves its processor: the device, and its register as the device's
 //! specification calls it.
 
-use crate::arch::layout;
+use crate::devices::boot_timer::BootTimer;
 use crate::vcpu::Kind;
 use crate::virtio::mmio::register as virtio;
 
@@ -61,12 +61,25 @@ pub(super) const UART: Names = &[
     (6, "MSR"),
     (7, "SCR"),
 ];
+/// ARM PrimeCell Real Time Clock (PL031) Technical Reference Manual, table 3-1.
+pub(super) const PL031: Names = &[
+    (0x00, "RTCDR"),
+    (0x04, "RTCMR"),
+    (0x08, "RTCLR"),
+    (0x0c, "RTCCR"),
+    (0x10, "RTCIMSC"),
+    (0x14, "RTCRIS"),
+    (0x18, "RTCMIS"),
+    (0x1c, "RTCICR"),
+];
 /// ACPI 6.5 §4.8.3.
 pub(super) const ACPI_PM: Names = &[
     (0, "SLEEP_CONTROL_REG"),
     (1, "SLEEP_STATUS_REG"),
     (2, "RESET_REG"),
 ];
+/// Our own device.
+pub(super) const BOOT_TIMER: Names = &[(BootTimer::MARK, "MARK"), (BootTimer::KERNEL_AGE, "KERNEL_AGE")];
 /// One register has no name of its own.
 pub(super) const ONE: Names = &[(0, "")];
 
@@ -116,7 +129,7 @@ impl Place {
         match self.names.iter().find(|(at, _)| *at == offset) {
             Some((_, "")) => device.clone(),
             Some((_, register)) => format!("{device} {register}"),
-            None if self.len == layout::VIRTIO_MMIO_SIZE && offset >= virtio::CONFIG => {
+            None if self.names == VIRTIO_MMIO && offset >= virtio::CONFIG => {
                 format!("{device} Config+{:#x}", offset - virtio::CONFIG)
             }
             None => format!("{device}+{offset:#x}"),

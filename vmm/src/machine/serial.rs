@@ -140,9 +140,10 @@ mod tests {
     use crate::virtio::testing::CountingLine;
 
     fn port() -> Arc<Mutex<Serial>> {
-        Arc::new(Mutex::new(
-            Serial::new(Arc::new(CountingLine::default()), Box::new(io::sink())).unwrap(),
-        ))
+        Arc::new(Mutex::new(Serial::new(
+            Arc::new(CountingLine::default()),
+            Box::new(io::sink()),
+        )))
     }
 
     /// Reads like a guest: while the line status says that there is data.

@@ -4,17 +4,21 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::accel::Choice;
+use crate::accel::{Choice, Profiling};
+use crate::arch::Architecture;
 use crate::memory::Part;
 use crate::timeline::Timeline;
 use crate::virtio::VirtioDevice;
+use crate::virtio::lockstep::Turn;
 
 /// Everything that `Machine::build` needs to know. A reset of the machine means to build anew from
 /// a new spec.
 pub struct Spec {
-    /// Number of CPUs, 1 to `arch::layout::MAX_CPUS`.
+    /// The guest's architecture: that of its kernel.
+    pub architecture: Architecture,
+    /// Number of CPUs, 1 to the `max_cpus` of the architecture's `Layout`.
     pub cpus: u8,
-    /// RAM in bytes, a multiple of 1 MiB between `arch::layout::MIN_RAM` and `arch::layout::MAX_RAM`.
+    /// RAM in bytes, a multiple of 1 MiB between the layout's `min_ram` and `max_ram`.
     pub memory: u64,
     /// What is to run the guest's instructions.
     pub accel: Choice,
@@ -28,8 +32,13 @@ pub struct Spec {
     pub serial: Option<Serial>,
     /// virtio devices in the order of their transports: the first block device is the guest's `vda`.
     pub devices: Vec<Device>,
-    /// System UUID as the guest sees it (SMBIOS), 16 bytes in reading order.
+    /// System UUID as the guest sees it (SMBIOS or device tree), 16 bytes in reading order.
     pub uuid: Option<[u8; 16]>,
+    /// Makes every run the same, if this turn is kept: instructions are time, and devices work in step with the one
+    /// processor. Those on the host who answer the guest keep the turn.
+    pub turn: Turn,
+    /// Where the processor's profile goes when the machine has ended; only where every run is the same.
+    pub profile: Option<Arc<Profiling>>,
     /// Where boot events are noted.
     pub timeline: Arc<Timeline>,
 }

@@ -15,7 +15,7 @@ use vm_memory::{GuestRegionMmap, MmapRegion};
 /// Guest RAM as devices and the loader share it. One concrete type: nothing here is generic over memory.
 pub type Memory = Arc<GuestMemoryMmap<()>>;
 
-/// Granularity of a host mapping and of a guest page, in bytes.
+/// Size of a guest page in bytes, and the least that a host has.
 pub const PAGE: u64 = 4096;
 
 /// Why guest RAM could not be made.

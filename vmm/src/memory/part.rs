@@ -52,14 +52,16 @@ pub enum PartError {
 }
 
 impl Part {
-    /// Bytes `offset..offset + len` of `file`; `path` is for messages. The range is checked against the file's length now;
-    /// a file that shrinks while a machine runs on it ends that machine with SIGBUS.
-    pub fn new(file: Arc<File>, path: impl Into<PathBuf>, offset: u64, len: u64) -> Result<Self, PartError> {
+    /// Bytes `offset..offset + len` of `file`, which is `file_len` bytes long; `path` is for messages. A file that shrinks
+    /// while a machine runs on it ends that machine with SIGBUS.
+    pub fn new(
+        file: Arc<File>,
+        file_len: u64,
+        path: impl Into<PathBuf>,
+        offset: u64,
+        len: u64,
+    ) -> Result<Self, PartError> {
         let path = path.into();
-        let file_len = match file.metadata() {
-            Ok(metadata) => metadata.len(),
-            Err(source) => return Err(PartError::Io { path, source }),
-        };
         if offset.checked_add(len).is_none_or(|end| end > file_len) {
             return Err(PartError::Truncated {
                 path,
@@ -106,6 +108,18 @@ impl Part {
         self.len == 0
     }
 
+    /// All of it, in the host's memory.
+    pub fn read(&self) -> Result<Vec<u8>, PartError> {
+        let mut bytes = vec![0; self.len as usize];
+        match self.file.read_exact_at(&mut bytes, self.offset) {
+            Ok(()) => Ok(bytes),
+            Err(source) => Err(PartError::Io {
+                path: self.path.clone(),
+                source,
+            }),
+        }
+    }
+
     /// A reader at its start that maps into `memory` instead of copying, where it can.
     pub fn reader<'a>(&'a self, memory: &'a Memory) -> PartReader<'a> {
         PartReader {
@@ -140,6 +154,13 @@ pub struct PartReader<'a> {
     window_start: u64,
 }
 
+/// Granularity of a mapping: arm64 hosts may have pages of 16 or 64 KiB.
+fn host_page() -> u64 {
+    // SAFETY: asks for a constant of the system.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(page).unwrap_or(PAGE).max(PAGE)
+}
+
 impl PartReader<'_> {
     fn remaining(&self) -> u64 {
         self.part.len.saturating_sub(self.position)
@@ -148,9 +169,10 @@ impl PartReader<'_> {
     /// Replaces the whole pages of `[host, host + len)` by the file's, private to this process, and returns how many
     /// bytes that covers: a multiple of the page size, 0 where alignment does not allow any.
     fn map(&self, host: *mut u8, len: usize) -> io::Result<usize> {
-        let whole = len & !(PAGE as usize - 1);
+        let page = host_page();
+        let whole = len - len % page as usize;
         let offset = self.part.offset + self.position;
-        if whole == 0 || !offset.is_multiple_of(PAGE) || !(host as u64).is_multiple_of(PAGE) {
+        if whole == 0 || !offset.is_multiple_of(page) || !(host as u64).is_multiple_of(page) {
             return Ok(0);
         }
         let inside = self.memory.iter().any(|region| {
@@ -283,7 +305,15 @@ mod tests {
     }
 
     fn part(file: &tempfile::NamedTempFile, offset: u64, len: u64) -> Part {
-        Part::new(Arc::new(file.reopen().unwrap()), file.path(), offset, len).unwrap()
+        let len_of_file = file.as_file().metadata().unwrap().len();
+        Part::new(
+            Arc::new(file.reopen().unwrap()),
+            len_of_file,
+            file.path(),
+            offset,
+            len,
+        )
+        .unwrap()
     }
 
     #[test]
@@ -320,7 +350,7 @@ mod tests {
     fn a_part_beyond_the_end_is_refused() {
         let (file, _) = file(100);
         for (offset, len) in [(0, 101), (101, 0), (u64::MAX, 2)] {
-            let refused = Part::new(Arc::new(file.reopen().unwrap()), file.path(), offset, len);
+            let refused = Part::new(Arc::new(file.reopen().unwrap()), 100, file.path(), offset, len);
             assert!(
                 matches!(refused, Err(PartError::Truncated { .. })),
                 "{offset} {len}"

@@ -1,10 +1,13 @@
 //! Network backends: a tap device, and the built-in user-mode network that needs no privilege; and, in front of either, the
 //! instance metadata service.
 
+mod arp;
 pub mod metadata;
 mod stack;
 #[allow(unsafe_code)]
 pub mod tap;
+#[cfg(test)]
+mod testing;
 pub mod user;
 
 use std::net::Ipv4Addr;

@@ -114,7 +114,7 @@ impl Stack {
             mtu: usize::from(mtu),
         };
         let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = uuid::Uuid::new_v4().as_u64_pair().0;
+        config.random_seed = u64::from_le_bytes(crate::entropy::bytes());
         let mut interface = Interface::new(config, &mut wire, StackInstant::ZERO);
         interface.update_ip_addrs(|addresses| {
             // One address fits: the list has room for two.

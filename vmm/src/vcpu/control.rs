@@ -1,6 +1,7 @@
 //! What the vCPU threads of a machine agree on: run, pause, end.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::accel::{Error, Kick};
 
@@ -17,6 +18,10 @@ pub enum End {
     Killed,
 }
 
+/// A guest that has not left its processor for so long runs all the same: a kernel's first exit comes within milliseconds on
+/// hardware.
+const FIRST_EXIT: Duration = Duration::from_millis(500);
+
 /// The first end counts; later ones lose the race and are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -29,6 +34,8 @@ enum State {
 #[derive(Debug)]
 struct Inner {
     state: State,
+    /// The guest has left a processor, so it has run.
+    exited: bool,
     /// Threads between [`Control::may_run`] and [`Control::has_stopped`].
     running: usize,
     /// Present from the end on until [`Control::wait`] has taken it.
@@ -49,6 +56,7 @@ impl Control {
     pub fn new(kickers: Vec<Arc<dyn Kick>>) -> Self {
         let inner = Inner {
             state: State::Running,
+            exited: false,
             running: 0,
             result: None,
         };
@@ -94,6 +102,23 @@ impl Control {
         inner.result = Some(result);
         self.kick_all();
         self.changed.notify_all();
+    }
+
+    /// Called by a vCPU thread at its first exit.
+    pub fn has_exited(&self) {
+        let mut inner = self.lock();
+        if !inner.exited {
+            inner.exited = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until the guest has run: seen by its first exit, or taken for granted after a while. Returns at once when the
+    /// machine has ended.
+    pub fn wait_for_first_exit(&self) {
+        let before = |inner: &mut Inner| !inner.exited && inner.state != State::Ended;
+        // Neither outcome needs the guard, and there is nothing else to learn from the wait.
+        drop(self.changed.wait_timeout_while(self.lock(), FIRST_EXIT, before));
     }
 
     /// Waits for the end and returns how it came. To be called once.

@@ -94,6 +94,8 @@ impl ExitTable {
             Exit::MmioRead { addr, .. } => (Kind::MmioRead, addr),
             Exit::MmioWrite { addr, .. } => (Kind::MmioWrite, addr),
             Exit::System(_) => (Kind::System, 0),
+            // The guest did nothing.
+            Exit::Poll => return,
         };
         increment(self.slot(key(kind, addr)));
     }

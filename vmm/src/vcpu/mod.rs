@@ -22,6 +22,7 @@ use std::thread::{Builder, JoinHandle};
 use crate::accel::{Exit, ExitHandler, Stop, Vcpu};
 use crate::bus::{Action, Bus};
 use crate::timeline::{Event, Timeline};
+use crate::virtio::lockstep::{Baton, Occasion};
 
 pub use control::{Control, End};
 pub use exits::{ExitCount, ExitTable, Kind, totals};
@@ -33,6 +34,8 @@ pub struct Buses {
     pub ports: Bus,
     /// Guest-physical addresses outside RAM.
     pub memory: Bus,
+    /// Devices that are kept in step with the processor.
+    pub batons: Vec<Arc<Baton>>,
 }
 
 /// Serves the exits of one vCPU.
@@ -40,18 +43,33 @@ struct Server {
     buses: Arc<Buses>,
     exits: Arc<ExitTable>,
     timeline: Arc<Timeline>,
+    control: Arc<Control>,
+    /// This processor has left the guest before.
+    exited: bool,
 }
 
 impl ExitHandler for Server {
     fn exit(&mut self, exit: Exit<'_>) -> Action {
+        if matches!(exit, Exit::Poll) {
+            self.buses
+                .batons
+                .iter()
+                .for_each(|baton| baton.pass(Occasion::Poll));
+            return Action::None;
+        }
         self.exits.count(&exit);
-        self.timeline.mark(Event::FirstExit);
+        if !self.exited {
+            self.exited = true;
+            self.timeline.mark(Event::FirstExit);
+            self.control.has_exited();
+        }
         match exit {
             Exit::PortIn { port, data } => self.buses.ports.read(port.into(), data),
             Exit::PortOut { port, data } => return self.buses.ports.write(port.into(), data),
             Exit::MmioRead { addr, data } => self.buses.memory.read(addr, data),
             Exit::MmioWrite { addr, data } => return self.buses.memory.write(addr, data),
             Exit::System(action) => return action,
+            Exit::Poll => {}
         }
         Action::None
     }
@@ -71,6 +89,8 @@ pub fn start(
         buses,
         exits,
         timeline,
+        control: Arc::clone(&control),
+        exited: false,
     };
     Builder::new()
         .name(format!("cpu{number}"))

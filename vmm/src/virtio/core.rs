@@ -11,6 +11,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::lockstep::{Baton, Occasion};
 use super::{Activation, DeviceInterrupt, DeviceTraits, Error, Line, Queue, VirtioDevice};
 use crate::memory::{GuestAddress, Memory};
 
@@ -137,6 +138,10 @@ impl QueueRegisters {
     }
 }
 
+/// Makes a store of a queue's number to the transport's notification register ring its doorbell, where there is a short
+/// cut; without one the store arrives at [`Core::notify`].
+pub type Connect = Box<dyn FnMut(u32, &EventFd) -> io::Result<()> + Send>;
+
 /// Whether the device serves its queues.
 enum Life {
     /// Before `DRIVER_OK`, after a reset, or failed.
@@ -153,23 +158,19 @@ pub struct Core {
     traits: DeviceTraits,
     memory: Memory,
     shared: Arc<Shared>,
+    connect: Connect,
+    /// One for each queue, made at the first start: a device that the guest has no driver for costs none.
     doorbells: Vec<EventFd>,
     driver_features: u64,
     queues: Vec<QueueRegisters>,
     life: Life,
+    baton: Option<Arc<Baton>>,
 }
 
 impl Core {
-    /// Puts `device` behind the interrupt `line`.
-    ///
-    /// # Errors
-    /// When no doorbell can be made for a queue.
-    pub fn new(device: Box<dyn VirtioDevice>, memory: Memory, line: Line) -> Result<Self, Error> {
+    /// Puts `device` behind the interrupt `line`. `connect` is told of each queue's doorbell.
+    pub fn new(device: Box<dyn VirtioDevice>, memory: Memory, line: Line, connect: Connect) -> Self {
         let traits = device.traits();
-        let doorbells = traits.queue_sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK));
-        let doorbells = doorbells
-            .collect::<io::Result<_>>()
-            .map_err(Error::start("eventfd"))?;
         let shared = Arc::new(Shared {
             line,
             device_id: traits.id,
@@ -183,26 +184,28 @@ impl Core {
             .iter()
             .map(|&max| QueueRegisters::new(max))
             .collect();
-        Ok(Core {
+        Core {
             device,
             traits,
             memory,
             shared,
-            doorbells,
+            connect,
+            doorbells: Vec::new(),
             driver_features: 0,
             queues,
             life: Life::Idle,
-        })
+            baton: None,
+        }
+    }
+
+    /// Keeps the device in step with the processor from its next start on.
+    pub fn keep_step(&mut self, baton: Arc<Baton>) {
+        self.baton = Some(baton);
     }
 
     /// What the device is.
     pub fn traits(&self) -> DeviceTraits {
         self.traits
-    }
-
-    /// The doorbell of each queue, by index.
-    pub fn doorbells(&self) -> &[EventFd] {
-        &self.doorbells
     }
 
     /// All features offered.
@@ -275,22 +278,34 @@ impl Core {
     }
 
     fn start(&mut self, queues: Vec<Queue>) {
-        let doorbells = self.doorbells.iter().map(EventFd::try_clone);
-        let started = doorbells
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(Error::start("dup"))
+        let started = self
+            .take_doorbells()
+            .map_err(Error::start("a doorbell"))
             .and_then(|doorbells| {
                 self.device.start(Activation {
                     memory: self.memory.clone(),
                     features: self.driver_features,
                     queues: queues.into_iter().zip(doorbells).collect(),
                     interrupt: self.shared.clone(),
+                    baton: self.baton.clone(),
                 })
             });
         match started {
             Ok(()) => self.life = Life::Running,
             Err(error) => self.fail(&error),
         }
+    }
+
+    /// Another handle of each queue's doorbell. Those that are new are rung once: the driver may have rung while there was
+    /// none.
+    fn take_doorbells(&mut self) -> io::Result<Vec<EventFd>> {
+        for index in self.doorbells.len()..self.traits.queue_sizes.len() {
+            let doorbell = EventFd::new(EFD_NONBLOCK)?;
+            (self.connect)(index as u32, &doorbell)?;
+            doorbell.write(1)?;
+            self.doorbells.push(doorbell);
+        }
+        self.doorbells.iter().map(EventFd::try_clone).collect()
     }
 
     /// Stops the device where it is, for as long as the machine is paused. Nothing is in flight afterwards.
@@ -321,10 +336,12 @@ impl Core {
             traits,
             memory: _,
             shared,
+            connect: _,
             doorbells,
             driver_features,
             queues,
             life,
+            baton: _,
         } = self;
         if matches!(life, Life::Running) {
             device.stop();
@@ -394,6 +411,9 @@ impl Core {
         if let Some(doorbell) = self.doorbells.get(index as usize) {
             // It fails only when the counter is full, and then it is rung already.
             let _ = doorbell.write(1);
+            if let Some(baton) = &self.baton {
+                baton.pass(Occasion::Doorbell);
+            }
         }
     }
 

@@ -241,14 +241,30 @@ fn a_device_that_cannot_start_asks_for_a_reset() {
 #[test]
 fn doorbells_ring_over_the_bus() {
     let (mut driver, _) = recorder(false);
+    driver.start(0);
+    let rung = |driver: &Driver| -> Vec<bool> {
+        let doorbells = driver.doorbells.lock().unwrap();
+        doorbells.iter().map(|(_, bell)| bell.read().is_ok()).collect()
+    };
+    // A driver that rings too early must not wait for ever.
+    assert_eq!(rung(&driver), [true, true]);
     driver.write(QUEUE_NOTIFY, 1);
     driver.write(QUEUE_NOTIFY, 77);
-    let rung: Vec<bool> = driver
-        .transport()
-        .doorbells()
-        .map(|(_, doorbell)| doorbell.read().is_ok())
-        .collect();
-    assert_eq!(rung, [false, true]);
+    assert_eq!(rung(&driver), [false, true]);
+}
+
+#[test]
+fn doorbells_are_connected_once_and_only_for_a_driver() {
+    let (mut driver, _) = recorder(false);
+    let connected = |driver: &Driver| -> Vec<u32> {
+        let doorbells = driver.doorbells.lock().unwrap();
+        doorbells.iter().map(|(index, _)| *index).collect()
+    };
+    driver.negotiate(0);
+    assert!(connected(&driver).is_empty());
+    driver.start(0);
+    driver.start(0);
+    assert_eq!(connected(&driver), [0, 1]);
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! The memory-mapped transport, version 2: registers only (VIRTIO 1.3 §4.2). What they mean is decided in
 //! [`core`](super::core).
 
-use vmm_sys_util::eventfd::EventFd;
+use std::sync::Arc;
 
-use super::core::Core;
-use super::{Error, Line, VirtioDevice};
+use super::core::{Connect, Core};
+use super::lockstep::Baton;
+use super::{Line, VirtioDevice};
 use crate::bus::{Action, BusDevice};
 use crate::memory::Memory;
 
@@ -58,24 +59,21 @@ pub struct Mmio {
 }
 
 impl Mmio {
-    /// Puts `device` behind registers and the interrupt `line`.
-    ///
-    /// # Errors
-    /// When no doorbell can be made for a queue.
-    pub fn new(device: Box<dyn VirtioDevice>, memory: Memory, line: Line) -> Result<Self, Error> {
-        let core = Core::new(device, memory, line)?;
-        Ok(Mmio {
-            core,
+    /// Puts `device` behind registers and the interrupt `line`. `connect` is told of each doorbell, when the driver first
+    /// starts the device, with the value that rings it: a 4-byte store of that value at
+    /// [`QUEUE_NOTIFY`](register::QUEUE_NOTIFY). A store that arrives over the bus rings it all the same.
+    pub fn new(device: Box<dyn VirtioDevice>, memory: Memory, line: Line, connect: Connect) -> Self {
+        Mmio {
+            core: Core::new(device, memory, line, connect),
             device_features_sel: 0,
             driver_features_sel: 0,
             queue_sel: 0,
-        })
+        }
     }
 
-    /// Each queue's doorbell with the value that rings it: a 4-byte store of that value at
-    /// [`QUEUE_NOTIFY`](register::QUEUE_NOTIFY). A store that arrives over the bus rings it all the same.
-    pub fn doorbells(&self) -> impl Iterator<Item = (u32, &EventFd)> {
-        (0..).zip(self.core.doorbells())
+    /// Keeps the device in step with the processor from its next start on.
+    pub fn keep_step(&mut self, baton: Arc<Baton>) {
+        self.core.keep_step(baton);
     }
 
     /// Stops the device for as long as the machine is paused.

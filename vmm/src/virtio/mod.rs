@@ -18,6 +18,7 @@ pub mod core;
 #[cfg(test)]
 mod core_tests;
 pub mod hostile;
+pub mod lockstep;
 pub mod mmio;
 pub mod net;
 pub mod ring;
@@ -84,6 +85,8 @@ pub struct Activation {
     pub queues: Vec<(Queue, EventFd)>,
     /// Tells the driver.
     pub interrupt: Arc<dyn DeviceInterrupt>,
+    /// Without it the device works whenever the host lets it.
+    pub baton: Option<Arc<lockstep::Baton>>,
 }
 
 /// A virtio device. The transport core owns status, features and queue registers; the device owns its queues only

@@ -8,6 +8,8 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use super::VirtioDevice;
@@ -108,6 +110,8 @@ pub struct Driver {
     pub memory: Memory,
     /// The device's interrupt line.
     pub line: Arc<CountingLine>,
+    /// The doorbells that the device has had connected, with their queues.
+    pub doorbells: Arc<Mutex<Vec<(u32, EventFd)>>>,
     mmio: Mmio,
     queues: Vec<DriverQueue>,
     next_buffer: u64,
@@ -123,10 +127,19 @@ impl Driver {
         ];
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory for the guest"));
         let line = Arc::new(CountingLine::default());
-        let mmio = Mmio::new(Box::new(device), memory.clone(), line.clone()).expect("a device on the bus");
+        let connected = Arc::new(Mutex::new(Vec::new()));
+        let connect = {
+            let connected = Arc::clone(&connected);
+            move |index, doorbell: &EventFd| {
+                connected.lock().unwrap().push((index, doorbell.try_clone()?));
+                Ok(())
+            }
+        };
+        let mmio = Mmio::new(Box::new(device), memory.clone(), line.clone(), Box::new(connect));
         Driver {
             memory,
             line,
+            doorbells: connected,
             mmio,
             queues: Vec::new(),
             next_buffer: BUFFERS,

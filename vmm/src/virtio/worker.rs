@@ -6,10 +6,15 @@ use std::time::Duration;
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::lockstep::{Attached, Baton, Occasion, Turn};
 use super::ring::{Broken, Ring};
 use super::{Activation, DeviceInterrupt, Error, Queue};
 use crate::event::{EventSet, Poller, Token, WorkerThread};
 use crate::memory::Memory;
+
+/// Rounds that a worker in step with the processor serves on one occasion. What is left then comes with the next one: a source that never
+/// runs dry must not hold the processor.
+const MAX_ROUNDS: usize = 64;
 
 /// What wakes a device's worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +56,10 @@ pub struct Context {
     pub rings: Vec<Ring>,
     /// Tells the driver.
     pub interrupt: Arc<dyn DeviceInterrupt>,
+    /// Whose turn it is.
+    pub turn: Turn,
+    /// Whether what came from outside may be taken now. Always, but in step with the processor.
+    pub outside: bool,
     /// Where a service watches descriptors of its own, under [`Wake::Source`].
     pub poller: Poller<Wake>,
 }
@@ -75,6 +84,11 @@ pub trait Service: Send + 'static {
     /// Called after each sleep, whatever ended it, and after its events were served.
     fn tick(&mut self, _context: &mut Context) -> Result<(), Broken> {
         Ok(())
+    }
+    /// Whether the host processes that the service speaks with have taken all that it has given them. Asked only in step with
+    /// the processor.
+    fn settled(&self) -> bool {
+        true
     }
     /// Called once when the queues are about to be handed back: nothing may stay in flight, no descriptor watched.
     fn end(&mut self, _context: &mut Context) {}
@@ -101,6 +115,7 @@ impl<S: Service> Engine<S> {
             features,
             queues,
             interrupt,
+            baton,
         } = active;
         let poller = Poller::new().map_err(Error::start("epoll_create"))?;
         let rings: Vec<Ring> = (0..)
@@ -121,11 +136,17 @@ impl<S: Service> Engine<S> {
             features,
             rings,
             interrupt,
+            turn: baton
+                .as_ref()
+                .map(|baton| baton.turn().clone())
+                .unwrap_or_default(),
+            outside: baton.is_none(),
             poller,
         };
+        let attached = baton.as_ref().map(Baton::attach);
         match std::mem::replace(self, Engine::Lost) {
             Engine::Idle(service) => {
-                let worker = WorkerThread::spawn(name, move |stop| run(service, context, &stop));
+                let worker = WorkerThread::spawn(name, move |stop| run(service, context, attached, &stop));
                 *self = Engine::Running(worker.map_err(Error::start("thread"))?);
                 Ok(())
             }
@@ -153,9 +174,19 @@ impl<S: Service> Engine<S> {
 }
 
 /// The worker's thread.
-fn run<S: Service>(mut service: S, mut context: Context, stop: &EventFd) -> (S, Vec<Queue>) {
-    if let Err(broken) = serve(&mut service, &mut context, stop) {
+fn run<S: Service>(
+    mut service: S,
+    mut context: Context,
+    attached: Option<Attached>,
+    stop: &EventFd,
+) -> (S, Vec<Queue>) {
+    let served = match &attached {
+        None => serve(&mut service, &mut context, stop),
+        Some(Attached(baton)) => serve_in_step(&mut service, &mut context, baton, stop),
+    };
+    if let Err(broken) = served {
         context.interrupt.needs_reset(&broken);
+        drop(attached);
         wait_for_stop(stop);
     }
     service.end(&mut context);
@@ -186,6 +217,77 @@ fn serve<S: Service>(service: &mut S, context: &mut Context, stop: &EventFd) -> 
         }
         service.tick(context)?;
     }
+}
+
+/// Serves while it has the baton, until `stop` is readable.
+fn serve_in_step<S: Service>(
+    service: &mut S,
+    context: &mut Context,
+    baton: &Baton,
+    stop: &EventFd,
+) -> Result<(), Broken> {
+    const BATON: u64 = 1;
+    let outer = Poller::<u64>::new()?;
+    outer.add(stop, EventSet::IN, 0)?;
+    outer.add(baton.wake(), EventSet::IN, BATON)?;
+    service.begin(context)?;
+    let mut woken = Vec::new();
+    // What came from outside and waits for the next poll.
+    let mut outside = Vec::new();
+    loop {
+        outer.wait(&mut woken, None)?;
+        if woken.iter().any(|&(token, _)| token != BATON) {
+            return Ok(());
+        }
+        if let Some(occasion) = baton.take() {
+            if occasion == Occasion::Poll {
+                context.turn.wait(|| service.settled());
+            }
+            serve_occasion(service, context, occasion, &mut outside)?;
+            baton.give_back();
+        }
+    }
+}
+
+/// Serves all that there is to serve on this occasion.
+fn serve_occasion<S: Service>(
+    service: &mut S,
+    context: &mut Context,
+    occasion: Occasion,
+    outside: &mut Vec<(u32, EventSet)>,
+) -> Result<(), Broken> {
+    let mut ready = Vec::new();
+    context.outside = occasion == Occasion::Poll;
+    for _ in 0..MAX_ROUNDS {
+        context.poller.wait(&mut ready, Some(Duration::ZERO))?;
+        let before = outside.len();
+        for &(wake, events) in &ready {
+            match wake {
+                Wake::Stop => {}
+                Wake::Queue(index) => {
+                    let index = usize::from(index);
+                    let _ = context.rings[index].doorbell.read();
+                    service.queue(context, index)?;
+                }
+                Wake::Source(id) => match outside.iter_mut().find(|(waits, _)| *waits == id) {
+                    Some((_, waiting)) => *waiting |= events,
+                    None => outside.push((id, events)),
+                },
+            }
+        }
+        let mut progress = ready.iter().any(|(wake, _)| matches!(wake, Wake::Queue(_)));
+        if occasion == Occasion::Poll {
+            progress |= outside.len() > before || !outside.is_empty();
+            for (id, events) in std::mem::take(outside) {
+                service.source(context, id, events)?;
+            }
+        }
+        service.tick(context)?;
+        if !progress && service.timeout() != Some(Duration::ZERO) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// A failed device does nothing but wait for its reset.

@@ -4,8 +4,11 @@
 //! Each of the first three replaces or scans what the doorbells would already be registered in.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod kick;
 pub mod probe;
+mod scratch;
 mod vcpu;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -17,6 +20,8 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+#[cfg(target_arch = "aarch64")]
+use self::aarch64 as arch;
 #[cfg(target_arch = "x86_64")]
 use self::x86_64 as arch;
 use super::{Created, Error, Vm};
@@ -24,12 +29,24 @@ use crate::irq::Interrupt;
 use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
 
 pub use kvm_ioctls::Kvm;
+#[cfg(target_arch = "x86_64")]
+pub(super) use scratch::try_out_in;
 
 /// The kernel's side of a machine.
 struct KvmVm {
     fd: VmFd,
     /// What the memory slots point at: must live as long as any vCPU can run.
     _memory: Memory,
+}
+
+/// What to try where KVM is not to be had: whether the software processor is a way out depends on the architecture.
+struct Hints {
+    /// There is no `/dev/kvm`.
+    absent: &'static str,
+    /// It may not be opened.
+    denied: &'static str,
+    /// Anything else.
+    other: &'static str,
 }
 
 /// An error of the step `what`; for `map_err`.
@@ -46,9 +63,9 @@ pub fn open() -> Result<Kvm, Error> {
         accelerator: "KVM",
         source: io::Error::from(error),
         hint: match error.errno() {
-            libc::ENOENT => "the kernel has no KVM here: load kvm_intel or kvm_amd, or use --accel soft",
-            libc::EACCES | libc::EPERM => "add yourself to the group kvm, or use --accel soft",
-            _ => "use --accel soft",
+            libc::ENOENT => arch::HINTS.absent,
+            libc::EACCES | libc::EPERM => arch::HINTS.denied,
+            _ => arch::HINTS.other,
         },
     })
 }
@@ -68,8 +85,7 @@ pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8) -> Result<Created, Error> {
         // only ever accessed as volatile memory, so that the guest may change it at any time.
         unsafe { fd.set_user_memory_region(slot) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
     }
-    arch::create_interrupt_chip(&fd)?;
-    let template = arch::Template::new(kvm, cpus)?;
+    let template = arch::Template::new(kvm, &fd, cpus)?;
     let vm = Arc::new(KvmVm {
         fd,
         _memory: Arc::clone(memory),
@@ -84,7 +100,12 @@ pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8) -> Result<Created, Error> {
             Ok(Box::new(vcpu::KvmVcpu::new(id, fd, Arc::clone(&vm))?) as _)
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    Ok(Created { vm, vcpus })
+    let controller = template.complete(&vm.fd)?;
+    Ok(Created {
+        vm,
+        vcpus,
+        controller,
+    })
 }
 
 impl Vm for KvmVm {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kvm_ioctls::{Cap, Kvm};
 
-use super::arch;
+use super::scratch;
 
 /// What a machine needs of KVM.
 const CAPABILITIES: &[(Cap, &str)] = &[
@@ -85,7 +85,7 @@ pub fn try_out(kvm: &Kvm) -> Result<Speed, Unusable> {
     if let Some((_, name)) = CAPABILITIES.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
         return Err(Unusable::Capability(name));
     }
-    let speed = arch::try_out(kvm)?;
+    let speed = scratch::try_out(kvm)?;
     if speed.mips < MIN_MIPS {
         return Err(Unusable::Slow { mips: speed.mips });
     }

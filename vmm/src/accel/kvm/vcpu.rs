@@ -54,13 +54,12 @@ impl KvmVcpu {
                 // SAFETY: the exit reason says which member of the union is valid.
                 let reason = unsafe { run.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason };
                 let what = format!("the hardware refused to enter the guest (reason {reason:#x})");
-                return Break(Err(
-                    self.failure(&what, "not an error of the guest; try --accel soft")
-                ));
+                let hint = format!("not an error of the guest; {}", arch::HINTS.other);
+                return Break(Err(self.failure(&what, hint)));
             }
             other => {
                 let what = format!("KVM came back for an unknown reason ({other})");
-                return Break(Err(self.failure(&what, "try --accel soft")));
+                return Break(Err(self.failure(&what, arch::HINTS.other)));
             }
         };
         match action {

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use softcpu::{Clock, Cpu, Platform, Ram, RegionSpec};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Created, Error, Vcpu, Vm};
+use super::{Created, Error, Profiling, Vcpu, Vm};
+use crate::arch::Controller;
 use crate::devices::ioapic::IoApic;
 use crate::irq::Interrupt;
 use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
@@ -15,10 +16,12 @@ use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
 use vcpu::SoftVcpu;
 
 /// How the processors run.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// What time follows.
     pub clock: Clock,
+    /// Where the first processor's profile goes; `None` does not profile.
+    pub profile: Option<Arc<Profiling>>,
 }
 
 /// Makes `cpus` processors that share `memory`. All but the first wait for a startup IPI.
@@ -37,13 +40,27 @@ pub fn create(options: Options, memory: &Memory, cpus: u8) -> Result<Created, Er
                 .ok_or_else(|| Error::Internal(format!("there is no processor {id}")))?;
             let memory = Arc::clone(memory);
             let registers = Arc::clone(&registers);
-            Ok(Box::new(SoftVcpu::new(cpu, id, Arc::clone(&platform), registers, memory)) as Box<dyn Vcpu>)
+            let profile = options.profile.clone().filter(|_| id == 0);
+            let vcpu = SoftVcpu::new(cpu, id, Arc::clone(&platform), registers, memory);
+            Ok(Box::new(vcpu.profiled(profile)) as Box<dyn Vcpu>)
         })
         .collect::<Result<_, Error>>()?;
     Ok(Created {
-        vm: Arc::new(SoftVm { ioapic }),
+        vm: Arc::new(SoftVm { ioapic, platform }),
         vcpus,
+        controller: Controller::Apic,
     })
+}
+
+/// Million instructions per second of a processor here, in the loop that KVM is measured with.
+///
+/// # Errors
+/// When the routine around the loop does not run as it must.
+#[cfg(target_arch = "x86_64")]
+pub fn measure() -> Result<f64, Error> {
+    super::kvm::try_out_in(|memory| create(Options::default(), memory, 1))
+        .map(|speed| speed.mips)
+        .map_err(|error| Error::Internal(error.to_string()))
 }
 
 /// Guest RAM as the processors see it.
@@ -69,6 +86,7 @@ fn share(memory: &Memory) -> Result<Arc<Ram>, Error> {
 
 struct SoftVm {
     ioapic: Arc<IoApic>,
+    platform: Arc<Platform>,
 }
 
 impl Vm for SoftVm {
@@ -80,5 +98,9 @@ impl Vm for SoftVm {
     fn doorbell(&self, _event: &EventFd, _addr: u64, _value: u32) -> Result<bool, Error> {
         // A store is a function call here: the bus is no slower than a short cut.
         Ok(false)
+    }
+
+    fn instructions(&self) -> Option<u64> {
+        Some(self.platform.instructions())
     }
 }

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use softcpu::state::seg;
 use softcpu::{Answer, Cpu, Platform, Segment, Table};
 
-use crate::accel::{Error, Exit, ExitHandler, Kick, Stop, Vcpu};
-use crate::arch::{self, layout};
+use crate::accel::{Error, Exit, ExitHandler, Kick, Profiling, Stop, Vcpu};
+use crate::arch::Boot;
+use crate::arch::x86_64::{self, layout};
 use crate::bus::{Action, BusDevice};
 use crate::devices::ioapic::{IoApic, Registers};
 use crate::memory::Memory;
@@ -16,6 +17,7 @@ pub(super) struct SoftVcpu {
     id: u32,
     platform: Arc<Platform>,
     ioapic: Arc<Mutex<Registers>>,
+    profile: Option<Arc<Profiling>>,
     /// Keeps guest RAM mapped while `cpu` holds addresses in it; dropped after it.
     _memory: Memory,
 }
@@ -33,13 +35,31 @@ impl SoftVcpu {
             id,
             platform,
             ioapic,
+            profile: None,
             _memory: memory,
+        }
+    }
+
+    /// The same, with a profile that goes to `sink` in the end.
+    pub fn profiled(mut self, sink: Option<Arc<Profiling>>) -> Self {
+        if let Some(profile) = &sink {
+            self.cpu.start_profile(Arc::clone(&profile.functions));
+        }
+        self.profile = sink;
+        self
+    }
+}
+
+impl Drop for SoftVcpu {
+    fn drop(&mut self) {
+        if let Some(sink) = &self.profile {
+            *sink.result.lock().unwrap_or_else(PoisonError::into_inner) = self.cpu.take_profile();
         }
     }
 }
 
-fn segment(from: arch::Segment) -> Segment {
-    let arch::Segment {
+fn segment(from: x86_64::Segment) -> Segment {
+    let x86_64::Segment {
         selector,
         base,
         limit,
@@ -54,7 +74,10 @@ fn segment(from: arch::Segment) -> Segment {
 }
 
 impl Vcpu for SoftVcpu {
-    fn boot(&mut self, boot: &arch::Boot) -> Result<(), Error> {
+    fn boot(&mut self, boot: &Boot) -> Result<(), Error> {
+        let Boot::X86_64(boot) = boot else {
+            return Err(Error::Internal("the boot state is for another processor".into()));
+        };
         let cpu = &mut self.cpu;
         cpu.set_control(boot.cr0, boot.cr3, boot.cr4, boot.efer);
         for number in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
@@ -155,6 +178,10 @@ impl softcpu::Bus for Adapter<'_> {
 
     fn port_write(&mut self, port: u16, data: &[u8]) -> Answer {
         self.serve(Exit::PortOut { port, data })
+    }
+
+    fn poll(&mut self) {
+        self.serve(Exit::Poll);
     }
 
     fn unimplemented(&mut self, what: &str, rip: u64) {

@@ -12,6 +12,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
 use super::{Error, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Platform, VirtioSlot, layout, put};
+use crate::arch::VIRTIO_MMIO_SIZE;
 use crate::memory::Memory;
 
 /// Tables begin at multiples of this.
@@ -126,7 +127,7 @@ fn interrupt(gsi: u32) -> Interrupt {
 }
 
 fn virtio(n: usize, slot: &VirtioSlot) -> Vec<u8> {
-    let registers = Memory32Fixed::new(true, slot.addr as u32, layout::VIRTIO_MMIO_SIZE as u32);
+    let registers = Memory32Fixed::new(true, slot.addr as u32, VIRTIO_MMIO_SIZE as u32);
     let interrupt = interrupt(slot.gsi);
     bytes(&Device::new(
         Path::new(&format!("VR{n:02}")),
@@ -160,6 +161,8 @@ fn serial() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Controller;
+    use crate::arch::x86_64::LAYOUT;
     use crate::memory::{Bytes, GuestAddress, allocate};
 
     struct Tables(Memory);
@@ -167,13 +170,14 @@ mod tests {
     impl Tables {
         fn written(cpus: u8, virtio: usize) -> Self {
             let memory = allocate(&[(0, 1 << 20)]).unwrap();
-            let slots: Vec<_> = (0..virtio).map_while(VirtioSlot::nth).collect();
+            let slots: Vec<_> = (0..virtio).map_while(|n| LAYOUT.virtio_slot(n)).collect();
             let platform = Platform {
                 cpus,
                 cmdline: "",
                 virtio: &slots,
                 serial: true,
                 uuid: None,
+                controller: Controller::Apic,
             };
             write(&memory, &platform).unwrap();
             Tables(memory)

@@ -117,7 +117,7 @@ pub struct Boot {
 }
 
 /// Registers for the 64-bit entry (Linux, Documentation/arch/x86/boot.rst, "64-bit boot protocol").
-pub fn boot_state(kernel: &Kernel) -> Boot {
+pub(super) fn boot_state(kernel: &Kernel) -> Boot {
     enter(kernel.entry)
 }
 

@@ -51,10 +51,8 @@ pub const HIGH_MEMORY: u64 = 0x10_0000;
 
 /// Boot timer: the guest writes one byte per event.
 pub const BOOT_TIMER: u64 = GAP;
-/// First virtio-mmio transport; transport `n` is at `VIRTIO_MMIO + n * VIRTIO_MMIO_SIZE`.
+/// First virtio-mmio transport; the others follow, [`VIRTIO_MMIO_SIZE`](super::super::VIRTIO_MMIO_SIZE) bytes each.
 pub const VIRTIO_MMIO: u64 = GAP + 0x1000;
-/// Bytes of one virtio-mmio transport's registers, device configuration included.
-pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// Interrupt of virtio-mmio transport 0; transport `n` has `VIRTIO_GSI + n`.
 pub const VIRTIO_GSI: u32 = 5;
 /// Most virtio-mmio transports: the IOAPIC's pins from [`VIRTIO_GSI`] on.

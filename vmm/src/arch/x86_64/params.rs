@@ -1,18 +1,24 @@
 //! `struct boot_params` and the command line (Linux, Documentation/arch/x86/boot.rst and zero-page.rst).
 
-use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use vm_memory::ByteValued;
-
+use super::kernel::{SETUP_START, SetupHeader, setup_at as at};
 use super::{Error, Kernel, layout, put};
-use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
+use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory, PAGE};
 
 /// Signature words of the setup header.
 const BOOT_FLAG: u16 = 0xaa55;
 const HDRS: u32 = 0x5372_6448;
 /// Protocol 2.15, the newest.
 const VERSION: u16 = 0x20f;
+/// What every kernel since 4.x is aligned to.
+const ALIGNMENT: u32 = 0x20_0000;
 /// "Some boot loader without a number of its own."
 const LOADER_OTHER: u8 = 0xff;
+/// Offsets in `boot_params` before and behind the setup header (zero-page.rst).
+const ACPI_RSDP_ADDR: usize = 0x070;
+const EXT_RAMDISK_IMAGE: usize = 0x0c0;
+const EXT_RAMDISK_SIZE: usize = 0x0c4;
+const E820_ENTRIES: usize = 0x1e8;
+const E820_TABLE: usize = 0x2d0;
 /// Memory map entry types (ACPI 6.5 §15).
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
@@ -20,15 +26,15 @@ const E820_RESERVED: u32 = 2;
 /// Writes both.
 pub(super) fn write(memory: &Memory, kernel: &Kernel, cmdline: &str) -> Result<(), Error> {
     // An ELF file has no setup header: it gets one with what every kernel since 4.x expects.
-    let header = kernel.header.unwrap_or(setup_header {
-        boot_flag: BOOT_FLAG,
-        header: HDRS,
-        version: VERSION,
-        kernel_alignment: 0x20_0000,
-        cmdline_size: layout::CMDLINE_MAX as u32 - 1,
-        ..setup_header::default()
+    let header = kernel.header.unwrap_or_else(|| {
+        SetupHeader::new(&[])
+            .with(at::BOOT_FLAG, &BOOT_FLAG.to_le_bytes())
+            .with(at::HEADER, &HDRS.to_le_bytes())
+            .with(at::VERSION, &VERSION.to_le_bytes())
+            .with(at::KERNEL_ALIGNMENT, &ALIGNMENT.to_le_bytes())
+            .with(at::CMDLINE_SIZE, &(layout::CMDLINE_MAX as u32 - 1).to_le_bytes())
     });
-    let max = (header.cmdline_size as usize).min(layout::CMDLINE_MAX - 1);
+    let max = (header.u32(at::CMDLINE_SIZE) as usize).min(layout::CMDLINE_MAX - 1);
     if cmdline.len() > max {
         return Err(Error::Cmdline {
             len: cmdline.len(),
@@ -41,29 +47,30 @@ pub(super) fn write(memory: &Memory, kernel: &Kernel, cmdline: &str) -> Result<(
     put(memory, "the command line", layout::CMDLINE, &terminated)?;
 
     let (initrd, initrd_len) = kernel.initrd.unwrap_or((0, 0));
-    let mut params = boot_params {
-        acpi_rsdp_addr: layout::ACPI,
-        ext_ramdisk_image: (initrd >> 32) as u32,
-        ext_ramdisk_size: (initrd_len >> 32) as u32,
-        hdr: setup_header {
-            type_of_loader: LOADER_OTHER,
-            cmd_line_ptr: layout::CMDLINE as u32,
-            ramdisk_image: initrd as u32,
-            ramdisk_size: initrd_len as u32,
-            ..header
-        },
-        ..boot_params::default()
-    };
+    let header = header
+        .with(at::TYPE_OF_LOADER, &[LOADER_OTHER])
+        .with(at::CMD_LINE_PTR, &(layout::CMDLINE as u32).to_le_bytes())
+        .with(at::RAMDISK_IMAGE, &(initrd as u32).to_le_bytes())
+        .with(at::RAMDISK_SIZE, &(initrd_len as u32).to_le_bytes());
     let map = memory_map(memory);
-    for (entry, &(addr, size, kind)) in params.e820_table.iter_mut().zip(&map) {
-        *entry = boot_e820_entry {
-            addr,
-            size,
-            r#type: kind,
-        };
+    let entries: Vec<u8> = map
+        .iter()
+        .flat_map(|&(addr, size, kind)| {
+            [&addr.to_le_bytes()[..], &size.to_le_bytes(), &kind.to_le_bytes()].concat()
+        })
+        .collect();
+    let mut params = vec![0; PAGE as usize];
+    for (at, bytes) in [
+        (ACPI_RSDP_ADDR, &layout::ACPI.to_le_bytes()[..]),
+        (EXT_RAMDISK_IMAGE, &((initrd >> 32) as u32).to_le_bytes()),
+        (EXT_RAMDISK_SIZE, &((initrd_len >> 32) as u32).to_le_bytes()),
+        (E820_ENTRIES, &[map.len() as u8]),
+        (SETUP_START, header.bytes()),
+        (E820_TABLE, &entries),
+    ] {
+        params[at..at + bytes.len()].copy_from_slice(bytes);
     }
-    params.e820_entries = map.len() as u8;
-    put(memory, "boot_params", layout::BOOT_PARAMS, params.as_slice())
+    put(memory, "boot_params", layout::BOOT_PARAMS, &params)
 }
 
 /// The memory map: (address, length, type).

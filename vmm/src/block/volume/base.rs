@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_memory::VolatileSlice;
 
@@ -19,7 +19,7 @@ pub type Verify = Box<dyn Fn(u64, &[u8]) -> bool + Send + Sync>;
 
 /// A read-only range of a file. Beyond its end it reads as zeros.
 pub struct Base {
-    file: File,
+    file: Arc<File>,
     offset: u64,
     len: u64,
     identity: [u8; 32],
@@ -39,9 +39,9 @@ struct Verifier {
 impl Base {
     /// The range `[offset, offset + len)` of `file`. `identity` names its content for good, such as its digest: a volume
     /// remembers it, and opens over no other base.
-    pub fn new(file: File, offset: u64, len: u64, identity: [u8; 32]) -> Self {
+    pub fn new(file: impl Into<Arc<File>>, offset: u64, len: u64, identity: [u8; 32]) -> Self {
         Base {
-            file,
+            file: file.into(),
             offset,
             len,
             identity,

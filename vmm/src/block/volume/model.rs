@@ -10,6 +10,7 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use super::*;
+use crate::entropy::chance::Chance;
 
 const SECTOR: u64 = 512;
 
@@ -19,18 +20,6 @@ fn quick_dir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
         .unwrap()
-}
-
-/// A small, repeatable source of chance (xorshift64*).
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
-    }
 }
 
 fn sector_bytes(tag: u32) -> [u8; SECTOR as usize] {

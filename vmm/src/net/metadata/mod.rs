@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
-use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
 
-use super::Backend;
 use super::stack::Stack;
+use super::{Backend, arp};
 pub use documents::{InstanceDocuments, PublicKey};
 use http::Service;
 
@@ -98,7 +97,7 @@ impl<B: Backend> WithMetadata<B> {
                 self.stack.push(payload);
                 true
             }
-            [0x08, 0x06] => match answer_arp(payload) {
+            [0x08, 0x06] => match arp::answer(payload, &[ADDRESS], MAC) {
                 Some(reply) => {
                     self.replies.clear();
                     self.replies.push(reply);
@@ -121,32 +120,6 @@ impl<B: Backend> WithMetadata<B> {
             connection.serve(&mut self.stack, &mut self.service);
         }
     }
-}
-
-/// Answers an ARP request for the service's address.
-fn answer_arp(payload: &[u8]) -> Option<Vec<u8>> {
-    let request = ArpRepr::parse(&ArpPacket::new_checked(payload).ok()?).ok()?;
-    let ArpRepr::EthernetIpv4 {
-        operation: ArpOperation::Request,
-        source_hardware_addr: guest,
-        source_protocol_addr,
-        target_protocol_addr: ADDRESS,
-        ..
-    } = request
-    else {
-        return None;
-    };
-    let reply = ArpRepr::EthernetIpv4 {
-        operation: ArpOperation::Reply,
-        source_hardware_addr: EthernetAddress(MAC),
-        source_protocol_addr: ADDRESS,
-        target_hardware_addr: guest,
-        target_protocol_addr: source_protocol_addr,
-    };
-    let mut frame = [guest.as_bytes(), &MAC, &[0x08, 0x06]].concat();
-    frame.resize(ETHERNET_HEADER + reply.buffer_len(), 0);
-    reply.emit(&mut ArpPacket::new_unchecked(&mut frame[ETHERNET_HEADER..]));
-    Some(frame)
 }
 
 impl Connection {

@@ -2,11 +2,10 @@
 
 use super::*;
 use crate::net::Addresses;
+use crate::net::testing::Nic;
 use smoltcp::iface::{Config, Interface, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant as StackInstant;
-use smoltcp::wire::IpCidr;
-use std::collections::VecDeque;
+use smoltcp::wire::{EthernetAddress, IpCidr};
 
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
@@ -30,43 +29,9 @@ impl Backend for Nowhere {
     }
 }
 
-#[derive(Default)]
-struct Nic(VecDeque<Vec<u8>>, VecDeque<Vec<u8>>);
-struct Rx(Vec<u8>);
-struct Tx<'a>(&'a mut VecDeque<Vec<u8>>);
-impl RxToken for Rx {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
-        read(&self.0)
-    }
-}
-impl TxToken for Tx<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
-        let mut frame = vec![0; len];
-        let result = write(&mut frame);
-        self.0.push_back(frame);
-        result
-    }
-}
-impl Device for Nic {
-    type RxToken<'a> = Rx;
-    type TxToken<'a> = Tx<'a>;
-    fn receive(&mut self, _: StackInstant) -> Option<(Rx, Tx<'_>)> {
-        Some((Rx(self.0.pop_front()?), Tx(&mut self.1)))
-    }
-    fn transmit(&mut self, _: StackInstant) -> Option<Tx<'_>> {
-        Some(Tx(&mut self.1))
-    }
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = 1514;
-        capabilities
-    }
-}
-
 /// Asks as a client on a guest would, with the address on-link (cloud-init) or behind a router.
 fn fetch(service: &mut WithMetadata<Nowhere>, request: &[u8], port: u16) -> Vec<u8> {
-    let mut nic = Nic::default();
+    let mut nic = Nic::new(1514);
     let mut interface = Interface::new(
         Config::new(EthernetAddress(GUEST_MAC).into()),
         &mut nic,
@@ -94,14 +59,14 @@ fn fetch(service: &mut WithMetadata<Nowhere>, request: &[u8], port: u16) -> Vec<
     loop {
         let now = StackInstant::from_micros(start.elapsed().as_micros() as i64);
         interface.poll(now, &mut nic, &mut sockets);
-        while let Some(frame) = nic.1.pop_front() {
+        while let Some(frame) = nic.from_guest.pop_front() {
             service.transmit(&frame);
         }
         service.poll();
         let mut frame = vec![0; 2000];
         while let Some(length) = service.receive(&mut frame) {
             assert_eq!(&frame[..6], &GUEST_MAC);
-            nic.0.push_back(frame[..length].to_vec());
+            nic.to_guest.push_back(frame[..length].to_vec());
         }
         let socket = sockets.get_mut::<Socket>(handle);
         if socket.can_send() && sent < request.len() {
@@ -118,7 +83,9 @@ fn fetch(service: &mut WithMetadata<Nowhere>, request: &[u8], port: u16) -> Vec<
         if sent == request.len() && matches!(socket.state(), State::TimeWait | State::Closed) {
             // The last acknowledgement is still to go.
             interface.poll(now, &mut nic, &mut sockets);
-            nic.1.drain(..).for_each(|frame| service.transmit(&frame));
+            nic.from_guest
+                .drain(..)
+                .for_each(|frame| service.transmit(&frame));
             service.poll();
             return got;
         }

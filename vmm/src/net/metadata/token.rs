@@ -18,13 +18,8 @@ pub struct Tokens {
 impl Tokens {
     /// With a fresh key.
     pub fn new() -> Tokens {
-        let (a, b) = (uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
-        let key = blake3::derive_key(
-            "kiln 2026 instance metadata session tokens",
-            &[a.into_bytes(), b.into_bytes()].concat(),
-        );
         Tokens {
-            key,
+            key: crate::entropy::bytes(),
             start: Instant::now(),
         }
     }

@@ -1,10 +1,4 @@
-//! Ethernet framing and ARP towards the one guest on the wire.
-
-use std::net::Ipv4Addr;
-
-use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
-
-use crate::net::Addresses;
+//! Ethernet framing towards the one guest on the wire.
 
 /// Destination, source, type.
 pub const ETHERNET_HEADER: usize = 14;
@@ -63,34 +57,4 @@ impl Framing {
         frame.resize(ETHERNET_HEADER + payload_len, 0);
         frame
     }
-}
-
-/// Answers an ARP request for one of our addresses. A probe for the guest's own address stays unanswered, or the guest would
-/// take it for a conflict (RFC 5227).
-pub fn answer_arp(payload: &[u8], framing: &Framing, addresses: &Addresses) -> Option<Vec<u8>> {
-    let request = ArpRepr::parse(&ArpPacket::new_checked(payload).ok()?).ok()?;
-    let ArpRepr::EthernetIpv4 {
-        operation: ArpOperation::Request,
-        source_hardware_addr,
-        source_protocol_addr,
-        target_protocol_addr,
-        ..
-    } = request
-    else {
-        return None;
-    };
-    let ours: [Ipv4Addr; 2] = [addresses.gateway, addresses.dns];
-    if !ours.contains(&target_protocol_addr) {
-        return None;
-    }
-    let reply = ArpRepr::EthernetIpv4 {
-        operation: ArpOperation::Reply,
-        source_hardware_addr: EthernetAddress(GATEWAY_MAC),
-        source_protocol_addr: target_protocol_addr,
-        target_hardware_addr: source_hardware_addr,
-        target_protocol_addr: source_protocol_addr,
-    };
-    let mut frame = framing.frame(EtherType::Arp, reply.buffer_len());
-    reply.emit(&mut ArpPacket::new_unchecked(&mut frame[ETHERNET_HEADER..]));
-    Some(frame)
 }

@@ -20,12 +20,13 @@ mod udp;
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::RawFd;
+use std::sync::OnceLock;
 
 use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket, UdpPacket};
 
 use super::stack::Stack;
-use super::{Addresses, Backend, Error};
-use ethernet::{ETHERNET_HEADER, EtherType, Framing};
+use super::{Addresses, Backend, Error, arp};
+use ethernet::{ETHERNET_HEADER, EtherType, Framing, GATEWAY_MAC};
 use poller::{Poller, Source};
 
 /// The MTU of the guest's network. The wire is memory, so the largest that IPv4 and virtio-net take together
@@ -66,16 +67,34 @@ pub struct Spec {
     pub addresses: Addresses,
     /// Forwarded ports.
     pub forwards: Vec<Forward>,
-    /// The host's resolvers, in order of preference.
-    pub resolvers: Vec<SocketAddr>,
+    /// Where the guest's questions for names go.
+    pub resolver: Resolver,
     /// Whether the gateway's address leads to the host's loopback address. Off unless asked for: what listens there was not
     /// meant for a guest.
     pub host_loopback: bool,
 }
 
-/// The host's resolvers by `/etc/resolv.conf`, or none.
-pub fn host_resolvers() -> Vec<SocketAddr> {
-    parse_resolvers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+/// A resolver of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolver {
+    /// The first one in `/etc/resolv.conf`, looked up when the guest first asks for a name.
+    Host,
+    /// This one, or none.
+    At(Option<SocketAddr>),
+}
+
+impl Resolver {
+    fn address(self) -> Option<SocketAddr> {
+        static HOST: OnceLock<Option<SocketAddr>> = OnceLock::new();
+        let look_up = || {
+            let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+            parse_resolvers(&text).first().copied()
+        };
+        match self {
+            Resolver::Host => *HOST.get_or_init(look_up),
+            Resolver::At(address) => address,
+        }
+    }
 }
 
 fn parse_resolvers(text: &str) -> Vec<SocketAddr> {
@@ -122,12 +141,12 @@ impl UserNetwork {
             mac,
             addresses,
             forwards,
-            resolvers,
+            resolver,
             host_loopback,
         } = spec;
         let routes = Routes {
             addresses: *addresses,
-            resolver: resolvers.first().copied(),
+            resolver: *resolver,
             host_loopback: *host_loopback,
         };
         let poller = Poller::new()?;
@@ -228,7 +247,7 @@ impl UserNetwork {
 #[derive(Debug, Clone, Copy)]
 struct Routes {
     addresses: Addresses,
-    resolver: Option<SocketAddr>,
+    resolver: Resolver,
     host_loopback: bool,
 }
 
@@ -243,7 +262,7 @@ impl Routes {
             dns,
         } = self.addresses;
         if address == dns {
-            return self.resolver.filter(|_| port == DNS_PORT);
+            return (port == DNS_PORT).then(|| self.resolver.address()).flatten();
         }
         if address == gateway {
             return self.host_loopback.then_some((Ipv4Addr::LOCALHOST, port).into());
@@ -261,7 +280,8 @@ impl Backend for UserNetwork {
     fn transmit(&mut self, frame: &[u8]) {
         match self.framing.parse(frame) {
             Some((EtherType::Arp, payload)) => {
-                if let Some(reply) = ethernet::answer_arp(payload, &self.framing, &self.addresses) {
+                let ours = [self.addresses.gateway, self.addresses.dns];
+                if let Some(reply) = arp::answer(payload, &ours, GATEWAY_MAC) {
                     self.frames.push(reply);
                 }
             }
@@ -323,5 +343,7 @@ impl Backend for UserNetwork {
     }
 }
 
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod tests;

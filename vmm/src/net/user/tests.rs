@@ -1,60 +1,22 @@
 //! A guest with a stack of its own, on the other end of the wire.
 
-use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 
 use super::*;
+use crate::net::testing::Nic;
 
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-#[derive(Default)]
-struct Nic {
-    to_guest: VecDeque<Vec<u8>>,
-    from_guest: VecDeque<Vec<u8>>,
-}
-struct Rx(Vec<u8>);
-struct Tx<'a>(&'a mut VecDeque<Vec<u8>>);
-impl RxToken for Rx {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
-        read(&self.0)
-    }
-}
-impl TxToken for Tx<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
-        let mut frame = vec![0; len];
-        let result = write(&mut frame);
-        self.0.push_back(frame);
-        result
-    }
-}
-impl Device for Nic {
-    type RxToken<'a> = Rx;
-    type TxToken<'a> = Tx<'a>;
-    fn receive(&mut self, _: StackInstant) -> Option<(Rx, Tx<'_>)> {
-        Some((Rx(self.to_guest.pop_front()?), Tx(&mut self.from_guest)))
-    }
-    fn transmit(&mut self, _: StackInstant) -> Option<Tx<'_>> {
-        Some(Tx(&mut self.from_guest))
-    }
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = usize::from(MTU) + ETHERNET_HEADER;
-        capabilities
-    }
-}
-
-struct Guest {
-    network: UserNetwork,
+pub(super) struct Guest {
+    pub(super) network: UserNetwork,
     nic: Nic,
     interface: Interface,
     sockets: SocketSet<'static>,
@@ -62,16 +24,16 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(forwards: Vec<Forward>, resolvers: Vec<SocketAddr>) -> Guest {
+    pub(super) fn new(forwards: Vec<Forward>, resolver: Option<SocketAddr>) -> Guest {
         let addresses = Addresses::default();
         let spec = Spec {
             mac: MAC,
             addresses,
             forwards,
-            resolvers,
+            resolver: Resolver::At(resolver),
             host_loopback: true,
         };
-        let mut nic = Nic::default();
+        let mut nic = Nic::new(usize::from(MTU) + ETHERNET_HEADER);
         let config = Config::new(EthernetAddress(MAC).into());
         let mut interface = Interface::new(config, &mut nic, StackInstant::ZERO);
         interface.update_ip_addrs(|list| {
@@ -144,7 +106,7 @@ impl Guest {
     }
 
     /// Sends a frame as it is and returns what comes back.
-    fn raw(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn raw(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
         self.network.transmit(frame);
         self.network.poll();
         let mut buffer = vec![0; 70_000];
@@ -159,7 +121,7 @@ fn socket() -> tcp::Socket<'static> {
     tcp::Socket::new(buffer(), buffer())
 }
 
-fn gateway() -> Ipv4Addr {
+pub(super) fn gateway() -> Ipv4Addr {
     Addresses::default().gateway
 }
 
@@ -176,7 +138,7 @@ fn bytes_go_both_ways_and_both_ends_close() {
         stream.write_all(&got).unwrap();
         got == expected
     });
-    let mut guest = Guest::new(Vec::new(), Vec::new());
+    let mut guest = Guest::new(Vec::new(), None);
     let handle = guest.connect((gateway(), port), 50_000);
     let (mut offset, mut got) = (0, Vec::new());
     guest.until(|guest| {
@@ -210,7 +172,7 @@ fn a_refused_connection_is_refused() {
         .local_addr()
         .unwrap()
         .port();
-    let mut guest = Guest::new(Vec::new(), Vec::new());
+    let mut guest = Guest::new(Vec::new(), None);
     let handle = guest.connect((gateway(), port), 50_001);
     let mut established = false;
     guest.until(|guest| {
@@ -232,7 +194,7 @@ fn a_reset_of_the_host_reaches_the_guest() {
         stream.read_exact(&mut [0; 1]).unwrap();
         thread::sleep(Duration::from_millis(50));
     });
-    let mut guest = Guest::new(Vec::new(), Vec::new());
+    let mut guest = Guest::new(Vec::new(), None);
     let handle = guest.connect((gateway(), port), 50_002);
     let mut said = false;
     guest.until(|guest| {
@@ -253,7 +215,7 @@ fn a_forwarded_port_leads_to_the_guest() {
         host: "127.0.0.1:0".parse().unwrap(),
         guest: 80,
     };
-    let mut guest = Guest::new(vec![forward], Vec::new());
+    let mut guest = Guest::new(vec![forward], None);
     let address = guest.network.forwards()[0].host;
     assert!(address.ip().is_loopback() && address.port() != 0);
     let handle = guest.sockets.add(socket());
@@ -293,7 +255,7 @@ fn a_port_in_use_is_named() {
         mac: MAC,
         addresses,
         forwards,
-        resolvers: Vec::new(),
+        resolver: Resolver::At(None),
         host_loopback: false,
     };
     let error = UserNetwork::new(&spec)
@@ -310,7 +272,7 @@ fn a_port_in_use_is_named() {
 fn the_guest_gets_the_hosts_loopback_only_when_asked_for() {
     let routes = |host_loopback| Routes {
         addresses: Addresses::default(),
-        resolver: None,
+        resolver: Resolver::At(None),
         host_loopback,
     };
     let address = |text: &str| (text.parse().unwrap(), 80);
@@ -338,7 +300,7 @@ fn the_guest_gets_the_hosts_loopback_only_when_asked_for() {
     assert_eq!(routes(false).target(("192.0.2.1".parse().unwrap(), 0)), None);
 }
 
-fn udp_frame(from: u16, to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8> {
+pub(super) fn udp_frame(from: u16, to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8> {
     let mut frame = [ethernet::GATEWAY_MAC.as_slice(), &MAC, &[8, 0]].concat();
     udp::append_datagram(&mut frame, (Addresses::default().guest, from), to, payload);
     frame
@@ -359,7 +321,7 @@ fn udp_payload(frame: &[u8]) -> (Ipv4Addr, u16, Vec<u8>) {
 #[test]
 fn dns_goes_to_the_hosts_resolver_and_comes_back_from_ours() {
     let resolver = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let mut guest = Guest::new(Vec::new(), vec![resolver.local_addr().unwrap()]);
+    let mut guest = Guest::new(Vec::new(), resolver.local_addr().ok());
     let dns = Addresses::default().dns;
     assert_eq!(guest.raw(&udp_frame(4444, (dns, 53), b"question")), None);
     let mut buffer = [0; 100];
@@ -377,7 +339,7 @@ fn a_forwarded_datagram_is_answered_to_its_sender() {
         host: "127.0.0.1:0".parse().unwrap(),
         guest: 53,
     };
-    let mut guest = Guest::new(vec![forward], Vec::new());
+    let mut guest = Guest::new(vec![forward], None);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.send_to(b"ping", guest.network.forwards()[0].host).unwrap();
     let frame = guest.frame();
@@ -394,7 +356,7 @@ fn a_forwarded_datagram_is_answered_to_its_sender() {
 fn translations_are_bounded() {
     let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = sink.local_addr().unwrap().port();
-    let mut guest = Guest::new(Vec::new(), Vec::new());
+    let mut guest = Guest::new(Vec::new(), None);
     for from in 1..2000 {
         guest.raw(&udp_frame(from, (gateway(), port), b"flood"));
     }
@@ -405,7 +367,7 @@ fn translations_are_bounded() {
 fn connections_are_bounded() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port();
-    let mut guest = Guest::new(Vec::new(), Vec::new());
+    let mut guest = Guest::new(Vec::new(), None);
     for from in 1000..2000 {
         guest.connect((gateway(), port), from);
         guest.exchange();
@@ -415,7 +377,7 @@ fn connections_are_bounded() {
 
 #[test]
 fn the_guest_finds_its_gateway_and_its_address() {
-    let mut guest = Guest::new(Vec::new(), Vec::new());
+    let mut guest = Guest::new(Vec::new(), None);
     let arp = |target: [u8; 4]| {
         let mut frame = vec![0xff; 6];
         frame.extend_from_slice(&MAC);
@@ -453,7 +415,7 @@ fn dhcp_offers_the_address_the_mtu_and_the_resolver() {
         (Ipv4Addr::BROADCAST, 67),
         &packet,
     );
-    let mut guest = Guest::new(Vec::new(), Vec::new());
+    let mut guest = Guest::new(Vec::new(), None);
     let offer = guest.raw(&frame).expect("an offer");
     let (server, port, payload) = udp_payload(&offer);
     assert_eq!((server, port), (gateway(), 68));
@@ -482,7 +444,7 @@ fn resolv_conf_is_read() {
 proptest::proptest! {
     #[test]
     fn no_frame_is_too_strange(frames in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..200), 0..50), kind in 0_u8..4) {
-        let mut guest = Guest::new(Vec::new(), Vec::new());
+        let mut guest = Guest::new(Vec::new(), None);
         for mut frame in frames {
             // Most random frames would end at the first check: dress some up to get further.
             let dress: &[u8] = match kind {

@@ -12,6 +12,7 @@ use super::connection::{Connection, Phase, Read};
 use super::packet::{HEADER, Header, STREAM, op, shutdown};
 use super::{HOST_CID, unix};
 use crate::event::{EventSet, Poller};
+use crate::virtio::lockstep::Turn;
 use crate::virtio::ring::{Broken, Chain};
 use crate::virtio::worker::{Context, Service, Wake};
 
@@ -57,6 +58,8 @@ pub struct Hub {
     waiting: VecDeque<u32>,
     /// Whether the guest had room when it was last looked.
     more: bool,
+    /// Whether host processes may be read from now.
+    outside: bool,
     scratch: Vec<u8>,
 }
 
@@ -73,6 +76,7 @@ impl Hub {
             resets: VecDeque::new(),
             waiting: VecDeque::new(),
             more: false,
+            outside: true,
             scratch: Vec::new(),
         }
     }
@@ -90,6 +94,7 @@ impl Hub {
             resets,
             waiting,
             more,
+            outside: _,
             scratch: _,
         } = self;
         peers.clear();
@@ -163,7 +168,7 @@ impl Hub {
     }
 
     /// Serves one packet from the guest.
-    fn packet(&mut self, poller: &Poller<Wake>, chain: &Chain<'_>) -> Result<(), Broken> {
+    fn packet(&mut self, poller: &Poller<Wake>, turn: &Turn, chain: &Chain<'_>) -> Result<(), Broken> {
         let mut bytes = [0; HEADER];
         if chain.readable.read(0, &mut bytes) != HEADER {
             return Err(Broken::Request("a vsock packet without a whole header"));
@@ -183,7 +188,7 @@ impl Hub {
         }
         let id = self.by_ports.get(&(header.dst_port, header.src_port)).copied();
         match (id, header.op) {
-            (None, op::REQUEST) => self.open(poller, &header)?,
+            (None, op::REQUEST) => self.open(poller, turn, &header)?,
             (None, op::RST) => {}
             (None, _) => self.reset(&header),
             (Some(id), op::RST) => self.close(id),
@@ -193,7 +198,7 @@ impl Hub {
     }
 
     /// The guest asks for a stream.
-    fn open(&mut self, poller: &Poller<Wake>, header: &Header) -> Result<(), Broken> {
+    fn open(&mut self, poller: &Poller<Wake>, turn: &Turn, header: &Header) -> Result<(), Broken> {
         let mut path = self.path.clone().into_os_string();
         path.push(format!("_{}", header.dst_port));
         let stream = if self.peers.len() < MAX_STREAMS {
@@ -205,6 +210,7 @@ impl Hub {
             self.reset(header);
             return Ok(());
         };
+        turn.opened(header.dst_port);
         let id = self.free_id();
         watch(poller, &stream, id)?;
         let mut connection = Connection::new(stream, header.dst_port, header.src_port, Phase::Open);
@@ -399,7 +405,7 @@ impl Hub {
             let Some(Peer::Stream(connection)) = self.peers.get_mut(&id) else {
                 continue;
             };
-            let packet = stream_packet(connection, chain);
+            let packet = stream_packet(connection, chain, self.outside);
             let over = connection.host_shutdown == shutdown::BOTH && !connection.pending.shutdown;
             if let Some((op, len, flags)) = packet {
                 let (buf_alloc, fwd_cnt) = connection.announce();
@@ -428,7 +434,7 @@ impl Hub {
 }
 
 /// What the stream has for the guest: operation, length and flags.
-fn stream_packet(connection: &mut Connection, chain: &Chain<'_>) -> Option<(u16, u32, u32)> {
+fn stream_packet(connection: &mut Connection, chain: &Chain<'_>, outside: bool) -> Option<(u16, u32, u32)> {
     let pending = &mut connection.pending;
     if std::mem::take(&mut pending.request) {
         return Some((op::REQUEST, 0, 0));
@@ -436,7 +442,7 @@ fn stream_packet(connection: &mut Connection, chain: &Chain<'_>) -> Option<(u16,
     if std::mem::take(&mut pending.response) {
         return Some((op::RESPONSE, 0, 0));
     }
-    if let Some(room) = chain.writable.part(HEADER, chain.writable.len() - HEADER) {
+    if outside && let Some(room) = chain.writable.part(HEADER, chain.writable.len() - HEADER) {
         match connection.read_into(&room) {
             Read::Data(len) => return Some((op::RW, len as u32, 0)),
             Read::Nothing => {}
@@ -500,10 +506,11 @@ impl Service for Hub {
             rings,
             interrupt,
             poller,
+            turn,
             ..
         } = context;
         rings[TRANSMIT].drain(memory, &**interrupt, |chain| {
-            self.packet(poller, chain).map(|()| 0)
+            self.packet(poller, turn, chain).map(|()| 0)
         })
     }
 
@@ -515,11 +522,26 @@ impl Service for Hub {
         Ok(())
     }
 
+    /// What a host process has not read is still on its way.
+    fn settled(&self) -> bool {
+        self.peers.values().all(|peer| match peer {
+            Peer::Greeting(..) => true,
+            Peer::Stream(connection) => unix::unread(&connection.stream) == 0,
+        })
+    }
+
     fn timeout(&mut self) -> Option<Duration> {
         self.more.then_some(Duration::ZERO)
     }
 
     fn tick(&mut self, context: &mut Context) -> Result<(), Broken> {
+        self.outside = context.outside;
+        if context.turn.is_kept() && context.outside {
+            // Those that were passed over meanwhile, in an order that every run has.
+            let mut ids: Vec<u32> = self.peers.keys().copied().collect();
+            ids.sort_unstable();
+            ids.into_iter().for_each(|id| self.enqueue(id));
+        }
         self.fill(context)
     }
 }

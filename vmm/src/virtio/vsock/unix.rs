@@ -1,4 +1,4 @@
-//! Connecting to a Unix socket without waiting for its owner.
+//! Unix sockets: connecting without waiting for the owner, and what the other end has not read.
 
 #![allow(unsafe_code)]
 
@@ -39,4 +39,12 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
         return Err(io::Error::last_os_error());
     }
     Ok(socket.into())
+}
+
+/// Bytes written to `stream` that its other end has not read, with the kernel's overhead; 0 when the kernel does not say.
+pub fn unread(stream: &UnixStream) -> i32 {
+    let mut bytes = 0;
+    // SAFETY: SIOCOUTQ (which has TIOCOUTQ's number) writes one int, for which `bytes` is a valid place.
+    let answer = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if answer == 0 { bytes } else { 0 }
 }

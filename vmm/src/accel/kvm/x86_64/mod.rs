@@ -9,11 +9,18 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::{Error, failed};
-use crate::arch::{Boot, Segment, layout};
+use super::{Error, Hints, failed};
+use crate::arch::x86_64::{Segment, layout};
+use crate::arch::{Boot, Controller};
 
 pub(super) use report::internal_error;
-pub(super) use scratch::try_out;
+pub(super) use scratch::routine;
+
+pub(super) const HINTS: Hints = Hints {
+    absent: "the kernel has no KVM here: load kvm_intel or kvm_amd, or use --accel soft",
+    denied: "add yourself to the group kvm, or use --accel soft",
+    other: "try --accel soft",
+};
 
 /// Model-specific registers (Intel SDM volume 4) and what firmware would have set them to: fast string operations on;
 /// memory types on, write-back by default. Linux turns the page attribute table off when it finds them off.
@@ -25,7 +32,7 @@ const APIC_BASE: u64 = layout::LAPIC | 1 << 11 | 1 << 8;
 
 /// The interrupt controllers, in the kernel: local APICs, IOAPIC, and the old pair that ACPI says is not there. No timer
 /// chip: the guest has the TSC deadline timer and the paravirtual clock.
-pub(super) fn create_interrupt_chip(vm: &VmFd) -> Result<(), Error> {
+fn create_interrupt_chip(vm: &VmFd) -> Result<(), Error> {
     vm.set_tss_address(layout::KVM_TSS as usize)
         .map_err(failed("KVM_SET_TSS_ADDR"))?;
     vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))
@@ -38,8 +45,10 @@ pub(super) struct Template {
 }
 
 impl Template {
-    /// The host's processor as far as KVM can virtualize it, with our topology.
-    pub(super) fn new(kvm: &Kvm, cpus: u8) -> Result<Self, Error> {
+    /// The host's processor as far as KVM can virtualize it, with our topology. Makes the interrupt controllers too, which
+    /// must be there before any vCPU.
+    pub(super) fn new(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Self, Error> {
+        create_interrupt_chip(vm)?;
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
@@ -68,10 +77,18 @@ impl Template {
             ))),
         }
     }
+
+    /// All vCPUs are there. Nothing is missing.
+    pub(super) fn complete(&self, _: &VmFd) -> Result<Controller, Error> {
+        Ok(Controller::Apic)
+    }
 }
 
 /// Sets the registers for the kernel's entry.
 pub(super) fn boot(fd: &VcpuFd, boot: &Boot) -> Result<(), Error> {
+    let Boot::X86_64(boot) = boot else {
+        return Err(Error::Internal("the boot state is for another processor".into()));
+    };
     let data = segment(boot.ds);
     let sregs = kvm_sregs {
         cs: segment(boot.cs),

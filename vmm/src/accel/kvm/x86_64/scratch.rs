@@ -1,19 +1,12 @@
-//! A scratch machine that tries KVM out with what a kernel does in its first moments: a short routine in 64-bit kernel
-//! mode with paging.
-
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
-use std::time::{Duration, Instant};
+//! What a kernel does in its first moments, as a short routine in 64-bit kernel mode with paging.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use kvm_ioctls::Kvm;
 
-use crate::accel::kvm::create;
-use crate::accel::kvm::probe::{Speed, Unusable};
-use crate::accel::{Exit, ExitHandler, Stop};
-use crate::arch::{CODE_SELECTOR, boot_state_at};
-use crate::bus::Action;
+use crate::accel::Exit;
+use crate::accel::kvm::scratch::Routine;
+use crate::arch::Boot;
+use crate::arch::x86_64::{CODE_SELECTOR, boot_state_at};
 use crate::memory::{Bytes, GuestAddress, Memory, PAGE, allocate};
 
 /// RAM of the scratch machine: what the boot tables need, and the places below.
@@ -43,96 +36,29 @@ const FIRST_LOOP: usize = 4;
 const END: usize = STEPS.len() - 1;
 /// Rounds of the timed loop, two instructions each: 0.1 ms on hardware, 60 ms where each is emulated.
 const ROUNDS: u32 = 100_000;
-/// After this long the routine is stopped. Hardware needs a hundredth of it.
-const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Runs the routine and says how fast it was, or at which step it went wrong.
-pub(in crate::accel::kvm) fn try_out(kvm: &Kvm) -> Result<Speed, Unusable> {
-    let setup = |why: String| Unusable::Incorrect {
-        step: "the making of a machine",
-        why,
-    };
-    let memory = allocate(&[(0, RAM)]).map_err(|error| setup(error.to_string()))?;
-    let mut boot = boot_state_at(&memory, CODE).map_err(|error| setup(error.to_string()))?;
+/// The routine in a memory of its own.
+pub(in crate::accel::kvm) fn routine() -> Result<Routine, String> {
+    let memory = allocate(&[(0, RAM)]).map_err(|error| error.to_string())?;
+    let mut boot = boot_state_at(&memory, CODE).map_err(|error| error.to_string())?;
     boot.idt = (IDT, 4 * 16 - 1);
     boot.rsp = STACK;
-    write_routine(&memory).map_err(|error| setup(error.to_string()))?;
-    let mut created = create(kvm, &memory, 1).map_err(|error| setup(error.to_string()))?;
-    let vcpu = &mut created.vcpus[0];
-    vcpu.boot(&boot).map_err(|error| setup(error.to_string()))?;
-
-    let mut watch = Watch::default();
-    let kicker = vcpu.kicker();
-    let (done, waiting) = channel::<()>();
-    let stop = thread::scope(|scope| {
-        scope.spawn(move || {
-            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                kicker.kick();
-            }
-        });
-        let stop = vcpu.run(&mut watch);
-        drop(done);
-        stop
-    });
-    let wrong = |why: &str| {
-        Err(Unusable::Incorrect {
-            step: STEPS[watch.step],
-            why: why.to_owned(),
-        })
-    };
-    match stop {
-        Ok(Stop::Action(Action::Shutdown)) if watch.step == END => Ok(watch.speed()),
-        Ok(Stop::Action(_)) => wrong("the result is wrong"),
-        Ok(Stop::Kicked) => wrong(&format!("no end after {} s", PATIENCE.as_secs())),
-        Ok(Stop::TripleFault) => wrong("an exception that must not be"),
-        Err(error) => wrong(&error.to_string()),
-    }
+    write_routine(&memory)?;
+    Ok(Routine {
+        memory,
+        boot: Boot::X86_64(boot),
+        steps: &STEPS,
+        first_loop: FIRST_LOOP,
+        instructions: 2 * u64::from(ROUNDS),
+        step,
+    })
 }
 
-/// Follows the routine by its port writes.
-struct Watch {
-    step: usize,
-    began: Instant,
-    /// Shortest time of a timed loop.
-    fastest: Duration,
-}
-
-impl Default for Watch {
-    fn default() -> Self {
-        Watch {
-            step: 0,
-            began: Instant::now(),
-            fastest: Duration::MAX,
-        }
-    }
-}
-
-impl Watch {
-    fn speed(&self) -> Speed {
-        Speed::new(2 * u64::from(ROUNDS), self.fastest)
-    }
-}
-
-impl ExitHandler for Watch {
-    fn exit(&mut self, exit: Exit<'_>) -> Action {
-        let now = Instant::now();
-        let Exit::PortOut { port, data } = exit else {
-            return Action::Reset;
-        };
-        let step = usize::from(data[0]);
-        if u32::from(port) != STEP_PORT || step != self.step + 1 {
-            return Action::Reset;
-        }
-        if step > FIRST_LOOP {
-            self.fastest = self.fastest.min(now - self.began);
-        }
-        self.step = step;
-        self.began = now;
-        if step == END {
-            Action::Shutdown
-        } else {
-            Action::None
-        }
+/// The step that an exit reports.
+fn step(exit: &Exit<'_>) -> Option<usize> {
+    match exit {
+        Exit::PortOut { port, data } if u32::from(*port) == STEP_PORT => Some(usize::from(data[0])),
+        _ => None,
     }
 }
 
@@ -234,30 +160,9 @@ mod tests {
     }
 
     #[test]
-    fn the_watch_accepts_steps_in_order_only() {
-        let mut watch = Watch::default();
-        for step in 1..END as u8 {
-            let exit = Exit::PortOut {
-                port: 0x80,
-                data: &[step],
-            };
-            assert_eq!(watch.exit(exit), Action::None);
-        }
-        assert!(watch.speed().mips > 0.0);
-        let skipped = Exit::PortOut {
-            port: 0x80,
-            data: &[1],
-        };
-        assert_eq!(watch.exit(skipped), Action::Reset);
-        let wrong = Exit::PortOut {
-            port: 0x81,
-            data: &[0],
-        };
-        assert_eq!(watch.exit(wrong), Action::Reset);
-        let end = Exit::PortOut {
-            port: 0x80,
-            data: &[END as u8],
-        };
-        assert_eq!(watch.exit(end), Action::Shutdown);
+    fn only_the_port_of_the_steps_reports_one() {
+        let out = |port| Exit::PortOut { port, data: &[3] };
+        assert_eq!(step(&out(0x80)), Some(3));
+        assert_eq!(step(&out(0x81)), None);
     }
 }

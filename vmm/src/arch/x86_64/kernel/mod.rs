@@ -1,12 +1,22 @@
 //! Kernel and initramfs into RAM: an ELF `vmlinux` or a bzImage low, the initramfs as high as it may be.
 
-use std::io::Read;
+#[cfg(target_arch = "x86_64")]
+mod crates;
+#[cfg(any(test, not(target_arch = "x86_64")))]
+mod portable;
+mod setup;
 
-use linux_loader::bootparam::setup_header;
-use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
+use std::io::{Read, Seek};
 
-use super::{Error, layout};
-use crate::memory::{GuestAddress, Memory, PAGE, Part, low_end};
+#[cfg(target_arch = "x86_64")]
+use self::crates as loader;
+#[cfg(not(target_arch = "x86_64"))]
+use self::portable as loader;
+use super::Error;
+use crate::memory::{Memory, PAGE, Part, PartReader, low_end};
+
+use setup::at;
+pub(super) use setup::{START as SETUP_START, SetupHeader, at as setup_at};
 
 /// Highest address, inclusive, at which kernels of any age find their initramfs.
 const INITRD_MAX: u64 = 0x7fff_ffff;
@@ -26,32 +36,46 @@ const HEAD: usize = 0x280;
 
 /// A kernel that lies in guest RAM.
 #[derive(Debug, Clone)]
-pub struct Kernel {
+pub(super) struct Kernel {
     /// Physical address of the 64-bit entry point.
     pub entry: u64,
     /// First byte after the kernel and its uninitialized data.
     pub end: u64,
     /// The setup header of a bzImage.
-    pub(super) header: Option<setup_header>,
+    pub(super) header: Option<SetupHeader>,
     /// Where the initramfs lies: address and length in bytes.
     pub initrd: Option<(u64, u64)>,
 }
 
+/// What a loader knows of a kernel that it has put into RAM.
+#[derive(Debug, PartialEq, Eq)]
+struct Loaded {
+    /// ELF: the entry point. bzImage: where the protected-mode code begins.
+    start: u64,
+    /// First byte after it.
+    end: u64,
+    /// The setup header of a bzImage.
+    header: Option<SetupHeader>,
+}
+
 /// Puts `kernel` and `initrd` into RAM.
-pub fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Result<Kernel, Error> {
+pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Result<Kernel, Error> {
     let mut head = [0; HEAD];
     let unusable = |why: String| Error::Kernel {
         path: kernel.path().to_owned(),
         why,
+        wanted: "a 64-bit x86 vmlinux or bzImage",
     };
-    kernel
-        .reader(memory)
+    // The loaders read the header again, from what this reader has fetched already.
+    let mut reader = kernel.reader(memory);
+    reader
         .read_exact(&mut head)
+        .and_then(|()| reader.rewind())
         .map_err(|error| unusable(format!("its header cannot be read: {error}")))?;
     let mut loaded = if head.starts_with(b"\x7fELF") {
-        load_elf(memory, kernel, &head)
+        load_elf(memory, &mut reader, &head)
     } else if head[HDRS..].starts_with(b"HdrS") {
-        load_bzimage(memory, kernel)
+        load_bzimage(memory, &mut reader)
     } else {
         Err("it is neither ELF nor bzImage".to_owned())
     }
@@ -74,55 +98,35 @@ pub fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Result<Ker
     Ok(loaded)
 }
 
-fn load_elf(memory: &Memory, part: &Part, head: &[u8; HEAD]) -> Result<Kernel, String> {
+fn load_elf(memory: &Memory, reader: &mut PartReader<'_>, head: &[u8; HEAD]) -> Result<Kernel, String> {
     let machine = u16::from_le_bytes([head[E_MACHINE], head[E_MACHINE + 1]]);
     if machine != EM_X86_64 {
         return Err(format!("it is for another processor (ELF machine {machine})"));
     }
-    let KernelLoaderResult {
-        kernel_load,
-        kernel_end,
-        ..
-    } = Elf::load(
-        memory.as_ref(),
-        None,
-        &mut part.reader(memory),
-        Some(GuestAddress(layout::HIGH_MEMORY)),
-    )
-    .map_err(|error| error.to_string())?;
-    if kernel_end <= kernel_load.0 {
+    let Loaded { start, end, .. } = loader::elf(memory, reader)?;
+    if end <= start {
         return Err("its entry point lies outside its segments".to_owned());
     }
     Ok(Kernel {
-        entry: kernel_load.0,
-        end: kernel_end,
+        entry: start,
+        end,
         header: None,
         initrd: None,
     })
 }
 
-fn load_bzimage(memory: &Memory, part: &Part) -> Result<Kernel, String> {
-    let KernelLoaderResult {
-        kernel_load,
-        kernel_end,
-        setup_header,
-        ..
-    } = BzImage::load(
-        memory.as_ref(),
-        None,
-        &mut part.reader(memory),
-        Some(GuestAddress(layout::HIGH_MEMORY)),
-    )
-    .map_err(|error| error.to_string())?;
-    let header = setup_header.ok_or("it has no setup header")?;
-    if header.version < 0x20c || header.xloadflags & XLF_KERNEL_64 == 0 {
+fn load_bzimage(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Kernel, String> {
+    let Loaded { start, end, header } = loader::bzimage(memory, reader)?;
+    let header = header.ok_or("it has no setup header")?;
+    if header.u16(at::VERSION) < 0x20c || header.u16(at::XLOADFLAGS) & XLF_KERNEL_64 == 0 {
         return Err("it has no 64-bit entry point".to_owned());
     }
     // While it unpacks itself the kernel needs `init_size` bytes from where it runs.
-    let working = u64::from(header.init_size).saturating_add(u64::from(header.pref_address as u32));
+    let preferred = u64::from(header.u64(at::PREF_ADDRESS) as u32);
+    let working = u64::from(header.u32(at::INIT_SIZE)).saturating_add(preferred);
     Ok(Kernel {
-        entry: kernel_load.0 + BZIMAGE_ENTRY64,
-        end: kernel_end.max(working),
+        entry: start + BZIMAGE_ENTRY64,
+        end: end.max(working),
         header: Some(header),
         initrd: None,
     })
@@ -131,7 +135,7 @@ fn load_bzimage(memory: &Memory, part: &Part) -> Result<Kernel, String> {
 /// The highest page-aligned place for `len` bytes that is RAM, that the kernel accepts and that does not touch it.
 fn place_initrd(ram: u64, kernel: &Kernel, len: u64) -> Result<u64, Error> {
     let max = match kernel.header {
-        Some(header) if header.initrd_addr_max != 0 => u64::from(header.initrd_addr_max),
+        Some(header) if header.u32(at::INITRD_ADDR_MAX) != 0 => header.u32(at::INITRD_ADDR_MAX).into(),
         _ => INITRD_MAX,
     };
     let top = ram.min(max + 1);
@@ -152,7 +156,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    use crate::memory::{Bytes, allocate};
+    use crate::memory::{Bytes, GuestAddress, allocate};
 
     fn part(content: &[u8]) -> (tempfile::NamedTempFile, Part) {
         let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -221,6 +225,51 @@ mod tests {
             memory.read_obj::<u8>(GuestAddress(0x10_0000 + 8999)).unwrap(),
             0x90
         );
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn both_loaders_do_the_same() {
+        let mut low = bzimage(&[0; 64], 0);
+        low[0x211] = 0;
+        let mut below = bzimage(&[0; 64], 0);
+        below[0x214..][..4].copy_from_slice(&0x1000u32.to_le_bytes());
+        let mut far = elf(0x100_0000, &[1; 16], 16);
+        far[64 + 24..][..8].copy_from_slice(&(64u64 << 20).to_le_bytes());
+        let mut endless = elf(0x100_0000, &[1; 16], u64::MAX);
+        endless[24..32].copy_from_slice(&0x100_0000u64.to_le_bytes());
+        for (n, content) in [
+            elf(0x100_0000, &[0xf4; 5000], 0x4000),
+            elf(0x1000, &[0; 16], 16),
+            far,
+            endless,
+            bzimage(&[0x90; 9000], XLF_KERNEL_64),
+            low,
+            below,
+            bzimage(&[], 0)[..700].to_vec(),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let (_file, part) = part(&content);
+            let outcomes = [true, false].map(|crates| {
+                let memory = allocate(&[(0, 32 << 20)]).unwrap();
+                let loaded = match (content.starts_with(b"\x7fELF"), crates) {
+                    (true, true) => crates::elf(&memory, &mut part.reader(&memory)),
+                    (true, false) => portable::elf(&memory, &mut part.reader(&memory)),
+                    (false, true) => crates::bzimage(&memory, &mut part.reader(&memory)),
+                    (false, false) => portable::bzimage(&memory, &mut part.reader(&memory)),
+                };
+                let mut ram = vec![0; 32 << 20];
+                memory.read_slice(&mut ram, GuestAddress(0)).unwrap();
+                (loaded.ok(), ram)
+            });
+            assert_eq!(outcomes[0].0, outcomes[1].0, "kernel {n}");
+            assert!(
+                outcomes[0].0.is_none() || outcomes[0].1 == outcomes[1].1,
+                "kernel {n}"
+            );
+        }
     }
 
     #[test]

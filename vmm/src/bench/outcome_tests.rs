@@ -1,0 +1,104 @@
+//! Tests of [`super`], and outcomes for the tests of what reads them.
+
+use super::*;
+
+fn lane(name: &str, again_of: Option<usize>) -> LaneInfo {
+    LaneInfo {
+        name: name.into(),
+        again_of,
+        program: "vmm".into(),
+        version: None,
+        image: "ami-1".into(),
+        accel: "soft".into(),
+        append: String::new(),
+        cpus: 1,
+        memory: 256 << 20,
+        exits: Vec::new(),
+    }
+}
+
+/// Two lanes, the second `factor` times as slow, and lane A again, `noise` times as slow.
+pub fn outcome(rounds: u32, factor: f64, noise: f64) -> Outcome {
+    let host = Host {
+        processor: "P".into(),
+        cpus: 2,
+        kernel: "6".into(),
+    };
+    let mut outcome = Outcome::new(host, End::Init, rounds, 1, 1);
+    outcome.lanes = vec![lane("A", None), lane("B", None), lane("A (again)", Some(0))];
+    for round in 0..rounds {
+        for (lane, factor) in [(0, 1.0), (1, factor), (2, noise)] {
+            let marker = 1e9 * f64::from(1 + round % 3) * factor;
+            let ns = [(MARKER.into(), marker as u64), ("T4".into(), 1000)].into();
+            outcome.samples.push(Sample {
+                cache: Cache::Warm,
+                lane,
+                round,
+                position: lane as u32,
+                ns,
+            });
+        }
+    }
+    outcome.conclude();
+    outcome
+}
+
+fn verdict(outcome: &Outcome) -> Verdict {
+    outcome
+        .comparisons
+        .iter()
+        .find(|c| c.metric == MARKER)
+        .unwrap()
+        .verdict
+}
+
+#[test]
+fn a_quiet_run_concludes() {
+    for (factor, expected) in [
+        (0.5, Verdict::Faster),
+        (1.5, Verdict::Slower),
+        (1.0, Verdict::NoDifference),
+    ] {
+        let outcome = outcome(6, factor, 1.01);
+        assert!(outcome.conclusive);
+        assert_eq!(verdict(&outcome), expected, "{factor}");
+    }
+}
+
+#[test]
+fn a_noisy_or_short_run_does_not() {
+    for outcome in [outcome(6, 0.5, 1.03), outcome(6, 0.5, 0.97), outcome(4, 0.5, 1.0)] {
+        assert!(!outcome.conclusive);
+        assert_eq!(verdict(&outcome), Verdict::NoConclusion);
+    }
+}
+
+#[test]
+fn the_json_reads_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.json");
+    let before = outcome(5, 2.0, 1.0);
+    std::fs::write(&path, serde_json::to_string(&before).unwrap()).unwrap();
+    assert_eq!(Outcome::read(&path).unwrap(), before);
+
+    let mut other = before.clone();
+    other.schema = 2;
+    std::fs::write(&path, serde_json::to_string(&other).unwrap()).unwrap();
+    assert!(Outcome::read(&path).unwrap_err().to_string().contains("schema 2"));
+    let mut other = before.clone();
+    other.samples[0].lane = 9;
+    std::fs::write(&path, serde_json::to_string(&other).unwrap()).unwrap();
+    assert!(Outcome::read(&path).is_err());
+    std::fs::write(&path, "{}").unwrap();
+    assert!(Outcome::read(&path).is_err());
+}
+
+#[test]
+fn a_metric_that_one_launch_lacks_is_not_summarized() {
+    let mut outcome = outcome(5, 2.0, 1.0);
+    outcome.samples[1].ns.remove("T4");
+    outcome.summaries.clear();
+    outcome.conclude();
+    assert!(outcome.summary(Cache::Warm, 1, "T4").is_none());
+    assert!(outcome.summary(Cache::Warm, 0, "T4").is_some());
+}

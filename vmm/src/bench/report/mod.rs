@@ -1,0 +1,245 @@
+//! The report: one HTML file that opens from disk, with its charts inline and nothing to load.
+
+mod charts;
+mod svg;
+mod waterfall;
+
+use std::fmt::Write as _;
+
+use super::outcome::{Cache, Comparison, LaneInfo, Outcome, Verdict};
+pub use svg::time;
+use svg::{escape, lane_class};
+
+const STYLE: &str = include_str!("style.css");
+
+/// The report on `outcome`.
+pub fn html(outcome: &Outcome) -> String {
+    let mut page = format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>vmm bench</title>\n\
+         <style>\n{STYLE}</style>\n</head>\n<body>\n"
+    );
+    page += &header(outcome);
+    for cache in outcome.caches() {
+        let heading = match cache {
+            Cache::Warm => "Warm page cache",
+            Cache::Cold => "Cold page cache",
+        };
+        let _ = write!(page, "<section>\n<h2>{heading}</h2>\n");
+        page += &noise(outcome, cache);
+        page += &table(outcome, cache);
+        page += &figure(
+            "Where the time goes",
+            "Median of each step. Monitors other than vmm show from outside when the guest is entered and when it has booted.",
+            &waterfall::chart(outcome, cache),
+        );
+        page += &figure(
+            "Distribution",
+            "Share of launches that were done by then.",
+            &charts::distribution(outcome, cache),
+        );
+        page += &figure(
+            "Round by round",
+            "Every launch: drift and outliers of the host show here.",
+            &charts::rounds(outcome, cache),
+        );
+        page += "</section>\n";
+    }
+    page += &exits(outcome);
+    page += &method(outcome);
+    page += "</body>\n</html>\n";
+    page
+}
+
+fn header(outcome: &Outcome) -> String {
+    let what = match outcome.end {
+        super::outcome::End::Init => "until guest-init would start PID 1",
+        super::outcome::End::Ready => "until the agent answers",
+    };
+    let mut text = format!(
+        "<header>\n<h1>vmm bench</h1>\n<p>From the start of the process {what}: {} launches of each lane for each state of the page \
+         cache, {} warm-ups dropped. {} on {} ({} processors), Linux {}.</p>\n",
+        outcome.rounds,
+        outcome.warmups,
+        escape(&format!("vmm {}", outcome.vmm)),
+        escape(&outcome.host.processor),
+        outcome.host.cpus,
+        escape(&outcome.host.kernel)
+    );
+    text += if outcome.conclusive {
+        "<p class=\"verdict quiet\">Quiet: conclusions may be drawn.</p>\n"
+    } else {
+        "<p class=\"verdict noisy\">No conclusion: the run was too noisy or too short.</p>\n"
+    };
+    for skipped in &outcome.skipped {
+        let _ = writeln!(text, "<p class=\"note\">{}</p>", escape(skipped));
+    }
+    text + "</header>\n"
+}
+
+fn noise(outcome: &Outcome, cache: Cache) -> String {
+    let Some(noise) = outcome.noise.iter().find(|noise| noise.cache == cache) else {
+        return String::new();
+    };
+    let word = if noise.quiet { "quiet" } else { "noisy" };
+    format!(
+        "<p class=\"note\">The first lane against itself: {:.3} ({:.3} to {:.3}), {word}. It must read 1.00 ± 0.02 over at least {} \
+         rounds.</p>\n",
+        noise.ratio.ratio,
+        noise.ratio.low,
+        noise.ratio.high,
+        super::outcome::MIN_ROUNDS
+    )
+}
+
+fn table(outcome: &Outcome, cache: Cache) -> String {
+    let mut text = String::from(
+        "<table>\n<tr><th>lane</th><th>n</th><th>min</th><th>p50</th><th>p99</th><th>ratio to the first</th><th></th></tr>\n",
+    );
+    for (index, lane) in outcome.lanes.iter().enumerate() {
+        let Some(summary) = outcome.summary(cache, index, &outcome.metric) else {
+            continue;
+        };
+        let compared = outcome
+            .comparisons
+            .iter()
+            .find(|c| c.cache == cache && c.lane == index && c.metric == outcome.metric);
+        let (ratio, verdict) = compared.map_or_else(Default::default, ratio_cells);
+        let _ = writeln!(
+            text,
+            "<tr><td><span class=\"key {}\"></span>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{ratio}</td><td>{verdict}</td></tr>",
+            lane_class(index),
+            lane_cell(lane),
+            summary.n,
+            time(summary.min),
+            time(summary.p50),
+            time(summary.p99),
+        );
+    }
+    text + "</table>\n"
+}
+
+fn lane_cell(lane: &LaneInfo) -> String {
+    let version = lane.version.as_deref().unwrap_or(&lane.program);
+    format!(
+        "{}<br><small>{}; {} CPU, {} MiB{}</small>",
+        escape(&lane.name),
+        escape(version),
+        lane.cpus,
+        lane.memory >> 20,
+        if lane.append.is_empty() {
+            String::new()
+        } else {
+            format!("; {}", escape(&lane.append))
+        }
+    )
+}
+
+fn ratio_cells(comparison: &Comparison) -> (String, String) {
+    let ratio = &comparison.ratio;
+    let class = match comparison.verdict {
+        Verdict::Faster => "faster",
+        Verdict::Slower => "slower",
+        Verdict::NoDifference | Verdict::NoConclusion => "even",
+    };
+    (
+        format!(
+            "{:.3} <small>({:.3} to {:.3})</small>",
+            ratio.ratio, ratio.low, ratio.high
+        ),
+        format!("<span class=\"{class}\">{}</span>", comparison.verdict.words()),
+    )
+}
+
+fn figure(title: &str, caption: &str, chart: &str) -> String {
+    if chart.is_empty() {
+        return String::new();
+    }
+    format!("<figure>\n<h3>{title}</h3>\n<figcaption>{caption}</figcaption>\n{chart}</figure>\n")
+}
+
+fn exits(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    for (index, lane) in outcome.lanes.iter().enumerate() {
+        if lane.exits.is_empty() || lane.again_of.is_some() {
+            continue;
+        }
+        let total: u64 = lane.exits.iter().map(|exit| exit.count).sum();
+        text += &figure(
+            &format!("{}: {total} exits", escape(&lane.name)),
+            "Times that the guest left to the monitor, by what it reached for, up to the end of the boot.",
+            &charts::exits(&lane.exits, index),
+        );
+    }
+    if text.is_empty() {
+        return text;
+    }
+    format!("<section>\n<h2>Exits</h2>\n{text}</section>\n")
+}
+
+fn method(outcome: &Outcome) -> String {
+    format!(
+        "<section>\n<h2>Method</h2>\n<p>In each round every lane launches once, in an order that turns round from round to round; the \
+         first lane launches twice. A ratio is the median of the ratios within rounds, so what disturbs a whole round cancels out; its \
+         interval holds 95 % of 2,000 bootstrap resamples of the rounds (seed {}). The percentiles interpolate; with fewer than \
+         100 launches, p99 is close to the largest. Absolute times are of this host at that time; compare ratios.</p>\n</section>\n",
+        outcome.seed
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::outcome::ExitInfo;
+    use super::super::outcome::tests::outcome;
+    use super::*;
+
+    #[test]
+    fn the_page_is_whole_and_loads_nothing() {
+        let mut outcome = outcome(6, 0.5, 1.0);
+        outcome.lanes[0].exits = vec![
+            ExitInfo {
+                name: "read <vda> Status".into(),
+                count: 12,
+            },
+            ExitInfo {
+                name: "out 0x80".into(),
+                count: 3,
+            },
+        ];
+        let page = html(&outcome);
+        for part in [
+            "Warm page cache",
+            "Where the time goes",
+            "Distribution",
+            "Round by round",
+            "Exits",
+            "read &lt;vda&gt; Status",
+            "0.500",
+            "faster",
+            "Quiet",
+        ] {
+            assert!(page.contains(part), "{part}");
+        }
+        for outside in ["http:", "https:", "src=", "@import", "url(", "<script"] {
+            assert!(!page.contains(outside), "{outside}");
+        }
+        assert_eq!(page.matches("<svg").count(), 4);
+        assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+        assert!(!page.contains("NaN") && !page.contains("inf\""));
+    }
+
+    #[test]
+    fn one_launch_makes_a_page_too() {
+        let page = html(&outcome(1, 2.0, 1.0));
+        assert!(page.contains("No conclusion") && page.contains("</html>"));
+        assert!(!page.contains("NaN"));
+    }
+
+    #[test]
+    fn names_cannot_break_out_of_the_page() {
+        let mut outcome = outcome(5, 1.0, 1.0);
+        outcome.lanes[1].name = "<script>alert(1)</script>\"'&".into();
+        outcome.lanes[1].append = "</small><script>".into();
+        assert!(!html(&outcome).contains("<script"));
+    }
+}

@@ -1,0 +1,450 @@
+//! `bench`: launch many times, interleaved, and say what may be concluded.
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use super::failure::Advice;
+use super::{Context, Status, output, value};
+use crate::accel::{Choice, choose};
+use crate::bench::compare::{Changes, compare};
+use crate::bench::lane::{Lane, Monitor, Scratch, peer_machine};
+use crate::bench::outcome::{Cache, End, Outcome};
+use crate::bench::peer::{self, Peer};
+use crate::bench::report::{html, time};
+use crate::bench::{Plan, Progress};
+use crate::instance::image::{Image, runnable};
+use crate::instance::record::Accel;
+
+/// A lane has become slower than in the run that `--compare` names.
+const REGRESSION: Status = Status::of_command(1);
+/// The run was too noisy or too short to say anything.
+const NO_CONCLUSION: Status = Status::of_command(2);
+
+/// Measure launches: interleaved, with min, median, p99 and paired ratios
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The first lane is what the others are compared with; it runs twice a round, to know the noise. Lanes are every image \
+    with every --append, --accel and --vmm, then the peers.\n\nExit status: 0 when conclusions may be drawn, 1 when --compare found \
+    a regression, 2 when the run draws no conclusion (too noisy, or fewer than five rounds), 125 when it failed."
+)]
+pub struct Bench {
+    /// AMI files, or ids or names of images in the store
+    #[arg(required = true)]
+    image: Vec<String>,
+
+    /// Launches of each lane for each state of the page cache
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rounds: u32,
+    /// Launches of each lane before those, thrown away
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(..=1000))]
+    warmups: u32,
+    /// Whether the image is in the page cache before a launch
+    #[arg(long, value_enum, default_value_t = Caches::Both)]
+    cache: Caches,
+    /// When a launch counts as done
+    #[arg(long, value_enum, default_value_t = End::Init)]
+    end: End,
+    /// Words to add to the kernel command line; given twice, the command lines are compared
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    append: Vec<String>,
+    /// What runs the guest; given twice, the accelerators are compared
+    #[arg(long, value_enum)]
+    accel: Vec<Accel>,
+    /// Another `vmm` to compare with this one
+    #[arg(long, value_name = "FILE")]
+    vmm: Vec<PathBuf>,
+    /// Other monitors to compare with: `auto` takes those on PATH
+    #[arg(long, value_name = "PEER|auto|none", value_parser = peers, default_value = "auto")]
+    peer: Vec<Peers>,
+    /// Virtual processors (default: what the image says)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
+    cpus: Option<u32>,
+    /// RAM, as in 512M or 2G (default: what the image says)
+    #[arg(short, long, value_name = "SIZE", value_parser = value::memory)]
+    memory: Option<u64>,
+
+    /// Write all samples and what follows from them
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a report that opens in a browser
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Compare with what an earlier run wrote with --json
+    #[arg(long, value_name = "OLD.json")]
+    compare: Option<PathBuf>,
+    /// How long one launch may take
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = value::seconds)]
+    limit: Duration,
+    /// Seed of the bootstrap
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+}
+
+/// States of the page cache to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Caches {
+    /// In it
+    Warm,
+    /// Not in it
+    Cold,
+    /// One after the other
+    Both,
+}
+
+/// An argument of `--peer`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Peers {
+    Auto,
+    None,
+    One(Peer),
+}
+
+fn peers(text: &str) -> Result<Peers, String> {
+    match text {
+        "auto" => Ok(Peers::Auto),
+        "none" => Ok(Peers::None),
+        name => Peer::from_str(name, false).map(Peers::One).map_err(|_| {
+            "peers are qemu, firecracker, cloud-hypervisor and crosvm; auto takes those on PATH".into()
+        }),
+    }
+}
+
+impl Bench {
+    pub fn run(self, context: &Context) -> anyhow::Result<Status> {
+        // What cannot be read would be a pity to find out in the end.
+        let older = self.compare.as_deref().map(Outcome::read).transpose()?;
+        let scratch = Scratch::new(context.home().state())?;
+        let plan = self.plan(context, &scratch)?;
+        let outcome = plan.run(&scratch, &mut show)?;
+        if io::stderr().is_terminal() {
+            eprint!("\r\x1b[K");
+        }
+        print(&outcome)?;
+        if let Some(path) = &self.json {
+            let text = serde_json::to_string_pretty(&outcome)? + "\n";
+            write(path, &text)?;
+        }
+        if let Some(path) = &self.html {
+            write(path, &html(&outcome))?;
+        }
+        let compared = older.map(|older| print_changes(&outcome, &older)).transpose()?;
+        Ok(match (outcome.conclusive, compared) {
+            (false, _) => NO_CONCLUSION,
+            (true, Some(status)) => status,
+            (true, None) => Status::OK,
+        })
+    }
+
+    fn plan(&self, context: &Context, scratch: &Scratch) -> anyhow::Result<Plan> {
+        let mut images = Vec::new();
+        for name in &self.image {
+            let image = Image::open(&context.images().resolve(name)?)?;
+            runnable(&image)?;
+            images.push(image);
+        }
+        let mut lanes = self.own_lanes(&images)?;
+        let mut skipped = Vec::new();
+        self.add_peers(&images[0], scratch, &mut lanes, &mut skipped)?;
+        name_apart(&mut lanes);
+        Ok(Plan {
+            lanes,
+            rounds: self.rounds,
+            warmups: self.warmups,
+            caches: match self.cache {
+                Caches::Warm => vec![Cache::Warm],
+                Caches::Cold => vec![Cache::Cold],
+                Caches::Both => vec![Cache::Warm, Cache::Cold],
+            },
+            end: self.end,
+            seed: self.seed,
+            limit: self.limit,
+            skipped,
+        })
+    }
+
+    fn own_lanes(&self, images: &[Image]) -> anyhow::Result<Vec<Lane>> {
+        let mut programs = vec![std::env::current_exe().context("finding this program")?];
+        for other in &self.vmm {
+            let other = other.canonicalize();
+            programs.push(other.context("finding the program that --vmm names")?);
+        }
+        let accels = self.accelerators(images[0].manifest().architecture)?;
+        let appends = if self.append.is_empty() {
+            vec![String::new()]
+        } else {
+            self.append.clone()
+        };
+        let mut lanes = Vec::new();
+        for image in images {
+            for append in &appends {
+                for accel in &accels {
+                    for program in &programs {
+                        lanes.push(Lane {
+                            name: format!("vmm {accel}"),
+                            program: program.clone(),
+                            version: Peer::version(program),
+                            image: image.path().to_owned(),
+                            id: image.id().to_owned(),
+                            append: append.clone(),
+                            cpus: self.cpus.unwrap_or(image.manifest().default_cpus),
+                            memory: self.memory.unwrap_or(image.manifest().default_memory),
+                            monitor: Monitor::Vmm((*accel).to_owned()),
+                        });
+                    }
+                }
+            }
+        }
+        Ok(lanes)
+    }
+
+    /// `auto` is decided once: all launches of a lane are to be of one kind.
+    fn accelerators(&self, guest: ami::Architecture) -> anyhow::Result<Vec<&'static str>> {
+        let asked = if self.accel.is_empty() {
+            &[Accel::Auto]
+        } else {
+            self.accel.as_slice()
+        };
+        let mut names = Vec::new();
+        for accel in asked {
+            names.push(match accel {
+                Accel::Auto => choose(Choice::Auto, guest)?.name(),
+                Accel::Kvm => "kvm",
+                Accel::Soft => "soft",
+            });
+        }
+        Ok(names)
+    }
+
+    fn add_peers(
+        &self,
+        image: &Image,
+        scratch: &Scratch,
+        lanes: &mut Vec<Lane>,
+        skipped: &mut Vec<String>,
+    ) -> anyhow::Result<()> {
+        let first = lanes[0].clone();
+        let accel = match &first.monitor {
+            Monitor::Vmm(accel) if accel == "kvm" => peer::Accel::Kvm,
+            _ => peer::Accel::Tcg,
+        };
+        for peer in Peer::ALL {
+            let named = self.peer.contains(&Peers::One(peer));
+            let wanted = named || self.peer.contains(&Peers::Auto);
+            if !wanted {
+                continue;
+            }
+            let program = match self.able(peer, accel, image) {
+                Ok(program) => program,
+                Err(reason) if named => {
+                    return Err(Advice::new(reason, "leave it out of --peer").into());
+                }
+                Err(reason) => {
+                    skipped.push(reason);
+                    continue;
+                }
+            };
+            let machine = (first.cpus, first.memory, first.append.as_str());
+            let machine = peer_machine(image, machine, accel, scratch)?;
+            lanes.push(Lane {
+                name: format!("{} {}", peer.name(), accel.name()),
+                version: Peer::version(&program),
+                program,
+                monitor: Monitor::Peer {
+                    peer,
+                    machine: Box::new(machine),
+                },
+                ..first.clone()
+            });
+        }
+        Ok(())
+    }
+
+    /// The peer's program, or why it does not take part.
+    fn able(&self, peer: Peer, accel: peer::Accel, image: &Image) -> Result<PathBuf, String> {
+        let name = peer.name();
+        if self.end == End::Ready {
+            return Err(format!(
+                "{name} does not take part: only vmm's guests tell when their agent is ready"
+            ));
+        }
+        if image.manifest().architecture != ami::Architecture::X86_64 {
+            return Err(format!("{name} does not take part: its machine here is x86_64's"));
+        }
+        if !peer.supports(accel) {
+            return Err(format!("{name} does not take part: it needs KVM"));
+        }
+        peer.find()
+            .ok_or_else(|| format!("{name} does not take part: {} is not on PATH", peer.program()))
+    }
+}
+
+/// Gives lanes of the same name what tells them apart.
+fn name_apart(lanes: &mut [Lane]) {
+    let distinct = |of: &dyn Fn(&Lane) -> String| {
+        let first = of(&lanes[0]);
+        lanes.iter().any(|lane| of(lane) != first)
+    };
+    let images = distinct(&|lane| lane.id.clone());
+    let appends = distinct(&|lane| lane.append.clone());
+    for lane in lanes.iter_mut() {
+        if images {
+            let stem = lane.image.file_stem().unwrap_or_default();
+            lane.name += &format!(" {}", stem.to_string_lossy());
+        }
+        if appends {
+            lane.name += &format!(" [{}]", lane.append);
+        }
+    }
+    // What is still the same gets a number: another program, or an image of the same file name.
+    for index in 1..lanes.len() {
+        let same = lanes[..index]
+            .iter()
+            .filter(|lane| lane.name == lanes[index].name)
+            .count();
+        if same > 0 {
+            lanes[index].name += &format!(" #{}", same + 1);
+        }
+    }
+}
+
+fn show(progress: Progress<'_>) {
+    if io::stderr().is_terminal() {
+        eprint!(
+            "\r\x1b[K{} of {}: {}",
+            progress.done + 1,
+            progress.total,
+            progress.lane
+        );
+    }
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The table on the terminal.
+fn print(outcome: &Outcome) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    for cache in outcome.caches() {
+        for (index, lane) in outcome.lanes.iter().enumerate() {
+            let Some(summary) = outcome.summary(cache, index, &outcome.metric) else {
+                continue;
+            };
+            let compared = outcome
+                .comparisons
+                .iter()
+                .find(|c| c.cache == cache && c.lane == index && c.metric == outcome.metric);
+            let noise = outcome
+                .noise
+                .iter()
+                .find(|n| n.cache == cache && lane.again_of.is_some());
+            let ratio = compared.map(|c| c.ratio).or(noise.map(|n| n.ratio));
+            let words = match (compared, noise) {
+                (Some(compared), _) => compared.verdict.words(),
+                (None, Some(noise)) if noise.quiet => "quiet",
+                (None, Some(_)) => "noisy",
+                (None, None) => "",
+            };
+            rows.push(vec![
+                cache.name().to_owned(),
+                lane.name.clone(),
+                summary.n.to_string(),
+                time(summary.min),
+                time(summary.p50),
+                time(summary.p99),
+                ratio.map_or(String::new(), |r| {
+                    format!("{:.3} ({:.3} to {:.3})", r.ratio, r.low, r.high)
+                }),
+                words.to_owned(),
+            ]);
+        }
+    }
+    output::table(&["CACHE", "LANE", "N", "MIN", "P50", "P99", "RATIO", ""], &rows)?;
+    outcome.skipped.iter().for_each(|reason| eprintln!("{reason}"));
+    if !outcome.conclusive {
+        eprintln!(
+            "no conclusion: lane A must read 1.00 ± 0.02 against itself over at least five rounds; try -n {} on an idle host",
+            (outcome.rounds * 2).max(20)
+        );
+    }
+    Ok(())
+}
+
+/// Says what changed since an older run.
+fn print_changes(now: &Outcome, then: &Outcome) -> anyhow::Result<Status> {
+    let changes = match compare(now, then) {
+        Changes::Incomparable(reason) => {
+            eprintln!("the two runs cannot be compared: {reason}");
+            return Ok(NO_CONCLUSION);
+        }
+        Changes::Found(changes) => changes,
+    };
+    let rows: Vec<_> = changes
+        .iter()
+        .map(|change| {
+            let ratio = change.ratio;
+            vec![
+                change.cache.name().to_owned(),
+                change.lane.clone(),
+                format!("{:.3} ({:.3} to {:.3})", ratio.ratio, ratio.low, ratio.high),
+                if change.regression { "regression" } else { "" }.to_owned(),
+            ]
+        })
+        .collect();
+    println!();
+    output::table(&["CACHE", "LANE", "NOW/THEN", ""], &rows)?;
+    let worse = changes.iter().any(|change| change.regression);
+    Ok(if worse { REGRESSION } else { Status::OK })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane(image: &str, append: &str, program: &str) -> Lane {
+        Lane {
+            name: "vmm kvm".into(),
+            program: program.into(),
+            version: None,
+            image: format!("/{image}.ami").into(),
+            id: image.into(),
+            append: append.into(),
+            cpus: 1,
+            memory: 1 << 28,
+            monitor: Monitor::Vmm("kvm".into()),
+        }
+    }
+
+    fn names(mut lanes: Vec<Lane>) -> Vec<String> {
+        name_apart(&mut lanes);
+        lanes.into_iter().map(|lane| lane.name).collect()
+    }
+
+    #[test]
+    fn lanes_are_named_by_what_differs() {
+        assert_eq!(names(vec![lane("a", "", "v")]), ["vmm kvm"]);
+        assert_eq!(
+            names(vec![lane("a", "", "v"), lane("b", "", "v")]),
+            ["vmm kvm a", "vmm kvm b"]
+        );
+        assert_eq!(
+            names(vec![lane("a", "x", "v"), lane("a", "y", "v")]),
+            ["vmm kvm [x]", "vmm kvm [y]"]
+        );
+        assert_eq!(
+            names(vec![lane("a", "", "v"), lane("a", "", "w")]),
+            ["vmm kvm", "vmm kvm #2"]
+        );
+    }
+
+    #[test]
+    fn peers_are_words() {
+        assert_eq!(peers("auto"), Ok(Peers::Auto));
+        assert_eq!(peers("cloud-hypervisor"), Ok(Peers::One(Peer::CloudHypervisor)));
+        assert!(peers("bochs").unwrap_err().contains("firecracker"));
+    }
+}

@@ -1,0 +1,99 @@
+//! Random bytes from the kernel, fetched many at a time: a launch needs a dozen keys and ids.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes fetched in one call. `getrandom(2)` gives up to 256 without ever being interrupted.
+const BATCH: usize = 256;
+
+/// What was fetched and not handed out yet.
+struct Pool {
+    bytes: [u8; BATCH],
+    left: usize,
+}
+
+/// A leaf: nothing else is locked while it is held.
+static POOL: Mutex<Pool> = Mutex::new(Pool {
+    bytes: [0; BATCH],
+    left: 0,
+});
+
+/// `N` random bytes, 256 at most, which nobody else gets.
+///
+/// # Panics
+/// When the kernel has no `getrandom`, which every kernel since 3.17 has: there is nothing to go on with.
+pub fn bytes<const N: usize>() -> [u8; N] {
+    const { assert!(N <= BATCH) };
+    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    if pool.left < N {
+        fetch(&mut pool.bytes);
+        pool.left = BATCH;
+    }
+    let start = pool.left - N;
+    let mut taken = [0; N];
+    taken.copy_from_slice(&pool.bytes[start..start + N]);
+    pool.bytes[start..start + N].fill(0);
+    pool.left = start;
+    taken
+}
+
+fn fetch(bytes: &mut [u8; BATCH]) {
+    loop {
+        // SAFETY: the kernel writes `BATCH` bytes at most to the array of that size.
+        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), BATCH, 0) };
+        if got == BATCH as isize {
+            return;
+        }
+        let error = io::Error::last_os_error();
+        assert!(
+            got >= 0 || error.kind() == io::ErrorKind::Interrupted,
+            "getrandom: {error}"
+        );
+    }
+}
+
+/// A small source of chance that a test can repeat.
+#[cfg(test)]
+pub mod chance {
+    /// xorshift64* (Vigna 2016) from a seed other than 0.
+    pub struct Chance(pub u64);
+
+    impl Chance {
+        /// Any number; its upper bits are the better ones.
+        pub fn any(&mut self) -> u64 {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+        }
+
+        /// A number below `bound`, which is at least 1.
+        pub fn below(&mut self, bound: u64) -> u64 {
+            (self.any() >> 33) % bound
+        }
+
+        /// An index of something that is `len` long, which is at least 1.
+        pub fn index(&mut self, len: usize) -> usize {
+            self.below(len as u64) as usize
+        }
+
+        /// `len` bytes of any value.
+        pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+            (0..len).map(|_| (self.any() >> 32) as u8).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn nothing_is_handed_out_twice() {
+        let seen: HashSet<[u8; 24]> = (0..1000).map(|_| bytes()).collect();
+        assert_eq!(seen.len(), 1000);
+        assert_ne!(bytes::<BATCH>(), bytes::<BATCH>());
+    }
+}

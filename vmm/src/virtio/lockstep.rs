@@ -1,0 +1,297 @@
+//! Devices in step with the processor, for machines whose every run is to be the same.
+//!
+//! A worker's thread runs only while it holds the [`Baton`], and the processor waits meanwhile: what the guest asks of a device is done
+//! when its doorbell's store is, whatever the host's scheduler does. What comes from outside waits until the processor polls
+//! its devices, at an instant that its instruction count decides, and until those on the host who are to
+//! answer the guest have done so: while it is the host's [`Turn`], the processor waits.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// How long the host may take over its turn before the guest goes on without it: a host process that neither reads nor
+/// answers must not hold the machine for good.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks whether the host is done.
+const LOOK_EVERY: Duration = Duration::from_micros(50);
+
+/// What a worker is to do with the baton.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// The guest has rung a doorbell: its queues are served, and nothing from outside is taken.
+    Doorbell,
+    /// The processor polls: what came from outside is brought in.
+    Poll,
+}
+
+/// Passes between the processor's thread and one worker's.
+#[derive(Debug)]
+pub struct Baton {
+    wake: EventFd,
+    /// A leaf.
+    state: Mutex<State>,
+    changed: Condvar,
+    turn: Turn,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// A worker is there to take it.
+    attached: bool,
+    passed: Option<Occasion>,
+}
+
+impl Baton {
+    /// The baton of one device of a machine with this `turn`.
+    ///
+    /// # Errors
+    /// When the host has no descriptor left.
+    pub fn new(turn: Turn) -> io::Result<Arc<Baton>> {
+        Ok(Arc::new(Baton {
+            wake: EventFd::new(EFD_NONBLOCK)?,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            turn,
+        }))
+    }
+
+    /// Gives the worker its turn and waits until it is over. Nothing happens while there is no worker.
+    pub fn pass(&self, occasion: Occasion) {
+        let mut state = self.lock();
+        if !state.attached {
+            return;
+        }
+        state.passed = Some(occasion);
+        // The counter can only be full when it is readable already.
+        let _ = self.wake.write(1);
+        while state.attached && state.passed.is_some() {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A worker is about to be there. To be called before the guest goes on.
+    pub(super) fn attach(self: &Arc<Self>) -> Attached {
+        *self.lock() = State {
+            attached: true,
+            passed: None,
+        };
+        Attached(Arc::clone(self))
+    }
+
+    /// Readable when the baton has been passed.
+    pub(super) fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// Takes the baton if it was passed.
+    pub(super) fn take(&self) -> Option<Occasion> {
+        // Empties the counter; an error says that it was empty.
+        let _ = self.wake.read();
+        self.lock().passed
+    }
+
+    /// Gives it back.
+    pub(super) fn give_back(&self) {
+        self.lock().passed = None;
+        self.changed.notify_all();
+    }
+
+    /// The machine's turn.
+    pub(super) fn turn(&self) -> &Turn {
+        &self.turn
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker's tie to its baton: once it is gone, nobody waits for the worker any more.
+pub(super) struct Attached(pub(super) Arc<Baton>);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        *self.0.lock() = State::default();
+        self.0.changed.notify_all();
+    }
+}
+
+/// Whose turn it is: the host's while any of its threads works on an answer for the guest. The default is nobody's: all calls do
+/// nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Turn(Option<Arc<Mutex<Host>>>);
+
+/// How often a thread is set to work by the guest's streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Times {
+    /// By the first.
+    Once,
+    /// By each.
+    Always,
+}
+
+#[derive(Debug, Default)]
+struct Host {
+    /// Threads at work.
+    at_work: u32,
+    /// Ports of the host. Each entry is a thread that a stream from the guest sets to work: the first stream only, or each.
+    services: Vec<(u32, Times)>,
+    /// It was complained about.
+    late: bool,
+}
+
+impl Turn {
+    /// A turn that is kept.
+    pub fn kept() -> Turn {
+        Turn(Some(Arc::default()))
+    }
+
+    /// Whether it is kept.
+    pub fn is_kept(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// A thread of the host begins to work when the guest opens a stream to the host's `port`, and then is to
+    /// [`give`](Turn::give).
+    pub fn expect(&self, port: u32, times: Times) {
+        self.change(|host| host.services.push((port, times)));
+    }
+
+    /// The guest has opened a stream to the host's `port`.
+    pub(super) fn opened(&self, port: u32) {
+        self.change(|host| {
+            let here = |&&(served, _): &&(u32, Times)| served == port;
+            host.at_work += host.services.iter().filter(here).count() as u32;
+            host.services.retain(|&service| service != (port, Times::Once));
+        });
+    }
+
+    /// A thread of the host begins to work.
+    pub fn take(&self) {
+        self.change(|host| host.at_work += 1);
+    }
+
+    /// A thread of the host is done for now.
+    pub fn give(&self) {
+        self.change(|host| host.at_work = host.at_work.saturating_sub(1));
+    }
+
+    /// Waits until `fd` can be read. The calling thread, which is at work, is not while it waits.
+    pub fn readable(&self, fd: &impl AsFd) {
+        if !self.is_kept() {
+            return;
+        }
+        let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        if matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..)) {
+            return;
+        }
+        self.give();
+        // An error is the reader's to find.
+        while matches!(poll(&mut fds, PollTimeout::NONE), Err(nix::errno::Errno::EINTR)) {}
+        self.take();
+    }
+
+    /// Waits until nobody on the host is at work and `settled` says that nobody is about to begin.
+    pub(super) fn wait(&self, settled: impl Fn() -> bool) {
+        let Some(host) = &self.0 else { return };
+        let start = Instant::now();
+        // In this order: who has taken what it was sent says so before it is found to have taken it.
+        while !(settled() && lock(host).at_work == 0) {
+            if start.elapsed() > PATIENCE {
+                if !std::mem::replace(&mut lock(host).late, true) {
+                    tracing::warn!(
+                        "the host has not answered the guest within {} s: this run will not repeat exactly",
+                        PATIENCE.as_secs()
+                    );
+                }
+                return;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Host)) {
+        if let Some(host) = &self.0 {
+            change(&mut lock(host));
+        }
+    }
+}
+
+fn lock(host: &Mutex<Host>) -> MutexGuard<'_, Host> {
+    host.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn nobody_waits_for_a_worker_that_is_not_there() {
+        let baton = Baton::new(Turn::default()).unwrap();
+        baton.pass(Occasion::Doorbell);
+        let attached = baton.attach();
+        let passer = {
+            let baton = Arc::clone(&baton);
+            std::thread::spawn(move || baton.pass(Occasion::Poll))
+        };
+        while baton.take().is_none() {
+            std::thread::yield_now();
+        }
+        assert!(!passer.is_finished());
+        drop(attached);
+        passer.join().unwrap();
+    }
+
+    #[test]
+    fn the_guest_waits_for_those_that_its_stream_sets_to_work() {
+        let turn = Turn::kept();
+        turn.expect(7, Times::Once);
+        turn.expect(7, Times::Always);
+        turn.opened(8);
+        turn.wait(|| true);
+        turn.opened(7);
+        turn.opened(7);
+        turn.give();
+        let done = Arc::new(AtomicBool::new(false));
+        let waiter = {
+            let (turn, done) = (turn.clone(), Arc::clone(&done));
+            std::thread::spawn(move || {
+                turn.wait(|| true);
+                assert!(done.load(Ordering::SeqCst));
+            })
+        };
+        turn.give();
+        std::thread::sleep(Duration::from_millis(5));
+        done.store(true, Ordering::SeqCst);
+        turn.give();
+        waiter.join().unwrap();
+    }
+
+    #[test]
+    fn a_reader_is_at_work_only_while_it_has_something_to_read() {
+        let turn = Turn::kept();
+        let (mut near, mut far) = UnixStream::pair().unwrap();
+        turn.take();
+        let reader = {
+            let turn = turn.clone();
+            std::thread::spawn(move || {
+                turn.readable(&far);
+                let mut byte = [0];
+                far.read_exact(&mut byte).unwrap();
+                turn.give();
+                byte[0]
+            })
+        };
+        turn.wait(|| true);
+        near.write_all(b"x").unwrap();
+        assert_eq!(reader.join().unwrap(), b'x');
+        turn.wait(|| true);
+    }
+}
