@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
@@ -11,16 +12,29 @@ use crate::arch::Arch;
 /// The programs that make up Kiln.
 const PROGRAMS: [&str; 3] = ["vmm", "imgtool", "guest-init"];
 
-/// The root of the workspace.
+/// The root of the workspace. Cargo tells where the package is that it runs; what was compiled in may be another checkout's,
+/// when a target folder was copied along with the sources.
 pub fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."))
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let package = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&package)
+            .parent()
+            .unwrap_or(Path::new("."))
+            .to_path_buf()
+    })
 }
 
 /// Cargo's target directory.
 fn target_dir() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// Where cargo builds for `arch`. Cross builds have a folder of their own: their settings would make each rebuild the
+/// build scripts of the other.
+fn build_dir(arch: Arch) -> Result<PathBuf> {
+    let cross = if arch == Arch::host()? { "" } else { "cross" };
+    Ok(target_dir().join(cross))
 }
 
 /// Where everything that is built for people and tests goes.
@@ -45,16 +59,21 @@ pub struct Dist {
 impl Dist {
     /// Builds the programs for this machine's architecture.
     pub fn build(arch: Arch) -> Result<Dist> {
+        Dist::build_by(cargo(), arch)
+    }
+
+    /// Builds the programs with a cargo that has been prepared for `arch`.
+    pub fn build_by(mut build: Command, arch: Arch) -> Result<Dist> {
         let target = arch.target();
         // Named target and target-specific flags: crt-static must not reach build scripts and procedural macros.
-        let flags = format!(
-            "CARGO_TARGET_{}_RUSTFLAGS",
-            target.replace('-', "_").to_uppercase()
-        );
-        let mut build = cargo();
         build
             .args(["build", "--release", "--target", &target])
-            .env(flags, "-C target-feature=+crt-static");
+            .arg("--target-dir")
+            .arg(build_dir(arch)?)
+            .env(
+                format!("CARGO_TARGET_{}_RUSTFLAGS", arch.target_variable()),
+                "-C target-feature=+crt-static",
+            );
         for program in PROGRAMS {
             build.args(["--package", program]);
         }
@@ -69,7 +88,7 @@ impl Dist {
     pub fn collect(arch: Arch) -> Result<Dist> {
         let dist = Dist::at(arch);
         fs::create_dir_all(&dist.dir).with_context(|| format!("{} could not be made", dist.dir.display()))?;
-        let built = target_dir().join(arch.target()).join("release");
+        let built = build_dir(arch)?.join(arch.target()).join("release");
         for program in PROGRAMS {
             let (from, to) = (built.join(program), dist.program(program));
             // A running program cannot be written over, but it can be replaced.

@@ -1,11 +1,11 @@
 //! Where a test runs: on this machine with the software CPU, or in a lab with KVM. The tests do not care.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::arch::Arch;
 use crate::dist::{Dist, kiln_dir};
@@ -63,6 +63,18 @@ impl Ground {
         }
     }
 
+    /// One of our programs, to be started by the caller: on this machine only.
+    pub fn command(&self, program: &str) -> Result<Command> {
+        match self {
+            Ground::Here { home, dist } => Ok(command_here(
+                home,
+                dist,
+                &dist.program(program).display().to_string(),
+            )),
+            Ground::Lab { .. } => bail!("a lab takes whole command lines only"),
+        }
+    }
+
     /// Runs a shell command line and returns what it printed.
     pub fn sh(&self, line: &str) -> Result<Output> {
         self.sh_within(line, COMMAND_LIMIT)
@@ -71,7 +83,7 @@ impl Ground {
     /// The same with another limit.
     pub fn sh_within(&self, line: &str, limit: Duration) -> Result<Output> {
         match self {
-            Ground::Here { home, dist } => run_here(home.clone(), dist, line, limit),
+            Ground::Here { home, dist } => run_here(home, dist, line, limit),
             Ground::Lab { arch, session } => {
                 let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
                 if session.is_none() {
@@ -91,19 +103,18 @@ impl Ground {
     }
 }
 
-fn run_here(home: PathBuf, dist: &Dist, line: &str, limit: Duration) -> Result<Output> {
+/// `program` with its surroundings.
+fn command_here(home: &Path, dist: &Dist, program: &str) -> Command {
     let path = format!(
         "{}:{}:/usr/sbin:/sbin",
         dist.dir().display(),
         std::env::var("PATH").unwrap_or_default()
     );
-    let mut command = Command::new("timeout");
-    command.args(["--kill-after=5", &limit.as_secs().to_string(), "sh", "-c", line]);
+    let mut command = Command::new(program);
     command
         .current_dir(kiln_dir().join("images"))
         .env("PATH", path)
-        .env("HOME", &home)
-        .stdin(Stdio::null());
+        .env("HOME", home);
     for (variable, dir) in [
         ("XDG_STATE_HOME", "state"),
         ("XDG_DATA_HOME", "data"),
@@ -111,6 +122,13 @@ fn run_here(home: PathBuf, dist: &Dist, line: &str, limit: Duration) -> Result<O
     ] {
         command.env(variable, home.join(dir));
     }
+    command
+}
+
+fn run_here(home: &Path, dist: &Dist, line: &str, limit: Duration) -> Result<Output> {
+    let mut command = command_here(home, dist, "timeout");
+    command.args(["--kill-after=5", &limit.as_secs().to_string(), "sh", "-c", line]);
+    command.stdin(Stdio::null());
     // Detached instances must not hold our pipes: output goes to files, which end when the command does.
     let (out, err) = (tempfile::tempfile()?, tempfile::tempfile()?);
     let status = command

@@ -1,9 +1,12 @@
 //! End-to-end tests: the lab, life cycles, hostile inputs.
 //!
 //! [`dist`] builds the programs and images that are tested, [`lab`] provides a host with genuine KVM on any machine that
-//! has QEMU, and [`ground`] is where a test runs: on this machine, or in a lab.
+//! has QEMU, and [`ground`] is where a test runs: on this machine, or in a lab. [`repository`] is what guests install packages from.
 
 pub mod arch;
 pub mod dist;
 pub mod ground;
 pub mod lab;
+pub mod pty;
+pub mod repository;
+pub mod rootless;

@@ -1,7 +1,12 @@
-//! The commands a person types: `cargo demo`, `cargo xtask test|lab|dist`.
+//! The commands a person types: `cargo demo`, `cargo xtask test|lab|dist|cross|bench-tcg|bench-image`.
 
+mod bench_image;
+mod bench_tcg;
+mod cpu_time;
+mod cross;
 mod demo;
 mod packages;
+mod spread;
 mod test;
 
 use std::process::ExitCode;
@@ -35,6 +40,26 @@ enum Command {
     },
     /// Build the static programs into target/kiln/ARCH.
     Dist,
+    /// Boot the hello image on the software processor and under QEMU's translator, in turns, and compare.
+    BenchTcg {
+        /// How often to boot each twice.
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+    },
+    /// Build a root with imgtool, and with mmdebstrap and mke2fs of the same packages, in turns, and compare.
+    BenchImage {
+        /// How often to build each twice.
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+        /// Packages besides those of variant minbase; `apt` alone adds none.
+        #[arg(default_values = bench_image::PACKAGES)]
+        packages: Vec<String>,
+    },
+    /// Build the static programs for another architecture into target/kiln/ARCH.
+    Cross {
+        /// The architecture.
+        arch: Arch,
+    },
     /// Run a command on a host with genuine KVM that QEMU emulates; without a command, open a shell there.
     Lab {
         /// The host's architecture.
@@ -60,9 +85,13 @@ fn run(command: Command) -> Result<u8> {
     match command {
         Command::Demo { args } => demo::demo(&args),
         Command::Test { filter } => test::test(filter.as_deref()),
+        Command::BenchTcg { rounds } => bench_tcg::bench(rounds),
+        Command::BenchImage { rounds, packages } => bench_image::bench(rounds, &packages),
         Command::Dist => Dist::build(Arch::host()?).map(|_| 0),
+        Command::Cross { arch } => cross::cross(arch).map(|_| 0),
         Command::Lab { arch, command } => {
             packages::ensure(packages::lab(arch))?;
+            cross::cross(arch)?;
             let lab = Lab::prepare(arch)?;
             if command.is_empty() {
                 lab.shell()

@@ -5,8 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use kiln_tests::arch::Arch;
+use kiln_tests::rootless;
 
-/// A program that tests call, and the Debian package that has it.
+/// A program that tests call (or a file, by its absolute path), and the Debian package that has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
     program: &'static str,
@@ -39,27 +40,81 @@ pub fn lab(arch: Arch) -> Vec<Need> {
     E2FSPROGS.into_iter().chain([qemu]).collect()
 }
 
+/// What `cargo xtask bench-image` needs.
+pub fn image() -> Vec<Need> {
+    let debstrap = Need {
+        program: "mmdebstrap",
+        package: "mmdebstrap",
+    };
+    E2FSPROGS.into_iter().chain([debstrap]).collect()
+}
+
+/// What `cargo xtask cross ARCH` needs. The C library's package is known by a file of it.
+pub fn cross(arch: Arch) -> Vec<Need> {
+    let needs = match arch {
+        Arch::X86_64 => [
+            ("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
+            ("/usr/x86_64-linux-gnu/lib/libc.a", "libc6-dev-amd64-cross"),
+        ],
+        Arch::Aarch64 => [
+            ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+            ("/usr/aarch64-linux-gnu/lib/libc.a", "libc6-dev-arm64-cross"),
+        ],
+    };
+    needs
+        .into_iter()
+        .map(|(program, package)| Need { program, package })
+        .collect()
+}
+
 /// What `cargo xtask test` needs.
 pub fn test() -> Vec<Need> {
     let more = [
-        Need {
-            program: "cc",
-            package: "gcc",
-        },
-        Need {
-            program: "strace",
-            package: "strace",
-        },
-        Need {
-            program: "newuidmap",
-            package: "uidmap",
-        },
-        Need {
-            program: "mmdebstrap",
-            package: "mmdebstrap",
-        },
-    ];
-    lab(Arch::X86_64).into_iter().chain(more).collect()
+        ("cc", "gcc"),
+        ("strace", "strace"),
+        ("newuidmap", "uidmap"),
+        ("dpkg-deb", "dpkg"),
+        ("gpg", "gpg"),
+        ("gpg-agent", "gpg-agent"),
+        ("minisign", "minisign"),
+        ("getfacl", "acl"),
+        ("getfattr", "attr"),
+        ("getcap", "libcap2-bin"),
+        ("ssh", "openssh-client"),
+        ("setpriv", "util-linux"),
+        ("curl", "curl"),
+    ]
+    .map(|(program, package)| Need { program, package });
+    let labs = [Arch::X86_64, Arch::Aarch64].into_iter().flat_map(lab);
+    labs.chain(image()).chain(more).collect()
+}
+
+/// Makes the user that builds images without privileges, with a range of subordinate numbers, if this is root.
+pub fn ensure_rootless_user() -> Result<()> {
+    if rootless::missing().is_none() || !is_root()? {
+        return Ok(());
+    }
+    eprintln!("xtask: making the user {}", rootless::USER);
+    let ranges = "2000000000-2000065535";
+    for command in [
+        format!(
+            "id {0} 2>/dev/null || useradd --system --no-create-home --shell /usr/sbin/nologin {0}",
+            rootless::USER
+        ),
+        format!(
+            "usermod --add-subuids {ranges} --add-subgids {ranges} {}",
+            rootless::USER
+        ),
+    ] {
+        let status = Command::new("sh")
+            .args(["-c", &command])
+            .status()
+            .context("sh could not be run")?;
+        if !status.success() {
+            bail!("`{command}` failed: {status}");
+        }
+    }
+    Ok(())
 }
 
 /// Makes sure that every need is met: installs the packages when this is root on a Debian host, else says what to install.

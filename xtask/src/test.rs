@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use kiln_tests::arch::Arch;
-use kiln_tests::dist::{Dist, cargo, workspace};
+use kiln_tests::dist::{cargo, workspace};
 
+use crate::cross::cross;
 use crate::packages;
 
 /// A named step: arguments to cargo.
@@ -33,12 +34,23 @@ const CHECKS: &[(&str, &[&str])] = &[
 /// Runs the checks, then the end-to-end tests whose name contains `filter`.
 pub fn test(filter: Option<&str>) -> Result<u8> {
     packages::ensure(packages::test())?;
+    packages::ensure_rootless_user()?;
     if filter.is_none() {
         for (name, args) in CHECKS {
             step(name, cargo().args(*args))?;
         }
     }
-    Dist::build(Arch::host()?)?;
+    let host = Arch::host()?;
+    cross(host)?;
+    if std::env::var_os("KILN_LONG_TESTS").is_some() {
+        // The other labs' programs; this machine's are built.
+        for arch in [Arch::X86_64, Arch::Aarch64]
+            .into_iter()
+            .filter(|arch| *arch != host)
+        {
+            cross(arch)?;
+        }
+    }
     let mut e2e = cargo();
     e2e.args(["test", "--package", "kiln-tests", "--", "--test-threads=2"])
         .args(filter);

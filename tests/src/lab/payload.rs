@@ -1,4 +1,4 @@
-//! The lab's second disk: the programs under test and the images, in an ext4 file system with room to work.
+//! The lab's second disk: the programs under test, the images and what tests share with guests, in an ext4 file system with room to work.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,13 +22,24 @@ pub fn build(arch: Arch, scratch: &Path) -> Result<PathBuf> {
         make(&tree.join(dir))?;
     }
     for file in list(Dist::at(arch).dir())? {
-        link(&file, &tree.join("bin"))?;
+        link(
+            &file,
+            &tree
+                .join("bin")
+                .join(file.file_name().context("a file without a name")?),
+        )?;
     }
     for image in list(&kiln_dir().join("images"))?
         .iter()
         .filter(|image| belongs(arch, image))
     {
-        link(image, &tree.join("images"))?;
+        for name in names(arch, image) {
+            link(image, &tree.join("images").join(name))?;
+        }
+    }
+    let shared = kiln_dir().join("shared");
+    if shared.is_dir() {
+        link_all(&shared, &tree.join("shared"))?;
     }
     let disk = scratch.join("payload.ext4");
     let status = Command::new("mke2fs")
@@ -70,6 +81,20 @@ fn belongs(arch: Arch, image: &Path) -> bool {
     is_ami && (suffix_of(arch) || (!foreign && Arch::host().is_ok_and(|host| host == arch)))
 }
 
+/// A whole folder.
+fn link_all(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("{} could not be made", to.display()))?;
+    for entry in fs::read_dir(from).with_context(|| format!("{} could not be listed", from.display()))? {
+        let entry = entry.with_context(|| format!("{} could not be listed", from.display()))?;
+        if entry.path().is_dir() {
+            link_all(&entry.path(), &to.join(entry.file_name()))?;
+        } else {
+            link(&entry.path(), &to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
 fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("{} could not be listed", dir.display()))?;
     let mut files = Vec::new();
@@ -89,10 +114,37 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// What an image is called on the lab's host: its own name, and the name that it would have had if it had been built there.
+fn names(arch: Arch, image: &Path) -> Vec<String> {
+    let name = image
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let native = name.replace(&format!("-{}.ami", arch.debian()), ".ami");
+    if native == name {
+        vec![name]
+    } else {
+        vec![name, native]
+    }
+}
+
 /// A symbolic link would reach the disk as such, so link hard, or copy where the scratch folder is on another disk.
-fn link(file: &Path, dir: &Path) -> Result<()> {
-    let to = dir.join(file.file_name().context("a file without a name")?);
-    fs::hard_link(file, &to)
-        .or_else(|_| fs::copy(file, &to).map(drop))
+fn link(file: &Path, to: &Path) -> Result<()> {
+    fs::hard_link(file, to)
+        .or_else(|_| fs::copy(file, to).map(drop))
         .with_context(|| format!("{} could not be copied", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_image_has_its_native_name_too() {
+        let path = Path::new("/images/hello-arm64.ami");
+        assert_eq!(names(Arch::Aarch64, path), ["hello-arm64.ami", "hello.ami"]);
+        assert_eq!(names(Arch::X86_64, Path::new("/images/hello.ami")), ["hello.ami"]);
+        assert!(belongs(Arch::Aarch64, path) && !belongs(Arch::X86_64, path));
+    }
 }

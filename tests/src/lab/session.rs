@@ -22,8 +22,9 @@ const PORTS: [&str; 3] = ["command", "stdout", "stderr"];
 /// Ends a command's output on each stream; the same bytes are in `tests/lab/host.toml`.
 const END: &[u8] = b"\0\x1ekiln-end\n";
 
-/// How long the host may take to boot. About four seconds on an idle machine.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// How long the host may take to boot. About four seconds on an idle machine; much more beside other builds. One that fails
+/// to boot ends QEMU, which is noticed at once.
+const BOOT_LIMIT: Duration = Duration::from_secs(400);
 
 /// What a command printed and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,11 +1,28 @@
 //! Kiln through its command line: every test of a table, on every ground that this machine can offer.
 //!
 //! A ground that is not there (no QEMU, no programs for it) makes its tests ignored, by name and with the reason on standard error;
-//! under CI that is a failure.
+//! under CI that is a failure. Stories that take many minutes are ignored, and named, unless `KILN_LONG_TESTS` is set.
 
+mod archives;
+mod bench;
+mod cloud;
+mod count;
+mod counters;
+mod directory;
+mod examples;
+mod exchange;
 mod image;
+mod instance;
+mod kernels;
+mod kvm;
+mod oracle;
+mod rootless;
 mod run;
+mod terminal;
+mod trouble;
+mod work;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -13,50 +30,159 @@ use kiln_tests::arch::Arch;
 use kiln_tests::dist::Dist;
 use kiln_tests::ground::Ground;
 use kiln_tests::lab::Lab;
+use kiln_tests::repository;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// A test: a story told on a ground.
 type Story = fn(&Ground) -> anyhow::Result<()>;
+/// A name and a story each.
+type Table = &'static [(&'static str, Story)];
+
+/// What is told on the software processor, here.
+const SOFT: &[Table] = &[
+    bench::STORIES,
+    image::STORIES,
+    exchange::STORIES,
+    run::STORIES,
+    run::ONCE,
+    work::STORIES,
+    kernels::STORIES,
+    count::STORIES,
+    instance::STORIES,
+    directory::STORIES,
+    terminal::STORIES,
+];
+/// What is told on genuine KVM in a lab each time, and what takes more minutes there than a change can wait for. The arm64
+/// lab needs programs that are built for it first.
+fn on_kvm(arch: Arch) -> (&'static [Table], &'static [Table]) {
+    match arch {
+        Arch::X86_64 => (
+            &[run::STORIES, kvm::STORIES, counters::STORIES, directory::STORIES],
+            &[
+                work::STORIES,
+                instance::STORIES,
+                instance::LAB_STORIES,
+                cloud::LONG,
+            ],
+        ),
+        Arch::Aarch64 => (&[], &[run::STORIES, work::STORIES, instance::STORIES]),
+    }
+}
+
+/// Why a story that could be told is not.
+#[derive(Default)]
+struct Missing {
+    /// Why builds cannot be compared with those of apt and mmdebstrap.
+    oracle: Option<String>,
+    /// Why nothing can be built without root.
+    user: Option<String>,
+    /// Why what takes minutes is left out.
+    time: Option<String>,
+    /// Why a lab cannot be had.
+    lab: Vec<(Arch, Option<String>)>,
+}
+
+impl Missing {
+    fn look() -> Missing {
+        let long = std::env::var_os("KILN_LONG_TESTS").is_some();
+        Missing {
+            oracle: oracle::missing(),
+            user: kiln_tests::rootless::missing(),
+            time: (!long).then(|| "KILN_LONG_TESTS is not set".to_owned()),
+            // A lab in which nothing would be told is not missed.
+            lab: [Arch::X86_64, Arch::Aarch64]
+                .map(|arch| {
+                    let needed = long || !on_kvm(arch).0.is_empty();
+                    (arch, needed.then(|| Lab::missing(arch)).flatten())
+                })
+                .into(),
+        }
+    }
+
+    /// Says what is missing, and whether that is more than time.
+    fn report(&self) -> bool {
+        let Missing {
+            oracle,
+            user,
+            time,
+            lab,
+        } = self;
+        let tell = |what: &str, why: &Option<String>| {
+            why.iter().for_each(|why| eprintln!("e2e: {what}: {why}"));
+            why.is_some()
+        };
+        tell("stories that take many minutes are not told", time);
+        let labs = lab
+            .iter()
+            .map(|(arch, why)| tell(&format!("no lab for {arch}"), why));
+        [
+            tell("builds are not compared with apt's", oracle),
+            tell("builds without root are not compared", user),
+        ]
+        .into_iter()
+        .chain(labs)
+        .fold(false, |some, this| some | this)
+    }
+}
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let host = match Arch::host()
-        .and_then(Dist::build)
-        .and_then(|dist| dist.image("examples/hello.toml"))
-    {
+    let missing = Missing::look();
+    let host = match prepare(missing.time.is_none()) {
         Ok(image) => image,
         Err(error) => {
-            eprintln!("the programs or the hello image could not be built: {error:#}");
+            eprintln!("the programs or the images could not be built: {error:#}");
             return ExitCode::FAILURE;
         }
     };
     eprintln!("e2e: images are in {}", host.with_file_name("").display());
+    if missing.report() && std::env::var_os("CI").is_some() {
+        return ExitCode::FAILURE;
+    }
     let home = tempfile::tempdir().expect("a temporary folder for the tests' state");
-    let ci = std::env::var_os("CI").is_some();
-
-    let here = Ground::here(home.path().to_owned()).expect("this architecture is known");
-    let mut trials = on("soft", here, None, &[image::STORIES, run::STORIES]);
-    let labs = [Arch::X86_64];
-    for arch in labs {
-        let missing = Lab::missing(arch);
-        if let Some(why) = &missing {
-            eprintln!("e2e: no lab for {arch}: {why}");
-            if ci {
-                return ExitCode::FAILURE;
-            }
-        }
-        trials.extend(on(
-            &format!("lab-{arch}"),
-            Ground::lab(arch),
-            missing,
-            &[run::STORIES],
-        ));
+    let here = || Ground::here(home.path().to_owned()).expect("this architecture is known");
+    let Missing {
+        oracle,
+        user,
+        time,
+        lab,
+    } = missing;
+    let built: &[Table] = &[trouble::STORIES, archives::STORIES, examples::STORIES];
+    let rootless_long = user.clone().or(time.clone());
+    let mut trials = on("soft", here(), None, SOFT);
+    trials.extend(on("soft", here(), time.clone(), &[examples::LONG, cloud::LONG]));
+    trials.extend(on("build", here(), None, built));
+    trials.extend(on("build", here(), oracle, &[oracle::STORIES]));
+    trials.extend(on("build", here(), user, &[rootless::STORIES]));
+    trials.extend(on("build", here(), rootless_long, &[rootless::LONG]));
+    for (arch, why) in lab {
+        let (name, (short, long)) = (format!("lab-{arch}"), on_kvm(arch));
+        trials.extend(on(&name, Ground::lab(arch), why.clone(), short));
+        trials.extend(on(&name, Ground::lab(arch), why.or(time.clone()), long));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// Builds the programs, and the images and the archive that stories take for granted; with `long`, also those that long stories
+/// need. Returns the hello image.
+fn prepare(long: bool) -> anyhow::Result<PathBuf> {
+    const HELLO: &str = "examples/hello.toml";
+    const PLAIN: &str = "examples/plain.toml";
+    const DIRECTORY: &str = "examples/employee-directory.toml";
+    let arch = Arch::host()?;
+    let dist = Dist::build(arch)?;
+    if long {
+        dist.image("examples/microvm.toml")?;
+        dist.image("examples/cloud.toml")?;
+    }
+    dist.image(PLAIN)?;
+    dist.image(DIRECTORY)?;
+    repository::build(arch, DIRECTORY, PLAIN, "examples/employee-directory")?;
+    dist.image(HELLO)
+}
+
 /// One trial per story; all ignored when the ground is missing.
-fn on(name: &str, ground: Ground, missing: Option<String>, tables: &[&[(&str, Story)]]) -> Vec<Trial> {
+fn on(name: &str, ground: Ground, missing: Option<String>, tables: &[Table]) -> Vec<Trial> {
     let ground = Arc::new(ground);
     let trial = |&(story, tell): &(&str, Story)| {
         let ground = Arc::clone(&ground);

@@ -1,0 +1,218 @@
+//! The example images as people use them, and images built upon images.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kiln_tests::ground::Ground;
+
+use crate::Story;
+
+pub const STORIES: &[(&str, Story)] = &[
+    (
+        "the_employee_directory_lists_searches_adds_and_removes",
+        the_employee_directory_lists_searches_adds_and_removes,
+    ),
+    ("an_image_is_built_upon_another", an_image_is_built_upon_another),
+];
+
+/// Stories that build for minutes.
+pub const LONG: &[(&str, Story)] = &[
+    ("the_microvm_kernel_boots", the_microvm_kernel_boots),
+    (
+        "every_example_is_sound_mounts_and_boots",
+        every_example_is_sound_mounts_and_boots,
+    ),
+    ("systemd_runs_on_both_kernels", systemd_runs_on_both_kernels),
+];
+
+const LIMIT: Duration = Duration::from_secs(900);
+
+fn recipe(name: &str) -> String {
+    kiln_tests::dist::workspace()
+        .join(format!("examples/{name}.toml"))
+        .display()
+        .to_string()
+}
+
+/// A port of this machine that was free a moment ago.
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("no free port")?;
+    Ok(listener.local_addr()?.port())
+}
+
+fn the_employee_directory_lists_searches_adds_and_removes(ground: &Ground) -> Result<()> {
+    let (recipe, port) = (recipe("employee-directory"), free_port()?);
+    let line = format!(
+        r#"set -e
+imgtool build {recipe} -o $HOME/employees.ami --quiet >/dev/null
+vmm run $HOME/employees.ami -d --name employees -p 127.0.0.1:{port}:80 >/dev/null
+trap 'vmm terminate employees >/dev/null; rm -f $HOME/employees.ami' EXIT
+site=http://127.0.0.1:{port}
+post() {{ curl -s --max-time 60 -o /dev/null -w '%{{http_code}}\n' "$@"; }}
+get() {{ curl -s --max-time 60 "$site$1"; echo; }}
+for i in $(seq 300); do curl -sf --max-time 60 $site/api/employees >/dev/null && break; sleep 1; done
+get /api/employees
+post -d 'name=Ada Lovelace&department=Engines&email=ada@example.org' $site/add
+post -d 'name=<b>100%</b>&department=Odd_names&email=odd@example.org' $site/add
+post -d 'name=&department=x&email=x' $site/add
+get '/api/employees?q=LOVE'
+get '/api/employees?q=100%25'
+get '/api/employees?q=d_n'
+get / | grep -o '&lt;b&gt;100%&lt;/b&gt;'
+post -d id=1 $site/remove
+post -d id=1 $site/remove
+get '/api/employees?q=ada'"#
+    );
+    let output = ground.sh_within(&line, LIMIT)?;
+    ensure!(output.status == 0, "{output:?}");
+    let ada = r#"[{"id": 1, "name": "Ada Lovelace", "department": "Engines", "email": "ada@example.org"}]"#;
+    let odd = r#"[{"id": 2, "name": "<b>100%</b>", "department": "Odd_names", "email": "odd@example.org"}]"#;
+    // `_` and `%` are letters, not patterns.
+    let expected = [
+        "[]",
+        "303",
+        "303",
+        "400",
+        ada,
+        odd,
+        odd,
+        "&lt;b&gt;100%&lt;/b&gt;",
+        "303",
+        "404",
+        "[]",
+    ];
+    ensure!(output.stdout.lines().eq(expected), "{output:?}");
+    Ok(())
+}
+
+/// Files come on top, packages are added by the base's own dpkg, and the rest is the base's.
+fn an_image_is_built_upon_another(ground: &Ground) -> Result<()> {
+    let line = r#"set -e
+D=$(mktemp -d); trap 'rm -rf $D' EXIT; hello=$PWD/hello.ami; cd $D
+cat >child.toml <<EOF
+name = "child"
+base = "$hello"
+files = [{ path = "/etc/note", content = "on top\n" }]
+EOF
+imgtool build child.toml --offline --quiet >/dev/null
+vmm run child.ami --rm -- sh -c 'cat /etc/note; uname -s'
+imgtool inspect --json $hello
+imgtool inspect --json child.ami
+printf 'name = "none"\nbase = "%s"\npackages = ["hello"]\n' $hello >none.toml
+imgtool build none.toml --quiet 2>&1 && exit 1
+printf 'name = "minbase"\narch = ["x86_64"]\n' >minbase.toml
+imgtool build minbase.toml --quiet >/dev/null
+printf 'name = "more"\nbase = "minbase.ami"\npackages = ["hello"]\n' >more.toml
+imgtool build more.toml --quiet >/dev/null
+imgtool diff minbase.ami more.ami | grep -A1 '^package:'
+imgtool cat more.ami /var/lib/dpkg/status | grep -A1 '^Package: hello$'
+imgtool extract more.ami --part root -o root.ext4 >/dev/null; e2fsck -fn root.ext4 >/dev/null 2>&1; echo e2fsck $?"#;
+    let output = ground.sh_within(line, LIMIT)?;
+    ensure!(output.status == 0, "{output:?}");
+    ensure!(output.stdout.starts_with("on top\nLinux\n"), "{output:?}");
+    let mut images = serde_json::Deserializer::from_str(&output.stdout["on top\nLinux\n".len()..])
+        .into_iter::<serde_json::Value>();
+    let mut image = || images.next().context("an image's description")?.context("JSON");
+    let (base, child) = (image()?, image()?);
+    ensure!(
+        base["id"].is_string() && child["manifest"]["parent"] == base["id"],
+        "{child:#} does not name its parent {}",
+        base["id"]
+    );
+    for word in [
+        "has no packages that dpkg knows",
+        "package:\n  + hello: ",
+        "Package: hello\nStatus: install ok installed\n",
+        "e2fsck 0",
+    ] {
+        ensure!(output.stdout.contains(word), "`{word}` is missing: {output:?}");
+    }
+    Ok(())
+}
+
+/// The image was built before the stories began. Its kernel is ours, and says itself that nothing is a module.
+fn the_microvm_kernel_boots(ground: &Ground) -> Result<()> {
+    let command =
+        "vmm run microvm.ami --rm -- sh -c 'uname -r; ls /proc/modules; zcat /proc/config.gz; true'";
+    let output = ground.sh_within(command, LIMIT)?;
+    ensure!(output.status == 0, "{output:?}");
+    let release = output.stdout.lines().next().unwrap_or_default();
+    ensure!(release.ends_with("-microvm"), "{output:?}");
+    ensure!(
+        output.stderr.contains("/proc/modules"),
+        "it knows modules: {output:?}"
+    );
+    let configuration = |line: &str| output.stdout.lines().any(|l| l == line);
+    for symbol in [
+        "VIRTIO_MMIO",
+        "VIRTIO_BLK",
+        "VIRTIO_NET",
+        "EXT4_FS",
+        "OVERLAY_FS",
+        "SECCOMP_FILTER",
+        "CGROUP_BPF",
+    ] {
+        ensure!(
+            configuration(&format!("CONFIG_{symbol}=y")),
+            "{symbol} is not built in"
+        );
+    }
+    Ok(())
+}
+
+/// The file system is sound to e2fsck, this machine's kernel mounts and reads all of it, and the image boots. Some were built before
+/// the stories began.
+fn every_example_is_sound_mounts_and_boots(ground: &Ground) -> Result<()> {
+    for example in ["hello", "debian", "web", "employee-directory", "plain", "microvm"] {
+        let line = format!(
+            r#"set -e
+D=$(mktemp -d); trap 'umount $D/root 2>/dev/null || true; rm -rf $D' EXIT
+if [ -e {example}.ami ]; then ln -s $PWD/{example}.ami $D/x.ami; else imgtool build {} -o $D/x.ami --quiet >/dev/null; fi
+imgtool verify $D/x.ami >/dev/null 2>&1
+imgtool extract $D/x.ami --part root -o $D/root.ext4 >/dev/null
+e2fsck -fn $D/root.ext4 >/dev/null 2>&1 && echo sound
+mkdir $D/root; mount -o loop,ro $D/root.ext4 $D/root
+[ -e $D/root/usr/bin/sh ] && find $D/root -xdev -type f -exec cat '{{}}' + >/dev/null && echo mounted
+umount $D/root
+vmm run $D/x.ami --rm -- sh -c 'read name </proc/1/comm; echo $name'"#,
+            recipe(example)
+        );
+        let output = ground.sh_within(&line, LIMIT)?;
+        ensure!(
+            output.status == 0 && output.stdout == "sound\nmounted\ninit\n",
+            "{example}: {output:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Debian's user space on its own kernel and on ours: systemd says that everything runs, and no unit failed. The kernel is the
+/// microvm image's, which was built before the stories began.
+fn systemd_runs_on_both_kernels(ground: &Ground) -> Result<()> {
+    for kernel in ["", "[kernel]\npath = \"kernel\"\n"] {
+        let line = format!(
+            r#"set -e
+D=$(mktemp -d); trap 'vmm terminate systemd >/dev/null 2>&1; rm -rf $D' EXIT
+imgtool extract microvm.ami --part kernel -o $D/kernel >/dev/null 2>&1
+cp {} $D/x.toml; printf '%s' '{kernel}' >>$D/x.toml
+imgtool build $D/x.toml -o $D/x.ami --quiet >/dev/null
+vmm run $D/x.ami -d --name systemd >/dev/null
+for i in $(seq 60); do
+    sleep 2
+    state=$(vmm exec systemd -- systemctl is-system-running --wait 2>/dev/null || true)
+    case $state in running|degraded) break; esac
+done
+echo $state
+vmm exec systemd -- systemctl --failed --no-legend --plain
+vmm exec systemd -- cat /proc/1/comm"#,
+            recipe("debian")
+        );
+        let output = ground.sh_within(&line, LIMIT)?;
+        ensure!(
+            output.status == 0 && output.stdout == "running\nsystemd\n",
+            "`{kernel}`: {output:?}"
+        );
+    }
+    Ok(())
+}

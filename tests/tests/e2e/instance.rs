@@ -1,0 +1,465 @@
+//! Instances: what a person does with one, and what must not disturb it.
+
+use anyhow::{Context, Result, ensure};
+use kiln_tests::ground::Ground;
+use kiln_tests::lab::Output;
+
+use crate::Story;
+use crate::directory::ok;
+
+pub const STORIES: &[(&str, Story)] = &[
+    ("files_go_both_ways", files_go_both_ways),
+    (
+        "a_published_port_is_this_hosts_own",
+        a_published_port_is_this_hosts_own,
+    ),
+    (
+        "what_is_taken_or_unknown_is_refused",
+        what_is_taken_or_unknown_is_refused,
+    ),
+    (
+        "a_killed_vmm_is_noticed_and_nothing_is_lost",
+        a_killed_vmm_is_noticed,
+    ),
+    (
+        "an_image_has_no_identity_unless_asked",
+        an_image_has_no_identity_unless_asked,
+    ),
+    ("a_frozen_copy_needs_no_reboot", a_frozen_copy_needs_no_reboot),
+    (
+        "a_deleted_image_stays_for_who_reads_from_it",
+        a_deleted_image_stays,
+    ),
+    ("volumes_stay_or_go_as_asked", volumes_stay_or_go_as_asked),
+    ("several_instances_of_one_launch", several_instances_of_one_launch),
+    (
+        "a_shutdown_tells_how_commands_ended",
+        a_shutdown_tells_how_commands_ended,
+    ),
+    ("a_flood_disturbs_nobody", a_flood_disturbs_nobody),
+    ("user_data_runs_once", user_data_runs_once),
+    (
+        "a_reboot_is_another_life_of_the_same_instance",
+        a_reboot_is_another_life,
+    ),
+    (
+        "a_boot_without_its_disk_says_why",
+        a_boot_without_its_disk_says_why,
+    ),
+];
+
+/// Stories that mount file systems, or need a network of their own: in the lab only.
+pub const LAB_STORIES: &[(&str, Story)] = &[("a_full_disk_is_an_error_and_loses_nothing", a_full_disk)];
+
+/// A command that must fail, with this in its message.
+fn refused(ground: &Ground, line: &str, status: u8, word: &str) -> Result<()> {
+    let output = ground.sh(line)?;
+    ensure!(
+        output.status == status && output.stderr.contains(word),
+        "{line}: {status} and {word:?} were expected: {output:?}"
+    );
+    Ok(())
+}
+
+fn files_go_both_ways(ground: &Ground) -> Result<()> {
+    ok(ground, "vmm run hello.ami -d --name copier --wait agent")?;
+    ok(
+        ground,
+        "mkdir -p $HOME/tree/deep && seq 1 200000 > $HOME/tree/deep/numbers && chmod 640 $HOME/tree/deep/numbers && \
+         ln -sf deep/numbers $HOME/tree/link",
+    )?;
+    ok(
+        ground,
+        "vmm cp $HOME/tree copier:/root/ && vmm cp copier:tree/deep $HOME/back",
+    )?;
+    ok(ground, "cmp $HOME/tree/deep/numbers $HOME/back/numbers")?;
+    let told = ok(
+        ground,
+        "vmm exec copier -- sh -c 'stat -c %a tree/deep/numbers; readlink tree/link'",
+    )?;
+    ensure!(told == "640\ndeep/numbers\n", "{told:?}");
+    ok(
+        ground,
+        "vmm cp $HOME/tree/deep/numbers copier:renamed && vmm exec copier -- test -s /root/renamed",
+    )?;
+    refused(ground, "vmm cp copier:/nowhere $HOME/x", 125, "nowhere")?;
+    refused(ground, "vmm cp $HOME/nowhere copier:", 125, "nowhere")?;
+    refused(ground, "vmm cp $HOME/tree copier:/no/such/folder", 125, "folder")?;
+    ok(
+        ground,
+        "vmm terminate --time 0 copier && rm -rf $HOME/tree $HOME/back",
+    )
+    .map(drop)
+}
+
+/// 127.0.0.2 is this host, too: a port that is bound to 127.0.0.1 alone does not answer there.
+fn a_published_port_is_this_hosts_own(ground: &Ground) -> Result<()> {
+    ok(
+        ground,
+        "imgtool cat hello.ami /usr/bin/busybox > $HOME/busybox.port && chmod +x $HOME/busybox.port",
+    )?;
+    ok(
+        ground,
+        "vmm run hello.ami -d --name open -p 80 -p 0.0.0.0:0:81 --wait agent && \
+         vmm exec open -- sh -c 'mkdir -p /srv; echo hello > /srv/index.html; httpd -p 80 -h /srv; httpd -p 81 -h /srv'",
+    )?;
+    let fetch = |port: &str, host: &str| -> Result<Output> {
+        let address = ok(ground, &format!("vmm port open {port}"))?;
+        let (_, number) = address.trim().rsplit_once(':').context("a port")?;
+        ground.sh(&format!(
+            "$HOME/busybox.port wget -q -T 20 -O - http://{host}:{number}/index.html"
+        ))
+    };
+    let here = fetch("80", "127.0.0.1")?;
+    ensure!(here.stdout == "hello\n", "{here:?}");
+    let elsewhere = fetch("81", "127.0.0.2")?;
+    ensure!(
+        elsewhere.stdout == "hello\n",
+        "asked for every address: {elsewhere:?}"
+    );
+    let address = ok(ground, "vmm port open 80")?;
+    let (_, number) = address.trim().rsplit_once(':').context("a port")?;
+    let other = ground.sh(&format!(
+        "$HOME/busybox.port nc -w 20 127.0.0.2 {number} </dev/null"
+    ))?;
+    ensure!(
+        other.status != 0 && other.stdout.is_empty(),
+        "reachable at 127.0.0.2: {other:?}"
+    );
+    // The port belongs to the instance: another cannot have it, and loses nothing but its launch.
+    refused(
+        ground,
+        &format!("vmm run hello.ami -d --name late -p {number}:80"),
+        125,
+        &format!("127.0.0.1:{number}"),
+    )?;
+    let listed = ok(ground, "vmm ps -a")?;
+    ensure!(!listed.contains("late"), "{listed}");
+    ok(ground, "vmm terminate --time 0 open").map(drop)
+}
+
+fn what_is_taken_or_unknown_is_refused(ground: &Ground) -> Result<()> {
+    ok(ground, "vmm run hello.ami --name taken -- true")?;
+    refused(ground, "vmm run hello.ami -d --name taken", 125, "belongs to i-")?;
+    for command in [
+        "start",
+        "stop",
+        "reboot",
+        "terminate",
+        "inspect",
+        "logs",
+        "console",
+        "port",
+    ] {
+        refused(
+            ground,
+            &format!("vmm {command} i-00000000000000000"),
+            125,
+            "no instance",
+        )?;
+    }
+    refused(ground, "vmm exec nobody -- true", 125, "no instance")?;
+    refused(ground, "vmm create-image nobody image", 125, "no instance")?;
+    refused(ground, "vmm exec taken -- true", 125, "stopped")?;
+    refused(ground, "vmm image rm nothing", 125, "no image")?;
+    refused(ground, "vmm run hello.ami -d --wait port=0", 125, "port")?;
+    ok(ground, "vmm terminate taken").map(drop)
+}
+
+/// `kill -9` of the process that runs the guest: the next command says so, and what was flushed is there after a start.
+fn a_killed_vmm_is_noticed(ground: &Ground) -> Result<()> {
+    ok(ground, "vmm run hello.ami -d --name victim --wait agent")?;
+    ok(ground, "vmm run hello.ami -d --name witness --wait agent")?;
+    ok(
+        ground,
+        "vmm exec victim -- sh -c 'echo flushed > /root/file; sync'",
+    )?;
+    let record: serde_json::Value = serde_json::from_str(&ok(ground, "vmm inspect victim")?)?;
+    let owner = record.pointer("/0/owner").and_then(serde_json::Value::as_u64);
+    ok(ground, &format!("kill -9 {}", owner.context("an owner")?))?;
+    let listed = ok(ground, "sleep 0.2; vmm ps -a --json")?;
+    let list: serde_json::Value = serde_json::from_str(&listed)?;
+    let state = |name: &str| {
+        let all = list.as_array()?;
+        let found = all.iter().find(|entry| entry["name"] == name)?;
+        Some((
+            found["state"].as_str()?.to_owned(),
+            found["ending"]["how"].as_str().map(str::to_owned),
+        ))
+    };
+    ensure!(
+        state("victim") == Some(("stopped".into(), Some("lost".into()))),
+        "{listed}"
+    );
+    ensure!(state("witness") == Some(("running".into(), None)), "{listed}");
+    let file = ok(
+        ground,
+        "vmm start victim --wait agent >/dev/null && vmm exec victim -- cat /root/file",
+    )?;
+    ensure!(file == "flushed\n", "{file:?}");
+    ok(
+        ground,
+        "vmm exec witness -- true && vmm terminate --time 0 victim witness",
+    )
+    .map(drop)
+}
+
+fn an_image_has_no_identity_unless_asked(ground: &Ground) -> Result<()> {
+    ok(ground, "vmm run hello.ami -d --name source --wait agent")?;
+    ok(
+        ground,
+        "vmm exec source -- sh -c 'mkdir -p /var/log/app; echo visit > /var/log/app/log; echo typed > /root/.ash_history; \
+         echo kept > /root/data; sync'",
+    )?;
+    ok(
+        ground,
+        "vmm stop source && vmm create-image source bare && vmm create-image source whole --keep-identity",
+    )?;
+    // The second time over the same volume: the instance still has what the image has not.
+    let path = |image: &str, file: &str| {
+        format!(
+            "imgtool cat $(vmm image inspect {image} | sed -n 's/.*\"path\": \"\\(.*\\)\".*/\\1/p' | head -n 1) {file}"
+        )
+    };
+    for (image, log, history) in [("bare", "", ""), ("whole", "visit\n", "typed\n")] {
+        ensure!(ok(ground, &path(image, "/root/data"))? == "kept\n", "{image}");
+        ensure!(
+            ok(ground, &path(image, "/var/log/app/log"))? == log,
+            "the log in {image}"
+        );
+        let machine = ok(ground, &path(image, "/etc/machine-id"))?;
+        ensure!(
+            machine.trim().is_empty() == log.is_empty(),
+            "{image}: {machine:?}"
+        );
+        let found = ground.sh(&path(image, "/root/.ash_history"))?;
+        ensure!(found.stdout == history, "the history in {image}: {found:?}");
+    }
+    let verified = ok(
+        ground,
+        "vmm image rm whole >/dev/null && vmm run bare --rm -- cat /root/data /etc/machine-id",
+    )?;
+    ensure!(
+        verified.starts_with("kept\n") && verified.lines().count() == 2,
+        "{verified:?}"
+    );
+    ok(ground, "vmm image rm bare && vmm terminate source").map(drop)
+}
+
+fn a_frozen_copy_needs_no_reboot(ground: &Ground) -> Result<()> {
+    ok(ground, "vmm run hello.ami -d --name busy --wait agent")?;
+    let boot = ok(
+        ground,
+        "vmm exec busy -- sh -c 'echo before > /root/file; cat /proc/sys/kernel/random/boot_id'",
+    )?;
+    ok(ground, "vmm create-image busy snapshot --no-reboot")?;
+    let after = ok(
+        ground,
+        "vmm exec busy -- sh -c 'echo after > /root/file; cat /proc/sys/kernel/random/boot_id'",
+    )?;
+    ensure!(boot == after, "it was rebooted");
+    let copy = ok(ground, "vmm run snapshot --rm -- cat /root/file")?;
+    ensure!(copy == "before\n", "{copy:?}");
+    ok(ground, "vmm image rm snapshot && vmm terminate --time 0 busy").map(drop)
+}
+
+/// With `--rm` the root volume is not filled in the background: it reads from the image for as long as it lives.
+fn a_deleted_image_stays(ground: &Ground) -> Result<()> {
+    ok(
+        ground,
+        "vmm image import hello.ami lazy && vmm run lazy -d --rm --name reader --wait agent",
+    )?;
+    ok(ground, "vmm image rm lazy")?;
+    refused(ground, "vmm run lazy -d", 125, "no image")?;
+    let read = ok(
+        ground,
+        "vmm exec reader -- find / -xdev -type f -exec md5sum {} + | sort | md5sum",
+    )?;
+    let again = ok(
+        ground,
+        "vmm exec reader -- sh -c 'echo 3 > /proc/sys/vm/drop_caches; find / -xdev -type f -exec md5sum {} +' | sort | md5sum",
+    )?;
+    ensure!(read == again, "{read} {again}");
+    ok(ground, "vmm terminate --time 0 reader").map(drop)
+}
+
+fn volumes_stay_or_go_as_asked(ground: &Ground) -> Result<()> {
+    ok(
+        ground,
+        "truncate -s 8M $HOME/own.img && vmm run hello.ami -d --name disks --volume 16M --volume 24M,keep \
+         --volume 32M,ephemeral --volume $HOME/own.img --wait agent",
+    )?;
+    let sizes = ok(ground, "vmm exec disks -- sh -c 'cat /sys/block/vd[b-e]/size'")?;
+    ensure!(sizes == "32768\n49152\n65536\n16384\n", "{sizes:?}");
+    ok(
+        ground,
+        "vmm exec disks -- sh -c 'for d in b c d e; do echo mark | dd of=/dev/vd$d conv=fsync 2>/dev/null; done'",
+    )?;
+    ok(ground, "vmm stop disks && vmm start disks --wait agent")?;
+    let marks = ok(
+        ground,
+        "vmm exec disks -- sh -c 'for d in b c d e; do head -c 4 /dev/vd$d | tr \"\\0\" -; echo; done'",
+    )?;
+    ensure!(marks == "mark\nmark\n----\nmark\n", "{marks:?}");
+    let record: serde_json::Value = serde_json::from_str(&ok(ground, "vmm inspect disks")?)?;
+    let volume = |index: usize| record[0]["volumes"][index]["path"].as_str().unwrap_or_default();
+    let terminated = ground.sh("vmm terminate --time 0 disks")?;
+    ensure!(terminated.stderr.contains("vol-"), "{terminated:?}");
+    for (index, stays) in [(0, false), (1, false), (2, true), (3, false), (4, true)] {
+        let found = ground.sh(&format!("test -e {}", volume(index)))?;
+        ensure!((found.status == 0) == stays, "{}: {found:?}", volume(index));
+    }
+    ok(ground, &format!("rm {} $HOME/own.img", volume(2))).map(drop)
+}
+
+fn several_instances_of_one_launch(ground: &Ground) -> Result<()> {
+    let launched = ok(
+        ground,
+        "vmm run hello.ami -d --count 2 --tag kind=pair --wait agent",
+    )?;
+    let ids: Vec<&str> = launched.lines().collect();
+    ensure!(ids.len() == 2 && ids[0] != ids[1], "{ids:?}");
+    let mut machines = Vec::new();
+    for (index, id) in ids.iter().enumerate() {
+        let token = "wget -qO- --post-data '' --header 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169.254.169.254/";
+        // busybox's wget cannot PUT: what it gets without a token is a refusal.
+        let bare = ground.sh(&format!("vmm exec {id} -- sh -c \"{token}\""))?;
+        ensure!(bare.status != 0, "{index}: {bare:?}");
+        machines.push(ok(
+            ground,
+            &format!("vmm exec {id} -- cat /etc/machine-id /etc/hostname"),
+        )?);
+    }
+    ensure!(machines[0] != machines[1], "{machines:?}");
+    let listed = ok(ground, "vmm ps -q --tag kind=pair")?;
+    ensure!(listed.lines().count() == 2, "{listed:?}");
+    refused(ground, "vmm run hello.ami --count 2", 125, "one instance")?;
+    ok(ground, &format!("vmm terminate --time 0 {}", ids.join(" "))).map(drop)
+}
+
+fn a_shutdown_tells_how_commands_ended(ground: &Ground) -> Result<()> {
+    ok(ground, "vmm run hello.ami -d --name short --wait agent")?;
+    let line = "(sleep 2; vmm stop --time 60 short) >/dev/null 2>&1 & vmm exec short -- sleep 100; status=$?; wait; exit $status";
+    let output = ground.sh(line)?;
+    ensure!(output.status == 128 + 15, "SIGTERM was expected: {output:?}");
+    let listed = ok(ground, "vmm ps -a --json")?;
+    ensure!(listed.contains("powered-off"), "{listed}");
+    ok(ground, "vmm terminate short").map(drop)
+}
+
+/// DHCP, DNS, metadata and addresses that do not exist, as fast as the guest can; the instance and its neighbour go on.
+fn a_flood_disturbs_nobody(ground: &Ground) -> Result<()> {
+    ok(
+        ground,
+        "vmm run hello.ami -d --name flooder --wait agent && vmm run hello.ami -d --name neighbour --wait agent",
+    )?;
+    ok(
+        ground,
+        "vmm exec flooder -- sh -c 'for to in 10.0.2.2:67 10.0.2.3:53 169.254.169.254:80 10.0.2.255:9 203.0.113.9:9; do \
+         (while :; do head -c 60000 /dev/urandom | nc -u -w 1 ${to%:*} ${to#*:}; done >/dev/null 2>&1 </dev/null &) ; done; \
+         for i in 1 2 3 4 5 6 7 8 9 10 11 12; do (nc 169.254.169.254 80 </dev/zero >/dev/null 2>&1 &); done'",
+    )?;
+    let line = "sleep 5; vmm exec flooder -- echo alive && vmm exec neighbour -- sh -c \
+                'wget -qO- http://169.254.169.254/ 2>&1 | head -n 1; echo alive'";
+    let told = ok(ground, line)?;
+    ensure!(
+        told.matches("alive").count() == 2 && told.contains("401"),
+        "{told:?}"
+    );
+    let listed = ok(ground, "vmm ps --json")?;
+    ensure!(
+        listed.contains("flooder") && listed.contains("neighbour"),
+        "{listed}"
+    );
+    ok(ground, "vmm terminate --time 0 flooder neighbour").map(drop)
+}
+
+fn user_data_runs_once(ground: &Ground) -> Result<()> {
+    ok(
+        ground,
+        "printf '#!/bin/sh\\necho run >> /root/runs\\n' > $HOME/data.sh",
+    )?;
+    ok(
+        ground,
+        "vmm run hello.ami -d --name data --user-data $HOME/data.sh --wait agent",
+    )?;
+    let count = "vmm exec data -- sh -c 'for i in 1 2 3 4 5 6 7 8 9 10; do [ -s runs ] && break; sleep 1; done; cat runs'";
+    ensure!(ok(ground, count)? == "run\n", "the first boot");
+    ok(ground, "vmm stop data && vmm start data --wait agent")?;
+    ensure!(
+        ok(ground, &format!("sleep 1; {count}"))? == "run\n",
+        "the second boot"
+    );
+    ok(ground, "vmm terminate --time 0 data").map(drop)
+}
+
+/// Asked for from outside, and from within: it comes back with its files and its published ports, and another boot id.
+fn a_reboot_is_another_life(ground: &Ground) -> Result<()> {
+    ok(
+        ground,
+        "vmm run hello.ami -d --name phoenix -p 80 --wait agent && vmm exec phoenix -- sh -c 'echo kept > /root/file'",
+    )?;
+    let life = "vmm exec phoenix -- cat /root/file /proc/sys/kernel/random/boot_id";
+    let (port, mut lives) = (ok(ground, "vmm port phoenix")?, vec![ok(ground, life)?]);
+    ok(ground, "vmm reboot phoenix")?;
+    lives.push(ok(ground, life)?);
+    // The answer to this command may be lost with the life that it ends.
+    ground.sh("vmm exec phoenix -- reboot -f; sleep 1")?;
+    lives.push(ok(ground, life)?);
+    ensure!(
+        lives.iter().all(|life| life.starts_with("kept\n"))
+            && lives[0] != lives[1]
+            && lives[1] != lives[2]
+            && ok(ground, "vmm port phoenix")? == port,
+        "{lives:?}"
+    );
+    ok(ground, "vmm terminate --time 0 phoenix").map(drop)
+}
+
+fn a_boot_without_its_disk_says_why(ground: &Ground) -> Result<()> {
+    refused(
+        ground,
+        "vmm run hello.ami --rm --append root=/dev/vdz -- true",
+        125,
+        "/dev/vdz",
+    )?;
+    let output = ground.sh("vmm run hello.ami --rm --append root=/dev/vdz </dev/null")?;
+    ensure!(output.status == 121, "a panic was expected: {output:?}");
+    Ok(())
+}
+
+/// The state directory on a file system of 48 MiB: the guest's writes fail, the instance lives, and what was flushed stays.
+fn a_full_disk(ground: &Ground) -> Result<()> {
+    let within = |line: &str| format!("export XDG_STATE_HOME=/work/small; {line}");
+    ok(
+        ground,
+        "mkdir -p /work/small && mount -t tmpfs -o size=48m none /work/small",
+    )?;
+    ok(
+        ground,
+        &within("vmm run hello.ami -d --name full --root-size 512M --wait agent"),
+    )?;
+    ok(
+        ground,
+        &within("vmm exec full -- sh -c 'echo flushed > /root/file; sync'"),
+    )?;
+    let written = ground.sh(&within(
+        "vmm exec full -- sh -c 'dd if=/dev/urandom of=/root/big bs=1M count=200 conv=fsync; echo status $?; exit 0'",
+    ))?;
+    ensure!(
+        written.stderr.contains("error") || written.stdout.contains("status 1"),
+        "the guest saw no error: {written:?}"
+    );
+    let listed = ok(ground, &within("vmm ps"))?;
+    ensure!(listed.contains("full"), "{listed}");
+    ok(
+        ground,
+        &within("vmm stop --time 20 full; mount -o remount,size=400m /work/small"),
+    )?;
+    let file = ok(
+        ground,
+        &within("vmm start full --wait agent >/dev/null && vmm exec full -- cat /root/file"),
+    )?;
+    ensure!(file == "flushed\n", "{file:?}");
+    ok(ground, &within("vmm terminate --time 0 full; umount /work/small")).map(drop)
+}

@@ -1,0 +1,69 @@
+//! Images that a user without privileges builds: the same bytes as root's.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kiln_tests::ground::Ground;
+use kiln_tests::rootless;
+
+use crate::Story;
+
+pub const STORIES: &[(&str, Story)] = &[(
+    "the_web_example_is_the_same_rootless",
+    the_web_example_is_the_same_rootless,
+)];
+
+/// Stories that build for minutes.
+pub const LONG: &[(&str, Story)] = &[(
+    "the_other_examples_are_the_same_rootless",
+    the_other_examples_are_the_same_rootless,
+)];
+
+const LIMIT: Duration = Duration::from_secs(1800);
+
+fn the_web_example_is_the_same_rootless(ground: &Ground) -> Result<()> {
+    build_both(ground, "web")
+}
+
+fn the_other_examples_are_the_same_rootless(ground: &Ground) -> Result<()> {
+    // The microvm kernel is compiled twice, too.
+    let examples = ["hello", "debian", "employee-directory", "plain", "microvm"];
+    examples
+        .iter()
+        .try_for_each(|example| build_both(ground, example))
+}
+
+/// Builds with all that may differ being different: user, cache, directory, umask, locale, time zone.
+fn build_both(ground: &Ground, example: &str) -> Result<()> {
+    let examples = kiln_tests::dist::workspace().join("examples");
+    let examples = examples.display();
+    let user = rootless::USER;
+    // The programs and recipes must be where the user can read them; packages need not be downloaded twice.
+    let line = format!(
+        "set -e
+         D=$(mktemp -d /tmp/kiln-rootless.XXXXXX); trap 'rm -rf $D' EXIT
+         mkdir $D/root $D/bin $D/deeper $D/deeper/cache
+         cp -r {examples} $D/recipes; cp -r {examples} $D/deeper/recipes
+         cp $(command -v imgtool) $(dirname $(command -v imgtool))/guest-init $D/bin/
+         export XDG_CACHE_HOME=$D/cache
+         $D/bin/imgtool build $D/recipes/{example}.toml -o $D/root/image.ami --quiet
+         mkdir $D/deeper/cache/kiln; cp -r $D/cache/kiln/blobs $D/deeper/cache/kiln/
+         cp $D/recipes/{example}.lock $D/deeper/recipes/
+         chmod 755 $D; chown -R {user}: $D/deeper
+         umask 077
+         cd $D/deeper
+         setpriv --reuid {user} --regid {user} --clear-groups env -i PATH=/usr/bin:/bin HOME=$D/deeper \
+             XDG_CACHE_HOME=$D/deeper/cache LC_ALL=C.UTF-8 TZ=Asia/Tokyo \
+             $D/bin/imgtool build recipes/{example}.toml --locked --offline -o image.ami --quiet
+         cmp $D/root/image.ami image.ami"
+    );
+    let output = ground.sh_within(&line, LIMIT)?;
+    ensure!(output.status == 0, "{example}: {output:?}");
+    let ids: Vec<&str> = output
+        .stdout
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    ensure!(ids.len() == 2 && ids[0] == ids[1], "{example}: {output:?}");
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! `vmm --ami` on a terminal: keys, sizes, and every way out leaves the terminal as it was.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kiln_tests::ground::Ground;
+use kiln_tests::pty::Terminal;
+use nix::sys::signal::Signal;
+
+use crate::Story;
+
+pub const STORIES: &[(&str, Story)] = &[
+    ("the_console_is_a_terminal", the_console_is_a_terminal),
+    (
+        "power_off_gives_the_terminal_back",
+        power_off_gives_the_terminal_back,
+    ),
+    (
+        "a_signal_gives_the_terminal_back",
+        a_signal_gives_the_terminal_back,
+    ),
+];
+
+/// A boot in software on a busy machine.
+const BOOT: Duration = Duration::from_secs(180);
+/// Anything else.
+const SOON: Duration = Duration::from_secs(60);
+/// What the shell of the hello image ends its prompt with.
+const PROMPT: &str = "# ";
+const CTRL_C: &str = "\x03";
+const CTRL_BRACKET: &str = "\x1d";
+
+/// `vmm --ami hello.ami --rm` with its prompt on the screen.
+fn console(ground: &Ground) -> Result<Terminal> {
+    let mut vmm = ground.command("vmm")?;
+    vmm.args(["--ami", "hello.ami", "--rm"]);
+    let mut terminal = Terminal::start(vmm, 30, 90)?;
+    terminal.wait_for(PROMPT, BOOT)?;
+    Ok(terminal)
+}
+
+fn the_console_is_a_terminal(ground: &Ground) -> Result<()> {
+    let mut terminal = console(ground)?;
+    ensure!(terminal.is_raw()?, "keys do not go through as they are");
+    terminal.press("stty size\r")?;
+    terminal.wait_for("30 90", SOON)?;
+    terminal.resize(50, 132)?;
+    terminal.press("sleep 1; stty size\r")?;
+    terminal.wait_for("50 132", SOON)?;
+    // Ctrl-C ends what runs in the guest, and nothing else.
+    terminal.press("echo begun; sleep 1000\r")?;
+    terminal.wait_for("begun\r\n", SOON)?;
+    terminal.press(CTRL_C)?;
+    terminal.press("echo still $((20 + 3))\r")?;
+    terminal.wait_for("still 23", SOON)?;
+    terminal.press(CTRL_BRACKET)?;
+    let status = terminal.end(SOON)?;
+    ensure!(status == Some(123), "a guest that was left ends with {status:?}");
+    Ok(())
+}
+
+fn power_off_gives_the_terminal_back(ground: &Ground) -> Result<()> {
+    let mut terminal = console(ground)?;
+    terminal.press("poweroff -f\r")?;
+    let status = terminal.end(SOON)?;
+    ensure!(status == Some(0), "power-off ends with {status:?}");
+    Ok(())
+}
+
+fn a_signal_gives_the_terminal_back(ground: &Ground) -> Result<()> {
+    let mut vmm = ground.command("vmm")?;
+    vmm.args(["--ami", "hello.ami", "--rm"]);
+    let terminal = Terminal::start(vmm, 24, 80)?;
+    terminal.wait_raw(SOON)?;
+    terminal.signal(Signal::SIGTERM)?;
+    let status = terminal.end(SOON)?;
+    ensure!(status == Some(123), "SIGTERM ends with {status:?}");
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! What several measurements of one thing come to.
+
+/// The least and the median.
+#[derive(Debug, Clone, Copy)]
+pub struct Spread {
+    /// What noise added nothing to, or least.
+    pub least: f64,
+    /// The upper one of the two in the middle where their number is even.
+    pub median: f64,
+}
+
+impl Spread {
+    /// Of `values`; not numbers (NaN) where there are none.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Spread {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+        Spread {
+            least: at(0),
+            median: at(values.len() / 2),
+        }
+    }
+}
