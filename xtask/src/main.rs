@@ -1,6 +1,7 @@
-//! The commands a person types: `cargo demo`, `cargo xtask test|lab|dist|cross|bench-tcg|bench-image`.
+//! The commands a person types: `cargo demo`, `cargo xtask test|lab|dist|cross|bench-tcg|bench-image|bench-net`.
 
 mod bench_image;
+mod bench_net;
 mod bench_tcg;
 mod cpu_time;
 mod cross;
@@ -55,6 +56,12 @@ enum Command {
         #[arg(default_values = bench_image::PACKAGES)]
         packages: Vec<String>,
     },
+    /// Measure the user-mode network beside QEMU's in the lab, same guest, in turns.
+    BenchNet {
+        /// How often to measure each twice.
+        #[arg(long, default_value_t = 2)]
+        rounds: u32,
+    },
     /// Build the static programs for another architecture into target/kiln/ARCH.
     Cross {
         /// The architecture.
@@ -87,6 +94,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Test { filter } => test::test(filter.as_deref()),
         Command::BenchTcg { rounds } => bench_tcg::bench(rounds),
         Command::BenchImage { rounds, packages } => bench_image::bench(rounds, &packages),
+        Command::BenchNet { rounds } => bench_net::bench(rounds),
         Command::Dist => Dist::build(Arch::host()?).map(|_| 0),
         Command::Cross { arch } => cross::cross(arch).map(|_| 0),
         Command::Lab { arch, command } => {

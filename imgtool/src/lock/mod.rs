@@ -243,7 +243,7 @@ pub fn inputs(recipe: &Recipe, arch: Arch, base: Option<&str>) -> Sha256 {
         VERSION,
         arch,
         recipe.variant,
-        &recipe.packages,
+        recipe.packages_for(arch.debian()),
         recipe.recommends,
         &recipe.distribution,
         // A kernel that is built comes with the packages that build it, and those are of the building machine.

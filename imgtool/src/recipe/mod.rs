@@ -40,7 +40,7 @@ pub struct Recipe {
     /// The set of packages that the root starts from.
     #[serde(default)]
     pub variant: Variant,
-    /// Packages: `name`, `name (>= version)`, `a | b`; `-name` leaves one out.
+    /// Packages: `name`, `name (>= version)`, `a | b`, `name [amd64]` for one architecture only; `-name` leaves one out.
     #[serde(default)]
     pub packages: Vec<String>,
     /// Install recommended packages, too.
@@ -351,16 +351,12 @@ impl Recipe {
 
     /// The names of the modules for an architecture, by Debian's name for it.
     pub fn modules_for(&self, debian: &str) -> Vec<String> {
-        let name = |module: &String| match module.split_once('[') {
-            None => Some(module.trim().to_owned()),
-            Some((name, restriction)) => {
-                let mut architectures = restriction.trim_end_matches(']').split_whitespace();
-                architectures
-                    .any(|one| one == debian)
-                    .then(|| name.trim().to_owned())
-            }
-        };
-        self.modules.iter().filter_map(name).collect()
+        for_architecture(&self.modules, debian)
+    }
+
+    /// The entries of `packages` for an architecture, by Debian's name for it.
+    pub fn packages_for(&self, debian: &str) -> Vec<String> {
+        for_architecture(&self.packages, debian)
     }
 
     /// Ports of the image and of its services, sorted, each once.
@@ -396,6 +392,21 @@ fn slash() -> String {
 
 fn yes() -> bool {
     true
+}
+
+/// The entries for an architecture: those without a restriction, and those whose restriction (`name [amd64 arm64]`, as in Debian
+/// Policy 7.1) names it.
+fn for_architecture(entries: &[String], debian: &str) -> Vec<String> {
+    let chosen = |entry: &String| match entry.split_once('[') {
+        None => Some(entry.trim().to_owned()),
+        Some((name, restriction)) => {
+            let mut architectures = restriction.trim_end_matches(']').split_whitespace();
+            architectures
+                .any(|one| one == debian)
+                .then(|| name.trim().to_owned())
+        }
+    };
+    entries.iter().filter_map(chosen).collect()
 }
 
 #[cfg(test)]

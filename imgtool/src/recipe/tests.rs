@@ -24,6 +24,17 @@ fn a_module_may_be_for_one_architecture() {
 }
 
 #[test]
+fn a_package_may_be_for_one_architecture() {
+    let recipe =
+        parse("name = 'x'\npackages = ['strace', 'qemu-system-x86 (>= 1:8) [amd64]', 'a | b']").unwrap();
+    assert_eq!(
+        recipe.packages_for("amd64"),
+        ["strace", "qemu-system-x86 (>= 1:8)", "a | b"]
+    );
+    assert_eq!(recipe.packages_for("arm64"), ["strace", "a | b"]);
+}
+
+#[test]
 fn an_unknown_key_names_the_nearest() {
     for (text, near) in [
         ("name = 'x'\npackges = []", "`packages`"),

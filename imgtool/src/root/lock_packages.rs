@@ -63,11 +63,11 @@ pub fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Sectio
     let wanted = match base {
         None => Wanted {
             variant: recipe.variant,
-            packages: recipe.packages.clone(),
+            packages: recipe.packages_for(arch),
             recommends: recipe.recommends,
         },
         // Only the kernel comes from the archive.
-        Some(_) if recipe.packages.is_empty() => Wanted {
+        Some(_) if recipe.packages_for(arch).is_empty() => Wanted {
             variant: Variant::Extract,
             packages: Vec::new(),
             recommends: false,
@@ -78,7 +78,7 @@ pub fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Sectio
             let installed = resolve::as_wanted(&indexes[..1], arch)?;
             Wanted {
                 variant: Variant::Extract,
-                packages: [installed, recipe.packages.clone()].concat(),
+                packages: [installed, recipe.packages_for(arch)].concat(),
                 recommends: recipe.recommends,
             }
         }

@@ -3,6 +3,7 @@
 //! Three virtio-serial ports, each a unix socket here: commands and exit statuses, standard output, standard error. The host's end is
 //! the shell loop in `tests/lab/host.toml`. When this process goes away, the command port closes and the host powers off.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -132,10 +133,7 @@ impl Session {
         stdout: &mut (dyn Write + Send),
         stderr: &mut (dyn Write + Send),
     ) -> Result<u8> {
-        if line.contains('\n') {
-            bail!("a command for the lab is one line: {line:?}");
-        }
-        writeln!(self.commands, "{line}").context("the lab's host takes no commands any more")?;
+        writeln!(self.commands, "{}", one_line(line)).context("the lab's host takes no commands any more")?;
         let (out, err) = (self.stdout.try_clone()?, self.stderr.try_clone()?);
         let (status, out, err) = thread::scope(|scope| {
             let out = scope.spawn(|| copy_to_end(out, stdout));
@@ -249,9 +247,33 @@ fn tail(console: &Path) -> String {
     lines[lines.len().saturating_sub(25)..].join("\n")
 }
 
+/// The host reads one line for a command: a script of several goes there with its bytes as `printf` takes them.
+fn one_line(line: &str) -> Cow<'_, str> {
+    if !line.contains('\n') {
+        return Cow::Borrowed(line);
+    }
+    let octal: String = line.bytes().map(|byte| format!("\\{byte:03o}")).collect();
+    Cow::Owned(format!("eval \"$(printf '{octal}')\""))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_script_of_several_lines_runs_as_one() {
+        let script = "x='50% \\ \"of\" it'\necho \"$x\"; for i in 1 2; do\n  echo $i\ndone";
+        let line = one_line(script);
+        assert!(!line.contains('\n'));
+        let output = std::process::Command::new("sh")
+            .args(["-c", &line])
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap(),
+            "50% \\ \"of\" it\n1\n2\n"
+        );
+    }
 
     #[test]
     fn output_ends_at_the_marker_however_it_is_cut() {

@@ -26,6 +26,12 @@ pub const LONG: &[(&str, Story)] = &[
     ("systemd_runs_on_both_kernels", systemd_runs_on_both_kernels),
 ];
 
+/// Stories that need images which are built for minutes, told in a lab.
+pub const LAB_LONG: &[(&str, Story)] = &[(
+    "every_example_boots_with_both_kernels",
+    every_example_boots_with_both_kernels,
+)];
+
 const LIMIT: Duration = Duration::from_secs(900);
 
 fn recipe(name: &str) -> String {
@@ -214,5 +220,34 @@ vmm exec systemd -- cat /proc/1/comm"#,
             "`{kernel}`: {output:?}"
         );
     }
+    Ok(())
+}
+
+/// Every example with the kernel of its recipe; and Debian's user space, put upon our kernel as an image built upon the image.
+fn every_example_boots_with_both_kernels(ground: &Ground) -> Result<()> {
+    let init = "vmm run $image --rm -- sh -c 'read name </proc/1/comm; echo $name $(uname -r)'";
+    let line = format!(
+        r#"set -e
+for image in hello.ami debian.ami web.ami employee-directory.ami plain.ami cloud.ami microvm.ami; do {init}; done
+D=$(mktemp -d); trap 'rm -rf $D' EXIT; images=$PWD
+imgtool extract microvm.ami --part kernel -o $D/kernel >/dev/null 2>&1
+for name in debian web employee-directory plain cloud; do
+    printf 'name = "%s-microvm"\nbase = "%s"\n[kernel]\npath = "kernel"\n' $name $images/$name.ami >$D/x.toml
+    imgtool build $D/x.toml -o $D/x.ami --offline --quiet >/dev/null
+    image=$D/x.ami; {init}
+done"#
+    );
+    let output = ground.sh_within(&line, LIMIT)?;
+    ensure!(output.status == 0, "{output:?}");
+    let lines: Vec<&str> = output.stdout.lines().collect();
+    ensure!(
+        lines.len() == 12
+            && lines
+                .iter()
+                .all(|line| line.starts_with("init ") || line.starts_with("systemd ")),
+        "{output:?}"
+    );
+    let ours = lines.iter().filter(|line| line.ends_with("-microvm"));
+    ensure!(ours.count() == 6, "{output:?}");
     Ok(())
 }

@@ -37,6 +37,7 @@ pub const STORIES: &[(&str, Story)] = &[
         a_shutdown_tells_how_commands_ended,
     ),
     ("a_flood_disturbs_nobody", a_flood_disturbs_nobody),
+    ("the_gateway_answers_ping", the_gateway_answers_ping),
     ("user_data_runs_once", user_data_runs_once),
     (
         "a_reboot_is_another_life_of_the_same_instance",
@@ -347,6 +348,12 @@ fn a_shutdown_tells_how_commands_ended(ground: &Ground) -> Result<()> {
     ok(ground, "vmm terminate short").map(drop)
 }
 
+fn the_gateway_answers_ping(ground: &Ground) -> Result<()> {
+    let said = ok(ground, "vmm run hello.ami --rm -- ping -q -c 2 -W 30 10.0.2.2")?;
+    ensure!(said.contains("2 packets received"), "{said}");
+    Ok(())
+}
+
 /// DHCP, DNS, metadata and addresses that do not exist, as fast as the guest can; the instance and its neighbour go on.
 fn a_flood_disturbs_nobody(ground: &Ground) -> Result<()> {
     ok(
@@ -454,7 +461,7 @@ fn a_full_disk(ground: &Ground) -> Result<()> {
     ensure!(listed.contains("full"), "{listed}");
     ok(
         ground,
-        &within("vmm stop --time 20 full; mount -o remount,size=400m /work/small"),
+        &within("vmm stop --time 20 full && mount -o remount,size=400m /work/small"),
     )?;
     let file = ok(
         ground,

@@ -57,13 +57,16 @@ const SOFT: &[Table] = &[
 fn on_kvm(arch: Arch) -> (&'static [Table], &'static [Table]) {
     match arch {
         Arch::X86_64 => (
-            &[run::STORIES, kvm::STORIES, counters::STORIES, directory::STORIES],
             &[
+                run::STORIES,
+                kvm::STORIES,
+                counters::STORIES,
+                directory::STORIES,
                 work::STORIES,
                 instance::STORIES,
                 instance::LAB_STORIES,
-                cloud::LONG,
             ],
+            &[cloud::LONG, examples::LAB_LONG],
         ),
         Arch::Aarch64 => (&[], &[run::STORIES, work::STORIES, instance::STORIES]),
     }
@@ -172,8 +175,9 @@ fn prepare(long: bool) -> anyhow::Result<PathBuf> {
     let arch = Arch::host()?;
     let dist = Dist::build(arch)?;
     if long {
-        dist.image("examples/microvm.toml")?;
-        dist.image("examples/cloud.toml")?;
+        for recipe in ["microvm", "cloud", "debian", "web"] {
+            dist.image(&format!("examples/{recipe}.toml"))?;
+        }
     }
     dist.image(PLAIN)?;
     dist.image(DIRECTORY)?;

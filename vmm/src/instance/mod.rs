@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod api;
 pub mod assemble;
+mod ballast;
 pub mod capture;
 pub mod client;
 pub mod console;

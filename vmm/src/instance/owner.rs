@@ -348,9 +348,17 @@ impl Owner {
 }
 
 impl Life {
+    /// A stop that cannot be written down is one all the same: only a state that forbids it refuses it.
     fn begin_stop(&mut self, reason: &str) -> Result<()> {
         self.stopping = true;
-        self.update(Event::Stop, reason, |_| {})
+        match self.update(Event::Stop, reason, |_| {}) {
+            Err(refused @ Error::Transition { .. }) => Err(refused),
+            Err(error) => {
+                tracing::warn!(%error, "the stop is not recorded");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     fn update(&mut self, event: Event, reason: &str, change: impl FnOnce(&mut Record)) -> Result<()> {

@@ -6,6 +6,7 @@
 //!   i-0123456789abcdef0/     an instance; complete from the moment it bears this name
 //!     instance.json          the record, replaced atomically
 //!     lock                   held by the owner, the process that runs the guest, for as long as it lives
+//!     ballast                room for the record when the guest has filled the file system
 //!     …                      volumes, console log, sockets
 //!   .new-i-…/  .gone-i-…/    being made, being removed; swept when their maker has died
 //! ```
@@ -19,6 +20,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::ballast;
 use super::home::{Home, create_private, create_private_new};
 use super::id::valid_name;
 use super::lock::Lock;
@@ -464,7 +466,7 @@ enum Durable {
 fn write_record(directory: &Path, record: &Record, durable: Durable) -> Result<()> {
     let path = directory.join(RECORD);
     let draft = directory.join("instance.json.new");
-    let write = || {
+    let write = || -> io::Result<()> {
         let mut file = File::create(&draft)?;
         file.write_all(&text_of(record)?)?;
         if durable == Durable::Yes {
@@ -476,7 +478,7 @@ fn write_record(directory: &Path, record: &Record, durable: Durable) -> Result<(
         }
         Ok(())
     };
-    write().map_err(Error::file("writing", &path))
+    ballast::with_room(directory, write).map_err(Error::file("writing", &path))
 }
 
 #[cfg(test)]

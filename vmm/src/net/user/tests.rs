@@ -6,9 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant as StackInstant;
-use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
+use smoltcp::wire::{EthernetAddress, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, Ipv4Repr};
 
 use super::*;
 use crate::net::testing::Nic;
@@ -316,6 +317,49 @@ fn udp_payload(frame: &[u8]) -> (Ipv4Addr, u16, Vec<u8>) {
         datagram.dst_port(),
         datagram.payload().to_vec(),
     )
+}
+
+/// An echo request from the guest (RFC 792).
+fn echo_frame(to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let checksums = ChecksumCapabilities::default();
+    let echo = Icmpv4Repr::EchoRequest {
+        ident: 7,
+        seq_no: 1,
+        data: payload,
+    };
+    let ip = Ipv4Repr {
+        src_addr: Addresses::default().guest,
+        dst_addr: to,
+        next_header: IpProtocol::Icmp,
+        payload_len: echo.buffer_len(),
+        hop_limit: 64,
+    };
+    let mut packet = vec![0; ip.buffer_len() + echo.buffer_len()];
+    ip.emit(&mut Ipv4Packet::new_unchecked(&mut packet), &checksums);
+    let body = &mut packet[ip.buffer_len()..];
+    echo.emit(&mut Icmpv4Packet::new_unchecked(body), &checksums);
+    [&ethernet::GATEWAY_MAC, &MAC, [8, 0].as_slice(), &packet].concat()
+}
+
+#[test]
+fn the_gateway_answers_an_echo_request_and_the_world_does_not() {
+    let mut guest = Guest::new(Vec::new(), None);
+    for to in [gateway(), Addresses::default().dns] {
+        let frame = guest.raw(&echo_frame(to, b"are you there")).unwrap();
+        let packet = Ipv4Packet::new_checked(&frame[ETHERNET_HEADER..]).unwrap();
+        let answer = Icmpv4Packet::new_checked(packet.payload()).unwrap();
+        assert!(packet.verify_checksum() && answer.verify_checksum());
+        assert_eq!(
+            (packet.src_addr(), answer.msg_type()),
+            (to, Icmpv4Message::EchoReply)
+        );
+        assert_eq!(
+            (answer.echo_ident(), answer.data()),
+            (7, b"are you there".as_slice())
+        );
+    }
+    let elsewhere = Ipv4Addr::new(192, 0, 2, 1);
+    assert_eq!(guest.raw(&echo_frame(elsewhere, b"are you there")), None);
 }
 
 #[test]

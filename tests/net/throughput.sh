@@ -1,0 +1,47 @@
+# The user network of vmm beside QEMU's, same guest, in turns (A B B A). Runs on a host with KVM, in the folder with iperf.ami;
+# prints one line for each figure: round, who, what, value. `cargo xtask bench-net` runs it in the lab.
+set -e
+ROUNDS=${ROUNDS:-2} SECONDS_EACH=${SECONDS_EACH:-5}
+# An address of the host that is not loopback: neither network leads a guest to the host's loopback addresses.
+HOST=192.0.2.1
+ip addr add $HOST/32 dev lo 2>/dev/null || true
+iperf3 --server --daemon --bind $HOST
+D=$(mktemp -d)
+for part in kernel initramfs root; do imgtool extract iperf.ami --part $part -o $D/$part >/dev/null 2>&1; done
+
+# What the guest runs; the figures are receivers' in Mbit/s, and the mean round trip to the gateway in ms.
+cat >$D/measure <<END
+iperf3 -c $HOST -t $SECONDS_EACH -f m | awk '/receiver/ { print "result guest-to-host", \$(NF-2) }'
+iperf3 -c $HOST -t $SECONDS_EACH -f m -R | awk '/receiver/ { print "result host-to-guest", \$(NF-2) }'
+ping -q -c 200 -A 10.0.2.2 | awk -F/ '/round-trip/ { print "result round-trip-ms", \$4 }'
+END
+
+vmm_lane() {
+    vmm run iperf.ami --rm --accel kvm --cpus 1 --memory 256M -- sh -c "$(cat $D/measure)"
+}
+
+# QEMU's guest has no agent: the shell on its console takes the commands.
+qemu_lane() {
+    {
+        # The first line may be lost: the shell asks the terminal where its cursor is and reads on until it is told.
+        sleep 15
+        echo
+        sleep 2
+        echo "ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2"
+        cat $D/measure
+        echo "poweroff -f"
+        sleep $((SECONDS_EACH * 2 + 20))
+    } | timeout 120 qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
+        -M microvm,accel=kvm,acpi=on,pit=off,pic=off,rtc=off -cpu host -m 256M -smp 1 \
+        -kernel $D/kernel -initrd $D/initramfs -append "quiet loglevel=3 panic=-1 console=ttyS0 reboot=acpi pci=off" \
+        -drive id=root,if=none,format=raw,file=$D/root,snapshot=on -device virtio-blk-device,drive=root \
+        -netdev user,id=net -device virtio-net-device,netdev=net -device virtio-rng-device -serial stdio
+}
+
+measure() {
+    ${2}_lane 2>$D/errors | tee $D/output.$2 | tr -d '\r' | sed -n "s/^result \\([a-z-]* [0-9.]*\\).*/$1 $2 \\1/p"
+}
+
+for round in $(seq $ROUNDS); do
+    for lane in vmm qemu qemu vmm; do measure $round $lane; done
+done

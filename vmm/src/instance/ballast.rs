@@ -1,0 +1,87 @@
+//! Room kept back for the record, on a file system that the guest's writes may fill.
+//!
+//! An instance's volumes and its record are neighbours. When the guest has written the last free block, a stop could not be
+//! written down any more, and an instance that cannot be stopped cannot be mended either. So each running instance keeps a
+//! file of nothing beside its record: whoever finds no room gives it up, writes, and lays it again as soon as there is
+//! room.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Bytes: some ten records of ordinary size, with what file systems need beside them.
+const SIZE: usize = 64 << 10;
+/// Its name in the state directory.
+const BALLAST: &str = "ballast";
+
+/// Runs `write` in `directory`, and once more without the ballast when there is no room for it.
+pub fn with_room<T>(directory: &Path, mut write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let written = match write() {
+        Err(error) if is_full(&error) && fs::remove_file(directory.join(BALLAST)).is_ok() => write(),
+        written => written,
+    };
+    if written.is_ok() {
+        lay(directory);
+    }
+    written
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// Lays the ballast if it is not there. Where there is no room for it, the next write tries again.
+fn lay(directory: &Path) {
+    let path = directory.join(BALLAST);
+    let Ok(mut file) = File::create_new(&path) else {
+        return;
+    };
+    if let Err(error) = file.write_all(&vec![0; SIZE]) {
+        tracing::debug!(%error, "no room is kept for the record");
+        let _ = fs::remove_file(&path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> io::Error {
+        io::Error::from(io::ErrorKind::StorageFull)
+    }
+
+    #[test]
+    fn a_full_file_system_gives_the_ballast_up_and_gets_it_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let ballast = directory.path().join(BALLAST);
+        with_room(directory.path(), || Ok(())).unwrap();
+        assert_eq!(fs::metadata(&ballast).unwrap().len(), SIZE as u64);
+        let mut tries = 0;
+        let written = with_room(directory.path(), || {
+            tries += 1;
+            if ballast.exists() { Err(full()) } else { Ok(tries) }
+        });
+        assert_eq!(written.unwrap(), 2);
+        assert!(ballast.exists());
+    }
+
+    #[test]
+    fn without_ballast_or_for_another_reason_an_error_stays_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut tries = 0;
+        let mut fail = |error: fn() -> io::Error| {
+            with_room(directory.path(), || {
+                tries += 1;
+                Err::<(), _>(error())
+            })
+        };
+        assert!(fail(full).is_err());
+        lay(directory.path());
+        assert!(fail(|| io::ErrorKind::PermissionDenied.into()).is_err());
+        assert_eq!(tries, 2);
+        assert!(directory.path().join(BALLAST).exists());
+    }
+}
