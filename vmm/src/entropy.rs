@@ -39,18 +39,29 @@ pub fn bytes<const N: usize>() -> [u8; N] {
 }
 
 fn fetch(bytes: &mut [u8; BATCH]) {
-    loop {
-        // SAFETY: the kernel writes `BATCH` bytes at most to the array of that size.
-        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), BATCH, 0) };
-        if got == BATCH as isize {
-            return;
+    let got = fill(bytes);
+    assert!(got.is_ok(), "getrandom: {got:?}");
+}
+
+/// Fills all of `bytes` with randomness that nobody else gets, without the pool: for those who need much.
+///
+/// # Errors
+/// When the kernel has no `getrandom`.
+pub fn fill(bytes: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &mut bytes[done..];
+        // SAFETY: the kernel writes at most as many bytes to the slice as it has.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(got) => done += got,
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
         }
-        let error = io::Error::last_os_error();
-        assert!(
-            got >= 0 || error.kind() == io::ErrorKind::Interrupted,
-            "getrandom: {error}"
-        );
     }
+    Ok(())
 }
 
 /// A small source of chance that a test can repeat.

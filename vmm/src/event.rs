@@ -3,13 +3,15 @@
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use vmm_sys_util::epoll::EventSet;
+
+use crate::sandbox::{self, Kind};
 
 /// Events taken from the kernel in one call. More stay in the kernel's list and come with the next call.
 const BATCH: usize = 32;
@@ -106,12 +108,16 @@ pub struct WorkerThread<S> {
 }
 
 impl<S: Send + 'static> WorkerThread<S> {
-    /// Starts `run` in a thread called `name` (Linux shows the first 15 bytes). `run` must return soon after the event
-    /// that it is given becomes readable.
-    pub fn spawn(name: &str, run: impl FnOnce(EventFd) -> S + Send + 'static) -> io::Result<Self> {
+    /// Starts `run` in a thread of `kind` called `name` (Linux shows the first 15 bytes). `run` must return soon after the
+    /// event that it is given becomes readable.
+    pub fn spawn(
+        name: &str,
+        kind: Kind,
+        run: impl FnOnce(EventFd) -> S + Send + 'static,
+    ) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let seen = stop.try_clone()?;
-        let thread = Builder::new().name(name.to_owned()).spawn(move || run(seen))?;
+        let thread = sandbox::spawn(name, kind, move || run(seen))?;
         Ok(WorkerThread { stop, thread })
     }
 
@@ -153,7 +159,7 @@ mod tests {
         let work = EventFd::new(EFD_NONBLOCK).unwrap();
         let seen = work.try_clone().unwrap();
         let (reached, wait) = std::sync::mpsc::channel();
-        let worker = WorkerThread::spawn("test", move |stop| {
+        let worker = WorkerThread::spawn("test", Kind::Device, move |stop| {
             let poller = Poller::new().unwrap();
             poller.add(&stop, EventSet::IN, Which::Stop).unwrap();
             poller.add(&seen, EventSet::IN, Which::Work).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! Modules stand in layers; a lower one never imports a higher one, and `tests/layers.rs` holds the code to it:
 //!
-//! 1. [`memory`], [`event`], [`terminal`], [`entropy`], `arch::*::layout`
+//! 1. [`memory`], [`event`], [`terminal`], [`entropy`], [`sandbox`], `arch::*::layout`
 //! 2. [`bus`], [`irq`]
 //! 3. [`block`], [`net`]: what carries a device's data
 //! 4. [`devices`], [`virtio`]
@@ -26,6 +26,7 @@ pub mod machine;
 pub mod memory;
 pub mod net;
 pub mod profile;
+pub mod sandbox;
 pub mod terminal;
 pub mod timeline;
 pub mod vcpu;

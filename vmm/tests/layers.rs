@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of each layer, lowest first; the same list as in `src/lib.rs`.
 const LAYERS: &[&[&str]] = &[
-    &["memory", "event", "terminal", "entropy"],
+    &["memory", "event", "terminal", "entropy", "sandbox"],
     &["bus", "irq"],
     &["block", "net"],
     &["devices", "virtio"],

@@ -18,6 +18,7 @@ mod kvm;
 mod oracle;
 mod rootless;
 mod run;
+mod sandbox;
 mod terminal;
 mod trouble;
 mod work;
@@ -51,6 +52,7 @@ const SOFT: &[Table] = &[
     instance::STORIES,
     directory::STORIES,
     terminal::STORIES,
+    sandbox::STORIES,
 ];
 /// What is told on genuine KVM in a lab each time, and what takes more minutes there than a change can wait for. The arm64
 /// lab needs programs that are built for it first.
@@ -65,6 +67,7 @@ fn on_kvm(arch: Arch) -> (&'static [Table], &'static [Table]) {
                 work::STORIES,
                 instance::STORIES,
                 instance::LAB_STORIES,
+                sandbox::STORIES,
             ],
             &[cloud::LONG, examples::LAB_LONG],
         ),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::kvm::{self, Kvm, probe};
 use super::{Created, Error, Profiling};
@@ -167,7 +167,13 @@ pub fn measure() -> Vec<Measured> {
 /// Why to use KVM, or why not to.
 type Verdict = Result<String, String>;
 
+/// The same for the whole life of this process: one that is confined cannot look it up again.
 fn verdict(kvm: &Kvm) -> Verdict {
+    static KNOWN: OnceLock<Verdict> = OnceLock::new();
+    KNOWN.get_or_init(|| look_up_verdict(kvm)).clone()
+}
+
+fn look_up_verdict(kvm: &Kvm) -> Verdict {
     let cache = Cache::locate();
     if let Some(verdict) = cache.as_ref().and_then(Cache::load) {
         return verdict;

@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::{self, Architecture, Controller};
 use crate::bus::Action;
 use crate::irq::Interrupt;
+use crate::sandbox::Kind;
 
 pub use choose::{Choice, Chosen, Measured, choose, choose_repeatable, measure};
 
@@ -105,6 +106,10 @@ pub trait Vcpu: Send {
     fn run(&mut self, handler: &mut dyn ExitHandler) -> Result<Stop, Error>;
     /// A handle that stops `run` from another thread.
     fn kicker(&self) -> Arc<dyn Kick>;
+    /// What its thread may do.
+    fn thread(&self) -> Kind {
+        Kind::Soft
+    }
 }
 
 /// The accelerator's side of one machine. Order of calls: RAM was given to the constructor; then every vCPU; then

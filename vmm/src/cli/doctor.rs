@@ -13,6 +13,7 @@ use crate::accel::{Choice, Measured, choose, measure};
 use crate::arch::Architecture;
 use crate::block::volume::{Base, Error as VolumeError, Volume};
 use crate::instance::home::create_private;
+use crate::sandbox::Offer;
 
 /// Check what this host offers for running instances
 #[derive(Debug, Args)]
@@ -71,6 +72,7 @@ impl Doctor {
             directory("images", &context.store.home().images()),
             tun(),
         ]);
+        findings.extend(confinement());
         if self.json {
             output::json(&findings)?;
         } else {
@@ -246,4 +248,21 @@ fn tun() -> Finding {
             Finding::new("network", Verdict::Good, found)
         }
     }
+}
+
+/// How far the process that runs a guest is confined here.
+fn confinement() -> [Finding; 2] {
+    let offer = Offer::of_host();
+    let finding = |what, part: Result<String, String>| {
+        match part {
+        Ok(found) => Finding::new(what, Verdict::Good, found),
+        Err(missing) => Finding::new(what, Verdict::Fair, missing).advice(
+            "a kernel that has it; until then guests run confined by the rest, and --sandbox required refuses them",
+        ),
+    }
+    };
+    [
+        finding("system calls", offer.system_calls),
+        finding("files", offer.files),
+    ]
 }

@@ -14,6 +14,7 @@ use super::lifecycle::{running, wait_ready};
 use super::{Context, Status, signals, value};
 use crate::instance::Event;
 use crate::instance::agent::{self, Incoming, Sender};
+use crate::sandbox::{self, Kind};
 use crate::terminal;
 use crate::virtio::lockstep::Turn;
 
@@ -124,7 +125,7 @@ pub fn run_in(
         let (sender, turn) = (session.sender(), turn.clone());
         turn.take();
         // Ends with the process: a thread that waits for input cannot be woken.
-        std::thread::Builder::new().name("input".into()).spawn(move || {
+        sandbox::spawn("input", Kind::Control, move || {
             pass_input(&sender, &turn);
             turn.give();
         })?;

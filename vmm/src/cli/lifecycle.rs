@@ -9,10 +9,12 @@ use clap::Args;
 use super::failure::{Advice, TimedOut};
 use super::wait::Waiting;
 use super::{Context, Status, failure, value};
+use crate::instance::assemble::PerRun;
 use crate::instance::client::Client;
 use crate::instance::launch::empty_ephemeral;
 use crate::instance::store::Held;
 use crate::instance::{Error, Event, InstanceId, State, api, detach};
+use crate::sandbox::Mode;
 
 /// After its patience with the guest is over an owner ends it at once; this is for the writing of the record.
 const GRACE: Duration = Duration::from_secs(5);
@@ -22,6 +24,15 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct Start {
     #[command(flatten)]
     waiting: Waiting,
+    /// Confine the process by what this host offers, by all of it or not at all, or by nothing (`vmm doctor` tells)
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        default_value_t,
+        help_heading = "Security"
+    )]
+    sandbox: Mode,
     /// Ids, beginnings of ids, or names
     #[arg(required = true, value_name = "INSTANCE")]
     instances: Vec<String>,
@@ -32,7 +43,11 @@ impl Start {
         for_each(context, "start", &self.instances, |id| {
             let mut held = context.store.hold(id, Event::Start)?;
             begin(&mut held)?;
-            detach::spawn(held, &[])?;
+            let per_run = PerRun {
+                sandbox: self.sandbox,
+                ..PerRun::default()
+            };
+            detach::spawn(held, &per_run.arguments()?)?;
             self.waiting.run(context, std::slice::from_ref(id))
         })
     }

@@ -9,6 +9,7 @@ use super::{Context, Status, signals};
 use crate::instance::assemble::{Assembly, PerRun};
 use crate::instance::owner::Owner;
 use crate::instance::{Error, InstanceId, Result, State, api, detach, service};
+use crate::sandbox::{self, Kind};
 
 /// Run an instance whose lock is inherited
 #[derive(Debug, Args)]
@@ -26,7 +27,7 @@ impl Own {
         let served = turn.clone();
         let signals = signals::hold()?;
         let owner = service::own(held, &turn);
-        tell(&owner, report)?;
+        let mut report = Some(report);
         let surround = || {
             service::serve(&owner, &served, move || {
                 timeline.mark(crate::timeline::Event::Ready)
@@ -46,7 +47,16 @@ impl Own {
             Arc::clone(&context.timeline),
         );
         let (ending, held) = owner.run(
-            |record, directory, console| assembly.build(record, directory, console),
+            |record, directory, console| {
+                // Threads only after this; and without it the report stays here until the record says why.
+                if report.is_some() {
+                    assembly.confine(record, directory, record.auto_remove)?;
+                }
+                if let Some(report) = report.take() {
+                    tell(&owner, report)?;
+                }
+                assembly.build(record, directory, console)
+            },
             surround,
         )?;
         assembly.finish()?;
@@ -54,7 +64,7 @@ impl Own {
             eprintln!("{}: {counted}", held.record().id);
         }
         if held.record().auto_remove {
-            held.remove()?;
+            held.remove_by(assembly.janitor())?;
         }
         Ok(Status::from(&ending))
     }
@@ -72,9 +82,6 @@ fn tell(owner: &Arc<Owner>, report: detach::Report) -> Result<()> {
             }
         }
     };
-    std::thread::Builder::new()
-        .name("report".into())
-        .spawn(watch)
-        .map_err(Error::os("starting a thread"))?;
+    sandbox::spawn("report", Kind::Control, watch).map_err(Error::os("starting a thread"))?;
     Ok(())
 }

@@ -77,6 +77,8 @@ impl Profile {
             exits: false,
             icount: true,
             profile: Some(Arc::clone(&profiling)),
+            outputs: vec![folded.clone(), svg.clone()],
+            ..PerRun::default()
         };
         let command = if self.command.is_empty() {
             vec!["true".to_owned()]

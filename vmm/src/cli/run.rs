@@ -24,6 +24,7 @@ use crate::instance::owner::Owner;
 use crate::instance::record::{Accel, Config, Ending};
 use crate::instance::store::Held;
 use crate::instance::{Error, Event, Record, State, api, detach, service};
+use crate::sandbox::{self, Kind};
 use crate::terminal;
 use crate::virtio::lockstep::{Times, Turn};
 
@@ -349,7 +350,7 @@ impl Run {
         let record = held.record().clone();
         // What never ran is nothing to keep.
         if record.auto_remove || !owner.has_run() {
-            held.remove()?;
+            held.remove_by(assembly.janitor())?;
         }
         match command.map(|command| command.join()) {
             Some(Ok(Some(done))) => Ok(done?),
@@ -411,7 +412,7 @@ impl Run {
             true
         };
         // Ends with the process: a thread that waits for a key cannot be woken.
-        std::thread::Builder::new().name("keys".into()).spawn(move || {
+        sandbox::spawn("keys", Kind::Control, move || {
             while console::forward_keys(&take) {
                 leave("left by its user");
             }
@@ -463,7 +464,7 @@ impl Run {
             turn.give();
             done
         };
-        std::thread::Builder::new().name("command".into()).spawn(run)
+        sandbox::spawn("command", Kind::Control, run)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::sandbox::{self, Kind};
 use nix::sys::signal::{SigSet, Signal};
 
 /// Ctrl-C, `kill`, the terminal's disappearance, and its change of size.
@@ -22,13 +23,11 @@ pub fn hold() -> io::Result<Held> {
 impl Held {
     /// Calls `take` for each such signal, those that came meanwhile included.
     pub fn deliver(self, mut take: impl FnMut(Signal) + Send + 'static) -> io::Result<()> {
-        std::thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || {
-                while let Ok(signal) = self.0.wait() {
-                    take(signal);
-                }
-            })?;
+        sandbox::spawn("signals", Kind::Control, move || {
+            while let Ok(signal) = self.0.wait() {
+                take(signal);
+            }
+        })?;
         Ok(())
     }
 }

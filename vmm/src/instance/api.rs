@@ -17,6 +17,7 @@ use serde_json::json;
 use super::http::{self, Request, Response};
 use super::owner::{News, Owner};
 use super::{Error, Result, sockets};
+use crate::sandbox::{self, Kind};
 
 /// Connections served at once; attached consoles and watchers stay connected. One more is answered with 503.
 const MAX_CONNECTIONS: usize = 64;
@@ -108,9 +109,7 @@ pub struct StopRequest {
 /// Serves `owner` on its control socket for as long as the process lives.
 pub fn serve(owner: Arc<Owner>) -> Result<()> {
     let listener = sockets::bind(owner.directory(), sockets::CONTROL)?;
-    std::thread::Builder::new()
-        .name("control".into())
-        .spawn(move || accept(&listener, &owner))
+    sandbox::spawn("control", Kind::Control, move || accept(&listener, &owner))
         .map_err(Error::os("starting a thread"))?;
     Ok(())
 }
@@ -125,7 +124,7 @@ fn accept(listener: &UnixListener, owner: &Arc<Owner>) {
             continue;
         }
         let (owner, count) = (Arc::clone(owner), Arc::clone(&open));
-        let served = std::thread::Builder::new().name("request".into()).spawn(move || {
+        let served = sandbox::spawn("request", Kind::Control, move || {
             if let Err(error) = converse(&owner, stream) {
                 tracing::debug!(%error, "a control connection ended");
             }
@@ -258,16 +257,14 @@ fn console(owner: &Owner, mut stream: UnixStream, typed_already: &[u8]) -> io::R
     if !typed_already.is_empty() {
         input.input(typed_already);
     }
-    let reader = std::thread::Builder::new()
-        .name("console-input".into())
-        .spawn(move || {
-            let mut chunk = [0; 4096];
-            while let Ok(n @ 1..) = typed.read(&mut chunk) {
-                input.input(&chunk[..n]);
-            }
-            // The peer has left: writing to it fails from now on, which ends the other direction with the next output.
-            let _ = typed.shutdown(Shutdown::Both);
-        })?;
+    let reader = sandbox::spawn("console-input", Kind::Control, move || {
+        let mut chunk = [0; 4096];
+        while let Ok(n @ 1..) = typed.read(&mut chunk) {
+            input.input(&chunk[..n]);
+        }
+        // The peer has left: writing to it fails from now on, which ends the other direction with the next output.
+        let _ = typed.shutdown(Shutdown::Both);
+    })?;
     let result = forward(stream, &past, &live);
     let _ = reader.join();
     result

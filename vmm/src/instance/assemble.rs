@@ -1,34 +1,30 @@
 //! From a record to a machine: one life of an instance's guest.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::console::Console;
-use super::home::Home;
+use super::consoles::consoles;
+use super::home::{Home, base_link};
 use super::image::{self, Image};
-use super::launch::{BASE, Fresh, hostname};
+use super::janitor::Janitor;
+use super::launch::{Fresh, hostname};
 use super::measure::Measured;
 use super::owner::Guest;
 use super::record::{Accel, Record, Volume, VolumeKind};
-use super::{Error, Result, network, sockets};
-use crate::accel::{Choice, Profiling};
+use super::{Error, Result, confine, network, sockets};
+use crate::accel::{self, Choice, Profiling};
 use crate::arch;
 use crate::block::raw::RawFile;
 use crate::block::volume::{Hydration, Volume as RootVolume};
-use crate::machine::{Device, Handle, Machine, Outcome, Serial, Spec};
+use crate::machine::{Device, Handle, Machine, Outcome, Spec};
 use crate::memory::Part;
-use crate::terminal;
+use crate::sandbox::{self, Mode, Offer};
 use crate::timeline::{Event, Timeline};
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::{Block, Spec as BlockSpec};
-use crate::virtio::console::{Console as Hvc, Size as HvcSize};
 use crate::virtio::lockstep::Turn;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
@@ -49,9 +45,21 @@ pub struct PerRun {
     /// Let instructions be time, so that every run is the same, and say how many there were
     #[arg(long)]
     pub icount: bool,
+    /// Confine the process by what this host offers, by all of it or not at all, or by nothing (`vmm doctor` tells)
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        default_value_t,
+        help_heading = "Security"
+    )]
+    pub sandbox: Mode,
     /// Where the processor's profile goes
     #[arg(skip)]
     pub profile: Option<Arc<Profiling>>,
+    /// Other files that the process writes at the end
+    #[arg(skip)]
+    pub outputs: Vec<PathBuf>,
 }
 
 impl PerRun {
@@ -61,9 +69,11 @@ impl PerRun {
             timing,
             exits,
             icount,
+            sandbox,
             profile: _,
+            outputs: _,
         } = self;
-        let mut arguments = Vec::new();
+        let mut arguments: Vec<OsString> = vec!["--sandbox".into(), sandbox.word().into()];
         if let Some(path) = timing {
             let path = if path == Path::new("-") {
                 path.clone()
@@ -100,6 +110,10 @@ pub struct Assembly {
     /// Taken by the first life.
     fresh: Option<Fresh>,
     measured: Measured,
+    /// Whether it was tried to confine the process.
+    confined: bool,
+    /// Removes the instance, which the confined process cannot.
+    janitor: Option<Janitor>,
 }
 
 impl Assembly {
@@ -112,6 +126,8 @@ impl Assembly {
             turn,
             timeline,
             fresh: None,
+            confined: false,
+            janitor: None,
         }
     }
 
@@ -123,8 +139,48 @@ impl Assembly {
         }
     }
 
-    /// Builds the machine of one life.
+    /// Confines this process, as its user wishes, to what the instance needs; with `removes` it may be removed in the end. No
+    /// other thread may have been started. What the host does not offer is told.
+    pub fn confine(&mut self, record: &Record, directory: &Path, removes: bool) -> Result<()> {
+        self.confined = true;
+        let mode = self.per_run.sandbox;
+        if mode == Mode::Off {
+            return Ok(());
+        }
+        let Fresh { image, root } = match self.fresh.take() {
+            Some(fresh) => fresh,
+            None => Fresh {
+                image: Arc::new(open_image(record, directory)?),
+                root: None,
+            },
+        };
+        // Both leave a note where the confined process may not write.
+        image.verify_boot(&self.home)?;
+        let _ = accel::choose(choice(record.config.accel), image.manifest().architecture);
+        let timing = self.per_run.timing.iter().filter(|path| *path != Path::new("-"));
+        let outputs: Vec<_> = timing.chain(&self.per_run.outputs).cloned().collect();
+        let plan = confine::plan(record, directory, &self.home, &image, &outputs)?;
+        self.fresh = Some(Fresh { image, root });
+        if removes && Offer::of_host().files.is_ok() {
+            self.janitor = Some(Janitor::start(directory)?);
+        }
+        let missing = sandbox::confine(mode, &plan).map_err(|error| Error::Refused(error.to_string()))?;
+        if let Some(missing) = missing {
+            tracing::warn!("this host confines the process in part only: {missing}");
+        }
+        Ok(())
+    }
+
+    /// Who is to remove the instance, if this process cannot.
+    pub fn janitor(&mut self) -> Option<Janitor> {
+        self.janitor.take()
+    }
+
+    /// Builds the machine of one life; confines the process before, unless that was done.
     pub fn build(&mut self, record: &Record, directory: &Path, console: &Console) -> Result<Box<dyn Guest>> {
+        if !self.confined {
+            self.confine(record, directory, true)?;
+        }
         let (image, root) = match self.fresh.take() {
             Some(Fresh { image, root }) => (image, root),
             None => (Arc::new(open_image(record, directory)?), None),
@@ -239,7 +295,7 @@ impl Guest for Life {
 /// The instance's own link to its image, or the image where it was at the launch.
 pub fn open_image(record: &Record, directory: &Path) -> Result<Image> {
     let path = if record.image.linked {
-        directory.join(BASE)
+        base_link(directory)
     } else {
         record.image.path.clone()
     };
@@ -292,83 +348,6 @@ fn command_line(image: &Image, record: &Record, network: Option<&str>) -> String
     words.extend(launch.map(|word| word.trim().to_owned()));
     words.retain(|word| !word.is_empty());
     words.join(" ")
-}
-
-/// The console devices. What a person types goes to the one that the image names. The serial port is always there: until
-/// the driver of `hvc0` is loaded, it alone can say why a kernel does not come up.
-fn consoles(image: &Image, console: &Console, turn: &Turn) -> Result<(Option<Hvc>, Serial)> {
-    let input = keyboard(console)?;
-    if !image.manifest().console.starts_with("hvc") {
-        return Ok((
-            None,
-            Serial {
-                output: Box::new(console.clone()),
-                input: Some(input),
-            },
-        ));
-    }
-    // A guest that is to run the same way everywhere is not told of this terminal.
-    let terminal = terminal::size().filter(|_| !turn.is_kept());
-    let (columns, rows) = terminal.map_or((0, 0), |(rows, columns)| (columns, rows));
-    let main = Arc::new(AtomicBool::new(false));
-    let size = HvcSize::new(columns, rows);
-    let guest_size = size.clone();
-    console.connect_size(Some(Box::new(move |columns, rows| guest_size.set(columns, rows))));
-    let hvc = Hvc::new(
-        Some(input),
-        Box::new(Main(console.clone(), Arc::clone(&main))),
-        size,
-    );
-    Ok((
-        Some(hvc),
-        Serial {
-            output: Box::new(Early(console.clone(), main)),
-            input: None,
-        },
-    ))
-}
-
-/// The main console's output.
-struct Main(Console, Arc<AtomicBool>);
-
-impl Write for Main {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.1.store(true, Ordering::Relaxed);
-        self.0.write(bytes)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The serial port's output, until the main console has taken over: the kernel prints the same on both.
-struct Early(Console, Arc<AtomicBool>);
-
-impl Write for Early {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.1.load(Ordering::Relaxed) {
-            Ok(bytes.len())
-        } else {
-            self.0.write(bytes)
-        }
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A stream that brings what a person types.
-fn keyboard(console: &Console) -> Result<OwnedFd> {
-    let failed = "connecting the console";
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let (keys, device) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
-        .map_err(|error| Error::os(failed)(error.into()))?;
-    let keys = UnixStream::from(keys);
-    // What does not fit is dropped, as on a line without flow control: a guest that does not read must not stop its host.
-    console.connect_input(Some(Box::new(move |bytes| {
-        let _ = (&keys).write(bytes);
-    })));
-    Ok(device)
 }
 
 /// The device through which host and agent speak.

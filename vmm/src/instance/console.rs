@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::sandbox::{self, Kind};
+
 /// The log is turned over at this size and one old log is kept: a guest that babbles cannot fill the host's disk.
 pub const LOG_CAP: u64 = 1 << 20;
 /// Chunks a viewer may lag behind before it is cut off: it must not slow the guest or the others down.
@@ -52,6 +54,12 @@ impl Console {
                 panic: None,
             })),
         }
+    }
+
+    /// Opens the log, which the first output would otherwise have to wait for.
+    pub fn prepare(&self) {
+        // The first output tries again, and says why it cannot be kept.
+        let _ = self.lock().log.prepare();
     }
 
     /// Takes what the guest has printed.
@@ -207,10 +215,11 @@ impl Log {
 
     fn try_append(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &self.state {
-            LogState::Unopened => self.state = self.open()?,
+            LogState::Unopened => self.open()?,
             LogState::Open { size, .. } if *size >= LOG_CAP => {
-                std::fs::rename(&self.path, old_log_path(&self.path))?;
-                self.state = self.open()?;
+                let path = self.path.clone();
+                sandbox::ask(Kind::Control, move || std::fs::rename(&path, old_log_path(&path)))??;
+                self.open()?;
             }
             LogState::Open { .. } | LogState::GivenUp => {}
         }
@@ -221,14 +230,26 @@ impl Log {
         Ok(())
     }
 
-    fn open(&self) -> io::Result<LogState> {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .read(true)
-            .open(&self.path)?;
-        let size = file.metadata()?.len();
-        Ok(LogState::Open { file, size })
+    /// The threads that bring output open no files themselves.
+    fn open(&mut self) -> io::Result<()> {
+        let path = self.path.clone();
+        self.state = sandbox::ask(Kind::Control, move || {
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .read(true)
+                .open(&path)?;
+            let size = file.metadata()?.len();
+            io::Result::Ok(LogState::Open { file, size })
+        })??;
+        Ok(())
+    }
+
+    fn prepare(&mut self) -> io::Result<()> {
+        match self.state {
+            LogState::Unopened => self.open(),
+            LogState::Open { .. } | LogState::GivenUp => Ok(()),
+        }
     }
 
     fn tail(&self, count: u64) -> Vec<u8> {

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::{Error, InstanceId, Result};
 
+/// Ends the name of a hard link to an instance's image.
+pub const BASE_SUFFIX: &str = ".ami";
+
 /// The two directories of a user: state (instances, volumes) and data (images).
 #[derive(Debug, Clone)]
 pub struct Home {
@@ -52,10 +55,23 @@ impl Home {
         self.data.join("images")
     }
 
-    /// What `vmm` remembers about this host (the accelerator's probe).
+    /// What belongs to this host and not to an image: instances, volumes, what is remembered of images.
     pub fn state(&self) -> &Path {
         &self.state
     }
+
+    /// Where it is remembered that the image `id` was verified.
+    pub fn seal(&self, id: &str) -> PathBuf {
+        self.state.join("verified").join(id)
+    }
+}
+
+/// The hard link to the image of the instance kept in `directory`. It stands beside the directory: the process that runs the
+/// guest may write inside, and must not write to an image.
+pub fn base_link(directory: &Path) -> PathBuf {
+    let mut name = directory.file_name().unwrap_or_default().to_owned();
+    name.push(BASE_SUFFIX);
+    directory.with_file_name(name)
 }
 
 /// Creates `path` and its parents for the user alone: consoles and volumes are private.

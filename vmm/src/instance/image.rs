@@ -114,7 +114,7 @@ impl Image {
     /// it was verified is not read again: that would cost most of the time of a launch.
     pub fn verify_boot(&self, home: &Home) -> Result<()> {
         let seal = self.seal()?;
-        let record = home.state().join("verified").join(self.id());
+        let record = home.seal(self.id());
         if is_remembered(&record, &seal) {
             return Ok(());
         }

@@ -34,7 +34,7 @@ impl World {
             .prepare(0)
             .unwrap();
         held.update(Event::Ended, "", |r| r.image.linked = false).unwrap();
-        fs::remove_file(held.directory().join(super::super::launch::BASE)).unwrap();
+        fs::remove_file(super::super::home::base_link(held.directory())).unwrap();
         held.record().id.to_string()
     }
 }

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::home::base_link;
 use super::id::ReservationId;
 use super::image::Image;
 use super::network::{MAX_USER_DATA, USER_DATA};
@@ -18,8 +19,6 @@ use crate::block::volume;
 
 /// The root volume's file in the state directory.
 pub const ROOT: &str = "root.vol";
-/// The hard link to the image in the state directory.
-pub const BASE: &str = "base.ami";
 /// Volumes per instance, the root volume included: as many as there are letters for them.
 pub const MAX_VOLUMES: usize = 16;
 
@@ -291,7 +290,7 @@ impl Launch {
                 let path = directory.join(USER_DATA);
                 fs::write(&path, data).map_err(Error::file("writing", &path))?;
             }
-            record.image.linked = link(&self.image, &directory.join(BASE));
+            record.image.linked = link(&self.image, &base_link(&planned));
             for volume in &record.volumes {
                 // The directory does not bear its final name yet.
                 let path = match volume.path.strip_prefix(&planned) {

@@ -16,6 +16,7 @@ use super::record::{Ending, Record};
 use super::store::Held;
 use super::{Error, Event, InstanceId, Result, State};
 use crate::machine::Outcome;
+use crate::sandbox::{self, Kind};
 use crate::virtio::lockstep::Turn;
 
 /// News that a watcher may lag behind before it is cut off; a life brings about ten.
@@ -193,6 +194,7 @@ impl Owner {
     fn begun(&self, surround: Option<impl FnOnce() -> Result<()>>) -> Result<()> {
         let (event, reason) = match surround {
             Some(surround) => {
+                self.console.prepare();
                 surround()?;
                 (Event::Started, "launched")
             }
@@ -260,17 +262,15 @@ impl Owner {
         }
         let owner = Arc::clone(self);
         self.turn.take();
-        std::thread::Builder::new()
-            .name("stop".into())
-            .spawn(move || {
-                let deadline = Instant::now() + patience;
-                owner.ask_until(Farewell::PowerOff, deadline);
-                owner.turn.give();
-                if !owner.wait_ended(deadline) {
-                    owner.kill();
-                }
-            })
-            .map_err(Error::os("starting a thread"))?;
+        sandbox::spawn("stop", Kind::Control, move || {
+            let deadline = Instant::now() + patience;
+            owner.ask_until(Farewell::PowerOff, deadline);
+            owner.turn.give();
+            if !owner.wait_ended(deadline) {
+                owner.kill();
+            }
+        })
+        .map_err(Error::os("starting a thread"))?;
         Ok(())
     }
 

@@ -61,7 +61,7 @@ pub struct ImageRef {
     pub name: String,
     /// Where the file was found at launch, absolute.
     pub path: PathBuf,
-    /// Whether the state directory holds a hard link of its own (`base.ami`), so that nobody can take the file away.
+    /// Whether a hard link of its own stands beside the state directory, so that nobody can take the file away.
     pub linked: bool,
 }
 

@@ -16,6 +16,7 @@ use super::record::Record;
 use super::{Error, Result};
 use crate::block::raw::RawFile;
 use crate::machine::{Machine, Outcome, Serial, Spec};
+use crate::sandbox::{self, Kind};
 use crate::timeline::Timeline;
 use crate::virtio::block::{Block, Spec as BlockSpec};
 use crate::virtio::lockstep::Turn;
@@ -74,14 +75,12 @@ pub fn scrub(record: &Record, image: &Image, file: File, start: u64, size: u64) 
 fn run(machine: Machine) -> Result<Outcome> {
     let handle = machine.handle();
     let (done, ended) = channel::<()>();
-    let watchdog = std::thread::Builder::new()
-        .name("watchdog".into())
-        .spawn(move || {
-            if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                handle.kill();
-            }
-        })
-        .map_err(Error::os("starting a thread"))?;
+    let watchdog = sandbox::spawn("watchdog", Kind::Control, move || {
+        if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            handle.kill();
+        }
+    })
+    .map_err(Error::os("starting a thread"))?;
     let outcome = machine
         .run(|| {})
         .map_err(|error| Error::Machine(error.to_string()));

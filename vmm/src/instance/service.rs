@@ -10,6 +10,7 @@ use super::console::Console;
 use super::owner::Owner;
 use super::store::Held;
 use super::{Error, Result, agent, network, sockets};
+use crate::sandbox::{self, Kind};
 use crate::virtio::lockstep::{Times, Turn};
 
 /// Takes charge of `held`. The guest itself is run by [`Owner::run`]. `turn` is the machine's.
@@ -31,21 +32,19 @@ fn listen_for_readiness(owner: &Arc<Owner>, turn: Turn, on_ready: impl Fn() + Se
     let listener = sockets::bind(owner.directory(), &format!("{}_{READY_PORT}", sockets::VSOCK))?;
     turn.expect(READY_PORT, Times::Always);
     let owner = Arc::clone(owner);
-    std::thread::Builder::new()
-        .name("readiness".into())
-        .spawn(move || {
-            listener.incoming().flatten().for_each(|stream| {
-                // Closed before anything else, so that the guest hears of it first in every run.
-                drop(stream);
-                if let Err(error) = configure(&owner, &turn) {
-                    tracing::warn!(%error, "the guest could not be configured");
-                }
-                on_ready();
-                owner.set_ready();
-                turn.give();
-            })
+    sandbox::spawn("readiness", Kind::Control, move || {
+        listener.incoming().flatten().for_each(|stream| {
+            // Closed before anything else, so that the guest hears of it first in every run.
+            drop(stream);
+            if let Err(error) = configure(&owner, &turn) {
+                tracing::warn!(%error, "the guest could not be configured");
+            }
+            on_ready();
+            owner.set_ready();
+            turn.give();
         })
-        .map_err(Error::os("starting a thread"))?;
+    })
+    .map_err(Error::os("starting a thread"))?;
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 //!     lock                   held by the owner, the process that runs the guest, for as long as it lives
 //!     ballast                room for the record when the guest has filled the file system
 //!     …                      volumes, console log, sockets
+//!   i-0123456789abcdef0.ami  a hard link to its image
 //!   .new-i-…/  .gone-i-…/    being made, being removed; swept when their maker has died
 //! ```
 //!
@@ -21,8 +22,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::ballast;
-use super::home::{Home, create_private, create_private_new};
+use super::home::{BASE_SUFFIX, Home, base_link, create_private, create_private_new};
 use super::id::valid_name;
+use super::janitor::{Janitor, remove_directory};
 use super::lock::Lock;
 use super::record::{Ending, FORMAT, Record};
 use super::{Error, Event, InstanceId, Result, State};
@@ -37,7 +39,8 @@ const ABANDONED: Duration = Duration::from_secs(60);
 const RECORD: &str = "instance.json";
 const LOCK: &str = "lock";
 const NEW: &str = ".new-";
-const GONE: &str = ".gone-";
+/// Begins the name of a directory that is being removed.
+pub(super) const GONE: &str = ".gone-";
 
 /// All instances of a user.
 #[derive(Debug, Clone)]
@@ -87,7 +90,8 @@ impl Store {
             }
             None => None,
         };
-        let under_way = self.home.instances().join(format!("{NEW}{}", record.id));
+        let id = record.id.to_string();
+        let under_way = self.home.instances().join(format!("{NEW}{id}"));
         create_private_new(&under_way)?;
         let made = (|| {
             let lock = take(&under_way, &record.id)?;
@@ -103,6 +107,7 @@ impl Store {
         })();
         if made.is_err() {
             let _ = fs::remove_dir_all(&under_way);
+            let _ = fs::remove_file(base_link(&self.home.instances().join(&*id)));
         }
         made
     }
@@ -299,6 +304,13 @@ impl Store {
             if abandoned && let Ok(Some(_lock)) = Lock::try_take(&path.join(LOCK)) {
                 let _ = fs::remove_dir_all(&path);
             }
+            // Its instance is being made before the link is, and is renamed before the link is removed.
+            if let Some(id) = name.strip_suffix(BASE_SUFFIX)
+                && !self.home.instances().join(format!("{NEW}{id}")).exists()
+                && !self.home.instances().join(id).exists()
+            {
+                let _ = fs::remove_file(&path);
+            }
         }
     }
 }
@@ -350,7 +362,12 @@ impl Held {
     }
 
     /// Removes a stopped instance: its volumes that are to go with it, then its directory.
-    pub fn remove(mut self) -> Result<()> {
+    pub fn remove(self) -> Result<()> {
+        self.remove_by(None)
+    }
+
+    /// The same in a process that may not remove its own directory, but has a janitor that may.
+    pub fn remove_by(mut self, janitor: Option<Janitor>) -> Result<()> {
         self.apply(Event::Terminate, "terminated")?;
         for volume in self.record.volumes.iter().filter(|v| v.delete_on_termination) {
             // Those inside the directory go with it.
@@ -358,7 +375,10 @@ impl Held {
                 let _ = fs::remove_file(&volume.path);
             }
         }
-        remove_directory(&self.directory)
+        match janitor {
+            Some(janitor) => janitor.remove(),
+            None => remove_directory(&self.directory),
+        }
     }
 }
 
@@ -374,14 +394,6 @@ impl Damaged {
     pub fn remove(self) -> Result<()> {
         remove_directory(&self.directory)
     }
-}
-
-/// Gone at once for everybody, then deleted at leisure.
-fn remove_directory(directory: &Path) -> Result<()> {
-    let name = directory.file_name().unwrap_or_default().to_string_lossy();
-    let gone = directory.with_file_name(format!("{GONE}{name}"));
-    fs::rename(directory, &gone).map_err(Error::file("removing", directory))?;
-    fs::remove_dir_all(&gone).map_err(Error::file("removing", &gone))
 }
 
 /// An instance can be removed by its owner between any two steps of another command: that is no failure of the step, and

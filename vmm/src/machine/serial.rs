@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::serial::Serial;
 use crate::event::{EventSet, Poller, Token, WorkerThread};
+use crate::sandbox::Kind;
 
 /// Bytes read at once: what the port's FIFO holds.
 const CHUNK: usize = 64;
@@ -38,7 +39,7 @@ impl Token for Wake {
 /// Starts to carry bytes from `input` to `port` until the input ends.
 pub(super) fn feed(port: Arc<Mutex<Serial>>, input: OwnedFd) -> io::Result<Feeder> {
     let room = port.lock().unwrap_or_else(PoisonError::into_inner).room()?;
-    WorkerThread::spawn("serial", move |stop| {
+    WorkerThread::spawn("serial", Kind::Console, move |stop| {
         let mut input = Input {
             port,
             file: File::from(input),

@@ -17,10 +17,11 @@ mod exits;
 
 use std::io;
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use crate::accel::{Exit, ExitHandler, Stop, Vcpu};
 use crate::bus::{Action, Bus};
+use crate::sandbox;
 use crate::timeline::{Event, Timeline};
 use crate::virtio::lockstep::{Baton, Occasion};
 
@@ -92,9 +93,9 @@ pub fn start(
         control: Arc::clone(&control),
         exited: false,
     };
-    Builder::new()
-        .name(format!("cpu{number}"))
-        .spawn(move || run(vcpu, server, &control))
+    sandbox::spawn(&format!("cpu{number}"), vcpu.thread(), move || {
+        run(vcpu, server, &control)
+    })
 }
 
 fn run(mut vcpu: Box<dyn Vcpu>, mut server: Server, control: &Control) {

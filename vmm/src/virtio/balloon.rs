@@ -13,6 +13,7 @@ use super::ring::{Broken, Chain};
 use super::worker::{Context, Engine, Service};
 use super::{Activation, DeviceInterrupt, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use crate::sandbox::Kind;
 
 /// The guest may take pages back before it runs out of memory (§5.5.3).
 const F_DEFLATE_ON_OOM: u64 = 1 << 2;
@@ -115,7 +116,7 @@ impl VirtioDevice for Balloon {
 
     fn start(&mut self, active: Activation) -> Result<(), Error> {
         *self.target.interrupt() = Some(active.interrupt.clone());
-        self.engine.start("balloon", active)
+        self.engine.start("balloon", Kind::Device, active)
     }
 
     fn stop(&mut self) -> Vec<Queue> {

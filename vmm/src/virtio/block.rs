@@ -10,6 +10,7 @@ use super::ring::{Broken, Chain, Segments};
 use super::worker::{Context, Engine, Service};
 use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::block::Backend;
+use crate::sandbox::Kind;
 
 /// Unit of the device's addresses in bytes (VIRTIO 1.3 §5.2.4), whatever the block size.
 pub const SECTOR: u64 = 512;
@@ -130,7 +131,7 @@ impl VirtioDevice for Block {
     }
 
     fn start(&mut self, active: Activation) -> Result<(), Error> {
-        self.engine.start("blk", active)
+        self.engine.start("blk", Kind::Block, active)
     }
 
     fn stop(&mut self) -> Vec<Queue> {

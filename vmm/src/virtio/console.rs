@@ -12,6 +12,7 @@ use super::ring::{Broken, Chain};
 use super::worker::{Context, Engine, Service, Wake};
 use super::{Activation, DeviceInterrupt, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::event::EventSet;
+use crate::sandbox::Kind;
 
 /// The device has a size (VIRTIO 1.3 §5.3.3).
 const F_SIZE: u64 = 1 << 0;
@@ -119,7 +120,7 @@ impl VirtioDevice for Console {
 
     fn start(&mut self, active: Activation) -> Result<(), Error> {
         self.size.lock().interrupt = Some(active.interrupt.clone());
-        self.engine.start("console", active)
+        self.engine.start("console", Kind::Console, active)
     }
 
     fn stop(&mut self) -> Vec<Queue> {

@@ -12,6 +12,7 @@ use super::worker::{Context, Engine, Service, Wake};
 use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::event::EventSet;
 use crate::net::Backend;
+use crate::sandbox::Kind;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -86,7 +87,7 @@ impl VirtioDevice for Net {
     }
 
     fn start(&mut self, active: Activation) -> Result<(), Error> {
-        self.engine.start("net", active)
+        self.engine.start("net", Kind::Network, active)
     }
 
     fn stop(&mut self) -> Vec<Queue> {

@@ -1,14 +1,12 @@
 //! The entropy device (VIRTIO 1.3 §5.4).
 
-use std::fs::File;
-use std::io;
-
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use vm_memory::{ReadVolatile, VolatileMemoryError};
 
 use super::ring::{Broken, Chain};
 use super::worker::{Context, Engine, Service};
 use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice};
+use crate::entropy;
+use crate::sandbox::Kind;
 
 /// Descriptors of the queue. Linux has one request under way.
 const QUEUE_SIZES: [u16; 1] = [16];
@@ -21,8 +19,8 @@ pub struct Rng {
 }
 
 enum Source {
-    /// `/dev/urandom`, opened when the driver asks for something.
-    Host(Option<File>),
+    /// The host's kernel.
+    Host,
     /// A sequence that follows from a seed, for machines whose every run is to be the same.
     Seeded(Box<blake3::OutputReader>),
 }
@@ -30,7 +28,7 @@ enum Source {
 impl Default for Rng {
     fn default() -> Self {
         Rng {
-            engine: Engine::Idle(Source::Host(None)),
+            engine: Engine::Idle(Source::Host),
         }
     }
 }
@@ -59,7 +57,7 @@ impl VirtioDevice for Rng {
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn start(&mut self, active: Activation) -> Result<(), Error> {
-        self.engine.start("rng", active)
+        self.engine.start("rng", Kind::Device, active)
     }
 
     fn stop(&mut self) -> Vec<Queue> {
@@ -87,16 +85,10 @@ impl Source {
         chain.writable.truncate(MAX_ENTROPY);
         for slice in chain.writable.slices() {
             match self {
-                Source::Host(file) => {
-                    let file = match file {
-                        Some(file) => file,
-                        None => file.insert(File::open("/dev/urandom")?),
-                    };
-                    file.read_exact_volatile(&mut slice.clone())
-                        .map_err(|error| match error {
-                            VolatileMemoryError::IOError(error) => error,
-                            other => io::Error::other(other),
-                        })?
+                Source::Host => {
+                    let mut bytes = vec![0; slice.len()];
+                    entropy::fill(&mut bytes)?;
+                    slice.copy_from(&bytes);
                 }
                 Source::Seeded(stream) => {
                     let mut bytes = vec![0; slice.len()];

@@ -11,6 +11,7 @@ use super::ring::{Broken, Ring};
 use super::{Activation, DeviceInterrupt, Error, Queue};
 use crate::event::{EventSet, Poller, Token, WorkerThread};
 use crate::memory::Memory;
+use crate::sandbox::Kind;
 
 /// Rounds that a worker in step with the processor serves on one occasion. What is left then comes with the next one: a source that never
 /// runs dry must not hold the processor.
@@ -105,11 +106,11 @@ pub enum Engine<S: Service> {
 }
 
 impl<S: Service> Engine<S> {
-    /// Runs the service in a thread called `name`.
+    /// Runs the service in a thread of `kind` called `name`.
     ///
     /// # Errors
     /// When the host has no descriptor or thread left, or the service is running already.
-    pub fn start(&mut self, name: &str, active: Activation) -> Result<(), Error> {
+    pub fn start(&mut self, name: &str, kind: Kind, active: Activation) -> Result<(), Error> {
         let Activation {
             memory,
             features,
@@ -146,7 +147,8 @@ impl<S: Service> Engine<S> {
         let attached = baton.as_ref().map(Baton::attach);
         match std::mem::replace(self, Engine::Lost) {
             Engine::Idle(service) => {
-                let worker = WorkerThread::spawn(name, move |stop| run(service, context, attached, &stop));
+                let worker =
+                    WorkerThread::spawn(name, kind, move |stop| run(service, context, attached, &stop));
                 *self = Engine::Running(worker.map_err(Error::start("thread"))?);
                 Ok(())
             }

@@ -15,6 +15,7 @@ use super::{KvmVm, arch};
 use crate::accel::{Error, Exit, ExitHandler, Kick, Stop, Vcpu};
 use crate::arch::Boot;
 use crate::bus::Action;
+use crate::sandbox::Kind;
 
 /// One virtual processor of KVM.
 pub(super) struct KvmVcpu {
@@ -91,6 +92,10 @@ impl Vcpu for KvmVcpu {
 
     fn kicker(&self) -> Arc<dyn Kick> {
         Arc::clone(&self.kicker) as _
+    }
+
+    fn thread(&self) -> Kind {
+        Kind::Kvm
     }
 }
 

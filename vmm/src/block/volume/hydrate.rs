@@ -9,6 +9,7 @@ use vm_memory::VolatileSlice;
 use super::{BLOCK, Volume, sparse, total};
 use crate::block::Backend;
 use crate::event::{EventSet, Poller, WorkerThread};
+use crate::sandbox::Kind;
 
 /// Bytes copied in one step. The transition lock is held while one step is written, so this bounds how long a guest's
 /// first write to a block can wait.
@@ -91,7 +92,7 @@ impl Hydration {
     /// # Errors
     /// When there is no thread to be had.
     pub fn start(volume: Arc<Volume>) -> io::Result<Self> {
-        let worker = WorkerThread::spawn("hydrate", move |stop| {
+        let worker = WorkerThread::spawn("hydrate", Kind::Block, move |stop| {
             let done = Poller::new().and_then(|poller| {
                 poller.add(&stop, EventSet::IN, 0u64)?;
                 let mut ready = Vec::new();

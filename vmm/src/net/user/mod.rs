@@ -26,6 +26,7 @@ use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket, UdpPacket};
 
 use super::stack::Stack;
 use super::{Addresses, Backend, Error, arp};
+use crate::sandbox::{self, Kind};
 use ethernet::{ETHERNET_HEADER, EtherType, Framing, GATEWAY_MAC};
 use poller::{Poller, Source};
 
@@ -34,6 +35,9 @@ use poller::{Poller, Source};
 const MTU: u16 = 65_520;
 
 const DNS_PORT: u16 = 53;
+
+/// Where the host's resolvers are named.
+pub const RESOLVERS: &str = "/etc/resolv.conf";
 
 /// Frames for the guest that do not come from the TCP stack (DHCP, ARP, UDP). A flood beyond it is dropped.
 const FRAMES_CAP: usize = 256;
@@ -87,7 +91,9 @@ impl Resolver {
     fn address(self) -> Option<SocketAddr> {
         static HOST: OnceLock<Option<SocketAddr>> = OnceLock::new();
         let look_up = || {
-            let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+            // The thread that carries packets opens no files.
+            let text = sandbox::ask(Kind::Control, || std::fs::read_to_string(RESOLVERS));
+            let text = text.and_then(|text| text).unwrap_or_default();
             parse_resolvers(&text).first().copied()
         };
         match self {

@@ -20,6 +20,7 @@ pub mod packet;
 mod tests;
 mod unix;
 
+use crate::sandbox::Kind;
 use hub::Hub;
 
 /// Context id of the host (VIRTIO 1.3 §5.10.4).
@@ -73,7 +74,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn start(&mut self, active: Activation) -> Result<(), Error> {
-        self.engine.start("vsock", active)
+        self.engine.start("vsock", Kind::Vsock, active)
     }
 
     fn stop(&mut self) -> Vec<Queue> {

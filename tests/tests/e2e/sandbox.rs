@@ -1,0 +1,128 @@
+//! Confinement through the command line: who is confined, by what, and that nothing of an instance's life suffers.
+
+use anyhow::{Result, ensure};
+use kiln_tests::ground::Ground;
+
+use crate::Story;
+use crate::directory::ok;
+
+pub const STORIES: &[(&str, Story)] = &[
+    ("every_thread_is_confined_by_default", every_thread_is_confined),
+    ("off_is_off_and_start_takes_it_too", off_is_off),
+    ("a_confined_owner_turns_its_log_over", a_log_is_turned_over),
+    ("a_confined_owner_looks_up_names", names_are_looked_up),
+    ("doctor_tells_what_confines", doctor_tells),
+];
+
+/// `NAME FILTERS` of each thread of the owner of `name`, one a line, without the kernel's own.
+fn threads(ground: &Ground, name: &str) -> Result<Vec<(String, u32)>> {
+    let line = format!(
+        "owner=$(vmm inspect {name} | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'); \
+         for t in /proc/$owner/task/*; do \
+         sed -n 's/^Name:\\t//p; s/^NoNewPrivs:\\t//p; s/^CapEff:\\t//p; s/^Seccomp_filters:\\t//p' $t/status | tr '\\n' ' '; \
+         echo; done"
+    );
+    let text = ok(ground, &line)?;
+    let mut threads = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with("kvm-")) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [name, capabilities, no_new_privileges, filters] = words[..] else {
+            anyhow::bail!("not a thread: {line:?} in {text}");
+        };
+        let filters: u32 = filters.parse()?;
+        if filters > 0 {
+            ensure!(
+                capabilities == "0000000000000000" && no_new_privileges == "1",
+                "{line}"
+            );
+        }
+        threads.push((name.to_owned(), filters));
+    }
+    ensure!(threads.len() > 8, "too few threads: {text}");
+    Ok(threads)
+}
+
+fn every_thread_is_confined(ground: &Ground) -> Result<()> {
+    ok(
+        ground,
+        "vmm run hello.ami -d --name walled --sandbox required --wait agent -p 80 --volume 1M",
+    )?;
+    let threads = threads(ground, "walled")?;
+    for (name, filters) in &threads {
+        // What is refused and the process's own list; on top of them the list of the thread's kind.
+        let expected = if ["vmm", "nursery"].contains(&name.as_str()) {
+            2
+        } else {
+            3
+        };
+        ensure!(*filters == expected, "{name} has {filters}: {threads:?}");
+    }
+    for name in ["cpu0", "blk", "net", "vsock", "console", "control", "nursery"] {
+        ensure!(
+            threads.iter().any(|(known, _)| known == name),
+            "no {name} in {threads:?}"
+        );
+    }
+    ok(ground, "vmm exec walled -- true && vmm terminate --time 0 walled")?;
+    // By default, and in the foreground, where the instance is removed in the end.
+    ok(
+        ground,
+        "before=$(ls -A $XDG_STATE_HOME/kiln/instances | wc -l); vmm run hello.ami --rm -- true; \
+         test $(ls -A $XDG_STATE_HOME/kiln/instances | wc -l) = $before",
+    )
+    .map(drop)
+}
+
+fn off_is_off(ground: &Ground) -> Result<()> {
+    ok(
+        ground,
+        "vmm run hello.ami -d --name open --sandbox off --wait agent",
+    )?;
+    let unconfined = threads(ground, "open")?;
+    ensure!(
+        unconfined.iter().all(|(_, filters)| *filters == 0),
+        "{unconfined:?}"
+    );
+    ok(
+        ground,
+        "vmm stop open && vmm start open --sandbox required --wait agent",
+    )?;
+    let confined = threads(ground, "open")?;
+    ensure!(confined.iter().all(|(_, filters)| *filters >= 2), "{confined:?}");
+    ok(ground, "vmm terminate --time 0 open").map(drop)
+}
+
+/// The thread that brings the output may not open the new log itself.
+fn a_log_is_turned_over(ground: &Ground) -> Result<()> {
+    ok(ground, "vmm run hello.ami -d --name wordy --wait agent")?;
+    ok(
+        ground,
+        "vmm exec wordy -- sh -c 'for i in 1 2 3 4; do seq 1 60000 >/dev/console; done; echo the-end >/dev/console'",
+    )?;
+    ok(
+        ground,
+        "i=0; until vmm logs wordy | tail -3 | grep -q the-end; do i=$((i + 1)); test $i -lt 60 || exit 1; sleep 1; done; \
+         vmm inspect wordy >/dev/null; vmm exec wordy -- true",
+    )?;
+    ok(
+        ground,
+        "ls $XDG_STATE_HOME/kiln/instances/*/console.log.1 && vmm terminate --time 0 wordy",
+    )
+    .map(drop)
+}
+
+/// The resolver's name is in a file, which the thread of the network may not open itself. Nobody has to answer: a question
+/// that is sent is enough, and a process that died could not answer the next command.
+fn names_are_looked_up(ground: &Ground) -> Result<()> {
+    ok(ground, "vmm run hello.ami -d --name asker --wait agent")?;
+    ground.sh("vmm exec asker -- timeout 5 nslookup kiln.invalid 10.0.2.3")?;
+    ok(ground, "vmm exec asker -- true && vmm terminate --time 0 asker").map(drop)
+}
+
+fn doctor_tells(ground: &Ground) -> Result<()> {
+    let told = ok(ground, "vmm doctor --json")?;
+    for what in ["\"system calls\"", "\"files\""] {
+        ensure!(told.contains(what), "{told}");
+    }
+    Ok(())
+}

@@ -1,0 +1,245 @@
+//! Which system calls each kind of thread may make, and why.
+//!
+//! Numbers are `libc`'s, so each list reads the same on every architecture. Calls that only x86-64 has, and that C libraries
+//! there still make, are [`LEGACY`].
+
+use super::Kind;
+
+/// One entry of a list.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Rule {
+    /// The call, whatever its arguments.
+    Call(i64),
+    /// The call when each of the arguments (by position) is right.
+    When(i64, &'static [(u8, Is)]),
+    /// The call when its first argument is this process's id.
+    OnUs(i64),
+    /// The call of this name, where the architecture has it: the number is x86-64's.
+    Legacy(i64),
+}
+
+/// What an argument must be; the lower 32 bits count, as they do to the kernel for all that is compared here.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Is {
+    /// Exactly this.
+    Equal(u32),
+    /// None of these bits.
+    Without(u32),
+    /// All of these bits.
+    With(u32),
+    /// These bits (first) have this value (second).
+    Masked(u32, u32),
+}
+
+use Is::{Equal, Masked, With, Without};
+use Rule::{Call, Legacy, OnUs, When};
+
+const PROT_EXEC: u32 = libc::PROT_EXEC as u32;
+
+/// What code of every kind does: memory, locks, time, what is open already, its own end.
+const ALWAYS: &[Rule] = &[
+    // Descriptors that are open: eventfds, epoll, files that were given.
+    Call(libc::SYS_read),
+    Call(libc::SYS_write),
+    Call(libc::SYS_readv),
+    Call(libc::SYS_writev),
+    Call(libc::SYS_close),
+    Call(libc::SYS_eventfd2),
+    Call(libc::SYS_epoll_create1),
+    Call(libc::SYS_epoll_ctl),
+    Call(libc::SYS_epoll_pwait),
+    Call(libc::SYS_ppoll),
+    Legacy(7),   // poll
+    Legacy(232), // epoll_wait
+    When(libc::SYS_fcntl, &[(1, Equal(libc::F_DUPFD_CLOEXEC as u32))]),
+    When(libc::SYS_fcntl, &[(1, Equal(libc::F_GETFD as u32))]),
+    When(libc::SYS_fcntl, &[(1, Equal(libc::F_SETFD as u32))]),
+    When(libc::SYS_fcntl, &[(1, Equal(libc::F_GETFL as u32))]),
+    When(libc::SYS_fcntl, &[(1, Equal(libc::F_SETFL as u32))]),
+    // Memory: the heap, stacks, guest RAM. Nothing that is executed.
+    Call(libc::SYS_brk),
+    Call(libc::SYS_munmap),
+    Call(libc::SYS_mremap),
+    Call(libc::SYS_madvise),
+    When(libc::SYS_mmap, &[(2, Without(PROT_EXEC))]),
+    When(libc::SYS_mprotect, &[(2, Without(PROT_EXEC))]),
+    // Locks, and waiting.
+    Call(libc::SYS_futex),
+    Call(libc::SYS_sched_yield),
+    Call(libc::SYS_nanosleep),
+    Call(libc::SYS_clock_nanosleep),
+    Call(libc::SYS_restart_syscall),
+    // Where the kernel's page of code for it does not know the clock.
+    Call(libc::SYS_clock_gettime),
+    Call(libc::SYS_gettimeofday),
+    // Keys of hash tables, identifiers, the guest's entropy.
+    Call(libc::SYS_getrandom),
+    // Signals to our own threads: a processor is kicked by one, `abort` is one.
+    Call(libc::SYS_getpid),
+    Call(libc::SYS_gettid),
+    OnUs(libc::SYS_tgkill),
+    Call(libc::SYS_rt_sigprocmask),
+    Call(libc::SYS_rt_sigreturn),
+    Call(libc::SYS_sigaltstack),
+    // A thread's end, and the process's.
+    Call(libc::SYS_set_robust_list),
+    Call(libc::SYS_rseq),
+    Call(libc::SYS_exit),
+    Call(libc::SYS_exit_group),
+];
+
+/// What a processor of KVM does in its thread: run; connect a doorbell when the guest enables a queue; read the registers
+/// for the report of an error.
+const KVM: &[Rule] = &[
+    When(libc::SYS_ioctl, &[(1, Equal(0xae80))]),      // KVM_RUN
+    When(libc::SYS_ioctl, &[(1, Equal(0x4040_ae79))]), // KVM_IOEVENTFD
+    When(libc::SYS_ioctl, &[(1, Equal(0x8090_ae81))]), // KVM_GET_REGS
+    When(libc::SYS_ioctl, &[(1, Equal(0x8138_ae83))]), // KVM_GET_SREGS
+    When(libc::SYS_ioctl, &[(1, Equal(0x4010_aeab))]), // KVM_GET_ONE_REG
+];
+
+/// What a disk does with its open files.
+const DISK: &[Rule] = &[
+    Call(libc::SYS_pread64),
+    Call(libc::SYS_pwrite64),
+    Call(libc::SYS_preadv),
+    Call(libc::SYS_pwritev),
+    Call(libc::SYS_lseek),
+    Call(libc::SYS_fsync),
+    Call(libc::SYS_fdatasync),
+    Call(libc::SYS_fallocate),
+    // The tail is cut off when a volume stands alone.
+    Call(libc::SYS_ftruncate),
+    Call(libc::SYS_fstat),
+];
+
+/// Sockets that are open, whatever their family.
+const SOCKETS: &[Rule] = &[
+    Call(libc::SYS_connect),
+    Call(libc::SYS_accept4),
+    Call(libc::SYS_sendto),
+    Call(libc::SYS_recvfrom),
+    Call(libc::SYS_sendmsg),
+    Call(libc::SYS_recvmsg),
+    Call(libc::SYS_shutdown),
+    Call(libc::SYS_getsockopt),
+    Call(libc::SYS_setsockopt),
+    Call(libc::SYS_getsockname),
+    Call(libc::SYS_getpeername),
+    When(libc::SYS_ioctl, &[(1, Equal(libc::FIONBIO as u32))]),
+];
+
+/// New sockets of the internet's families: streams and datagrams, nothing raw.
+const INTERNET: &[Rule] = &[
+    When(libc::SYS_socket, &[(0, Equal(libc::AF_INET as u32)), STREAM]),
+    When(libc::SYS_socket, &[(0, Equal(libc::AF_INET as u32)), DATAGRAM]),
+    When(libc::SYS_socket, &[(0, Equal(libc::AF_INET6 as u32)), STREAM]),
+    When(libc::SYS_socket, &[(0, Equal(libc::AF_INET6 as u32)), DATAGRAM]),
+    // A datagram socket of the guest's gets its port by it.
+    Call(libc::SYS_bind),
+    // A tap device's offloads, once the driver has chosen its features (TUNSETOFFLOAD).
+    When(libc::SYS_ioctl, &[(1, Equal(0x4004_54d0))]),
+];
+const TYPE_MASK: u32 = 0xf;
+const STREAM: (u8, Is) = (1, Masked(TYPE_MASK, libc::SOCK_STREAM as u32));
+const DATAGRAM: (u8, Is) = (1, Masked(TYPE_MASK, libc::SOCK_DGRAM as u32));
+
+/// New sockets inside this host.
+const LOCAL: &[Rule] = &[
+    When(libc::SYS_socket, &[(0, Equal(libc::AF_UNIX as u32))]),
+    When(libc::SYS_socketpair, &[(0, Equal(libc::AF_UNIX as u32))]),
+    // How much the other end has not read (SIOCOUTQ).
+    When(libc::SYS_ioctl, &[(1, Equal(libc::TIOCOUTQ as u32))]),
+];
+
+/// The terminal: whether there is one, its size, raw mode. Not TIOCSTI, which types for its user.
+const TERMINAL: &[Rule] = &[
+    When(libc::SYS_ioctl, &[(1, Equal(libc::TCGETS as u32))]),
+    When(libc::SYS_ioctl, &[(1, Equal(libc::TCSETS as u32))]),
+    When(libc::SYS_ioctl, &[(1, Equal(libc::TCSETSW as u32))]),
+    When(libc::SYS_ioctl, &[(1, Equal(0x802c_542a))]), // TCGETS2
+    When(libc::SYS_ioctl, &[(1, Equal(0x402c_542b))]), // TCSETS2
+    When(libc::SYS_ioctl, &[(1, Equal(0x402c_542c))]), // TCSETSW2
+    When(libc::SYS_ioctl, &[(1, Equal(libc::TIOCGWINSZ as u32))]),
+];
+
+/// Files by name: which ones is Landlock's business.
+const FILES: &[Rule] = &[
+    Call(libc::SYS_openat),
+    Call(libc::SYS_newfstatat),
+    Call(libc::SYS_statx),
+    Call(libc::SYS_readlinkat),
+    Call(libc::SYS_faccessat),
+    Call(libc::SYS_unlinkat),
+    Call(libc::SYS_renameat),
+    Call(libc::SYS_renameat2),
+    Call(libc::SYS_getdents64),
+    Call(libc::SYS_flock),
+    Call(libc::SYS_fstatfs),
+    Call(libc::SYS_getcwd),
+    Legacy(2),  // open
+    Legacy(4),  // stat
+    Legacy(6),  // lstat
+    Legacy(21), // access
+    Legacy(82), // rename
+    Legacy(87), // unlink
+    Legacy(89), // readlink
+];
+
+/// Waiting for signals in a thread, instead of a handler.
+const SIGNALS: &[Rule] = &[Call(libc::SYS_rt_sigtimedwait)];
+
+/// What builds a machine and starts threads.
+const SETUP: &[Rule] = &[
+    // Threads, not processes. Each gets a list of its own, which can only be shorter.
+    When(libc::SYS_clone, &[(0, With(libc::CLONE_THREAD as u32))]),
+    // Answered with ENOSYS by `REFUSED`: its flags are behind a pointer. C libraries then use `clone`.
+    Call(libc::SYS_clone3),
+    When(libc::SYS_prctl, &[(0, Equal(libc::PR_SET_NAME as u32))]),
+    When(libc::SYS_prctl, &[(0, Equal(libc::PR_SET_NO_NEW_PRIVS as u32))]),
+    When(libc::SYS_prctl, &[(0, Equal(0x5356_4d41))]), // PR_SET_VMA: a name for a mapping
+    Call(libc::SYS_seccomp),
+    Call(libc::SYS_prlimit64),
+    Call(libc::SYS_sched_getaffinity),
+    Call(libc::SYS_sysinfo),
+    Call(libc::SYS_uname),
+    Call(libc::SYS_mincore),
+    // The handler of the signal that kicks processors of KVM.
+    Call(libc::SYS_rt_sigaction),
+    Call(libc::SYS_pipe2),
+    Call(libc::SYS_dup),
+    Call(libc::SYS_dup3),
+    // Published ports, the control socket.
+    Call(libc::SYS_bind),
+    Call(libc::SYS_listen),
+    // All of KVM (KVMIO is 0xae).
+    When(libc::SYS_ioctl, &[(1, Masked(0xff00, 0xae00))]),
+    // All of tap devices ('T' with numbers from 200 on: TUNSETIFF and its like).
+    When(libc::SYS_ioctl, &[(1, Masked(0xffc0, 0x54c0))]),
+    // What Rust's library marks descriptors with.
+    When(libc::SYS_ioctl, &[(1, Equal(libc::FIOCLEX as u32))]),
+    Legacy(83), // mkdir
+    Call(libc::SYS_mkdirat),
+];
+
+/// Calls that programs try before they use another one: answered with ENOSYS, in every thread.
+pub(super) const REFUSED: &[i64] = &[libc::SYS_clone3];
+
+/// The lists that together are `kind`'s.
+pub(super) fn lists(kind: Kind) -> &'static [&'static [Rule]] {
+    match kind {
+        Kind::Owner => &[
+            ALWAYS, KVM, DISK, SOCKETS, INTERNET, LOCAL, TERMINAL, FILES, SIGNALS, SETUP,
+        ],
+        Kind::Kvm => &[ALWAYS, KVM],
+        Kind::Soft | Kind::Device => &[ALWAYS],
+        Kind::Block => &[ALWAYS, DISK],
+        Kind::Network => &[ALWAYS, SOCKETS, INTERNET],
+        Kind::Vsock => &[ALWAYS, SOCKETS, LOCAL],
+        Kind::Console => &[ALWAYS, TERMINAL],
+        Kind::Control => &[ALWAYS, DISK, SOCKETS, LOCAL, LISTEN, TERMINAL, FILES, SIGNALS],
+    }
+}
+
+/// Sockets that others connect to, in the state directory.
+const LISTEN: &[Rule] = &[Call(libc::SYS_bind), Call(libc::SYS_listen)];

@@ -1,0 +1,273 @@
+//! Confinement of the process that runs a guest, without any privilege.
+//!
+//! Three walls, each of which stands without the others:
+//!
+//! - **System calls** ([`allow`]): each kind of thread may make the calls on its list, and dies at any other (seccomp,
+//!   `Documentation/userspace-api/seccomp_filter.rst`). The process as a whole may make the union of the lists, which is
+//!   [`Kind::Owner`]'s: no `execve`, no `ptrace`, no memory that can be written and executed.
+//! - **Files** ([`files`]): the process may open what it was given and nothing else (Landlock,
+//!   `Documentation/userspace-api/landlock.rst`).
+//! - **Privileges** ([`privileges`]): no capabilities but those that a wish of the launch needs, and no way to gain any.
+//!
+//! Filters are a thread's own and are inherited, so a thread with a short list cannot start one with a longer list. A
+//! processor's thread has to: the guest's driver wakes a device by a write to its register. So every thread that is started
+//! once the process is confined is started by the *nursery*, a thread that does nothing else; see [`spawn`].
+
+mod allow;
+mod files;
+mod filter;
+mod privileges;
+mod violation;
+
+use std::cell::Cell;
+use std::io;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::thread::{Builder, JoinHandle};
+
+pub use files::Right;
+pub use privileges::Capability;
+
+/// Whether a process is to be confined.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Not at all.
+    #[default]
+    Off,
+    /// By what the host offers; one line says what it does not.
+    Auto,
+    /// By all of it, or the guest does not run.
+    Required,
+}
+
+impl Mode {
+    /// The word on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Mode::Off => "off",
+            Mode::Auto => "auto",
+            Mode::Required => "required",
+        }
+    }
+}
+
+/// What a thread does, and so which system calls it may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Builds machines, waits for their end, writes the record; the nursery. All that any other kind may do, and more.
+    Owner,
+    /// Runs a processor of KVM.
+    Kvm,
+    /// Runs a processor in software.
+    Soft,
+    /// Reads and writes the files behind disks.
+    Block,
+    /// Serves a device that needs nothing of the host but memory: entropy, balloon.
+    Device,
+    /// Carries the guest's packets.
+    Network,
+    /// Carries the guest's vsock streams.
+    Vsock,
+    /// Carries the console's bytes.
+    Console,
+    /// Answers requests, signals and keys.
+    Control,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 9] = [
+        Kind::Owner,
+        Kind::Kvm,
+        Kind::Soft,
+        Kind::Block,
+        Kind::Device,
+        Kind::Network,
+        Kind::Vsock,
+        Kind::Console,
+        Kind::Control,
+    ];
+
+    /// A word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Owner => "owner",
+            Kind::Kvm => "kvm",
+            Kind::Soft => "soft",
+            Kind::Block => "block",
+            Kind::Device => "device",
+            Kind::Network => "network",
+            Kind::Vsock => "vsock",
+            Kind::Console => "console",
+            Kind::Control => "control",
+        }
+    }
+}
+
+/// All that the process needs from here on.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// Files and directories, and what may be done with each. One that does not exist is left out.
+    pub files: Vec<(PathBuf, Right)>,
+    /// Whether TCP sockets are needed.
+    pub tcp: bool,
+    /// Capabilities that are kept if they are there.
+    pub capabilities: Vec<Capability>,
+}
+
+/// Why a process could not be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// this host cannot confine the process as --sandbox required demands: {0}; try --sandbox auto, which takes what there is, or another kernel (`vmm doctor` says what this one offers)
+    #[error(
+        "this host cannot confine the process as --sandbox required demands: {0}; try --sandbox auto, which takes what \
+         there is, or another kernel (`vmm doctor` says what this one offers)"
+    )]
+    Missing(String),
+    /// {what} failed: {source}; try --sandbox off
+    #[error("the process cannot be confined: {what}: {source}; try --sandbox off, and tell us of it")]
+    Os {
+        /// The step.
+        what: &'static str,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    fn os(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Os { what, source }
+    }
+}
+
+/// What this host offers, in words for people; `Err` holds what is missing and why.
+#[derive(Debug)]
+pub struct Offer {
+    /// Filters of system calls.
+    pub system_calls: Result<String, String>,
+    /// Rules for files, signals and ports.
+    pub files: Result<String, String>,
+}
+
+impl Offer {
+    /// Asks the kernel. Changes nothing.
+    pub fn of_host() -> Offer {
+        Offer {
+            system_calls: filter::offered(),
+            files: files::offered(),
+        }
+    }
+
+    /// What is missing, in one line; `None` when nothing is.
+    pub fn missing(&self) -> Option<String> {
+        let all = [&self.system_calls, &self.files];
+        let missing: Vec<_> = all
+            .iter()
+            .filter_map(|part| part.as_ref().err().cloned())
+            .collect();
+        (!missing.is_empty()).then(|| missing.join("; "))
+    }
+}
+
+/// A thread to be started.
+type Birth = Box<dyn FnOnce() + Send>;
+/// The way to the nursery, once the process is confined by filters.
+static NURSERY: OnceLock<Sender<Birth>> = OnceLock::new();
+
+thread_local! {
+    /// What this thread is; `None` while it is not confined. Read by the handler of SIGSYS, so it is constant at first and
+    /// has no destructor.
+    static KIND: Cell<Option<Kind>> = const { Cell::new(None) };
+}
+
+/// Confines this process, for good: the calling thread, which must be the only one, and all that [`spawn`] starts from now
+/// on. Returns what the host does not offer.
+///
+/// # Errors
+/// With [`Mode::Required`] when something is missing, and then nothing has changed; otherwise when the kernel refuses what
+/// it says that it offers.
+pub fn confine(mode: Mode, plan: &Plan) -> Result<Option<String>, Error> {
+    if mode == Mode::Off {
+        return Ok(None);
+    }
+    let offer = Offer::of_host();
+    let missing = offer.missing();
+    if let (Mode::Required, Some(missing)) = (mode, &missing) {
+        return Err(Error::Missing(missing.clone()));
+    }
+    privileges::drop_all_but(plan).map_err(Error::os("dropping privileges"))?;
+    if offer.files.is_ok() {
+        files::restrict(plan).map_err(Error::os("restricting files"))?;
+    }
+    if offer.system_calls.is_ok() {
+        violation::report().map_err(Error::os("reporting violations"))?;
+        filter::install(Kind::Owner).map_err(Error::os("filtering system calls"))?;
+        KIND.set(Some(Kind::Owner));
+        open_nursery().map_err(Error::os("starting the thread that starts threads"))?;
+    }
+    Ok(missing)
+}
+
+/// Starts the thread that starts threads.
+fn open_nursery() -> io::Result<()> {
+    let (births, born) = channel::<Birth>();
+    Builder::new().name("nursery".into()).spawn(move || {
+        KIND.set(Some(Kind::Owner));
+        born.into_iter().for_each(|birth| birth());
+    })?;
+    // Nobody else can have set it: a process is confined once.
+    let _ = NURSERY.set(births);
+    Ok(())
+}
+
+/// Starts `run` in a thread called `name` (Linux shows the first 15 bytes) that may make the system calls of `kind`, if this
+/// process is confined.
+///
+/// # Errors
+/// When there is no thread to be had.
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    kind: Kind,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let builder = Builder::new().name(name.to_owned());
+    let Some(nursery) = NURSERY.get() else {
+        return builder.spawn(run);
+    };
+    let confined = move || {
+        filter::install(kind).unwrap_or_else(|error| unconfined(kind, &error));
+        KIND.set(Some(kind));
+        run()
+    };
+    if KIND.get() == Some(Kind::Owner) {
+        return builder.spawn(confined);
+    }
+    let (made, wait) = sync_channel(1);
+    let birth = move || drop(made.send(builder.spawn(confined)));
+    let closed = || io::Error::other("the thread that starts threads has ended");
+    nursery.send(Box::new(birth)).map_err(|_| closed())?;
+    wait.recv().map_err(|_| closed())?
+}
+
+/// Runs `ask` in a thread of `kind` and waits for it: for the few steps of a thread that its own list does not allow.
+///
+/// # Errors
+/// When there is no thread to be had.
+///
+/// # Panics
+/// When `ask` does.
+pub fn ask<T: Send + 'static>(kind: Kind, ask: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    if KIND.get().is_none_or(|own| own == kind || own == Kind::Owner) {
+        return Ok(ask());
+    }
+    spawn(kind.name(), kind, ask)?
+        .join()
+        .or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// A thread that cannot be confined although others could must not run.
+fn unconfined(kind: Kind, error: &io::Error) -> ! {
+    eprintln!("vmm: a {} thread cannot be confined: {error}", kind.name());
+    std::process::abort()
+}
