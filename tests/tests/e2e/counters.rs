@@ -18,6 +18,7 @@ pub const STORIES: &[(&str, Story)] = &[
         "system_calls_before_the_first_run",
         system_calls_before_the_first_run,
     ),
+    ("system_calls_of_confinement", system_calls_of_confinement),
     ("exits_to_pid1", exits_to_pid1),
 ];
 
@@ -51,16 +52,31 @@ fn hold(name: &str, measured: u64) -> Result<()> {
     Ok(())
 }
 
-/// The second launch, so that kernel and initramfs are known to be whole already.
+/// What a launch itself makes.
 fn system_calls_before_the_first_run(ground: &Ground) -> Result<()> {
-    let line = "set -e; vmm run hello.ami --rm --accel kvm -- true; \
-         strace -f -o $HOME/trace vmm run hello.ami --rm --accel kvm -- true; \
-         grep -q KVM_RUN $HOME/trace; sed '/KVM_RUN/q' $HOME/trace | grep -v resumed | grep -v KVM_RUN; rm $HOME/trace";
-    let output = ground.sh(line)?;
+    hold_system_calls(ground, "--sandbox off", "system_calls_before_first_run")
+}
+
+/// The same with what it takes to confine the process, which root does more for than others: there are capabilities to drop.
+fn system_calls_of_confinement(ground: &Ground) -> Result<()> {
+    hold_system_calls(
+        ground,
+        "--sandbox required",
+        "system_calls_before_first_run_confined",
+    )
+}
+
+/// The second launch, so that kernel and initramfs are known to be whole already.
+fn hold_system_calls(ground: &Ground, option: &str, name: &str) -> Result<()> {
+    let run = format!("vmm run hello.ami --rm --accel kvm {option} -- true");
+    let line = format!(
+        "set -e; {run}; strace -f -o $HOME/trace {run}; grep -q KVM_RUN $HOME/trace; \
+         sed '/KVM_RUN/q' $HOME/trace | grep -v resumed | grep -v KVM_RUN; rm $HOME/trace"
+    );
+    let output = ground.sh(&line)?;
     ensure!(output.status == 0, "{output:?}");
     let calls: Vec<&str> = output.stdout.lines().filter(|line| line.contains('(')).collect();
-    hold("system_calls_before_first_run", calls.len() as u64)
-        .with_context(|| format!("the calls were:\n{}", calls.join("\n")))
+    hold(name, calls.len() as u64).with_context(|| format!("the calls were:\n{}", calls.join("\n")))
 }
 
 /// Exits to user space until the kernel starts its PID 1.

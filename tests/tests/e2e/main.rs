@@ -53,6 +53,7 @@ const SOFT: &[Table] = &[
     directory::STORIES,
     terminal::STORIES,
     sandbox::STORIES,
+    sandbox::ONCE,
 ];
 /// What is told on genuine KVM in a lab each time, and what takes more minutes there than a change can wait for. The arm64
 /// lab needs programs that are built for it first.

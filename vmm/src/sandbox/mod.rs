@@ -33,9 +33,9 @@ pub use privileges::Capability;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
     /// Not at all.
-    #[default]
     Off,
     /// By what the host offers; one line says what it does not.
+    #[default]
     Auto,
     /// By all of it, or the guest does not run.
     Required,
