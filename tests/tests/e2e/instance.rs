@@ -7,12 +7,27 @@ use kiln_tests::lab::Output;
 use crate::Story;
 use crate::directory::ok;
 
-pub const STORIES: &[(&str, Story)] = &[
-    ("files_go_both_ways", files_go_both_ways),
+/// The life of an instance: what must hold on every accelerator each time.
+pub const LIFE: &[(&str, Story)] = &[
     (
         "a_published_port_is_this_hosts_own",
         a_published_port_is_this_hosts_own,
     ),
+    (
+        "an_image_has_no_identity_unless_asked",
+        an_image_has_no_identity_unless_asked,
+    ),
+    ("the_gateway_answers_ping", the_gateway_answers_ping),
+    ("user_data_runs_once", user_data_runs_once),
+    (
+        "a_reboot_is_another_life_of_the_same_instance",
+        a_reboot_is_another_life,
+    ),
+];
+
+/// The rest.
+pub const STORIES: &[(&str, Story)] = &[
+    ("files_go_both_ways", files_go_both_ways),
     (
         "what_is_taken_or_unknown_is_refused",
         what_is_taken_or_unknown_is_refused,
@@ -20,10 +35,6 @@ pub const STORIES: &[(&str, Story)] = &[
     (
         "a_killed_vmm_is_noticed_and_nothing_is_lost",
         a_killed_vmm_is_noticed,
-    ),
-    (
-        "an_image_has_no_identity_unless_asked",
-        an_image_has_no_identity_unless_asked,
     ),
     ("a_frozen_copy_needs_no_reboot", a_frozen_copy_needs_no_reboot),
     (
@@ -37,12 +48,6 @@ pub const STORIES: &[(&str, Story)] = &[
         a_shutdown_tells_how_commands_ended,
     ),
     ("a_flood_disturbs_nobody", a_flood_disturbs_nobody),
-    ("the_gateway_answers_ping", the_gateway_answers_ping),
-    ("user_data_runs_once", user_data_runs_once),
-    (
-        "a_reboot_is_another_life_of_the_same_instance",
-        a_reboot_is_another_life,
-    ),
     (
         "a_boot_without_its_disk_says_why",
         a_boot_without_its_disk_says_why,
