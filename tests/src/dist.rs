@@ -42,10 +42,17 @@ pub fn kiln_dir() -> PathBuf {
     target_dir().join("kiln")
 }
 
-/// The cargo that runs us.
+/// The cargo that runs us, without what it tells us of our own package: a build script that reads such a variable (that of
+/// the crate `ring` does) would take each of our programs for another surrounding, and be run again, and all that needs it.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
+    for (variable, _) in env::vars_os() {
+        let name = variable.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&variable);
+        }
+    }
     command
 }
 

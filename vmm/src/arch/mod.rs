@@ -225,4 +225,96 @@ mod tests {
             }
         }
     }
+
+    /// Both machines' figures, as the page shows them side by side.
+    #[test]
+    fn the_page_on_the_machine_says_what_the_code_does() {
+        let page = include_str!("../../../docs/machine.md");
+        /// The cells of the row that begins with `first`, or that has it in its third column.
+        fn row<'a>(page: &'a str, first: &str) -> Vec<&'a str> {
+            let rows = page.lines().filter(|line| line.starts_with('|'));
+            let mut cells = rows.map(|line| line.trim_matches('|').split('|').map(str::trim).collect());
+            let found = cells.find(|row: &Vec<_>| row.first() == Some(&first) || row.get(2) == Some(&first));
+            found.unwrap_or_else(|| panic!("there is no row for {first}"))
+        }
+        fn address(value: u64) -> String {
+            match value {
+                0..0x1_0000 => format!("0x{value:x}"),
+                0x1_0000..0x1_0000_0000 => format!("0x{:x}_{:04x}", value >> 16, value & 0xffff),
+                _ => format!(
+                    "0x{:x}_{:04x}_{:04x}",
+                    value >> 32,
+                    value >> 16 & 0xffff,
+                    value & 0xffff
+                ),
+            }
+        }
+        use aarch64::layout as arm;
+        use x86_64::layout as pc;
+        let places = [
+            (pc::GDT, 0, "GDT"),
+            (pc::BOOT_PARAMS, 0, "boot_params"),
+            (pc::PAGE_TABLES, 0, "page tables"),
+            (pc::CMDLINE, 0, "command line"),
+            (pc::LOW_RAM_END, 0, "conventional memory"),
+            (pc::ACPI, 0, "ACPI"),
+            (pc::SMBIOS, 0, "SMBIOS"),
+            (pc::RESET_VECTOR, 0, "reset vector"),
+            (pc::HIGH_MEMORY, 0, "RAM: kernel"),
+            (pc::BOOT_TIMER, 0, "boot timer"),
+            (pc::VIRTIO_MMIO, 0, "virtio-mmio"),
+            (pc::IOAPIC, 0, "IOAPIC"),
+            (pc::LAPIC, 0, "local APICs"),
+            (pc::KVM_TSS, 0, "KVM on Intel"),
+            (pc::HIGH_RAM, 0, "RAM above the gap"),
+            (arm::GIC_DISTRIBUTOR, 2, "GIC distributor"),
+            (arm::GICV2_CPU_INTERFACE, 2, "GICv2 CPU interface"),
+            (arm::GICV3_REDISTRIBUTORS, 2, "GICv3 redistributors"),
+            (arm::SERIAL, 2, "serial port"),
+            (arm::RTC, 2, "real-time clock"),
+            (arm::BOOT_TIMER, 2, "boot timer"),
+            (arm::VIRTIO_MMIO, 2, "virtio-mmio"),
+            (arm::FDT, 2, "device tree"),
+            (arm::KERNEL, 2, "kernel"),
+        ];
+        for (place, column, what) in places {
+            let cells = row(page, &address(place));
+            assert_eq!(cells[column], address(place), "{what}");
+            assert!(cells[column + 1].contains(what), "{what} is not at {cells:?}");
+        }
+        let gib = |bytes: u64| format!("{} GiB", bytes >> 30);
+        for (what, x86_64, arm64) in [
+            ("CPUs", pc::MAX_CPUS.to_string(), arm::MAX_CPUS.to_string()),
+            (
+                "CPUs",
+                "startup IPI".into(),
+                format!("({} with", arm::GICV2_MAX_CPUS),
+            ),
+            ("memory", "1 TiB".into(), gib(arm::MAX_RAM)),
+            (
+                "interrupts",
+                format!("{} pins", pc::IOAPIC_PINS),
+                format!("{} shared", arm::SPIS),
+            ),
+            (
+                "virtio-mmio transports",
+                format!("up to {},", pc::MAX_VIRTIO),
+                format!("up to {},", arm::MAX_VIRTIO),
+            ),
+            ("boot timer", address(pc::BOOT_TIMER), address(arm::BOOT_TIMER)),
+            ("serial port", format!("{:#x}", pc::COM1), address(arm::SERIAL)),
+            ("power-off", format!("{:#x}", pc::ACPI_PM), "PSCI".into()),
+        ] {
+            let cells = row(page, what);
+            assert!(
+                cells[1].contains(&x86_64) && cells[2].contains(&arm64),
+                "{cells:?}"
+            );
+        }
+        let (_, interrupts) = page.split_once("## Interrupts").unwrap();
+        let serial = [pc::COM1_GSI, arm::SERIAL_GSI].map(|gsi| gsi.to_string());
+        assert_eq!(row(interrupts, "serial port")[1..], serial);
+        let virtio = [pc::VIRTIO_GSI, arm::VIRTIO_GSI].map(|gsi| format!("{gsi} + *n*"));
+        assert_eq!(row(interrupts, "virtio transport *n*")[1..], virtio);
+    }
 }
