@@ -126,16 +126,31 @@ fn kvm_device() -> Finding {
     let fair = |found: String| Finding::new("/dev/kvm", Verdict::Fair, found);
     match OpenOptions::new().read(true).write(true).open(PATH) {
         Ok(_) => Finding::new("/dev/kvm", Verdict::Good, "is there and can be opened"),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => fair("is not there".into()).advice(
-            "on hardware, enable virtualization in the firmware and load kvm_intel or kvm_amd; in a virtual machine, \
-             ask for nested virtualization; without it the processor in software is used",
-        ),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let host = Architecture::host().unwrap_or(Architecture::X86_64);
+            fair("is not there".into()).advice(absent(host))
+        }
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             let group = fs::metadata(PATH).map_or(0, |m| m.gid());
             fair(format!("is there, but not for you (it belongs to group {group})"))
                 .advice("sudo usermod -aG kvm $USER, then log in again")
         }
         Err(e) => fair(format!("cannot be opened: {e}")),
+    }
+}
+
+/// How a host of architecture `host` comes to a `/dev/kvm`.
+fn absent(host: Architecture) -> &'static str {
+    match host {
+        Architecture::X86_64 => {
+            "on hardware, enable virtualization in the firmware and load kvm_intel or kvm_amd; in a virtual machine, \
+             ask for nested virtualization; without it the processor in software is used"
+        }
+        // KVM is part of the arm64 kernel, and needs the exception level that it was booted at (booting.rst).
+        Architecture::Arm64 => {
+            "on hardware, have the firmware boot the kernel at EL2; in a virtual machine, ask for nested virtualization; \
+             without it x86_64 images run on the processor in software, and arm64 images do not run"
+        }
     }
 }
 
@@ -265,4 +280,19 @@ fn confinement() -> [Finding; 2] {
         finding("system calls", offer.system_calls),
         finding("files", offer.files),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_architecture_has_its_own_way_to_kvm() {
+        let (x86_64, arm64) = (absent(Architecture::X86_64), absent(Architecture::Arm64));
+        assert!(
+            x86_64.contains("kvm_intel") && !x86_64.contains("EL2"),
+            "{x86_64}"
+        );
+        assert!(arm64.contains("EL2") && !arm64.contains("kvm_intel"), "{arm64}");
+    }
 }
