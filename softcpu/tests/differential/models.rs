@@ -43,10 +43,16 @@ fn allow_in_fault(mask: &mut Mask, faulting: &Instruction, native: &Outcome) {
     let repeated = faulting.has_rep_prefix() || faulting.has_repne_prefix();
     match faulting.mnemonic() {
         // Intel restores the flags from before the instruction (SDM vol. 2, REP); AMD keeps the last comparison's.
-        Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq if repeated => {
-            mask.flags &= !STATUS_FLAGS;
-        }
-        Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq if repeated => {
+        Mnemonic::Cmpsb
+        | Mnemonic::Cmpsw
+        | Mnemonic::Cmpsd
+        | Mnemonic::Cmpsq
+        | Mnemonic::Scasb
+        | Mnemonic::Scasw
+        | Mnemonic::Scasd
+        | Mnemonic::Scasq
+            if repeated =>
+        {
             mask.flags &= !STATUS_FLAGS;
         }
         // Intel has pushed the return address when it finds the target not canonical; AMD looks first.

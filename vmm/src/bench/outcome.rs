@@ -340,6 +340,13 @@ impl Outcome {
         caches
     }
 
+    /// How a lane compares with the first by what is compared, if it does.
+    pub fn comparison(&self, cache: Cache, lane: usize) -> Option<&Comparison> {
+        self.comparisons
+            .iter()
+            .find(|c| c.cache == cache && c.lane == lane && c.metric == self.metric)
+    }
+
     /// The summary of a metric of a lane.
     pub fn summary(&self, cache: Cache, lane: usize, metric: &str) -> Option<&Summary> {
         self.summaries

@@ -334,10 +334,7 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
             let Some(summary) = outcome.summary(cache, index, &outcome.metric) else {
                 continue;
             };
-            let compared = outcome
-                .comparisons
-                .iter()
-                .find(|c| c.cache == cache && c.lane == index && c.metric == outcome.metric);
+            let compared = outcome.comparison(cache, index);
             let noise = outcome
                 .noise
                 .iter()

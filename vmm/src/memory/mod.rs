@@ -67,6 +67,15 @@ pub fn low_end(memory: &Memory) -> u64 {
         .map_or(0, GuestMemoryRegion::len)
 }
 
+/// A part that is all of a temporary file with this content, and the file.
+#[cfg(test)]
+pub(crate) fn part_of(content: &[u8]) -> (tempfile::NamedTempFile, Part) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), content).unwrap();
+    let part = Part::open(file.path()).unwrap();
+    (file, part)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -107,16 +107,8 @@ fn place_initrd(ram: u64, kernel_end: u64, len: u64) -> Result<u64, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
-    use crate::memory::{Bytes, GuestAddress, allocate};
-
-    fn part(content: &[u8]) -> (tempfile::NamedTempFile, Part) {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(content).unwrap();
-        let part = Part::open(file.path()).unwrap();
-        (file, part)
-    }
+    use crate::memory::{Bytes, GuestAddress, allocate, part_of as part};
 
     /// An `Image` of `len` bytes with these header fields.
     fn image(len: usize, text_offset: u64, image_size: u64) -> Vec<u8> {

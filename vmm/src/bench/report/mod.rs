@@ -100,10 +100,7 @@ fn table(outcome: &Outcome, cache: Cache) -> String {
         let Some(summary) = outcome.summary(cache, index, &outcome.metric) else {
             continue;
         };
-        let compared = outcome
-            .comparisons
-            .iter()
-            .find(|c| c.cache == cache && c.lane == index && c.metric == outcome.metric);
+        let compared = outcome.comparison(cache, index);
         let (ratio, verdict) = compared.map_or_else(Default::default, ratio_cells);
         let _ = writeln!(
             text,

@@ -154,16 +154,8 @@ fn place_initrd(ram: u64, kernel: &Kernel, len: u64) -> Result<u64, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
-    use crate::memory::{Bytes, GuestAddress, allocate};
-
-    fn part(content: &[u8]) -> (tempfile::NamedTempFile, Part) {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(content).unwrap();
-        let part = Part::open(file.path()).unwrap();
-        (file, part)
-    }
+    use crate::memory::{Bytes, GuestAddress, allocate, part_of as part};
 
     /// An ELF file with one segment of `data` at physical address `at`, entered there.
     fn elf(at: u64, data: &[u8], memsz: u64) -> Vec<u8> {
