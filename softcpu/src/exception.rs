@@ -17,6 +17,8 @@ pub mod vector {
     pub const BP: u8 = 3;
     /// Overflow.
     pub const OF: u8 = 4;
+    /// Out of bounds.
+    pub const BR: u8 = 5;
     /// Invalid opcode.
     pub const UD: u8 = 6;
     /// Device not available.

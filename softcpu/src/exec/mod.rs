@@ -8,6 +8,7 @@ pub(crate) mod atomic;
 pub(crate) mod bits;
 pub(crate) mod branch;
 pub(crate) mod chain;
+pub(crate) mod decimal;
 pub(crate) mod far;
 pub(crate) mod flag;
 pub(crate) mod fuse;

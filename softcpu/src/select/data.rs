@@ -6,7 +6,7 @@ use super::{Form, Way, form, size_of_operand, sized, sized_reach, sized_wide, wa
 use crate::access::{Anyhow, Based, Indexed};
 use crate::decode::{Choice, is_absolute64};
 use crate::exec::chain::chain;
-use crate::exec::{atomic, flag, misc, mov, segment, stack, string, system};
+use crate::exec::{atomic, decimal, flag, misc, mov, segment, stack, string, system};
 use crate::op::Chained;
 use crate::state::CodeSize;
 
@@ -41,6 +41,13 @@ pub(super) fn select(instr: &Instruction, code: CodeSize) -> Option<Choice> {
         M::Cdq => chain(mov::sign_to_dx::<u32>),
         M::Cqo => chain(mov::sign_to_dx::<u64>),
         M::Xlatb => chain(mov::xlat),
+        M::Aaa => chain(decimal::aaa),
+        M::Aas => chain(decimal::aas),
+        M::Daa => chain(decimal::daa),
+        M::Das => chain(decimal::das),
+        M::Aam => chain(decimal::aam),
+        M::Aad => chain(decimal::aad),
+        M::Bound => sized_wide!(op0(); decimal::bound),
         M::Push => match instr.op_kind(0) {
             OpKind::Register if instr.op0_register().is_segment_register() => {
                 sized_wide!(instr.stack_pointer_increment().unsigned_abs(); stack::push_seg)

@@ -68,31 +68,6 @@ pub const EXCLUDED: &[(Mnemonic, &str)] = &[
     (Mnemonic::Umov, "not an instruction of these processors"),
     (Mnemonic::Ibts, "not an instruction of these processors"),
     (Mnemonic::Xbts, "not an instruction of these processors"),
-    (
-        Mnemonic::Aaa,
-        "softcpu lacks the decimal adjustments of 32-bit code: #UD, reported",
-    ),
-    (
-        Mnemonic::Aad,
-        "softcpu lacks the decimal adjustments of 32-bit code: #UD, reported",
-    ),
-    (
-        Mnemonic::Aam,
-        "softcpu lacks the decimal adjustments of 32-bit code: #UD, reported",
-    ),
-    (
-        Mnemonic::Aas,
-        "softcpu lacks the decimal adjustments of 32-bit code: #UD, reported",
-    ),
-    (
-        Mnemonic::Daa,
-        "softcpu lacks the decimal adjustments of 32-bit code: #UD, reported",
-    ),
-    (
-        Mnemonic::Das,
-        "softcpu lacks the decimal adjustments of 32-bit code: #UD, reported",
-    ),
-    (Mnemonic::Bound, "softcpu lacks it: #UD, reported"),
     (Mnemonic::Tzcnt, "runs as BSF, as without BMI1; the host has BMI1"),
     (
         Mnemonic::Lzcnt,
