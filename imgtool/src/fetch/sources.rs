@@ -43,7 +43,7 @@ pub fn repositories(recipe: &Recipe) -> Vec<Repository> {
         url: extra.url.trim_end_matches('/').to_owned(),
         suite: extra.suite.clone(),
         components: extra.components.clone(),
-        keyring: Some(recipe.resolve_path(&extra.keyring)),
+        keyring: extra.keyring.as_ref().map(|path| recipe.resolve_path(path)),
         pinned,
     }));
     found

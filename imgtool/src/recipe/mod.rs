@@ -172,8 +172,8 @@ pub struct ExtraRepository {
     /// The components.
     #[serde(default = "default_components")]
     pub components: Vec<String>,
-    /// The keys that may sign it, binary or in ASCII armour.
-    pub keyring: PathBuf,
+    /// The keys that may sign it, binary or in ASCII armour; Debian's own without.
+    pub keyring: Option<PathBuf>,
 }
 
 /// The kernel: from a package (the default), built, or a file.
