@@ -1,7 +1,6 @@
 //! Debian's stock kernels: each boots to PID 1 and runs a command.
 
 use anyhow::{Result, ensure};
-use kiln_tests::dist::workspace;
 use kiln_tests::ground::Ground;
 
 use crate::Story;
@@ -12,17 +11,13 @@ pub const STORIES: &[(&str, Story)] = &[
     ("linux_7_boots", |ground| boots(ground, "7")),
 ];
 
-/// Builds `tests/kernels/VERSION.toml`, boots it, and lets it say what it is.
+/// Boots `tests/kernels/linux-VERSION.toml`, which was built before the stories began, and lets it say what it is.
 fn boots(ground: &Ground, version: &str) -> Result<()> {
-    let recipe = workspace().join(format!("tests/kernels/{version}.toml"));
-    let image = format!("linux-{version}.ami");
-    let line = format!(
-        "imgtool build {} -o {image} && vmm run {image} --rm -- sh -c 'uname -r; head -n 1 /proc/1/status'",
-        recipe.display()
-    );
-    let output = ground.sh(&line)?;
+    let output = ground.sh(&format!(
+        "vmm run linux-{version}.ami --rm -- sh -c 'uname -r; head -n 1 /proc/1/status'"
+    ))?;
     ensure!(output.status == 0, "{output:?}");
-    let mut said = output.stdout.lines().filter(|line| !line.starts_with("ami-"));
+    let mut said = output.stdout.lines();
     let release = said.next().unwrap_or_default();
     ensure!(release.starts_with(&format!("{version}.")), "{output:?}");
     ensure!(release.contains("cloud"), "{output:?}");

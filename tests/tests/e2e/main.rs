@@ -40,7 +40,9 @@ type Story = fn(&Ground) -> anyhow::Result<()>;
 /// A name and a story each.
 type Table = &'static [(&'static str, Story)];
 
-/// What is told on the software processor, here.
+/// What is told on the software processor, here. Of these only what launches nothing or depends on no accelerator (`ONCE`, images and what
+/// other tools make of them, the rules of `vmm bench`) is not told on KVM, nor what only the software processor can: counting
+/// instructions.
 const SOFT: &[Table] = &[
     bench::STORIES,
     image::STORIES,
@@ -93,6 +95,8 @@ const ON_KVM: &[(Need, Table)] = &[
     (Need::Kvm, network::LAB_STORIES),
     (Need::Kvm, sandbox::STORIES),
     (Need::X86, kvm::STORIES),
+    (Need::X86, kernels::STORIES),
+    (Need::Kvm, terminal::LAB_STORIES),
     (Need::Counts, counters::STORIES),
     (Need::Configured, directory::STORIES),
     (Need::Time, work::STORIES),
@@ -220,6 +224,9 @@ fn prepare(long: bool) -> anyhow::Result<PathBuf> {
         for recipe in ["microvm", "cloud", "debian", "web"] {
             dist.image(&format!("examples/{recipe}.toml"))?;
         }
+    }
+    for recipe in ["linux-6.1", "linux-6.12", "linux-7"] {
+        dist.image(&format!("tests/kernels/{recipe}.toml"))?;
     }
     dist.image(PLAIN)?;
     dist.image(DIRECTORY)?;

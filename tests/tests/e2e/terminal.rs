@@ -21,6 +21,12 @@ pub const STORIES: &[(&str, Story)] = &[
     ),
 ];
 
+/// The same within one command line.
+pub const LAB_STORIES: &[(&str, Story)] = &[(
+    "the_console_is_a_terminal_and_gives_it_back",
+    the_console_is_a_terminal_and_gives_it_back,
+)];
+
 /// A boot in software on a busy machine.
 const BOOT: Duration = Duration::from_secs(180);
 /// Anything else.
@@ -75,5 +81,27 @@ fn a_signal_gives_the_terminal_back(ground: &Ground) -> Result<()> {
     terminal.signal(Signal::SIGTERM)?;
     let status = terminal.end(SOON)?;
     ensure!(status == Some(123), "SIGTERM ends with {status:?}");
+    Ok(())
+}
+
+/// `script` makes the terminal; its keys come out of a pipe, and what the screen shows goes to a file.
+fn the_console_is_a_terminal_and_gives_it_back(ground: &Ground) -> Result<()> {
+    let line = r#"D=$(mktemp -d); mkfifo $D/keys
+script -qefc "stty rows 30 cols 90; vmm --ami hello.ami --rm; echo ended with \$?; stty -a" $D/screen <$D/keys >/dev/null 2>&1 &
+exec 8>$D/keys
+shows() { for i in $(seq 600); do grep -q "$1" $D/screen && return 0; sleep 0.2; done; echo "no $1"; return 1; }
+shows '# ' && printf 'stty size\r' >&8 &&
+    shows '30 90' && printf 'echo begun; sleep 1000\r' >&8 &&
+    shows '^begun' && printf '\003echo still $((20 + 3))\r' >&8 &&
+    shows 'still 23' && printf 'poweroff -f\r' >&8 &&
+    shows 'ended with' && shows ' echo '
+status=$?
+exec 8>&-; wait
+cat $D/screen; rm -r $D; exit $status"#;
+    let output = ground.sh(line)?;
+    ensure!(output.status == 0, "{output:?}");
+    for word in ["ended with 0", " icanon", " echo "] {
+        ensure!(output.stdout.contains(word), "`{word}` is missing: {output:?}");
+    }
     Ok(())
 }
