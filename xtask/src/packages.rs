@@ -83,6 +83,7 @@ pub fn test() -> Vec<Need> {
         ("ssh", "openssh-client"),
         ("setpriv", "util-linux"),
         ("curl", "curl"),
+        ("umoci", "umoci"),
     ]
     .map(|(program, package)| Need { program, package });
     let labs = [Arch::X86_64, Arch::Aarch64].into_iter().flat_map(lab);

@@ -24,6 +24,10 @@ pub const LONG: &[(&str, Story)] = &[
         every_example_is_sound_mounts_and_boots,
     ),
     ("systemd_runs_on_both_kernels", systemd_runs_on_both_kernels),
+    (
+        "every_example_boots_with_both_kernels",
+        every_example_boots_with_both_kernels,
+    ),
 ];
 
 /// Stories that need images which are built for minutes, told in a lab.
@@ -170,7 +174,15 @@ fn the_microvm_kernel_boots(ground: &Ground) -> Result<()> {
 /// The file system is sound to e2fsck, this machine's kernel mounts and reads all of it, and the image boots. Some were built before
 /// the stories began.
 fn every_example_is_sound_mounts_and_boots(ground: &Ground) -> Result<()> {
-    for example in ["hello", "debian", "web", "employee-directory", "plain", "microvm"] {
+    for example in [
+        "hello",
+        "debian",
+        "web",
+        "employee-directory",
+        "plain",
+        "cloud",
+        "microvm",
+    ] {
         let line = format!(
             r#"set -e
 D=$(mktemp -d); trap 'umount $D/root 2>/dev/null || true; rm -rf $D' EXIT

@@ -14,6 +14,10 @@ pub const STORIES: &[(&str, Story)] = &[
         a_root_survives_tar_ext4_and_container_archive,
     ),
     (
+        "an_oci_image_in_layers_is_imported",
+        an_oci_image_in_layers_is_imported,
+    ),
+    (
         "attributes_survive_to_the_guest_and_back",
         attributes_survive_to_the_guest_and_back,
     ),
@@ -89,6 +93,49 @@ done
         expect(&said, &[&same, &boots])?;
     }
     Ok(())
+}
+
+/// An OCI image that umoci makes of the hello image's root, in two layers: the second changes, adds and removes. What is imported is
+/// what umoci unpacks, and its service is the image's own command, environment and directory.
+fn an_oci_image_in_layers_is_imported(ground: &Ground) -> Result<()> {
+    let line = r#"
+imgtool convert $hello --to tar -o root.tar >/dev/null
+umoci init --layout oci
+umoci new --image oci:hello
+umoci unpack --image oci:hello first
+tar -xpf root.tar -C first/rootfs
+umoci repack --image oci:hello first
+umoci unpack --image oci:hello second
+echo second >second/rootfs/etc/hostname
+mkdir second/rootfs/srv/new; echo above >second/rootfs/srv/new/file
+rm -r second/rootfs/etc/hosts second/rootfs/usr/share
+umoci repack --image oci:hello second
+umoci config --image oci:hello --config.cmd sh --config.cmd -c --config.cmd 'echo $WORD in $PWD >/run/said' \
+    --config.env WORD=layered --config.workingdir /srv/new --config.exposedports 80/tcp
+tar -cf oci.tar -C oci .
+imgtool import oci.tar -o x.ami --kernel $hello >/dev/null
+imgtool verify x.ami >/dev/null
+imgtool inspect --json x.ami | tr -d ' \n' | grep -o '"exposed_ports":\[[^]]*\]'
+umoci unpack --image oci:hello third
+tar -cpf third.tar -C third/rootfs .
+imgtool import third.tar -o third.ami --kernel $hello >/dev/null 2>&1
+imgtool ls -lR x.ami / >ours; imgtool ls -lR third.ami / >theirs; diff ours theirs && echo the same files
+imgtool cat x.ami /etc/hostname
+imgtool cat x.ami /srv/new/file
+imgtool cat x.ami /etc/hosts 2>/dev/null || echo removed
+vmm run x.ami --rm -- sh -c 'for i in $(seq 100); do [ -s /run/said ] && break; sleep 0.1; done; cat /run/said'
+"#;
+    let said = told(ground, line)?;
+    expect(
+        &said,
+        &[
+            "the same files",
+            "second",
+            "above",
+            "removed",
+            "layered in /srv/new",
+        ],
+    )
 }
 
 const ATTRIBUTES: &str = r#"name = "all"

@@ -27,7 +27,14 @@ fn the_web_example_is_the_same_rootless(ground: &Ground) -> Result<()> {
 
 fn the_other_examples_are_the_same_rootless(ground: &Ground) -> Result<()> {
     // The microvm kernel is compiled twice, too.
-    let examples = ["hello", "debian", "employee-directory", "plain", "microvm"];
+    let examples = [
+        "hello",
+        "debian",
+        "employee-directory",
+        "plain",
+        "cloud",
+        "microvm",
+    ];
     examples
         .iter()
         .try_for_each(|example| build_both(ground, example))
