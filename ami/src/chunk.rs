@@ -5,7 +5,7 @@
 //! merges to the part's digest. (A part of at most one chunk has that digest as its only entry.)
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,6 +17,9 @@ use crate::Digest;
 
 /// Bytes that one entry of the table covers. A power of two, as a subtree of BLAKE3 must be.
 pub const CHUNK_SIZE: u64 = 1 << 20;
+/// Bytes that [`ChunkTable::verify_from`] reads at a time: some dozens of BLAKE3's blocks, so that they are digested side by side, and no
+/// more than the nearest caches hold.
+const PIECE: usize = 64 << 10;
 
 /// The digests of all chunks of a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,12 +109,31 @@ impl ChunkTable {
     }
 
     /// True when `bytes` are the content of chunk `index`: [`CHUNK_SIZE`] bytes, fewer only in the last chunk.
-    pub fn verify(&self, index: u64, bytes: &[u8]) -> bool {
+    pub fn verify(&self, index: u64, mut bytes: &[u8]) -> bool {
+        // Reading from memory does not fail.
+        self.verify_from(index, &mut bytes).unwrap_or(false)
+    }
+
+    /// True when all that `from` gives is the content of chunk `index`. Little of it is held at a time.
+    pub fn verify_from(&self, index: u64, from: &mut dyn Read) -> io::Result<bool> {
         let Some(entry) = usize::try_from(index).ok().and_then(|i| self.entries.get(i)) else {
-            return false;
+            return Ok(false);
         };
-        let expected = CHUNK_SIZE.min(self.length - index * CHUNK_SIZE);
-        bytes.len() as u64 == expected && digest(index, bytes, self.entries.len() == 1) == *entry
+        let mut left = CHUNK_SIZE.min(self.length - index * CHUNK_SIZE);
+        let mut digest = ChunkDigest::new(index, self.entries.len() == 1);
+        let mut piece = [0; PIECE];
+        loop {
+            match from.read(&mut piece) {
+                Ok(0) => return Ok(left == 0 && digest.finish() == *entry),
+                Ok(count) if count as u64 > left => return Ok(false),
+                Ok(count) => {
+                    digest.update(&piece[..count]);
+                    left -= count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// The digest of the whole part.
@@ -145,14 +167,39 @@ fn merge(entries: &[ChainingValue], length: u64) -> ChainingValue {
     }
 }
 
-fn digest(index: u64, bytes: &[u8], only: bool) -> ChainingValue {
-    let mut hasher = blake3::Hasher::new();
-    if only {
-        return *hasher.update(bytes).finalize().as_bytes();
+/// The digest of a chunk, from its bytes in order.
+struct ChunkDigest {
+    hasher: blake3::Hasher,
+    /// The chunk is the whole part: its digest is the tree's root.
+    only: bool,
+}
+
+impl ChunkDigest {
+    fn new(index: u64, only: bool) -> ChunkDigest {
+        let mut hasher = blake3::Hasher::new();
+        if !only {
+            hasher.set_input_offset(index * CHUNK_SIZE);
+        }
+        ChunkDigest { hasher, only }
     }
-    hasher.set_input_offset(index * CHUNK_SIZE);
-    hasher.update(bytes);
-    hasher.finalize_non_root()
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+    }
+
+    fn finish(self) -> ChainingValue {
+        if self.only {
+            *self.hasher.finalize().as_bytes()
+        } else {
+            self.hasher.finalize_non_root()
+        }
+    }
+}
+
+fn digest(index: u64, bytes: &[u8], only: bool) -> ChainingValue {
+    let mut digest = ChunkDigest::new(index, only);
+    digest.update(bytes);
+    digest.finish()
 }
 
 /// The digest of a range of a file, computed on all processors.

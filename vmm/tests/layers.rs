@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of each layer, lowest first; the same list as in `src/lib.rs`.
 const LAYERS: &[&[&str]] = &[
-    &["memory", "event", "terminal", "entropy", "sandbox"],
+    &["memory", "event", "terminal", "entropy", "sandbox", "footprint"],
     &["bus", "irq"],
     &["block", "net"],
     &["devices", "virtio"],

@@ -72,7 +72,7 @@ impl Image {
         )
         .verified_by(
             ami::CHUNK_SIZE,
-            Box::new(move |index, bytes| chunks.verify(index, bytes)),
+            Box::new(move |index, content| chunks.verify_from(index, content)),
         )
         .map_err(Error::file("opening", &self.path))
     }

@@ -10,6 +10,7 @@ use super::console::Console;
 use super::owner::Owner;
 use super::store::Held;
 use super::{Error, Result, agent, network, sockets};
+use crate::footprint;
 use crate::sandbox::{self, Kind};
 use crate::virtio::lockstep::{Times, Turn};
 
@@ -42,6 +43,8 @@ fn listen_for_readiness(owner: &Arc<Owner>, turn: Turn, on_ready: impl Fn() + Se
             on_ready();
             owner.set_ready();
             turn.give();
+            // The launch is over.
+            footprint::give_back();
         })
     })
     .map_err(Error::os("starting a thread"))?;

@@ -1,7 +1,7 @@
 //! What a root volume falls through to: the root partition of an image, never written.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,11 +11,11 @@ use vm_memory::VolatileSlice;
 use super::map::Map;
 use crate::block::{sparse, vectored};
 
-/// Largest chunk that can be verified: it is read whole into memory.
+/// Largest chunk that can be verified: a guest's first read of a byte waits for the whole of its chunk.
 pub const MAX_CHUNK: u64 = 16 << 20;
 
-/// Says whether a chunk of the base, by its number, has the content that the image promises.
-pub type Verify = Box<dyn Fn(u64, &[u8]) -> bool + Send + Sync>;
+/// Says whether a chunk of the base, by its number, has the content that the image promises: reads it to its end.
+pub type Verify = Box<dyn Fn(u64, &mut dyn Read) -> io::Result<bool> + Send + Sync>;
 
 /// A read-only range of a file. Beyond its end it reads as zeros.
 pub struct Base {
@@ -31,9 +31,25 @@ struct Verifier {
     verify: Verify,
     /// Chunks that were found right. A chunk is read from the file again afterwards: what is cached is trusted.
     verified: Map,
-    /// One chunk. Kept, because memory that is fresh for each chunk costs as much time as the digest. A leaf: nothing
-    /// else is locked while it is held.
-    scratch: Mutex<Vec<u8>>,
+    /// Held while a chunk is read, so that two who want it do not both. A leaf: nothing else is locked meanwhile.
+    reading: Mutex<()>,
+}
+
+/// A range of a file, from front to back.
+struct Chunk<'a> {
+    file: &'a File,
+    at: u64,
+    left: u64,
+}
+
+impl Read for Chunk<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let count = self.file.read_at(&mut buffer[..wanted], self.at)?;
+        self.at += count as u64;
+        self.left -= count as u64;
+        Ok(count)
+    }
 }
 
 impl Base {
@@ -65,7 +81,7 @@ impl Base {
             chunk,
             verify,
             verified,
-            scratch: Mutex::default(),
+            reading: Mutex::default(),
         });
         Ok(self)
     }
@@ -113,7 +129,7 @@ impl Base {
             chunk,
             verify,
             verified,
-            scratch,
+            reading,
         }) = &self.verifier
         else {
             return Ok(());
@@ -125,15 +141,17 @@ impl Base {
             if verified.contains(number) {
                 continue;
             }
-            let mut scratch = scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            let _held = reading.lock().unwrap_or_else(PoisonError::into_inner);
             if verified.contains(number) {
                 continue; // by another thread meanwhile
             }
             let start = number * chunk;
-            scratch.resize(*chunk as usize, 0);
-            let data = &mut scratch[..(self.len - start).min(*chunk) as usize];
-            self.file.read_exact_at(data, self.offset + start)?;
-            if !verify(number, data) {
+            let mut content = Chunk {
+                file: &self.file,
+                at: self.offset + start,
+                left: (self.len - start).min(*chunk),
+            };
+            if !verify(number, &mut content)? {
                 let what = format!("chunk {number} (byte {start}) of the image's root partition is damaged");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }

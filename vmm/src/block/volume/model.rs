@@ -73,9 +73,11 @@ fn base(path: &Path, len: u64) -> Base {
             .unwrap();
         all
     });
-    let verify: Verify = Box::new(move |number, data| {
+    let verify: Verify = Box::new(move |number, content| {
         let start = number as usize * 16384;
-        expected[start..start + data.len()] == *data
+        let mut data = Vec::new();
+        content.read_to_end(&mut data)?;
+        Ok(expected[start..start + data.len()] == *data)
     });
     Base::new(File::open(path).unwrap(), 1 << 20, len, [7; 32])
         .verified_by(16384, verify)
