@@ -1,5 +1,6 @@
 //! Boot events T0 to T10: when each was reached, from process start to a machine that serves.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,29 @@ pub struct Timeline {
     instructions: [AtomicU64; Event::ALL.len()],
     /// Guest instructions up to the machine's end, plus one.
     all_instructions: AtomicU64,
+    memory: OnceLock<MemoryUse>,
+}
+
+/// What a launch did to memory before the guest ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Bytes of kernel and initramfs that were mapped into guest RAM.
+    pub mapped: u64,
+    /// Bytes of them that were copied there.
+    pub copied: u64,
+    /// Pages that the process has touched, its own and the guest's: its minor page faults.
+    pub faults: u64,
+}
+
+impl MemoryUse {
+    /// With the faults of this process so far.
+    pub fn now(mapped: u64, copied: u64) -> MemoryUse {
+        MemoryUse {
+            mapped,
+            copied,
+            faults: minor_faults(),
+        }
+    }
 }
 
 impl Timeline {
@@ -103,6 +127,7 @@ impl Timeline {
             at: Default::default(),
             instructions: Default::default(),
             all_instructions: AtomicU64::new(0),
+            memory: OnceLock::new(),
         };
         timeline.at[Event::ProcessStart as usize].store(1, Relaxed);
         timeline.record(Event::Main, main);
@@ -139,6 +164,11 @@ impl Timeline {
             .store(instructions.saturating_add(1), Relaxed);
     }
 
+    /// Notes what the launch did to memory. Only the first time counts.
+    pub fn memory(&self, used: MemoryUse) {
+        self.memory.get_or_init(|| used);
+    }
+
     /// Guest instructions up to `event`; `None` when it has not happened or nobody has counted.
     pub fn instructions(&self, event: Event) -> Option<u64> {
         self.instructions[event as usize].load(Relaxed).checked_sub(1)
@@ -157,7 +187,8 @@ impl Timeline {
 
     /// `{"schema": 1, "unit": "ns", "events": [{"id": "T0", "name": "process_start", "at": 0}, ...]}` with the events that
     /// have happened, each at nanoseconds from T0. Where the accelerator counts them, each event of the guest also has
-    /// `"instructions"`, what the guest had retired by then, and the whole has those up to its end.
+    /// `"instructions"`, what the guest had retired by then, and the whole has those up to its end. `"memory"` is what the launch
+    /// did to memory, if that was asked for.
     pub fn to_json(&self) -> Value {
         let events: Vec<Value> = Event::ALL
             .into_iter()
@@ -176,6 +207,14 @@ impl Timeline {
         if let Some(instructions) = self.all_instructions() {
             whole["instructions"] = instructions.into();
         }
+        if let Some(&MemoryUse {
+            mapped,
+            copied,
+            faults,
+        }) = self.memory.get()
+        {
+            whole["memory"] = json!({ "mapped": mapped, "copied": copied, "faults": faults });
+        }
         whole
     }
 }
@@ -191,9 +230,21 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// Pages that this process has touched for the first time, or again after they were taken away, without a disk's help.
+#[allow(unsafe_code)]
+fn minor_faults() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is a valid place for the answer.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) };
+    // SAFETY: it was zeroed and perhaps filled; every bit pattern is a valid rusage.
+    let usage = unsafe { usage.assume_init() };
+    u64::try_from(usage.ru_minflt).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Bytes;
 
     #[test]
     fn only_the_first_mark_counts_and_time_goes_forward() {
@@ -237,6 +288,30 @@ mod tests {
         assert_eq!(json["events"][2]["instructions"], 0);
         assert_eq!(json["events"][1].get("instructions"), None);
         assert_eq!(json["instructions"], 9);
+    }
+
+    #[test]
+    fn pages_are_counted_when_they_are_touched() {
+        let before = MemoryUse::now(0, 0);
+        let fresh = crate::memory::allocate(&[(0, 2 << 20)]).unwrap();
+        for page in 0..512u64 {
+            fresh
+                .write_obj(1u8, crate::memory::GuestAddress(page * 4096))
+                .unwrap();
+        }
+        let after = MemoryUse::now(4096, 7);
+        // With huge pages one fault serves many.
+        assert!(after.faults > before.faults, "{before:?} {after:?}");
+        let timeline = Timeline::start();
+        assert_eq!(timeline.to_json().get("memory"), None);
+        timeline.memory(after);
+        timeline.memory(before);
+        let json = timeline.to_json();
+        assert_eq!(
+            (&json["memory"]["mapped"], &json["memory"]["copied"]),
+            (&4096.into(), &7.into())
+        );
+        assert_eq!(json["memory"]["faults"], after.faults);
     }
 
     #[test]

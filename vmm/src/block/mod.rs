@@ -1,11 +1,13 @@
 //! Disks: what carries the sectors of a block device.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use vm_memory::VolatileSlice;
 
 pub mod raw;
 mod sparse;
+pub mod uring;
 pub mod vectored;
 pub mod volume;
 
@@ -27,6 +29,11 @@ pub trait Backend: Send + Sync {
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes a range read as zeros; with `unmap` the space may be given back.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+    /// The file in which all of a range lies now as plain data, and where there: it can be read and written without us. The file
+    /// stays open for as long as the backend is there.
+    fn direct(&self, _offset: u64, _len: u64) -> Option<(BorrowedFd<'_>, u64)> {
+        None
+    }
 }
 
 /// Cuts `buffers` after `count` bytes.

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use vm_memory::VolatileSlice;
@@ -71,5 +72,8 @@ impl Backend for RawFile {
             }
         }
         sparse::write_zeros(&self.file, self.start + offset, len)
+    }
+    fn direct(&self, offset: u64, _len: u64) -> Option<(BorrowedFd<'_>, u64)> {
+        Some((self.file.as_fd(), self.start + offset))
     }
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use super::failure::{Advice, TimedOut};
 use super::wait::Waiting;
 use super::{Context, Status, failure, value};
-use crate::instance::assemble::PerRun;
+use crate::instance::assemble::{DiskEngine, PerRun};
 use crate::instance::client::Client;
 use crate::instance::launch::empty_ephemeral;
 use crate::instance::store::Held;
@@ -33,6 +33,15 @@ pub struct Start {
         help_heading = "Security"
     )]
     sandbox: Mode,
+    /// How requests of disks get to their files: each on the spot, or many at once through the kernel's io_uring
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ENGINE",
+        default_value_t,
+        help_heading = "Storage"
+    )]
+    disk_engine: DiskEngine,
     /// Ids, beginnings of ids, or names
     #[arg(required = true, value_name = "INSTANCE")]
     instances: Vec<String>,
@@ -45,6 +54,7 @@ impl Start {
             begin(&mut held)?;
             let per_run = PerRun {
                 sandbox: self.sandbox,
+                disk_engine: self.disk_engine,
                 ..PerRun::default()
             };
             detach::spawn(held, &per_run.arguments()?)?;

@@ -22,9 +22,9 @@ use crate::block::volume::{Hydration, Volume as RootVolume};
 use crate::machine::{Device, Handle, Machine, Outcome, Spec};
 use crate::memory::Part;
 use crate::sandbox::{self, Mode, Offer};
-use crate::timeline::{Event, Timeline};
+use crate::timeline::{Event, MemoryUse, Timeline};
 use crate::virtio::VirtioDevice;
-use crate::virtio::block::{Block, Spec as BlockSpec};
+use crate::virtio::block::{Block, Flight, Spec as BlockSpec};
 use crate::virtio::lockstep::Turn;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
@@ -54,12 +54,42 @@ pub struct PerRun {
         help_heading = "Security"
     )]
     pub sandbox: Mode,
+    /// How requests of disks get to their files: each on the spot, or many at once through the kernel's io_uring
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ENGINE",
+        default_value_t,
+        help_heading = "Storage"
+    )]
+    pub disk_engine: DiskEngine,
     /// Where the processor's profile goes
     #[arg(skip)]
     pub profile: Option<Arc<Profiling>>,
     /// Other files that the process writes at the end
     #[arg(skip)]
     pub outputs: Vec<PathBuf>,
+}
+
+/// How requests of disks get to their files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DiskEngine {
+    /// One after the other in each queue
+    #[default]
+    Sync,
+    /// Many at once in each queue
+    #[value(name = "io_uring")]
+    IoUring,
+}
+
+impl DiskEngine {
+    /// The word on the command line.
+    fn word(self) -> &'static str {
+        match self {
+            DiskEngine::Sync => "sync",
+            DiskEngine::IoUring => "io_uring",
+        }
+    }
 }
 
 impl PerRun {
@@ -70,10 +100,12 @@ impl PerRun {
             exits,
             icount,
             sandbox,
+            disk_engine,
             profile: _,
             outputs: _,
         } = self;
         let mut arguments: Vec<OsString> = vec!["--sandbox".into(), sandbox.word().into()];
+        arguments.extend(["--disk-engine".into(), disk_engine.word().into()]);
         if let Some(path) = timing {
             let path = if path == Path::new("-") {
                 path.clone()
@@ -189,8 +221,12 @@ impl Assembly {
         image.verify_boot(&self.home)?;
         let repeatable = self.turn.is_kept().then(|| record.without_identity());
         let record = repeatable.as_ref().unwrap_or(record);
+        let cpus = record.config.cpus.unwrap_or(image.manifest().default_cpus);
         let mut disks = Disks {
             fresh_root: root,
+            // A queue for each processor: none waits for another's lock, in the guest or here.
+            queues: MAX_QUEUES.min(cpus as usize),
+            engine: self.per_run.disk_engine,
             ..Disks::default()
         };
         for volume in &record.volumes {
@@ -209,18 +245,16 @@ impl Assembly {
         devices.extend(card.map(|card| device("net0", card.device)));
         let (hvc, serial) = consoles(&image, console, &self.turn)?;
         devices.extend(hvc.map(|hvc| device("console", hvc)));
+        let kernel = part_or(record.config.kernel.as_deref(), || image.kernel())?;
+        let initrd = part_or(record.config.initrd.as_deref(), || image.initramfs())?;
+        let parts = [kernel.clone(), initrd.clone()];
         let spec = Spec {
             architecture: image.manifest().architecture,
-            cpus: record
-                .config
-                .cpus
-                .unwrap_or(image.manifest().default_cpus)
-                .try_into()
-                .unwrap_or(u8::MAX),
+            cpus: cpus.try_into().unwrap_or(u8::MAX),
             memory: record.config.memory.unwrap_or(image.manifest().default_memory),
             accel: choice(record.config.accel),
-            kernel: part_or(record.config.kernel.as_deref(), || image.kernel())?,
-            initrd: Some(part_or(record.config.initrd.as_deref(), || image.initramfs())?),
+            kernel,
+            initrd: Some(initrd),
             cmdline: command_line(&image, record, words.as_deref()),
             serial: Some(serial),
             devices,
@@ -231,6 +265,11 @@ impl Assembly {
         };
         let machine = Machine::build(spec).map_err(|e| Error::Machine(e.to_string()))?;
         self.measured.machine(machine.handle());
+        if self.per_run.timing.is_some() {
+            let placed = parts.iter().map(Part::placed);
+            let (mapped, copied) = placed.fold((0, 0), |all, part| (all.0 + part.0, all.1 + part.1));
+            self.timeline.memory(MemoryUse::now(mapped, copied));
+        }
         // What is removed when it stops would be copied for nothing.
         let lazy = disks.lazy.filter(|_| !record.auto_remove);
         Ok(Box::new(Life { machine, lazy }))
@@ -378,7 +417,13 @@ struct Disks {
     fresh_root: Option<RootVolume>,
     /// The root volume while it still reads from the image.
     lazy: Option<Arc<RootVolume>>,
+    /// Queues of each disk.
+    queues: usize,
+    engine: DiskEngine,
 }
+
+/// Queues of a disk at most. Each is a thread here, and behind them all is one file.
+const MAX_QUEUES: usize = 8;
 
 impl Disks {
     fn attach(&mut self, volume: &Volume, image: &Image) -> Result<()> {
@@ -386,7 +431,7 @@ impl Disks {
         let spec = BlockSpec {
             read_only: false,
             id: serial_number(volume),
-            queues: 1,
+            queues: self.queues,
         };
         let device = match volume.kind {
             VolumeKind::Lazy | VolumeKind::Full => {
@@ -399,16 +444,32 @@ impl Disks {
                 if !root.stands_alone() {
                     self.lazy = Some(Arc::clone(&root));
                 }
-                Block::new(root, spec)
+                Block::flying(root, spec, self.flights())
             }
             VolumeKind::Blank | VolumeKind::Ephemeral | VolumeKind::File => {
                 let file = RawFile::open(path, false).map_err(Error::file("opening", path))?;
-                Block::new(Arc::new(file), spec)
+                Block::flying(Arc::new(file), spec, self.flights())
             }
         };
         self.devices
             .push(self::device(volume.device.trim_start_matches("/dev/"), device));
         Ok(())
+    }
+}
+
+impl Disks {
+    /// One for each queue of a disk, if they are wanted and the kernel has them.
+    fn flights(&self) -> Vec<Flight> {
+        if self.engine == DiskEngine::Sync {
+            return Vec::new();
+        }
+        let flights: io::Result<_> = (0..self.queues).map(|_| Flight::new()).collect();
+        flights.unwrap_or_else(|error| {
+            tracing::warn!(
+                "this host has no io_uring for us ({error}): disks serve one request after the other"
+            );
+            Vec::new()
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile, VolatileMemoryError, VolatileSlice};
@@ -22,6 +23,14 @@ pub struct Part {
     path: PathBuf,
     offset: u64,
     len: u64,
+    placed: Arc<Placed>,
+}
+
+/// What of a part went into guest RAM, and how.
+#[derive(Debug, Default)]
+struct Placed {
+    mapped: AtomicU64,
+    copied: AtomicU64,
 }
 
 /// Why a file part cannot be used.
@@ -75,6 +84,7 @@ impl Part {
             path,
             offset,
             len,
+            placed: Arc::default(),
         })
     }
 
@@ -88,6 +98,7 @@ impl Part {
                 path,
                 offset: 0,
                 len,
+                placed: Arc::default(),
             }),
             Err(source) => Err(PartError::Io { path, source }),
         }
@@ -106,6 +117,11 @@ impl Part {
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Bytes that were mapped into guest RAM so far, and bytes that were copied there.
+    pub fn placed(&self) -> (u64, u64) {
+        (self.placed.mapped.load(Relaxed), self.placed.copied.load(Relaxed))
     }
 
     /// All of it, in the host's memory.
@@ -230,6 +246,7 @@ impl ReadVolatile for PartReader<'_> {
             .map(guard.as_ptr(), len)
             .map_err(VolatileMemoryError::IOError)?;
         self.position += done as u64;
+        self.part.placed.mapped.fetch_add(done as u64, Relaxed);
         while done < len {
             // SAFETY: `done < len <= buf.len()`: the result is inside the slice.
             let rest = unsafe { guard.as_ptr().add(done) };
@@ -238,6 +255,7 @@ impl ReadVolatile for PartReader<'_> {
                 Ok(count) => {
                     done += count;
                     self.position += count as u64;
+                    self.part.placed.copied.fetch_add(count as u64, Relaxed);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(VolatileMemoryError::IOError(error)),
@@ -326,7 +344,12 @@ mod tests {
             (17, 9000, 0x2000),
             (0, 5, 0x2000),
         ] {
-            part(&file, offset, len).place(&memory, at).unwrap();
+            let part = part(&file, offset, len);
+            part.place(&memory, at).unwrap();
+            let (mapped, copied) = part.placed();
+            assert_eq!(mapped + copied, len);
+            let aligned = offset.is_multiple_of(PAGE) && at.is_multiple_of(PAGE);
+            assert_eq!(mapped, if aligned { len / PAGE * PAGE } else { 0 });
             let mut seen = vec![0; len as usize];
             memory.read_slice(&mut seen, GuestAddress(at)).unwrap();
             assert_eq!(seen, content[offset as usize..(offset + len) as usize]);

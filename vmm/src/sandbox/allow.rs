@@ -113,6 +113,10 @@ const DISK: &[Rule] = &[
     Call(libc::SYS_fstat),
 ];
 
+/// What a disk does with its ring, if it has one (`--disk-engine io_uring`). Operations of a ring pass by this list: the ring was made
+/// to take reads and writes of open files only, and none can be made in this thread.
+const RING: &[Rule] = &[Call(libc::SYS_io_uring_enter)];
+
 /// Sockets that are open, whatever their family.
 const SOCKETS: &[Rule] = &[
     Call(libc::SYS_connect),
@@ -204,6 +208,11 @@ const SETUP: &[Rule] = &[
     Call(libc::SYS_sysinfo),
     Call(libc::SYS_uname),
     Call(libc::SYS_mincore),
+    // How many pages the launch has touched, for `--timing`.
+    Call(libc::SYS_getrusage),
+    // The rings of disks, one for each queue.
+    Call(libc::SYS_io_uring_setup),
+    Call(libc::SYS_io_uring_register),
     // The handler of the signal that kicks processors of KVM.
     Call(libc::SYS_rt_sigaction),
     Call(libc::SYS_pipe2),
@@ -229,11 +238,11 @@ pub(super) const REFUSED: &[i64] = &[libc::SYS_clone3];
 pub(super) fn lists(kind: Kind) -> &'static [&'static [Rule]] {
     match kind {
         Kind::Owner => &[
-            ALWAYS, KVM, DISK, SOCKETS, INTERNET, LOCAL, TERMINAL, FILES, SIGNALS, SETUP,
+            ALWAYS, KVM, DISK, RING, SOCKETS, INTERNET, LOCAL, TERMINAL, FILES, SIGNALS, SETUP,
         ],
         Kind::Kvm => &[ALWAYS, KVM],
         Kind::Soft | Kind::Device => &[ALWAYS],
-        Kind::Block => &[ALWAYS, DISK],
+        Kind::Block => &[ALWAYS, DISK, RING],
         Kind::Network => &[ALWAYS, SOCKETS, INTERNET],
         Kind::Vsock => &[ALWAYS, SOCKETS, LOCAL],
         Kind::Console => &[ALWAYS, TERMINAL],

@@ -5,12 +5,18 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vm_memory::VolatileSlice;
 
 use super::ring::{Broken, Chain, Segments};
 use super::worker::{Context, Engine, Service};
 use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::block::Backend;
+use crate::event::EventSet;
 use crate::sandbox::Kind;
+
+mod flight;
+
+pub use flight::Flight;
 
 /// Unit of the device's addresses in bytes (VIRTIO 1.3 §5.2.4), whatever the block size.
 pub const SECTOR: u64 = 512;
@@ -44,17 +50,22 @@ pub struct Spec {
     pub queues: usize,
 }
 
-/// A disk.
+/// A disk. Each queue has a thread of its own: requests of one queue are served one after the other, those of several at once.
 pub struct Block {
     config: Vec<u8>,
     features: u64,
-    queues: usize,
-    engine: Engine<Disk>,
+    /// One for each queue; in step with the processor the first serves all of them.
+    engines: Vec<Engine<Server>>,
 }
 
 impl Block {
     /// A disk over `backend`. Its capacity is the backend's size, rounded down to whole sectors.
     pub fn new(backend: Arc<dyn Backend>, spec: Spec) -> Self {
+        Block::flying(backend, spec, Vec::new())
+    }
+
+    /// The same with requests that are on their way to the file at once: one of `flights` for each queue, as far as they reach.
+    pub fn flying(backend: Arc<dyn Backend>, spec: Spec, flights: Vec<Flight>) -> Self {
         let queues = spec.queues.clamp(1, MAX_QUEUES);
         let mut features = [
             blk::VIRTIO_BLK_F_SIZE_MAX,
@@ -82,12 +93,18 @@ impl Block {
             read_only: spec.read_only,
             id,
         };
-        let config = config_space(sectors, queues as u16);
+        let flights = flights
+            .into_iter()
+            .map(Some)
+            .chain(std::iter::repeat_with(|| None));
+        let servers = flights.take(queues).map(|flight| Server {
+            disk: disk.clone(),
+            flight,
+        });
         Block {
-            config,
+            config: config_space(sectors, queues as u16),
             features,
-            queues,
-            engine: Engine::Idle(disk),
+            engines: servers.map(Engine::Idle).collect(),
         }
     }
 }
@@ -122,7 +139,7 @@ impl VirtioDevice for Block {
         DeviceTraits {
             id: VIRTIO_ID_BLOCK,
             features: self.features,
-            queue_sizes: &QUEUE_SIZES[..self.queues],
+            queue_sizes: &QUEUE_SIZES[..self.engines.len()],
         }
     }
 
@@ -131,20 +148,60 @@ impl VirtioDevice for Block {
     }
 
     fn start(&mut self, active: Activation) -> Result<(), Error> {
-        self.engine.start("blk", Kind::Block, active)
+        if active.baton.is_some() {
+            if let Engine::Idle(server) = &mut self.engines[0] {
+                // Who keeps step has done everything when its turn ends.
+                server.flight = None;
+            }
+            return self.engines[0].start("blk", Kind::Block, active);
+        }
+        let Activation {
+            memory,
+            features,
+            queues,
+            interrupt,
+            baton,
+        } = active;
+        let several = self.engines.len() > 1;
+        for ((number, queue), engine) in (0..).zip(queues).zip(&mut self.engines) {
+            let active = Activation {
+                memory: Arc::clone(&memory),
+                features,
+                queues: vec![queue],
+                interrupt: Arc::clone(&interrupt),
+                baton: baton.clone(),
+            };
+            let name = if several {
+                format!("blk{number}")
+            } else {
+                "blk".into()
+            };
+            if let Err(error) = engine.start_from(number, &name, Kind::Block, active) {
+                self.stop();
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn stop(&mut self) -> Vec<Queue> {
-        self.engine.stop()
+        self.engines.iter_mut().flat_map(Engine::stop).collect()
     }
 }
 
-/// Serves the requests of a block device, one after the other.
+/// What is behind the requests.
+#[derive(Clone)]
 struct Disk {
     backend: Arc<dyn Backend>,
     sectors: u64,
     read_only: bool,
     id: [u8; blk::VIRTIO_BLK_ID_BYTES as usize],
+}
+
+/// Serves the requests of a queue: one after the other, or with a flight as many at once as it carries.
+struct Server {
+    disk: Disk,
+    flight: Option<Flight>,
 }
 
 /// Why a request fails, as the driver sees it.
@@ -162,24 +219,60 @@ impl From<io::Error> for Refusal {
     }
 }
 
-impl Service for Disk {
+impl Service for Server {
+    fn begin(&mut self, context: &mut Context) -> Result<(), Broken> {
+        self.flight
+            .as_ref()
+            .map_or(Ok(()), |flight| flight.watch(context))
+    }
+
     fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+        let Server { disk, flight } = self;
+        if let Some(flight) = flight {
+            return flight.serve(disk, context);
+        }
+        let write_through = is_write_through(context.features);
         let Context {
             memory,
             rings,
             interrupt,
-            features,
             ..
         } = context;
-        // Without VIRTIO_BLK_F_FLUSH the driver cannot flush, so every write must be durable (VIRTIO 1.3 §5.2.6.2).
-        let write_through = *features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0;
-        rings[index].drain(memory, &**interrupt, |chain| self.serve(chain, write_through))
+        rings[index].drain(memory, &**interrupt, |chain| disk.serve(chain, write_through))
+    }
+
+    fn source(&mut self, context: &mut Context, _id: u32, _events: EventSet) -> Result<(), Broken> {
+        let Server { disk, flight } = self;
+        match flight {
+            Some(flight) => flight.serve(disk, context),
+            None => Ok(()),
+        }
+    }
+
+    fn end(&mut self, context: &mut Context) {
+        if let Some(flight) = &mut self.flight {
+            flight.land_all(&self.disk, context);
+        }
     }
 }
 
-impl Disk {
-    /// Serves one request and returns the number of bytes written to the driver, status included.
-    fn serve(&self, chain: &mut Chain<'_>, write_through: bool) -> Result<u32, Broken> {
+/// Without VIRTIO_BLK_F_FLUSH the driver cannot flush, so every write must be durable (VIRTIO 1.3 §5.2.6.2).
+fn is_write_through(features: u64) -> bool {
+    features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0
+}
+
+/// What a request asks for, without its header; its data is what is left of its chain.
+struct Request<'m> {
+    kind: u32,
+    sector: u64,
+    /// Bytes of data that the driver has room for.
+    room: usize,
+    status: Option<VolatileSlice<'m>>,
+}
+
+impl<'m> Request<'m> {
+    /// Takes header and status off `chain`.
+    fn of(chain: &mut Chain<'m>) -> Result<Self, Broken> {
         let mut header = [0; HEADER];
         if chain.readable.read(0, &mut header) != HEADER {
             return Err(Broken::Request("a block request without a whole header"));
@@ -187,28 +280,58 @@ impl Disk {
         let Some(room) = chain.writable.len().checked_sub(1) else {
             return Err(Broken::Request("a block request without room for its status"));
         };
-        let status_byte = chain.writable.part(room, 1);
+        let status = chain.writable.part(room, 1);
         chain.readable.skip(HEADER);
         chain.writable.truncate(room);
-        let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
-        let sector = u64::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
-        let done = self.execute(kind, sector, &chain.readable, &chain.writable);
-        let done = match done {
-            Ok((_, true)) if write_through => self.backend.flush().map(|()| 0).map_err(Refusal::from),
-            Ok((written, _)) => Ok(written),
-            Err(refusal) => Err(refusal),
-        };
+        Ok(Request {
+            kind: u32::from_le_bytes([header[0], header[1], header[2], header[3]]),
+            sector: u64::from_le_bytes(std::array::from_fn(|i| header[8 + i])),
+            room,
+            status,
+        })
+    }
+
+    /// Tells the driver how it went, with the bytes of data given to it; returns how many were written in all.
+    fn end(self, done: Result<u32, Refusal>) -> u32 {
         let (written, status) = match done {
             Ok(written) => (written, blk::VIRTIO_BLK_S_OK),
             Err(Refusal::Io) => (0, blk::VIRTIO_BLK_S_IOERR),
             Err(Refusal::Unsupported) => (0, blk::VIRTIO_BLK_S_UNSUPP),
         };
-        if let Some(status_byte) = status_byte {
+        if let Some(status_byte) = self.status {
             status_byte.copy_from(&[status as u8]);
         }
         // The used length promises that all bytes up to it were written (VIRTIO 1.3 §2.7.8.2), and the status is the
         // last one: after a read that failed there is no such prefix.
-        Ok(if written as usize == room { written + 1 } else { 0 })
+        if written as usize == self.room {
+            written + 1
+        } else {
+            0
+        }
+    }
+}
+
+impl Disk {
+    /// Serves one request and returns the number of bytes written to the driver, status included.
+    fn serve(&self, chain: &mut Chain<'_>, write_through: bool) -> Result<u32, Broken> {
+        let request = Request::of(chain)?;
+        let done = self.carry_out(&request, chain, write_through);
+        Ok(request.end(done))
+    }
+
+    /// Does what is asked, durably with `write_through`. Returns the number of data bytes given to the driver.
+    fn carry_out(
+        &self,
+        request: &Request<'_>,
+        chain: &Chain<'_>,
+        write_through: bool,
+    ) -> Result<u32, Refusal> {
+        let done = self.execute(request.kind, request.sector, &chain.readable, &chain.writable);
+        let (written, changed) = done?;
+        if changed && write_through {
+            self.backend.flush()?;
+        }
+        Ok(written)
     }
 
     /// Returns the number of data bytes given to the driver, and whether the medium was changed.

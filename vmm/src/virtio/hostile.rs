@@ -164,6 +164,17 @@ mod tests {
         }
 
         #[test]
+        fn block_in_flight(input in inputs()) {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(1 << 20).unwrap();
+            let backend = Arc::new(RawFile::new(file).unwrap());
+            let spec = block::Spec { read_only: false, id: String::new(), queues: 2 };
+            // Where the kernel gives no ring, this is the case above again.
+            let flights = (0..2).filter_map(|_| block::Flight::new().ok()).collect();
+            survives(block::Block::flying(backend, spec, flights), &input);
+        }
+
+        #[test]
         fn rng(input in inputs()) {
             survives(rng::Rng::default(), &input);
         }

@@ -22,7 +22,7 @@ const MAX_ROUNDS: usize = 64;
 pub enum Wake {
     /// The transport wants the queues back.
     Stop,
-    /// The driver rang the doorbell of this queue.
+    /// The driver rang the doorbell of this one of the service's queues.
     Queue(u16),
     /// One of the device's own descriptors is ready; the number is the device's.
     Source(u32),
@@ -111,6 +111,21 @@ impl<S: Service> Engine<S> {
     /// # Errors
     /// When the host has no descriptor or thread left, or the service is running already.
     pub fn start(&mut self, name: &str, kind: Kind, active: Activation) -> Result<(), Error> {
+        self.start_from(0, name, kind, active)
+    }
+
+    /// The same for a service that has but some of its device's queues, from number `first` on. To the service they are numbered
+    /// from 0.
+    ///
+    /// # Errors
+    /// As [`start`](Engine::start).
+    pub fn start_from(
+        &mut self,
+        first: u16,
+        name: &str,
+        kind: Kind,
+        active: Activation,
+    ) -> Result<(), Error> {
         let Activation {
             memory,
             features,
@@ -119,7 +134,7 @@ impl<S: Service> Engine<S> {
             baton,
         } = active;
         let poller = Poller::new().map_err(Error::start("epoll_create"))?;
-        let rings: Vec<Ring> = (0..)
+        let rings: Vec<Ring> = (first..)
             .zip(queues)
             .map(|(index, (queue, doorbell))| Ring {
                 queue,
@@ -129,7 +144,7 @@ impl<S: Service> Engine<S> {
             .collect();
         for ring in rings.iter().filter(|ring| ring.queue.ready()) {
             poller
-                .add(&ring.doorbell, EventSet::IN, Wake::Queue(ring.index))
+                .add(&ring.doorbell, EventSet::IN, Wake::Queue(ring.index - first))
                 .map_err(Error::start("epoll_ctl"))?;
         }
         let context = Context {

@@ -19,6 +19,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -279,6 +280,13 @@ impl Backend for Volume {
             }
         }
         self.write_zeros(offset, len)
+    }
+
+    fn direct(&self, offset: u64, len: u64) -> Option<(BorrowedFd<'_>, u64)> {
+        let present = |lazy: &Lazy| lazy.present.contains_all(lazy.touched(offset, len));
+        self.lazy()
+            .is_none_or(present)
+            .then(|| (self.file.as_fd(), offset))
     }
 }
 

@@ -279,4 +279,145 @@ fn a_paused_disk_goes_on_where_it_was() {
     assert_eq!(driver.read(register::STATUS) & status::NEEDS_RESET, 0);
 }
 
+/// A disk whose reads return when two of them have come.
+struct Meeting(std::sync::Barrier);
+
+impl Backend for Meeting {
+    fn size(&self) -> u64 {
+        DISK
+    }
+
+    fn read_at(&self, _: u64, _: &[vm_memory::VolatileSlice<'_>]) -> io::Result<()> {
+        self.0.wait();
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[vm_memory::VolatileSlice<'_>]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn queues_are_served_at_once_and_come_back_in_order() {
+    let spec = Spec {
+        read_only: false,
+        id: String::new(),
+        queues: 2,
+    };
+    let backend = Arc::new(Meeting(std::sync::Barrier::new(2)));
+    let mut driver = Driver::started(Block::new(backend, spec), u64::MAX);
+    assert_eq!(driver.config(34, 2), 2u16.to_le_bytes());
+    // The second time after the queues were handed back and taken again.
+    for _ in 0..2 {
+        for queue in 0..2 {
+            driver.submit(queue, &[&header(blk::VIRTIO_BLK_T_IN, 0)], &[512, 1]);
+            driver.ring(queue);
+        }
+        for queue in 0..2 {
+            assert_eq!(driver.wait_used(queue).len, 513);
+        }
+        driver.transport().pause();
+        driver.transport().resume();
+    }
+}
+
+/// A disk with a flight for its queue; `None`, and a word on it, where the kernel gives no ring.
+fn flying() -> Option<(std::fs::File, Driver)> {
+    let flight = Flight::new()
+        .inspect_err(|error| eprintln!("no io_uring here ({error}): this test shows nothing"))
+        .ok()?;
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(DISK).unwrap();
+    let backend = Arc::new(RawFile::new(file.try_clone().unwrap()).unwrap());
+    let spec = Spec {
+        read_only: false,
+        id: "flying".into(),
+        queues: 1,
+    };
+    let device = Block::flying(backend, spec, vec![flight]);
+    Some((file, Driver::started(device, u64::MAX)))
+}
+
+#[test]
+fn requests_in_flight_all_land() {
+    let Some((file, mut driver)) = flying() else {
+        return;
+    };
+    // More than are carried at once, and others that are served on the spot among them.
+    for round in 0..3 {
+        let mut status = Vec::new();
+        for n in 0..80u64 {
+            let fill = [n as u8 + round; 512];
+            driver.submit(0, &[&header(blk::VIRTIO_BLK_T_OUT, n), &fill], &[1]);
+            if n % 16 == 0 {
+                driver.submit(0, &[&header(blk::VIRTIO_BLK_T_FLUSH, 0)], &[1]);
+                status.push(());
+            }
+            status.push(());
+            if n % 40 == 39 {
+                driver.ring(0);
+            }
+        }
+        for () in status {
+            let used = driver.wait_used(0);
+            assert_eq!((used.len, used.data), (1, vec![blk::VIRTIO_BLK_S_OK as u8]));
+        }
+        let mut content = vec![0; 80 * 512];
+        file.read_exact_at(&mut content, 0).unwrap();
+        for (n, sector) in content.chunks(512).enumerate() {
+            assert_eq!(sector, [n as u8 + round; 512], "sector {n}");
+        }
+        let used = driver.request(0, &[&header(blk::VIRTIO_BLK_T_IN, 5)], &[100, 1436, 1]);
+        assert_eq!((used.len, &used.data[..1536]), (1537, &content[5 * 512..8 * 512]));
+        driver.transport().pause();
+        driver.transport().resume();
+    }
+}
+
+#[test]
+fn what_cannot_fly_is_refused_as_ever() {
+    let Some((file, mut driver)) = flying() else {
+        return;
+    };
+    let beyond = DISK / 512;
+    assert_eq!(
+        send(&mut driver, blk::VIRTIO_BLK_T_OUT, beyond, &[0; 512]),
+        blk::VIRTIO_BLK_S_IOERR
+    );
+    assert_eq!(
+        send(&mut driver, blk::VIRTIO_BLK_T_OUT, 0, &[0; 100]),
+        blk::VIRTIO_BLK_S_IOERR
+    );
+    assert_eq!(send(&mut driver, 99, 0, &[]), blk::VIRTIO_BLK_S_UNSUPP);
+    // A file that has become shorter gives less than is asked for.
+    file.set_len(1000).unwrap();
+    let used = driver.request(0, &[&header(blk::VIRTIO_BLK_T_IN, 0)], &[4096, 1]);
+    assert_eq!(used.len, 0);
+    // A broken request costs the device; what was on its way is no danger to the next start.
+    for n in 0..8 {
+        driver.submit(0, &[&header(blk::VIRTIO_BLK_T_OUT, n), &[n as u8; 512]], &[1]);
+    }
+    driver.submit(0, &[&[0; 3]], &[1]);
+    driver.ring(0);
+    driver.wait_needs_reset();
+    driver.start(u64::MAX);
+    assert_eq!(
+        send(&mut driver, blk::VIRTIO_BLK_T_OUT, 9, &[9; 512]),
+        blk::VIRTIO_BLK_S_OK
+    );
+    assert!(file.metadata().unwrap().len() >= 10 * 512);
+}
+
 use crate::memory::{Bytes, GuestAddress};
