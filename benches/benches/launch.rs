@@ -12,14 +12,14 @@ const MIB: usize = 1 << 20;
 /// Bytes of the kernel: about those of Debian's.
 const KERNEL: usize = 48 * MIB;
 
-/// An ELF kernel with one segment at 1 MiB (System V ABI, chapters 4 and 5), which no processor will enter.
-fn kernel() -> Vec<u8> {
+/// An ELF kernel of `len` bytes with one segment at 1 MiB (System V ABI, chapters 4 and 5), which no processor will enter.
+fn kernel(len: usize) -> Vec<u8> {
     const HEADER: u16 = 64;
     const PROGRAM_HEADER: u16 = 56;
     const AT: u64 = 1 << 20;
     let offset = 4096_u64;
-    let size = KERNEL as u64 - offset;
-    let mut file = Vec::with_capacity(KERNEL);
+    let size = len as u64 - offset;
+    let mut file = Vec::with_capacity(len);
     file.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     // ET_EXEC, EM_X86_64, version 1, entry, program headers, no sections, no flags.
     file.extend([2_u16, 62].map(u16::to_le_bytes).concat());
@@ -34,13 +34,13 @@ fn kernel() -> Vec<u8> {
     // PT_LOAD, readable and executable.
     file.extend([1_u32, 5].map(u32::to_le_bytes).concat());
     file.extend([offset, AT, AT, size, size, 4096].map(u64::to_le_bytes).concat());
-    file.resize(KERNEL, 0x90);
+    file.resize(len, 0x90);
     file
 }
 
 fn image(directory: &Path) -> PathBuf {
     let path = directory.join("bench.ami");
-    let (kernel, initramfs, root) = (kernel(), vec![1; 3 * MIB], vec![2; 64 * MIB]);
+    let (kernel, initramfs, root) = (kernel(KERNEL), vec![1; 3 * MIB], vec![2; 64 * MIB]);
     let parts: [(PartName, &[u8]); 3] = [
         (PartName::Kernel, &kernel),
         (PartName::Initramfs, &initramfs),
@@ -71,9 +71,6 @@ fn open(criterion: &mut Criterion) {
 
 fn place(criterion: &mut Criterion) {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = directory.path().join("vmlinux");
-    std::fs::write(&path, kernel()).expect("a temporary file");
-    let part = Part::open(&path).expect("the kernel");
     let guest = Architecture::X86_64;
     let slots: Vec<_> = (0..5)
         .filter_map(|n| arch::layout(guest).virtio_slot(n))
@@ -86,13 +83,24 @@ fn place(criterion: &mut Criterion) {
         uuid: Some([7; 16]),
         controller: Controller::Apic,
     };
-    let regions = arch::ram_regions(guest, 256 << 20);
+    let part = |name: &str, len: usize| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, kernel(len)).expect("a temporary file");
+        Part::open(&path).expect("the kernel")
+    };
+    let allocate = || memory::allocate(&arch::ram_regions(guest, 256 << 20)).expect("RAM");
+    let large = part("vmlinux", KERNEL);
     criterion.bench_function("kernel-and-tables-48MiB", |bencher| {
         bencher.iter_with_large_drop(|| {
-            let memory = memory::allocate(&regions).expect("RAM");
-            let boot = arch::prepare(guest, &memory, &part, None, black_box(&platform)).expect("a kernel");
+            let memory = allocate();
+            let boot = arch::prepare(guest, &memory, &large, None, black_box(&platform)).expect("a kernel");
             (memory, boot)
         });
+    });
+    // RAM that was touched before, and a kernel of two pages: what is left are ACPI, SMBIOS, page tables and parameters.
+    let (small, memory) = (part("small", 3 * 4096), allocate());
+    criterion.bench_function("tables", |bencher| {
+        bencher.iter(|| arch::prepare(guest, &memory, &small, None, black_box(&platform)).expect("a kernel"));
     });
 }
 

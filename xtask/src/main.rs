@@ -1,11 +1,14 @@
-//! The commands a person types: `cargo demo`, `cargo xtask test|lab|dist|cross|bench-tcg|bench-image|bench-net`.
+//! The commands a person types: `cargo demo`, `cargo xtask test|lab|dist|cross|bench-boot|bench-block|bench-net|bench-tcg|bench-image`.
 
+mod bench_block;
+mod bench_boot;
 mod bench_image;
 mod bench_net;
 mod bench_tcg;
 mod cpu_time;
 mod cross;
 mod demo;
+mod figures;
 mod packages;
 mod spread;
 mod test;
@@ -56,6 +59,27 @@ enum Command {
         #[arg(default_values = bench_image::PACKAGES)]
         packages: Vec<String>,
     },
+    /// Measure launches in the lab beside QEMU's microvm; the report comes to target/kiln/bench/boot.html.
+    BenchBoot {
+        /// Launches of each lane for each state of the page cache.
+        #[arg(long, default_value_t = 10)]
+        rounds: u32,
+        /// A recipe of an image; may be given many times.
+        #[arg(long, value_name = "FILE", default_value = "examples/hello.toml")]
+        recipe: Vec<String>,
+        /// More options of `vmm bench`.
+        #[arg(last = true)]
+        options: Vec<String>,
+    },
+    /// Measure the block device beside QEMU's in the lab, same guest and disk, in turns.
+    BenchBlock {
+        /// How often to measure each twice.
+        #[arg(long, default_value_t = 1)]
+        rounds: u32,
+        /// Processors of the guest, queues of the disk and jobs of fio.
+        #[arg(long, default_value_t = 1)]
+        cpus: u32,
+    },
     /// Measure the user-mode network beside QEMU's in the lab, same guest, in turns.
     BenchNet {
         /// How often to measure each twice.
@@ -94,6 +118,12 @@ fn run(command: Command) -> Result<u8> {
         Command::Test { filter } => test::test(filter.as_deref()),
         Command::BenchTcg { rounds } => bench_tcg::bench(rounds),
         Command::BenchImage { rounds, packages } => bench_image::bench(rounds, &packages),
+        Command::BenchBoot {
+            rounds,
+            recipe,
+            options,
+        } => bench_boot::bench(rounds, &recipe, &options),
+        Command::BenchBlock { rounds, cpus } => bench_block::bench(rounds, cpus),
         Command::BenchNet { rounds } => bench_net::bench(rounds),
         Command::Dist => Dist::build(Arch::host()?).map(|_| 0),
         Command::Cross { arch } => cross::cross(arch).map(|_| 0),

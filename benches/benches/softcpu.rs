@@ -1,0 +1,204 @@
+//! The software processor's hot paths: what a loop of each kind costs for each instruction.
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed};
+use std::sync::Arc;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use softcpu::state::{cr0, cr4, efer, reg, seg};
+use softcpu::{Answer, Bus, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment};
+
+const MEMORY: u64 = 128 << 20;
+const PAGE_TABLES: u64 = 0x9000;
+const CODE: u64 = 0x10_0000;
+/// What loops work on.
+const DATA: u64 = 0x20_0000;
+const STACK: u64 = 0x8000;
+/// Rounds of a loop in one measurement.
+const ROUNDS: u64 = 10_000;
+
+/// Ends the guest at its first port access.
+struct Plug;
+
+impl Bus for Plug {
+    fn mmio_read(&mut self, _addr: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn mmio_write(&mut self, _addr: u64, _data: &[u8]) -> Answer {
+        Answer::Continue
+    }
+
+    fn port_read(&mut self, _port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn port_write(&mut self, _port: u16, _data: &[u8]) -> Answer {
+        Answer::Stop
+    }
+
+    fn unimplemented(&mut self, what: &str, rip: u64) {
+        panic!("{what} at {rip:#x} is not implemented");
+    }
+}
+
+/// RAM whose first GiB, as far as there is one, is mapped to itself in pages of 2 MiB.
+fn ram() -> Arc<Ram> {
+    let layout = Layout::from_size_align(MEMORY as usize, 4096).expect("a layout");
+    // SAFETY: the layout has a size; the memory is never freed and nobody holds a reference into it.
+    let ram = unsafe {
+        let host = alloc_zeroed(layout);
+        Arc::new(Ram::new(&[RegionSpec {
+            start: 0,
+            len: MEMORY,
+            host,
+        }]))
+    };
+    let quad = |at: u64, value: u64| assert!(ram.write(at, &value.to_le_bytes()));
+    quad(PAGE_TABLES, (PAGE_TABLES + 0x1000) | 3);
+    quad(PAGE_TABLES + 0x1000, (PAGE_TABLES + 0x2000) | 3);
+    for n in 0..512 {
+        quad(PAGE_TABLES + 0x2000 + n * 8, n << 21 | 0x83);
+    }
+    ram
+}
+
+/// A processor in 64-bit mode over `ram`.
+fn processor(ram: &Arc<Ram>) -> Cpu {
+    let platform = Platform::new(1, Clock::Instructions);
+    let mut cpu = Cpu::new(Arc::clone(ram), platform, 0).expect("processor 0");
+    let flat = |selector, access| Segment {
+        selector,
+        base: 0,
+        limit: u32::MAX,
+        access,
+    };
+    let enabled = cr0::PE | cr0::PG;
+    cpu.set_control(
+        enabled,
+        PAGE_TABLES,
+        cr4::PAE | cr4::OSFXSR,
+        efer::LME | efer::LMA,
+    );
+    for number in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
+        cpu.set_segment(number, flat(0x18, 0xc093));
+    }
+    cpu.set_segment(seg::CS, flat(0x10, 0xa09b));
+    cpu.set_rflags(2);
+    cpu.unpark();
+    cpu
+}
+
+type Body = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
+/// Code that runs `body` RCX times and then touches a port.
+fn program(body: Body) -> Result<Vec<u8>, IcedError> {
+    let mut code = CodeAssembler::new(64)?;
+    let mut again = code.create_label();
+    code.set_label(&mut again)?;
+    body(&mut code)?;
+    code.dec(rcx)?;
+    code.jnz(again)?;
+    code.out(0x80, al)?;
+    code.assemble(CODE)
+}
+
+/// Additions, rotations, comparisons: registers only.
+fn arithmetic(code: &mut CodeAssembler) -> Result<(), IcedError> {
+    for _ in 0..4 {
+        code.add(rax, rbx)?;
+        code.xor(rbx, rax)?;
+        code.rol(rdx, 7)?;
+        code.lea(rsi, rax + rdx * 2 + 5)?;
+        code.cmp(rsi, rbx)?;
+    }
+    Ok(())
+}
+
+/// Loads and stores in one page.
+fn memory(code: &mut CodeAssembler) -> Result<(), IcedError> {
+    for n in 0..8_i32 {
+        code.mov(rax, qword_ptr(rdi + n * 8))?;
+        code.add(qword_ptr(rdi + 64 + n * 8), rax)?;
+    }
+    Ok(())
+}
+
+/// Loads from one page after another, more of them than the software TLB holds.
+fn pages(code: &mut CodeAssembler) -> Result<(), IcedError> {
+    code.mov(rax, qword_ptr(rdi + rbx))?;
+    code.add(rbx, 4096 + 64)?;
+    code.and(rbx, 0x3ff_ffff)
+}
+
+/// Calls and returns.
+fn calls(code: &mut CodeAssembler) -> Result<(), IcedError> {
+    let (mut function, mut over) = (code.create_label(), code.create_label());
+    code.call(function)?;
+    code.jmp(over)?;
+    code.set_label(&mut function)?;
+    code.push(rbx)?;
+    code.pop(rbx)?;
+    code.ret()?;
+    code.set_label(&mut over)
+}
+
+/// A copy of a page.
+fn string(code: &mut CodeAssembler) -> Result<(), IcedError> {
+    code.mov(r8, rcx)?;
+    code.mov(rsi, rdi)?;
+    code.add(rdi, 0x1000)?;
+    code.mov(ecx, 512)?;
+    code.rep().movsq()?;
+    code.sub(rdi, 0x2000)?;
+    code.mov(rcx, r8)
+}
+
+/// Packed integers.
+fn vector(code: &mut CodeAssembler) -> Result<(), IcedError> {
+    for _ in 0..4 {
+        code.paddd(xmm0, xmm1)?;
+        code.pxor(xmm1, xmm0)?;
+        code.pshufd(xmm2, xmm0, 0x1b)?;
+        code.movdqu(xmmword_ptr(rdi), xmm2)?;
+    }
+    Ok(())
+}
+
+fn loops(criterion: &mut Criterion) {
+    let ram = ram();
+    let mut group = criterion.benchmark_group("softcpu");
+    let bodies: [(&str, Body); 6] = [
+        ("arithmetic", arithmetic),
+        ("memory", memory),
+        ("pages", pages),
+        ("calls", calls),
+        ("string", string),
+        ("vector", vector),
+    ];
+    for (name, body) in bodies {
+        let program = program(body).expect("instructions that there are");
+        assert!(ram.write(CODE, &program));
+        // A processor of its own: it has not seen the code that was here before.
+        let mut cpu = processor(&ram);
+        let mut run = || {
+            cpu.gpr[reg::RCX] = ROUNDS;
+            cpu.gpr[reg::RDI] = DATA;
+            cpu.gpr[reg::RSP] = STACK;
+            cpu.rip = CODE;
+            let before = cpu.retired();
+            assert!(matches!(cpu.run(&mut Plug), Exit::Stopped));
+            cpu.retired() - before
+        };
+        // Decodes, too.
+        let instructions = run();
+        group.throughput(Throughput::Elements(instructions));
+        group.bench_function(name, |bencher| bencher.iter(&mut run));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, loops);
+criterion_main!(benches);

@@ -1,0 +1,70 @@
+# The block device of vmm beside QEMU's, same guest, in turns (A B C C B A). Runs on a host with KVM, in the folder with fio.ami;
+# prints one line for each figure: round, who, what, value. `cargo xtask bench-block` runs it in the lab.
+#
+# The disk is a raw file beside the root volume. Both monitors go through the host's page cache, which holds all of it (QEMU's default,
+# cache=writeback), so what is compared is the way from the guest's queue to the file. QEMU has an I/O thread of its own for the disk, and
+# both of its engines that such a cache allows.
+set -e
+ROUNDS=${ROUNDS:-2} SECONDS_EACH=${SECONDS_EACH:-4} CPUS=${CPUS:-1}
+SIZE=$((256 << 20))
+D=$(mktemp -d)
+for part in kernel initramfs root; do imgtool extract fio.ami --part $part -o $D/$part >/dev/null 2>&1; done
+# Allocated, and in the page cache from the first run on.
+dd if=/dev/urandom of=$D/disk bs=$SIZE count=1 2>/dev/null
+
+# What the guest runs: the disk is the one of that size. In fio's terse output of version 3 the fields 7 and 8 are KiB and requests
+# a second of reads, 48 and 49 those of writes.
+cat >$D/measure <<END
+for disk in /dev/vd?; do [ \$(blockdev --getsize64 \$disk) != $SIZE ] || break; done
+run() {
+    fio --name=\$1 --filename=\$disk --direct=1 --ioengine=libaio --size=$SIZE --time_based --ramp_time=1 --runtime=$SECONDS_EACH --minimal --group_reporting --numjobs=$CPUS \$3 | awk -F';' -v what=\$1 -v field=\$2 '/^3;/ { print "result", what, \$field }'
+}
+run read-128k-KiB/s 7 "--rw=read --bs=128k --iodepth=8"
+run write-128k-KiB/s 48 "--rw=write --bs=128k --iodepth=8"
+run randread-4k-1-IOPS 8 "--rw=randread --bs=4k --iodepth=1"
+run randread-4k-32-IOPS 8 "--rw=randread --bs=4k --iodepth=32"
+run randwrite-4k-32-IOPS 49 "--rw=randwrite --bs=4k --iodepth=32"
+END
+
+vmm_lane() {
+    vmm run fio.ami --rm --accel kvm --cpus $CPUS --memory 256M --net none --volume $D/disk -- sh -c "$(cat $D/measure)"
+}
+
+# QEMU's guest has no agent: the shell on its console takes the commands.
+qemu_lane() {
+    rm -f $D/ended
+    {
+        # The first line may be lost: the shell asks the terminal where its cursor is and reads on until it is told.
+        sleep 15
+        echo
+        sleep 2
+        cat $D/measure
+        echo "poweroff -f"
+        # Its input stays open as long as it runs.
+        until [ -e $D/ended ]; do sleep 1; done
+    } | {
+        timeout 180 qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
+            -M microvm,accel=kvm,acpi=on,pit=off,pic=off,rtc=off -cpu host -m 256M -smp $CPUS -object iothread,id=io \
+            -kernel $D/kernel -initrd $D/initramfs -append "quiet loglevel=3 panic=-1 console=ttyS0 reboot=acpi pci=off" \
+            -drive id=root,if=none,format=raw,file=$D/root,snapshot=on -device virtio-blk-device,drive=root \
+            -drive id=disk,if=none,format=raw,file=$D/disk,cache=writeback,aio=$1 \
+            -device virtio-blk-device,drive=disk,iothread=io,num-queues=$CPUS -device virtio-rng-device -serial stdio || true
+        touch $D/ended
+    }
+}
+
+lane() {
+    case $1 in
+    vmm) vmm_lane ;;
+    qemu-*) qemu_lane ${1#qemu-} ;;
+    esac
+}
+
+measure() {
+    lane $2 2>$D/errors.$2 | tee $D/output.$2 | tr -d '\r' | sed -n "s/^result \\([^ ]* [0-9.]*\\).*/$1 $2 \\1/p"
+    cat $D/errors.$2 >&2
+}
+
+for round in $(seq $ROUNDS); do
+    for lane in vmm qemu-threads qemu-io_uring qemu-io_uring qemu-threads vmm; do measure $round $lane; done
+done

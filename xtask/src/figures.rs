@@ -1,0 +1,99 @@
+//! Figures that a script in the lab printed, a line each, as a table of medians and ratios.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kiln_tests::arch::Arch;
+use kiln_tests::dist::Dist;
+use kiln_tests::ground::Ground;
+
+use crate::packages;
+
+/// The lane whose figures are put in units of the others'.
+const OURS: &str = "vmm";
+
+/// Values by what was measured, then by who.
+pub struct Figures(BTreeMap<String, BTreeMap<String, Vec<f64>>>);
+
+/// Runs `script` in the lab with the image of `recipe` and prints what came out. Returns the exit status: figures decide nothing.
+pub fn measure(recipe: &str, script: &str, limit: Duration) -> Result<u8> {
+    let arch = Arch::X86_64;
+    packages::ensure(packages::lab(arch))?;
+    Dist::build(arch)?.image(recipe)?;
+    let output = Ground::lab(arch).sh_within(script, limit)?;
+    ensure!(output.status == 0, "the script failed in the lab: {output:?}");
+    let figures = Figures::parse(&output.stdout)?;
+    ensure!(!figures.0.is_empty(), "nothing was measured: {output:?}");
+    print!("{}", figures.table());
+    Ok(0)
+}
+
+impl Figures {
+    /// Lines of round, who, what and value; others are noise.
+    fn parse(text: &str) -> Result<Figures> {
+        let mut figures = BTreeMap::<String, BTreeMap<String, Vec<f64>>>::new();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_round, who, what, value] = words[..] else {
+                continue;
+            };
+            let value: f64 = value
+                .parse()
+                .with_context(|| format!("no figure in the line {line:?}"))?;
+            let lanes = figures.entry(what.to_owned()).or_default();
+            lanes.entry(who.to_owned()).or_default().push(value);
+        }
+        Ok(Figures(figures))
+    }
+
+    /// A line for each peer of each figure, then every value.
+    fn table(&self) -> String {
+        let mut text = format!(
+            "{:<24}{:>12}  {:<16}{:>12}{:>8}\n",
+            "median", OURS, "peer", "", "ratio"
+        );
+        for (what, lanes) in &self.0 {
+            let ours = lanes.get(OURS).map_or(f64::NAN, |values| median(values));
+            for (who, values) in lanes.iter().filter(|(who, _)| *who != OURS) {
+                let theirs = median(values);
+                text += &format!(
+                    "{what:<24}{ours:>12.3}  {who:<16}{theirs:>12.3}{:>8.2}\n",
+                    ours / theirs
+                );
+            }
+        }
+        for (what, lanes) in &self.0 {
+            for (who, values) in lanes {
+                text += &format!("{what} {who}: {values:?}\n");
+            }
+        }
+        text
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => sorted[middle],
+        _ => (sorted[middle - 1] + sorted[middle]) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_become_figures_and_noise_does_not() {
+        let text = "1 vmm guest-to-host 900\nwelcome\n1 qemu guest-to-host 400\n2 vmm guest-to-host 1100\n";
+        let table = Figures::parse(text).unwrap().table();
+        let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(row, ["guest-to-host", "1000.000", "qemu", "400.000", "2.50"]);
+        assert!(table.ends_with("guest-to-host qemu: [400.0]\nguest-to-host vmm: [900.0, 1100.0]\n"));
+        assert!(Figures::parse("1 vmm guest-to-host many").is_err());
+    }
+}
