@@ -56,14 +56,15 @@ impl Cpu {
     /// When the loop has to look at the timer again.
     pub(crate) fn next_check(&self) -> u64 {
         let deadline = self.apic.deadline();
-        match self.platform.clock {
+        let next = match self.platform.clock {
             Clock::Host if deadline.is_some() => self.retired + CHECK_EVERY,
             Clock::Host => self.retired + CHECK_IDLE,
             Clock::Instructions => {
                 let next = deadline.map_or(self.time.next_poll, |at| at.min(self.time.next_poll));
                 self.retired + next.saturating_sub(self.now(0)).max(1)
             }
-        }
+        };
+        next.min(self.limit)
     }
 
     /// Polls devices if it is time to, and answers whether something came.

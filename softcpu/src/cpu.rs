@@ -27,6 +27,7 @@ impl Cpu {
             rip: 0,
             retired: 0,
             check_at: 0,
+            limit: u64::MAX,
             seg_base: [0; 8],
             rip_mask: 0,
             stack_mask: 0,

@@ -15,7 +15,8 @@ use crate::state::{Cpu, reg};
 /// Why [`Cpu::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// A device answered [`Answer::Stop`](crate::bus::Answer::Stop).
+    /// A device answered [`Answer::Stop`](crate::bus::Answer::Stop), or as many instructions have retired as
+    /// [`Cpu::set_limit`] said.
     Stopped,
     /// Another thread asked for it.
     Kicked,
@@ -196,7 +197,7 @@ impl Cpu {
             if self.shutdown {
                 return Some(Exit::Shutdown);
             }
-            if std::mem::take(&mut self.stop) {
+            if std::mem::take(&mut self.stop) || self.retired >= self.limit {
                 return Some(Exit::Stopped);
             }
             if self.take_events() {

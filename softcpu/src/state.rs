@@ -225,6 +225,8 @@ pub struct Cpu {
     pub(crate) profile: Option<Box<Profile>>,
     /// A device asked `run` to come back.
     pub(crate) stop: bool,
+    /// Value of `retired` at which `run` comes back.
+    pub(crate) limit: u64,
     /// Neither runs nor halts: waits for INIT and SIPI.
     pub(crate) parked: bool,
     /// HLT was executed.
@@ -299,6 +301,12 @@ impl Cpu {
     /// Instructions retired since power-on.
     pub fn retired(&self) -> u64 {
         self.retired
+    }
+
+    /// Lets [`Cpu::run`] come back at the end of the block in which as many instructions have retired since power-on.
+    pub fn set_limit(&mut self, retired: u64) {
+        self.limit = retired;
+        self.request_check();
     }
 
     /// A segment register by number: ES, CS, SS, DS, FS, GS.

@@ -1,4 +1,4 @@
-//! The commands a person types: `cargo demo`, `cargo xtask test|lab|dist|cross|bench-boot|bench-block|bench-net|bench-tcg|bench-image`.
+//! The commands a person types: `cargo demo`, `cargo xtask test|lab|dist|cross|fuzz|bench-boot|bench-block|bench-net|bench-tcg|bench-image`.
 
 mod bench_block;
 mod bench_boot;
@@ -9,6 +9,7 @@ mod cpu_time;
 mod cross;
 mod demo;
 mod figures;
+mod fuzz;
 mod packages;
 mod spread;
 mod test;
@@ -44,6 +45,8 @@ enum Command {
     },
     /// Build the static programs into target/kiln/ARCH.
     Dist,
+    /// Run the fuzz targets with libFuzzer, one after the other.
+    Fuzz(fuzz::Options),
     /// Boot the hello image on the software processor and under QEMU's translator, in turns, and compare.
     BenchTcg {
         /// How often to boot each twice.
@@ -125,6 +128,7 @@ fn run(command: Command) -> Result<u8> {
         } => bench_boot::bench(rounds, &recipe, &options),
         Command::BenchBlock { rounds, cpus } => bench_block::bench(rounds, cpus),
         Command::BenchNet { rounds } => bench_net::bench(rounds),
+        Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Dist => Dist::build(Arch::host()?).map(|_| 0),
         Command::Cross { arch } => cross::cross(arch).map(|_| 0),
         Command::Lab { arch, command } => {

@@ -8,6 +8,7 @@ use std::io::Read;
 
 use super::{Error, modinfo};
 use crate::tree::{Kind, NodeId, Tree, show};
+use crate::unpack::bounds;
 
 /// What an instance needs before its root is mounted, and for its agent. A kernel may have any of them built in, and an
 /// older one may not know some: those that do not exist are left out.
@@ -222,7 +223,7 @@ fn decompress(path: &[u8], file: Vec<u8>) -> std::io::Result<Vec<u8>> {
     let mut out = Vec::new();
     let mut limited = |reader: &mut dyn Read| reader.take(MAX_MODULE + 1).read_to_end(&mut out);
     if path.ends_with(b".xz") {
-        limited(&mut liblzma::bufread::XzDecoder::new(&file[..]))?;
+        limited(&mut bounds::xz(&file[..])?)?;
     } else if path.ends_with(b".zst") {
         limited(&mut zstd::stream::read::Decoder::with_buffer(&file[..])?)?;
     } else if path.ends_with(b".gz") {

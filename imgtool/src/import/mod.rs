@@ -16,6 +16,11 @@ pub use image::{Error as ImageError, Options, image};
 use crate::imagefs;
 use crate::tree::{Kind, Meta, Spool, Tree, TreeError};
 use crate::unpack::archive::{self, Entry, EntryKind};
+use crate::unpack::bounds::{self, Capped};
+
+/// What one archive or layer may unpack to: twice the largest container images that are in use. A decompression bomb
+/// ends here.
+const MAX_UNPACKED: u64 = 64 << 30;
 
 /// Why a source cannot be imported.
 #[derive(Debug, thiserror::Error)]
@@ -100,14 +105,13 @@ fn decompress(file: &File) -> io::Result<Box<dyn Read + '_>> {
 fn decompress_stream<'a>(stream: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut stream = BufReader::with_capacity(1 << 16, stream);
     let start = io::BufRead::fill_buf(&mut stream)?;
-    Ok(match start {
+    let plain: Box<dyn Read> = match start {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(stream)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(stream)?),
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => {
-            Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(stream))
-        }
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => Box::new(bounds::xz_streams(stream)?),
         _ => Box::new(stream),
-    })
+    };
+    Ok(Box::new(Capped::new(plain, MAX_UNPACKED)))
 }
 
 /// `Read` from the start, whatever the file's own position is.

@@ -5,13 +5,12 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use super::Damage;
 use super::archive::{self, EntryKind};
+use super::bounds::{self, Capped};
 
 /// The control part holds a few scripts and lists of paths; the largest in Debian is below 20 MiB.
 const MAX_CONTROL: u64 = 64 << 20;
 /// No package of Debian unpacks to half of this; a decompression bomb ends here.
 pub const MAX_DATA: u64 = 16 << 30;
-/// Dictionaries of `xz -9` need 65 MiB.
-const MAX_XZ_MEMORY: u64 = 512 << 20;
 /// zstd windows up to 128 MiB, which `zstd --ultra -22` uses.
 const MAX_ZSTD_WINDOW_LOG: u32 = 27;
 
@@ -82,18 +81,12 @@ impl<'a> Deb<'a> {
 
     /// The tar stream of files, decompressed on the way and cut off at [`MAX_DATA`].
     pub fn data(&self) -> Result<impl Read + 'a, Damage> {
-        Ok(Capped {
-            inner: decompressor(self.data)?,
-            left: MAX_DATA,
-        })
+        Ok(Capped::new(decompressor(self.data)?, MAX_DATA))
     }
 
     /// The tar stream of control files.
     pub fn control_stream(&self) -> Result<impl Read + 'a, Damage> {
-        Ok(Capped {
-            inner: decompressor(self.control)?,
-            left: MAX_CONTROL,
-        })
+        Ok(Capped::new(decompressor(self.control)?, MAX_CONTROL))
     }
 
     /// Reads the control part.
@@ -224,13 +217,8 @@ fn decompressor<'a>((data, form): (&'a [u8], Form)) -> Result<Box<dyn Read + 'a>
         Form::Plain => Box::new(data),
         Form::Gzip => Box::new(flate2::read::MultiGzDecoder::new(data)),
         Form::Xz => {
-            let flags = liblzma::stream::CONCATENATED;
-            let stream = liblzma::stream::Stream::new_stream_decoder(MAX_XZ_MEMORY, flags);
-            let stream = stream.map_err(|e| Damage::Read(e.into()))?;
-            Box::new(io::BufReader::with_capacity(
-                1 << 18,
-                liblzma::read::XzDecoder::new_stream(data, stream),
-            ))
+            let decoder = bounds::xz_streams(data).map_err(Damage::Read)?;
+            Box::new(io::BufReader::with_capacity(1 << 18, decoder))
         }
         Form::Zstd => {
             let mut decoder = zstd::Decoder::with_buffer(data).map_err(Damage::Read)?;
@@ -240,20 +228,4 @@ fn decompressor<'a>((data, form): (&'a [u8], Form)) -> Result<Box<dyn Read + 'a>
             Box::new(decoder)
         }
     })
-}
-
-/// Fails, instead of ending, when a stream is longer than allowed.
-struct Capped<R> {
-    inner: R,
-    left: u64,
-}
-
-impl<R: Read> Read for Capped<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::FileTooLarge, "it unpacks to more than is allowed")
-        })?;
-        Ok(n)
-    }
 }

@@ -1,6 +1,7 @@
 //! From `.deb` files to a [`Tree`], without root and without running anything.
 
 pub mod archive;
+pub mod bounds;
 mod database;
 mod deb;
 mod filter;

@@ -91,8 +91,9 @@ pub fn drive(driver: &mut Driver, input: &[u8]) {
                     input.address(),
                     [input.word(), input.word(), input.word(), input.word()],
                 );
-                for (word, place) in bytes.iter().zip((at..).step_by(4)) {
-                    let _ = driver.memory.write_obj(word % 64, GuestAddress(place));
+                for (number, word) in (0..).zip(bytes) {
+                    let place = GuestAddress(at.wrapping_add(4 * number));
+                    let _ = driver.memory.write_obj(word % 64, place);
                 }
             }
             13 => {
