@@ -35,7 +35,8 @@ fn packages() -> Vec<Value> {
     // What other platforms would need is not here.
     let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version=1", "--locked", "--offline"])
+        // Not offline: what only a feature needs (libFuzzer) may not have been fetched for a build.
+        .args(["metadata", "--format-version=1", "--locked"])
         .args(["--filter-platform", &platform])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
