@@ -13,6 +13,8 @@ use super::{Error, Result};
 const SCHEMA: u32 = 1;
 /// How far from 1 the ratio of the two launches of lane A may be before the run is noise.
 pub const NOISE_LIMIT: f64 = 0.02;
+/// How far from 1 the ends of its interval may be: a median that is where it should be by luck says nothing.
+pub const NOISE_SPREAD: f64 = 0.1;
 /// Fewer rounds than this say nothing of their noise.
 pub const MIN_ROUNDS: usize = 5;
 
@@ -385,7 +387,11 @@ impl Outcome {
         let Some(ratio) = stats::paired_ratio(&this, &that, self.seed) else {
             return false;
         };
-        let quiet = this.len() >= MIN_ROUNDS && (ratio.ratio - 1.0).abs() <= NOISE_LIMIT;
+        let within = |ratio: f64, limit: f64| (ratio - 1.0).abs() <= limit;
+        let quiet = this.len() >= MIN_ROUNDS
+            && within(ratio.ratio, NOISE_LIMIT)
+            && within(ratio.low, NOISE_SPREAD)
+            && within(ratio.high, NOISE_SPREAD);
         self.noise.push(Noise { cache, ratio, quiet });
         quiet
     }

@@ -74,6 +74,23 @@ fn a_noisy_or_short_run_does_not() {
 }
 
 #[test]
+fn a_median_that_is_right_by_luck_is_no_silence() {
+    let mut outcome = outcome(5, 2.0, 1.0);
+    let again = outcome.samples.iter_mut().filter(|sample| sample.lane == 2);
+    for (sample, factor) in again.zip([0.6, 0.7, 1.0, 1.5, 2.1]) {
+        if let Some(marker) = sample.ns.get_mut(MARKER) {
+            *marker = (*marker as f64 * factor) as u64;
+        }
+    }
+    outcome.noise.clear();
+    outcome.comparisons.clear();
+    outcome.conclude();
+    assert_eq!(outcome.noise[0].ratio.ratio, 1.0);
+    assert!(!outcome.conclusive);
+    assert_eq!(verdict(&outcome), Verdict::NoConclusion);
+}
+
+#[test]
 fn the_json_reads_back() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("x.json");

@@ -364,7 +364,7 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
     outcome.skipped.iter().for_each(|reason| eprintln!("{reason}"));
     if !outcome.conclusive {
         eprintln!(
-            "no conclusion: lane A must read 1.00 ± 0.02 against itself over at least five rounds; try -n {} on an idle host",
+            "no conclusion: lane A must read 1.00 ± 0.02 against itself, its interval within ± 0.1, over at least five rounds; try -n {} on an idle host",
             (outcome.rounds * 2).max(20)
         );
     }

@@ -83,8 +83,8 @@ fn noise(outcome: &Outcome, cache: Cache) -> String {
     };
     let word = if noise.quiet { "quiet" } else { "noisy" };
     format!(
-        "<p class=\"note\">The first lane against itself: {:.3} ({:.3} to {:.3}), {word}. It must read 1.00 ± 0.02 over at least {} \
-         rounds.</p>\n",
+        "<p class=\"note\">The first lane against itself: {:.3} ({:.3} to {:.3}), {word}. It must read 1.00 ± 0.02, and its interval lie \
+         within ± 0.1, over at least {} rounds.</p>\n",
         noise.ratio.ratio,
         noise.ratio.low,
         noise.ratio.high,
