@@ -1,4 +1,4 @@
-//! `vmm bench`: that it measures real launches and writes what it says.
+//! `vmm bench`: that it measures real launches and writes what it says. Times are nobody's business here.
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::ground::Ground;
@@ -10,6 +10,65 @@ pub const STORIES: &[(&str, Story)] = &[(
     "bench_measures_a_launch_and_concludes_nothing_from_it",
     bench_measures_a_launch_and_concludes_nothing_from_it,
 )];
+
+/// Where QEMU is on the host.
+pub const LAB_STORIES: &[(&str, Story)] =
+    &[("bench_measures_qemu_beside_vmm", bench_measures_qemu_beside_vmm)];
+
+/// One cold round beside a peer, then against itself: each has to be told from the other, and one round concludes nothing.
+fn bench_measures_qemu_beside_vmm(ground: &Ground) -> Result<()> {
+    let output = ground.sh(
+        "mount -t tracefs tracefs /sys/kernel/tracing; \
+         vmm bench hello.ami -n 1 --warmups 0 --cache cold --peer qemu --json $HOME/b.json --html $HOME/b.html",
+    )?;
+    ensure!(output.status == 2, "one round concludes nothing: {output:?}");
+    let written = ground.sh("cat $HOME/b.json")?;
+    let found: Value = serde_json::from_str(&written.stdout).context("the JSON")?;
+    let names: Vec<_> = found["lanes"]
+        .as_array()
+        .context("lanes")?
+        .iter()
+        .map(|lane| lane["name"].as_str().unwrap_or_default())
+        .collect();
+    ensure!(
+        names == ["vmm kvm", "qemu-microvm kvm", "vmm kvm (again)"],
+        "{names:?}"
+    );
+    let samples = found["samples"].as_array().context("samples")?;
+    ensure!(samples.len() == 3, "{found:#}");
+    for sample in samples {
+        let ns = |metric: &str| sample["ns"][metric].as_u64().unwrap_or(0);
+        ensure!(sample["cache"] == "cold", "{sample:#}");
+        // Every monitor's guest is entered, then says that it has booted, then ends.
+        for (earlier, later) in [("kvm_entry", "marker"), ("marker", "exit")] {
+            ensure!(
+                ns(earlier) > 0 && ns(earlier) < ns(later),
+                "{earlier}, {later}: {sample:#}"
+            );
+        }
+    }
+    let metrics = found["comparisons"].as_array().context("comparisons")?;
+    for metric in ["kvm_entry", "marker"] {
+        ensure!(
+            metrics
+                .iter()
+                .any(|c| c["metric"] == metric && c["lane"] == 1 && c["verdict"] == "no_conclusion"),
+            "{found:#}"
+        );
+    }
+    let page = ground
+        .sh("cat $HOME/b.html; rm $HOME/b.json $HOME/b.html")?
+        .stdout;
+    for text in [
+        "qemu-microvm kvm",
+        "guest entered",
+        "Cold page cache",
+        "No conclusion",
+    ] {
+        ensure!(page.contains(text), "{text} is missing in {page}");
+    }
+    Ok(())
+}
 
 fn bench_measures_a_launch_and_concludes_nothing_from_it(ground: &Ground) -> Result<()> {
     let accelerator = ground.accelerator();

@@ -98,6 +98,7 @@ const ON_KVM: &[(Need, Table)] = &[
     (Need::X86, kernels::STORIES),
     (Need::Kvm, terminal::LAB_STORIES),
     (Need::Counts, counters::STORIES),
+    (Need::Counts, bench::LAB_STORIES),
     (Need::Configured, directory::STORIES),
     (Need::Time, work::STORIES),
     (Need::Time, instance::STORIES),
