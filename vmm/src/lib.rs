@@ -2,7 +2,7 @@
 //!
 //! Modules stand in layers; a lower one never imports a higher one, and `tests/layers.rs` holds the code to it:
 //!
-//! 1. [`memory`], [`event`], [`terminal`], [`entropy`], [`sandbox`], [`footprint`], `arch::*::layout`
+//! 1. [`memory`], [`event`], [`terminal`], [`entropy`], [`limit`], [`sandbox`], [`footprint`], `arch::*::layout`
 //! 2. [`bus`], [`irq`]
 //! 3. [`block`], [`net`]: what carries a device's data
 //! 4. [`devices`], [`virtio`]
@@ -23,6 +23,7 @@ pub mod event;
 pub mod footprint;
 pub mod instance;
 pub mod irq;
+pub mod limit;
 pub mod machine;
 pub mod memory;
 pub mod net;

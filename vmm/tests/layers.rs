@@ -6,7 +6,15 @@ use std::path::{Path, PathBuf};
 
 /// The modules of each layer, lowest first; the same list as in `src/lib.rs`.
 const LAYERS: &[&[&str]] = &[
-    &["memory", "event", "terminal", "entropy", "sandbox", "footprint"],
+    &[
+        "memory",
+        "event",
+        "terminal",
+        "entropy",
+        "limit",
+        "sandbox",
+        "footprint",
+    ],
     &["bus", "irq"],
     &["block", "net"],
     &["devices", "virtio"],

@@ -19,6 +19,7 @@ use super::{Context, Status, console, output, signals, value};
 use crate::instance::assemble::{Assembly, PerRun};
 use crate::instance::image::{Image, runnable};
 use crate::instance::launch::{Fresh, Launch, RootCopy, VolumeRequest};
+use crate::instance::limits::Limits;
 use crate::instance::network::{Network, Port};
 use crate::instance::owner::Owner;
 use crate::instance::record::{Accel, Config, Ending};
@@ -89,6 +90,12 @@ pub struct Hardware {
     /// What runs the guest's instructions
     #[arg(long, value_enum, default_value_t)]
     accel: Accel,
+    /// Give memory that the guest does not use back to this host as the guest reports it free
+    #[arg(long)]
+    balloon: bool,
+    /// What the guest may do in a second: bytes of each volume, requests to it, bits of the network in each direction
+    #[arg(long, value_name = "disk=RATE,iops=N,net=RATE")]
+    limit: Vec<Limits>,
     /// Words to add to the kernel command line
     #[arg(long, value_name = "WORDS")]
     append: Option<String>,
@@ -190,7 +197,15 @@ impl Hardware {
                 })
                 .transpose()
         };
+        let mut limits = Limits::default();
+        for limit in &self.limit {
+            limits = limits
+                .and(*limit)
+                .map_err(|name| Advice::new(format!("{name} is limited twice"), "give each limit once"))?;
+        }
         Ok(Config {
+            limits,
+            balloon: self.balloon,
             cpus: self.cpus,
             memory: self.memory,
             accel: self.accel,

@@ -11,6 +11,7 @@ use super::home::{Home, base_link};
 use super::image::{self, Image};
 use super::janitor::Janitor;
 use super::launch::{Fresh, hostname};
+use super::limits::Limits;
 use super::measure::Measured;
 use super::owner::Guest;
 use super::record::{Accel, Record, Volume, VolumeKind};
@@ -24,6 +25,7 @@ use crate::memory::Part;
 use crate::sandbox::{self, Mode, Offer};
 use crate::timeline::{Event, MemoryUse, Timeline};
 use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::{Balloon, Target};
 use crate::virtio::block::{Block, Flight, Spec as BlockSpec};
 use crate::virtio::lockstep::Turn;
 use crate::virtio::rng::Rng;
@@ -221,12 +223,19 @@ impl Assembly {
         image.verify_boot(&self.home)?;
         let repeatable = self.turn.is_kept().then(|| record.without_identity());
         let record = repeatable.as_ref().unwrap_or(record);
+        let limits = record.config.limits;
+        if self.turn.is_kept() && !limits.none() {
+            return Err(Error::Refused(
+                "limits count seconds of this host, and with --icount time is instructions; leave one of them out".into(),
+            ));
+        }
         let cpus = record.config.cpus.unwrap_or(image.manifest().default_cpus);
         let mut disks = Disks {
             fresh_root: root,
             // A queue for each processor: none waits for another's lock, in the guest or here.
             queues: MAX_QUEUES.min(cpus as usize),
             engine: self.per_run.disk_engine,
+            limits,
             ..Disks::default()
         };
         for volume in &record.volumes {
@@ -245,6 +254,9 @@ impl Assembly {
         devices.extend(card.map(|card| device("net0", card.device)));
         let (hvc, serial) = consoles(&image, console, &self.turn)?;
         devices.extend(hvc.map(|hvc| device("console", hvc)));
+        if record.config.balloon {
+            devices.push(device("balloon", Balloon::new(Target::default())));
+        }
         let kernel = part_or(record.config.kernel.as_deref(), || image.kernel())?;
         let initrd = part_or(record.config.initrd.as_deref(), || image.initramfs())?;
         let parts = [kernel.clone(), initrd.clone()];
@@ -413,6 +425,8 @@ pub fn device(name: &str, device: impl VirtioDevice + 'static) -> Device {
 #[derive(Default)]
 struct Disks {
     devices: Vec<Device>,
+    /// What each of them may do in a second.
+    limits: Limits,
     /// The root volume if it is open already.
     fresh_root: Option<RootVolume>,
     /// The root volume while it still reads from the image.
@@ -444,11 +458,11 @@ impl Disks {
                 if !root.stands_alone() {
                     self.lazy = Some(Arc::clone(&root));
                 }
-                Block::flying(root, spec, self.flights())
+                Block::paced(root, spec, self.flights(), self.limits.volume())
             }
             VolumeKind::Blank | VolumeKind::Ephemeral | VolumeKind::File => {
                 let file = RawFile::open(path, false).map_err(Error::file("opening", path))?;
-                Block::flying(Arc::new(file), spec, self.flights())
+                Block::paced(Arc::new(file), spec, self.flights(), self.limits.volume())
             }
         };
         self.devices

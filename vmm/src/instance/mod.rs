@@ -21,6 +21,7 @@ pub mod image;
 pub mod images;
 pub mod janitor;
 pub mod launch;
+pub mod limits;
 pub mod lock;
 mod measure;
 pub mod network;

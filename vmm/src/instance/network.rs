@@ -143,6 +143,7 @@ pub struct Card {
 /// The card of one life of the instance, or none.
 pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<Card>> {
     let mac = mac(&record.id);
+    let limits = record.config.limits;
     let failed = |e: crate::net::Error| Error::Network(e.to_string());
     let addresses = Addresses::default();
     Ok(match &record.config.network {
@@ -181,7 +182,7 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
             let documents = documents(record, directory, image, Some(addresses))?;
             let backend = Box::new(WithMetadata::new(network, documents));
             Some(Card {
-                device: Net::new(backend, mac),
+                device: Net::paced(backend, mac, limits.network(), limits.network()),
                 words: Some(words),
             })
         }
@@ -189,7 +190,7 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
             let tap = Tap::open(name).map_err(failed)?;
             let backend = Box::new(WithMetadata::new(tap, documents(record, directory, image, None)?));
             Some(Card {
-                device: Net::new(backend, mac),
+                device: Net::paced(backend, mac, limits.network(), limits.network()),
                 words: None,
             })
         }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::id::ReservationId;
+use super::limits::Limits;
 use super::network::{Network, Port};
 use super::{InstanceId, State, VolumeId};
 
@@ -87,6 +88,10 @@ pub struct Config {
     pub ports: Vec<Port>,
     /// Keys that may log in, in OpenSSH's one-line form.
     pub ssh_keys: Vec<String>,
+    /// Whether the guest gives memory that it does not use back to the host.
+    pub balloon: bool,
+    /// What its devices may do in a second.
+    pub limits: Limits,
 }
 
 /// Which accelerator was asked for.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
@@ -12,6 +13,7 @@ use super::worker::{Context, Engine, Service};
 use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::block::Backend;
 use crate::event::EventSet;
+use crate::limit::Pace;
 use crate::sandbox::Kind;
 
 mod flight;
@@ -66,6 +68,11 @@ impl Block {
 
     /// The same with requests that are on their way to the file at once: one of `flights` for each queue, as far as they reach.
     pub fn flying(backend: Arc<dyn Backend>, spec: Spec, flights: Vec<Flight>) -> Self {
+        Block::paced(backend, spec, flights, Pace::default())
+    }
+
+    /// The same doing no more than `pace` allows, all queues and both directions together.
+    pub fn paced(backend: Arc<dyn Backend>, spec: Spec, flights: Vec<Flight>, pace: Pace) -> Self {
         let queues = spec.queues.clamp(1, MAX_QUEUES);
         let mut features = [
             blk::VIRTIO_BLK_F_SIZE_MAX,
@@ -100,6 +107,8 @@ impl Block {
         let servers = flights.take(queues).map(|flight| Server {
             disk: disk.clone(),
             flight,
+            pace: pace.clone(),
+            held: false,
         });
         Block {
             config: config_space(sectors, queues as u16),
@@ -202,6 +211,9 @@ struct Disk {
 struct Server {
     disk: Disk,
     flight: Option<Flight>,
+    pace: Pace,
+    /// Whether requests wait for the pace.
+    held: bool,
 }
 
 /// Why a request fails, as the driver sees it.
@@ -227,9 +239,15 @@ impl Service for Server {
     }
 
     fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
-        let Server { disk, flight } = self;
+        let Server {
+            disk,
+            flight,
+            pace,
+            held,
+        } = self;
         if let Some(flight) = flight {
-            return flight.serve(disk, context);
+            *held = !flight.serve(disk, pace, context)?;
+            return Ok(());
         }
         let write_through = is_write_through(context.features);
         let Context {
@@ -238,18 +256,36 @@ impl Service for Server {
             interrupt,
             ..
         } = context;
-        rings[index].drain(memory, &**interrupt, |chain| disk.serve(chain, write_through))
+        let may = || pace.wait().is_none();
+        let all = rings[index].drain_while(memory, &**interrupt, may, |chain| {
+            pace.take(chain.data_len());
+            disk.serve(chain, write_through)
+        })?;
+        *held = !all;
+        Ok(())
+    }
+
+    fn timeout(&mut self) -> Option<Duration> {
+        self.held.then(|| self.pace.wait().unwrap_or_default())
+    }
+
+    fn tick(&mut self, context: &mut Context) -> Result<(), Broken> {
+        if self.held && self.pace.wait().is_none() {
+            return self.queue(context, 0);
+        }
+        Ok(())
     }
 
     fn source(&mut self, context: &mut Context, _id: u32, _events: EventSet) -> Result<(), Broken> {
-        let Server { disk, flight } = self;
-        match flight {
-            Some(flight) => flight.serve(disk, context),
+        match self.flight {
+            Some(_) => self.queue(context, 0),
             None => Ok(()),
         }
     }
 
     fn end(&mut self, context: &mut Context) {
+        // Who starts the device again rings every doorbell.
+        self.held = false;
         if let Some(flight) = &mut self.flight {
             flight.land_all(&self.disk, context);
         }
@@ -268,6 +304,13 @@ struct Request<'m> {
     /// Bytes of data that the driver has room for.
     room: usize,
     status: Option<VolatileSlice<'m>>,
+}
+
+impl Chain<'_> {
+    /// Bytes of a request without its header and status.
+    fn data_len(&self) -> u64 {
+        (self.readable.len() + self.writable.len()).saturating_sub(HEADER + 1) as u64
+    }
 }
 
 impl<'m> Request<'m> {

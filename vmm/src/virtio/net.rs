@@ -11,6 +11,7 @@ use super::ring::{Broken, Chain};
 use super::worker::{Context, Engine, Service, Wake};
 use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::event::EventSet;
+use crate::limit::Pace;
 use crate::net::Backend;
 use crate::sandbox::Kind;
 
@@ -46,6 +47,11 @@ pub struct Net {
 impl Net {
     /// A card with the address `mac` on `backend`.
     pub fn new(backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
+        Net::paced(backend, mac, Pace::default(), Pace::default())
+    }
+
+    /// A card that sends and receives no more than these allow.
+    pub fn paced(backend: Box<dyn Backend>, mac: [u8; 6], send: Pace, receive: Pace) -> Self {
         let mut features =
             1 << net::VIRTIO_NET_F_MAC | 1 << net::VIRTIO_NET_F_STATUS | 1 << net::VIRTIO_NET_F_MTU;
         let offloads = backend.offloads();
@@ -64,6 +70,10 @@ impl Net {
             frame: vec![0; HEADER + MAX_FRAME],
             wake_at: None,
             more: false,
+            send,
+            receive,
+            unsent: false,
+            unreceived: false,
         };
         Net {
             features,
@@ -107,6 +117,12 @@ struct Card {
     wake_at: Option<Instant>,
     /// Whether there may be more frames for the guest than one wakeup may give.
     more: bool,
+    send: Pace,
+    receive: Pace,
+    /// Frames of the guest wait for the pace.
+    unsent: bool,
+    /// Frames for the guest may wait for the pace.
+    unreceived: bool,
 }
 
 impl Service for Card {
@@ -120,27 +136,39 @@ impl Service for Card {
         if index != TRANSMIT {
             return Ok(()); // the room is used in `tick`
         }
+        let send = self.send.clone();
         let Context {
             memory,
             rings,
             interrupt,
             ..
         } = context;
-        rings[TRANSMIT].drain(memory, &**interrupt, |chain| {
+        let may = || send.wait().is_none();
+        let all = rings[TRANSMIT].drain_while(memory, &**interrupt, may, |chain| {
             self.transmit(chain);
+            send.take(chain.readable.len().saturating_sub(HEADER) as u64);
             Ok(0)
-        })
+        })?;
+        self.unsent = !all;
+        Ok(())
     }
 
     fn timeout(&mut self) -> Option<Duration> {
         if self.more {
             return Some(Duration::ZERO);
         }
-        self.wake_at
-            .map(|at| at.saturating_duration_since(Instant::now()))
+        let timer = self
+            .wake_at
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let unsent = self.unsent.then(|| self.send.wait().unwrap_or_default());
+        let unreceived = self.unreceived.then(|| self.receive.wait().unwrap_or_default());
+        timer.into_iter().chain(unsent).chain(unreceived).min()
     }
 
     fn tick(&mut self, context: &mut Context) -> Result<(), Broken> {
+        if self.unsent {
+            self.queue(context, TRANSMIT)?;
+        }
         let wait = self.backend.poll().map(Duration::from_millis);
         self.wake_at = wait.and_then(|wait| Instant::now().checked_add(wait));
         self.receive(context)
@@ -170,7 +198,12 @@ impl Card {
         let ring = &mut rings[RECEIVE];
         let mut chain = Chain::default();
         let (mut given, mut seen) = (0, 0);
+        self.unreceived = false;
         while room && seen < MAX_FRAMES_PER_WAKEUP {
+            if self.receive.wait().is_some() {
+                self.unreceived = true;
+                break;
+            }
             if !ring.pop(memory, &mut chain)? {
                 room = ring.queue.enable_notification(&**memory)?;
                 continue;
@@ -193,12 +226,14 @@ impl Card {
             self.frame[NUM_BUFFERS..HEADER].copy_from_slice(&1u16.to_le_bytes());
             chain.writable.write(0, &self.frame[..len]);
             ring.push(memory, chain.head, len as u32)?;
+            self.receive.take((len - HEADER) as u64);
             given += 1;
         }
         if given > 0 {
             ring.notify(memory, &**interrupt)?;
         }
         self.more = room && seen == MAX_FRAMES_PER_WAKEUP;
+        let room = room && !self.unreceived;
         self.watch(context, room)
     }
 
@@ -284,6 +319,11 @@ mod tests {
     }
 
     fn card(offloads: bool) -> (Driver, Arc<Mutex<Wire>>, EventFd) {
+        paced(offloads, None)
+    }
+
+    /// A card that carries so many bytes a second in each direction.
+    fn paced(offloads: bool, rate: Option<u64>) -> (Driver, Arc<Mutex<Wire>>, EventFd) {
         let wire = Arc::new(Mutex::new(Wire::default()));
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let backend = Loop {
@@ -291,7 +331,8 @@ mod tests {
             event: event.try_clone().unwrap(),
             offloads,
         };
-        let device = Net::new(Box::new(backend), [2, 0, 0, 0, 0, 7]);
+        let pace = || Pace::new(None, rate.and_then(std::num::NonZeroU64::new));
+        let device = Net::paced(Box::new(backend), [2, 0, 0, 0, 0, 7], pace(), pace());
         (Driver::started(device, u64::MAX), wire, event)
     }
 
@@ -336,6 +377,38 @@ mod tests {
             driver.ring(RECEIVE);
             assert_eq!(driver.wait_used(RECEIVE).data[HEADER..], vec![number; 100]);
         }
+    }
+
+    #[test]
+    fn a_paced_card_is_slow_both_ways_and_sleeps_meanwhile() {
+        // 10,000 bytes pass at once, each further 1,000 in 10 milliseconds.
+        let (mut driver, wire, event) = paced(false, Some(100_000));
+        let start = Instant::now();
+        for _ in 0..20 {
+            driver.submit(TRANSMIT, &[&[9; HEADER], &[5; 1000]], &[]);
+        }
+        driver.ring(TRANSMIT);
+        for _ in 0..20 {
+            driver.wait_used(TRANSMIT);
+        }
+        let sent = start.elapsed();
+        assert_eq!(wire.lock().unwrap().sent.len(), 20);
+        for _ in 0..20 {
+            wire.lock().unwrap().to_guest.push_back(vec![7; 1000]);
+            driver.submit(RECEIVE, &[], &[1600]);
+        }
+        driver.ring(RECEIVE);
+        event.write(1).unwrap();
+        let start = Instant::now();
+        for _ in 0..20 {
+            assert_eq!(driver.wait_used(RECEIVE).data[HEADER..], [7; 1000]);
+        }
+        let received = start.elapsed();
+        for (way, took) in [("sending", sent), ("receiving", received)] {
+            assert!(took >= Duration::from_millis(80), "{way} took {took:?}");
+        }
+        let polls = wire.lock().unwrap().polls;
+        assert!(polls < 200, "polled {polls} times for 40 frames");
     }
 
     #[test]

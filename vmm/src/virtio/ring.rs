@@ -247,16 +247,36 @@ impl Ring {
         &mut self,
         memory: &'m GuestMemoryMmap<()>,
         interrupt: &dyn DeviceInterrupt,
-        mut serve: impl FnMut(&mut Chain<'m>) -> Result<u32, Broken>,
+        serve: impl FnMut(&mut Chain<'m>) -> Result<u32, Broken>,
     ) -> Result<(), Broken> {
+        self.drain_while(memory, interrupt, || true, serve).map(drop)
+    }
+
+    /// As [`drain`](Ring::drain), but takes the next chain only if `may` allows it. `false` when it did not: there may be more,
+    /// the doorbell is not armed, and the caller has to come back.
+    pub fn drain_while<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap<()>,
+        interrupt: &dyn DeviceInterrupt,
+        mut may: impl FnMut() -> bool,
+        mut serve: impl FnMut(&mut Chain<'m>) -> Result<u32, Broken>,
+    ) -> Result<bool, Broken> {
         let mut chain = Chain::default();
         let mut left = MAX_CHAINS_PER_WAKEUP;
+        let mut allowed = true;
         loop {
             self.queue.disable_notification(memory)?;
-            while left > 0 && self.pop(memory, &mut chain)? {
+            while left > 0 {
+                allowed = may();
+                if !allowed || !self.pop(memory, &mut chain)? {
+                    break;
+                }
                 let len = serve(&mut chain)?;
                 self.push(memory, chain.head, len)?;
                 left -= 1;
+            }
+            if !allowed {
+                break;
             }
             if left == 0 {
                 self.doorbell.write(1)?;
@@ -267,10 +287,9 @@ impl Ring {
             }
         }
         if left < MAX_CHAINS_PER_WAKEUP {
-            self.notify(memory, interrupt)
-        } else {
-            Ok(())
+            self.notify(memory, interrupt)?;
         }
+        Ok(allowed)
     }
 
     /// Whether the driver has made something available that is not taken yet.

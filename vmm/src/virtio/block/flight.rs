@@ -12,6 +12,7 @@ use vm_memory::VolatileSlice;
 use super::{Disk, QUEUE_SIZE, Refusal, Request, is_write_through};
 use crate::block::uring::{Direction, MAX_BUFFERS, Ring};
 use crate::event::EventSet;
+use crate::limit::Pace;
 use crate::memory::GuestMemoryMmap;
 use crate::virtio::ring::{Broken, Chain, Ring as Queue};
 use crate::virtio::worker::{Context, Wake};
@@ -63,8 +64,9 @@ impl Flight {
         Ok(())
     }
 
-    /// Takes what is available in the one queue, as far as there is room, and gives back what has landed.
-    pub(super) fn serve(&mut self, disk: &Disk, context: &mut Context) -> Result<(), Broken> {
+    /// Takes what is available in the one queue, as far as there is room and `pace` allows, and gives back what has landed. `false`
+    /// when the pace did not allow more, and the caller has to come back.
+    pub(super) fn serve(&mut self, disk: &Disk, pace: &Pace, context: &mut Context) -> Result<bool, Broken> {
         let write_through = is_write_through(context.features);
         // Empty where a queue rang.
         let _ = self.ring.done().read();
@@ -77,11 +79,17 @@ impl Flight {
         let (memory, queue): (&GuestMemoryMmap<()>, _) = (memory, &mut rings[0]);
         let mut left = MAX_TAKEN;
         let mut chain = Chain::default();
+        let mut allowed = true;
         loop {
             self.land(disk, memory, queue)?;
             queue.queue.disable_notification(memory)?;
-            while left > 0 && self.ring.has_room() && queue.pop(memory, &mut chain)? {
+            while left > 0 && self.ring.has_room() {
+                allowed = pace.wait().is_none();
+                if !allowed || !queue.pop(memory, &mut chain)? {
+                    break;
+                }
                 left -= 1;
+                pace.take(chain.data_len());
                 if let Some(len) = self.take(disk, &mut chain, write_through)? {
                     queue.push(memory, chain.head, len)?;
                 }
@@ -92,13 +100,14 @@ impl Flight {
                 break;
             }
             // Where there is no room, the next one that lands brings us back.
-            if !self.ring.has_room() || !queue.queue.enable_notification(memory)? {
+            if !allowed || !self.ring.has_room() || !queue.queue.enable_notification(memory)? {
                 break;
             }
         }
         // Pages that the host has in memory have come while they were asked for.
         self.land(disk, memory, queue)?;
-        queue.notify(memory, &**interrupt)
+        queue.notify(memory, &**interrupt)?;
+        Ok(allowed)
     }
 
     /// Sends a request on its way, or serves it: then answers with the number of bytes written to the driver.

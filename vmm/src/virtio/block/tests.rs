@@ -421,3 +421,57 @@ fn what_cannot_fly_is_refused_as_ever() {
 }
 
 use crate::memory::{Bytes, GuestAddress};
+
+#[test]
+fn a_paced_disk_serves_everything_in_its_time() {
+    paced_disk(Vec::new());
+    // Where the host has no io_uring there is nothing more to try.
+    if let Ok(flight) = Flight::new() {
+        paced_disk(vec![flight]);
+    }
+}
+
+fn paced_disk(flights: Vec<Flight>) {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(DISK).unwrap();
+    let spec = Spec {
+        read_only: false,
+        id: String::new(),
+        queues: 1,
+    };
+    // 100 requests pass at once, 60 more in as many milliseconds.
+    let pace = Pace::new(std::num::NonZeroU64::new(1000), None);
+    let device = Block::paced(Arc::new(RawFile::new(file).unwrap()), spec, flights, pace);
+    let mut driver = Driver::started(device, u64::MAX);
+    let start = std::time::Instant::now();
+    for _ in 0..4 {
+        for _ in 0..40 {
+            driver.submit(0, &[&header(blk::VIRTIO_BLK_T_IN, 0)], &[512, 1]);
+        }
+        driver.ring(0);
+        for _ in 0..40 {
+            assert_eq!(driver.wait_used(0).len, 513);
+        }
+    }
+    let took = start.elapsed();
+    assert!(took >= Duration::from_millis(55), "160 requests took {took:?}");
+    // What waits when the machine is paused goes on afterwards; a reset forgets it.
+    for _ in 0..40 {
+        driver.submit(0, &[&header(blk::VIRTIO_BLK_T_IN, 0)], &[512, 1]);
+    }
+    driver.ring(0);
+    driver.transport().pause();
+    driver.transport().resume();
+    for _ in 0..40 {
+        assert_eq!(driver.wait_used(0).len, 513);
+    }
+    driver.submit(0, &[&header(blk::VIRTIO_BLK_T_IN, 0)], &[512, 1]);
+    driver.ring(0);
+    driver.start(u64::MAX);
+    assert_eq!(
+        driver
+            .request(0, &[&header(blk::VIRTIO_BLK_T_IN, 0)], &[512, 1])
+            .len,
+        513
+    );
+}
