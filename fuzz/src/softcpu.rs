@@ -103,7 +103,7 @@ type Running = Mutex<(u64, Option<Arc<Platform>>)>;
 /// Kicks a processor that has run for longer than instructions take: a fault whose handler faults again on a stack of its
 /// own, or a long repetition, retires nothing. A processor that does not even hear a kick hangs, which is a finding.
 fn watch(platform: Option<&Arc<Platform>>) {
-    const PATIENCE: Duration = Duration::from_millis(50);
+    const PATIENCE: Duration = Duration::from_millis(5);
     static RUNNING: OnceLock<&'static Running> = OnceLock::new();
     let running = RUNNING.get_or_init(|| {
         let running: &Running = Box::leak(Box::default());
