@@ -9,12 +9,17 @@ mod cloud;
 mod count;
 mod counters;
 mod directory;
+mod durable;
 mod examples;
 mod exchange;
+mod hostile;
+mod hostile_kernel;
 mod image;
 mod instance;
 mod kernels;
 mod kvm;
+mod limits;
+mod memory;
 mod network;
 mod oracle;
 mod rootless;
@@ -55,6 +60,10 @@ const SOFT: &[Table] = &[
     instance::LIFE,
     instance::STORIES,
     network::STORIES,
+    limits::STORIES,
+    memory::STORIES,
+    hostile::STORIES,
+    durable::STORIES,
     directory::STORIES,
     terminal::STORIES,
     sandbox::STORIES,

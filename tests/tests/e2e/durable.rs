@@ -1,0 +1,153 @@
+//! What a guest was told is on disk is there after the process that ran it was killed, at any moment.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kiln_tests::ground::Ground;
+use serde_json::Value;
+
+use crate::Story;
+use crate::directory::ok;
+
+pub const STORIES: &[(&str, Story)] = &[(
+    "no_acknowledged_write_is_lost_by_kill_9",
+    no_acknowledged_write_is_lost,
+)];
+
+/// Lives that end by a kill. The first one's root volume still reads from the image, in the last it stands alone.
+const LIVES: u32 = 2;
+/// The same where there is time.
+const LONG_LIVES: u32 = 12;
+/// Writes that are acknowledged before the kill.
+const WRITES: u32 = 60;
+/// How long filling a small root volume may take.
+const FILLED: Duration = Duration::from_secs(120);
+
+/// Writes files of many sizes and the blocks of one file, each through fsync, and names each one after that.
+const WRITER: &str = "mkdir -p /d; i=$0; while :; do i=$((i+1)); \
+    yes $i | head -c $((i*397%20000+1)) | dd of=/d/$i conv=fsync 2>/dev/null && \
+    yes $i | head -c 4096 | dd of=/d/log bs=4096 seek=$((i%50)) conv=notrunc,fsync 2>/dev/null && echo $i; done";
+
+/// Compares what there is with what was written, up to the number that was acknowledged last, and says how many differ.
+const CHECKER: &str = "bad=0; i=0; while [ $i -lt $0 ]; do i=$((i+1)); \
+    yes $i | head -c $((i*397%20000+1)) | cmp -s - /d/$i || { bad=$((bad+1)); echo lost $i; }; done; \
+    i=$(($0-49)); [ $i -gt 0 ] || i=1; while [ $i -le $0 ]; do \
+    yes $i | head -c 4096 > /tmp/want; dd if=/d/log bs=4096 skip=$((i%50)) count=1 2>/dev/null | \
+    cmp -s - /tmp/want || echo block of $i; i=$((i+1)); done; echo $bad; dmesg | grep -i 'EXT4-fs error'";
+
+fn no_acknowledged_write_is_lost(ground: &Ground) -> Result<()> {
+    let long = std::env::var_os("KILN_LONG_TESTS").is_some();
+    let lives = if long { LONG_LIVES } else { LIVES };
+    ok(ground, "vmm run hello.ami -d --name durable --wait agent")?;
+    let mut acknowledged = 0;
+    for life in 1..=lives {
+        if life == lives {
+            wait_until_it_stands_alone(ground)?;
+        }
+        acknowledged = write_until_killed(ground, acknowledged)?;
+        if life == lives {
+            fsck(ground)?;
+        }
+        ok(ground, "vmm start durable --wait agent")?;
+        let told = ok(
+            ground,
+            &format!(
+                "vmm exec durable -- sh -c '{}' {acknowledged}; true",
+                quoted(CHECKER)
+            ),
+        )?;
+        let complaints: Vec<_> = told
+            .lines()
+            .filter(|line| !may_be_newer(line, acknowledged))
+            .collect();
+        ensure!(
+            complaints == ["0"],
+            "life {life}, {acknowledged} writes acknowledged: {told}"
+        );
+    }
+    ok(ground, "vmm terminate --time 0 durable").map(drop)
+}
+
+/// A block of the log may hold the write after the last one that was acknowledged.
+fn may_be_newer(line: &str, acknowledged: u32) -> bool {
+    let number = line.strip_prefix("block of ").and_then(|n| n.parse::<u32>().ok());
+    number.is_some_and(|number| number % 50 == (acknowledged + 1) % 50)
+}
+
+/// For the inside of single quotes.
+fn quoted(script: &str) -> String {
+    script.replace('\'', "'\\''")
+}
+
+fn record(ground: &Ground) -> Result<Value> {
+    Ok(serde_json::from_str(&ok(ground, "vmm inspect durable")?)?)
+}
+
+/// Lets the guest write on after number `from`, kills the process that runs it, and returns the last number that arrived.
+fn write_until_killed(ground: &Ground, from: u32) -> Result<u32> {
+    let record = record(ground)?;
+    let owner = record.pointer("/0/owner").and_then(Value::as_u64);
+    let owner = owner.context("an owner")?;
+    let mut writer = ground
+        .command("vmm")?
+        .args(["exec", "durable", "--", "sh", "-c", WRITER, &from.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let lines = BufReader::new(writer.stdout.take().context("its output")?).lines();
+    let mut last = from;
+    for line in lines {
+        // A line that was cut by the kill is no acknowledgement.
+        let Ok(number) = line?.parse::<u32>() else { break };
+        if number != last + 1 {
+            break;
+        }
+        last = number;
+        if last == from + WRITES {
+            ok(ground, &format!("kill -9 {owner}"))?;
+        }
+    }
+    writer.wait()?;
+    let start = Instant::now();
+    while self::record(ground)?.pointer("/0/state").and_then(Value::as_str) != Some("stopped") {
+        ensure!(
+            start.elapsed() < FILLED,
+            "the killed process is not gone after {FILLED:?}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    ensure!(last >= from + WRITES, "the guest stopped writing at {last}");
+    Ok(last)
+}
+
+fn root_volume(ground: &Ground) -> Result<(String, u64)> {
+    let record = record(ground)?;
+    let path = record.pointer("/0/volumes/0/path").and_then(Value::as_str);
+    let size = record.pointer("/0/volumes/0/size").and_then(Value::as_u64);
+    Ok((path.context("a path")?.to_owned(), size.context("a size")?))
+}
+
+/// A volume that is filled is as long as the disk; before, it ends with a trailer.
+fn wait_until_it_stands_alone(ground: &Ground) -> Result<()> {
+    let (path, size) = root_volume(ground)?;
+    let start = Instant::now();
+    while Path::new(&path).metadata()?.len() != size {
+        ensure!(start.elapsed() < FILLED, "{path} is not filled after {FILLED:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// The file system's journal makes it whole, and then there is nothing wrong with it.
+fn fsck(ground: &Ground) -> Result<()> {
+    let (path, _) = root_volume(ground)?;
+    ok(
+        ground,
+        &format!("e2fsck -p {path}; test $? -le 1 && e2fsck -fn {path}"),
+    )
+    .map(drop)
+}

@@ -1,0 +1,62 @@
+//! What a guest takes of the host's memory, and gives back.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kiln_tests::ground::Ground;
+
+use crate::Story;
+use crate::directory::ok;
+
+pub const STORIES: &[(&str, Story)] = &[(
+    "what_a_guest_frees_goes_back_to_the_host",
+    what_a_guest_frees_goes_back,
+)];
+
+/// MiB that the guest fills and frees.
+const FILLED: u64 = 96;
+/// MiB of it that must come back: the guest's allocator keeps small pieces.
+const RETURNED: u64 = 80;
+/// Linux reports every two seconds, in small portions.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+fn what_a_guest_frees_goes_back(ground: &Ground) -> Result<()> {
+    ok(
+        ground,
+        "vmm run hello.ami -d --name breather --balloon --memory 256M --wait agent",
+    )?;
+    let before = resident(ground)?;
+    let fill = format!(
+        "mount -t tmpfs none /mnt && head -c {} /dev/zero > /mnt/f",
+        FILLED << 20
+    );
+    ok(ground, &format!("vmm exec breather -- sh -c '{fill}'"))?;
+    let full = resident(ground)?;
+    ensure!(
+        full >= before + FILLED - 8,
+        "the guest filled {FILLED} MiB, and {before} MiB became {full}"
+    );
+    ok(ground, "vmm exec breather -- sh -c 'rm /mnt/f; umount /mnt'")?;
+    let start = Instant::now();
+    loop {
+        let now = resident(ground)?;
+        if now + RETURNED <= full {
+            break;
+        }
+        ensure!(
+            start.elapsed() < PATIENCE,
+            "{full} MiB became only {now} after {PATIENCE:?}"
+        );
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    ok(ground, "vmm terminate --time 0 breather").map(drop)
+}
+
+/// MiB of the host's memory that the owner holds.
+fn resident(ground: &Ground) -> Result<u64> {
+    let line = "owner=$(vmm inspect breather | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'); \
+                sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/$owner/status";
+    let text = ok(ground, line)?;
+    let kilobytes: u64 = text.trim().parse().with_context(|| format!("{text:?}"))?;
+    Ok(kilobytes >> 10)
+}
