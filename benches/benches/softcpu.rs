@@ -23,18 +23,6 @@ const ROUNDS: u64 = 10_000;
 struct Plug;
 
 impl Bus for Plug {
-    fn mmio_read(&mut self, _addr: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
-    fn mmio_write(&mut self, _addr: u64, _data: &[u8]) -> Answer {
-        Answer::Continue
-    }
-
-    fn port_read(&mut self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
     fn port_write(&mut self, _port: u16, _data: &[u8]) -> Answer {
         Answer::Stop
     }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use softcpu::state::{cr0, cr4, efer, reg, seg};
-use softcpu::{Answer, Bus, Clock, Cpu, Platform, Ram, RegionSpec, Segment, Table};
+use softcpu::{Bus, Clock, Cpu, Platform, Ram, RegionSpec, Segment, Table};
 
 use crate::input::Input;
 
@@ -48,22 +48,6 @@ struct Silence {
 }
 
 impl Bus for Silence {
-    fn mmio_read(&mut self, _addr: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
-    fn mmio_write(&mut self, _addr: u64, _data: &[u8]) -> Answer {
-        Answer::Continue
-    }
-
-    fn port_read(&mut self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
-    fn port_write(&mut self, _port: u16, _data: &[u8]) -> Answer {
-        Answer::Continue
-    }
-
     fn unimplemented(&mut self, _what: &str, _rip: u64) {}
 
     fn poll(&mut self) {

@@ -29,10 +29,6 @@ struct Devices {
 }
 
 impl Bus for Devices {
-    fn mmio_read(&mut self, _addr: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
     fn mmio_write(&mut self, addr: u64, _data: &[u8]) -> Answer {
         if addr == BOOT_TIMER {
             self.marks -= 1;
@@ -47,10 +43,6 @@ impl Bus for Devices {
     fn port_read(&mut self, port: u16, data: &mut [u8]) {
         // LSR: the transmitter is empty.
         data.fill(if port == 0x3fd { 0x60 } else { 0xff });
-    }
-
-    fn port_write(&mut self, _port: u16, _data: &[u8]) -> Answer {
-        Answer::Continue
     }
 
     fn unimplemented(&mut self, what: &str, rip: u64) {

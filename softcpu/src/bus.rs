@@ -10,16 +10,24 @@ pub enum Answer {
     Stop,
 }
 
-/// Devices and diagnostics. Called on the processor's thread.
+/// Devices and diagnostics. Called on the processor's thread. Where nothing answers, loads give ones and stores vanish.
 pub trait Bus {
     /// A load from an address that is not RAM; fills `data` (1 to 8 bytes).
-    fn mmio_read(&mut self, addr: u64, data: &mut [u8]);
+    fn mmio_read(&mut self, _addr: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
     /// A store to an address that is not RAM (1 to 8 bytes, little endian).
-    fn mmio_write(&mut self, addr: u64, data: &[u8]) -> Answer;
+    fn mmio_write(&mut self, _addr: u64, _data: &[u8]) -> Answer {
+        Answer::Continue
+    }
     /// Port input; fills `data` (1, 2 or 4 bytes).
-    fn port_read(&mut self, port: u16, data: &mut [u8]);
+    fn port_read(&mut self, _port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
     /// Port output (1, 2 or 4 bytes, little endian).
-    fn port_write(&mut self, port: u16, data: &[u8]) -> Answer;
+    fn port_write(&mut self, _port: u16, _data: &[u8]) -> Answer {
+        Answer::Continue
+    }
     /// The guest met something that this processor does not have: an instruction (which raised #UD), or a
     /// mode. Called once for each `what`.
     fn unimplemented(&mut self, what: &str, rip: u64);
@@ -28,22 +36,10 @@ pub trait Bus {
     fn poll(&mut self) {}
 }
 
-/// A bus without devices: reads give ones, writes vanish.
+/// A bus without devices.
 #[derive(Debug, Default)]
 pub struct NoBus;
 
 impl Bus for NoBus {
-    fn mmio_read(&mut self, _addr: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&mut self, _addr: u64, _data: &[u8]) -> Answer {
-        Answer::Continue
-    }
-    fn port_read(&mut self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn port_write(&mut self, _port: u16, _data: &[u8]) -> Answer {
-        Answer::Continue
-    }
     fn unimplemented(&mut self, _what: &str, _rip: u64) {}
 }

@@ -97,18 +97,6 @@ pub struct Devices {
 }
 
 impl Bus for Devices {
-    fn mmio_read(&mut self, _addr: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
-    fn mmio_write(&mut self, _addr: u64, _data: &[u8]) -> Answer {
-        Answer::Continue
-    }
-
-    fn port_read(&mut self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
     fn port_write(&mut self, port: u16, data: &[u8]) -> Answer {
         self.last = port;
         match port {
