@@ -9,12 +9,11 @@ use clap::Args;
 use super::failure::{Advice, TimedOut};
 use super::wait::Waiting;
 use super::{Context, Status, failure, value};
-use crate::instance::assemble::{DiskEngine, PerRun};
+use crate::instance::assemble::{HostUse, PerRun};
 use crate::instance::client::Client;
 use crate::instance::launch::empty_ephemeral;
 use crate::instance::store::Held;
 use crate::instance::{Error, Event, InstanceId, State, api, detach};
-use crate::sandbox::Mode;
 
 /// After its patience with the guest is over an owner ends it at once; this is for the writing of the record.
 const GRACE: Duration = Duration::from_secs(5);
@@ -24,24 +23,8 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct Start {
     #[command(flatten)]
     waiting: Waiting,
-    /// Confine the process by what this host offers, by all of it or not at all, or by nothing (`vmm doctor` tells)
-    #[arg(
-        long,
-        value_enum,
-        value_name = "MODE",
-        default_value_t,
-        help_heading = "Security"
-    )]
-    sandbox: Mode,
-    /// How requests of disks get to their files: each on the spot, or many at once through the kernel's io_uring
-    #[arg(
-        long,
-        value_enum,
-        value_name = "ENGINE",
-        default_value_t,
-        help_heading = "Storage"
-    )]
-    disk_engine: DiskEngine,
+    #[command(flatten)]
+    host: HostUse,
     /// Ids, beginnings of ids, or names
     #[arg(required = true, value_name = "INSTANCE")]
     instances: Vec<String>,
@@ -53,8 +36,7 @@ impl Start {
             let mut held = context.store.hold(id, Event::Start)?;
             begin(&mut held)?;
             let per_run = PerRun {
-                sandbox: self.sandbox,
-                disk_engine: self.disk_engine,
+                host: self.host,
                 ..PerRun::default()
             };
             detach::spawn(held, &per_run.arguments()?)?;

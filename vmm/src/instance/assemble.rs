@@ -34,19 +34,9 @@ use crate::virtio::vsock::Vsock;
 /// The guest's vsock address. Each instance has a network of sockets of its own, so all have the same.
 const GUEST_CID: u64 = 3;
 
-/// What is wished for one run of an instance and not kept.
-#[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "Measuring")]
-pub struct PerRun {
-    /// Write when each step of the boot was reached, and the exits up to it, as JSON; `-` shows the steps as a table
-    #[arg(long, value_name = "FILE")]
-    pub timing: Option<PathBuf>,
-    /// Show how often the guest left its processor up to each step, by device register
-    #[arg(long)]
-    pub exits: bool,
-    /// Let instructions be time, so that every run is the same, and say how many there were
-    #[arg(long)]
-    pub icount: bool,
+/// How the process that runs an instance deals with its host: what `vmm run` and `vmm start` both ask.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct HostUse {
     /// Confine the process by what this host offers, by all of it or not at all, or by nothing (`vmm doctor` tells)
     #[arg(
         long,
@@ -65,6 +55,32 @@ pub struct PerRun {
         help_heading = "Storage"
     )]
     pub disk_engine: DiskEngine,
+}
+
+impl HostUse {
+    /// As arguments for a detached owner.
+    fn arguments(self) -> [OsString; 4] {
+        let HostUse { sandbox, disk_engine } = self;
+        ["--sandbox", sandbox.word(), "--disk-engine", disk_engine.word()].map(OsString::from)
+    }
+}
+
+/// What is wished for one run of an instance and not kept.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Measuring")]
+pub struct PerRun {
+    /// Write when each step of the boot was reached, and the exits up to it, as JSON; `-` shows the steps as a table
+    #[arg(long, value_name = "FILE")]
+    pub timing: Option<PathBuf>,
+    /// Show how often the guest left its processor up to each step, by device register
+    #[arg(long)]
+    pub exits: bool,
+    /// Let instructions be time, so that every run is the same, and say how many there were
+    #[arg(long)]
+    pub icount: bool,
+    /// What it takes of this host
+    #[command(flatten)]
+    pub host: HostUse,
     /// Where the processor's profile goes
     #[arg(skip)]
     pub profile: Option<Arc<Profiling>>,
@@ -101,13 +117,11 @@ impl PerRun {
             timing,
             exits,
             icount,
-            sandbox,
-            disk_engine,
+            host,
             profile: _,
             outputs: _,
         } = self;
-        let mut arguments: Vec<OsString> = vec!["--sandbox".into(), sandbox.word().into()];
-        arguments.extend(["--disk-engine".into(), disk_engine.word().into()]);
+        let mut arguments = Vec::from(host.arguments());
         if let Some(path) = timing {
             let path = if path == Path::new("-") {
                 path.clone()
@@ -177,7 +191,7 @@ impl Assembly {
     /// other thread may have been started. What the host does not offer is told.
     pub fn confine(&mut self, record: &Record, directory: &Path, removes: bool) -> Result<()> {
         self.confined = true;
-        let mode = self.per_run.sandbox;
+        let mode = self.per_run.host.sandbox;
         if mode == Mode::Off {
             return Ok(());
         }
@@ -234,7 +248,7 @@ impl Assembly {
             fresh_root: root,
             // A queue for each processor: none waits for another's lock, in the guest or here.
             queues: MAX_QUEUES.min(cpus as usize),
-            engine: self.per_run.disk_engine,
+            engine: self.per_run.host.disk_engine,
             limits,
             ..Disks::default()
         };
@@ -469,9 +483,7 @@ impl Disks {
             .push(self::device(volume.device.trim_start_matches("/dev/"), device));
         Ok(())
     }
-}
 
-impl Disks {
     /// One for each queue of a disk, if they are wanted and the kernel has them.
     fn flights(&self) -> Vec<Flight> {
         if self.engine == DiskEngine::Sync {

@@ -63,15 +63,11 @@ pub struct Block {
 impl Block {
     /// A disk over `backend`. Its capacity is the backend's size, rounded down to whole sectors.
     pub fn new(backend: Arc<dyn Backend>, spec: Spec) -> Self {
-        Block::flying(backend, spec, Vec::new())
+        Block::paced(backend, spec, Vec::new(), Pace::default())
     }
 
-    /// The same with requests that are on their way to the file at once: one of `flights` for each queue, as far as they reach.
-    pub fn flying(backend: Arc<dyn Backend>, spec: Spec, flights: Vec<Flight>) -> Self {
-        Block::paced(backend, spec, flights, Pace::default())
-    }
-
-    /// The same doing no more than `pace` allows, all queues and both directions together.
+    /// The same with requests that are on their way to the file at once, one of `flights` for each queue, as far as they reach; and doing no
+    /// more than `pace` allows, all queues and both directions together.
     pub fn paced(backend: Arc<dyn Backend>, spec: Spec, flights: Vec<Flight>, pace: Pace) -> Self {
         let queues = spec.queues.clamp(1, MAX_QUEUES);
         let mut features = [

@@ -119,6 +119,7 @@ pub fn drive(driver: &mut Driver, input: &[u8]) {
 mod tests {
     use super::*;
     use crate::block::raw::RawFile;
+    use crate::limit::Pace;
     use crate::virtio::*;
     use proptest::prelude::*;
     use std::sync::Arc;
@@ -172,7 +173,7 @@ mod tests {
             let spec = block::Spec { read_only: false, id: String::new(), queues: 2 };
             // Where the kernel gives no ring, this is the case above again.
             let flights = (0..2).filter_map(|_| block::Flight::new().ok()).collect();
-            survives(block::Block::flying(backend, spec, flights), &input);
+            survives(block::Block::paced(backend, spec, flights, Pace::default()), &input);
         }
 
         #[test]

@@ -346,7 +346,7 @@ fn flying() -> Option<(std::fs::File, Driver)> {
         id: "flying".into(),
         queues: 1,
     };
-    let device = Block::flying(backend, spec, vec![flight]);
+    let device = Block::paced(backend, spec, vec![flight], Pace::default());
     Some((file, Driver::started(device, u64::MAX)))
 }
 
