@@ -1,4 +1,4 @@
-# The block device of vmm beside QEMU's, same guest, in turns (A B C C B A). Runs on a host with KVM, in the folder with fio.ami;
+# The block device of vmm beside QEMU's and beside itself without confinement, same guest, in turns (A B C D D C B A). Runs on a host with KVM, in the folder with fio.ami;
 # prints one line for each figure: round, who, what, value. `cargo xtask bench-block` runs it in the lab.
 #
 # The disk is a raw file beside the root volume. Both monitors go through the host's page cache, which holds all of it (QEMU's default,
@@ -27,7 +27,7 @@ run randwrite-4k-32-IOPS 49 "--rw=randwrite --bs=4k --iodepth=32"
 END
 
 vmm_lane() {
-    vmm run fio.ami --rm --accel kvm --cpus $CPUS --memory 256M --net none --volume $D/disk -- sh -c "$(cat $D/measure)"
+    vmm run fio.ami --rm --accel kvm --cpus $CPUS --memory 256M --net none --sandbox $1 --volume $D/disk -- sh -c "$(cat $D/measure)"
 }
 
 # QEMU's guest has no agent: the shell on its console takes the commands.
@@ -56,7 +56,8 @@ qemu_lane() {
 
 lane() {
     case $1 in
-    vmm) vmm_lane ;;
+    vmm) vmm_lane required ;;
+    vmm-unconfined) vmm_lane off ;;
     qemu-*) qemu_lane ${1#qemu-} ;;
     esac
 }
@@ -67,5 +68,5 @@ measure() {
 }
 
 for round in $(seq $ROUNDS); do
-    for lane in vmm qemu-threads qemu-io_uring qemu-io_uring qemu-threads vmm; do measure $round $lane; done
+    for lane in vmm vmm-unconfined qemu-threads qemu-io_uring qemu-io_uring qemu-threads vmm-unconfined vmm; do measure $round $lane; done
 done

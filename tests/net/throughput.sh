@@ -1,4 +1,5 @@
-# The user network of vmm beside QEMU's, same guest, in turns (A B B A). Runs on a host with KVM, in the folder with iperf.ami;
+# The user network of vmm beside QEMU's and beside itself without confinement, same guest, in turns (A B C C B A). Runs on a host
+# with KVM, in the folder with iperf.ami;
 # prints one line for each figure: round, who, what, value. `cargo xtask bench-net` runs it in the lab.
 set -e
 ROUNDS=${ROUNDS:-2} SECONDS_EACH=${SECONDS_EACH:-5}
@@ -17,7 +18,7 @@ ping -q -c 200 -A 10.0.2.2 | awk -F/ '/round-trip/ { print "result round-trip-ms
 END
 
 vmm_lane() {
-    vmm run iperf.ami --rm --accel kvm --cpus 1 --memory 256M -- sh -c "$(cat $D/measure)"
+    vmm run iperf.ami --rm --accel kvm --cpus 1 --memory 256M --sandbox $1 -- sh -c "$(cat $D/measure)"
 }
 
 # QEMU's guest has no agent: the shell on its console takes the commands.
@@ -38,10 +39,18 @@ qemu_lane() {
         -netdev user,id=net -device virtio-net-device,netdev=net -device virtio-rng-device -serial stdio
 }
 
+lane() {
+    case $1 in
+    vmm) vmm_lane required ;;
+    vmm-unconfined) vmm_lane off ;;
+    qemu) qemu_lane ;;
+    esac
+}
+
 measure() {
-    ${2}_lane 2>$D/errors | tee $D/output.$2 | tr -d '\r' | sed -n "s/^result \\([a-z-]* [0-9.]*\\).*/$1 $2 \\1/p"
+    lane $2 2>$D/errors | tee $D/output.$2 | tr -d '\r' | sed -n "s/^result \\([a-z-]* [0-9.]*\\).*/$1 $2 \\1/p"
 }
 
 for round in $(seq $ROUNDS); do
-    for lane in vmm qemu qemu vmm; do measure $round $lane; done
+    for lane in vmm vmm-unconfined qemu qemu vmm-unconfined vmm; do measure $round $lane; done
 done

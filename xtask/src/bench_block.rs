@@ -1,4 +1,5 @@
-//! `cargo xtask bench-block`: the block device against QEMU's, in the lab, same guest and disk, in turns (A B C C B A).
+//! `cargo xtask bench-block`: the block device against QEMU's, in the lab, same guest and disk, and itself without confinement, in turns
+//! (A B C D D C B A).
 //!
 //! The figures are fio's in the guest: throughput of large requests in order, requests a second of small ones in no order. The
 //! script runs on the lab's host.
@@ -12,7 +13,7 @@ use crate::figures;
 /// The guest.
 const RECIPE: &str = "tests/block/fio.toml";
 const SCRIPT: &str = include_str!("../../tests/block/throughput.sh");
-/// For one round: six launches, each with five measurements.
+/// For one round: eight launches, each with five measurements.
 const ROUND_LIMIT: Duration = Duration::from_secs(1200);
 
 /// Runs `rounds` rounds with `cpus` processors in the guest, and a queue and a job of fio for each; prints what came out.

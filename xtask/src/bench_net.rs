@@ -1,4 +1,5 @@
-//! `cargo xtask bench-net`: the user-mode network against QEMU's (slirp), in the lab, same guest, in turns (A B B A).
+//! `cargo xtask bench-net`: the user-mode network against QEMU's (slirp), and itself without confinement, in the lab, same guest, in turns
+//! (A B C C B A).
 //!
 //! The figures are iperf3's, received, from guest to host and back, and the round trip to the gateway. The script runs on
 //! the lab's host.
@@ -12,7 +13,7 @@ use crate::figures;
 /// The guest.
 const RECIPE: &str = "tests/net/iperf.toml";
 const SCRIPT: &str = include_str!("../../tests/net/throughput.sh");
-/// For one round: four launches, each with two measurements.
+/// For one round: six launches, each with two measurements.
 const ROUND_LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs `rounds` rounds and prints what came out. Returns the exit status.

@@ -20,7 +20,8 @@ pub fn add_files(tree: &mut Tree, recipe: &Recipe, epoch: i64) -> Result<(), Err
             group_id(tree, &entry.group)?,
             epoch,
         );
-        for path in expand_braces(&entry.path) {
+        // A recipe whose patterns stand for too much is not loaded.
+        for path in expand_braces(&entry.path).into_iter().flatten() {
             make_parents(tree, &path, epoch)?;
             add(tree, recipe, entry, &path, &mut meta)?;
         }

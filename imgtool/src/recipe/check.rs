@@ -233,7 +233,11 @@ fn check_file(file: &FileEntry) -> Result<(), Wrong> {
         let mut parts = path.split('/');
         parts.next() == Some("") && parts.all(|part| !matches!(part, "" | "." | "..")) && !path.contains('\0')
     };
-    match expand_braces(&file.path).iter().all(sound) {
+    let Some(paths) = expand_braces(&file.path) else {
+        let advice = "several entries; one may stand for 1 MiB of paths";
+        return Err((key(), "it stands for too many paths".into(), advice));
+    };
+    match paths.iter().all(sound) {
         true => Ok(()),
         false => Err((
             key(),

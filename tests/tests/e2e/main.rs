@@ -31,7 +31,8 @@ mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use kiln_tests::arch::Arch;
 use kiln_tests::dist::Dist;
@@ -103,6 +104,7 @@ const ON_KVM: &[(Need, Table)] = &[
     (Need::Kvm, network::STORIES),
     (Need::Kvm, network::LAB_STORIES),
     (Need::Kvm, sandbox::STORIES),
+    (Need::X86, hostile::STORIES),
     (Need::X86, kvm::STORIES),
     (Need::X86, kernels::STORIES),
     (Need::Kvm, terminal::LAB_STORIES),
@@ -219,7 +221,24 @@ fn main() -> ExitCode {
         trials.extend(on(&name, Ground::lab(arch), why.clone(), &short));
         trials.extend(on(&name, Ground::lab(arch), why.or(time.clone()), &long));
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    tell_slowest();
+    conclusion.exit_code()
+}
+
+/// How long each story took.
+static TOOK: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+
+/// Where the time went: a change waits for these.
+fn tell_slowest() {
+    const TOLD: usize = 20;
+    let mut took = TOOK.lock().unwrap_or_else(PoisonError::into_inner);
+    took.sort_unstable_by(|a, b| b.cmp(a));
+    let all: Duration = took.iter().map(|(time, _)| *time).sum();
+    eprintln!("e2e: {} stories took {} s; the slowest:", took.len(), all.as_secs());
+    for (time, story) in took.iter().take(TOLD) {
+        eprintln!("e2e: {:>6.1} s  {story}", time.as_secs_f64());
+    }
 }
 
 /// Builds the programs, and the images and the archive that stories take for granted; with `long`, also those that long stories
@@ -249,8 +268,18 @@ fn on(name: &str, ground: Ground, missing: Option<String>, tables: &[Table]) -> 
     let ground = Arc::new(ground);
     let trial = |&(story, tell): &(&str, Story)| {
         let ground = Arc::clone(&ground);
-        let told = move || tell(&ground).map_err(|error| Failed::from(format!("{error:#}")));
-        Trial::test(format!("{name}::{story}"), told).with_ignored_flag(missing.is_some())
+        let full = format!("{name}::{story}");
+        let told = {
+            let full = full.clone();
+            move || {
+                let start = Instant::now();
+                let told = tell(&ground).map_err(|error| Failed::from(format!("{error:#}")));
+                let mut took = TOOK.lock().unwrap_or_else(PoisonError::into_inner);
+                took.push((start.elapsed(), full));
+                told
+            }
+        };
+        Trial::test(full, told).with_ignored_flag(missing.is_some())
     };
     tables.iter().flat_map(|table| table.iter()).map(trial).collect()
 }

@@ -1,4 +1,4 @@
-//! Images that a user without privileges builds: the same bytes as root's.
+//! A user without privileges: the images are the same bytes as root's, and instances are confined like root's.
 
 use std::time::Duration;
 
@@ -8,10 +8,16 @@ use kiln_tests::rootless;
 
 use crate::Story;
 
-pub const STORIES: &[(&str, Story)] = &[(
-    "the_web_example_is_the_same_rootless",
-    the_web_example_is_the_same_rootless,
-)];
+pub const STORIES: &[(&str, Story)] = &[
+    (
+        "the_web_example_is_the_same_rootless",
+        the_web_example_is_the_same_rootless,
+    ),
+    (
+        "a_user_launches_confined_with_and_without_a_network",
+        a_user_launches_confined,
+    ),
+];
 
 /// Stories that build for minutes.
 pub const LONG: &[(&str, Story)] = &[(
@@ -38,6 +44,28 @@ fn the_other_examples_are_the_same_rootless(ground: &Ground) -> Result<()> {
     examples
         .iter()
         .try_for_each(|example| build_both(ground, example))
+}
+
+/// All walls stand without root, the namespace of the network included, which takes one of users then.
+fn a_user_launches_confined(ground: &Ground) -> Result<()> {
+    let user = rootless::USER;
+    let line = format!(
+        "set -e
+         D=$(mktemp -d /tmp/kiln-rootless.XXXXXX); trap 'rm -rf $D' EXIT
+         cp $(command -v vmm) hello.ami $D/; mkdir $D/home; chmod -R a+rX $D; chown {user}: $D/home
+         run() {{
+             setpriv --reuid {user} --regid {user} --clear-groups env -i PATH=/usr/bin:/bin HOME=$D/home \
+                 $D/vmm run $D/hello.ami --rm --accel soft --sandbox required $1 -- ip -o link
+         }}
+         run '--net none' | sed 's/^/alone /'; run | sed 's/^/with /'"
+    );
+    let output = ground.sh(&line)?;
+    let told = |what: &str| output.stdout.lines().any(|line| line.starts_with(what));
+    ensure!(
+        output.status == 0 && told("alone 1: lo") && told("with 2: eth0") && !told("alone 2: eth0"),
+        "{output:?}"
+    );
+    Ok(())
 }
 
 /// Builds with all that may differ being different: user, cache, directory, umask, locale, time zone.

@@ -9,6 +9,10 @@ use crate::directory::ok;
 pub const STORIES: &[(&str, Story)] = &[
     ("every_thread_is_confined_by_default", every_thread_is_confined),
     ("off_is_off_and_start_takes_it_too", off_is_off),
+    (
+        "without_a_network_nothing_is_reached",
+        without_a_network_nothing_is_reached,
+    ),
     ("a_confined_owner_looks_up_names", names_are_looked_up),
     ("doctor_tells_what_confines", doctor_tells),
 ];
@@ -94,6 +98,23 @@ fn off_is_off(ground: &Ground) -> Result<()> {
     ok(ground, "vmm terminate --time 0 open").map(drop)
 }
 
+/// Whether the owner is in the host's network namespace shows which one it could reach anything in.
+fn without_a_network_nothing_is_reached(ground: &Ground) -> Result<()> {
+    let network_of_owner = |name: &str, options: &str| {
+        let line = format!(
+            "vmm run hello.ami -d --name {name} --sandbox required --wait agent {options} && \
+             owner=$(vmm inspect {name} | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p') && \
+             readlink /proc/$owner/ns/net && vmm exec {name} -- true && vmm terminate --time 0 {name} >/dev/null"
+        );
+        ok(ground, &line)
+    };
+    let host = ok(ground, "readlink /proc/self/ns/net")?;
+    let (alone, with) = (network_of_owner("alone", "--net none")?, network_of_owner("with", "")?);
+    ensure!(!alone.contains(host.trim()), "{alone} is the host's {host}");
+    ensure!(with.contains(host.trim()), "{with} is not the host's {host}");
+    Ok(())
+}
+
 /// The thread that brings the output may not open the new log itself.
 fn a_log_is_turned_over(ground: &Ground) -> Result<()> {
     ok(ground, "vmm run hello.ami -d --name wordy --wait agent")?;
@@ -123,7 +144,7 @@ fn names_are_looked_up(ground: &Ground) -> Result<()> {
 
 fn doctor_tells(ground: &Ground) -> Result<()> {
     let told = ok(ground, "vmm doctor --json")?;
-    for what in ["\"system calls\"", "\"files\""] {
+    for what in ["\"system calls\"", "\"files\"", "\"own network\""] {
         ensure!(told.contains(what), "{told}");
     }
     Ok(())

@@ -13,7 +13,7 @@ use crate::accel::{Choice, Measured, choose, measure};
 use crate::arch::Architecture;
 use crate::block::volume::{Base, Error as VolumeError, Volume};
 use crate::instance::home::create_private;
-use crate::sandbox::Offer;
+use crate::sandbox::{self, Offer};
 
 /// Check what this host offers for running instances
 #[derive(Debug, Args)]
@@ -266,7 +266,7 @@ fn tun() -> Finding {
 }
 
 /// How far the process that runs a guest is confined here.
-fn confinement() -> [Finding; 2] {
+fn confinement() -> [Finding; 3] {
     let offer = Offer::of_host();
     let finding = |what, part: Result<String, String>| {
         match part {
@@ -279,6 +279,7 @@ fn confinement() -> [Finding; 2] {
     [
         finding("system calls", offer.system_calls),
         finding("files", offer.files),
+        finding("own network", sandbox::network_offered()),
     ]
 }
 

@@ -17,9 +17,9 @@ use vm_memory::VolatileSlice;
 
 use super::assemble::open_image;
 use super::client::Client;
-use super::home::create_private;
 use super::image::Image;
 use super::images::Images;
+use super::lock::Lock;
 use super::record::{Ending, Record, VolumeKind};
 use super::store::Store;
 use super::{Error, Event, InstanceId, Result, agent, detach, scrub};
@@ -51,21 +51,21 @@ impl Capture {
         let record = store.truth(id)?;
         if !record.state.owned() {
             let held = store.hold(id, Event::Start)?;
-            let draft = self.copy(held.record(), held.directory(), store)?;
+            let draft = self.copy(held.record(), held.directory(), images)?;
             let warning = unclean(held.record());
             drop(held);
             return Ok((self.complete(draft, &record, images)?, warning));
         }
         let (draft, warning) = if self.no_reboot {
-            self.frozen(store, &record)?
+            self.frozen(store, images, &record)?
         } else {
-            self.restarted(store, &record)?
+            self.restarted(store, images, &record)?
         };
         Ok((self.complete(draft, &record, images)?, warning))
     }
 
     /// Shuts down, copies, starts again — also when the copy has failed.
-    fn restarted(&self, store: &Store, record: &Record) -> Result<(Draft, Option<String>)> {
+    fn restarted(&self, store: &Store, images: &Images, record: &Record) -> Result<(Draft, Option<String>)> {
         if record.auto_remove {
             let reason = format!(
                 "{} is removed when it stops (--rm); use --no-reboot",
@@ -78,7 +78,7 @@ impl Capture {
         client.wait_ended()?;
         let mut held = store.hold(&record.id, Event::Start)?;
         let warning = unclean(held.record());
-        let made = self.copy(held.record(), held.directory(), store);
+        let made = self.copy(held.record(), held.directory(), images);
         held.update(Event::Start, "started after its image was made", |r| {
             r.ending = None;
             r.ready = false;
@@ -88,7 +88,7 @@ impl Capture {
     }
 
     /// Copies while the guest's file systems take no writes. The agent thaws by itself should this process die.
-    fn frozen(&self, store: &Store, record: &Record) -> Result<(Draft, Option<String>)> {
+    fn frozen(&self, store: &Store, images: &Images, record: &Record) -> Result<(Draft, Option<String>)> {
         let directory = store.home().instance(&record.id);
         let mut freeze = agent::Session::open(
             &directory,
@@ -96,7 +96,7 @@ impl Capture {
             &Request::Freeze { seconds: FREEZE_MAX },
         )?;
         freeze.answer()?;
-        let made = self.copy(record, &directory, store);
+        let made = self.copy(record, &directory, images);
         let thawed = agent::request(&directory, &Turn::default(), &Request::Thaw);
         let made = made?;
         let warning = thawed.err().map(|error| {
@@ -106,7 +106,7 @@ impl Capture {
     }
 
     /// Copies boot parts and root into an image that is not complete yet.
-    fn copy(&self, record: &Record, directory: &Path, store: &Store) -> Result<Draft> {
+    fn copy(&self, record: &Record, directory: &Path, images: &Images) -> Result<Draft> {
         let image = open_image(record, directory)?;
         let root = record
             .volumes
@@ -118,13 +118,14 @@ impl Capture {
             None
         };
         let volume = Volume::open(&root.path, base)?;
-        create_private(&store.home().images())?;
-        let name = format!(".capture-{}-{}", record.id, std::process::id());
-        let path = Unfinished(store.home().images().join(name));
+        let path = Unfinished(images.draft_of(&record.id)?);
         let writer = write_parts(&path.0, &image, &volume)?;
+        let file = writer.file().try_clone();
+        let lock = Lock::of_new(file.map_err(Error::file("opening", &path.0))?)?;
         Ok(Draft {
             writer,
             path,
+            _lock: lock,
             image,
             root_size: volume.size(),
         })
@@ -135,6 +136,7 @@ impl Capture {
         let Draft {
             writer,
             path,
+            _lock,
             image,
             root_size,
         } = draft;
@@ -235,6 +237,8 @@ fn copy_root(root: &Volume, to: &File, offset: u64) -> std::io::Result<()> {
 struct Draft {
     writer: Writer,
     path: Unfinished,
+    /// Until it is adopted, it is somebody's.
+    _lock: Lock,
     /// The parent.
     image: Image,
     /// Bytes of the root part.

@@ -80,9 +80,11 @@ fn add_network(plan: &mut Plan, network: &Network) {
         Network::None => {}
         Network::User | Network::UserLoopback => {
             plan.tcp = true;
+            plan.network = true;
             plan.files.push((RESOLVERS.into(), Right::Read));
         }
         Network::Tap(_) => {
+            plan.network = true;
             plan.files.push(("/dev/net/tun".into(), Right::Device));
             plan.capabilities.push(Capability::NetAdmin);
         }
@@ -121,7 +123,7 @@ mod tests {
         assert!(!base_link(&directory).starts_with(&directory));
         assert_eq!(right(Path::new("/dev/kvm")), Some(Right::Device));
         assert_eq!(right(Path::new(RESOLVERS)), Some(Right::Read));
-        assert!(plan.tcp && plan.capabilities.is_empty());
+        assert!(plan.tcp && plan.network && plan.capabilities.is_empty());
         assert_eq!(plan.files.len(), 5, "{:?}", plan.files);
     }
 
@@ -137,7 +139,7 @@ mod tests {
         let (_dir, _, _, plan) = plan_of(config, vec!["4M".parse().unwrap(), volume]);
         let real = file.path().canonicalize().unwrap();
         assert!(plan.files.contains(&(real, Right::Write)));
-        assert!(!plan.tcp && plan.files.len() == 4, "{:?}", plan.files);
+        assert!(!plan.tcp && !plan.network && plan.files.len() == 4, "{:?}", plan.files);
 
         let config = Config {
             network: Network::Tap("tap0".into()),
@@ -149,6 +151,6 @@ mod tests {
             plan.capabilities,
             [Capability::NetAdmin, Capability::NetBindService]
         );
-        assert!(!plan.tcp);
+        assert!(!plan.tcp && plan.network);
     }
 }

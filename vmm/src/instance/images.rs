@@ -5,11 +5,15 @@
 //!   ami-0123456789abcdef0.ami   complete from the moment it bears this name
 //!   names.json                  `name:tag` -> id
 //!   .lock                       held while either changes
+//!   .capture-i-…-PID            made of an instance and not adopted yet; locked by its maker
+//!   .new-ami-…                  being copied by the holder of `.lock`
 //! ```
+//!
+//! What a killed command has left of the last two is removed by the next one that changes the store.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,7 +24,7 @@ use super::image::Image;
 use super::lock::Lock;
 use super::record::VolumeKind;
 use super::store::{Entry, Store};
-use super::{Error, Result, sparse_copy};
+use super::{Error, InstanceId, Result, sparse_copy};
 use crate::block::volume;
 
 /// How long a change waits for another command's: copying an image into the store may take its time.
@@ -28,6 +32,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The tag of a name without one.
 const LATEST: &str = "latest";
 const EXTENSION: &str = "ami";
+/// Begins the name of an image that is being copied.
+const NEW: &str = ".new-";
+/// Begins the name of an image that is made of an instance.
+const CAPTURE: &str = ".capture-";
 
 /// The image store of a user.
 #[derive(Debug, Clone)]
@@ -136,6 +144,28 @@ impl Images {
         Ok(stored)
     }
 
+    /// Where an image that is made of `instance` gets its name first; [`adopt`](Images::adopt) takes it from there. It must be locked
+    /// before it has the name.
+    pub fn draft_of(&self, instance: &InstanceId) -> Result<PathBuf> {
+        create_private(&self.directory)?;
+        let name = format!("{CAPTURE}{instance}-{}", std::process::id());
+        Ok(self.directory.join(name))
+    }
+
+    /// Removes what killed commands have left. The caller holds the store's lock, so nobody is copying.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.directory) else {
+            return;
+        };
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let ours = name.starts_with(NEW) || name.starts_with(CAPTURE);
+            if ours && let Ok(Some(_lock)) = Lock::try_take(&path) {
+                let _ = fs::remove_file(&path);
+            }
+        }
+    }
+
     /// Copies the AMI at `path` into the store, after every byte of it has been verified, and returns its id.
     pub fn import(&self, path: &Path, name: Option<&str>) -> Result<String> {
         self.add(path, name, |to| {
@@ -158,12 +188,16 @@ impl Images {
         image.verify()?;
         let id = image.id().to_owned();
         let _lock = self.lock()?;
+        self.sweep();
         let to = self.file(&id);
         if !to.exists() {
-            let draft = self.directory.join(format!(".new-{id}"));
-            let _ = fs::remove_file(&draft);
+            let draft = self.directory.join(format!("{NEW}{id}"));
             put(&draft)?;
-            fs::rename(&draft, &to).map_err(Error::file("storing", &to))?;
+            // What has its name is complete after a power failure, too.
+            File::open(&draft)
+                .and_then(|file| file.sync_all())
+                .and_then(|()| fs::rename(&draft, &to))
+                .map_err(Error::file("storing", &to))?;
         }
         if let Some(name) = name {
             let mut names = self.names()?;
@@ -188,6 +222,7 @@ impl Images {
     /// root volume still reads from stays, unless `force` has those volumes completed first.
     pub fn remove(&self, text: &str, force: bool, store: &Store) -> Result<Removed> {
         let _lock = self.lock()?;
+        self.sweep();
         let id = self.lookup(text)?;
         let mut names = self.names()?;
         let mine = names.values().filter(|to| **to == id).count();
@@ -288,10 +323,14 @@ impl Images {
     fn write_names(&self, names: &Names) -> Result<()> {
         let path = self.names_file();
         let draft = path.with_extension("new");
-        let text = serde_json::to_vec_pretty(names).unwrap_or_default();
-        fs::write(&draft, text)
-            .and_then(|()| fs::rename(&draft, &path))
-            .map_err(Error::file("writing", &path))
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&draft)?;
+            file.write_all(&serde_json::to_vec_pretty(names)?)?;
+            file.sync_all()?;
+            fs::rename(&draft, &path)?;
+            File::open(&self.directory)?.sync_all()
+        };
+        write().map_err(Error::file("writing", &path))
     }
 }
 

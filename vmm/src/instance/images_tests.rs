@@ -158,3 +158,20 @@ fn odd_names_are_refused() {
         assert!(world.images.tag("hello", name).is_err(), "{name:?}");
     }
 }
+
+#[test]
+fn what_a_killed_command_left_is_removed_and_what_one_works_on_is_not() {
+    let world = world();
+    let under_way = world.images.draft_of(&InstanceId::random()).unwrap();
+    let left = under_way.with_file_name(".capture-left");
+    let copied = under_way.with_file_name(".new-ami-left");
+    for path in [&under_way, &left, &copied] {
+        fs::write(path, "half").unwrap();
+    }
+    let lock = Lock::of_new(File::options().write(true).open(&under_way).unwrap()).unwrap();
+    world.import("hello", 1);
+    assert!(under_way.exists() && !left.exists() && !copied.exists());
+    drop(lock);
+    world.images.remove("hello", false, &world.store).unwrap();
+    assert!(!under_way.exists());
+}

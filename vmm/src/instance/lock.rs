@@ -32,6 +32,12 @@ impl Lock {
         }
     }
 
+    /// The lock of an open file that has no name yet, and so cannot be anybody else's.
+    pub fn of_new(file: File) -> Result<Lock> {
+        fcntl(&file, FcntlArg::F_OFD_SETLK(&request())).map_err(|e| Error::os("locking a new file")(e.into()))?;
+        Ok(Lock { file })
+    }
+
     /// Takes the lock, waiting for the holder at most `patience`.
     pub fn take(path: &Path, patience: Duration) -> Result<Option<Lock>> {
         let deadline = Instant::now() + patience;

@@ -1,12 +1,13 @@
 //! Confinement of the process that runs a guest, without any privilege.
 //!
-//! Three walls, each of which stands without the others:
+//! Four walls, each of which stands without the others:
 //!
 //! - **System calls** ([`allow`]): each kind of thread may make the calls on its list, and dies at any other (seccomp,
 //!   `Documentation/userspace-api/seccomp_filter.rst`). The process as a whole may make the union of the lists, which is
 //!   [`Kind::Owner`]'s: no `execve`, no `ptrace`, no memory that can be written and executed.
 //! - **Files** ([`files`]): the process may open what it was given and nothing else (Landlock,
 //!   `Documentation/userspace-api/landlock.rst`).
+//! - **Network** ([`namespaces`]): a process whose guest has no network has none either.
 //! - **Privileges** ([`privileges`]): no capabilities but those that a wish of the launch needs, and no way to gain any.
 //!
 //! Filters are a thread's own and are inherited, so a thread with a short list cannot start one with a longer list. A
@@ -16,6 +17,7 @@
 mod allow;
 mod files;
 mod filter;
+mod namespaces;
 mod privileges;
 mod violation;
 
@@ -27,6 +29,7 @@ use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
 pub use files::Right;
+pub use namespaces::offered as network_offered;
 pub use privileges::Capability;
 
 /// Whether a process is to be confined.
@@ -112,6 +115,8 @@ pub struct Plan {
     pub files: Vec<(PathBuf, Right)>,
     /// Whether TCP sockets are needed.
     pub tcp: bool,
+    /// Whether the host's network is needed at all.
+    pub network: bool,
     /// Capabilities that are kept if they are there.
     pub capabilities: Vec<Capability>,
 }
@@ -192,10 +197,15 @@ pub fn confine(mode: Mode, plan: &Plan) -> Result<Option<String>, Error> {
         return Ok(None);
     }
     let offer = Offer::of_host();
-    let missing = offer.missing();
-    if let (Mode::Required, Some(missing)) = (mode, &missing) {
-        return Err(Error::Missing(missing.clone()));
-    }
+    let required = |missing: Option<String>| match (mode, missing) {
+        (Mode::Required, Some(missing)) => Err(Error::Missing(missing)),
+        (_, missing) => Ok(missing),
+    };
+    let host = required(offer.missing())?;
+    let network = match plan.network {
+        true => None,
+        false => required(namespaces::leave_network().err())?,
+    };
     privileges::drop_all_but(plan).map_err(Error::os("dropping privileges"))?;
     if offer.files.is_ok() {
         files::restrict(plan).map_err(Error::os("restricting files"))?;
@@ -206,7 +216,8 @@ pub fn confine(mode: Mode, plan: &Plan) -> Result<Option<String>, Error> {
         KIND.set(Some(Kind::Owner));
         open_nursery().map_err(Error::os("starting the thread that starts threads"))?;
     }
-    Ok(missing)
+    let missing: Vec<String> = [host, network].into_iter().flatten().collect();
+    Ok((!missing.is_empty()).then(|| missing.join("; ")))
 }
 
 /// Starts the thread that starts threads.

@@ -1,0 +1,96 @@
+//! A network of its own for a process whose guest has none (network_namespaces(7)): its only interface is a loopback that is
+//! down, so that no socket leads anywhere. Landlock closes TCP, but has no rules for UDP.
+//!
+//! The other kinds of namespaces are left out, because nothing would stand by them that does not stand already: files are
+//! Landlock's, `mount` and the calls of System V are on no list, a process number is of no use to who may neither signal nor
+//! trace, and a new tree of processes would need one process more for each instance.
+#![allow(unsafe_code)]
+
+use std::{fs, io};
+
+/// What the kernel offers to who we are. Changes nothing.
+pub fn offered() -> Result<String, String> {
+    // SAFETY: the child makes system calls only, none of which waits for a lock of this process, and ends.
+    let child = match unsafe { libc::fork() } {
+        -1 => return Err(missing(&io::Error::last_os_error())),
+        0 => {
+            let status = unshare().map_or_else(|error| error.raw_os_error().unwrap_or(255), |_| 0);
+            // SAFETY: takes a number only.
+            unsafe { libc::_exit(status) }
+        }
+        child => child,
+    };
+    let mut status = 0;
+    // SAFETY: the kernel writes the status, which lives until it returns.
+    if unsafe { libc::waitpid(child, &raw mut status, 0) } != child {
+        return Err(missing(&io::Error::last_os_error()));
+    }
+    match libc::WEXITSTATUS(status) {
+        0 => Ok("instances without a network have no way to the host's (namespaces)".into()),
+        error => Err(missing(&io::Error::from_raw_os_error(error))),
+    }
+}
+
+/// Leaves the host's network, for good. The calling thread must be the only one.
+pub(super) fn leave_network() -> Result<(), String> {
+    let ids = Ids::own();
+    let taken = unshare().and_then(|way| match way {
+        Way::Privileged => Ok(()),
+        Way::OwnUsers => ids.keep(),
+    });
+    taken.map_err(|error| missing(&error))
+}
+
+fn missing(error: &io::Error) -> String {
+    format!(
+        "no network namespace ({error}; without root it takes user namespaces, which kernel.unprivileged_userns_clone, \
+         kernel.apparmor_restrict_unprivileged_userns or user.max_user_namespaces may forbid)"
+    )
+}
+
+/// How a namespace was come by.
+enum Way {
+    /// By a capability.
+    Privileged,
+    /// In a namespace of users, in which the caller has no number yet.
+    OwnUsers,
+}
+
+fn unshare() -> io::Result<Way> {
+    let unshare = |flags| {
+        // SAFETY: takes a number only; no memory or descriptor is unshared.
+        match unsafe { libc::unshare(flags) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    match unshare(libc::CLONE_NEWNET) {
+        Ok(()) => Ok(Way::Privileged),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET).map(|()| Way::OwnUsers)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Numbers of a user and a group.
+struct Ids {
+    user: u32,
+    group: u32,
+}
+
+impl Ids {
+    fn own() -> Ids {
+        // SAFETY: neither takes anything or can fail.
+        let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
+        Ids { user, group }
+    }
+
+    /// Has the same numbers in the new namespace, and no others (user_namespaces(7), "Defining user and group ID mappings").
+    fn keep(&self) -> io::Result<()> {
+        let Ids { user, group } = self;
+        fs::write("/proc/self/setgroups", "deny")?;
+        fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
+        fs::write("/proc/self/gid_map", format!("{group} {group} 1"))
+    }
+}
