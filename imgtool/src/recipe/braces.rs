@@ -32,7 +32,9 @@ fn multiply(paths: &[String], head: &str, words: &[&str]) -> Option<Vec<String>>
     );
     let count = paths.len().checked_mul(words.len())?;
     // An empty path takes memory, too.
-    let all = count.checked_mul(head.len() + 1)? + ours.checked_mul(words.len())? + theirs.checked_mul(paths.len())?;
+    let all = count.checked_mul(head.len() + 1)?
+        + ours.checked_mul(words.len())?
+        + theirs.checked_mul(paths.len())?;
     let path = |start: &String| {
         let start = format!("{start}{head}");
         words.iter().map(move |word| format!("{start}{word}"))

@@ -179,5 +179,9 @@ fn a_killed_create_image_leaves_a_whole_image_or_none(ground: &Ground) -> Result
         "cd $XDG_DATA_HOME/kiln/images; find . -name '.capture-*' -o -name '.new-*' -o -name '.kiln-*'",
     )?;
     ensure!(left.is_empty(), "left behind: {left}");
-    ok(ground, "vmm run whole --rm -- true && vmm terminate --time 0 model").map(drop)
+    ok(
+        ground,
+        "vmm run whole --rm -- true && vmm terminate --time 0 model",
+    )
+    .map(drop)
 }

@@ -235,7 +235,11 @@ fn tell_slowest() {
     let mut took = TOOK.lock().unwrap_or_else(PoisonError::into_inner);
     took.sort_unstable_by(|a, b| b.cmp(a));
     let all: Duration = took.iter().map(|(time, _)| *time).sum();
-    eprintln!("e2e: {} stories took {} s; the slowest:", took.len(), all.as_secs());
+    eprintln!(
+        "e2e: {} stories took {} s; the slowest:",
+        took.len(),
+        all.as_secs()
+    );
     for (time, story) in took.iter().take(TOLD) {
         eprintln!("e2e: {:>6.1} s  {story}", time.as_secs_f64());
     }

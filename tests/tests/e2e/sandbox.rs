@@ -109,7 +109,10 @@ fn without_a_network_nothing_is_reached(ground: &Ground) -> Result<()> {
         ok(ground, &line)
     };
     let host = ok(ground, "readlink /proc/self/ns/net")?;
-    let (alone, with) = (network_of_owner("alone", "--net none")?, network_of_owner("with", "")?);
+    let (alone, with) = (
+        network_of_owner("alone", "--net none")?,
+        network_of_owner("with", "")?,
+    );
     ensure!(!alone.contains(host.trim()), "{alone} is the host's {host}");
     ensure!(with.contains(host.trim()), "{with} is not the host's {host}");
     Ok(())

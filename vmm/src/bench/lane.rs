@@ -112,7 +112,7 @@ impl Lane {
         option("--timing", timing.clone().into());
         let words = match end {
             End::Init => format!("{} {STOP}", self.append),
-            End::Ready => self.append.clone(),
+            End::Ready | End::Entry => self.append.clone(),
         };
         if !words.is_empty() {
             option("--append", words.trim().into());

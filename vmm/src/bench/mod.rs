@@ -65,6 +65,9 @@ pub enum Error {
         /// Its last output.
         output: String,
     },
+    /// this host's kernel does not let us see entries into a guest
+    #[error("this host's kernel does not let us see entries into a guest (tracefs, event kvm_entry)")]
+    Untraced,
     /// {path} is not what `vmm bench --json` writes: {reason}
     #[error("{} is not what `vmm bench --json` writes: {reason}", path.display())]
     NotAnOutcome {
@@ -88,6 +91,9 @@ impl Error {
             Error::Late { .. } => {
                 Some("--limit SECONDS; an image from before `kiln.stop=` needs to be built again")
             }
+            Error::Untraced => Some(
+                "as root, `mount -t tracefs tracefs /sys/kernel/tracing`; without it, --end init and the event T4 of --timing",
+            ),
             Error::Died { .. } => Some("run the same command line with `vmm run` to see its whole boot"),
             _ => None,
         }

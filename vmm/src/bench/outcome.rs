@@ -53,6 +53,8 @@ pub enum End {
     Init,
     /// the agent answers (vmm only)
     Ready,
+    /// the processor first enters the guest, as the host's kernel sees it (KVM only; needs root)
+    Entry,
 }
 
 impl End {
@@ -61,6 +63,7 @@ impl End {
         match self {
             End::Init => MARKER,
             End::Ready => "T10",
+            End::Entry => KVM_ENTRY,
         }
     }
 }

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use guest_init::proto::STOPPED_AT_INIT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::lane::{self, Lane, Launch, Scratch};
@@ -20,6 +22,8 @@ use super::{Error, Result, cache};
 const KEPT: usize = 4096;
 /// How long a monitor has to end after its guest has.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the trace is looked at. The entry has its own time; looking seldom leaves the processor to the launch.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Launches lanes.
 pub struct Launcher<'a> {
@@ -71,7 +75,7 @@ impl<'a> Launcher<'a> {
         // A guest that has a command to run prints no marker: it is done when it ends.
         let marker = match self.end {
             End::Init => watched.marker()?,
-            End::Ready => None,
+            End::Ready | End::Entry => None,
         };
         let patience = if lane.ends_itself() {
             PATIENCE
@@ -81,6 +85,7 @@ impl<'a> Launcher<'a> {
         let exit = match self.end {
             End::Init => watched.end(Instant::now() + patience)?,
             End::Ready => watched.end(watched.deadline)?,
+            End::Entry => watched.end_at_entry(self.trace.as_ref().ok_or(Error::Untraced)?)?,
         };
         let started = watched.started;
         let mut ns = BTreeMap::new();
@@ -89,7 +94,9 @@ impl<'a> Launcher<'a> {
                 .map(|at| ns.insert(name.to_owned(), at))
         };
         put(MARKER, marker.map(|at| at - started));
-        put(EXIT, exit.map(|(at, _)| at - started));
+        if self.end != End::Entry {
+            put(EXIT, exit.map(|(at, _)| at - started));
+        }
         let entered = self.trace.as_ref().and_then(KvmTrace::first_entry);
         put(
             KVM_ENTRY,
@@ -124,6 +131,8 @@ fn exits(timing: &Value, end: End) -> Vec<ExitInfo> {
     let step = match end {
         End::Init => "init",
         End::Ready => "ready",
+        // Nothing has left the guest yet.
+        End::Entry => return Vec::new(),
     };
     let registers = timing["exits"][step]["by_register"].as_array();
     let mut exits: Vec<_> = registers
@@ -199,6 +208,22 @@ impl<'a> Watched<'a> {
             let surplus = self.output.len().saturating_sub(KEPT);
             self.output.drain(..surplus);
         }
+    }
+
+    /// Waits until the guest has been entered and has the monitor end then, as a person would.
+    fn end_at_entry(&mut self, trace: &KvmTrace) -> Result<Option<(Instant, ExitStatus)>> {
+        while !trace.has_entry() {
+            match self.read(self.deadline.min(Instant::now() + LOOK)) {
+                Ok(true) => {}
+                // It ended by itself.
+                Ok(false) => break,
+                Err(Error::Late { .. }) if Instant::now() < self.deadline => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let process = Pid::from_raw(self.child.id() as i32);
+        kill(process, Signal::SIGTERM).map_err(|error| self.lost(error.into()))?;
+        self.end(Instant::now() + PATIENCE)
     }
 
     /// When the monitor ended, and how; `None` when it has not by `until`.

@@ -53,6 +53,11 @@ impl KvmTrace {
         }
     }
 
+    /// Whether there was an entry since [`KvmTrace::arm`]: that stopped the trace.
+    pub fn has_entry(&self) -> bool {
+        fs::read(self.directory.join("tracing_on")).is_ok_and(|text| text.starts_with(b"0"))
+    }
+
     /// When the first entry since [`KvmTrace::arm`] was, on the monotonic clock.
     pub fn first_entry(&self) -> Option<Duration> {
         first(&fs::read_to_string(self.directory.join("trace")).ok()?)

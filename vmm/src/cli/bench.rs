@@ -173,6 +173,11 @@ impl Bench {
             programs.push(other.context("finding the program that --vmm names")?);
         }
         let accels = self.accelerators(images[0].manifest().architecture)?;
+        if self.end == End::Entry && accels.iter().any(|accel| *accel != "kvm") {
+            let reason =
+                "the first entry into the guest is seen by KVM's trace, and not everything here runs on KVM";
+            return Err(Advice::new(reason, "--accel kvm, or --end init").into());
+        }
         let appends = if self.append.is_empty() {
             vec![String::new()]
         } else {

@@ -22,6 +22,7 @@ mod exec;
 mod failure;
 mod generate;
 mod images;
+mod later;
 mod lifecycle;
 mod list;
 mod output;
@@ -34,6 +35,7 @@ mod value;
 mod wait;
 
 pub use failure::Status;
+use later::Later;
 
 /// Launch instances of machine images.
 #[derive(Debug, Parser)]
@@ -64,55 +66,55 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Launch instances of an image
-    Run(Box<run::Run>),
+    Run(Later<Box<run::Run>>),
     /// List instances
     #[command(visible_alias = "ls")]
-    Ps(list::Ps),
+    Ps(Later<list::Ps>),
     /// Show all that is known of instances, as JSON
-    Inspect(list::Inspect),
+    Inspect(Later<list::Inspect>),
     /// Start stopped instances
-    Start(lifecycle::Start),
+    Start(Later<lifecycle::Start>),
     /// Ask instances to power off
-    Stop(lifecycle::Stop),
+    Stop(Later<lifecycle::Stop>),
     /// Ask instances to restart
-    Reboot(lifecycle::Reboot),
+    Reboot(Later<lifecycle::Reboot>),
     /// Stop instances and remove them with their volumes
     #[command(visible_alias = "rm")]
-    Terminate(lifecycle::Terminate),
+    Terminate(Later<lifecycle::Terminate>),
     /// Show what an instance has printed on its console
-    Logs(console::Logs),
+    Logs(Later<console::Logs>),
     /// Attach to the console of an instance; Ctrl-] leaves
-    Console(console::Console),
+    Console(Later<console::Console>),
     /// Run a command in a running instance
-    Exec(exec::Exec),
+    Exec(Later<exec::Exec>),
     /// Copy a file or folder to or from a running instance
-    Cp(cp::Cp),
+    Cp(Later<cp::Cp>),
     /// Log in to a running instance with OpenSSH
-    Ssh(ssh::Ssh),
+    Ssh(Later<ssh::Ssh>),
     /// Show where the published ports of an instance can be reached
-    Port(list::Ports),
+    Port(Later<list::Ports>),
     /// Boot an image, and show where its kernel spends its instructions
-    Profile(Box<profile::Profile>),
+    Profile(Later<Box<profile::Profile>>),
     /// Make an image of an instance
-    CreateImage(create_image::CreateImage),
+    CreateImage(Later<create_image::CreateImage>),
     /// List the images in the store
-    Images(images::List),
+    Images(Later<images::List>),
     /// Work on images in the store
-    Image(images::One),
+    Image(Later<images::One>),
     /// Check what this host offers for running instances
-    Doctor(doctor::Doctor),
+    Doctor(Later<doctor::Doctor>),
     /// Measure launches: interleaved, with min, median, p99 and paired ratios
-    Bench(Box<bench::Bench>),
+    Bench(Later<Box<bench::Bench>>),
     /// Print a completion script for a shell
-    Completions(generate::Completions),
+    Completions(Later<generate::Completions>),
     /// Write manual pages into a directory
-    Man(generate::Man),
+    Man(Later<generate::Man>),
     /// Pass standard input and output to a TCP port of an instance (used by `ssh`)
     #[command(hide = true)]
-    Tunnel(ssh::Tunnel),
+    Tunnel(Later<ssh::Tunnel>),
     /// Run an instance whose lock is inherited (used by `run --detach` and `start`)
     #[command(name = crate::instance::detach::COMMAND, hide = true)]
-    Own(own::Own),
+    Own(Later<own::Own>),
 }
 
 /// What every command gets.
@@ -157,29 +159,29 @@ fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
         return Ok(Status::VMM_FAILED);
     };
     match command {
-        Command::Run(args) => args.run(&context),
-        Command::Ps(args) => args.run(&context),
-        Command::Inspect(args) => args.run(&context),
-        Command::Start(args) => args.run(&context),
-        Command::Stop(args) => args.run(&context),
-        Command::Reboot(args) => args.run(&context),
-        Command::Terminate(args) => args.run(&context),
-        Command::Logs(args) => args.run(&context),
-        Command::Console(args) => args.run(&context),
-        Command::Exec(args) => args.run(&context),
-        Command::Cp(args) => args.run(&context),
-        Command::Ssh(args) => args.run(&context),
-        Command::Tunnel(args) => args.run(&context),
-        Command::Port(args) => args.run(&context),
-        Command::Profile(args) => args.run(&context),
-        Command::CreateImage(args) => args.run(&context),
-        Command::Images(args) => args.run(&context),
-        Command::Image(args) => args.run(&context),
-        Command::Doctor(args) => args.run(&context),
-        Command::Bench(args) => args.run(&context),
-        Command::Completions(args) => args.run(Cli::command()),
-        Command::Man(args) => args.run(Cli::command()),
-        Command::Own(args) => args.run(&context),
+        Command::Run(Later(args)) => args.run(&context),
+        Command::Ps(Later(args)) => args.run(&context),
+        Command::Inspect(Later(args)) => args.run(&context),
+        Command::Start(Later(args)) => args.run(&context),
+        Command::Stop(Later(args)) => args.run(&context),
+        Command::Reboot(Later(args)) => args.run(&context),
+        Command::Terminate(Later(args)) => args.run(&context),
+        Command::Logs(Later(args)) => args.run(&context),
+        Command::Console(Later(args)) => args.run(&context),
+        Command::Exec(Later(args)) => args.run(&context),
+        Command::Cp(Later(args)) => args.run(&context),
+        Command::Ssh(Later(args)) => args.run(&context),
+        Command::Tunnel(Later(args)) => args.run(&context),
+        Command::Port(Later(args)) => args.run(&context),
+        Command::Profile(Later(args)) => args.run(&context),
+        Command::CreateImage(Later(args)) => args.run(&context),
+        Command::Images(Later(args)) => args.run(&context),
+        Command::Image(Later(args)) => args.run(&context),
+        Command::Doctor(Later(args)) => args.run(&context),
+        Command::Bench(Later(args)) => args.run(&context),
+        Command::Completions(Later(args)) => args.run(Cli::command()),
+        Command::Man(Later(args)) => args.run(Cli::command()),
+        Command::Own(Later(args)) => args.run(&context),
     }
 }
 

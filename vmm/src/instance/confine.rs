@@ -139,7 +139,11 @@ mod tests {
         let (_dir, _, _, plan) = plan_of(config, vec!["4M".parse().unwrap(), volume]);
         let real = file.path().canonicalize().unwrap();
         assert!(plan.files.contains(&(real, Right::Write)));
-        assert!(!plan.tcp && !plan.network && plan.files.len() == 4, "{:?}", plan.files);
+        assert!(
+            !plan.tcp && !plan.network && plan.files.len() == 4,
+            "{:?}",
+            plan.files
+        );
 
         let config = Config {
             network: Network::Tap("tap0".into()),

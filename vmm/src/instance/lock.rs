@@ -34,7 +34,8 @@ impl Lock {
 
     /// The lock of an open file that has no name yet, and so cannot be anybody else's.
     pub fn of_new(file: File) -> Result<Lock> {
-        fcntl(&file, FcntlArg::F_OFD_SETLK(&request())).map_err(|e| Error::os("locking a new file")(e.into()))?;
+        fcntl(&file, FcntlArg::F_OFD_SETLK(&request()))
+            .map_err(|e| Error::os("locking a new file")(e.into()))?;
         Ok(Lock { file })
     }
 
