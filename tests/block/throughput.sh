@@ -1,4 +1,4 @@
-# The block device of vmm beside QEMU's and beside itself without confinement, same guest, in turns (A B C D D C B A). Runs on a host with KVM, in the folder with fio.ami;
+# The block device of vmm beside QEMU's and beside itself without confinement, same guest, in turns (A B … B A). Runs on a host with KVM, in the folder with fio.ami;
 # prints one line for each figure: round, who, what, value. `cargo xtask bench-block` runs it in the lab.
 #
 # The disk is a raw file beside the root volume. Both monitors go through the host's page cache, which holds all of it (QEMU's default,
@@ -6,6 +6,7 @@
 # both of its engines that such a cache allows.
 set -e
 ROUNDS=${ROUNDS:-2} SECONDS_EACH=${SECONDS_EACH:-4} CPUS=${CPUS:-1}
+LANES=${LANES:-vmm vmm-unconfined qemu-threads qemu-io_uring}
 SIZE=$((256 << 20))
 D=$(mktemp -d)
 for part in kernel initramfs root; do imgtool extract fio.ami --part $part -o $D/$part >/dev/null 2>&1; done
@@ -27,7 +28,7 @@ run randwrite-4k-32-IOPS 49 "--rw=randwrite --bs=4k --iodepth=32"
 END
 
 vmm_lane() {
-    vmm run fio.ami --rm --accel kvm --cpus $CPUS --memory 256M --net none --sandbox $1 --volume $D/disk -- sh -c "$(cat $D/measure)"
+    vmm run fio.ami --rm --accel kvm --cpus $CPUS --memory 256M --net none --sandbox $1 --disk-engine $2 --volume $D/disk -- sh -c "$(cat $D/measure)"
 }
 
 # QEMU's guest has no agent: the shell on its console takes the commands.
@@ -56,8 +57,9 @@ qemu_lane() {
 
 lane() {
     case $1 in
-    vmm) vmm_lane required ;;
-    vmm-unconfined) vmm_lane off ;;
+    vmm) vmm_lane required sync ;;
+    vmm-io_uring) vmm_lane required io_uring ;;
+    vmm-unconfined) vmm_lane off sync ;;
     qemu-*) qemu_lane ${1#qemu-} ;;
     esac
 }
@@ -67,6 +69,9 @@ measure() {
     cat $D/errors.$2 >&2
 }
 
+BACK=
+for lane in $LANES; do BACK="$lane $BACK"; done
 for round in $(seq $ROUNDS); do
-    for lane in vmm vmm-unconfined qemu-threads qemu-io_uring qemu-io_uring qemu-threads vmm-unconfined vmm; do measure $round $lane; done
+    for lane in $LANES; do measure $round $lane; done
+    for lane in $BACK; do measure $round $lane; done
 done

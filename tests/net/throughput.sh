@@ -1,6 +1,6 @@
 # The user network of vmm beside QEMU's and beside itself without confinement, same guest, in turns (A B C C B A). Runs on a host
-# with KVM, in the folder with iperf.ami;
-# prints one line for each figure: round, who, what, value. `cargo xtask bench-net` runs it in the lab.
+# with KVM, in the folder with iperf.ami; prints one line for each figure: round, who, what, value. `cargo xtask bench-net` runs it in the
+# lab.
 set -e
 ROUNDS=${ROUNDS:-2} SECONDS_EACH=${SECONDS_EACH:-5}
 # An address of the host that is not loopback: neither network leads a guest to the host's loopback addresses.

@@ -56,6 +56,25 @@ pub fn cargo() -> Command {
     command
 }
 
+/// How the programs are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// As they ship.
+    Release,
+    /// Sooner done, and slower: for the lab of an architecture whose counts are not held.
+    Quick,
+}
+
+impl Profile {
+    /// Cargo's word, and the folder's.
+    fn name(self) -> &'static str {
+        match self {
+            Profile::Release => "release",
+            Profile::Quick => "quick",
+        }
+    }
+}
+
 /// Static programs of one architecture.
 #[derive(Debug, Clone)]
 pub struct Dist {
@@ -66,15 +85,15 @@ pub struct Dist {
 impl Dist {
     /// Builds the programs for this machine's architecture.
     pub fn build(arch: Arch) -> Result<Dist> {
-        Dist::build_by(cargo(), arch)
+        Dist::build_by(cargo(), arch, Profile::Release)
     }
 
     /// Builds the programs with a cargo that has been prepared for `arch`.
-    pub fn build_by(mut build: Command, arch: Arch) -> Result<Dist> {
+    pub fn build_by(mut build: Command, arch: Arch, profile: Profile) -> Result<Dist> {
         let target = arch.target();
         // Named target and target-specific flags: crt-static must not reach build scripts and procedural macros.
         build
-            .args(["build", "--release", "--target", &target])
+            .args(["build", "--profile", profile.name(), "--target", &target])
             .arg("--target-dir")
             .arg(build_dir(arch)?)
             .env(
@@ -88,14 +107,14 @@ impl Dist {
         if !status.success() {
             bail!("the programs for {arch} did not build ({status}); cargo says why above");
         }
-        Dist::collect(arch)
+        Dist::collect(arch, profile)
     }
 
     /// Copies built programs into `target/kiln/ARCH`.
-    pub fn collect(arch: Arch) -> Result<Dist> {
+    pub fn collect(arch: Arch, profile: Profile) -> Result<Dist> {
         let dist = Dist::at(arch);
         fs::create_dir_all(&dist.dir).with_context(|| format!("{} could not be made", dist.dir.display()))?;
-        let built = build_dir(arch)?.join(arch.target()).join("release");
+        let built = build_dir(arch)?.join(arch.target()).join(profile.name());
         for program in PROGRAMS {
             let (from, to) = (built.join(program), dist.program(program));
             // A running program cannot be written over, but it can be replaced.

@@ -1,5 +1,5 @@
-//! `cargo xtask bench-block`: the block device against QEMU's, in the lab, same guest and disk, and itself without confinement, in turns
-//! (A B C D D C B A).
+//! `cargo xtask bench-block`: the block device against QEMU's, and itself without confinement, in the lab, same guest and disk, in
+//! turns (A B C D D C B A).
 //!
 //! The figures are fio's in the guest: throughput of large requests in order, requests a second of small ones in no order. The
 //! script runs on the lab's host.

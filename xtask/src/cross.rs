@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use kiln_tests::arch::Arch;
-use kiln_tests::dist::{Dist, cargo, kiln_dir};
+use kiln_tests::dist::{Dist, Profile, cargo, kiln_dir};
 
 use crate::packages;
 
@@ -20,8 +20,8 @@ const SUITES: [&str; 2] = ["trixie-backports", "sid"];
 /// Where Debian's package has the library.
 const LIBRARY: &str = "usr/src/rustc-*/library";
 
-/// Builds the programs for `arch`.
-pub fn cross(arch: Arch) -> Result<Dist> {
+/// Builds the programs for `arch`; those for this machine always as they ship.
+pub fn cross(arch: Arch, profile: Profile) -> Result<Dist> {
     if arch == Arch::host()? {
         return Dist::build(arch);
     }
@@ -42,7 +42,7 @@ pub fn cross(arch: Arch) -> Result<Dist> {
             }
         }
     }
-    Dist::build_by(build, arch)
+    Dist::build_by(build, arch, profile)
 }
 
 /// How the compiler comes to a standard library for the target.

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use kiln_tests::arch::Arch;
-use kiln_tests::dist::Dist;
+use kiln_tests::dist::{Dist, Profile};
 use kiln_tests::lab::Lab;
 
 /// Builds, tests and shows Kiln.
@@ -130,10 +130,10 @@ fn run(command: Command) -> Result<u8> {
         Command::BenchNet { rounds } => bench_net::bench(rounds),
         Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Dist => Dist::build(Arch::host()?).map(|_| 0),
-        Command::Cross { arch } => cross::cross(arch).map(|_| 0),
+        Command::Cross { arch } => cross::cross(arch, Profile::Release).map(|_| 0),
         Command::Lab { arch, command } => {
             packages::ensure(packages::lab(arch))?;
-            cross::cross(arch)?;
+            cross::cross(arch, Profile::Quick)?;
             let lab = Lab::prepare(arch)?;
             if command.is_empty() {
                 lab.shell()

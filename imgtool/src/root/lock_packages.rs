@@ -36,7 +36,10 @@ fn inputs(recipe: &Recipe, options: &Options<'_>) -> Sha256 {
 /// Asks the archive.
 pub fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, Error> {
     let base = options.base;
-    if base.is_some() && recipe.packages.is_empty() && recipe.kernel_of_base() {
+    let asks = !recipe.packages_for(options.arch.debian()).is_empty()
+        || recipe.kernel_package(options.arch).is_some()
+        || recipe.kernel.build.is_some();
+    if base.is_some() && !asks {
         return Ok(Section {
             inputs: inputs(recipe, options),
             packages: Vec::new(),

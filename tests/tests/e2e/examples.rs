@@ -109,6 +109,9 @@ imgtool build child.toml --offline --quiet >/dev/null
 vmm run child.ami --rm -- sh -c 'cat /etc/note; uname -s'
 imgtool inspect --json $hello
 imgtool inspect --json child.ami
+imgtool extract $hello --part kernel -o kernel >/dev/null 2>&1
+printf 'name = "own"\nbase = "%s"\n[kernel]\npath = "kernel"\n' $hello >own.toml
+XDG_CACHE_HOME=$D/empty imgtool build own.toml --offline --quiet >/dev/null; imgtool verify own.ami >/dev/null
 printf 'name = "none"\nbase = "%s"\npackages = ["hello"]\n' $hello >none.toml
 imgtool build none.toml --quiet 2>&1 && exit 1
 printf 'name = "minbase"\narch = ["x86_64"]\n' >minbase.toml

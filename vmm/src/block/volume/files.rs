@@ -4,7 +4,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use vm_memory::VolatileSlice;
@@ -127,11 +126,7 @@ impl Volume {
             return Err(error);
         }
         let present = Map::new(base.len().div_ceil(BLOCK));
-        let lazy = Lazy {
-            base,
-            present,
-            transition: Mutex::new(()),
-        };
+        let lazy = Lazy::new(base, present);
         Ok(Volume {
             file,
             size,
@@ -206,11 +201,7 @@ impl Volume {
         }
         let present = Map::new(base.len().div_ceil(BLOCK));
         rebuild(&file, &base, &present).map_err(Error::io(path, "examined"))?;
-        let lazy = Lazy {
-            base,
-            present,
-            transition: Mutex::new(()),
-        };
+        let lazy = Lazy::new(base, present);
         Ok(Volume {
             file,
             size,

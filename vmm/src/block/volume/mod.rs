@@ -62,9 +62,20 @@ struct Lazy {
     /// Held while blocks go from the base to the file or back, so that hydration never overwrites newer data. A leaf:
     /// nothing else is locked meanwhile. Requests on blocks that are all present take no lock.
     transition: Mutex<()>,
+    /// Whether a write that could not be taken back was told: a guest could have it told as often as it writes.
+    told: AtomicBool,
 }
 
 impl Lazy {
+    fn new(base: Base, present: Map) -> Lazy {
+        Lazy {
+            base,
+            present,
+            transition: Mutex::new(()),
+            told: AtomicBool::new(false),
+        }
+    }
+
     /// Blocks that the base covers, in whole or in part.
     fn blocks(&self) -> u64 {
         self.base.len().div_ceil(BLOCK)
@@ -117,7 +128,9 @@ impl Volume {
         };
         // A full disk may have let a part through. It must not pass for the volume's data when the map is rebuilt.
         for block in blocks.filter(|&block| !lazy.present.contains(block)) {
-            if let Err(error) = sparse::punch(&self.file, block * BLOCK, BLOCK) {
+            if let Err(error) = sparse::punch(&self.file, block * BLOCK, BLOCK)
+                && !lazy.told.swap(true, Ordering::Relaxed)
+            {
                 tracing::warn!(block, "a failed write could not be taken back: {error}");
             }
         }
