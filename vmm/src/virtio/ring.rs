@@ -11,6 +11,9 @@ use crate::memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap};
 /// as it is emptied must not keep the worker from hearing that it should stop.
 const MAX_CHAINS_PER_WAKEUP: usize = 1024;
 
+/// Rounds in which the driver is not let go on after one in which it made nothing of it; see [`Ring::drain_while`].
+const ROUNDS_WITHOUT_YIELD: u32 = 15;
+
 /// How a driver broke its queue. The device is beyond use until the driver resets it.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
@@ -176,9 +179,21 @@ pub struct Ring {
     pub doorbell: EventFd,
     /// Number of the queue in its device.
     pub index: u16,
+    /// Rounds until the driver is let go on again.
+    yields_in: u32,
 }
 
 impl Ring {
+    /// Queue number `index` of its device.
+    pub fn new(queue: Queue, doorbell: EventFd, index: u16) -> Ring {
+        Ring {
+            queue,
+            doorbell,
+            index,
+            yields_in: 0,
+        }
+    }
+
     /// Takes the next available chain into `chain`; `false` when there is none.
     ///
     /// # Errors
@@ -264,8 +279,12 @@ impl Ring {
         let mut chain = Chain::default();
         let mut left = MAX_CHAINS_PER_WAKEUP;
         let mut allowed = true;
-        // Whether the driver has had the processor since the last chain.
-        let mut yielded = false;
+        // On a host without a processor to spare the driver is stopped in the middle of a batch to run us. If it is let go on before it
+        // is told of the first request, one notification and one interrupt do for all. A driver that has nothing more to ask would only
+        // wait longer, so it is tried seldom as long as nothing comes of it.
+        let yields = self.yields_in == 0;
+        self.yields_in = self.yields_in.saturating_sub(1);
+        let mut left_at_yield = None;
         loop {
             self.queue.disable_notification(memory)?;
             while left > 0 {
@@ -276,16 +295,13 @@ impl Ring {
                 let len = serve(&mut chain)?;
                 self.push(memory, chain.head, len)?;
                 left -= 1;
-                yielded = false;
             }
             if !allowed {
                 break;
             }
-            if left > 0 && !yielded {
-                // On a host without a processor to spare the driver was stopped in the middle of a batch to run us. Let it go on, so
-                // that one notification and one interrupt do for all of it; where it runs elsewhere or waits for us, this costs nothing.
+            if yields && left > 0 && left_at_yield.is_none() {
+                left_at_yield = Some(left);
                 std::thread::yield_now();
-                yielded = true;
                 continue;
             }
             if left == 0 {
@@ -295,6 +311,9 @@ impl Ring {
             if !self.queue.enable_notification(memory)? {
                 break;
             }
+        }
+        if left_at_yield.is_some_and(|before| before == left) {
+            self.yields_in = ROUNDS_WITHOUT_YIELD;
         }
         if left < MAX_CHAINS_PER_WAKEUP {
             self.notify(memory, interrupt)?;

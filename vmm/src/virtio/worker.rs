@@ -136,11 +136,7 @@ impl<S: Service> Engine<S> {
         let poller = Poller::new().map_err(Error::start("epoll_create"))?;
         let rings: Vec<Ring> = (first..)
             .zip(queues)
-            .map(|(index, (queue, doorbell))| Ring {
-                queue,
-                doorbell,
-                index,
-            })
+            .map(|(index, (queue, doorbell))| Ring::new(queue, doorbell, index))
             .collect();
         for ring in rings.iter().filter(|ring| ring.queue.ready()) {
             poller
