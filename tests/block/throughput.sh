@@ -1,5 +1,6 @@
-# The block device of vmm beside QEMU's and beside itself without confinement, same guest, in turns (A B … B A). Runs on a host with KVM, in the folder with fio.ami;
-# prints one line for each figure: round, who, what, value. `cargo xtask bench-block` runs it in the lab.
+# The block device of vmm beside QEMU's and beside itself without confinement, same guest, in turns (A B … B A). Runs on a
+# host with KVM, in the folder with fio.ami; prints one line for each figure: round, who, what, value. `cargo xtask bench-block` runs
+# it in the lab.
 #
 # The disk is a raw file beside the root volume. Both monitors go through the host's page cache, which holds all of it (QEMU's default,
 # cache=writeback), so what is compared is the way from the guest's queue to the file. QEMU has an I/O thread of its own for the disk, and

@@ -253,7 +253,7 @@ fn child(what: &str, home: &Path) -> ! {
 }
 
 /// Without privilege a process may leave the network only while it has one thread, which a test is not: what users have is
-/// shown by the story `without_a_network_nothing_is_reached`.
+/// shown by the story `a_user_launches_confined_with_and_without_a_network`.
 fn may_leave_network() -> bool {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }

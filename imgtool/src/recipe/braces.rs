@@ -25,11 +25,8 @@ pub fn expand_braces(pattern: &str) -> Option<Vec<String>> {
 
 /// Each of `paths` with `head` and each of `words` behind it.
 fn multiply(paths: &[String], head: &str, words: &[&str]) -> Option<Vec<String>> {
-    let bytes = |texts: &mut dyn Iterator<Item = usize>| texts.sum::<usize>();
-    let (ours, theirs) = (
-        bytes(&mut paths.iter().map(String::len)),
-        bytes(&mut words.iter().map(|word| word.len())),
-    );
+    let ours: usize = paths.iter().map(String::len).sum();
+    let theirs: usize = words.iter().map(|word| word.len()).sum();
     let count = paths.len().checked_mul(words.len())?;
     // An empty path takes memory, too.
     let all = count.checked_mul(head.len() + 1)?
