@@ -9,6 +9,8 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, chroot, setgroups, setresgid, setresuid};
 
 use super::dpkg::{self, Failed};
@@ -60,7 +62,14 @@ fn read_job(input: &mut impl BufRead) -> Result<(String, Job), Failed> {
     Ok((line, job))
 }
 
+/// Ends this process when its parent has ended, however that was: a build that was killed leaves nothing running. The kernel forgets
+/// it when the process becomes another user (prctl(2), `PR_SET_PDEATHSIG`).
+fn end_with_parent() -> Result<(), Failed> {
+    set_pdeathsig(Signal::SIGKILL).map_err(sandbox_error("be ended with the program that builds"))
+}
+
 fn outer() -> Result<(), Failed> {
+    end_with_parent()?;
     let mut input = io::stdin().lock();
     let (line, job) = read_job(&mut input)?;
     if job.user_namespace {
@@ -69,6 +78,7 @@ fn outer() -> Result<(), Failed> {
         let mut answer = String::new();
         input.read_line(&mut answer).map_err(Failed::other)?;
         become_root()?;
+        end_with_parent()?;
     }
     let flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
@@ -98,6 +108,7 @@ fn become_root() -> Result<(), Failed> {
 }
 
 fn inner() -> Result<(), Failed> {
+    end_with_parent()?;
     let (_, job) = read_job(&mut io::stdin().lock())?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let result = dpkg::run(&job);

@@ -121,7 +121,7 @@ pub fn run(arch: Arch, task: Task, work: &Path, output: &Path, progress: &dyn Pr
     let mut child = start(&job)?;
     let result = listen(&mut child, maps.as_ref(), progress);
     if result.is_err() {
-        // It may wait for an answer that will not come; killing its namespace's first process ends all in it.
+        // It may wait for an answer that will not come. The first process of its namespace ends with it, and all others with that one.
         let _ = child.kill();
     }
     let status = child.wait().map_err(|e| Error::Process(e.to_string()))?;

@@ -2,6 +2,7 @@
 //! nothing that looks like an image.
 
 use anyhow::{Result, ensure};
+use kiln_tests::dist::kiln_dir;
 use kiln_tests::ground::Ground;
 use kiln_tests::lab::Output;
 
@@ -18,6 +19,10 @@ pub const STORIES: &[(&str, Story)] = &[
     (
         "a_killed_build_leaves_a_whole_image_or_none",
         a_killed_build_leaves_a_whole_image_or_none,
+    ),
+    (
+        "a_killed_build_takes_along_what_it_runs",
+        a_killed_build_takes_along_what_it_runs,
     ),
 ];
 
@@ -109,5 +114,21 @@ fn a_killed_build_leaves_a_whole_image_or_none(ground: &Ground) -> Result<()> {
         ensure!(matches!(output.status, 0 | 137), "{output:?}");
         ensure!(output.stdout.is_empty(), "something is left: {output:?}");
     }
+    Ok(())
+}
+
+/// A kernel's `make` would go on for minutes; here it is a step that sleeps.
+fn a_killed_build_takes_along_what_it_runs(ground: &Ground) -> Result<()> {
+    let base = kiln_dir().join("images/plain.ami");
+    let base = base.display();
+    let line = format!(
+        "D=$(mktemp -d); cd $D; printf 'name = \"x\"\nbase = \"{base}\"\nrun = [\"sleep 43217\"]\n' >x.toml; \
+         imgtool build x.toml -o x.ami --quiet & build=$!; \
+         sleeping() {{ i=0; while pgrep -f '^sleep 43217$' >/dev/null; [ $? != $1 ]; do i=$((i + 1)); test $i -lt 600 || return 1; sleep 0.1; done; }}; \
+         sleeping 0; began=$?; kill -9 $build; wait $build; sleeping 1; ended=$?; \
+         cd /; rm -rf $D; echo began $began ended $ended"
+    );
+    let output = ground.sh(&line)?;
+    ensure!(output.stdout == "began 0 ended 0\n", "{output:?}");
     Ok(())
 }
