@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,6 +23,7 @@ use super::id::valid_name;
 use super::image::Image;
 use super::lock::Lock;
 use super::record::VolumeKind;
+use super::replace::{Durable, replace};
 use super::store::{Entry, Store};
 use super::{Error, InstanceId, Result, sparse_copy};
 use crate::block::volume;
@@ -322,15 +323,10 @@ impl Images {
 
     fn write_names(&self, names: &Names) -> Result<()> {
         let path = self.names_file();
-        let draft = path.with_extension("new");
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&draft)?;
-            file.write_all(&serde_json::to_vec_pretty(names)?)?;
-            file.sync_all()?;
-            fs::rename(&draft, &path)?;
-            File::open(&self.directory)?.sync_all()
-        };
-        write().map_err(Error::file("writing", &path))
+        let written = serde_json::to_vec_pretty(names)
+            .map_err(io::Error::from)
+            .and_then(|text| replace(&path, &text, Durable::Yes));
+        written.map_err(Error::file("writing", &path))
     }
 }
 

@@ -27,6 +27,7 @@ mod measure;
 pub mod network;
 pub mod owner;
 pub mod record;
+mod replace;
 pub mod scrub;
 pub mod service;
 pub mod size;

@@ -17,7 +17,7 @@
 //! moment the next command tells the truth.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -27,6 +27,7 @@ use super::id::valid_name;
 use super::janitor::{Janitor, remove_directory};
 use super::lock::Lock;
 use super::record::{Ending, FORMAT, Record};
+use super::replace::{Durable, replace};
 use super::{Error, Event, InstanceId, Result, State};
 
 /// The largest record that is read: one with the largest user input is far below.
@@ -467,30 +468,12 @@ fn text_of(record: &Record) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Durable {
-    Yes,
-    No,
-}
-
-/// Replaces the record in one stroke: a reader sees the old one or the new one. `Durable::Yes` waits until it would
-/// survive a power failure.
+/// Replaces the record, if need be with the room that is kept for it.
 fn write_record(directory: &Path, record: &Record, durable: Durable) -> Result<()> {
     let path = directory.join(RECORD);
-    let draft = directory.join("instance.json.new");
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&draft)?;
-        file.write_all(&text_of(record)?)?;
-        if durable == Durable::Yes {
-            file.sync_all()?;
-        }
-        fs::rename(&draft, &path)?;
-        if durable == Durable::Yes {
-            File::open(directory)?.sync_all()?;
-        }
-        Ok(())
-    };
-    ballast::with_room(directory, write).map_err(Error::file("writing", &path))
+    let written =
+        text_of(record).and_then(|text| ballast::with_room(directory, || replace(&path, &text, durable)));
+    written.map_err(Error::file("writing", &path))
 }
 
 #[cfg(test)]
