@@ -25,9 +25,11 @@ pub fn offered() -> Result<String, String> {
     if unsafe { libc::waitpid(child, &raw mut status, 0) } != child {
         return Err(missing(&io::Error::last_os_error()));
     }
-    match libc::WEXITSTATUS(status) {
-        0 => Ok("instances without a network have no way to the host's (namespaces)".into()),
-        error => Err(missing(&io::Error::from_raw_os_error(error))),
+    match libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)) {
+        Some(0) => Ok("instances without a network have no way to the host's (namespaces)".into()),
+        Some(error) => Err(missing(&io::Error::from_raw_os_error(error))),
+        // Some filters of system calls kill who makes the wrong one.
+        None => Err(missing(&io::Error::other("who asked for one was killed"))),
     }
 }
 
