@@ -331,8 +331,103 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
     use crate::memory::GuestAddress;
+
+    /// Where the parts of the test's queue lie.
+    const DESCRIPTORS: u64 = 0x1000;
+    const AVAILABLE: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+    const BUFFER: u64 = 0x4000;
+    const SIZE: u16 = 16;
+
+    /// Counts how often the driver is told.
+    #[derive(Default)]
+    struct Told(AtomicU32);
+
+    impl DeviceInterrupt for Told {
+        fn queue(&self, _index: u16) -> std::io::Result<()> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+
+        fn config(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn needs_reset(&self, why: &dyn std::fmt::Display) {
+            panic!("the queue is in order: {why}");
+        }
+    }
+
+    fn ring() -> (GuestMemoryMmap<()>, Ring) {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x8000)]).unwrap();
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.set_desc_table_address(Some(DESCRIPTORS as u32), Some(0));
+        queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
+        queue.set_used_ring_address(Some(USED as u32), Some(0));
+        queue.set_ready(true);
+        let doorbell = EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap();
+        (memory, Ring::new(queue, doorbell, 0))
+    }
+
+    /// Makes a request of one byte available, as the driver would.
+    fn ask(memory: &GuestMemoryMmap<()>) {
+        let index: u16 = memory.read_obj(GuestAddress(AVAILABLE + 2)).unwrap();
+        let head = index % SIZE;
+        let descriptor = DESCRIPTORS + 16 * u64::from(head);
+        memory.write_obj(BUFFER, GuestAddress(descriptor)).unwrap();
+        memory.write_obj(1u64, GuestAddress(descriptor + 8)).unwrap();
+        let entry = AVAILABLE + 4 + 2 * u64::from(head);
+        memory.write_obj(head, GuestAddress(entry)).unwrap();
+        memory.write_obj(index + 1, GuestAddress(AVAILABLE + 2)).unwrap();
+    }
+
+    #[test]
+    fn a_driver_that_is_let_go_on_is_told_once_of_all() {
+        let (memory, mut ring) = ring();
+        let (told, mut looks, mut served) = (Told::default(), 0, 0);
+        ask(&memory);
+        // The first look finds the request and the second nothing; before the third the driver has gone on.
+        let may = || {
+            looks += 1;
+            if looks == 3 {
+                ask(&memory);
+            }
+            true
+        };
+        let serve = |_: &mut Chain<'_>| {
+            served += 1;
+            Ok(0)
+        };
+        assert!(ring.drain_while(&memory, &told, may, serve).unwrap());
+        assert_eq!((served, told.0.into_inner(), ring.yields_in), (2, 1, 0));
+    }
+
+    #[test]
+    fn a_driver_that_makes_nothing_of_it_is_let_go_on_seldom() {
+        let (memory, mut ring) = ring();
+        let told = Told::default();
+        // A look more is one after the driver was let go on.
+        let mut looks = Vec::new();
+        for _ in 0..ROUNDS_WITHOUT_YIELD + 2 {
+            ask(&memory);
+            let mut count = 0;
+            let may = || {
+                count += 1;
+                true
+            };
+            ring.drain_while(&memory, &told, may, |_| Ok(0)).unwrap();
+            looks.push(count);
+        }
+        let mut expected = vec![2; looks.len()];
+        expected[0] = 3;
+        expected[looks.len() - 1] = 3;
+        assert_eq!(looks, expected);
+        assert_eq!(told.0.into_inner() as usize, looks.len());
+    }
 
     fn segments(memory: &GuestMemoryMmap<()>) -> Segments<'_> {
         let mut segments = Segments::default();
