@@ -65,14 +65,4 @@ lane() {
     esac
 }
 
-measure() {
-    lane $2 2>$D/errors.$2 | tee $D/output.$2 | tr -d '\r' | sed -n "s/^result \\([^ ]* [0-9.]*\\).*/$1 $2 \\1/p"
-    cat $D/errors.$2 >&2
-}
-
-BACK=
-for lane in $LANES; do BACK="$lane $BACK"; done
-for round in $(seq $ROUNDS); do
-    for lane in $LANES; do measure $round $lane; done
-    for lane in $BACK; do measure $round $lane; done
-done
+in_turns

@@ -3,6 +3,7 @@
 # lab.
 set -e
 ROUNDS=${ROUNDS:-2} SECONDS_EACH=${SECONDS_EACH:-5}
+LANES=${LANES:-vmm vmm-unconfined qemu}
 # An address of the host that is not loopback: neither network leads a guest to the host's loopback addresses.
 HOST=192.0.2.1
 ip addr add $HOST/32 dev lo 2>/dev/null || true
@@ -47,10 +48,4 @@ lane() {
     esac
 }
 
-measure() {
-    lane $2 2>$D/errors | tee $D/output.$2 | tr -d '\r' | sed -n "s/^result \\([a-z-]* [0-9.]*\\).*/$1 $2 \\1/p"
-}
-
-for round in $(seq $ROUNDS); do
-    for lane in vmm vmm-unconfined qemu qemu vmm-unconfined vmm; do measure $round $lane; done
-done
+in_turns

@@ -9,7 +9,10 @@ use kiln_tests::dist::Dist;
 use kiln_tests::ground::Ground;
 
 use crate::packages;
+use crate::spread::Spread;
 
+/// What every script may call.
+const TURNS: &str = include_str!("../../tests/lab/turns.sh");
 /// The lane whose figures are put in units of the others'.
 const OURS: &str = "vmm";
 
@@ -21,7 +24,7 @@ pub fn measure(recipe: &str, script: &str, limit: Duration) -> Result<u8> {
     let arch = Arch::X86_64;
     packages::ensure(packages::lab(arch))?;
     Dist::build(arch)?.image(recipe)?;
-    let output = Ground::lab(arch).sh_within(script, limit)?;
+    let output = Ground::lab(arch).sh_within(&format!("{TURNS}\n{script}"), limit)?;
     ensure!(output.status == 0, "the script failed in the lab: {output:?}");
     let figures = Figures::parse(&output.stdout)?;
     ensure!(!figures.0.is_empty(), "nothing was measured: {output:?}");
@@ -54,9 +57,11 @@ impl Figures {
             "median", OURS, "peer", "", "ratio"
         );
         for (what, lanes) in &self.0 {
-            let ours = lanes.get(OURS).map_or(f64::NAN, |values| median(values));
+            let ours = lanes
+                .get(OURS)
+                .map_or(f64::NAN, |values| Spread::of(values.iter().copied()).median);
             for (who, values) in lanes.iter().filter(|(who, _)| *who != OURS) {
-                let theirs = median(values);
+                let theirs = Spread::of(values.iter().copied()).median;
                 text += &format!(
                     "{what:<24}{ours:>12.3}  {who:<16}{theirs:>12.3}{:>8.2}\n",
                     ours / theirs
@@ -69,17 +74,6 @@ impl Figures {
             }
         }
         text
-    }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => f64::NAN,
-        odd if odd % 2 == 1 => sorted[middle],
-        _ => (sorted[middle - 1] + sorted[middle]) / 2.0,
     }
 }
 

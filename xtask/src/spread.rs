@@ -5,7 +5,7 @@
 pub struct Spread {
     /// What noise added nothing to, or least.
     pub least: f64,
-    /// The upper one of the two in the middle where their number is even.
+    /// Half way between the two in the middle where their number is even.
     pub median: f64,
 }
 
@@ -15,9 +15,10 @@ impl Spread {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+        let count = values.len();
         Spread {
             least: at(0),
-            median: at(values.len() / 2),
+            median: f64::midpoint(at(count.saturating_sub(1) / 2), at(count / 2)),
         }
     }
 }
