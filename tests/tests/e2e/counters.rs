@@ -12,6 +12,7 @@ use kiln_tests::ground::Ground;
 use serde_json::Value;
 
 use crate::Story;
+use crate::instance::owner_of;
 
 pub const STORIES: &[(&str, Story)] = &[
     (
@@ -111,18 +112,23 @@ fn hold_system_calls(ground: &Ground, option: &str, name: &str) -> Result<()> {
 /// The second launch, so that the image is known to be whole already, in the background; its root volume is not filled. Looks two
 /// seconds after the guest's agent has answered at the memory of the owner and of what it has started, and ends it: prints the mappings
 /// and then what the launch was measured by, which the owner writes last of all.
-const LAUNCH: &str = "set -e; vmm run hello.ami --rm --accel kvm -- true; \
-    vmm run hello.ami -d --rm --name counted --accel kvm --timing $HOME/timing --wait agent >/dev/null; sleep 2; \
-    owner=$(vmm inspect counted | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'); \
-    for process in $owner $(cat /proc/$owner/task/*/children); do cat /proc/$process/smaps; done; \
-    vmm stop counted >/dev/null; \
-    for n in $(seq 300); do grep -q '^}' $HOME/timing 2>/dev/null && break; sleep 0.1; done; \
-    echo; cat $HOME/timing; rm $HOME/timing";
+fn launch() -> String {
+    format!(
+        "set -e; vmm run hello.ami --rm --accel kvm -- true; \
+         vmm run hello.ami -d --rm --name counted --accel kvm --timing $HOME/timing --wait agent >/dev/null; sleep 2; \
+         owner=$({}); \
+         for process in $owner $(cat /proc/$owner/task/*/children); do cat /proc/$process/smaps; done; \
+         vmm stop counted >/dev/null; \
+         for n in $(seq 300); do grep -q '^}}' $HOME/timing 2>/dev/null && break; sleep 0.1; done; \
+         echo; cat $HOME/timing; rm $HOME/timing",
+        owner_of("counted")
+    )
+}
 
 /// Exits to user space until the kernel starts its PID 1; what is copied to guest RAM and how many pages are touched before the guest
 /// runs; what is mapped when it is up.
 fn exits_and_memory_of_a_launch(ground: &Ground) -> Result<()> {
-    let output = ground.sh(LAUNCH)?;
+    let output = ground.sh(&launch())?;
     ensure!(output.status == 0, "{output:?}");
     let (maps, timing) = output.stdout.split_once("\n{").context("no timing")?;
     let timing: Value = serde_json::from_str(&format!("{{{timing}"))?;

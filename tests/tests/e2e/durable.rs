@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::Story;
 use crate::directory::ok;
+use crate::instance::owner_of;
 
 pub const STORIES: &[(&str, Story)] = &[
     (
@@ -94,9 +95,8 @@ fn record(ground: &Ground) -> Result<Value> {
 
 /// Lets the guest write on after number `from`, kills the process that runs it, and returns the last number that arrived.
 fn write_until_killed(ground: &Ground, from: u32) -> Result<u32> {
-    let record = record(ground)?;
-    let owner = record.pointer("/0/owner").and_then(Value::as_u64);
-    let owner = owner.context("an owner")?;
+    let owner = ok(ground, &owner_of("durable"))?;
+    let owner = owner.trim();
     let mut writer = ground
         .command("vmm")?
         .args(["exec", "durable", "--", "sh", "-c", WRITER, &from.to_string()])

@@ -172,6 +172,11 @@ fn what_is_taken_or_unknown_is_refused(ground: &Ground) -> Result<()> {
     ok(ground, "vmm terminate taken").map(drop)
 }
 
+/// A command line that prints the number of the process that runs the instance.
+pub fn owner_of(name: &str) -> String {
+    format!("vmm inspect {name} | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'")
+}
+
 /// `kill -9` of the process that runs the guest: the next command says so, and what was flushed is there after a start.
 fn a_killed_vmm_is_noticed(ground: &Ground) -> Result<()> {
     ok(ground, "vmm run hello.ami -d --name victim --wait agent")?;
@@ -180,9 +185,7 @@ fn a_killed_vmm_is_noticed(ground: &Ground) -> Result<()> {
         ground,
         "vmm exec victim -- sh -c 'echo flushed > /root/file; sync'",
     )?;
-    let record: serde_json::Value = serde_json::from_str(&ok(ground, "vmm inspect victim")?)?;
-    let owner = record.pointer("/0/owner").and_then(serde_json::Value::as_u64);
-    ok(ground, &format!("kill -9 {}", owner.context("an owner")?))?;
+    ok(ground, &format!("kill -9 $({})", owner_of("victim")))?;
     let listed = ok(ground, "sleep 0.2; vmm ps -a --json")?;
     let list: serde_json::Value = serde_json::from_str(&listed)?;
     let state = |name: &str| {

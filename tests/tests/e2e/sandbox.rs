@@ -5,6 +5,7 @@ use kiln_tests::ground::Ground;
 
 use crate::Story;
 use crate::directory::ok;
+use crate::instance::owner_of;
 
 pub const STORIES: &[(&str, Story)] = &[
     ("every_thread_is_confined_by_default", every_thread_is_confined),
@@ -23,10 +24,11 @@ pub const ONCE: &[(&str, Story)] = &[("a_confined_owner_turns_its_log_over", a_l
 /// `NAME FILTERS` of each thread of the owner of `name`, one a line, without the kernel's own.
 fn threads(ground: &Ground, name: &str) -> Result<Vec<(String, u32)>> {
     let line = format!(
-        "owner=$(vmm inspect {name} | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'); \
+        "owner=$({}); \
          for t in /proc/$owner/task/*; do \
          sed -n 's/^Name:\\t//p; s/^NoNewPrivs:\\t//p; s/^CapEff:\\t//p; s/^Seccomp_filters:\\t//p' $t/status | tr '\\n' ' '; \
-         echo; done"
+         echo; done",
+        owner_of(name)
     );
     let text = ok(ground, &line)?;
     let mut threads = Vec::new();
@@ -103,8 +105,9 @@ fn without_a_network_nothing_is_reached(ground: &Ground) -> Result<()> {
     let network_of_owner = |name: &str, options: &str| {
         let line = format!(
             "vmm run hello.ami -d --name {name} --sandbox required --wait agent {options} && \
-             owner=$(vmm inspect {name} | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p') && \
-             readlink /proc/$owner/ns/net && vmm exec {name} -- true && vmm terminate --time 0 {name} >/dev/null"
+             owner=$({}) && \
+             readlink /proc/$owner/ns/net && vmm exec {name} -- true && vmm terminate --time 0 {name} >/dev/null",
+            owner_of(name)
         );
         ok(ground, &line)
     };
