@@ -11,6 +11,7 @@ LANES=${LANES:-vmm vmm-unconfined qemu-threads qemu-io_uring}
 SIZE=$((256 << 20))
 D=$(mktemp -d)
 for part in kernel initramfs root; do imgtool extract fio.ami --part $part -o $D/$part >/dev/null 2>&1; done
+spare_last_page $D/initramfs
 # Allocated, and in the page cache from the first run on.
 dd if=/dev/urandom of=$D/disk bs=$SIZE count=1 2>/dev/null
 

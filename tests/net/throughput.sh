@@ -10,6 +10,7 @@ ip addr add $HOST/32 dev lo 2>/dev/null || true
 iperf3 --server --daemon --bind $HOST
 D=$(mktemp -d)
 for part in kernel initramfs root; do imgtool extract iperf.ami --part $part -o $D/$part >/dev/null 2>&1; done
+spare_last_page $D/initramfs
 
 # What the guest runs; the figures are receivers' in Mbit/s, and the mean round trip to the gateway in ms.
 cat >$D/measure <<END
