@@ -55,6 +55,8 @@ pub struct WithMetadata<B> {
     backend: B,
     service: Service,
     stack: Stack,
+    /// None until the guest first speaks to the service: most guests never do, and their buffers are the larger part of what a
+    /// network holds.
     connections: Vec<Connection>,
     /// The guest's MAC address as its last frame to us had it, and where it sent that frame.
     guest: [u8; 6],
@@ -68,12 +70,11 @@ impl<B: Backend> WithMetadata<B> {
         let mut stack = Stack::new(ADDRESS, 32, MTU, false);
         // The guest is reached whatever its address: there is one wire. Two routes fit, this is the first.
         let _ = stack.interface.routes_mut().add_default_ipv4_route(ADDRESS);
-        let connections = (0..CONNECTIONS).map(|_| Connection::new(&mut stack)).collect();
         WithMetadata {
             backend,
             service: Service::new(documents),
             stack,
-            connections,
+            connections: Vec::new(),
             guest: [0; 6],
             router: MAC,
             replies: Vec::new(),
@@ -94,6 +95,7 @@ impl<B: Backend> WithMetadata<B> {
             [0x08, 0x00] if frame.get(IPV4_DESTINATION..IPV4_DESTINATION + 4) == Some(&ADDRESS.octets()) => {
                 self.router.copy_from_slice(&header[..6]);
                 self.guest.copy_from_slice(&header[6..12]);
+                self.listen();
                 self.stack.push(payload);
                 true
             }
@@ -106,6 +108,15 @@ impl<B: Backend> WithMetadata<B> {
                 None => false,
             },
             _ => false,
+        }
+    }
+
+    fn listen(&mut self) {
+        if self.connections.is_empty() {
+            let connection = |_| Connection::new(&mut self.stack);
+            self.connections = (0..CONNECTIONS).map(connection).collect();
+            // Before the stack sees the first packet, which it would refuse otherwise.
+            self.serve();
         }
     }
 

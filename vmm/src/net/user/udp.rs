@@ -57,6 +57,7 @@ pub struct Translations {
     listeners: Vec<Listener>,
     next_id: u32,
     next_port: u16,
+    /// For one datagram of any size; empty until the first one comes.
     buffer: Vec<u8>,
 }
 
@@ -69,7 +70,7 @@ impl Translations {
             listeners: Vec::new(),
             next_id: 0,
             next_port: FIRST_PEER_PORT,
-            buffer: vec![0; DATAGRAM_CAP],
+            buffer: Vec::new(),
         }
     }
 
@@ -185,6 +186,12 @@ impl Translations {
             ..
         } = self;
         let addresses = routes.addresses;
+        let ready = translations.values().any(|translation| translation.ready)
+            || listeners.iter().any(|listener| listener.ready);
+        if !ready {
+            return;
+        }
+        buffer.resize(DATAGRAM_CAP, 0);
         for translation in translations.values_mut().filter(|translation| translation.ready) {
             for _ in 0..BATCH {
                 // An error here is the ICMP answer to an earlier datagram: the next read goes on.
