@@ -35,18 +35,7 @@ vmm_lane() {
 
 # QEMU's guest has no agent: the shell on its console takes the commands.
 qemu_lane() {
-    rm -f $D/ended
-    {
-        # When it answers, it takes commands: how long it boots is the host's business, and what comes before may be lost.
-        until tr -d '\r' <$D/output.qemu-$1 2>/dev/null | grep -q '^ready 2' || [ -e $D/ended ]; do
-            echo 'echo ready $((1+1))'
-            sleep 2
-        done
-        cat $D/measure
-        echo "poweroff -f"
-        # Its input stays open as long as it runs.
-        until [ -e $D/ended ]; do sleep 1; done
-    } | {
+    type_in qemu-$1 $D/measure | {
         timeout 300 qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
             -M microvm,accel=kvm,acpi=on,pit=off,pic=off,rtc=off -cpu host -m 256M -smp $CPUS -object iothread,id=io \
             -kernel $D/kernel -initrd $D/initramfs -append "quiet loglevel=3 panic=-1 console=ttyS0 reboot=acpi pci=off" \

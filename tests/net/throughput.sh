@@ -26,19 +26,17 @@ vmm_lane() {
 # QEMU's guest has no agent: the shell on its console takes the commands.
 qemu_lane() {
     {
-        # The first line may be lost: the shell asks the terminal where its cursor is and reads on until it is told.
-        sleep 15
-        echo
-        sleep 2
         echo "ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2"
         cat $D/measure
-        echo "poweroff -f"
-        sleep $((SECONDS_EACH * 2 + 20))
-    } | timeout 120 qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
-        -M microvm,accel=kvm,acpi=on,pit=off,pic=off,rtc=off -cpu host -m 256M -smp 1 \
-        -kernel $D/kernel -initrd $D/initramfs -append "quiet loglevel=3 panic=-1 console=ttyS0 reboot=acpi pci=off" \
-        -drive id=root,if=none,format=raw,file=$D/root,snapshot=on -device virtio-blk-device,drive=root \
-        -netdev user,id=net -device virtio-net-device,netdev=net -device virtio-rng-device -serial stdio
+    } >$D/measure.qemu
+    type_in qemu $D/measure.qemu | {
+        timeout 300 qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
+            -M microvm,accel=kvm,acpi=on,pit=off,pic=off,rtc=off -cpu host -m 256M -smp 1 \
+            -kernel $D/kernel -initrd $D/initramfs -append "quiet loglevel=3 panic=-1 console=ttyS0 reboot=acpi pci=off" \
+            -drive id=root,if=none,format=raw,file=$D/root,snapshot=on -device virtio-blk-device,drive=root \
+            -netdev user,id=net -device virtio-net-device,netdev=net -device virtio-rng-device -serial stdio || true
+        touch $D/ended
+    }
 }
 
 lane() {
