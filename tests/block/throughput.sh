@@ -10,8 +10,7 @@ ROUNDS=${ROUNDS:-2} SECONDS_EACH=${SECONDS_EACH:-4} CPUS=${CPUS:-1}
 LANES=${LANES:-vmm vmm-unconfined qemu-threads qemu-io_uring}
 SIZE=$((256 << 20))
 D=$(mktemp -d)
-for part in kernel initramfs root; do imgtool extract fio.ami --part $part -o $D/$part >/dev/null 2>&1; done
-spare_last_page $D/initramfs
+take_apart fio.ami
 # Allocated, and in the page cache from the first run on.
 dd if=/dev/urandom of=$D/disk bs=$SIZE count=1 2>/dev/null
 
@@ -33,17 +32,9 @@ vmm_lane() {
     vmm run fio.ami --rm --accel kvm --cpus $CPUS --memory 256M --net none --sandbox $1 --disk-engine $2 --volume $D/disk -- sh -c "$(cat $D/measure)"
 }
 
-# QEMU's guest has no agent: the shell on its console takes the commands.
 qemu_lane() {
-    type_in qemu-$1 $D/measure | {
-        timeout 300 qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
-            -M microvm,accel=kvm,acpi=on,pit=off,pic=off,rtc=off -cpu host -m 256M -smp $CPUS -object iothread,id=io \
-            -kernel $D/kernel -initrd $D/initramfs -append "quiet loglevel=3 panic=-1 console=ttyS0 reboot=acpi pci=off" \
-            -drive id=root,if=none,format=raw,file=$D/root,snapshot=on -device virtio-blk-device,drive=root \
-            -drive id=disk,if=none,format=raw,file=$D/disk,cache=writeback,aio=$1 \
-            -device virtio-blk-device,drive=disk,iothread=io,num-queues=$CPUS -device virtio-rng-device -serial stdio || true
-        touch $D/ended
-    }
+    under_qemu qemu-$1 $D/measure -smp $CPUS -object iothread,id=io \
+        -drive id=disk,if=none,format=raw,file=$D/disk,cache=writeback,aio=$1 -device virtio-blk-device,drive=disk,iothread=io,num-queues=$CPUS
 }
 
 lane() {

@@ -15,8 +15,31 @@ in_turns() {
     done
 }
 
-# Prints the lines of file $2 for the shell on the console of the guest of way $1, which has no agent, and ends it. Not before the shell answers: how long
-# the guest boots is the host's business, and what comes earlier may be lost. Its input stays open until the way makes the file $D/ended.
+# Puts what a monitor boots of image $1 into $D: kernel, initramfs and root. QEMU puts the initramfs of a microvm where its firmware puts the ACPI tables,
+# so it is lengthened by zeros until it leaves most of its last page free: see `spare_last_page` in vmm/src/bench/lane.rs.
+take_apart() {
+    local part=
+    for part in kernel initramfs root; do imgtool extract $1 --part $part -o $D/$part >/dev/null 2>&1; done
+    head -c $(((4096 - $(stat -c %s $D/initramfs) % 4096) % 4096 + 512)) /dev/zero >>$D/initramfs
+}
+
+# Has the lines of file $2 carried out under QEMU's microvm with the arguments after them; $1 is the way. The guest has no agent there: the shell on its console
+# takes them.
+under_qemu() {
+    local way=$1 script=$2
+    shift 2
+    type_in $way $script | {
+        timeout 300 qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
+            -M microvm,accel=kvm,acpi=on,pit=off,pic=off,rtc=off -cpu host -m 256M \
+            -kernel $D/kernel -initrd $D/initramfs -append "quiet loglevel=3 panic=-1 console=ttyS0 reboot=acpi pci=off" \
+            -drive id=root,if=none,format=raw,file=$D/root,snapshot=on -device virtio-blk-device,drive=root \
+            "$@" -device virtio-rng-device -serial stdio || true
+        touch $D/ended
+    }
+}
+
+# Prints the lines of file $2 and what ends the guest. Not before the shell answers: how long the guest boots is the host's business, and what comes earlier
+# may be lost. The input stays open until QEMU has ended.
 type_in() {
     until cat $D/output.$1 2>/dev/null | tr -d '\r' | grep -q '^ready 2' || [ -e $D/ended ]; do
         echo 'echo ready $((1+1))'
@@ -25,9 +48,4 @@ type_in() {
     cat $2
     echo "poweroff -f"
     until [ -e $D/ended ]; do sleep 1; done
-}
-
-# QEMU puts the initramfs of a microvm where its firmware puts the ACPI tables: see the function of this name in vmm/src/bench/lane.rs.
-spare_last_page() {
-    head -c $(((4096 - $(stat -c %s $1) % 4096) % 4096 + 512)) /dev/zero >>$1
 }

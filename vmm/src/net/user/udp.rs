@@ -57,7 +57,7 @@ pub struct Translations {
     listeners: Vec<Listener>,
     next_id: u32,
     next_port: u16,
-    /// For one datagram of any size; empty until the first one comes.
+    /// For one datagram of any size; empty as long as no socket has been there that could bring one.
     buffer: Vec<u8>,
 }
 
@@ -186,9 +186,7 @@ impl Translations {
             ..
         } = self;
         let addresses = routes.addresses;
-        let ready = translations.values().any(|translation| translation.ready)
-            || listeners.iter().any(|listener| listener.ready);
-        if !ready {
+        if translations.is_empty() && listeners.is_empty() {
             return;
         }
         buffer.resize(DATAGRAM_CAP, 0);
