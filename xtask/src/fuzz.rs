@@ -8,11 +8,15 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kiln_tests::arch::Arch;
 use kiln_tests::dist::{cargo, workspace};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+
+use crate::cpu_time;
 
 /// What LLVM adds to the code: counters at every edge, a table of their places, and the operands of comparisons, from which
 /// libFuzzer learns what a program wants to see.
@@ -38,9 +42,9 @@ const KEEP: u64 = 100 << 10;
 pub struct Options {
     /// The targets; all of them when none is named.
     targets: Vec<String>,
-    /// How long each runs, in seconds.
+    /// How long each runs, in seconds of processor time: on a busy machine it takes longer.
     #[arg(long, default_value_t = 60)]
-    seconds: u32,
+    seconds: u64,
     /// How many run at once.
     #[arg(long, default_value_t = 1)]
     jobs: usize,
@@ -79,7 +83,7 @@ pub fn fuzz(options: &Options) -> Result<u8> {
         let work = || -> Result<bool> {
             let mut failed = false;
             while let Some(target) = next() {
-                failed |= !run(&target, &programs, options.seconds)?;
+                failed |= !run(&target, &programs, Duration::from_secs(options.seconds))?;
             }
             Ok(failed)
         };
@@ -142,45 +146,39 @@ fn build(targets: &[String], sanitizer: bool) -> Result<PathBuf> {
     Ok(dir.join(triple).join("fuzz"))
 }
 
-/// Runs a target and tells what came of it; `false` when it found something.
-fn run(target: &str, programs: &Path, seconds: u32) -> Result<bool> {
+/// Runs a target for `time` of the processor and tells what came of it; `false` when it found something.
+fn run(target: &str, programs: &Path, time: Duration) -> Result<bool> {
     let dir = target_dir();
-    let (found, artifacts, logs) = (
-        dir.join("corpus").join(target),
-        dir.join("artifacts").join(target),
-        dir.join("logs"),
-    );
-    for folder in [&found, &artifacts, &logs] {
+    let (logs, artifacts) = (dir.join("logs"), dir.join("artifacts").join(target));
+    for folder in [&logs, &artifacts, &dir.join("corpus").join(target)] {
         fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     }
     let log = logs.join(format!("{target}.log"));
-    let output = File::create(&log).with_context(|| format!("{} cannot be made", log.display()))?;
     let start = Instant::now();
-    let status = Command::new(programs.join(target))
-        .args([&found, &corpus().join(target)])
-        .arg(format!("-artifact_prefix={}/", artifacts.display()))
-        .arg(format!("-max_total_time={seconds}"))
-        .args([format!("-timeout={TIMEOUT}"), format!("-rss_limit_mb={RSS}")])
-        .args([format!("-max_len={MAX_LEN}"), "-print_final_stats=1".to_owned()])
-        // Memory that a worker thread holds for a moment is no leak.
-        .env("ASAN_OPTIONS", "detect_leaks=0:allocator_may_return_null=1")
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        .status()
-        .with_context(|| format!("{target} could not be started"))?;
-    let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
-    let verdict = if status.success() {
-        "nothing found"
-    } else {
-        "FOUND SOMETHING"
+    let (mut used, mut executions) = (Duration::ZERO, 0);
+    // libFuzzer counts seconds of the day: it goes on from what it has found until it has had as many of a processor.
+    let (success, text) = loop {
+        let turn = (time.saturating_sub(used).as_secs()).max(1);
+        let (success, spent) = run_once(target, programs, turn, &log)?;
+        let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
+        used += spent;
+        executions += statistic(&text, "stat::number_of_executed_units:").unwrap_or(0);
+        if !success || time.saturating_sub(used) < Duration::from_secs(1) {
+            break (success, text);
+        }
     };
     println!(
-        "{target:<10} {:6.0} s  {:>12} executions  {:>6} edges  {verdict}",
+        "{target:<10} {:6.0} s  {:6.0} s of a processor  {executions:>12} executions  {:>6} edges  {}",
         start.elapsed().as_secs_f64(),
-        statistic(&text, "stat::number_of_executed_units:").unwrap_or("?"),
+        used.as_secs_f64(),
         last_edges(&text).unwrap_or("?"),
+        if success {
+            "nothing found"
+        } else {
+            "FOUND SOMETHING"
+        },
     );
-    if !status.success() {
+    if !success {
         let artifact = text
             .lines()
             .rev()
@@ -188,13 +186,39 @@ fn run(target: &str, programs: &Path, seconds: u32) -> Result<bool> {
             .map_or("none was written", |(_, path)| path);
         println!("  the input: {artifact}\n  the log:   {}", log.display());
     }
-    Ok(status.success())
+    Ok(success)
+}
+
+/// Runs a target for `seconds` of the day. Returns whether it found nothing, and how long it had a processor.
+fn run_once(target: &str, programs: &Path, seconds: u64, log: &Path) -> Result<(bool, Duration)> {
+    let dir = target_dir();
+    let output = File::create(log).with_context(|| format!("{} cannot be made", log.display()))?;
+    let mut child = Command::new(programs.join(target))
+        .args([dir.join("corpus").join(target), corpus().join(target)])
+        .arg(format!(
+            "-artifact_prefix={}/",
+            dir.join("artifacts").join(target).display()
+        ))
+        .arg(format!("-max_total_time={seconds}"))
+        .args([format!("-timeout={TIMEOUT}"), format!("-rss_limit_mb={RSS}")])
+        .args([format!("-max_len={MAX_LEN}"), "-print_final_stats=1".to_owned()])
+        // Memory that a worker thread holds for a moment is no leak.
+        .env("ASAN_OPTIONS", "detect_leaks=0:allocator_may_return_null=1")
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .spawn()
+        .with_context(|| format!("{target} could not be started"))?;
+    // Its account closes when it is waited for.
+    let pid = Pid::from_raw(child.id().cast_signed());
+    waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
+    let spent = cpu_time::of_process(child.id())?;
+    Ok((child.wait()?.success(), spent))
 }
 
 /// A figure of libFuzzer's final statistics.
-fn statistic<'a>(log: &'a str, name: &str) -> Option<&'a str> {
+fn statistic(log: &str, name: &str) -> Option<u64> {
     let line = log.lines().rev().find(|line| line.starts_with(name))?;
-    line.split_ascii_whitespace().nth(1)
+    line.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// The number of edges reached, as the last status line has it.
@@ -266,7 +290,7 @@ mod tests {
     fn figures_come_out_of_the_log() {
         let log = "#2\tINITED cov: 12 ft: 13 corp: 1/1b\n#99\tDONE   cov: 345 ft: 400 corp: 2/9b\n\
             stat::number_of_executed_units: 99\nstat::average_exec_per_sec:     9\n";
-        assert_eq!(statistic(log, "stat::number_of_executed_units:"), Some("99"));
+        assert_eq!(statistic(log, "stat::number_of_executed_units:"), Some(99));
         assert_eq!(last_edges(log), Some("345"));
         assert_eq!((statistic("", "stat::x:"), last_edges("")), (None, None));
     }
