@@ -1,8 +1,10 @@
 //! Where a test runs: on this machine with the software CPU, or in a lab with KVM. The tests do not care.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -21,12 +23,13 @@ pub enum Ground {
         /// The programs.
         dist: Dist,
     },
-    /// A lab; one command at a time.
+    /// A lab.
     Lab {
         /// The host's architecture.
         arch: Arch,
-        /// Booted on first use, so that a filtered run does not boot what it does not need.
-        session: Box<Mutex<Option<Session>>>,
+        /// Each thread that tells stories has a host of its own, booted on first use, so that a filtered run does not boot what
+        /// it does not need. While a thread's host runs a command, it is not in here.
+        hosts: Mutex<HashMap<ThreadId, Session>>,
     },
 }
 
@@ -43,7 +46,7 @@ impl Ground {
     pub fn lab(arch: Arch) -> Ground {
         Ground::Lab {
             arch,
-            session: Box::default(),
+            hosts: Mutex::default(),
         }
     }
 
@@ -84,20 +87,18 @@ impl Ground {
     pub fn sh_within(&self, line: &str, limit: Duration) -> Result<Output> {
         match self {
             Ground::Here { home, dist } => run_here(home, dist, line, limit),
-            Ground::Lab { arch, session } => {
-                let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
-                if session.is_none() {
-                    *session = Some(Lab::prepare(*arch)?.start()?);
-                }
-                let output = session
-                    .as_mut()
-                    .context("the session was just started")?
-                    .run(line, limit);
-                if output.is_err() {
-                    // A host that did not answer is not asked again: the next test boots another.
-                    *session = None;
-                }
-                output
+            Ground::Lab { arch, hosts } => {
+                let hosts = || hosts.lock().unwrap_or_else(PoisonError::into_inner);
+                let this = thread::current().id();
+                let idle = hosts().remove(&this);
+                let mut session = match idle {
+                    Some(session) => session,
+                    None => Lab::shared(*arch)?.start()?,
+                };
+                // A host that did not answer is not asked again: the next test boots another.
+                let output = session.run(line, limit)?;
+                hosts().insert(this, session);
+                Ok(output)
             }
         }
     }

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that has to hold before a change lands.
 
 use std::process::Command;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -51,17 +52,32 @@ pub fn test(filter: Option<&str>) -> Result<u8> {
     }
     let host = Arch::host()?;
     // The labs' programs: stories are told on KVM of both architectures.
-    cross(host, Profile::Release)?;
-    for arch in [Arch::X86_64, Arch::Aarch64] {
-        if arch != host && may_be_told(filter, arch) {
-            step_of(&format!("programs for {arch}"), || cross(arch, Profile::Quick))?;
-        }
-    }
+    let foreign = [Arch::X86_64, Arch::Aarch64]
+        .into_iter()
+        .filter(|arch| *arch != host && may_be_told(filter, *arch));
+    step_of("the programs", || build(host, foreign.collect()))?;
     let mut e2e = cargo();
     e2e.args(["test", "--package", "kiln-tests", "--", "--test-threads=2"])
         .args(filter);
     step("end-to-end tests", &mut e2e)?;
     Ok(0)
+}
+
+/// Builds the programs for this machine and, at the same time, the lab's: link-time optimization leaves a processor idle for minutes.
+fn build(host: Arch, foreign: Vec<Arch>) -> Result<()> {
+    thread::scope(|scope| {
+        let others: Vec<_> = foreign
+            .into_iter()
+            .map(|arch| scope.spawn(move || cross(arch, Profile::Quick)))
+            .collect();
+        cross(host, Profile::Release)?;
+        for other in others {
+            other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        Ok(())
+    })
 }
 
 /// Whether a story of the lab for `arch` may have `filter` in its name. One that begins with another ground's name needs no

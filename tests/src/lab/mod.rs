@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -67,6 +68,18 @@ impl Lab {
         }
         dist.image("examples/hello.toml")?;
         Lab::with_host_image(arch, &host, &dist.image(HOST_RECIPE)?)
+    }
+
+    /// The same, prepared once for all threads of this process: what one boots, another must not replace.
+    pub fn shared(arch: Arch) -> Result<Arc<Lab>> {
+        static PREPARED: Mutex<Vec<Arc<Lab>>> = Mutex::new(Vec::new());
+        let mut prepared = PREPARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lab) = prepared.iter().find(|lab| lab.arch == arch) {
+            return Ok(Arc::clone(lab));
+        }
+        let lab = Arc::new(Lab::prepare(arch)?);
+        prepared.push(Arc::clone(&lab));
+        Ok(lab)
     }
 
     fn with_host_image(arch: Arch, host: &Dist, image: &Path) -> Result<Lab> {

@@ -59,7 +59,8 @@ impl Session {
             .tempdir_in(&lab.dir)
             .context("no scratch folder")?;
         let payload = payload::build(lab.arch, scratch.path())?;
-        let console = lab.dir.join("console.log");
+        let number = unique();
+        let console = lab.dir.join(format!("console-{number}.log"));
         let log =
             File::create(&console).with_context(|| format!("{} could not be made", console.display()))?;
         let mut command = qemu::command(lab, &payload);
@@ -71,8 +72,7 @@ impl Session {
         let mut listeners = Vec::new();
         for (index, port) in PORTS.iter().enumerate() {
             // Sockets live in /tmp: their paths are limited to 107 bytes, wherever the checkout is.
-            let path =
-                std::env::temp_dir().join(format!("kiln-lab-{}-{}-{port}", std::process::id(), unique()));
+            let path = std::env::temp_dir().join(format!("kiln-lab-{}-{number}-{port}", std::process::id()));
             let _ = fs::remove_file(&path);
             listeners.push((
                 UnixListener::bind(&path).context("a socket for the lab")?,
