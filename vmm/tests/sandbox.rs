@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use vmm::sandbox::{self, Kind, Mode, Plan, Right};
+use vmm::virtio::scheduling;
 
 const TRY: &str = "KILN_TRY";
 /// The directory that the process may use, and one beside it that it may not.
@@ -47,6 +48,12 @@ const DEEDS: &[(&str, Deed)] = &[
         drop(sender);
         std::thread::sleep(std::time::Duration::from_millis(1));
         Ok(())
+    }),
+    ("work_in_batches", |_| scheduling::in_batches()),
+    ("claim_the_processor", |_| {
+        let parameters = libc::sched_param { sched_priority: 1 };
+        // SAFETY: the parameters are read during the call only.
+        check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) })
     }),
     ("open_own", |home| File::open(home.join("own/file")).map(drop)),
     ("open_foreign", |home| File::open(home.join("foreign")).map(drop)),
@@ -337,6 +344,8 @@ const COMMON: &[(&str, End)] = &[
     ("allocate", End::Done),
     ("start_thread", End::Done),
     ("lock_and_sleep", End::Done),
+    ("work_in_batches", End::Done),
+    ("claim_the_processor", End::Dies("sched_setscheduler")),
     ("writable_memory", End::Done),
     ("signal_ourselves", End::Done),
     ("execute", End::Dies("execve")),
@@ -458,6 +467,7 @@ fn the_process_has_the_instances_files_only_and_starts_no_program() {
         ("executable_memory", End::Dies("mmap")),
         ("make_executable", End::Dies("mprotect")),
         ("ptrace", End::Dies("ptrace")),
+        ("claim_the_processor", End::Dies("sched_setscheduler")),
         ("signal_another", End::Dies("tgkill")),
         ("type_into_terminal", End::Dies("ioctl")),
         ("netlink", End::Dies("socket")),

@@ -69,6 +69,11 @@ const ALWAYS: &[Rule] = &[
     Call(libc::SYS_nanosleep),
     Call(libc::SYS_clock_nanosleep),
     Call(libc::SYS_restart_syscall),
+    // A device's thread makes way for what runs; it cannot make others make way for it.
+    When(
+        libc::SYS_sched_setscheduler,
+        &[(0, Equal(0)), (1, Equal(libc::SCHED_BATCH as u32))],
+    ),
     // Where the kernel's page of code for it does not know the clock.
     Call(libc::SYS_clock_gettime),
     Call(libc::SYS_gettimeofday),

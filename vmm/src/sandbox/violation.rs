@@ -73,6 +73,7 @@ names![
     SYS_faccessat,
     SYS_prlimit64,
     SYS_sched_getaffinity,
+    SYS_sched_setscheduler,
     SYS_perf_event_open,
     SYS_userfaultfd,
     SYS_process_vm_readv,

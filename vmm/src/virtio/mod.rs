@@ -23,6 +23,7 @@ pub mod mmio;
 pub mod net;
 pub mod ring;
 pub mod rng;
+pub mod scheduling;
 pub mod testing;
 pub mod vsock;
 pub mod worker;

@@ -11,9 +11,6 @@ use crate::memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap};
 /// as it is emptied must not keep the worker from hearing that it should stop.
 const MAX_CHAINS_PER_WAKEUP: usize = 1024;
 
-/// Rounds in which the driver is not let go on after one in which it made nothing of it; see [`Ring::drain_while`].
-const ROUNDS_WITHOUT_YIELD: u32 = 15;
-
 /// How a driver broke its queue. The device is beyond use until the driver resets it.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
@@ -179,8 +176,6 @@ pub struct Ring {
     pub doorbell: EventFd,
     /// Number of the queue in its device.
     pub index: u16,
-    /// Rounds until the driver is let go on again.
-    yields_in: u32,
 }
 
 impl Ring {
@@ -190,7 +185,6 @@ impl Ring {
             queue,
             doorbell,
             index,
-            yields_in: 0,
         }
     }
 
@@ -279,12 +273,6 @@ impl Ring {
         let mut chain = Chain::default();
         let mut left = MAX_CHAINS_PER_WAKEUP;
         let mut allowed = true;
-        // On a host without a processor to spare the driver is stopped in the middle of a batch to run us. If it is let go on before it
-        // is told of the first request, one notification and one interrupt do for all. A driver that has nothing more to ask would only
-        // wait longer, so it is tried seldom as long as nothing comes of it.
-        let yields = self.yields_in == 0;
-        self.yields_in = self.yields_in.saturating_sub(1);
-        let mut left_at_yield = None;
         loop {
             self.queue.disable_notification(memory)?;
             while left > 0 {
@@ -299,11 +287,6 @@ impl Ring {
             if !allowed {
                 break;
             }
-            if yields && left > 0 && left_at_yield.is_none() {
-                left_at_yield = Some(left);
-                std::thread::yield_now();
-                continue;
-            }
             if left == 0 {
                 self.doorbell.write(1)?;
                 break;
@@ -311,9 +294,6 @@ impl Ring {
             if !self.queue.enable_notification(memory)? {
                 break;
             }
-        }
-        if left_at_yield.is_some_and(|before| before == left) {
-            self.yields_in = ROUNDS_WITHOUT_YIELD;
         }
         if left < MAX_CHAINS_PER_WAKEUP {
             self.notify(memory, interrupt)?;
@@ -386,47 +366,24 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_is_let_go_on_is_told_once_of_all() {
+    fn a_driver_is_told_once_of_all_that_it_asked_for() {
         let (memory, mut ring) = ring();
-        let (told, mut looks, mut served) = (Told::default(), 0, 0);
-        ask(&memory);
-        // The first look finds the request and the second nothing; before the third the driver has gone on.
-        let may = || {
-            looks += 1;
-            if looks == 3 {
-                ask(&memory);
-            }
-            true
-        };
+        let (told, mut served) = (Told::default(), 0);
         let serve = |_: &mut Chain<'_>| {
             served += 1;
+            // While the second is served the driver asks for one more.
+            if served == 2 {
+                ask(&memory);
+            }
             Ok(0)
         };
-        assert!(ring.drain_while(&memory, &told, may, serve).unwrap());
-        assert_eq!((served, told.0.into_inner(), ring.yields_in), (2, 1, 0));
-    }
-
-    #[test]
-    fn a_driver_that_makes_nothing_of_it_is_let_go_on_seldom() {
-        let (memory, mut ring) = ring();
-        let told = Told::default();
-        // A look more is one after the driver was let go on.
-        let mut looks = Vec::new();
-        for _ in 0..ROUNDS_WITHOUT_YIELD + 2 {
-            ask(&memory);
-            let mut count = 0;
-            let may = || {
-                count += 1;
-                true
-            };
-            ring.drain_while(&memory, &told, may, |_| Ok(0)).unwrap();
-            looks.push(count);
-        }
-        let mut expected = vec![2; looks.len()];
-        expected[0] = 3;
-        expected[looks.len() - 1] = 3;
-        assert_eq!(looks, expected);
-        assert_eq!(told.0.into_inner() as usize, looks.len());
+        ask(&memory);
+        ask(&memory);
+        ring.drain(&memory, &told, serve).unwrap();
+        assert_eq!((served, told.0.load(Ordering::Relaxed)), (3, 1));
+        ring.drain(&memory, &told, |_| panic!("there is no more"))
+            .unwrap();
+        assert_eq!(told.0.into_inner(), 1);
     }
 
     fn segments(memory: &GuestMemoryMmap<()>) -> Segments<'_> {

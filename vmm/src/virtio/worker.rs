@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::lockstep::{Attached, Baton, Occasion, Turn};
 use super::ring::{Broken, Ring};
-use super::{Activation, DeviceInterrupt, Error, Queue};
+use super::{Activation, DeviceInterrupt, Error, Queue, scheduling};
 use crate::event::{EventSet, Poller, Token, WorkerThread};
 use crate::memory::Memory;
 use crate::sandbox::Kind;
@@ -209,8 +209,11 @@ fn run<S: Service>(
     )
 }
 
-/// Serves until `stop` is readable.
+/// Serves until `stop` is readable, and leaves the processor to the guest until that has asked for all it wants.
 fn serve<S: Service>(service: &mut S, context: &mut Context, stop: &EventFd) -> Result<(), Broken> {
+    if let Err(error) = scheduling::in_batches() {
+        tracing::debug!("the host schedules a device's thread like any other: {error}");
+    }
     context.poller.add(stop, EventSet::IN, Wake::Stop)?;
     service.begin(context)?;
     let mut ready = Vec::new();
