@@ -154,6 +154,7 @@ fn run(target: &str, programs: &Path, time: Duration) -> Result<bool> {
         fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     }
     let log = logs.join(format!("{target}.log"));
+    File::create(&log).with_context(|| format!("{} cannot be made", log.display()))?;
     let start = Instant::now();
     let (mut used, mut executions) = (Duration::ZERO, 0);
     // libFuzzer counts seconds of the day: it goes on from what it has found until it has had as many of a processor.
@@ -189,10 +190,11 @@ fn run(target: &str, programs: &Path, time: Duration) -> Result<bool> {
     Ok(success)
 }
 
-/// Runs a target for `seconds` of the day. Returns whether it found nothing, and how long it had a processor.
+/// Runs a target for `seconds` of the day; what it says is appended to `log`. Returns whether it found nothing, and how long it had a processor.
 fn run_once(target: &str, programs: &Path, seconds: u64, log: &Path) -> Result<(bool, Duration)> {
     let dir = target_dir();
-    let output = File::create(log).with_context(|| format!("{} cannot be made", log.display()))?;
+    let output = File::options().append(true).open(log);
+    let output = output.with_context(|| format!("{} cannot be written", log.display()))?;
     let mut child = Command::new(programs.join(target))
         .args([dir.join("corpus").join(target), corpus().join(target)])
         .arg(format!(
@@ -240,7 +242,8 @@ fn keep(target: &str, programs: &Path) -> Result<()> {
         fs::create_dir_all(folder)?;
     }
     let status = Command::new(programs.join(target))
-        .arg("-merge=1")
+        // The same edges in as few inputs as will do; how often each is passed would keep thousands.
+        .args(["-set_cover_merge=1", "-use_counters=0"])
         .arg(format!("-max_len={MAX_LEN}"))
         .args([&merged, &committed, &found])
         .env("ASAN_OPTIONS", "detect_leaks=0:allocator_may_return_null=1")
