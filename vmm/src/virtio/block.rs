@@ -228,6 +228,8 @@ impl From<io::Error> for Refusal {
 }
 
 impl Service for Server {
+    const MAKES_WAY: bool = true;
+
     fn begin(&mut self, context: &mut Context) -> Result<(), Broken> {
         self.flight
             .as_ref()

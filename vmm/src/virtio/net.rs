@@ -126,6 +126,8 @@ struct Card {
 }
 
 impl Service for Card {
+    const MAKES_WAY: bool = true;
+
     fn begin(&mut self, context: &mut Context) -> Result<(), Broken> {
         self.backend.accept_features(context.features);
         self.watched.clear();

@@ -68,6 +68,11 @@ pub struct Context {
 /// What a device does with its queues. Every call is in the worker's thread; an error ends the service until the driver
 /// resets the device, and nothing else.
 pub trait Service: Send + 'static {
+    /// Whether the worker leaves the processor to the guest until that has asked for all it wants; see [`scheduling`]. Only for
+    /// a device whose driver does something else until it is interrupted: one that spins until its request is done, as the
+    /// console's does, would spin until its time is up.
+    const MAKES_WAY: bool = false;
+
     /// Called once when the queues begin to be served, before any other call: watch own descriptors here.
     fn begin(&mut self, _context: &mut Context) -> Result<(), Broken> {
         Ok(())
@@ -209,9 +214,11 @@ fn run<S: Service>(
     )
 }
 
-/// Serves until `stop` is readable, and leaves the processor to the guest until that has asked for all it wants.
+/// Serves until `stop` is readable.
 fn serve<S: Service>(service: &mut S, context: &mut Context, stop: &EventFd) -> Result<(), Broken> {
-    if let Err(error) = scheduling::in_batches() {
+    if S::MAKES_WAY
+        && let Err(error) = scheduling::in_batches()
+    {
         tracing::debug!("the host schedules a device's thread like any other: {error}");
     }
     context.poller.add(stop, EventSet::IN, Wake::Stop)?;
