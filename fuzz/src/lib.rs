@@ -30,3 +30,9 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("virtio", virtio::run),
     ("vsock", vsock::run),
 ];
+
+/// The target of that name.
+pub fn target(name: &str) -> Option<Target> {
+    let (_, target) = TARGETS.iter().find(|(known, _)| *known == name)?;
+    Some(*target)
+}

@@ -3,16 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use kiln_fuzz::{TARGETS, Target};
+use kiln_fuzz::TARGETS;
 
 /// Bytes of all committed inputs.
 const MAX_CORPUS: u64 = 1 << 20;
 
 fn replay(name: &str) {
-    let (_, target): &(&str, Target) = TARGETS
-        .iter()
-        .find(|(known, _)| *known == name)
-        .expect("a target of that name");
+    let target = kiln_fuzz::target(name).expect("a target of that name");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
     let mut count = 0;
     for entry in fs::read_dir(&folder).expect("every target has a corpus") {

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use kiln_fuzz::{TARGETS, Target};
+use kiln_fuzz::TARGETS;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, RngCore, SeedableRng};
@@ -14,7 +14,7 @@ use rand::{Rng, RngCore, SeedableRng};
 const MUTANTS: u64 = 3_000;
 /// Changes of one input at most.
 const MAX_CHANGES: usize = 8;
-/// Bytes of one input at most: the longest committed one is a third of that.
+/// Bytes of one input at most, as `cargo xtask fuzz` has it.
 const MAX_LEN: usize = 64 << 10;
 /// Numbers at which sizes, indices and signs turn.
 const EDGES: [u64; 10] = [
@@ -87,10 +87,7 @@ fn mutant(random: &mut StdRng, inputs: &[Vec<u8>]) -> Vec<u8> {
 }
 
 fn alter(name: &str) {
-    let (_, target): &(&str, Target) = TARGETS
-        .iter()
-        .find(|(known, _)| *known == name)
-        .expect("a target of that name");
+    let target = kiln_fuzz::target(name).expect("a target of that name");
     let inputs = corpus(name);
     let seed = from_environment("KILN_FUZZ_SEED", 1);
     for number in 0..from_environment("KILN_FUZZ_MUTANTS", MUTANTS) {
