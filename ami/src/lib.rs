@@ -15,6 +15,7 @@
 //! # Ok(()) }
 //! ```
 
+mod architecture;
 pub mod boot;
 mod chunk;
 mod error;
@@ -25,19 +26,19 @@ pub mod json;
 mod layout;
 mod manifest;
 mod newfile;
+mod part;
 mod reader;
 mod signature;
 mod writer;
 
+pub use architecture::Architecture;
 pub use chunk::{CHUNK_SIZE, ChunkTable, digest_file};
 pub use error::{Error, Region};
 pub use id::{AmiId, Digest};
 pub use layout::{ALIGNMENT, Layout, MAX_PART};
-pub use manifest::{
-    Architecture, BlockDeviceMapping, BootMode, ExposedPort, INIT_GUEST, Manifest, Part, PartName, Protocol,
-    SCHEMA,
-};
+pub use manifest::{BlockDeviceMapping, BootMode, ExposedPort, INIT_GUEST, Manifest, Protocol, SCHEMA};
 pub use newfile::NewFile;
+pub use part::{Part, PartName};
 pub use reader::{Ami, PartReader};
 pub use signature::{Signature, SignatureError};
 pub use writer::{Source, Writer, copy_sparse};

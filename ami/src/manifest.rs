@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::architecture::Architecture;
+use crate::part::{Part, PartName};
 use crate::{AmiId, ChunkTable, Digest, Error, Layout, MAX_PART, json};
 
 /// Version of the manifest's schema and of the file's layout.
@@ -87,67 +88,6 @@ pub struct Manifest {
     pub parts: Vec<Part>,
 }
 
-/// A processor architecture, by EC2's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Architecture {
-    /// 64-bit x86.
-    #[serde(rename = "x86_64")]
-    X86_64,
-    /// 64-bit ARM.
-    #[serde(rename = "arm64")]
-    Arm64,
-}
-
-impl Architecture {
-    /// EC2's name: `x86_64` or `arm64`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Architecture::X86_64 => "x86_64",
-            Architecture::Arm64 => "arm64",
-        }
-    }
-
-    /// Debian's name: `amd64` or `arm64`.
-    pub fn debian(self) -> &'static str {
-        match self {
-            Architecture::X86_64 => "amd64",
-            Architecture::Arm64 => "arm64",
-        }
-    }
-
-    /// The kernel's name (`uname -m`): `x86_64` or `aarch64`.
-    pub fn machine(self) -> &'static str {
-        match self {
-            Architecture::X86_64 => "x86_64",
-            Architecture::Arm64 => "aarch64",
-        }
-    }
-
-    /// The architecture of the running program; nothing on any other.
-    pub fn host() -> Option<Self> {
-        std::env::consts::ARCH.parse().ok()
-    }
-}
-
-impl fmt::Display for Architecture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Architecture {
-    type Err = String;
-
-    /// Any of the names that EC2, Debian and the kernel use.
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "x86_64" | "amd64" => Ok(Architecture::X86_64),
-            "arm64" | "aarch64" => Ok(Architecture::Arm64),
-            _ => Err(format!("`{text}` is not an architecture: x86_64 or arm64")),
-        }
-    }
-}
-
 /// How the machine starts an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -197,76 +137,6 @@ impl fmt::Display for ExposedPort {
         };
         write!(f, "{}/{protocol}", self.port)
     }
-}
-
-/// A partition behind the manifest's, in the order of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PartName {
-    /// The kernel: an uncompressed ELF `vmlinux` (x86_64) or an `Image` (arm64).
-    Kernel,
-    /// The initial RAM file system: an uncompressed newc cpio.
-    Initramfs,
-    /// The root file system: a bare ext4.
-    Root,
-    /// The bill of materials: SPDX 2.3 JSON, zstd.
-    Sbom,
-}
-
-impl PartName {
-    /// Every name, in the order of the file.
-    pub const ALL: [PartName; 4] = [
-        PartName::Kernel,
-        PartName::Initramfs,
-        PartName::Root,
-        PartName::Sbom,
-    ];
-
-    /// The name of the GPT partition.
-    pub fn label(self) -> &'static str {
-        match self {
-            PartName::Kernel => "ami-kernel",
-            PartName::Initramfs => "ami-initramfs",
-            PartName::Root => "root",
-            PartName::Sbom => "ami-sbom",
-        }
-    }
-}
-
-impl fmt::Display for PartName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            PartName::Kernel => "kernel",
-            PartName::Initramfs => "initramfs",
-            PartName::Root => "root",
-            PartName::Sbom => "sbom",
-        })
-    }
-}
-
-impl FromStr for PartName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|name| name.to_string() == text)
-            .ok_or_else(|| format!("`{text}` is not a part: kernel, initramfs, root or sbom"))
-    }
-}
-
-/// Where a part is and what it must contain.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Part {
-    /// Which one.
-    pub name: PartName,
-    /// First byte, from the start of the file; a multiple of 1 MiB.
-    pub offset: u64,
-    /// Length in bytes.
-    pub length: u64,
-    /// Digest of exactly these bytes.
-    pub blake3: Digest,
 }
 
 impl Manifest {
