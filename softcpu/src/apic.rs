@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::flags::rflag;
 use crate::ram::PAGE_MASK;
 use crate::shared::{Message, event};
-use crate::state::{Cpu, Segment, Table, seg};
+use crate::state::{Cpu, seg};
 
 /// Bits of the APIC base MSR.
 pub(crate) mod base {
@@ -115,6 +115,14 @@ impl Apic {
             nmi: false,
             in_nmi: false,
         }
+    }
+
+    /// INIT: the base and the id stay.
+    pub fn reset(&mut self) {
+        *self = Apic {
+            base: self.base,
+            ..Apic::new(self.id)
+        };
     }
 
     /// Whether the register page answers at this physical address.
@@ -235,62 +243,8 @@ impl Cpu {
         events & event::KICK != 0
     }
 
-    /// The state after INIT: real mode, everything else at its defaults.
-    pub(crate) fn reset(&mut self) {
-        self.gpr[..16].fill(0);
-        self.gpr[2] = crate::cpuid::SIGNATURE as u64;
-        self.set_rflags(rflag::FIXED);
-        let data = Segment {
-            selector: 0,
-            base: 0,
-            limit: 0xffff,
-            access: 0x93,
-        };
-        for number in 0..6 {
-            self.set_segment(number, data);
-        }
-        self.set_segment(
-            seg::CS,
-            Segment {
-                selector: 0xf000,
-                base: 0xffff_0000,
-                limit: 0xffff,
-                access: 0x9b,
-            },
-        );
-        self.rip = 0xfff0;
-        let table = Table {
-            base: 0,
-            limit: 0xffff,
-        };
-        self.set_tables(table, table);
-        self.ldtr = Segment {
-            selector: 0,
-            base: 0,
-            limit: 0xffff,
-            access: 0x82,
-        };
-        self.tr = Segment {
-            selector: 0,
-            base: 0,
-            limit: 0xffff,
-            access: 0x8b,
-        };
-        self.set_control(0x6000_0010, 0, 0, 0);
-        self.cr2 = 0;
-        self.dr = [0; 8];
-        self.halted = false;
-        self.shadow = false;
-        let keep = self.apic.base;
-        self.apic = Apic {
-            base: keep,
-            ..Apic::new(self.mailbox.id)
-        };
-        self.publish();
-    }
-
     /// Shows senders how to address this APIC.
-    fn publish(&self) {
+    pub(crate) fn publish(&self) {
         let x2apic = self.apic.is_x2apic();
         let ldr = if x2apic {
             (self.apic.id >> 4) << 16 | 1 << (self.apic.id & 15)

@@ -7,13 +7,12 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
+use crate::address_map::AddressMap;
 use crate::decode::{self, Choice, Run};
 use crate::exec;
 use crate::exec::chain::{carry, chain};
@@ -132,22 +131,6 @@ struct Jump {
     key: u64,
     block: *const Block,
 }
-
-/// Physical addresses are hashes enough once multiplied.
-#[derive(Default)]
-pub(crate) struct AddressHasher(u64);
-
-impl Hasher for AddressHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, _bytes: &[u8]) {}
-    fn write_u64(&mut self, value: u64) {
-        self.0 = (value ^ value >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
-type AddressMap<V> = HashMap<u64, V, BuildHasherDefault<AddressHasher>>;
 
 /// All blocks of one processor.
 pub(crate) struct Cache {

@@ -1,6 +1,7 @@
 //! An x86-64 processor in software. It knows memory and a bus, and nothing else.
 
 pub mod access;
+mod address_map;
 mod apic;
 mod block;
 pub mod bus;
@@ -17,6 +18,7 @@ mod msr;
 pub mod op;
 mod profile;
 pub mod ram;
+mod reset;
 mod run;
 mod select;
 mod shared;
