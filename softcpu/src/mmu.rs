@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::access::Scalar;
 use crate::apic;
@@ -66,6 +66,17 @@ struct Leaf {
     large: bool,
 }
 
+/// Sets bits of an entry and returns it as it is then; `None` where another processor was first.
+#[inline]
+fn mark(word: &AtomicU64, entry: u64, bits: u64) -> Option<u64> {
+    let marked = entry | bits;
+    let unchanged = marked == entry
+        || word
+            .compare_exchange(entry, marked, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok();
+    unchanged.then_some(marked)
+}
+
 impl Cpu {
     /// Translates with the rights of `bank`, and remembers what it found when that is the bank in use.
     pub(crate) fn translate(&mut self, addr: u64, access: Access, bank: Bank) -> Result<Place, Stop> {
@@ -104,96 +115,100 @@ impl Cpu {
         })
     }
 
-    /// Walks the four levels, checks the rights and sets accessed and dirty bits.
+    /// Walks the four levels until no other processor changes an entry meanwhile.
     fn walk(&mut self, addr: u64, access: Access, bank: Bank) -> Result<Leaf, Stop> {
-        let user = bank == Bank::User;
-        let nx = self.efer & efer::NXE != 0;
-        let mut error = if user { code::USER } else { 0 };
+        let mut error = if bank == Bank::User { code::USER } else { 0 };
         match access {
             Access::Write => error |= code::WRITE,
-            Access::Fetch if nx || self.cr4 & cr4::SMEP != 0 => error |= code::FETCH,
+            Access::Fetch if self.efer & efer::NXE != 0 || self.cr4 & cr4::SMEP != 0 => error |= code::FETCH,
             _ => {}
         }
         if self.efer & efer::LMA == 0 {
             self.report("legacy paging");
             return self.page_fault(addr, error);
         }
-        'again: loop {
-            let mut table = self.cr3 & pte::ADDRESS;
-            let (mut rights, mut forbidden) = (pte::WRITE | pte::USER, 0);
-            for level in (0..4).rev() {
-                let at = table + (addr >> (12 + 9 * level) & 511) * 8;
-                let ram = self.ram.clone();
-                let Some(word) = ram.word(at) else {
-                    return self.page_fault(addr, error);
-                };
-                let entry = word.load(Ordering::Acquire);
-                if entry & pte::PRESENT == 0 {
-                    return self.page_fault(addr, error);
-                }
-                let leaf = level == 0 || (level < 3 && entry & pte::LARGE != 0);
-                let mut reserved = pte::RESERVED;
-                if !nx {
-                    reserved |= pte::NX;
-                }
-                if level == 3 {
-                    reserved |= pte::LARGE;
-                } else if leaf && level > 0 {
-                    // Bit 12 is PAT; the others below the page's size must be zero.
-                    reserved |= ((1 << (12 + 9 * level)) - 1) & !0x1fff;
-                }
-                if entry & reserved != 0 {
-                    return self.page_fault(addr, error | code::PRESENT | code::RESERVED);
-                }
-                rights &= entry;
-                forbidden |= entry & pte::NX;
-                if !leaf {
-                    if entry & pte::ACCESSED == 0
-                        && word
-                            .compare_exchange(
-                                entry,
-                                entry | pte::ACCESSED,
-                                Ordering::SeqCst,
-                                Ordering::Relaxed,
-                            )
-                            .is_err()
-                    {
-                        continue 'again;
-                    }
-                    table = entry & pte::ADDRESS;
-                    continue;
-                }
-                let read_only = rights & pte::WRITE == 0 && (user || self.cr0 & cr0::WP != 0);
-                let user_page = rights & pte::USER != 0;
-                let denied = (user && !user_page)
-                    || match access {
-                        Access::Fetch => forbidden != 0 || (!user && user_page && self.cr4 & cr4::SMEP != 0),
-                        Access::Write if read_only => true,
-                        _ => bank == Bank::Supervisor && user_page && self.cr4 & cr4::SMAP != 0,
-                    };
-                if denied {
-                    return self.page_fault(addr, error | code::PRESENT);
-                }
-                let mut wanted = entry | pte::ACCESSED;
-                if access == Access::Write {
-                    wanted |= pte::DIRTY;
-                }
-                if wanted != entry
-                    && word
-                        .compare_exchange(entry, wanted, Ordering::SeqCst, Ordering::Relaxed)
-                        .is_err()
-                {
-                    continue 'again;
-                }
-                let inside = (1u64 << (12 + 9 * level)) - 1;
-                return Ok(Leaf {
-                    phys: entry & pte::ADDRESS & !inside | addr & inside,
-                    writable: !read_only && wanted & pte::DIRTY != 0,
-                    global: entry & pte::GLOBAL != 0 && self.cr4 & cr4::PGE != 0,
-                    large: level > 0,
-                });
+        loop {
+            match self.walk_once(addr, access, bank) {
+                Ok(Some(leaf)) => return Ok(leaf),
+                Ok(None) => {}
+                Err(why) => return self.page_fault(addr, error | why),
             }
         }
+    }
+
+    /// Walks down to the page, checks the rights and sets accessed and dirty bits. `None` where an entry changed under its
+    /// hands; an error is what the page fault's code says of the entries.
+    fn walk_once(&self, addr: u64, access: Access, bank: Bank) -> Result<Option<Leaf>, u32> {
+        let mut table = self.cr3 & pte::ADDRESS;
+        let mut rights = pte::WRITE | pte::USER;
+        let mut level = 3;
+        loop {
+            let word = self.ram.word(table + (addr >> (12 + 9 * level) & 511) * 8);
+            let word = word.ok_or(0u32)?;
+            let entry = word.load(Ordering::Acquire);
+            if entry & pte::PRESENT == 0 {
+                return Err(0);
+            }
+            let leaf = level == 0 || (level < 3 && entry & pte::LARGE != 0);
+            if entry & self.reserved_bits(level, leaf) != 0 {
+                return Err(code::PRESENT | code::RESERVED);
+            }
+            // All levels must allow writing and users; one is enough to forbid fetching.
+            rights = rights & entry & (pte::WRITE | pte::USER) | (rights | entry) & pte::NX;
+            if leaf {
+                if self.denies(rights, access, bank) {
+                    return Err(code::PRESENT);
+                }
+                let dirty = if access == Access::Write { pte::DIRTY } else { 0 };
+                let Some(entry) = mark(word, entry, pte::ACCESSED | dirty) else {
+                    return Ok(None);
+                };
+                let inside = (1u64 << (12 + 9 * level)) - 1;
+                return Ok(Some(Leaf {
+                    phys: entry & pte::ADDRESS & !inside | addr & inside,
+                    writable: !self.is_read_only(rights, bank) && entry & pte::DIRTY != 0,
+                    global: entry & pte::GLOBAL != 0 && self.cr4 & cr4::PGE != 0,
+                    large: level > 0,
+                }));
+            }
+            if mark(word, entry, pte::ACCESSED).is_none() {
+                return Ok(None);
+            }
+            table = entry & pte::ADDRESS;
+            level -= 1;
+        }
+    }
+
+    /// Bits that an entry must not have, at levels 3 (512 GiB for each entry) to 0 (a page).
+    fn reserved_bits(&self, level: u32, leaf: bool) -> u64 {
+        let mut reserved = pte::RESERVED;
+        if self.efer & efer::NXE == 0 {
+            reserved |= pte::NX;
+        }
+        if level == 3 {
+            reserved |= pte::LARGE;
+        } else if leaf && level > 0 {
+            // Bit 12 is PAT; the others below the page's size must be zero.
+            reserved |= ((1 << (12 + 9 * level)) - 1) & !0x1fff;
+        }
+        reserved
+    }
+
+    fn is_read_only(&self, rights: u64, bank: Bank) -> bool {
+        rights & pte::WRITE == 0 && (bank == Bank::User || self.cr0 & cr0::WP != 0)
+    }
+
+    /// Whether a page with such rights is out of bounds for an access (Intel SDM vol. 3, §4.6.1).
+    fn denies(&self, rights: u64, access: Access, bank: Bank) -> bool {
+        let user = bank == Bank::User;
+        let user_page = rights & pte::USER != 0;
+        let smep = self.cr4 & cr4::SMEP != 0;
+        (user && !user_page)
+            || match access {
+                Access::Fetch => rights & pte::NX != 0 || (!user && user_page && smep),
+                Access::Write if self.is_read_only(rights, bank) => true,
+                _ => bank == Bank::Supervisor && user_page && self.cr4 & cr4::SMAP != 0,
+            }
     }
 
     /// Linear addresses of code outside of long mode have 32 bits; but those of the descriptor tables and stacks

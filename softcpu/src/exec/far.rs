@@ -99,7 +99,6 @@ fn return_to<W: Gpr>(
     extra: u64,
     flags: Option<u64>,
 ) -> Flow {
-    let size = W::SIZE as u64;
     let rpl = (selector & 3) as u8;
     if rpl < cpu.cpl {
         return cpu.general_protection((selector & !3) as u32);
@@ -111,43 +110,19 @@ fn return_to<W: Gpr>(
     }
     // IRET in 64-bit code always pops SS:RSP.
     let pops_stack = rpl != cpu.cpl || (flags.is_some() && cpu.is_long());
-    let mut stack = None;
-    if pops_stack {
-        let sp = cpu.load::<W>(cpu.stack_address(at + extra))?.zext();
-        let ss = cpu.load::<W>(cpu.stack_address(at + extra + size))?.zext() as u16;
-        let segment = if ss & !3 == 0 && to_long && rpl != 3 {
-            Segment {
-                selector: ss,
-                base: 0,
-                limit: 0,
-                access: Segment::P | 0x13 | (rpl as u16) << 5,
-            }
-        } else {
-            let segment = cpu.descriptor(ss, vector::GP, 0)?;
-            if (ss & 3) as u8 != rpl || segment.dpl() != rpl || segment.access & 0x1a != 0x12 {
-                return cpu.general_protection((ss & !3) as u32);
-            }
-            if segment.access & Segment::P == 0 {
-                return cpu.raise_code(vector::SS, (ss & !3) as u32);
-            }
-            segment
-        };
-        stack = Some((sp, segment));
-    }
+    let stack = match pops_stack {
+        true => {
+            let sp = cpu.load::<W>(cpu.stack_address(at + extra))?.zext();
+            let ss = cpu.stack_address(at + extra + W::SIZE as u64);
+            let ss = cpu.load::<W>(ss)?.zext() as u16;
+            Some((sp, stack_segment(cpu, ss, rpl, to_long)?))
+        }
+        false => None,
+    };
+    // From here on nothing fails.
     let old_cpl = cpu.cpl;
     if let Some(flags) = flags {
-        let mut writable = rflag::STATUS | rflag::TF | rflag::DF | rflag::NT;
-        if W::BITS > 16 {
-            writable |= rflag::RF | rflag::AC | rflag::ID;
-        }
-        if old_cpl == 0 {
-            writable |= rflag::IOPL;
-        }
-        if old_cpl as u64 <= cpu.rflags >> 12 & 3 {
-            writable |= rflag::IF;
-        }
-        let old = cpu.rflags();
-        cpu.set_rflags((old & !writable | flags & writable) & !rflag::RF);
+        pop_flags::<W>(cpu, flags);
     }
     match stack {
         Some((sp, ss)) => {
@@ -165,26 +140,61 @@ fn return_to<W: Gpr>(
         }
     }
     if rpl != old_cpl {
-        // Data segments that the less privileged code may not see become null.
-        for number in [seg::ES, seg::DS, seg::FS, seg::GS] {
-            let segment = cpu.seg[number];
-            let conforming = segment.access & 0x1c == 0x1c;
-            if segment.selector & !3 != 0 && !conforming && segment.dpl() < rpl {
-                let base = segment.base;
-                cpu.set_segment(
-                    number,
-                    Segment {
-                        selector: 0,
-                        base,
-                        limit: 0,
-                        access: 0,
-                    },
-                );
-            }
-        }
+        hide_data_segments(cpu, rpl);
     }
     cpu.rip = offset & cpu.rip_mask;
     Err(Stop::Branch)
+}
+
+/// Checks the stack segment for a return to privilege `rpl`. In 64-bit code of the system it may be null.
+fn stack_segment(cpu: &mut Cpu, ss: u16, rpl: u8, to_long: bool) -> Result<Segment, Stop> {
+    if ss & !3 == 0 && to_long && rpl != 3 {
+        return Ok(Segment {
+            selector: ss,
+            base: 0,
+            limit: 0,
+            access: Segment::P | 0x13 | (rpl as u16) << 5,
+        });
+    }
+    let segment = cpu.descriptor(ss, vector::GP, 0)?;
+    if (ss & 3) as u8 != rpl || segment.dpl() != rpl || segment.access & 0x1a != 0x12 {
+        return cpu.general_protection((ss & !3) as u32);
+    }
+    if segment.access & Segment::P == 0 {
+        return cpu.raise_code(vector::SS, (ss & !3) as u32);
+    }
+    Ok(segment)
+}
+
+/// IRET's RFLAGS: what the privilege that is left, and the operand's size, let it change.
+fn pop_flags<W: Gpr>(cpu: &mut Cpu, flags: u64) {
+    let mut writable = rflag::STATUS | rflag::TF | rflag::DF | rflag::NT;
+    if W::BITS > 16 {
+        writable |= rflag::RF | rflag::AC | rflag::ID;
+    }
+    if cpu.cpl == 0 {
+        writable |= rflag::IOPL;
+    }
+    if cpu.cpl as u64 <= cpu.rflags >> 12 & 3 {
+        writable |= rflag::IF;
+    }
+    let old = cpu.rflags();
+    cpu.set_rflags((old & !writable | flags & writable) & !rflag::RF);
+}
+
+/// Data segments that code of privilege `rpl` may not see become null.
+fn hide_data_segments(cpu: &mut Cpu, rpl: u8) {
+    for number in [seg::ES, seg::DS, seg::FS, seg::GS] {
+        let segment = cpu.seg[number];
+        let conforming = segment.access & 0x1c == 0x1c;
+        if segment.selector & !3 != 0 && !conforming && segment.dpl() < rpl {
+            let null = Segment {
+                base: segment.base,
+                ..Segment::default()
+            };
+            cpu.set_segment(number, null);
+        }
+    }
 }
 
 /// RETF; `imm` bytes are dropped on both stacks.
