@@ -5,7 +5,7 @@
 //! processor's model stands in [`super::models`].
 
 use super::case::*;
-use super::generate::effective_address;
+use super::encode::effective_address;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register, RflagsBits};
 use std::ops::Range;
 

@@ -1,12 +1,11 @@
 //! Random instructions of a given `Code`, with registers and memory that make them do something.
 
 use super::case::*;
-use iced_x86::{
-    Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register,
-};
+use super::encode::effective_address;
+use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
 
 /// Registers that memory operands of sequences are based on, and that sequences never write.
-const RESERVED: [usize; 5] = [3, 4, 5, 6, 7];
+pub const RESERVED: [usize; 5] = [3, 4, 5, 6, 7];
 
 /// Builds instructions and the state they need.
 pub struct Generator {
@@ -39,83 +38,6 @@ impl Generator {
         };
         g.randomise();
         g
-    }
-
-    fn randomise(&mut self) {
-        let random = &mut self.random;
-        let state = &mut self.state;
-        let mask = if self.bitness == 64 { !0 } else { 0xffff_ffff };
-        let registers = if self.bitness == 64 { 16 } else { 8 };
-        for register in &mut state.gpr[..registers] {
-            *register = random.integer() & mask;
-        }
-        state.gpr[4] = DATA + 0x800 + random.below(8) * 8;
-        if self.sequence {
-            for (i, register) in RESERVED.into_iter().enumerate() {
-                state.gpr[register] = DATA + 0x200 * (i as u64 + 1) + random.below(4) * 16;
-            }
-        }
-        state.rflags = 0x202 | random.next() & 0x8d5;
-        if random.one_in(8) {
-            state.rflags |= 0x400;
-        }
-        self.randomise_x87();
-        self.randomise_sse();
-    }
-
-    fn randomise_x87(&mut self) {
-        let random = &mut self.random;
-        let mut control: u16 = 0x037f;
-        if random.one_in(3) {
-            control = control & !0xf00 | (random.next() & 0xf00) as u16;
-        }
-        let unmasked = if self.sequence { 64 } else { 8 };
-        if random.one_in(unmasked) {
-            control &= !(random.next() & 0x3f) as u16;
-        }
-        let mut status = (random.next() & 0x7f00) as u16;
-        if random.one_in(4) {
-            status |= (random.next() & 0x7f) as u16;
-        }
-        // Pending exceptions would make every instruction fault: rarely.
-        if !random.one_in(unmasked) {
-            status &= !(!control & 0x3f);
-        }
-        if status & !control & 0x3f != 0 {
-            status |= 0x8080;
-        }
-        let tags = match random.below(4) {
-            0 => random.next() as u8,
-            1 => 1 << (status >> 11 & 7) | 1 << (((status >> 11) + 1) & 7),
-            _ => 0xff,
-        };
-        let state = &mut self.state;
-        state.fx[0..2].copy_from_slice(&control.to_le_bytes());
-        state.fx[2..4].copy_from_slice(&status.to_le_bytes());
-        state.fx[4] = tags;
-        for i in 0..8 {
-            state.set_slot(32 + 16 * i, random.extended());
-        }
-    }
-
-    fn randomise_sse(&mut self) {
-        let random = &mut self.random;
-        let mut mxcsr = match random.below(6) {
-            0 => 0x1f80 | random.next() as u32 & 0xe07f,
-            1 => 0x1f80 | random.next() as u32 & 0x3f,
-            2 | 3 => 0x1f80,
-            _ => 0x1fa0,
-        };
-        if random.one_in(if self.sequence { 64 } else { 8 }) {
-            mxcsr &= !(random.next() as u32 & 0x1f80);
-        }
-        // A flag set with its mask clear is legal, and raises nothing by itself.
-        self.state.fx[24..28].copy_from_slice(&mxcsr.to_le_bytes());
-        let registers = if self.bitness == 64 { 16 } else { 8 };
-        for i in 0..registers {
-            let value = random.vector();
-            self.state.set_slot(160 + 16 * i, value);
-        }
     }
 
     /// An instruction of the given code. It may turn out not to have an encoding; the next may have one.
@@ -533,47 +455,4 @@ fn is_implicit_pointer(mnemonic: Mnemonic) -> bool {
         mnemonic,
         Mnemonic::Xlatb | Mnemonic::Maskmovq | Mnemonic::Maskmovdqu
     )
-}
-
-/// The address of an explicit memory operand.
-pub fn effective_address(instruction: &Instruction, state: &State) -> Option<u64> {
-    instruction.op_kinds().position(|kind| kind == OpKind::Memory)?;
-    let value = |register: Register| match register {
-        Register::None => 0,
-        Register::RIP => 0,
-        r => {
-            let full = state.gpr[r.full_register().number()];
-            if r.size() == 4 { full & 0xffff_ffff } else { full }
-        }
-    };
-    let scale = instruction.memory_index_scale() as u64;
-    let offset = value(instruction.memory_base())
-        .wrapping_add(value(instruction.memory_index()).wrapping_mul(scale))
-        .wrapping_add(instruction.memory_displacement64());
-    let narrow = instruction.memory_base().size() == 4 || instruction.memory_index().size() == 4;
-    let offset = if narrow { offset & 0xffff_ffff } else { offset };
-    let base = if instruction.segment_prefix() == Register::GS {
-        GS_BASE
-    } else {
-        0
-    };
-    Some(offset.wrapping_add(base))
-}
-
-/// Encodes instructions one behind the other; nothing where one cannot be encoded or comes back as another.
-pub fn encode(instructions: &[Instruction], bitness: u32, at: u64) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    for instruction in instructions {
-        let mut encoder = Encoder::new(bitness);
-        let ip = at + bytes.len() as u64;
-        let length = encoder.encode(instruction, ip).ok()?;
-        let encoded = encoder.take_buffer();
-        let mut decoder = Decoder::with_ip(bitness, &encoded, ip, DecoderOptions::NONE);
-        let decoded = decoder.decode();
-        if decoded.len() != length || decoded.code() != instruction.code() {
-            return None;
-        }
-        bytes.extend(encoded);
-    }
-    (bytes.len() <= CODE_MAX).then_some(bytes)
 }

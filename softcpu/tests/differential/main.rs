@@ -11,11 +11,13 @@
 mod case;
 mod codes;
 mod compare;
+mod encode;
 mod generate;
 mod models;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod native;
+mod randomise;
 #[allow(unsafe_code)]
 mod soft;
 mod tests;

@@ -6,7 +6,7 @@
 
 use super::case::*;
 use super::compare::{Mask, NanLanes};
-use super::generate::effective_address;
+use super::encode::effective_address;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 
 /// The vector that a case without an exception ends with.

@@ -3,7 +3,8 @@
 use super::case::*;
 use super::codes::{EXCLUDED, codes, fits_sequences, is_far_or_segment};
 use super::compare::{self, Mask};
-use super::generate::{Generator, encode};
+use super::encode::encode;
+use super::generate::Generator;
 use super::models;
 #[cfg(target_arch = "x86_64")]
 use super::native;
