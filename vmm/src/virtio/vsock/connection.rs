@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 
 use vm_memory::{ReadVolatile, VolatileSlice};
 
-use super::packet::shutdown;
+use super::packet::{HEADER, op, shutdown};
+use crate::virtio::ring::Chain;
 
 /// Receive buffer of one stream, for what the guest has sent and the host process has not taken. It is what the guest is
 /// told, so a guest that sends more breaks the protocol. With 512 streams this bounds the device to 64 MiB.
@@ -189,6 +190,41 @@ impl Connection {
             // The host process went away without reading everything: no more comes from it.
             Err(_) => Read::End,
         }
+    }
+
+    /// The next packet for the guest: operation, length and flags. Its data, read from the host process if that may be looked
+    /// at now (`outside`), is in `chain` behind the header's place, for which there is room.
+    pub fn next_packet(&mut self, chain: &Chain<'_>, outside: bool) -> Option<(u16, u32, u32)> {
+        let pending = &mut self.pending;
+        if std::mem::take(&mut pending.request) {
+            return Some((op::REQUEST, 0, 0));
+        }
+        if std::mem::take(&mut pending.response) {
+            return Some((op::RESPONSE, 0, 0));
+        }
+        if outside && let Some(room) = chain.writable.part(HEADER, chain.writable.len() - HEADER) {
+            match self.read_into(&room) {
+                Read::Data(len) => return Some((op::RW, len as u32, 0)),
+                Read::Nothing => {}
+                Read::End => {
+                    self.host_shutdown |= shutdown::SEND;
+                    self.pending.shutdown = true;
+                }
+            }
+        }
+        // While there may be data, the end of the stream waits behind it.
+        if self.pending.shutdown && !self.may_read() {
+            self.pending.shutdown = false;
+            return Some((op::SHUTDOWN, 0, self.host_shutdown));
+        }
+        let pending = &mut self.pending;
+        if std::mem::take(&mut pending.credit_request) {
+            return Some((op::CREDIT_REQUEST, 0, 0));
+        }
+        if std::mem::take(&mut pending.credit_update) {
+            return Some((op::CREDIT_UPDATE, 0, 0));
+        }
+        None
     }
 
     /// Takes data from the guest; `false` when it is more than the guest was told that there is room for.

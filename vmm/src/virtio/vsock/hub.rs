@@ -1,14 +1,15 @@
 //! Where the streams of one guest meet: the queues on one side, Unix sockets on the other.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use virtio_queue::QueueT;
 
-use super::connection::{Connection, Phase, Read};
+use super::connection::{Connection, Phase};
+use super::greeting::{Greeting, Said};
 use super::packet::{HEADER, Header, STREAM, op, shutdown};
 use super::{HOST_CID, unix};
 use crate::event::{EventSet, Poller};
@@ -23,8 +24,6 @@ const TRANSMIT: usize = 1;
 const MAX_STREAMS: usize = 512;
 /// Resets that wait for the guest to give room for them. A guest that provokes more without taking any loses the rest.
 const MAX_RESETS: usize = 512;
-/// Longest greeting of a host process, `CONNECT 4294967295\n`, with some room.
-const MAX_GREETING: usize = 32;
 /// Largest packet that the guest may send (Linux: 64 KiB).
 const MAX_PACKET: u32 = 64 << 10;
 /// Packets given to the guest before the worker looks at its other events again.
@@ -37,7 +36,7 @@ const LISTENER: u32 = 0;
 /// A host process behind a socket.
 enum Peer {
     /// It has not said yet to which port it wants.
-    Greeting(UnixStream, Vec<u8>),
+    Greeting(Greeting),
     /// A stream.
     Stream(Box<Connection>),
 }
@@ -112,7 +111,7 @@ impl Hub {
                     if self.peers.len() < MAX_STREAMS && stream.set_nonblocking(true).is_ok() {
                         let id = self.free_id();
                         watch(poller, &stream, id)?;
-                        self.peers.insert(id, Peer::Greeting(stream, Vec::new()));
+                        self.peers.insert(id, Peer::Greeting(Greeting::new(stream)));
                         self.greet(id);
                     }
                 }
@@ -130,26 +129,22 @@ impl Hub {
         self.next_id
     }
 
-    /// Reads the greeting of a host process, byte by byte, because what follows belongs to the stream.
+    /// Reads on in the greeting of a host process, and makes its stream when that is all there.
     fn greet(&mut self, id: u32) {
-        let Some(Peer::Greeting(stream, line)) = self.peers.get_mut(&id) else {
+        let Some(Peer::Greeting(greeting)) = self.peers.get_mut(&id) else {
             return;
         };
-        let port = loop {
-            let mut byte = [0];
-            match stream.read(&mut byte) {
-                Ok(1) if byte[0] == b'\n' => break parse_greeting(line),
-                Ok(1) if line.len() < MAX_GREETING => line.push(byte[0]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                _ => break None,
-            }
-        };
-        let Some(Peer::Greeting(stream, _)) = self.peers.remove(&id) else {
+        let said = greeting.read();
+        if said == Said::TooLittle {
+            return;
+        }
+        let Some(Peer::Greeting(Greeting { stream, .. })) = self.peers.remove(&id) else {
             return;
         };
         // A greeting that is none ends the connection: the host process reads the end.
-        let Some(guest_port) = port else { return };
+        let Said::Port(guest_port) = said else {
+            return;
+        };
         let host_port = self.free_port(guest_port);
         self.by_ports.insert((host_port, guest_port), id);
         let connection = Connection::new(stream, host_port, guest_port, Phase::Requested);
@@ -405,7 +400,7 @@ impl Hub {
             let Some(Peer::Stream(connection)) = self.peers.get_mut(&id) else {
                 continue;
             };
-            let packet = stream_packet(connection, chain, self.outside);
+            let packet = connection.next_packet(chain, self.outside);
             let over = connection.host_shutdown == shutdown::BOTH && !connection.pending.shutdown;
             if let Some((op, len, flags)) = packet {
                 let (buf_alloc, fwd_cnt) = connection.announce();
@@ -433,49 +428,6 @@ impl Hub {
     }
 }
 
-/// What the stream has for the guest: operation, length and flags.
-fn stream_packet(connection: &mut Connection, chain: &Chain<'_>, outside: bool) -> Option<(u16, u32, u32)> {
-    let pending = &mut connection.pending;
-    if std::mem::take(&mut pending.request) {
-        return Some((op::REQUEST, 0, 0));
-    }
-    if std::mem::take(&mut pending.response) {
-        return Some((op::RESPONSE, 0, 0));
-    }
-    if outside && let Some(room) = chain.writable.part(HEADER, chain.writable.len() - HEADER) {
-        match connection.read_into(&room) {
-            Read::Data(len) => return Some((op::RW, len as u32, 0)),
-            Read::Nothing => {}
-            Read::End => {
-                connection.host_shutdown |= shutdown::SEND;
-                connection.pending.shutdown = true;
-            }
-        }
-    }
-    // While there may be data, the end of the stream waits behind it.
-    if connection.pending.shutdown && !connection.may_read() {
-        connection.pending.shutdown = false;
-        return Some((op::SHUTDOWN, 0, connection.host_shutdown));
-    }
-    let pending = &mut connection.pending;
-    if std::mem::take(&mut pending.credit_request) {
-        return Some((op::CREDIT_REQUEST, 0, 0));
-    }
-    if std::mem::take(&mut pending.credit_update) {
-        return Some((op::CREDIT_UPDATE, 0, 0));
-    }
-    None
-}
-
-/// The port of `CONNECT <port>`.
-fn parse_greeting(line: &[u8]) -> Option<u32> {
-    let port = line.strip_prefix(b"CONNECT ")?;
-    std::str::from_utf8(port.strip_suffix(b"\r").unwrap_or(port))
-        .ok()?
-        .parse()
-        .ok()
-}
-
 /// Watches a stream for every change. A stream that is closed is no longer watched.
 fn watch(poller: &Poller<Wake>, stream: &UnixStream, id: u32) -> Result<(), Broken> {
     let changes = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
@@ -490,7 +442,7 @@ impl Service for Hub {
         // Streams that a pause has left.
         for (&id, peer) in &self.peers {
             match peer {
-                Peer::Greeting(stream, _) => watch(&context.poller, stream, id)?,
+                Peer::Greeting(greeting) => watch(&context.poller, &greeting.stream, id)?,
                 Peer::Stream(connection) => watch(&context.poller, &connection.stream, id)?,
             }
         }

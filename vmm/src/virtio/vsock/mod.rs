@@ -14,6 +14,7 @@ use super::worker::Engine;
 use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 
 mod connection;
+mod greeting;
 mod hub;
 pub mod packet;
 #[cfg(test)]
