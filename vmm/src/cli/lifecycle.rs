@@ -9,9 +9,9 @@ use clap::Args;
 use super::failure::{Advice, TimedOut};
 use super::wait::Waiting;
 use super::{Context, Status, failure, value};
-use crate::instance::assemble::{HostUse, PerRun};
 use crate::instance::client::Client;
 use crate::instance::launch::empty_ephemeral;
+use crate::instance::per_run::{HostUse, PerRun};
 use crate::instance::store::Held;
 use crate::instance::{Error, Event, InstanceId, State, api, detach};
 

@@ -28,6 +28,7 @@ mod list;
 mod output;
 mod own;
 mod profile;
+mod request;
 mod run;
 mod signals;
 mod ssh;

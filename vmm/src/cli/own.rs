@@ -6,8 +6,9 @@ use clap::Args;
 use nix::sys::signal::Signal;
 
 use super::{Context, Status, signals};
-use crate::instance::assemble::{Assembly, PerRun};
+use crate::instance::assemble::Assembly;
 use crate::instance::owner::Owner;
+use crate::instance::per_run::PerRun;
 use crate::instance::{Error, InstanceId, Result, State, api, detach, service};
 use crate::sandbox::{self, Kind};
 

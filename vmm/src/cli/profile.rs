@@ -8,11 +8,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 
-use super::run::{Hardware, NetworkArgs, Run, Storage};
+use super::request::{Hardware, NetworkArgs, Storage};
+use super::run::Run;
 use super::{Context, Status, output, value};
 use crate::accel::Profiling;
-use crate::instance::assemble::PerRun;
 use crate::instance::image::Image;
+use crate::instance::per_run::PerRun;
 use crate::memory::Part;
 use crate::profile::{Report, Symbols, draw};
 

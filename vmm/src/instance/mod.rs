@@ -26,6 +26,7 @@ pub mod lock;
 mod measure;
 pub mod network;
 pub mod owner;
+pub mod per_run;
 pub mod record;
 mod replace;
 pub mod scrub;

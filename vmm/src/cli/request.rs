@@ -1,0 +1,153 @@
+//! What a launch may be asked for: machine, storage, network.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::failure::Advice;
+use super::value;
+use crate::instance::launch::{RootCopy, VolumeRequest};
+use crate::instance::limits::Limits;
+use crate::instance::network::{Network, Port};
+use crate::instance::record::{Accel, Config};
+
+/// What the machine is made of.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct Hardware {
+    /// Virtual processors (default: what the image says)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
+    cpus: Option<u32>,
+    /// RAM, as in 512M or 2G (default: what the image says)
+    #[arg(short, long, value_name = "SIZE", value_parser = value::memory)]
+    memory: Option<u64>,
+    /// What runs the guest's instructions
+    #[arg(long, value_enum, default_value_t)]
+    accel: Accel,
+    /// Give memory that the guest does not use back to this host as the guest reports it free
+    #[arg(long)]
+    balloon: bool,
+    /// What the guest may do in a second: bytes of each volume, requests to it, bits of the network in each direction
+    #[arg(long, value_name = "disk=RATE,iops=N,net=RATE")]
+    limit: Vec<Limits>,
+    /// Words to add to the kernel command line
+    #[arg(long, value_name = "WORDS")]
+    append: Option<String>,
+    /// A kernel to boot instead of the image's: vmlinux, bzImage or (arm64) Image
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// An initramfs to use instead of the image's
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+}
+
+/// Volumes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Storage")]
+pub struct Storage {
+    /// Size of the root volume; the guest grows its file system to it
+    #[arg(long, value_name = "SIZE", value_parser = value::size)]
+    pub(super) root_size: Option<u64>,
+    /// Fill the root volume as it is read, or before the launch
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) root_copy: RootCopy,
+    /// Attach a new volume of this size, or a file as it is; with `,keep` it outlives the instance, with `,ephemeral` not even a
+    /// stop
+    #[arg(long, value_name = "SIZE[,keep|,ephemeral]|FILE")]
+    pub(super) volume: Vec<VolumeRequest>,
+}
+
+/// The network and what the guest is given over it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct NetworkArgs {
+    /// Publish a port of the guest on 127.0.0.1, or on another address if asked; without HOST the host chooses
+    #[arg(short, long, value_name = "[[IP:]HOST:]GUEST[/udp]")]
+    publish: Vec<Port>,
+    /// The network: built-in, a tap device, or none; with `user,loopback` the guest reaches this host's 127.0.0.1 at 10.0.2.2
+    #[arg(long, value_name = "user[,loopback]|tap=DEVICE|none", default_value = "user")]
+    net: Network,
+    /// A file with public keys that may log in
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Vec<PathBuf>,
+    /// A file that the guest reads at its first boot: a script, or what cloud-init understands
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
+}
+
+impl NetworkArgs {
+    pub(super) fn config(&self, config: Config) -> anyhow::Result<Config> {
+        if !self.publish.is_empty() && !matches!(self.net, Network::User | Network::UserLoopback) {
+            let message = "ports can be published on the built-in network only";
+            return Err(
+                Advice::new(message, "leave --net out, or reach the guest at its own address").into(),
+            );
+        }
+        let mut ssh_keys = Vec::new();
+        for path in &self.ssh_key {
+            let text = read(path)?;
+            let keys = text
+                .lines()
+                .map(str::trim)
+                .filter(|line| !line.is_empty() && !line.starts_with('#'));
+            let before = ssh_keys.len();
+            ssh_keys.extend(keys.map(str::to_owned));
+            if ssh_keys.len() == before || text.contains("PRIVATE KEY") {
+                let message = format!("{} holds no public key", path.display());
+                return Err(Advice::new(message, "give the file that ends in .pub").into());
+            }
+        }
+        Ok(Config {
+            network: self.net.clone(),
+            ports: self.publish.clone(),
+            ssh_keys,
+            ..config
+        })
+    }
+
+    pub(super) fn user_data(&self) -> anyhow::Result<Option<Vec<u8>>> {
+        let read =
+            |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        self.user_data.as_ref().map(read).transpose()
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+impl Hardware {
+    /// The kernel that is to be booted instead of the image's.
+    pub fn kernel(&self) -> Option<&Path> {
+        self.kernel.as_deref()
+    }
+
+    pub(super) fn config(&self) -> anyhow::Result<Config> {
+        let absolute = |path: &Option<PathBuf>| {
+            path.as_ref()
+                .map(|p| {
+                    p.canonicalize()
+                        .with_context(|| format!("cannot use {}", p.display()))
+                })
+                .transpose()
+        };
+        let mut limits = Limits::default();
+        for limit in &self.limit {
+            limits = limits
+                .and(*limit)
+                .map_err(|name| Advice::new(format!("{name} is limited twice"), "give each limit once"))?;
+        }
+        Ok(Config {
+            limits,
+            balloon: self.balloon,
+            cpus: self.cpus,
+            memory: self.memory,
+            accel: self.accel,
+            append: self.append.clone(),
+            kernel: absolute(&self.kernel)?,
+            initrd: absolute(&self.initrd)?,
+            ..Config::default()
+        })
+    }
+}
