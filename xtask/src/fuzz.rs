@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -148,73 +149,112 @@ fn build(targets: &[String], sanitizer: bool) -> Result<PathBuf> {
 
 /// Runs a target for `time` of the processor and tells what came of it; `false` when it found something.
 fn run(target: &str, programs: &Path, time: Duration) -> Result<bool> {
-    let dir = target_dir();
-    let (logs, artifacts) = (dir.join("logs"), dir.join("artifacts").join(target));
-    for folder in [&logs, &artifacts, &dir.join("corpus").join(target)] {
-        fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-    }
-    let log = logs.join(format!("{target}.log"));
-    File::create(&log).with_context(|| format!("{} cannot be made", log.display()))?;
+    let fuzzer = Fuzzer::new(target, programs)?;
     let start = Instant::now();
     let (mut used, mut executions) = (Duration::ZERO, 0);
     // libFuzzer counts seconds of the day: it goes on from what it has found until it has had as many of a processor.
-    let (success, text) = loop {
-        let turn = (time.saturating_sub(used).as_secs()).max(1);
-        let (success, spent) = run_once(target, programs, turn, &log)?;
-        let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
-        used += spent;
-        executions += statistic(&text, "stat::number_of_executed_units:").unwrap_or(0);
-        if !success || time.saturating_sub(used) < Duration::from_secs(1) {
-            break (success, text);
+    let last = loop {
+        let left = time.saturating_sub(used).as_secs();
+        let turn = fuzzer.turn(left.max(1))?;
+        used += turn.spent;
+        executions += statistic(&turn.said, "stat::number_of_executed_units:").unwrap_or(0);
+        if !turn.success || time.saturating_sub(used) < Duration::from_secs(1) {
+            break turn;
         }
     };
     println!(
         "{target:<10} {:6.0} s  {:6.0} s of a processor  {executions:>12} executions  {:>6} edges  {}",
         start.elapsed().as_secs_f64(),
         used.as_secs_f64(),
-        last_edges(&text).unwrap_or("?"),
-        if success {
+        last_edges(&last.said).unwrap_or("?"),
+        if last.success {
             "nothing found"
         } else {
             "FOUND SOMETHING"
         },
     );
-    if !success {
-        let artifact = text
-            .lines()
-            .rev()
-            .find_map(|line| line.split_once("Test unit written to "))
-            .map_or("none was written", |(_, path)| path);
-        println!("  the input: {artifact}\n  the log:   {}", log.display());
+    if !last.success {
+        println!(
+            "  the input: {}\n  the log:   {}",
+            written_to(&last.said).unwrap_or("none was written"),
+            fuzzer.log.display()
+        );
     }
-    Ok(success)
+    Ok(last.success)
 }
 
-/// Runs a target for `seconds` of the day; what it says is appended to `log`. Returns whether it found nothing, and how long it had a processor.
-fn run_once(target: &str, programs: &Path, seconds: u64, log: &Path) -> Result<(bool, Duration)> {
-    let dir = target_dir();
-    let output = File::options().append(true).open(log);
-    let output = output.with_context(|| format!("{} cannot be written", log.display()))?;
-    let mut child = Command::new(programs.join(target))
-        .args([dir.join("corpus").join(target), corpus().join(target)])
-        .arg(format!(
-            "-artifact_prefix={}/",
-            dir.join("artifacts").join(target).display()
-        ))
-        .arg(format!("-max_total_time={seconds}"))
-        .args([format!("-timeout={TIMEOUT}"), format!("-rss_limit_mb={RSS}")])
-        .args([format!("-max_len={MAX_LEN}"), "-print_final_stats=1".to_owned()])
-        // Memory that a worker thread holds for a moment is no leak.
-        .env("ASAN_OPTIONS", "detect_leaks=0:allocator_may_return_null=1")
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        .spawn()
-        .with_context(|| format!("{target} could not be started"))?;
-    // Its account closes when it is waited for.
-    let pid = Pid::from_raw(child.id().cast_signed());
-    waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
-    let spent = cpu_time::of_process(child.id())?;
-    Ok((child.wait()?.success(), spent))
+/// A target's program and where it puts what.
+struct Fuzzer {
+    program: PathBuf,
+    /// Inputs that it found worth keeping, and those that are committed.
+    corpora: [PathBuf; 2],
+    /// Inputs at which it failed.
+    artifacts: PathBuf,
+    log: PathBuf,
+}
+
+/// What came of one start of a program.
+struct Turn {
+    success: bool,
+    spent: Duration,
+    said: String,
+}
+
+impl Fuzzer {
+    /// Makes the folders and an empty log.
+    fn new(target: &str, programs: &Path) -> Result<Self> {
+        let dir = target_dir();
+        let (logs, artifacts) = (dir.join("logs"), dir.join("artifacts").join(target));
+        let found = dir.join("corpus").join(target);
+        for folder in [&logs, &artifacts, &found] {
+            fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        }
+        let log = logs.join(format!("{target}.log"));
+        File::create(&log).with_context(|| format!("{} cannot be made", log.display()))?;
+        Ok(Self {
+            program: programs.join(target),
+            corpora: [found, corpus().join(target)],
+            artifacts,
+            log,
+        })
+    }
+
+    /// Runs for `seconds` of the day; what the program says is appended to the log.
+    fn turn(&self, seconds: u64) -> Result<Turn> {
+        let output = File::options().append(true).open(&self.log);
+        let output = output.with_context(|| format!("{} cannot be written", self.log.display()))?;
+        let before = output.metadata()?.len();
+        let mut child = Command::new(&self.program)
+            .args(&self.corpora)
+            .arg(format!("-artifact_prefix={}/", self.artifacts.display()))
+            .arg(format!("-max_total_time={seconds}"))
+            .args([format!("-timeout={TIMEOUT}"), format!("-rss_limit_mb={RSS}")])
+            .args([format!("-max_len={MAX_LEN}"), "-print_final_stats=1".to_owned()])
+            // Memory that a worker thread holds for a moment is no leak.
+            .env("ASAN_OPTIONS", "detect_leaks=0:allocator_may_return_null=1")
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("{} could not be started", self.program.display()))?;
+        // Its account closes when it is waited for.
+        let pid = Pid::from_raw(child.id().cast_signed());
+        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
+        let spent = cpu_time::of_process(child.id())?;
+        let success = child.wait()?.success();
+        // Of this turn only: a program that is killed says no figures, and must not be given those of the turn before.
+        let mut log = File::open(&self.log)?;
+        log.seek(SeekFrom::Start(before))?;
+        let mut said = Vec::new();
+        log.read_to_end(&mut said)?;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        Ok(Turn { success, spent, said })
+    }
+}
+
+/// The input at which a program failed.
+fn written_to(said: &str) -> Option<&str> {
+    let mut lines = said.lines().rev();
+    lines.find_map(|line| Some(line.split_once("Test unit written to ")?.1))
 }
 
 /// A figure of libFuzzer's final statistics.
@@ -296,6 +336,8 @@ mod tests {
         assert_eq!(statistic(log, "stat::number_of_executed_units:"), Some(99));
         assert_eq!(last_edges(log), Some("345"));
         assert_eq!((statistic("", "stat::x:"), last_edges("")), (None, None));
+        let found = "==7== ERROR\nartifact_prefix='a/'; Test unit written to a/crash-1\nBase64: AA==\n";
+        assert_eq!((written_to(found), written_to(log)), (Some("a/crash-1"), None));
     }
 
     #[test]
