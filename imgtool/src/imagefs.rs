@@ -14,6 +14,8 @@ use mkext4::spec::inode::{FileType, Inode};
 use crate::compose::ext4::acl_from_disk;
 use crate::tree::{Content, Kind, Meta, NodeId, Piece, Tree, TreeError};
 
+mod checks;
+
 /// Deepest directory nesting read: a path of 4095 bytes has no more.
 const MAX_DEPTH: usize = 2048;
 /// The root directory's inode.
@@ -66,7 +68,9 @@ pub fn of_file(file: Arc<File>, offset: u64, length: u64, path: &std::path::Path
         offset,
         length,
     };
+    checks::superblock(&window, length).map_err(ext4)?;
     let fs = Fs::open(window).map_err(ext4)?;
+    checks::groups(&fs, length).map_err(ext4)?;
     let mut load = Load {
         fs: &fs,
         file,
@@ -74,6 +78,7 @@ pub fn of_file(file: Arc<File>, offset: u64, length: u64, path: &std::path::Path
         length,
         tree: Tree::new(),
         seen: BTreeMap::new(),
+        extents: 0,
     };
     load.run().map_err(|error| match error {
         LoadError::Ext4(e) => ext4(e),
@@ -126,11 +131,13 @@ struct Load<'a> {
     length: u64,
     tree: Tree,
     seen: BTreeMap<u32, NodeId>,
+    /// Extents of all inodes so far.
+    extents: u64,
 }
 
 impl Load<'_> {
     fn run(&mut self) -> Result<(), LoadError> {
-        let root = self.fs.inode(ROOT_INODE)?;
+        let root = self.inode(ROOT_INODE)?;
         let meta = self.meta(ROOT_INODE, &root)?;
         self.tree.insert(b"", Kind::Dir, meta)?;
         let mut stack = vec![(Vec::new(), ROOT_INODE, 0)];
@@ -161,7 +168,7 @@ impl Load<'_> {
             self.tree.link(path, *id)?;
             return Ok(false);
         }
-        let inode = self.fs.inode(number)?;
+        let inode = self.inode(number)?;
         let kind = self.kind(number, &inode)?;
         let directory = matches!(kind, Kind::Dir);
         let meta = self.meta(number, &inode)?;
@@ -170,6 +177,17 @@ impl Load<'_> {
         // A directory with two names would be read without end; linking to it again is refused by the tree.
         self.seen.insert(number, id);
         Ok(directory)
+    }
+
+    /// An inode whose blocks can be listed in reasonable time and memory.
+    fn inode(&mut self, number: u32) -> Result<Inode, LoadError> {
+        let inode = self.fs.inode(number)?;
+        self.extents += checks::inode(self.fs, &inode, self.length)?;
+        // Each has a block of its own at least.
+        if self.extents > self.length / checks::BLOCK {
+            return Err(corrupt("files share their blocks").into());
+        }
+        Ok(inode)
     }
 
     fn kind(&self, number: u32, inode: &Inode) -> Result<Kind, LoadError> {
@@ -352,5 +370,23 @@ mod tests {
             let _ = of_file(file, 8192, 32 << 20, "x".as_ref());
         }
         assert!(of_file(written(&tree), 0, 4096, "x".as_ref()).is_err());
+    }
+
+    #[test]
+    fn numbers_beyond_the_file_system_are_refused_by_name() {
+        use std::os::unix::fs::FileExt;
+        let refused = |at: u64, value: u32| {
+            let file = written(&sample());
+            let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*file));
+            let writer = File::options().write(true).open(path).unwrap();
+            writer.write_all_at(&value.to_le_bytes(), 8192 + at).unwrap();
+            of_file(file, 8192, 32 << 20, "x".as_ref())
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(refused(0x418, 64).contains("2^(10 + 64) bytes"));
+        assert!(refused(0x404, 8193).contains("not within its 33554432 bytes"));
+        assert!(refused(0x550, 1).contains("not within"));
+        assert!(refused(0x414, 8192).contains("not within"));
     }
 }
