@@ -57,37 +57,50 @@ const MAX_DEPTH: u16 = 5;
 
 /// Refuses a directory or link that is longer than the file system, and extents that do not bring the file on: a small tree that
 /// names one node many times would be listed for ever. Returns how many extents there are.
-pub fn inode<R: ReadAt>(fs: &Fs<R>, inode: &Inode, length: u64) -> Result<u64, Error> {
+pub fn inode<R: ReadAt>(fs: &Fs<R>, number: u32, inode: &Inode, length: u64) -> Result<u64, Error> {
     if matches!(inode.file_type(), FileType::Dir | FileType::Symlink) && inode.size > length {
-        return Err(corrupt(&format!("a directory or link of {} bytes", inode.size)));
+        let size = inode.size;
+        return Err(corrupt(&format!(
+            "inode {number} is a directory or link of {size} bytes"
+        )));
     }
     match inode.extent_root() {
-        Some(root) => node(fs, root, None, &mut 0),
+        Some(root) => node(fs, number, root, None, &mut 0),
         None => Ok(0),
     }
 }
 
 /// Counts the extents of one node of a tree, which begin at the block `next` of the file or behind it.
-fn node<R: ReadAt>(fs: &Fs<R>, bytes: &[u8], parent: Option<u16>, next: &mut u64) -> Result<u64, Error> {
+fn node<R: ReadAt>(
+    fs: &Fs<R>,
+    number: u32,
+    bytes: &[u8],
+    parent: Option<u16>,
+    next: &mut u64,
+) -> Result<u64, Error> {
     let header = ExtentHeader::decode(bytes)?;
     let room = (bytes.len() - ExtentHeader::LEN) / ExtentHeader::ENTRY_LEN;
     let entries = usize::from(header.entries);
     let (depth, empty) = (header.depth, entries == 0);
     let fits = parent.map_or(depth <= MAX_DEPTH, |parent| depth + 1 == parent && !empty);
     if !fits || entries > room {
-        return Err(corrupt("a tree of extents is malformed"));
+        return Err(corrupt(&format!(
+            "inode {number} has a malformed tree of extents"
+        )));
     }
     let mut count = 0;
     for index in 0..entries {
         let entry = entry(bytes, index);
         if depth > 0 {
             let child = fs.read_block(ExtentIdx::decode(entry).leaf)?;
-            count += node(fs, &child, Some(depth), next)?;
+            count += node(fs, number, &child, Some(depth), next)?;
             continue;
         }
         let extent = Extent::decode(entry);
         if u64::from(extent.logical) < *next || extent.is_empty() {
-            return Err(corrupt("extents of a file overlap or go backwards"));
+            return Err(corrupt(&format!(
+                "inode {number} has extents that overlap or go backwards"
+            )));
         }
         *next = u64::from(extent.logical) + u64::from(extent.len());
         count += 1;
@@ -151,10 +164,13 @@ mod tests {
         let at = NODE as usize * BLOCK as usize;
         device.0[at..at + leaf.len()].copy_from_slice(&leaf);
         let fs = Fs::open(device).unwrap();
-        let walk = |root: &[u8]| node(&fs, root, None, &mut 0).map_err(|error| error.to_string());
+        let walk = |root: &[u8]| node(&fs, 12, root, None, &mut 0).map_err(|error| error.to_string());
         assert_eq!(walk(&tree(1, &[[0, NODE, 0]])), Ok(2));
         let twice = walk(&tree(1, &[[0, NODE, 0], [0, NODE, 0]])).unwrap_err();
-        assert!(twice.contains("overlap or go backwards"), "{twice}");
+        assert!(
+            twice.contains("inode 12 has extents that overlap or go backwards"),
+            "{twice}"
+        );
         for malformed in [tree(6, &[[0, NODE, 0]]), tree(2, &[[0, NODE, 0]])] {
             assert!(walk(&malformed).unwrap_err().contains("malformed"));
         }
@@ -166,7 +182,7 @@ mod tests {
         let empty = tree(0, &[]);
         device.0[..empty.len()].copy_from_slice(&empty);
         let fs = Fs::open(device).unwrap();
-        assert!(node(&fs, &tree(1, &[[0, 0, 0]]), None, &mut 0).is_err());
-        assert!(node(&fs, &tree(0, &[]), None, &mut 0).is_ok());
+        assert!(node(&fs, 12, &tree(1, &[[0, 0, 0]]), None, &mut 0).is_err());
+        assert!(node(&fs, 12, &tree(0, &[]), None, &mut 0).is_ok());
     }
 }
