@@ -148,22 +148,26 @@ fn exits_and_memory_of_a_launch(ground: &Ground) -> Result<()> {
     // Each is told, whatever became of the one before.
     let off = counters.map(|(name, measured)| hold(name, measured).err());
     let off: Vec<String> = off.iter().flatten().map(|error| format!("{error:#}")).collect();
+    // What is off stands last: of a long report that is cut, the end is what is read.
     ensure!(
         off.is_empty(),
-        "{}\nthe exits were: {:#}\nthe mappings were:\n{maps}",
-        off.join("\n"),
-        timing["exits"]["kernel_ready"]
+        "the exits were: {:#}\nthe mappings were, in KiB resident and proportional:\n{}{}",
+        timing["exits"]["kernel_ready"],
+        memory.mappings,
+        off.join("\n")
     );
     Ok(())
 }
 
 /// What a process has mapped, in KiB.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct Memory {
     /// Guest RAM that is there, kernel and initramfs of the image included.
     guest: u64,
     /// All else, what is shared divided by who shares it.
     beyond: u64,
+    /// A line for each mapping that has something: what it holds, and its first line in `smaps`.
+    mappings: String,
 }
 
 impl Memory {
@@ -181,6 +185,9 @@ impl Memory {
                 "Pss" => proportional = kib(),
                 // The last of a mapping's lines.
                 "VmFlags" => {
+                    if resident > 0 {
+                        memory.mappings += &format!("{resident:>7} {proportional:>7} {head}\n");
+                    }
                     let huge = value.split_whitespace().any(|flag| flag == "hg");
                     if huge || head.ends_with(".ami") && head.contains(" rw-p ") {
                         memory.guest += resident;

@@ -1,9 +1,11 @@
 //! What stands around a guest while it runs: console log, control socket, readiness.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use guest_init::proto::{Configure, READY_PORT, Request};
+use nix::poll::{PollFd, PollFlags, poll};
 
 use super::api;
 use super::console::Console;
@@ -13,6 +15,10 @@ use super::{Error, Result, agent, network, sockets};
 use crate::footprint;
 use crate::sandbox::{self, Kind};
 use crate::virtio::lockstep::{Times, Turn};
+
+/// How long after a guest's readiness its launch is over, in milliseconds: those who waited are told meanwhile, and what tells them is
+/// used once more. At once would unmap some of it, or all, as the threads happen to run.
+const SETTLING: u16 = 500;
 
 /// Takes charge of `held`. The guest itself is run by [`Owner::run`]. `turn` is the machine's.
 pub fn own(held: Held, turn: &Turn) -> Arc<Owner> {
@@ -43,12 +49,19 @@ fn listen_for_readiness(owner: &Arc<Owner>, turn: Turn, on_ready: impl Fn() + Se
             on_ready();
             owner.set_ready();
             turn.give();
-            // The launch is over.
-            footprint::give_back();
+            if is_quiet(&listener) {
+                footprint::give_back();
+            }
         })
     })
     .map_err(Error::os("starting a thread"))?;
     Ok(())
+}
+
+/// Whether the launch is over: who waited for the guest has been told, and it has not started anew meanwhile.
+fn is_quiet(listener: &impl AsFd) -> bool {
+    let mut next = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    poll(&mut next, SETTLING) == Ok(0)
 }
 
 /// Gives the guest what belongs to this instance, unless there is nothing. cloud-init, where the image has it, asks the
