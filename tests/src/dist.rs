@@ -1,4 +1,4 @@
-//! The programs and images under test, built into `target/kiln`.
+//! The programs and the images that they bake: those under test in `target/kiln`, those that ship in `target/dist`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use crate::arch::Arch;
 
 /// The programs that make up Kiln.
-const PROGRAMS: [&str; 3] = ["vmm", "imgtool", "guest-init"];
+pub const PROGRAMS: [&str; 3] = ["vmm", "imgtool", "guest-init"];
+/// Those without which no guest runs. Images for a foreign lab are baked on this machine.
+pub const LAUNCHING: [&str; 2] = ["vmm", "guest-init"];
 
 /// The root of the workspace. Cargo tells where the package is that it runs; what was compiled in may be another checkout's,
 /// when a target folder was copied along with the sources.
@@ -37,9 +39,9 @@ fn build_dir(arch: Arch) -> Result<PathBuf> {
     Ok(target_dir().join(cross))
 }
 
-/// Where everything that is built for people and tests goes.
+/// Where everything that tests and demonstrations build goes.
 pub fn kiln_dir() -> PathBuf {
-    target_dir().join("kiln")
+    Profile::Dev.dir()
 }
 
 /// The cargo that runs us, without what it tells us of our own package: a build script that reads such a variable (that of
@@ -59,19 +61,35 @@ pub fn cargo() -> Command {
 /// How the programs are built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
-    /// As they ship.
+    /// As the unit tests are: nothing that these have compiled is compiled again, and assertions hold.
+    Dev,
+    /// As they ship: small, fast, and minutes of link-time optimization. What is measured is measured with these.
     Release,
-    /// Sooner done, and slower: for the lab of an architecture whose counts are not held.
-    Quick,
 }
 
 impl Profile {
-    /// Cargo's word, and the folder's.
+    /// Cargo's name of the profile.
     fn name(self) -> &'static str {
         match self {
+            Profile::Dev => "dev",
             Profile::Release => "release",
-            Profile::Quick => "quick",
         }
+    }
+
+    /// Cargo's name of the folder that the profile's programs are in.
+    fn folder(self) -> &'static str {
+        match self {
+            Profile::Dev => "debug",
+            Profile::Release => "release",
+        }
+    }
+
+    /// Where the programs, and the images that they bake, are put.
+    pub fn dir(self) -> PathBuf {
+        target_dir().join(match self {
+            Profile::Dev => "kiln",
+            Profile::Release => "dist",
+        })
     }
 }
 
@@ -79,76 +97,76 @@ impl Profile {
 #[derive(Debug, Clone)]
 pub struct Dist {
     arch: Arch,
-    dir: PathBuf,
+    profile: Profile,
 }
 
 impl Dist {
     /// Builds the programs for this machine's architecture.
-    pub fn build(arch: Arch) -> Result<Dist> {
-        Dist::build_by(cargo(), arch, Profile::Release)
+    pub fn build(profile: Profile) -> Result<Dist> {
+        Dist::build_by(cargo(), Arch::host()?, profile, &PROGRAMS)
     }
 
-    /// Builds the programs with a cargo that has been prepared for `arch`.
-    pub fn build_by(mut build: Command, arch: Arch, profile: Profile) -> Result<Dist> {
-        let target = arch.target();
-        // Named target and target-specific flags: crt-static must not reach build scripts and procedural macros.
+    /// Builds `programs` with a cargo that has been prepared for `arch`. `.cargo/config.toml` makes them static.
+    pub fn build_by(mut build: Command, arch: Arch, profile: Profile, programs: &[&str]) -> Result<Dist> {
         build
-            .args(["build", "--profile", profile.name(), "--target", &target])
+            .args(["build", "--profile", profile.name(), "--target", &arch.target()])
             .arg("--target-dir")
-            .arg(build_dir(arch)?)
-            .env(
-                format!("CARGO_TARGET_{}_RUSTFLAGS", arch.target_variable()),
-                "-C target-feature=+crt-static",
-            );
-        for program in PROGRAMS {
+            .arg(build_dir(arch)?);
+        for program in programs {
             build.args(["--package", program]);
         }
         let status = build.status().context("cargo could not be started")?;
         if !status.success() {
             bail!("the programs for {arch} did not build ({status}); cargo says why above");
         }
-        Dist::collect(arch, profile)
-    }
-
-    /// Copies built programs into `target/kiln/ARCH`.
-    pub fn collect(arch: Arch, profile: Profile) -> Result<Dist> {
-        let dist = Dist::at(arch);
-        fs::create_dir_all(&dist.dir).with_context(|| format!("{} could not be made", dist.dir.display()))?;
-        let built = build_dir(arch)?.join(arch.target()).join(profile.name());
-        for program in PROGRAMS {
-            let (from, to) = (built.join(program), dist.program(program));
-            // A running program cannot be written over, but it can be replaced.
-            let fresh = dist.dir.join(format!(".{program}.new"));
-            fs::copy(&from, &fresh).with_context(|| format!("{} could not be copied", from.display()))?;
-            fs::rename(&fresh, &to).with_context(|| format!("{} could not be replaced", to.display()))?;
-        }
+        let dist = Dist::at(arch, profile);
+        dist.collect(programs)?;
         Ok(dist)
     }
 
-    /// The programs of `arch`, whether or not they have been built.
-    pub fn at(arch: Arch) -> Dist {
-        Dist {
-            arch,
-            dir: kiln_dir().join(arch.to_string()),
+    /// Copies built programs to where they are used, without what only a debugger reads.
+    fn collect(&self, programs: &[&str]) -> Result<()> {
+        let dir = self.dir();
+        fs::create_dir_all(&dir).with_context(|| format!("{} could not be made", dir.display()))?;
+        let built = build_dir(self.arch)?
+            .join(self.arch.target())
+            .join(self.profile.folder());
+        for program in programs {
+            let (from, to) = (built.join(program), self.program(program));
+            // A running program cannot be written over, but it can be replaced.
+            let fresh = dir.join(format!(".{program}.new"));
+            strip(self.arch, &from, &fresh)?;
+            fs::rename(&fresh, &to).with_context(|| format!("{} could not be replaced", to.display()))?;
         }
+        Ok(())
     }
 
-    /// Whether all programs are there.
+    /// The programs of `arch`, whether or not they have been built.
+    pub fn at(arch: Arch, profile: Profile) -> Dist {
+        Dist { arch, profile }
+    }
+
+    /// Whether all programs are there that a guest's host needs.
     pub fn is_built(&self) -> bool {
-        PROGRAMS.iter().all(|program| self.program(program).is_file())
+        LAUNCHING.iter().all(|program| self.program(program).is_file())
     }
 
     /// The folder of the programs.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    pub fn dir(&self) -> PathBuf {
+        self.profile.dir().join(self.arch.to_string())
+    }
+
+    /// The folder of the images that these programs bake, of every architecture.
+    pub fn images(&self) -> PathBuf {
+        self.profile.dir().join("images")
     }
 
     /// The path of one program.
     pub fn program(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+        self.dir().join(name)
     }
 
-    /// Builds `recipe` (relative to the workspace) into `target/kiln/images/NAME.ami` for this architecture and returns the
+    /// Builds `recipe` (relative to the workspace) into `images/NAME.ami` beside the programs' folder, for their architecture, and returns the
     /// path. An image for another architecture than the host's is built with the host's imgtool.
     pub fn image(&self, recipe: &str) -> Result<PathBuf> {
         let stem = Path::new(recipe)
@@ -161,10 +179,10 @@ impl Dist {
         } else {
             format!("{stem}-{}.ami", self.arch.debian())
         };
-        let images = kiln_dir().join("images");
+        let images = self.images();
         fs::create_dir_all(&images).with_context(|| format!("{} could not be made", images.display()))?;
         let image = images.join(name);
-        let mut build = Command::new(Dist::at(host).program("imgtool"));
+        let mut build = Command::new(Dist::at(host, self.profile).program("imgtool"));
         build
             .current_dir(workspace())
             .arg("build")
@@ -183,4 +201,23 @@ impl Dist {
         }
         Ok(image)
     }
+}
+
+/// Copies a program without its symbols and line tables: guest-init is in every initramfs, which the guest unpacks.
+fn strip(arch: Arch, from: &Path, to: &Path) -> Result<()> {
+    let strip = match arch == Arch::host()? {
+        true => "strip".to_owned(),
+        false => format!("{arch}-linux-gnu-strip"),
+    };
+    let status = Command::new(&strip)
+        .arg("-o")
+        .args([to, from])
+        .status()
+        .with_context(|| {
+            format!("{strip} could not be started; it is part of binutils, which compilers need")
+        })?;
+    if !status.success() {
+        bail!("{strip} could not copy {} ({status})", from.display());
+    }
+    Ok(())
 }

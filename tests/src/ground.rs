@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::arch::Arch;
-use crate::dist::{Dist, kiln_dir};
+use crate::dist::{Dist, Profile, kiln_dir};
 use crate::lab::{COMMAND_LIMIT, Lab, Output, Session};
 
 /// A place with `vmm` and `imgtool` on PATH, images in the current folder, and a state directory of its own.
@@ -27,6 +27,8 @@ pub enum Ground {
     Lab {
         /// The host's architecture.
         arch: Arch,
+        /// Which programs are tried there.
+        profile: Profile,
         /// Each thread that tells stories has a host of its own, booted on first use, so that a filtered run does not boot what
         /// it does not need. While a thread's host runs a command, it is not in here.
         hosts: Mutex<HashMap<ThreadId, Session>>,
@@ -38,14 +40,15 @@ impl Ground {
     pub fn here(home: PathBuf) -> Result<Ground> {
         Ok(Ground::Here {
             home,
-            dist: Dist::at(Arch::host()?),
+            dist: Dist::at(Arch::host()?, Profile::Dev),
         })
     }
 
-    /// A lab for `arch`.
-    pub fn lab(arch: Arch) -> Ground {
+    /// A lab for `arch` with the programs of `profile`.
+    pub fn lab(arch: Arch, profile: Profile) -> Ground {
         Ground::Lab {
             arch,
+            profile,
             hosts: Mutex::default(),
         }
     }
@@ -87,13 +90,13 @@ impl Ground {
     pub fn sh_within(&self, line: &str, limit: Duration) -> Result<Output> {
         match self {
             Ground::Here { home, dist } => run_here(home, dist, line, limit),
-            Ground::Lab { arch, hosts } => {
+            Ground::Lab { arch, profile, hosts } => {
                 let hosts = || hosts.lock().unwrap_or_else(PoisonError::into_inner);
                 let this = thread::current().id();
                 let idle = hosts().remove(&this);
                 let mut session = match idle {
                     Some(session) => session,
-                    None => Lab::shared(*arch)?.start()?,
+                    None => Lab::shared(*arch, *profile)?.start()?,
                 };
                 // A host that did not answer is not asked again: the next test boots another.
                 let output = session.run(line, limit)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::arch::Arch;
-use kiln_tests::dist::{Dist, kiln_dir};
+use kiln_tests::dist::{Dist, Profile, kiln_dir};
 use kiln_tests::ground::Ground;
 use kiln_tests::lab::quote;
 use serde_json::Value;
@@ -28,7 +28,7 @@ const MEASURED: [u8; 3] = [0, 1, 2];
 pub fn bench(rounds: u32, recipes: &[String], options: &[String]) -> Result<u8> {
     let arch = Arch::X86_64;
     packages::ensure(packages::lab(arch))?;
-    let dist = Dist::build(arch)?;
+    let dist = Dist::build(Profile::Release)?;
     let mut words = vec!["-n".to_owned(), rounds.to_string()];
     for recipe in recipes {
         let image = dist.image(recipe)?;
@@ -38,7 +38,7 @@ pub fn bench(rounds: u32, recipes: &[String], options: &[String]) -> Result<u8> 
     words.extend_from_slice(options);
     let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
     let line = format!("OUT={OUT}\nset -- {}\n{SCRIPT}", words.join(" "));
-    let lab = Ground::lab(arch);
+    let lab = Ground::lab(arch, Profile::Release);
     // Warm-ups, the first lane's second launch and two states of the cache.
     let launches = (rounds + 2) * 2 * (recipes.len() as u32 + 2);
     let measured = lab.sh_within(&line, LAUNCH_LIMIT * launches)?;

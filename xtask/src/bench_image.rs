@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kiln_tests::arch::Arch;
-use kiln_tests::dist::{Dist, kiln_dir};
+use kiln_tests::dist::{Dist, Profile, kiln_dir};
 use kiln_tests::repository;
 
 use crate::cpu_time::of_children;
@@ -108,7 +108,7 @@ impl Bench {
     /// Builds once: this downloads what is missing and writes the lock file. The cache stays for the next time.
     fn prepare(packages: &[String]) -> Result<Self> {
         let arch = Arch::host()?;
-        let dist = Dist::build(arch)?;
+        let dist = Dist::build(Profile::Release)?;
         let mut bench = Self {
             imgtool: dist.program("imgtool"),
             dir: kiln_dir().join("bench-image"),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use kiln_tests::arch::Arch;
-use kiln_tests::dist::{Dist, kiln_dir};
+use kiln_tests::dist::{Dist, Profile, kiln_dir};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -87,7 +87,7 @@ pub fn bench(rounds: u32) -> Result<u8> {
 }
 
 fn prepare() -> Result<Parts> {
-    let dist = Dist::build(Arch::X86_64)?;
+    let dist = Dist::build(Profile::Release)?;
     let image = dist.image("examples/hello.toml")?;
     let dir = kiln_dir().join("bench");
     fs::create_dir_all(&dir).with_context(|| format!("{} could not be made", dir.display()))?;

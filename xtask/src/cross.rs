@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use kiln_tests::arch::Arch;
-use kiln_tests::dist::{Dist, Profile, cargo, kiln_dir};
+use kiln_tests::dist::{Dist, PROGRAMS, Profile, cargo, kiln_dir};
 
 use crate::packages;
 
@@ -20,10 +20,10 @@ const SUITES: [&str; 2] = ["trixie-backports", "sid"];
 /// Where Debian's package has the library.
 const LIBRARY: &str = "usr/src/rustc-*/library";
 
-/// Builds the programs for `arch`; those for this machine always as they ship.
+/// Builds the programs for `arch`.
 pub fn cross(arch: Arch, profile: Profile) -> Result<Dist> {
     if arch == Arch::host()? {
-        return Dist::build(arch);
+        return Dist::build(profile);
     }
     packages::ensure(packages::cross(arch))?;
     let mut build = cargo();
@@ -42,7 +42,7 @@ pub fn cross(arch: Arch, profile: Profile) -> Result<Dist> {
             }
         }
     }
-    Dist::build_by(build, arch, profile)
+    Dist::build_by(build, arch, profile, &PROGRAMS)
 }
 
 /// How the compiler comes to a standard library for the target.

@@ -4,12 +4,11 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use kiln_tests::arch::Arch;
-use kiln_tests::dist::Dist;
+use kiln_tests::dist::{Dist, Profile};
 
 /// Builds the programs, bakes `examples/hello.toml` and becomes `vmm --ami`.
 pub fn demo(args: &[String]) -> Result<u8> {
-    let dist = Dist::build(Arch::host()?)?;
+    let dist = Dist::build(Profile::Dev)?;
     let image = dist.image("examples/hello.toml")?;
     let mut vmm = Command::new(dist.program("vmm"));
     vmm.arg("--ami").arg(&image).args(args);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::arch::Arch;
-use kiln_tests::dist::Dist;
+use kiln_tests::dist::{Dist, Profile};
 use kiln_tests::ground::Ground;
 
 use crate::packages;
@@ -23,8 +23,8 @@ pub struct Figures(BTreeMap<String, BTreeMap<String, Vec<f64>>>);
 pub fn measure(recipe: &str, script: &str, limit: Duration) -> Result<u8> {
     let arch = Arch::X86_64;
     packages::ensure(packages::lab(arch))?;
-    Dist::build(arch)?.image(recipe)?;
-    let output = Ground::lab(arch).sh_within(&format!("{TURNS}\n{script}"), limit)?;
+    Dist::build(Profile::Release)?.image(recipe)?;
+    let output = Ground::lab(arch, Profile::Release).sh_within(&format!("{TURNS}\n{script}"), limit)?;
     ensure!(output.status == 0, "the script failed in the lab: {output:?}");
     let figures = Figures::parse(&output.stdout)?;
     ensure!(!figures.0.is_empty(), "nothing was measured: {output:?}");

@@ -43,7 +43,7 @@ enum Command {
         /// Only end-to-end tests whose name contains this.
         filter: Option<String>,
     },
-    /// Build the static programs into target/kiln/ARCH.
+    /// Build the static programs as they ship, small and fast, into target/dist/ARCH.
     Dist,
     /// Run the fuzz targets with libFuzzer, one after the other.
     Fuzz(fuzz::Options),
@@ -89,7 +89,7 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         rounds: u32,
     },
-    /// Build the static programs for another architecture into target/kiln/ARCH.
+    /// Build the static programs for another architecture, as they ship, into target/dist/ARCH.
     Cross {
         /// The architecture.
         arch: Arch,
@@ -129,12 +129,12 @@ fn run(command: Command) -> Result<u8> {
         Command::BenchBlock { rounds, cpus } => bench_block::bench(rounds, cpus),
         Command::BenchNet { rounds } => bench_net::bench(rounds),
         Command::Fuzz(options) => fuzz::fuzz(&options),
-        Command::Dist => Dist::build(Arch::host()?).map(|_| 0),
+        Command::Dist => Dist::build(Profile::Release).map(|_| 0),
         Command::Cross { arch } => cross::cross(arch, Profile::Release).map(|_| 0),
         Command::Lab { arch, command } => {
             packages::ensure(packages::lab(arch))?;
-            cross::cross(arch, Profile::Quick)?;
-            let lab = Lab::prepare(arch)?;
+            cross::cross(arch, Profile::Dev)?;
+            let lab = Lab::prepare(arch, Profile::Dev)?;
             if command.is_empty() {
                 lab.shell()
             } else {

@@ -68,9 +68,9 @@ fn build(host: Arch, foreign: Vec<Arch>) -> Result<()> {
     thread::scope(|scope| {
         let others: Vec<_> = foreign
             .into_iter()
-            .map(|arch| scope.spawn(move || cross(arch, Profile::Quick)))
+            .map(|arch| scope.spawn(move || cross(arch, Profile::Dev)))
             .collect();
-        cross(host, Profile::Release)?;
+        cross(host, Profile::Dev)?;
         for other in others {
             other
                 .join()

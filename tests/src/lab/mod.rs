@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 
 use crate::arch::Arch;
-use crate::dist::{Dist, kiln_dir};
+use crate::dist::{Dist, Profile};
 
 pub use session::{Output, Session};
 
@@ -32,6 +32,7 @@ pub const COMMAND_LIMIT: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub struct Lab {
     arch: Arch,
+    profile: Profile,
     dir: PathBuf,
     kernel: PathBuf,
     initramfs: PathBuf,
@@ -41,7 +42,7 @@ pub struct Lab {
 
 impl Lab {
     /// Why there can be no lab for `arch` here, if so. The words name what is missing.
-    pub fn missing(arch: Arch) -> Option<String> {
+    pub fn missing(arch: Arch, profile: Profile) -> Option<String> {
         let program = qemu::program(arch);
         let found = Command::new(program)
             .arg("--version")
@@ -50,40 +51,43 @@ impl Lab {
         if !found {
             return Some(format!("{program} is not installed"));
         }
-        let dist = Dist::at(arch);
+        let dist = Dist::at(arch, profile);
         (!dist.is_built()).then(|| format!("there are no programs for {arch} in {}", dist.dir().display()))
     }
 
     /// Builds what the lab needs and does not have yet: the programs (for this machine's architecture), the host image and
     /// the hello image.
-    pub fn prepare(arch: Arch) -> Result<Lab> {
-        let host = Dist::build(Arch::host()?)?;
+    pub fn prepare(arch: Arch, profile: Profile) -> Result<Lab> {
+        let host = Dist::build(profile)?;
         let dist = if arch == Arch::host()? {
             host.clone()
         } else {
-            Dist::at(arch)
+            Dist::at(arch, profile)
         };
         if !dist.is_built() {
             bail!("there are no programs for {arch} yet; try: cargo xtask cross {arch}");
         }
         dist.image("examples/hello.toml")?;
-        Lab::with_host_image(arch, &host, &dist.image(HOST_RECIPE)?)
+        Lab::with_host_image(arch, profile, &host, &dist.image(HOST_RECIPE)?)
     }
 
     /// The same, prepared once for all threads of this process: what one boots, another must not replace.
-    pub fn shared(arch: Arch) -> Result<Arc<Lab>> {
+    pub fn shared(arch: Arch, profile: Profile) -> Result<Arc<Lab>> {
         static PREPARED: Mutex<Vec<Arc<Lab>>> = Mutex::new(Vec::new());
         let mut prepared = PREPARED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lab) = prepared.iter().find(|lab| lab.arch == arch) {
+        if let Some(lab) = prepared
+            .iter()
+            .find(|lab| (lab.arch, lab.profile) == (arch, profile))
+        {
             return Ok(Arc::clone(lab));
         }
-        let lab = Arc::new(Lab::prepare(arch)?);
+        let lab = Arc::new(Lab::prepare(arch, profile)?);
         prepared.push(Arc::clone(&lab));
         Ok(lab)
     }
 
-    fn with_host_image(arch: Arch, host: &Dist, image: &Path) -> Result<Lab> {
-        let dir = kiln_dir().join("lab").join(arch.to_string());
+    fn with_host_image(arch: Arch, profile: Profile, host: &Dist, image: &Path) -> Result<Lab> {
+        let dir = profile.dir().join("lab").join(arch.to_string());
         fs::create_dir_all(&dir).with_context(|| format!("{} could not be made", dir.display()))?;
         let part = |name: &str| -> Result<PathBuf> {
             let path = dir.join(name);
@@ -104,6 +108,7 @@ impl Lab {
         };
         Ok(Lab {
             arch,
+            profile,
             kernel: part("kernel")?,
             initramfs: part("initramfs")?,
             root: part("root")?,
@@ -133,7 +138,7 @@ impl Lab {
     /// Boots the host with its console on this terminal.
     pub fn shell(&self) -> Result<u8> {
         let scratch = tempfile::tempdir().context("no temporary folder could be made")?;
-        let payload = payload::build(self.arch, scratch.path())?;
+        let payload = payload::build(self.arch, self.profile, scratch.path())?;
         let status = qemu::command(self, &payload)
             .args(["-serial", "mon:stdio"])
             .status();

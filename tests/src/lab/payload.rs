@@ -7,13 +7,13 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::arch::Arch;
-use crate::dist::{Dist, kiln_dir};
+use crate::dist::{Dist, Profile};
 
 /// Room beside the content, in MiB: volumes and captured images of the tests. The disk is sparse, so it costs nothing.
 const ROOM_MIB: u64 = 8 * 1024;
 
 /// Makes the disk in `scratch` and returns its path.
-pub fn build(arch: Arch, scratch: &Path) -> Result<PathBuf> {
+pub fn build(arch: Arch, profile: Profile, scratch: &Path) -> Result<PathBuf> {
     let tree = scratch.join("tree");
     let make = |path: &Path| {
         fs::create_dir_all(path).with_context(|| format!("{} could not be made", path.display()))
@@ -21,7 +21,8 @@ pub fn build(arch: Arch, scratch: &Path) -> Result<PathBuf> {
     for dir in ["bin", "images", "state", "tmp"] {
         make(&tree.join(dir))?;
     }
-    for file in list(Dist::at(arch).dir())? {
+    let dist = Dist::at(arch, profile);
+    for file in list(&dist.dir())? {
         link(
             &file,
             &tree
@@ -29,15 +30,12 @@ pub fn build(arch: Arch, scratch: &Path) -> Result<PathBuf> {
                 .join(file.file_name().context("a file without a name")?),
         )?;
     }
-    for image in list(&kiln_dir().join("images"))?
-        .iter()
-        .filter(|image| belongs(arch, image))
-    {
+    for image in list(&dist.images())?.iter().filter(|image| belongs(arch, image)) {
         for name in names(arch, image) {
             link(image, &tree.join("images").join(name))?;
         }
     }
-    let shared = kiln_dir().join("shared");
+    let shared = profile.dir().join("shared");
     if shared.is_dir() {
         link_all(&shared, &tree.join("shared"))?;
     }

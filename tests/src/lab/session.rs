@@ -58,7 +58,7 @@ impl Session {
             .prefix("lab-")
             .tempdir_in(&lab.dir)
             .context("no scratch folder")?;
-        let payload = payload::build(lab.arch, scratch.path())?;
+        let payload = payload::build(lab.arch, lab.profile, scratch.path())?;
         let number = unique();
         let console = lab.dir.join(format!("console-{number}.log"));
         let log =

@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kiln_tests::arch::Arch;
-use kiln_tests::dist::Dist;
+use kiln_tests::dist::{Dist, Profile};
 use kiln_tests::ground::Ground;
 use kiln_tests::lab::Lab;
 use kiln_tests::repository;
@@ -154,7 +154,7 @@ impl Missing {
             user: kiln_tests::rootless::missing(),
             time: (!long).then(|| "KILN_LONG_TESTS is not set".to_owned()),
             lab: [Arch::X86_64, Arch::Aarch64]
-                .map(|arch| (arch, Lab::missing(arch)))
+                .map(|arch| (arch, Lab::missing(arch, Profile::Dev)))
                 .into(),
         }
     }
@@ -218,8 +218,13 @@ fn main() -> ExitCode {
     for (arch, why) in lab {
         let name = format!("lab-{arch}");
         let (short, long) = on_kvm(arch);
-        trials.extend(on(&name, Ground::lab(arch), why.clone(), &short));
-        trials.extend(on(&name, Ground::lab(arch), why.or(time.clone()), &long));
+        trials.extend(on(&name, Ground::lab(arch, Profile::Dev), why.clone(), &short));
+        trials.extend(on(
+            &name,
+            Ground::lab(arch, Profile::Dev),
+            why.or(time.clone()),
+            &long,
+        ));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     tell_slowest();
@@ -252,7 +257,7 @@ fn prepare(long: bool) -> anyhow::Result<PathBuf> {
     const PLAIN: &str = "examples/plain.toml";
     const DIRECTORY: &str = "examples/employee-directory.toml";
     let arch = Arch::host()?;
-    let dist = Dist::build(arch)?;
+    let dist = Dist::build(Profile::Dev)?;
     if long {
         for recipe in ["microvm", "cloud", "debian", "web"] {
             dist.image(&format!("examples/{recipe}.toml"))?;
