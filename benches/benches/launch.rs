@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use ami::{Ami, Architecture, BlockDeviceMapping, Manifest, PartName, Source, Writer};
 use criterion::{Criterion, criterion_group, criterion_main};
-use vmm::arch::{self, Controller, Platform};
-use vmm::memory::{self, Part};
+use machine::arch::{self, Controller, Platform};
+use machine::memory::{self, Part};
 
 const MIB: usize = 1 << 20;
 /// Bytes of the kernel: about those of Debian's.

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use vm_memory::VolatileSlice;
-use vmm::block::Backend;
-use vmm::block::raw::RawFile;
-use vmm::block::volume::{Base, Volume};
-use vmm::virtio::block::{Block, Spec};
-use vmm::virtio::testing::Driver;
+use machine::block::Backend;
+use machine::block::raw::RawFile;
+use machine::block::volume::{Base, Volume};
+use machine::virtio::block::{Block, Spec};
+use machine::virtio::testing::Driver;
 
 /// Bytes of the base.
 const BASE: usize = 16 << 20;

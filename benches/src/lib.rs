@@ -1,1 +1,207 @@
-//! Micro-benchmarks (criterion).
+//! `vmm bench`: many cold launches, interleaved, and what may be concluded from them.
+//!
+//! A *lane* is one way of launching (a monitor, an image, a command line, an accelerator). In each round every lane launches
+//! once, in an order that turns round from round to round (A B A', A' B A, …), so that drift of the host hits all alike.
+//! Lane A runs twice a round: what its two launches differ by is the noise, and a run whose noise is above
+//! [`outcome::NOISE_LIMIT`] draws no conclusion.
+
+pub mod cache;
+pub mod compare;
+pub mod lane;
+pub mod outcome;
+pub mod peer;
+pub mod report;
+pub mod sample;
+pub mod stats;
+pub mod trace;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lane::{Lane, Scratch};
+use outcome::{Cache, End, Host, Outcome, Sample};
+use sample::Launcher;
+
+/// What goes wrong with a measurement.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// {what} {path} failed: {source}
+    #[error("{what} {} failed: {source}", path.display())]
+    File {
+        /// The step.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// {percent} % of {path} stay in the page cache, so no launch of it is cold
+    #[error("{percent} % of {} stay in the page cache, so no launch of it is cold", path.display())]
+    Warm {
+        /// The file.
+        path: PathBuf,
+        /// How much stays.
+        percent: u32,
+    },
+    /// {lane} did not reach the end of its boot within {seconds} s; the end of what it printed:\n{output}
+    #[error(
+        "{lane} did not reach the end of its boot within {seconds} s; the end of what it printed:\n{output}"
+    )]
+    Late {
+        /// The lane's name.
+        lane: String,
+        /// How long was waited.
+        seconds: u64,
+        /// Its last output.
+        output: String,
+    },
+    /// {lane} ended ({status}) before the end of its boot; the end of what it printed:\n{output}
+    #[error("{lane} ended ({status}) before the end of its boot; the end of what it printed:\n{output}")]
+    Died {
+        /// The lane's name.
+        lane: String,
+        /// How it ended.
+        status: String,
+        /// Its last output.
+        output: String,
+    },
+    /// this host's kernel does not let us see entries into a guest
+    #[error("this host's kernel does not let us see entries into a guest (tracefs, event kvm_entry)")]
+    Untraced,
+    /// {path} is not what `vmm bench --json` writes: {reason}
+    #[error("{} is not what `vmm bench --json` writes: {reason}", path.display())]
+    NotAnOutcome {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// {0}
+    #[error(transparent)]
+    Image(#[from] instance::Error),
+}
+
+impl Error {
+    /// What to try.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Error::Warm { .. } => Some(
+                "put the image on a disk's file system (tmpfs is the page cache) and end what has it mapped, or measure with --cache warm",
+            ),
+            Error::Late { .. } => {
+                Some("--limit SECONDS; an image from before `kiln.stop=` needs to be built again")
+            }
+            Error::Untraced => Some(
+                "as root, `mount -t tracefs tracefs /sys/kernel/tracing`; without it, --end init and the event T4 of --timing",
+            ),
+            Error::Died { .. } => Some("run the same command line with `vmm run` to see its whole boot"),
+            _ => None,
+        }
+    }
+}
+
+/// The result of this layer.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What is to be measured.
+#[derive(Debug)]
+pub struct Plan {
+    /// The lanes; the first is what the others are compared with.
+    pub lanes: Vec<Lane>,
+    /// Launches of each lane for each state of the cache.
+    pub rounds: u32,
+    /// Launches of each lane before those, thrown away.
+    pub warmups: u32,
+    /// States of the page cache, one after the other.
+    pub caches: Vec<Cache>,
+    /// When a launch counts as done.
+    pub end: End,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+    /// How long one launch may take.
+    pub limit: Duration,
+    /// Why peers do not take part, for the report.
+    pub skipped: Vec<String>,
+}
+
+/// What is going on, for whoever waits.
+#[derive(Debug)]
+pub struct Progress<'a> {
+    /// Launches done.
+    pub done: u32,
+    /// Launches to do.
+    pub total: u32,
+    /// The lane that launches now.
+    pub lane: &'a str,
+}
+
+impl Plan {
+    /// Measures. `progress` is called before each launch.
+    pub fn run(self, scratch: &Scratch, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Outcome> {
+        let mut launcher = Launcher::new(scratch, self.end, self.limit);
+        let turns = self.lanes.len() + 1;
+        let rounds = self.rounds + self.warmups;
+        let total = rounds * turns as u32 * self.caches.len() as u32;
+        let mut samples = Vec::new();
+        let mut done = 0;
+        for &cache in &self.caches {
+            for round in 0..rounds {
+                for (position, turn) in order(turns, round).enumerate() {
+                    let lane = &self.lanes[turn % self.lanes.len()];
+                    progress(Progress {
+                        done,
+                        total,
+                        lane: &lane.name,
+                    });
+                    let ns = launcher.launch(lane, cache)?;
+                    done += 1;
+                    // The first launches fill caches that no later one finds empty: of the host, and our own.
+                    if let Some(round) = round.checked_sub(self.warmups) {
+                        samples.push(Sample {
+                            cache,
+                            lane: turn,
+                            round,
+                            position: position as u32,
+                            ns,
+                        });
+                    }
+                }
+            }
+        }
+        let mut lanes: Vec<_> = self.lanes.iter().map(Lane::describe).collect();
+        for (info, lane) in lanes.iter_mut().zip(&self.lanes) {
+            info.exits = launcher.exits(lane);
+        }
+        let mut again = lanes[0].clone();
+        again.name = format!("{} (again)", again.name);
+        again.again_of = Some(0);
+        lanes.push(again);
+        let mut outcome = Outcome::new(Host::this(), self.end, self.rounds, self.warmups, self.seed);
+        outcome.lanes = lanes;
+        outcome.samples = samples;
+        outcome.skipped = self.skipped;
+        outcome.conclude();
+        Ok(outcome)
+    }
+}
+
+/// The turns of a round: the lanes in order, then lane A again; every other round backwards.
+fn order(turns: usize, round: u32) -> impl Iterator<Item = usize> {
+    (0..turns).map(move |n| if round.is_multiple_of(2) { n } else { turns - 1 - n })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_turn_around() {
+        assert_eq!(order(3, 0).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(order(3, 1).collect::<Vec<_>>(), [2, 1, 0]);
+        // Over two rounds each lane has the same mean position.
+        for lane in 0..3 {
+            let positions: usize = (0..2).map(|r| order(3, r).position(|l| l == lane).unwrap()).sum();
+            assert_eq!(positions, 2);
+        }
+    }
+}

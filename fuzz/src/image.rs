@@ -8,8 +8,8 @@ use ami::{Ami, Architecture, Manifest, PartName, Source, Writer};
 use imgtool::compose::{cpio, kernel, sbom};
 use imgtool::progress::Quiet;
 use imgtool::{base, imagefs, pack, sign};
-use vmm::arch::{self, Controller, Platform};
-use vmm::memory::{self, Part};
+use machine::arch::{self, Controller, Platform};
+use machine::memory::{self, Part};
 use vmm::profile::Symbols;
 
 use crate::input::Input;

@@ -6,9 +6,9 @@
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::OnceLock;
 
-use vmm::net::metadata::{ADDRESS, InstanceDocuments, PublicKey, WithMetadata};
-use vmm::net::user::{Resolver, Spec, UserNetwork};
-use vmm::net::{Addresses, Backend};
+use machine::net::metadata::{ADDRESS, InstanceDocuments, PublicKey, WithMetadata};
+use machine::net::user::{Resolver, Spec, UserNetwork};
+use machine::net::{Addresses, Backend};
 
 use crate::input::Input;
 

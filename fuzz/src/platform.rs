@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use vmm::bus::{Action, Bus, BusDevice};
-use vmm::devices::boot_timer::BootTimer;
-use vmm::devices::ioapic::IoApic;
-use vmm::devices::power::{AcpiPower, KeyboardReset, ResetControl};
-use vmm::devices::rtc::Clock;
-use vmm::devices::serial::Serial;
-use vmm::virtio::testing::CountingLine;
+use machine::bus::{Action, Bus, BusDevice};
+use machine::devices::boot_timer::BootTimer;
+use machine::devices::ioapic::IoApic;
+use machine::devices::power::{AcpiPower, KeyboardReset, ResetControl};
+use machine::devices::rtc::Clock;
+use machine::devices::serial::Serial;
+use machine::virtio::testing::CountingLine;
 
 use crate::input::Input;
 

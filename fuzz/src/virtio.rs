@@ -4,12 +4,12 @@ use std::fs::File;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use vmm::block::raw::RawFile;
-use vmm::block::volume::{Base, Volume};
-use vmm::bus::BusDevice;
-use vmm::net::Backend;
-use vmm::virtio::testing::Driver;
-use vmm::virtio::{VirtioDevice, balloon, block, console, hostile, net, rng, vsock};
+use machine::block::raw::RawFile;
+use machine::block::volume::{Base, Volume};
+use machine::bus::BusDevice;
+use machine::net::Backend;
+use machine::virtio::testing::Driver;
+use machine::virtio::{VirtioDevice, balloon, block, console, hostile, net, rng, vsock};
 
 use crate::input::Input;
 use crate::scratch;

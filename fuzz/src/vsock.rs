@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use vmm::virtio::testing::{Driver, Request};
-use vmm::virtio::vsock::packet::{Header, STREAM, op};
-use vmm::virtio::vsock::{HOST_CID, MIN_GUEST_CID, Vsock};
+use machine::virtio::testing::{Driver, Request};
+use machine::virtio::vsock::packet::{Header, STREAM, op};
+use machine::virtio::vsock::{HOST_CID, MIN_GUEST_CID, Vsock};
 
 use crate::input::Input;
 use crate::scratch;

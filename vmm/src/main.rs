@@ -15,7 +15,7 @@ const HEAP_STEP: c_int = 1 << 20;
 // SAFETY: no other symbol of this program bears the name, and the C library calls it once with these arguments.
 #[unsafe(no_mangle)]
 extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
-    let timeline = vmm::timeline::Timeline::start();
+    let timeline = machine::timeline::Timeline::start();
     if !standard_streams_are_open() {
         return 125;
     }

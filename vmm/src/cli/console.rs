@@ -7,9 +7,9 @@ use clap::Args;
 
 use super::lifecycle::{client, running};
 use super::{Context, Status};
-use crate::instance::Event;
-use crate::instance::console::read_whole_log;
-use crate::terminal;
+use instance::Event;
+use instance::console::read_whole_log;
+use instance::terminal;
 
 /// What leaves a console: Ctrl-], as in telnet and virsh.
 pub const LEAVE: u8 = 0x1d;

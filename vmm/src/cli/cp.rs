@@ -12,9 +12,9 @@ use guest_init::proto::Request;
 use super::failure::Advice;
 use super::lifecycle::{running, wait_ready};
 use super::{Context, Status, value};
-use crate::instance::Event;
-use crate::instance::agent::{Incoming, Sender, Session};
-use crate::virtio::lockstep::Turn;
+use instance::Event;
+use instance::agent::{Incoming, Sender, Session};
+use machine::virtio::lockstep::Turn;
 
 /// Bytes of an archive in one piece: a frame of the protocol holds as many.
 const PIECE: usize = guest_init::proto::frame::PAYLOAD_CAP;

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::{Context, Status};
-use crate::instance::capture::Capture;
+use instance::capture::Capture;
 
 /// Make an image of an instance
 #[derive(Debug, Args)]

@@ -9,11 +9,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, Status, output};
-use crate::accel::{Choice, Measured, choose, measure};
-use crate::arch::Architecture;
-use crate::block::volume::{Base, Error as VolumeError, Volume};
-use crate::instance::home::create_private;
-use crate::sandbox::{self, Offer};
+use machine::accel::{Choice, Measured, choose, measure};
+use machine::arch::Architecture;
+use machine::block::volume::{Base, Error as VolumeError, Volume};
+use instance::home::create_private;
+use machine::sandbox::{self, Offer};
 
 /// Check what this host offers for running instances
 #[derive(Debug, Args)]

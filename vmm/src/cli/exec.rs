@@ -12,11 +12,11 @@ use nix::sys::signal::Signal;
 use super::failure::Advice;
 use super::lifecycle::{running, wait_ready};
 use super::{Context, Status, signals, value};
-use crate::instance::Event;
-use crate::instance::agent::{self, Incoming, Sender};
-use crate::sandbox::{self, Kind};
-use crate::terminal;
-use crate::virtio::lockstep::Turn;
+use instance::Event;
+use instance::agent::{self, Incoming, Sender};
+use machine::sandbox::{self, Kind};
+use instance::terminal;
+use machine::virtio::lockstep::Turn;
 
 /// Run a command in a running instance
 #[derive(Debug, Args)]

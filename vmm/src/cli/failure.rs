@@ -17,8 +17,8 @@
 use std::io::Write;
 
 use super::output;
-use crate::instance::Error;
-use crate::instance::record::Ending;
+use instance::Error;
+use instance::record::Ending;
 
 /// An exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +130,7 @@ fn advice(error: &anyhow::Error) -> Option<String> {
         .chain()
         .find_map(|cause| match cause.downcast_ref::<Error>() {
             Some(error) => error.hint(),
-            None => match cause.downcast_ref::<crate::bench::Error>() {
+            None => match cause.downcast_ref::<kiln_benches::Error>() {
                 Some(error) => error.hint().map(str::to_owned),
                 None => cause.downcast_ref::<Advice>().map(|a| a.advice.clone()),
             },

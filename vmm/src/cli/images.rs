@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{Context, Status, failure, output};
-use crate::instance::image::Image;
-use crate::instance::images::{Images, Removed, Stored};
+use instance::image::Image;
+use instance::images::{Images, Removed, Stored};
 
 /// List the images in the store
 #[derive(Debug, Args)]

@@ -9,11 +9,11 @@ use clap::Args;
 use super::failure::{Advice, TimedOut};
 use super::wait::Waiting;
 use super::{Context, Status, failure, value};
-use crate::instance::client::Client;
-use crate::instance::launch::empty_ephemeral;
-use crate::instance::per_run::{HostUse, PerRun};
-use crate::instance::store::Held;
-use crate::instance::{Error, Event, InstanceId, State, api, detach};
+use instance::client::Client;
+use instance::launch::empty_ephemeral;
+use instance::per_run::{HostUse, PerRun};
+use instance::store::Held;
+use instance::{Error, Event, InstanceId, State, api, detach};
 
 /// After its patience with the guest is over an owner ends it at once; this is for the writing of the record.
 const GRACE: Duration = Duration::from_secs(5);

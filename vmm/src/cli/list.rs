@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::failure::Advice;
 use super::{Context, Status, failure, output};
-use crate::instance::network::open_ports;
-use crate::instance::store::Entry;
-use crate::instance::{Event, Record, State};
+use instance::network::open_ports;
+use instance::store::Entry;
+use instance::{Event, Record, State};
 
 /// List instances
 #[derive(Debug, Args)]

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::instance::home::Home;
-use crate::instance::images::Images;
-use crate::instance::store::Store;
-use crate::timeline::Timeline;
+use instance::home::Home;
+use instance::images::Images;
+use instance::store::Store;
+use machine::timeline::Timeline;
 
 mod bench;
 mod console;
@@ -114,7 +114,7 @@ enum Command {
     #[command(hide = true)]
     Tunnel(Later<ssh::Tunnel>),
     /// Run an instance whose lock is inherited (used by `run --detach` and `start`)
-    #[command(name = crate::instance::detach::COMMAND, hide = true)]
+    #[command(name = instance::detach::COMMAND, hide = true)]
     Own(Later<own::Own>),
 }
 

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::instance::State;
+use instance::State;
 
 /// Colours, or none.
 #[derive(Debug, Clone, Copy)]

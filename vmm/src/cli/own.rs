@@ -6,11 +6,11 @@ use clap::Args;
 use nix::sys::signal::Signal;
 
 use super::{Context, Status, signals};
-use crate::instance::assemble::Assembly;
-use crate::instance::owner::Owner;
-use crate::instance::per_run::PerRun;
-use crate::instance::{Error, InstanceId, Result, State, api, detach, service};
-use crate::sandbox::{self, Kind};
+use instance::assemble::Assembly;
+use instance::owner::Owner;
+use instance::per_run::PerRun;
+use instance::{Error, InstanceId, Result, State, api, detach, service};
+use machine::sandbox::{self, Kind};
 
 /// Run an instance whose lock is inherited
 #[derive(Debug, Args)]
@@ -31,7 +31,7 @@ impl Own {
         let mut report = Some(report);
         let surround = || {
             service::serve(&owner, &served, move || {
-                timeline.mark(crate::timeline::Event::Ready)
+                timeline.mark(machine::timeline::Event::Ready)
             })?;
             let stopper = Arc::clone(&owner);
             let stop = move |signal| {

@@ -11,10 +11,10 @@ use clap::Args;
 use super::request::{Hardware, NetworkArgs, Storage};
 use super::run::Run;
 use super::{Context, Status, output, value};
-use crate::accel::Profiling;
-use crate::instance::image::Image;
-use crate::instance::per_run::PerRun;
-use crate::memory::Part;
+use machine::accel::Profiling;
+use instance::image::Image;
+use instance::per_run::PerRun;
+use machine::memory::Part;
 use crate::profile::{Report, Symbols, draw};
 
 /// Boot an image, and show where its kernel spends its instructions

@@ -7,10 +7,10 @@ use clap::Args;
 
 use super::failure::Advice;
 use super::value;
-use crate::instance::launch::{RootCopy, VolumeRequest};
-use crate::instance::limits::Limits;
-use crate::instance::network::{Network, Port};
-use crate::instance::record::{Accel, Config};
+use instance::launch::{RootCopy, VolumeRequest};
+use instance::limits::Limits;
+use instance::network::{Network, Port};
+use instance::record::{Accel, Config};
 
 /// What the machine is made of.
 #[derive(Debug, Args)]

@@ -15,17 +15,17 @@ use super::failure::Advice;
 use super::request::{Hardware, NetworkArgs, Storage};
 use super::wait::Waiting;
 use super::{Context, Status, console, output, signals, value};
-use crate::instance::assemble::Assembly;
-use crate::instance::image::{Image, runnable};
-use crate::instance::launch::{Fresh, Launch};
-use crate::instance::owner::Owner;
-use crate::instance::per_run::PerRun;
-use crate::instance::record::Ending;
-use crate::instance::store::Held;
-use crate::instance::{Error, Event, Record, State, api, detach, service};
-use crate::sandbox::{self, Kind};
-use crate::terminal;
-use crate::virtio::lockstep::{Times, Turn};
+use instance::assemble::Assembly;
+use instance::image::{Image, runnable};
+use instance::launch::{Fresh, Launch};
+use instance::owner::Owner;
+use instance::per_run::PerRun;
+use instance::record::Ending;
+use instance::store::Held;
+use instance::{Error, Event, Record, State, api, detach, service};
+use machine::sandbox::{self, Kind};
+use instance::terminal;
+use machine::virtio::lockstep::{Times, Turn};
 
 /// Launch instances of an image
 #[derive(Debug, Args)]
@@ -195,7 +195,7 @@ impl Run {
         let mut attendance = Attendance::default();
         let surround = || {
             service::serve(&owner, &turn, move || {
-                timeline.mark(crate::timeline::Event::Ready)
+                timeline.mark(machine::timeline::Event::Ready)
             })?;
             attendance = self
                 .attend(&owner, &turn, signals)

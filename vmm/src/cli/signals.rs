@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::sandbox::{self, Kind};
+use machine::sandbox::{self, Kind};
 use nix::sys::signal::{SigSet, Signal};
 
 /// Ctrl-C, `kill`, the terminal's disappearance, and its change of size.

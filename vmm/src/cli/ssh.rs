@@ -15,9 +15,9 @@ use super::failure::Advice;
 use super::lifecycle::running;
 use super::wait::WaitFor;
 use super::{Context, Status, value};
-use crate::instance::agent::{self, Incoming, Sender, Session};
-use crate::instance::{Event, InstanceId};
-use crate::virtio::lockstep::Turn;
+use instance::agent::{self, Incoming, Sender, Session};
+use instance::{Event, InstanceId};
+use machine::virtio::lockstep::Turn;
 
 /// The file in the state directory that holds the instance's host keys.
 const KNOWN_HOSTS: &str = "known_hosts";

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-pub use crate::instance::size::parse as size;
+pub use instance::size::parse as size;
 
 /// RAM: a [`size`] that a kernel can live in.
 pub fn memory(text: &str) -> Result<u64, String> {

@@ -10,9 +10,9 @@ use guest_init::proto::Request;
 use super::failure::{Advice, TimedOut};
 use super::lifecycle::wait_ready;
 use super::{Context, value};
-use crate::instance::InstanceId;
-use crate::instance::agent::{Incoming, Session};
-use crate::virtio::lockstep::Turn;
+use instance::InstanceId;
+use instance::agent::{Incoming, Session};
+use machine::virtio::lockstep::Turn;
 
 /// The SSH server's port and how it greets (RFC 4253 §4.2).
 const SSH: u16 = 22;

@@ -1,0 +1,275 @@
+//! The control socket: a small HTTP/1.1 API on a unix socket in the state directory, served by the owner.
+//!
+//! `docs/openapi.json` describes it; a test holds the description against [`ROUTES`] and against what is answered. The
+//! directory is private to the user, which is the whole access control.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::http::{self, Request, Response};
+use super::owner::{News, Owner};
+use super::{Error, Result, sockets};
+use machine::sandbox::{self, Kind};
+
+/// Connections served at once; attached consoles and watchers stay connected. One more is answered with 503.
+const MAX_CONNECTIONS: usize = 64;
+/// A peer that takes longer to state its request, or to take its answer, is hung up on.
+const PEER_PATIENCE: Duration = Duration::from_secs(5);
+/// How much of the past an attached console sees: the prompt and what led to it.
+const CONSOLE_REPLAY: u64 = 2 << 10;
+/// Patience with a guest that is to stop, unless the request says another.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What can be asked of an owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// The record.
+    Describe,
+    /// Power off, with a deadline.
+    Stop,
+    /// Restart the guest.
+    Reboot,
+    /// News, a line of JSON each, until the end.
+    Watch,
+    /// The console log so far and everything after it, until the end.
+    Logs,
+    /// The console, both ways.
+    Console,
+}
+
+/// One line of the table of routes.
+#[derive(Debug)]
+pub struct Route {
+    /// The method.
+    pub method: &'static str,
+    /// The whole path: none has parameters.
+    pub path: &'static str,
+    /// What it does.
+    pub operation: Operation,
+    /// The name in the OpenAPI description.
+    pub id: &'static str,
+}
+
+/// Everything the control socket serves.
+pub const ROUTES: &[Route] = &[
+    Route {
+        method: "GET",
+        path: "/v1/instance",
+        operation: Operation::Describe,
+        id: "describeInstance",
+    },
+    Route {
+        method: "POST",
+        path: "/v1/instance/stop",
+        operation: Operation::Stop,
+        id: "stopInstance",
+    },
+    Route {
+        method: "POST",
+        path: "/v1/instance/reboot",
+        operation: Operation::Reboot,
+        id: "rebootInstance",
+    },
+    Route {
+        method: "GET",
+        path: "/v1/events",
+        operation: Operation::Watch,
+        id: "watchInstance",
+    },
+    Route {
+        method: "GET",
+        path: "/v1/logs",
+        operation: Operation::Logs,
+        id: "followLogs",
+    },
+    Route {
+        method: "GET",
+        path: "/v1/console",
+        operation: Operation::Console,
+        id: "attachConsole",
+    },
+];
+
+/// The body of a stop request.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StopRequest {
+    /// Seconds that the guest has to power off; 0 ends it at once.
+    pub time: Option<u32>,
+}
+
+/// Serves `owner` on its control socket for as long as the process lives.
+pub fn serve(owner: Arc<Owner>) -> Result<()> {
+    let listener = sockets::bind(owner.directory(), sockets::CONTROL)?;
+    sandbox::spawn("control", Kind::Control, move || accept(&listener, &owner))
+        .map_err(Error::os("starting a thread"))?;
+    Ok(())
+}
+
+fn accept(listener: &UnixListener, owner: &Arc<Owner>) {
+    let open = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        let Ok(mut stream) = stream else { continue };
+        if open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
+            let _ = http::send_response(&mut stream, &problem(503, "too many connections"));
+            open.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        let (owner, count) = (Arc::clone(owner), Arc::clone(&open));
+        let served = sandbox::spawn("request", Kind::Control, move || {
+            if let Err(error) = converse(&owner, stream) {
+                tracing::debug!(%error, "a control connection ended");
+            }
+            count.fetch_sub(1, Ordering::Relaxed);
+        });
+        if served.is_err() {
+            open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// One connection from request to end.
+fn converse(owner: &Arc<Owner>, mut stream: UnixStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(PEER_PATIENCE))?;
+    stream.set_write_timeout(Some(PEER_PATIENCE))?;
+    let (request, rest) = match http::receive(&mut stream, http::parse_request)? {
+        Ok(received) => received,
+        Err(malformed) => {
+            return http::send_response(&mut stream, &problem(malformed.status(), &malformed.to_string()));
+        }
+    };
+    match route(&request) {
+        Ok(Operation::Watch) => watch(owner, stream),
+        Ok(Operation::Logs) => {
+            let (past, live) = owner.console().view(u64::MAX);
+            begin_stream(&mut stream, "application/octet-stream")?;
+            forward(stream, &past, &live)
+        }
+        Ok(Operation::Console) if !request.upgrade => {
+            let text = format!("the console is a stream: send `Upgrade: {}`", http::STREAM);
+            http::send_response(&mut stream, &problem(426, &text))
+        }
+        Ok(Operation::Console) => console(owner, stream, &rest),
+        Ok(operation) => http::send_response(&mut stream, &answer(owner, operation, &request)),
+        Err(response) => http::send_response(&mut stream, &response),
+    }
+}
+
+fn route(request: &Request) -> std::result::Result<Operation, Response> {
+    let here: Vec<_> = ROUTES.iter().filter(|r| r.path == request.path).collect();
+    match here.iter().find(|r| r.method == request.method) {
+        Some(route) => Ok(route.operation),
+        None if here.is_empty() => Err(problem(404, "there is nothing at this path")),
+        None => Err(problem(405, &format!("this path takes {}", here[0].method))),
+    }
+}
+
+/// Answers the operations that are not streams.
+fn answer(owner: &Arc<Owner>, operation: Operation, request: &Request) -> Response {
+    let done = match operation {
+        Operation::Describe => {
+            return match serde_json::to_vec(&owner.record()) {
+                Ok(body) => Response { status: 200, body },
+                Err(error) => problem(500, &error.to_string()),
+            };
+        }
+        Operation::Stop => match stop_request(&request.body) {
+            Ok(stop) => {
+                let patience = stop.time.map_or(STOP_PATIENCE, |s| Duration::from_secs(s.into()));
+                owner.stop(patience, "stopped by request")
+            }
+            Err(reason) => return problem(400, &reason),
+        },
+        Operation::Reboot => owner.reboot(),
+        Operation::Watch | Operation::Logs | Operation::Console => return problem(426, "this is a stream"),
+    };
+    match done {
+        Ok(()) => json_response(202, &owner.watch().0),
+        Err(error) => problem(409, &error.to_string()),
+    }
+}
+
+fn stop_request(body: &[u8]) -> std::result::Result<StopRequest, String> {
+    if body.is_empty() {
+        return Ok(StopRequest::default());
+    }
+    serde_json::from_slice(body).map_err(|e| e.to_string())
+}
+
+fn json_response(status: u16, value: &impl Serialize) -> Response {
+    Response {
+        status,
+        body: serde_json::to_vec(value).unwrap_or_default(),
+    }
+}
+
+fn problem(status: u16, text: &str) -> Response {
+    json_response(status, &json!({ "error": text }))
+}
+
+/// A response whose body ends with the connection.
+fn begin_stream(stream: &mut UnixStream, kind: &str) -> io::Result<()> {
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n"
+    )
+}
+
+fn watch(owner: &Owner, mut stream: UnixStream) -> io::Result<()> {
+    let (now, news) = owner.watch();
+    begin_stream(&mut stream, "application/x-ndjson")?;
+    let mut tell = |news: &News| {
+        let mut line = serde_json::to_vec(news)?;
+        line.push(b'\n');
+        stream.write_all(&line)
+    };
+    tell(&now)?;
+    for next in news {
+        tell(&next)?;
+    }
+    stream.shutdown(Shutdown::Both)
+}
+
+fn forward(mut stream: UnixStream, past: &[u8], live: &Receiver<Vec<u8>>) -> io::Result<()> {
+    stream.write_all(past)?;
+    for chunk in live {
+        stream.write_all(&chunk)?;
+    }
+    stream.shutdown(Shutdown::Both)
+}
+
+/// Both ways until one side closes. Every attached console sees the same output, and what any of them types goes to the
+/// guest in the order of arrival.
+fn console(owner: &Owner, mut stream: UnixStream, typed_already: &[u8]) -> io::Result<()> {
+    let (past, live) = owner.console().view(CONSOLE_REPLAY);
+    http::send_upgrade(&mut stream)?;
+    stream.set_read_timeout(None)?;
+    let mut typed = stream.try_clone()?;
+    let input = owner.console().clone();
+    if !typed_already.is_empty() {
+        input.input(typed_already);
+    }
+    let reader = sandbox::spawn("console-input", Kind::Control, move || {
+        let mut chunk = [0; 4096];
+        while let Ok(n @ 1..) = typed.read(&mut chunk) {
+            input.input(&chunk[..n]);
+        }
+        // The peer has left: writing to it fails from now on, which ends the other direction with the next output.
+        let _ = typed.shutdown(Shutdown::Both);
+    })?;
+    let result = forward(stream, &past, &live);
+    let _ = reader.join();
+    result
+}
+
+#[cfg(test)]
+#[path = "api_tests.rs"]
+mod tests;

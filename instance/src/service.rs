@@ -1,0 +1,83 @@
+//! What stands around a guest while it runs: console log, control socket, readiness.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use guest_init::proto::{Configure, READY_PORT, Request};
+use nix::poll::{PollFd, PollFlags, poll};
+
+use super::api;
+use super::console::Console;
+use super::owner::Owner;
+use super::store::Held;
+use super::{Error, Result, agent, network, sockets};
+use machine::footprint;
+use machine::sandbox::{self, Kind};
+use machine::virtio::lockstep::{Times, Turn};
+
+/// How long after a guest's readiness its launch is over, in milliseconds: those who waited are told meanwhile, and what tells them is
+/// used once more. At once would unmap some of it, or all, as the threads happen to run.
+const SETTLING: u16 = 500;
+
+/// Takes charge of `held`. The guest itself is run by [`Owner::run`]. `turn` is the machine's.
+pub fn own(held: Held, turn: &Turn) -> Arc<Owner> {
+    let console = Console::new(held.directory());
+    let asked = turn.clone();
+    let ask = move |directory: &Path, farewell| agent::ask_to_shut_down(directory, &asked, farewell);
+    Owner::new(held, console, Box::new(ask), turn.clone())
+}
+
+/// Opens the owner's sockets. `on_ready` is called when the guest's agent says that it is there.
+pub fn serve(owner: &Arc<Owner>, turn: &Turn, on_ready: impl Fn() + Send + 'static) -> Result<()> {
+    listen_for_readiness(owner, turn.clone(), on_ready)?;
+    api::serve(Arc::clone(owner))
+}
+
+/// The agent says that it is there by connecting; what it sends is of no interest.
+fn listen_for_readiness(owner: &Arc<Owner>, turn: Turn, on_ready: impl Fn() + Send + 'static) -> Result<()> {
+    let listener = sockets::bind(owner.directory(), &format!("{}_{READY_PORT}", sockets::VSOCK))?;
+    turn.expect(READY_PORT, Times::Always);
+    let owner = Arc::clone(owner);
+    sandbox::spawn("readiness", Kind::Control, move || {
+        listener.incoming().flatten().for_each(|stream| {
+            // Closed before anything else, so that the guest hears of it first in every run.
+            drop(stream);
+            if let Err(error) = configure(&owner, &turn) {
+                tracing::warn!(%error, "the guest could not be configured");
+            }
+            on_ready();
+            owner.set_ready();
+            turn.give();
+            if is_quiet(&listener) {
+                footprint::give_back();
+            }
+        })
+    })
+    .map_err(Error::os("starting a thread"))?;
+    Ok(())
+}
+
+/// Whether the launch is over: who waited for the guest has been told, and it has not started anew meanwhile.
+fn is_quiet(listener: &impl AsFd) -> bool {
+    let mut next = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    poll(&mut next, SETTLING) == Ok(0)
+}
+
+/// Gives the guest what belongs to this instance, unless there is nothing. cloud-init, where the image has it, asks the
+/// metadata service itself; the agent knows.
+fn configure(owner: &Owner, turn: &Turn) -> Result<()> {
+    let record = owner.record();
+    let user_data = network::user_data(owner.directory())?;
+    if record.config.ssh_keys.is_empty() && user_data.is_none() {
+        return Ok(());
+    }
+    let request = Request::Configure(Configure {
+        instance: record.id.to_string(),
+        hostname: None,
+        ssh_keys: record.config.ssh_keys,
+        // Only a script is the agent's business, and a script is text.
+        user_data: user_data.and_then(|data| String::from_utf8(data).ok()),
+    });
+    agent::request(owner.directory(), turn, &request).map(drop)
+}
