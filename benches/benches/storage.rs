@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use vm_memory::VolatileSlice;
 use machine::block::Backend;
 use machine::block::raw::RawFile;
 use machine::block::volume::{Base, Volume};
 use machine::virtio::block::{Block, Spec};
 use machine::virtio::testing::Driver;
+use vm_memory::VolatileSlice;
 
 /// Bytes of the base.
 const BASE: usize = 16 << 20;

@@ -20,7 +20,6 @@ use machine::accel::{self, Choice};
 use machine::arch;
 use machine::block::raw::RawFile;
 use machine::block::volume::{Hydration, Volume as RootVolume};
-use machine::{Device, Handle, Machine, Outcome, Spec};
 use machine::memory::Part;
 use machine::sandbox::{self, Mode, Offer};
 use machine::timeline::{Event, MemoryUse, Timeline};
@@ -30,6 +29,7 @@ use machine::virtio::block::{Block, Flight, Spec as BlockSpec};
 use machine::virtio::lockstep::Turn;
 use machine::virtio::rng::Rng;
 use machine::virtio::vsock::Vsock;
+use machine::{Device, Handle, Machine, Outcome, Spec};
 
 /// The guest's vsock address. Each instance has a network of sockets of its own, so all have the same.
 const GUEST_CID: u64 = 3;

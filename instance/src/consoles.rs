@@ -11,8 +11,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use super::console::Console;
 use super::image::Image;
 use super::{Error, Result};
-use machine::Serial;
 use crate::terminal;
+use machine::Serial;
 use machine::virtio::console::{Console as Hvc, Size as HvcSize};
 use machine::virtio::lockstep::Turn;
 

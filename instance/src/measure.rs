@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Error, Result};
-use machine::{Handle, NamedExit};
 use machine::timeline::{Event, Timeline};
+use machine::{Handle, NamedExit};
 
 /// The steps for which exits are shown: the kernel has started the initramfs, the image's own PID 1, and ready.
 const STEPS: [Event; 3] = [Event::KernelReady, Event::Init, Event::Ready];

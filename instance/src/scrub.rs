@@ -15,12 +15,12 @@ use super::image::Image;
 use super::record::Record;
 use super::{Error, Result};
 use machine::block::raw::RawFile;
-use machine::{Machine, Outcome, Serial, Spec};
 use machine::sandbox::{self, Kind};
 use machine::timeline::Timeline;
 use machine::virtio::block::{Block, Spec as BlockSpec};
 use machine::virtio::lockstep::Turn;
 use machine::virtio::rng::Rng;
+use machine::{Machine, Outcome, Serial, Spec};
 
 /// How long the boot may take: ten times what the slowest accelerator needs on a busy host.
 const PATIENCE: Duration = Duration::from_secs(180);

@@ -42,6 +42,9 @@ enum Command {
     Test {
         /// Only end-to-end tests whose name contains this.
         filter: Option<String>,
+        /// Also what CI adds: KVM on arm64, and counters of the programs that ship.
+        #[arg(long)]
+        all: bool,
     },
     /// Build the static programs as they ship, small and fast, into target/dist/ARCH.
     Dist,
@@ -118,7 +121,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<u8> {
     match command {
         Command::Demo { args } => demo::demo(&args),
-        Command::Test { filter } => test::test(filter.as_deref()),
+        Command::Test { filter, all } => test::test(filter.as_deref(), all),
         Command::BenchTcg { rounds } => bench_tcg::bench(rounds),
         Command::BenchImage { rounds, packages } => bench_image::bench(rounds, &packages),
         Command::BenchBoot {

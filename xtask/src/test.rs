@@ -41,8 +41,10 @@ const CHECKS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Runs the checks, then the end-to-end tests whose name contains `filter`.
-pub fn test(filter: Option<&str>) -> Result<u8> {
+/// Runs the checks, then the end-to-end tests whose name contains `filter`; with `all`, or where a name is asked for, also those that
+/// an ordinary change does not need.
+pub fn test(filter: Option<&str>, all: bool) -> Result<u8> {
+    let start = Instant::now();
     packages::ensure(packages::test())?;
     packages::ensure_rootless_user()?;
     if filter.is_none() {
@@ -50,29 +52,60 @@ pub fn test(filter: Option<&str>) -> Result<u8> {
             step(name, cargo().args(*args))?;
         }
     }
-    let host = Arch::host()?;
-    // The labs' programs: stories are told on KVM of both architectures.
-    let foreign = [Arch::X86_64, Arch::Aarch64]
+    let all = all || filter.is_some();
+    let builds: Vec<_> = builds(Arch::host()?)
         .into_iter()
-        .filter(|arch| *arch != host && may_be_told(filter, *arch));
-    step_of("the programs", || build(host, foreign.collect()))?;
+        .filter(|build| all && may_match(filter, build.tests))
+        .collect();
+    step_of("the programs", || build(&builds))?;
     let mut e2e = cargo();
     e2e.args(["test", "--package", "kiln-tests", "--", "--test-threads=2"])
         .args(filter);
+    if all {
+        e2e.env("KILN_ALL_TESTS", "1");
+    }
     step("end-to-end tests", &mut e2e)?;
+    eprintln!("xtask: all passed in {:.0} s", start.elapsed().as_secs_f64());
     Ok(0)
 }
 
-/// Builds the programs for this machine and, at the same time, the lab's: link-time optimization leaves a processor idle for minutes.
-fn build(host: Arch, foreign: Vec<Arch>) -> Result<()> {
+/// Programs besides the development build for this machine, which the end-to-end tests make sure of themselves.
+#[derive(Debug, Clone, Copy)]
+struct Build {
+    arch: Arch,
+    profile: Profile,
+    /// What the names of the tests that need them contain.
+    tests: &'static str,
+}
+
+fn builds(host: Arch) -> Vec<Build> {
+    let foreign = |&arch: &Arch| arch != host;
+    let lab = |arch| Build {
+        arch,
+        profile: Profile::Dev,
+        tests: match arch {
+            Arch::X86_64 => "lab-x86_64::",
+            Arch::Aarch64 => "lab-aarch64::",
+        },
+    };
+    let shipping = Build {
+        arch: Arch::X86_64,
+        profile: Profile::Release,
+        tests: "shipping::",
+    };
+    let labs = [Arch::X86_64, Arch::Aarch64].into_iter().filter(foreign).map(lab);
+    labs.chain((host == Arch::X86_64).then_some(shipping)).collect()
+}
+
+/// Builds all at the same time: link-time optimization leaves a processor idle for minutes.
+fn build(builds: &[Build]) -> Result<()> {
     thread::scope(|scope| {
-        let others: Vec<_> = foreign
-            .into_iter()
-            .map(|arch| scope.spawn(move || cross(arch, Profile::Dev)))
+        let each: Vec<_> = builds
+            .iter()
+            .map(|build| scope.spawn(|| cross(build.arch, build.profile)))
             .collect();
-        cross(host, Profile::Dev)?;
-        for other in others {
-            other
+        for build in each {
+            build
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
@@ -80,11 +113,10 @@ fn build(host: Arch, foreign: Vec<Arch>) -> Result<()> {
     })
 }
 
-/// Whether a story of the lab for `arch` may have `filter` in its name. One that begins with another ground's name needs no
-/// programs for this one.
-fn may_be_told(filter: Option<&str>, arch: Arch) -> bool {
+/// Whether a test of the group `tests` (`lab-aarch64::`) may have `filter` in its name: not one that begins with another group's name.
+fn may_match(filter: Option<&str>, tests: &str) -> bool {
     match filter.and_then(|filter| filter.split_once("::")) {
-        Some((ground, _)) => format!("lab-{arch}").ends_with(ground),
+        Some((group, _)) => tests.trim_end_matches("::").ends_with(group),
         None => true,
     }
 }
@@ -116,17 +148,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn programs_are_built_for_stories_that_may_be_told() {
+    fn programs_are_built_for_tests_that_may_run() {
         for filter in [
             None,
-            Some("run_prints"),
+            Some("a_command"),
             Some("lab-aarch64::run"),
             Some("aarch64::run"),
         ] {
-            assert!(may_be_told(filter, Arch::Aarch64), "{filter:?}");
+            assert!(may_match(filter, "lab-aarch64::"), "{filter:?}");
         }
-        for filter in ["soft::run_prints", "lab-x86_64::", "build::a"] {
-            assert!(!may_be_told(Some(filter), Arch::Aarch64), "{filter}");
+        for filter in ["soft::a_command", "lab-x86_64::", "build::a"] {
+            assert!(!may_match(Some(filter), "lab-aarch64::"), "{filter}");
         }
     }
 }

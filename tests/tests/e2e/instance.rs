@@ -17,7 +17,6 @@ pub const LIFE: &[(&str, Story)] = &[
         "an_image_has_no_identity_unless_asked",
         an_image_has_no_identity_unless_asked,
     ),
-    ("the_gateway_answers_ping", the_gateway_answers_ping),
     ("user_data_runs_once", user_data_runs_once),
     (
         "a_reboot_is_another_life_of_the_same_instance",
@@ -354,12 +353,6 @@ fn a_shutdown_tells_how_commands_ended(ground: &Ground) -> Result<()> {
     let listed = ok(ground, "vmm ps -a --json")?;
     ensure!(listed.contains("powered-off"), "{listed}");
     ok(ground, "vmm terminate short").map(drop)
-}
-
-fn the_gateway_answers_ping(ground: &Ground) -> Result<()> {
-    let said = ok(ground, "vmm run hello.ami --rm -- ping -q -c 2 -W 30 10.0.2.2")?;
-    ensure!(said.contains("2 packets received"), "{said}");
-    Ok(())
 }
 
 /// Packets that a guest has sent when it is a flood: a boot sends some ten.

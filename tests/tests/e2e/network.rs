@@ -7,7 +7,10 @@ use serde_json::Value;
 use crate::Story;
 use crate::directory::ok;
 
-pub const STORIES: &[(&str, Story)] = &[("metadata_is_for_who_has_a_token", metadata_is_for_who_has_a_token)];
+pub const STORIES: &[(&str, Story)] = &[(
+    "the_gateway_answers_and_metadata_needs_a_token",
+    metadata_is_for_who_has_a_token,
+)];
 
 /// Stories for which the host's own files change: in the lab only.
 pub const LAB_STORIES: &[(&str, Story)] = &[(
@@ -36,6 +39,8 @@ fn metadata_is_for_who_has_a_token(ground: &Ground) -> Result<()> {
     ensure!(image["id"] == ami, "{ami} is not of {image:#}");
     ensure!(name == "asker" && address == "10.0.2.15", "{told:?}");
     ensure!(refusal.contains("401"), "without a token: {told:?}");
+    let said = ok(ground, "vmm exec asker -- ping -q -c 2 -W 30 10.0.2.2")?;
+    ensure!(said.contains("2 packets received"), "the gateway: {said}");
     ok(ground, "vmm terminate --time 0 asker").map(drop)
 }
 

@@ -9,15 +9,15 @@ use clap::{Args, ValueEnum};
 
 use super::failure::Advice;
 use super::{Context, Status, output, value};
-use machine::accel::{Choice, choose};
+use instance::image::{Image, runnable};
+use instance::record::Accel;
 use kiln_benches::compare::{Changes, compare};
 use kiln_benches::lane::{Lane, Monitor, Scratch, peer_machine};
 use kiln_benches::outcome::{Cache, End, Outcome};
 use kiln_benches::peer::{self, Peer};
 use kiln_benches::report::{html, time};
 use kiln_benches::{Plan, Progress};
-use instance::image::{Image, runnable};
-use instance::record::Accel;
+use machine::accel::{Choice, choose};
 
 /// A lane has become slower than in the run that `--compare` names.
 const REGRESSION: Status = Status::of_command(1);

@@ -9,10 +9,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, Status, output};
+use instance::home::create_private;
 use machine::accel::{Choice, Measured, choose, measure};
 use machine::arch::Architecture;
 use machine::block::volume::{Base, Error as VolumeError, Volume};
-use instance::home::create_private;
 use machine::sandbox::{self, Offer};
 
 /// Check what this host offers for running instances

@@ -14,8 +14,8 @@ use super::lifecycle::{running, wait_ready};
 use super::{Context, Status, signals, value};
 use instance::Event;
 use instance::agent::{self, Incoming, Sender};
-use machine::sandbox::{self, Kind};
 use instance::terminal;
+use machine::sandbox::{self, Kind};
 use machine::virtio::lockstep::Turn;
 
 /// Run a command in a running instance

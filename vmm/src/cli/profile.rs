@@ -11,11 +11,11 @@ use clap::Args;
 use super::request::{Hardware, NetworkArgs, Storage};
 use super::run::Run;
 use super::{Context, Status, output, value};
-use machine::accel::Profiling;
+use crate::profile::{Report, Symbols, draw};
 use instance::image::Image;
 use instance::per_run::PerRun;
+use machine::accel::Profiling;
 use machine::memory::Part;
-use crate::profile::{Report, Symbols, draw};
 
 /// Boot an image, and show where its kernel spends its instructions
 ///

@@ -22,9 +22,9 @@ use instance::owner::Owner;
 use instance::per_run::PerRun;
 use instance::record::Ending;
 use instance::store::Held;
+use instance::terminal;
 use instance::{Error, Event, Record, State, api, detach, service};
 use machine::sandbox::{self, Kind};
-use instance::terminal;
 use machine::virtio::lockstep::{Times, Turn};
 
 /// Launch instances of an image
