@@ -11,6 +11,7 @@ mod demo;
 mod figures;
 mod fuzz;
 mod packages;
+mod picture;
 mod spread;
 mod test;
 
@@ -48,6 +49,8 @@ enum Command {
     },
     /// Build the static programs as they ship, small and fast, into target/dist/ARCH.
     Dist,
+    /// Boot the hello image and draw the steps of its boot: docs/boot.svg.
+    Picture,
     /// Run the fuzz targets with libFuzzer, one after the other.
     Fuzz(fuzz::Options),
     /// Boot the hello image on the software processor and under QEMU's translator, in turns, and compare.
@@ -132,6 +135,7 @@ fn run(command: Command) -> Result<u8> {
         Command::BenchBlock { rounds, cpus } => bench_block::bench(rounds, cpus),
         Command::BenchNet { rounds } => bench_net::bench(rounds),
         Command::Fuzz(options) => fuzz::fuzz(&options),
+        Command::Picture => picture::picture(),
         Command::Dist => Dist::build(Profile::Release).map(|_| 0),
         Command::Cross { arch } => cross::cross(arch, Profile::Release).map(|_| 0),
         Command::Lab { arch, command } => {
