@@ -46,7 +46,7 @@ impl Cache {
 }
 
 /// When a launch counts as done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum End {
     /// guest-init would start the image's PID 1 (the same for every monitor)

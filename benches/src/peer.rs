@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::json;
 
 /// A monitor that takes part when it is on PATH.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     /// `qemu-system-x86_64 -M microvm`
     Qemu,
@@ -71,6 +71,17 @@ pub struct Invocation {
 impl Peer {
     /// All of them.
     pub const ALL: [Peer; 4] = [Peer::Qemu, Peer::Firecracker, Peer::CloudHypervisor, Peer::Crosvm];
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Peer> {
+        match name {
+            "qemu" => Some(Peer::Qemu),
+            "firecracker" => Some(Peer::Firecracker),
+            "cloud-hypervisor" => Some(Peer::CloudHypervisor),
+            "crosvm" => Some(Peer::Crosvm),
+            _ => None,
+        }
+    }
 
     /// The program's name.
     pub fn program(self) -> &'static str {

@@ -20,6 +20,7 @@ use super::client::Client;
 use super::image::Image;
 use super::images::Images;
 use super::lock::Lock;
+use super::per_run::PerRun;
 use super::record::{Ending, Record, VolumeKind};
 use super::store::Store;
 use super::{Error, Event, InstanceId, Result, agent, detach, scrub};
@@ -83,7 +84,7 @@ impl Capture {
             r.ending = None;
             r.ready = false;
         })?;
-        detach::spawn(held, &[])?;
+        detach::spawn(held, &PerRun::default())?;
         Ok((made?, warning))
     }
 

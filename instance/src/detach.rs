@@ -4,7 +4,6 @@
 //! standard output. The lock passes with its descriptor, so there is no moment at which nobody owns the instance; the
 //! pipe carries one line, which says that the guest runs or why it does not.
 
-use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -14,6 +13,7 @@ use std::process::{Command, Stdio};
 use nix::unistd::{dup2_stdin, dup2_stdout, setsid};
 
 use super::lock::Lock;
+use super::per_run::PerRun;
 use super::record::Ending;
 use super::store::{Held, Store};
 use super::{Error, Event, InstanceId, Result};
@@ -25,11 +25,11 @@ pub const LOG: &str = "vmm.log";
 
 const RUNNING: &str = "running";
 
-/// Starts the owner of `held`, which is pending, and returns when its guest runs. `arguments` go to the owner's command
-/// line.
-pub fn spawn(mut held: Held, arguments: &[OsString]) -> Result<()> {
+/// Starts the owner of `held`, which is pending, and returns when its guest runs. `per_run` is what is
+/// asked of this run.
+pub fn spawn(mut held: Held, per_run: &PerRun) -> Result<()> {
     let id = held.record().id.clone();
-    let answer = match start_owner(&held, arguments) {
+    let answer = match start_owner(&held, per_run) {
         Ok(answer) if answer == RUNNING => return Ok(()),
         Ok(answer) => answer,
         Err(error) => error.to_string(),
@@ -56,7 +56,10 @@ pub fn spawn(mut held: Held, arguments: &[OsString]) -> Result<()> {
 }
 
 /// Starts the process and returns the line it sends.
-fn start_owner(held: &Held, arguments: &[OsString]) -> Result<String> {
+fn start_owner(held: &Held, per_run: &PerRun) -> Result<String> {
+    let per_run = per_run
+        .to_json()
+        .map_err(Error::os("handing on what is asked of the run"))?;
     let log = OpenOptions::new()
         .create(true)
         .append(true)
@@ -64,7 +67,7 @@ fn start_owner(held: &Held, arguments: &[OsString]) -> Result<String> {
     let mut child = Command::new("/proc/self/exe")
         .arg0("vmm")
         .args([COMMAND, held.record().id.as_str()])
-        .args(arguments)
+        .arg(per_run)
         .stdin(held.lock().share()?)
         .stdout(Stdio::piped())
         .stderr(log.map_err(Error::file("opening the log in", held.directory()))?)

@@ -23,7 +23,7 @@ pub const ROOT: &str = "root.vol";
 pub const MAX_VOLUMES: usize = 16;
 
 /// When the root volume is filled from the image.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RootCopy {
     /// As it is read, and in the background.
     #[default]

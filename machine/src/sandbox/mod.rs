@@ -33,7 +33,7 @@ pub use namespaces::offered as network_offered;
 pub use privileges::Capability;
 
 /// Whether a process is to be confined.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Mode {
     /// Not at all.
     Off,
@@ -45,13 +45,20 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The word on the command line.
-    pub fn word(self) -> &'static str {
+    /// Its name.
+    pub fn name(self) -> &'static str {
         match self {
             Mode::Off => "off",
             Mode::Auto => "auto",
             Mode::Required => "required",
         }
+    }
+
+    /// The one of this [`name`](Mode::name).
+    pub fn named(name: &str) -> Option<Mode> {
+        [Mode::Off, Mode::Auto, Mode::Required]
+            .into_iter()
+            .find(|mode| mode.name() == name)
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use super::failure::Advice;
-use super::{Context, Status, output, value};
+use super::{Context, Status, options, output, value};
 use instance::image::{Image, runnable};
 use instance::record::Accel;
 use kiln_benches::compare::{Changes, compare};
@@ -46,13 +46,13 @@ pub struct Bench {
     #[arg(long, value_enum, default_value_t = Caches::Both)]
     cache: Caches,
     /// When a launch counts as done
-    #[arg(long, value_enum, default_value_t = End::Init)]
+    #[arg(long, value_parser = options::end(), default_value = "init")]
     end: End,
     /// Words to add to the kernel command line; given twice, the command lines are compared
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Vec<String>,
     /// What runs the guest; given twice, the accelerators are compared
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = options::accelerator())]
     accel: Vec<Accel>,
     /// Another `vmm` to compare with this one
     #[arg(long, value_name = "FILE")]
@@ -107,7 +107,7 @@ fn peers(text: &str) -> Result<Peers, String> {
     match text {
         "auto" => Ok(Peers::Auto),
         "none" => Ok(Peers::None),
-        name => Peer::from_str(name, false).map(Peers::One).map_err(|_| {
+        name => Peer::named(name).map(Peers::One).ok_or_else(|| {
             "peers are qemu, firecracker, cloud-hypervisor and crosvm; auto takes those on PATH".into()
         }),
     }

@@ -7,11 +7,12 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::failure::{Advice, TimedOut};
+use super::options::HostOptions;
 use super::wait::Waiting;
 use super::{Context, Status, failure, value};
 use instance::client::Client;
 use instance::launch::empty_ephemeral;
-use instance::per_run::{HostUse, PerRun};
+use instance::per_run::PerRun;
 use instance::store::Held;
 use instance::{Error, Event, InstanceId, State, api, detach};
 
@@ -24,7 +25,7 @@ pub struct Start {
     #[command(flatten)]
     waiting: Waiting,
     #[command(flatten)]
-    host: HostUse,
+    host: HostOptions,
     /// Ids, beginnings of ids, or names
     #[arg(required = true, value_name = "INSTANCE")]
     instances: Vec<String>,
@@ -36,10 +37,10 @@ impl Start {
             let mut held = context.store.hold(id, Event::Start)?;
             begin(&mut held)?;
             let per_run = PerRun {
-                host: self.host,
+                host: self.host.into(),
                 ..PerRun::default()
             };
-            detach::spawn(held, &per_run.arguments()?)?;
+            detach::spawn(held, &per_run)?;
             self.waiting.run(context, std::slice::from_ref(id))
         })
     }

@@ -25,6 +25,7 @@ mod images;
 mod later;
 mod lifecycle;
 mod list;
+mod options;
 mod output;
 mod own;
 mod profile;

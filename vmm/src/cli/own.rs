@@ -16,7 +16,8 @@ use machine::sandbox::{self, Kind};
 #[derive(Debug, Args)]
 pub struct Own {
     id: InstanceId,
-    #[command(flatten)]
+    /// What is asked of this run, as JSON
+    #[arg(value_parser = PerRun::from_json)]
     per_run: PerRun,
 }
 

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::failure::Advice;
-use super::value;
+use super::{options, value};
 use instance::launch::{RootCopy, VolumeRequest};
 use instance::limits::Limits;
 use instance::network::{Network, Port};
@@ -23,7 +23,7 @@ pub struct Hardware {
     #[arg(short, long, value_name = "SIZE", value_parser = value::memory)]
     memory: Option<u64>,
     /// What runs the guest's instructions
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_parser = options::accelerator(), default_value = "auto")]
     accel: Accel,
     /// Give memory that the guest does not use back to this host as the guest reports it free
     #[arg(long)]
@@ -50,7 +50,7 @@ pub struct Storage {
     #[arg(long, value_name = "SIZE", value_parser = value::size)]
     pub(super) root_size: Option<u64>,
     /// Fill the root volume as it is read, or before the launch
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_parser = options::root_copy(), default_value = "lazy")]
     pub(super) root_copy: RootCopy,
     /// Attach a new volume of this size, or a file as it is; with `,keep` it outlives the instance, with `,ephemeral` not even a
     /// stop

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::exec::{How, Resize, run_in};
 use super::failure::Advice;
+use super::options::PerRunOptions;
 use super::request::{Hardware, NetworkArgs, Storage};
 use super::wait::Waiting;
 use super::{Context, Status, console, output, signals, value};
@@ -62,7 +63,7 @@ pub struct Run {
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
-    per_run: PerRun,
+    per_run: PerRunOptions,
 
     #[command(flatten)]
     waiting: Waiting,
@@ -97,7 +98,7 @@ impl Run {
             hardware,
             storage,
             network,
-            per_run,
+            per_run: PerRunOptions(per_run),
             waiting: Waiting {
                 wait: None,
                 wait_timeout: Duration::from_secs(120),
@@ -168,7 +169,7 @@ impl Run {
         for index in 0..self.count {
             let held = launch.prepare(index)?;
             let id = held.record().id.clone();
-            if let Err(error) = detach::spawn(held, &self.per_run.arguments()?) {
+            if let Err(error) = detach::spawn(held, &self.per_run.0) {
                 // What never ran is nothing to keep.
                 if let Ok(held) = context.store.hold(&id, Event::Terminate) {
                     held.remove()?;
@@ -184,7 +185,7 @@ impl Run {
 
     /// Owns the instance in this process.
     fn foreground(self, context: &Context, (held, fresh): (Held, Fresh)) -> anyhow::Result<Status> {
-        let turn = self.per_run.turn();
+        let turn = self.per_run.0.turn();
         let timeline = Arc::clone(&context.timeline);
         let signals = signals::hold()?;
         let owner = service::own(held, &turn);
@@ -204,7 +205,7 @@ impl Run {
         };
         let mut assembly = Assembly::new(
             context.home().clone(),
-            self.per_run.clone(),
+            self.per_run.0.clone(),
             turn.clone(),
             Arc::clone(&context.timeline),
         )

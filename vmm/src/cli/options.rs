@@ -1,0 +1,174 @@
+//! Options of the command line that become values of the library crates, which know no command line.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{ArgMatches, Args, Error, FromArgMatches};
+
+use instance::launch::RootCopy;
+use instance::per_run::{DiskEngine, HostUse, PerRun};
+use instance::record::Accel;
+use kiln_benches::outcome::End;
+use machine::sandbox::Mode;
+
+/// The words of an option: each with its value and its line in the help.
+type Words<T> = &'static [(&'static str, T, &'static str)];
+
+const ACCELERATORS: Words<Accel> = &[
+    (
+        "auto",
+        Accel::Auto,
+        "Hardware where it works, else the processor in software",
+    ),
+    ("kvm", Accel::Kvm, "Hardware, through /dev/kvm"),
+    ("soft", Accel::Soft, "The processor in software"),
+];
+const ROOT_COPIES: Words<RootCopy> = &[
+    ("lazy", RootCopy::Lazy, "As it is read, and in the background"),
+    ("full", RootCopy::Full, "Before the launch"),
+];
+const SANDBOXES: Words<Mode> = &[
+    ("off", Mode::Off, "Not at all"),
+    (
+        "auto",
+        Mode::Auto,
+        "By what the host offers; one line says what it does not",
+    ),
+    (
+        "required",
+        Mode::Required,
+        "By all of it, or the guest does not run",
+    ),
+];
+const DISK_ENGINES: Words<DiskEngine> = &[
+    ("sync", DiskEngine::Sync, "One after the other in each queue"),
+    ("io_uring", DiskEngine::IoUring, "Many at once in each queue"),
+];
+const ENDS: Words<End> = &[
+    (
+        "init",
+        End::Init,
+        "guest-init would start the image's PID 1 (the same for every monitor)",
+    ),
+    ("ready", End::Ready, "the agent answers (vmm only)"),
+    (
+        "entry",
+        End::Entry,
+        "the processor first enters the guest, as the host's kernel sees it (KVM only; needs root)",
+    ),
+];
+
+/// Takes one of `words`, and lists them in the help.
+fn one_of<T: Copy + Send + Sync + 'static>(words: Words<T>) -> impl TypedValueParser<Value = T> {
+    let possible = words
+        .iter()
+        .map(|(word, _, help)| PossibleValue::new(*word).help(*help));
+    PossibleValuesParser::new(possible).try_map(move |given| {
+        let found = words.iter().find(|(word, ..)| *word == given);
+        found.map(|(_, value, _)| *value).ok_or("it is not in the list")
+    })
+}
+
+/// `--accel`.
+pub fn accelerator() -> impl TypedValueParser<Value = Accel> {
+    one_of(ACCELERATORS)
+}
+
+/// `--root-copy`.
+pub fn root_copy() -> impl TypedValueParser<Value = RootCopy> {
+    one_of(ROOT_COPIES)
+}
+
+/// `--end` of `bench`.
+pub fn end() -> impl TypedValueParser<Value = End> {
+    one_of(ENDS)
+}
+
+/// How the process that runs an instance deals with its host: what `run` and `start` both ask.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct HostOptions {
+    /// Confine the process by what this host offers, by all of it or not at all, or by nothing (`vmm doctor` tells)
+    #[arg(
+        long,
+        value_parser = one_of(SANDBOXES),
+        value_name = "MODE",
+        default_value = "auto",
+        help_heading = "Security"
+    )]
+    sandbox: Mode,
+    /// How requests of disks get to their files: each on the spot, or many at once through the kernel's io_uring
+    #[arg(
+        long,
+        value_parser = one_of(DISK_ENGINES),
+        value_name = "ENGINE",
+        default_value = "sync",
+        help_heading = "Storage"
+    )]
+    disk_engine: DiskEngine,
+}
+
+impl From<HostOptions> for HostUse {
+    fn from(HostOptions { sandbox, disk_engine }: HostOptions) -> HostUse {
+        HostUse { sandbox, disk_engine }
+    }
+}
+
+/// What is asked of one run and not kept.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Measuring")]
+struct MeasuringOptions {
+    /// Write when each step of the boot was reached, and the exits up to it, as JSON; `-` shows the steps as a table
+    #[arg(long, value_name = "FILE")]
+    timing: Option<PathBuf>,
+    /// Show how often the guest left its processor up to each step, by device register
+    #[arg(long)]
+    exits: bool,
+    /// Let instructions be time, so that every run is the same, and say how many there were
+    #[arg(long)]
+    icount: bool,
+    #[command(flatten)]
+    host: HostOptions,
+}
+
+impl From<MeasuringOptions> for PerRun {
+    fn from(options: MeasuringOptions) -> PerRun {
+        let MeasuringOptions {
+            timing,
+            exits,
+            icount,
+            host,
+        } = options;
+        PerRun {
+            timing,
+            exits,
+            icount,
+            host: host.into(),
+            ..PerRun::default()
+        }
+    }
+}
+
+/// [`PerRun`] as options.
+#[derive(Debug)]
+pub struct PerRunOptions(pub PerRun);
+
+impl Args for PerRunOptions {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        MeasuringOptions::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        MeasuringOptions::augment_args_for_update(command)
+    }
+}
+
+impl FromArgMatches for PerRunOptions {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<PerRunOptions, Error> {
+        MeasuringOptions::from_arg_matches(matches).map(|options| PerRunOptions(options.into()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
+        *self = PerRunOptions::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
