@@ -16,7 +16,7 @@ use super::owner::Guest;
 use super::per_run::{DiskEngine, PerRun};
 use super::record::{Accel, Record, Volume, VolumeKind};
 use super::{Error, Result, confine, network, sockets};
-use machine::accel::{self, Choice};
+use machine::accel::{self, Choice, Chosen};
 use machine::arch;
 use machine::block::raw::RawFile;
 use machine::block::volume::{Hydration, Volume as RootVolume};
@@ -45,6 +45,8 @@ pub struct Assembly {
     measured: Measured,
     /// Whether it was tried to confine the process.
     confined: bool,
+    /// Chosen before the process is confined, and the same for every run of the guest.
+    accelerator: Option<Arc<Chosen>>,
     /// Removes the instance, which the confined process cannot.
     janitor: Option<Janitor>,
 }
@@ -60,6 +62,7 @@ impl Assembly {
             timeline,
             fresh: None,
             confined: false,
+            accelerator: None,
             janitor: None,
         }
     }
@@ -89,7 +92,7 @@ impl Assembly {
         };
         // Both leave a note where the confined process may not write.
         image.verify_boot(&self.home)?;
-        let _ = accel::choose(choice(record.config.accel), image.manifest().architecture);
+        self.accelerator(record, &image)?;
         let timing = self.per_run.timing.iter().filter(|path| *path != Path::new("-"));
         let outputs: Vec<_> = timing.chain(&self.per_run.outputs).cloned().collect();
         let plan = confine::plan(record, directory, &self.home, &image, &outputs)?;
@@ -102,6 +105,22 @@ impl Assembly {
             tracing::warn!("this host confines the process in part only: {missing}");
         }
         Ok(())
+    }
+
+    /// What runs the guest's instructions: decided the first time.
+    fn accelerator(&mut self, record: &Record, image: &Image) -> Result<Arc<Chosen>> {
+        if let Some(chosen) = &self.accelerator {
+            return Ok(Arc::clone(chosen));
+        }
+        let (asked, guest) = (choice(record.config.accel), image.manifest().architecture);
+        let chosen = if self.turn.is_kept() {
+            accel::choose_repeatable(asked, guest, self.per_run.profile.clone())
+        } else {
+            accel::choose(asked, guest, self.home.kvm_verdict().as_deref())
+        };
+        let chosen = Arc::new(chosen.map_err(|error| Error::Machine(error.to_string()))?);
+        self.accelerator = Some(Arc::clone(&chosen));
+        Ok(chosen)
     }
 
     /// Who is to remove the instance, if this process cannot.
@@ -163,7 +182,7 @@ impl Assembly {
             architecture: image.manifest().architecture,
             cpus: cpus.try_into().unwrap_or(u8::MAX),
             memory: record.config.memory.unwrap_or(image.manifest().default_memory),
-            accel: choice(record.config.accel),
+            accel: self.accelerator(record, &image)?,
             kernel,
             initrd: Some(initrd),
             cmdline: command_line(&image, record, words.as_deref()),
@@ -171,7 +190,6 @@ impl Assembly {
             devices,
             uuid: Some(record.id.platform_uuid().into_bytes()),
             turn: self.turn.clone(),
-            profile: self.per_run.profile.clone(),
             timeline: Arc::clone(&self.timeline),
         };
         let machine = Machine::build(spec).map_err(|e| Error::Machine(e.to_string()))?;

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ami::{BlockDeviceMapping, Manifest, PartName, Source, Writer};
@@ -15,7 +16,7 @@ use guest_init::proto::Request;
 use guest_init::proto::message::FREEZE_MAX;
 use vm_memory::VolatileSlice;
 
-use super::assemble::open_image;
+use super::assemble::{choice, open_image};
 use super::client::Client;
 use super::image::Image;
 use super::images::Images;
@@ -24,6 +25,7 @@ use super::per_run::PerRun;
 use super::record::{Ending, Record, VolumeKind};
 use super::store::Store;
 use super::{Error, Event, InstanceId, Result, agent, detach, scrub};
+use machine::accel::{self, Chosen};
 use machine::block::Backend;
 use machine::block::volume::{BLOCK, Volume};
 use machine::virtio::lockstep::Turn;
@@ -55,14 +57,14 @@ impl Capture {
             let draft = self.copy(held.record(), held.directory(), images)?;
             let warning = unclean(held.record());
             drop(held);
-            return Ok((self.complete(draft, &record, images)?, warning));
+            return Ok((self.complete(store, draft, &record, images)?, warning));
         }
         let (draft, warning) = if self.no_reboot {
             self.frozen(store, images, &record)?
         } else {
             self.restarted(store, images, &record)?
         };
-        Ok((self.complete(draft, &record, images)?, warning))
+        Ok((self.complete(store, draft, &record, images)?, warning))
     }
 
     /// Shuts down, copies, starts again — also when the copy has failed.
@@ -133,7 +135,7 @@ impl Capture {
     }
 
     /// Removes the identity from the copy, signs off the image and puts it into the store.
-    fn complete(&self, draft: Draft, record: &Record, images: &Images) -> Result<String> {
+    fn complete(&self, store: &Store, draft: Draft, record: &Record, images: &Images) -> Result<String> {
         let Draft {
             writer,
             path,
@@ -146,7 +148,15 @@ impl Capture {
                 .file()
                 .try_clone()
                 .map_err(Error::file("opening", &path.0))?;
-            scrub::scrub(record, &image, file, root_offset(&writer)?, root_size)?;
+            let accelerator = accelerator(store, record, &image)?;
+            scrub::scrub(
+                record,
+                &image,
+                accelerator,
+                file,
+                root_offset(&writer)?,
+                root_size,
+            )?;
         }
         writer.finish(self.manifest(record, &image), &|_| {})?;
         images.adopt(&path.0, Some(&self.name))
@@ -253,6 +263,18 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
+}
+
+/// What runs the machine that removes the identity: what the instance was launched with.
+fn accelerator(store: &Store, record: &Record, image: &Image) -> Result<Arc<Chosen>> {
+    let guest = image.manifest().architecture;
+    accel::choose(
+        choice(record.config.accel),
+        guest,
+        store.home().kvm_verdict().as_deref(),
+    )
+    .map(Arc::new)
+    .map_err(|error| Error::Machine(error.to_string()))
 }
 
 #[cfg(test)]

@@ -26,9 +26,6 @@ pub enum Error {
         /// The operating system's reason.
         source: io::Error,
     },
-    /// neither {variable} nor HOME is set
-    #[error("there is no directory to keep instances and images in: neither {0} nor HOME is set")]
-    NoHome(&'static str),
     /// {0:?} is not a valid id or name
     #[error("{0:?} is not a valid {1}")]
     Malformed(String, &'static str),
@@ -139,7 +136,6 @@ impl Error {
     /// What a person may try, if there is something worth saying.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Error::NoHome(variable) => format!("set {variable} to a directory that you can write to"),
             Error::NoInstance(_) | Error::Ambiguous { .. } => "`vmm ps -a` lists all instances".into(),
             Error::NameTaken { holder, .. } => {
                 format!(

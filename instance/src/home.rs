@@ -1,6 +1,5 @@
-//! Where things are kept, by the XDG base directory specification.
+//! Where things are kept.
 
-use std::env;
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
@@ -11,20 +10,18 @@ use super::{Error, InstanceId, Result};
 /// Ends the name of a hard link to an instance's image.
 pub const BASE_SUFFIX: &str = ".ami";
 
-/// The two directories of a user: state (instances, volumes) and data (images).
+/// The directories of a user: state (instances, volumes), data (images), and a cache, which may be missing.
 #[derive(Debug, Clone)]
 pub struct Home {
     state: PathBuf,
     data: PathBuf,
+    cache: Option<PathBuf>,
 }
 
 impl Home {
-    /// From `XDG_STATE_HOME` and `XDG_DATA_HOME`, or their defaults below `HOME`. Creates nothing.
-    pub fn from_environment() -> Result<Home> {
-        Ok(Home {
-            state: base("XDG_STATE_HOME", ".local/state")?.join("kiln"),
-            data: base("XDG_DATA_HOME", ".local/share")?.join("kiln"),
-        })
+    /// With these directories, which need not exist yet. All of `cache` can be deleted at any time.
+    pub fn new(state: PathBuf, data: PathBuf, cache: Option<PathBuf>) -> Home {
+        Home { state, data, cache }
     }
 
     /// Everything below one directory; for tests.
@@ -32,6 +29,7 @@ impl Home {
         Home {
             state: root.join("state"),
             data: root.join("data"),
+            cache: None,
         }
     }
 
@@ -58,6 +56,11 @@ impl Home {
     /// What belongs to this host and not to an image: instances, volumes, what is remembered of images.
     pub fn state(&self) -> &Path {
         &self.state
+    }
+
+    /// Where it is remembered for this boot of the host whether KVM is worth using.
+    pub fn kvm_verdict(&self) -> Option<PathBuf> {
+        self.cache.as_ref().map(|cache| cache.join("kvm-probe"))
     }
 
     /// Where it is remembered that the image `id` was verified.
@@ -98,12 +101,4 @@ fn private() -> DirBuilder {
     let mut builder = DirBuilder::new();
     builder.mode(0o700);
     builder
-}
-
-/// Relative paths in these variables are to be ignored (XDG base directory specification 0.8).
-fn base(variable: &'static str, default: &str) -> Result<PathBuf> {
-    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    absolute(variable)
-        .or_else(|| absolute("HOME").map(|home| home.join(default)))
-        .ok_or(Error::NoHome(variable))
 }

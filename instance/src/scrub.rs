@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use guest_init::proto::SCRUBBED;
 
-use super::assemble::{choice, device, part_or};
+use super::assemble::{device, part_or};
 use super::image::Image;
 use super::record::Record;
 use super::{Error, Result};
+use machine::accel::Chosen;
 use machine::block::raw::RawFile;
 use machine::sandbox::{self, Kind};
 use machine::timeline::Timeline;
@@ -34,7 +35,14 @@ const MEMORY: u64 = 256 << 20;
 ///
 /// # Errors
 /// When the machine cannot be built or guest-init does not say that it has succeeded; with the console's last lines.
-pub fn scrub(record: &Record, image: &Image, file: File, start: u64, size: u64) -> Result<()> {
+pub fn scrub(
+    record: &Record,
+    image: &Image,
+    accelerator: Arc<Chosen>,
+    file: File,
+    start: u64,
+    size: u64,
+) -> Result<()> {
     let console = Tail::default();
     let disk = BlockSpec {
         read_only: false,
@@ -47,7 +55,7 @@ pub fn scrub(record: &Record, image: &Image, file: File, start: u64, size: u64) 
         architecture: image.manifest().architecture,
         cpus: 1,
         memory: image.manifest().default_memory.max(MEMORY),
-        accel: choice(record.config.accel),
+        accel: accelerator,
         kernel: part_or(record.config.kernel.as_deref(), || image.kernel())?,
         initrd: Some(part_or(record.config.initrd.as_deref(), || image.initramfs())?),
         cmdline: format!("{words} panic=-1 console=ttyS0 kiln.scrub=1"),
@@ -58,7 +66,6 @@ pub fn scrub(record: &Record, image: &Image, file: File, start: u64, size: u64) 
         devices: vec![device("vda", disk), device("rng", Rng::default())],
         uuid: None,
         turn: Turn::default(),
-        profile: None,
         timeline: Arc::new(Timeline::start()),
     })
     .map_err(|error| Error::Machine(error.to_string()))?;

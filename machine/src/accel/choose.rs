@@ -1,8 +1,8 @@
 //! Which accelerator a machine gets.
 
 use std::fs;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::kvm::{self, Kvm, probe};
 use super::{Created, Error, Profiling};
@@ -54,6 +54,11 @@ impl Chosen {
         }
     }
 
+    /// Whether instructions are time, and every run is the same.
+    pub fn is_repeatable(&self) -> bool {
+        self.repeatable
+    }
+
     /// Makes the accelerator's side of a machine.
     pub fn create(&self, memory: &Memory, cpus: u8) -> Result<Created, Error> {
         match &self.kvm {
@@ -72,7 +77,7 @@ pub fn choose_repeatable(
     match choice {
         Choice::Kvm => Err(Error::Uncounted {
             accelerator: "KVM",
-            hint: "--accel soft with --icount, or leave --icount out",
+            hint: "the software processor, or a run without counting",
         }),
         Choice::Auto | Choice::Soft => Ok(Chosen {
             repeatable: true,
@@ -83,17 +88,22 @@ pub fn choose_repeatable(
 }
 
 /// Decides for a guest of architecture `guest`. `Auto` tries KVM out in a scratch machine once per boot of the host and
-/// remembers the verdict; whether KVM can be opened at all is found out each time.
-pub fn choose(choice: Choice, guest: Architecture) -> Result<Chosen, Error> {
-    choose_on(std::env::consts::ARCH, choice, guest)
+/// remembers the verdict in the file `remembered`, if there is one; whether KVM can be opened at all is found out each time.
+pub fn choose(choice: Choice, guest: Architecture, remembered: Option<&Path>) -> Result<Chosen, Error> {
+    choose_on(std::env::consts::ARCH, choice, guest, remembered)
 }
 
 /// The same on a host of architecture `host` (the kernel's name).
-fn choose_on(host: &str, choice: Choice, guest: Architecture) -> Result<Chosen, Error> {
+fn choose_on(
+    host: &str,
+    choice: Choice,
+    guest: Architecture,
+    remembered: Option<&Path>,
+) -> Result<Chosen, Error> {
     let foreign = || format!("KVM on this {host} host runs {host} guests only");
     let native = guest.machine() == host;
     match choice {
-        Choice::Soft => soft(guest, "--accel soft was asked for".into()),
+        Choice::Soft => soft(guest, "the software processor was asked for".into()),
         Choice::Kvm if !native => Err(Error::Foreign {
             guest,
             why: foreign(),
@@ -107,7 +117,7 @@ fn choose_on(host: &str, choice: Choice, guest: Architecture) -> Result<Chosen, 
         Choice::Auto if !native => soft(guest, foreign()),
         Choice::Auto => match kvm::open() {
             Err(error) => soft(guest, error.to_string()),
-            Ok(kvm) => match verdict(&kvm) {
+            Ok(kvm) => match verdict(&kvm, remembered) {
                 Ok(why) => Ok(Chosen {
                     kvm: Some(kvm),
                     repeatable: false,
@@ -167,14 +177,8 @@ pub fn measure() -> Vec<Measured> {
 /// Why to use KVM, or why not to.
 type Verdict = Result<String, String>;
 
-/// The same for the whole life of this process: one that is confined cannot look it up again.
-fn verdict(kvm: &Kvm) -> Verdict {
-    static KNOWN: OnceLock<Verdict> = OnceLock::new();
-    KNOWN.get_or_init(|| look_up_verdict(kvm)).clone()
-}
-
-fn look_up_verdict(kvm: &Kvm) -> Verdict {
-    let cache = Cache::locate();
+fn verdict(kvm: &Kvm, remembered: Option<&Path>) -> Verdict {
+    let cache = remembered.and_then(Cache::at);
     if let Some(verdict) = cache.as_ref().and_then(Cache::load) {
         return verdict;
     }
@@ -195,13 +199,10 @@ struct Cache {
 }
 
 impl Cache {
-    fn locate() -> Option<Self> {
-        let cache = std::env::var_os("XDG_CACHE_HOME")
-            .map(PathBuf::from)
-            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    fn at(path: &Path) -> Option<Self> {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         Some(Cache {
-            path: cache.join("kiln/kvm-probe"),
+            path: path.to_owned(),
             key: format!("{} {}", env!("CARGO_PKG_VERSION"), boot_id.trim()),
         })
     }
@@ -243,16 +244,16 @@ mod tests {
         for (choice, why) in [
             (Choice::Auto, "KVM on this x86_64 host"),
             (Choice::Kvm, "KVM on this x86_64 host"),
-            (Choice::Soft, "--accel soft"),
+            (Choice::Soft, "the software processor"),
         ] {
-            let error = choose_on("x86_64", choice, Architecture::Arm64)
+            let error = choose_on("x86_64", choice, Architecture::Arm64, None)
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(why) && error.contains("arm64 host"), "{error}");
         }
-        let error = choose_on("aarch64", Choice::Kvm, Architecture::X86_64).unwrap_err();
+        let error = choose_on("aarch64", Choice::Kvm, Architecture::X86_64, None).unwrap_err();
         assert!(error.to_string().contains("KVM on this aarch64 host"), "{error}");
-        let chosen = choose_on("aarch64", Choice::Auto, Architecture::X86_64).unwrap();
+        let chosen = choose_on("aarch64", Choice::Auto, Architecture::X86_64, None).unwrap();
         assert_eq!(chosen.name(), "soft");
     }
 

@@ -29,9 +29,9 @@ pub enum Error {
         /// What can be used.
         wanted: &'static str,
     },
-    /// {what} needs {needed} bytes but only {free} bytes of RAM are free for it; try a larger --memory
+    /// {what} needs {needed} bytes but only {free} bytes of RAM are free for it; try a machine with more memory
     #[error(
-        "{what} needs {needed} bytes but only {free} bytes of RAM are free for it; try a larger --memory"
+        "{what} needs {needed} bytes but only {free} bytes of RAM are free for it; try a machine with more memory"
     )]
     Room {
         /// Kernel or initramfs.

@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::handle::{Handle, Shared};
 use super::registers::{self, Place};
 use super::{Device, Error, Machine, Spec, serial};
-use crate::accel::{self, Created, Vm};
+use crate::accel::{Created, Vm};
 use crate::arch::aarch64::layout as arm;
 use crate::arch::x86_64::layout as pc;
 use crate::arch::{self, Architecture, At, Layout, Platform, VIRTIO_MMIO_SIZE, VirtioSlot};
@@ -42,21 +42,15 @@ impl Machine {
             devices,
             uuid,
             turn,
-            profile,
             timeline,
         } = spec;
-        let chosen = if turn.is_kept() {
-            accel::choose_repeatable(accel, architecture, profile)?
-        } else {
-            accel::choose(accel, architecture)?
-        };
         let layout = arch::layout(architecture);
         let memory = memory::allocate(&arch::ram_regions(architecture, ram))?;
         let Created {
             vm,
             mut vcpus,
             controller,
-        } = chosen.create(&memory, cpus)?;
+        } = accel.create(&memory, cpus)?;
         timeline.mark(Event::VmCreated);
 
         let slots: Vec<_> = (0..devices.len()).map_while(|n| layout.virtio_slot(n)).collect();
@@ -93,7 +87,7 @@ impl Machine {
             vm,
             exits: exits.clone(),
             places: board.places,
-            accelerator: (chosen.name(), chosen.why),
+            accelerator: (accel.name(), accel.why.clone()),
             transports: Mutex::new(board.transports),
             reached: Mutex::default(),
         });
@@ -128,8 +122,12 @@ fn check(spec: &Spec) -> Result<(), Error> {
         return refuse("memory", allowed, format!("{} bytes", spec.memory));
     }
     if spec.turn.is_kept() && spec.cpus != 1 {
-        let allowed = "1 where instructions are counted (--icount): try --cpus 1".into();
+        let allowed = "1 where instructions are counted".into();
         return refuse("the number of CPUs", allowed, spec.cpus.to_string());
+    }
+    if spec.turn.is_kept() != spec.accel.is_repeatable() {
+        let allowed = "one that counts instructions exactly where every run is to be the same".into();
+        return refuse("the accelerator", allowed, spec.accel.name().to_owned());
     }
     if spec.devices.len() > layout.max_virtio {
         let allowed = format!("at most {}", layout.max_virtio);

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::accel::{Choice, Profiling};
+use crate::accel::Chosen;
 use crate::arch::Architecture;
 use crate::memory::Part;
 use crate::timeline::Timeline;
@@ -20,8 +20,8 @@ pub struct Spec {
     pub cpus: u8,
     /// RAM in bytes, a multiple of 1 MiB between the layout's `min_ram` and `max_ram`.
     pub memory: u64,
-    /// What is to run the guest's instructions.
-    pub accel: Choice,
+    /// What runs the guest's instructions: one that counts them exactly where every run is to be the same (`turn`).
+    pub accel: Arc<Chosen>,
     /// ELF `vmlinux`, bzImage or (aarch64) `Image`.
     pub kernel: Part,
     /// Uncompressed or compressed cpio archive, as the kernel likes it.
@@ -37,8 +37,6 @@ pub struct Spec {
     /// Makes every run the same, if this turn is kept: instructions are time, and devices work in step with the one
     /// processor. Those on the host who answer the guest keep the turn.
     pub turn: Turn,
-    /// Where the processor's profile goes when the machine has ended; only where every run is the same.
-    pub profile: Option<Arc<Profiling>>,
     /// Where boot events are noted.
     pub timeline: Arc<Timeline>,
 }

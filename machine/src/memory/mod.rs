@@ -21,8 +21,8 @@ pub const PAGE: u64 = 4096;
 /// Why guest RAM could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// reserving {bytes} bytes of guest RAM failed: {source}; try a smaller --memory
-    #[error("reserving {bytes} bytes of guest RAM failed: {source}; try a smaller --memory")]
+    /// reserving {bytes} bytes of guest RAM failed: {source}; try a machine with less memory
+    #[error("reserving {bytes} bytes of guest RAM failed: {source}; try a machine with less memory")]
     Reserve {
         /// Size of the region in bytes.
         bytes: u64,

@@ -146,7 +146,7 @@ impl Bench {
             runnable(&image)?;
             images.push(image);
         }
-        let mut lanes = self.own_lanes(&images)?;
+        let mut lanes = self.own_lanes(context, &images)?;
         let mut skipped = Vec::new();
         self.add_peers(&images[0], scratch, &mut lanes, &mut skipped)?;
         name_apart(&mut lanes);
@@ -166,13 +166,16 @@ impl Bench {
         })
     }
 
-    fn own_lanes(&self, images: &[Image]) -> anyhow::Result<Vec<Lane>> {
+    fn own_lanes(&self, context: &Context, images: &[Image]) -> anyhow::Result<Vec<Lane>> {
         let mut programs = vec![std::env::current_exe().context("finding this program")?];
         for other in &self.vmm {
             let other = other.canonicalize();
             programs.push(other.context("finding the program that --vmm names")?);
         }
-        let accels = self.accelerators(images[0].manifest().architecture)?;
+        let accels = self.accelerators(
+            images[0].manifest().architecture,
+            context.home().kvm_verdict().as_deref(),
+        )?;
         if self.end == End::Entry && accels.iter().any(|accel| *accel != "kvm") {
             let reason =
                 "the first entry into the guest is seen by KVM's trace, and not everything here runs on KVM";
@@ -207,7 +210,11 @@ impl Bench {
     }
 
     /// `auto` is decided once: all launches of a lane are to be of one kind.
-    fn accelerators(&self, guest: ami::Architecture) -> anyhow::Result<Vec<&'static str>> {
+    fn accelerators(
+        &self,
+        guest: ami::Architecture,
+        remembered: Option<&Path>,
+    ) -> anyhow::Result<Vec<&'static str>> {
         let asked = if self.accel.is_empty() {
             &[Accel::Auto]
         } else {
@@ -216,7 +223,7 @@ impl Bench {
         let mut names = Vec::new();
         for accel in asked {
             names.push(match accel {
-                Accel::Auto => choose(Choice::Auto, guest)?.name(),
+                Accel::Auto => choose(Choice::Auto, guest, remembered)?.name(),
                 Accel::Kvm => "kvm",
                 Accel::Soft => "soft",
             });

@@ -64,7 +64,11 @@ impl Finding {
 
 impl Doctor {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let mut findings = vec![host(), kvm_device(), accelerator()];
+        let mut findings = vec![
+            host(),
+            kvm_device(),
+            accelerator(context.home().kvm_verdict().as_deref()),
+        ];
         findings.extend(measure().into_iter().map(speed));
         findings.extend([
             directory("instances", &context.store.home().instances()),
@@ -155,9 +159,9 @@ fn absent(host: Architecture) -> &'static str {
 }
 
 /// What `--accel auto` would choose, and why.
-fn accelerator() -> Finding {
+fn accelerator(remembered: Option<&Path>) -> Finding {
     let native = Architecture::host().unwrap_or(Architecture::X86_64);
-    match choose(Choice::Auto, native) {
+    match choose(Choice::Auto, native, remembered) {
         Ok(chosen) => {
             let verdict = if chosen.name() == "kvm" {
                 Verdict::Good

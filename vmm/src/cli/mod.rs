@@ -17,6 +17,7 @@ mod bench;
 mod console;
 mod cp;
 mod create_image;
+mod directories;
 mod doctor;
 mod exec;
 mod failure;
@@ -153,7 +154,7 @@ pub fn main(timeline: Timeline) -> u8 {
 
 fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
     let context = Context {
-        store: Store::new(Home::from_environment()?),
+        store: Store::new(directories::from_environment()?),
         timeline,
     };
     let Some(command) = cli.command else {
