@@ -227,8 +227,8 @@ impl Cpu {
             }
         }
         self.apic.nmi |= events & event::NMI != 0;
-        if events & event::PROTECT != 0 {
-            self.tlb.protect(None);
+        if events & event::WATCH != 0 {
+            self.watch_code();
         }
         if events & event::INIT != 0 {
             self.reset();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::apic::Apic;
 use crate::block::Cache;
 use crate::clock::{Clock, Time};
+use crate::counters::{Counters, VainStores};
 use crate::exception::Fault;
 use crate::flags::{Flags, rflag};
 use crate::msr::Msrs;
@@ -62,6 +63,8 @@ impl Cpu {
             apic: Apic::new(id),
             time: Time::default(),
             cache: Cache::new(),
+            vain_stores: VainStores::default(),
+            counters: Counters::default(),
             profile: None,
             stop: false,
             parked: true,

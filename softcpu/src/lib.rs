@@ -6,6 +6,8 @@ mod apic;
 mod block;
 pub mod bus;
 mod clock;
+mod code_page;
+mod counters;
 mod cpu;
 mod cpuid;
 mod decode;
@@ -29,6 +31,7 @@ pub mod x87;
 
 pub use bus::{Answer, Bus};
 pub use clock::Clock;
+pub use counters::Counters;
 pub use mmu::code as fault_code;
 pub use profile::Profile;
 pub use ram::{Ram, RegionSpec};

@@ -83,6 +83,8 @@ impl Cpu {
             reported: _,
             random: _,
             spin: _,
+            vain_stores: _,
+            counters: _,
         } = self;
         gpr[..16].fill(0);
         gpr[2] = crate::cpuid::SIGNATURE as u64;

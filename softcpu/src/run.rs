@@ -30,11 +30,13 @@ impl Cpu {
         // SAFETY: only the lifetime changes; `bus` is cleared before this function returns.
         let bus: &mut (dyn Bus + 'static) = unsafe { std::mem::transmute(bus) };
         self.bus = Some(NonNull::from(bus));
+        self.mailbox.set_active(true);
         let exit = if self.profile.is_some() {
             self.run_blocks::<true>()
         } else {
             self.run_blocks::<false>()
         };
+        self.mailbox.set_active(false);
         self.bus = None;
         self.mailbox.publish(self.retired);
         exit

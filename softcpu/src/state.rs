@@ -8,6 +8,7 @@ use crate::apic::Apic;
 use crate::block::{Block, Cache};
 use crate::bus::Bus;
 use crate::clock::Time;
+use crate::counters::{Counters, VainStores};
 use crate::exception::Fault;
 use crate::flags::{Flags, rflag};
 use crate::msr::Msrs;
@@ -182,7 +183,7 @@ pub struct Cpu {
     pub(crate) seg_base: [u64; 8],
     pub(crate) rip_mask: u64,
     pub(crate) stack_mask: u64,
-    /// The block that runs, alive while it does; stores to its page need care.
+    /// The block that runs, alive while it does; stores to its own bytes need care.
     pub(crate) running: *const Block,
     /// The operation at which the last block ended before its end.
     pub(crate) stopped: *const Op,
@@ -190,7 +191,7 @@ pub struct Cpu {
     pub(crate) cpl: u8,
     /// Interrupts wait for one instruction (STI, MOV SS).
     pub(crate) shadow: bool,
-    /// Stores to the running block's own page are wanted: it has one instruction.
+    /// Stores to the running block's own bytes are allowed: it has one instruction.
     pub(crate) alone: bool,
     pub(crate) tlb: Tlb,
     pub(crate) ram: Arc<Ram>,
@@ -222,6 +223,8 @@ pub struct Cpu {
     pub(crate) apic: Apic,
     pub(crate) time: Time,
     pub(crate) cache: Cache,
+    pub(crate) vain_stores: VainStores,
+    pub(crate) counters: Counters,
     pub(crate) profile: Option<Box<Profile>>,
     /// A device asked `run` to come back.
     pub(crate) stop: bool,
