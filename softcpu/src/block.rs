@@ -29,6 +29,9 @@ const CAPACITY: usize = 1 << 18;
 const JUMPS: usize = 8192;
 /// Longest instruction.
 const LONGEST: usize = 15;
+/// The hint space (0F 0D, 0F 18 to 0F 1F) does nothing: what later processors put there (shadow stacks, MPX, CLDEMOTE and
+/// other prefetches) is no operation without its CPUID bit, and programs rely on that.
+const DECODING: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
 /// Operations on the heap, at one address for as long as the cache that owns the block lives.
 pub(crate) struct Ops {
@@ -328,7 +331,7 @@ impl Cpu {
         }
         let mut ops = Vec::with_capacity(8);
         let mut count = 0;
-        let mut decoder = Decoder::with_ip(bits, &page[start..], 0, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bits, &page[start..], 0, DECODING);
         let mut instr = Instruction::default();
         // The instruction before, and where its operation is.
         let mut last: Option<(Instruction, usize)> = None;
@@ -352,7 +355,7 @@ impl Cpu {
                 self.ram.read(next_phys, &mut more);
                 second = Some(self.code_source(next_phys));
                 bytes.extend_from_slice(&more);
-                let mut decoder = Decoder::with_ip(bits, &bytes, 0, DecoderOptions::NONE);
+                let mut decoder = Decoder::with_ip(bits, &bytes, 0, DECODING);
                 decoder.decode_out(&mut instr);
                 let choice = self.choose(&instr);
                 let ends = self.lower(&instr, choice, 0, &mut ops);

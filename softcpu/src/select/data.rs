@@ -92,25 +92,7 @@ pub(super) fn select(instr: &Instruction, code: CodeSize) -> Option<Choice> {
         M::Std => chain(flag::std),
         M::Lahf => chain(flag::lahf),
         M::Sahf => chain(flag::sahf),
-        M::Nop
-        | M::Fnop
-        | M::Endbr64
-        | M::Endbr32
-        | M::Prefetch
-        | M::Prefetchw
-        | M::Prefetcht0
-        | M::Prefetcht1
-        | M::Prefetcht2
-        | M::Prefetchnta
-        | M::Prefetchwt1
-        | M::Reservednop
-        | M::Lfence
-        | M::Sfence => {
-            if instr.mnemonic() == M::Fnop {
-                return None;
-            }
-            chain(mov::nop)
-        }
+        M::Nop | M::Reservednop | M::Lfence | M::Sfence => chain(mov::nop),
         M::Mfence => chain(misc::mfence),
         M::Movsb | M::Movsw | M::Movsd | M::Movsq if instr.is_string_instruction() => {
             sized!(op0(); string::movs)

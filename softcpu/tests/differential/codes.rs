@@ -84,6 +84,17 @@ pub const EXCLUDED: &[(Mnemonic, &str)] = &[
     (Mnemonic::Clflushopt, "a cache's business"),
     (Mnemonic::Endbr64, "a hint"),
     (Mnemonic::Endbr32, "a hint"),
+    (
+        Mnemonic::Rdsspd,
+        "a hint without shadow stacks; the host may have them",
+    ),
+    (
+        Mnemonic::Rdsspq,
+        "a hint without shadow stacks; the host may have them",
+    ),
+    (Mnemonic::Cldemote, "a hint"),
+    (Mnemonic::Prefetchit0, "a hint"),
+    (Mnemonic::Prefetchit1, "a hint"),
     (Mnemonic::Prefetch, "a hint"),
     (Mnemonic::Prefetchwt1, "a hint"),
     (Mnemonic::Ud0, "vendors disagree on its length"),

@@ -4,6 +4,7 @@ mod apic;
 mod changing_code;
 mod counting;
 mod exceptions;
+mod hints;
 #[allow(unsafe_code)]
 mod machine;
 mod modes;
