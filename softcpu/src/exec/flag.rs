@@ -14,6 +14,13 @@ pub(crate) fn stc(cpu: &mut Cpu, _: &Op) -> Flow {
     Ok(())
 }
 
+/// SALC, which no manual of Intel's names and all their processors have outside of 64-bit code: AL from CF.
+pub(crate) fn salc(cpu: &mut Cpu, _: &Op) -> Flow {
+    let value = if cpu.flags.cf() { 0xff } else { 0 };
+    cpu.set_byte(0, value);
+    Ok(())
+}
+
 pub(crate) fn cmc(cpu: &mut Cpu, _: &Op) -> Flow {
     cpu.flags = cpu.flags.with_carry(!cpu.flags.cf());
     Ok(())

@@ -318,3 +318,27 @@ pub(crate) fn verify<const WRITE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     set_zf(cpu, allowed);
     Ok(())
 }
+
+/// ARPL: raises the requested privilege level of the first selector to that of the second.
+pub(crate) fn arpl(cpu: &mut Cpu, op: &Op) -> Flow {
+    if cpu.is_real() {
+        return cpu.undefined();
+    }
+    let other = u16::get(cpu, op.b) & 3;
+    let selector: u16 = if op.has_memory() {
+        cpu.load(cpu.address(op))?
+    } else {
+        u16::get(cpu, op.a)
+    };
+    let raises = selector & 3 < other;
+    if raises {
+        let raised = selector & !3 | other;
+        if op.has_memory() {
+            cpu.store(cpu.address(op), raised)?;
+        } else {
+            u16::set(cpu, op.a, raised);
+        }
+    }
+    set_zf(cpu, raises);
+    Ok(())
+}

@@ -40,6 +40,7 @@ pub(super) fn select(instr: &Instruction, code: CodeSize) -> Option<Choice> {
         M::Cwd => chain(mov::sign_to_dx::<u16>),
         M::Cdq => chain(mov::sign_to_dx::<u32>),
         M::Cqo => chain(mov::sign_to_dx::<u64>),
+        M::Salc => chain(flag::salc),
         M::Xlatb => chain(mov::xlat),
         M::Aaa => chain(decimal::aaa),
         M::Aas => chain(decimal::aas),
