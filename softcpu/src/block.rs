@@ -92,7 +92,7 @@ pub(crate) struct Block {
     /// Instructions that it retires.
     pub count: u32,
     /// Its bytes.
-    len: u32,
+    pub len: u32,
     /// Physical address of its first byte.
     pub phys: u64,
     /// What its last instruction does.
@@ -260,6 +260,15 @@ impl Cpu {
             }
         }
         self.find_block_slow(linear)
+    }
+
+    /// Linear address of the next instruction.
+    pub(crate) fn code_address(&self) -> u64 {
+        if self.is_long() {
+            self.rip
+        } else {
+            self.code_linear()
+        }
     }
 
     fn code_linear(&self) -> u64 {

@@ -8,6 +8,7 @@ pub mod bus;
 mod clock;
 mod cpu;
 mod cpuid;
+mod debug;
 mod decode;
 pub mod exception;
 mod exec;

@@ -103,7 +103,9 @@ impl Cpu {
         if bank == self.bank() {
             if access == Access::Fetch {
                 self.tlb.fill_exec(addr, leaf.phys, leaf.global, leaf.large);
-            } else if let Some(host) = host {
+            } else if let Some(host) = host
+                && !self.debug.watches_page(addr)
+            {
                 let write = leaf.writable && !self.ram.holds_code(leaf.phys);
                 self.tlb
                     .fill(addr, write, host, leaf.phys, leaf.global, leaf.large);
@@ -227,6 +229,7 @@ impl Cpu {
     #[inline(never)]
     pub(crate) fn load_slow<T: Scalar>(&mut self, addr: u64) -> Result<T, Stop> {
         let mut bytes = [0; 16];
+        self.watch(addr, T::SIZE, false)?;
         self.read_linear(addr, &mut bytes[..T::SIZE], self.bank())?;
         Ok(T::from_bytes(&bytes))
     }
@@ -234,6 +237,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub(crate) fn store_slow<T: Scalar>(&mut self, addr: u64, value: T) -> Flow {
+        self.watch(addr, T::SIZE, true)?;
         self.write_linear(addr, &value.to_bytes()[..T::SIZE], self.bank())
     }
 
@@ -268,6 +272,9 @@ impl Cpu {
     /// Faults as a write of `size` bytes would, and does nothing else.
     #[cold]
     pub(crate) fn check_write(&mut self, addr: u64, size: usize) -> Flow {
+        if !self.alone {
+            self.watch(addr, size, true)?;
+        }
         let bank = self.bank();
         let addr = self.linear(addr, bank);
         self.translate_write(addr, bank)?;

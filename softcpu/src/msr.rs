@@ -33,7 +33,6 @@ const REMEMBERED: &[(u32, u64)] = &[
     (0x8b, 0),
     // Fast string operations, and no performance monitoring.
     (0x1a0, 1 | 1 << 11 | 1 << 12),
-    (0x1d9, 0),
     (0x277, 0x0007_0406_0007_0406),
     (0x2ff, 0xc06),
     (0x33, 0),
@@ -92,6 +91,7 @@ mod number {
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;
     pub const SYSENTER_EIP: u32 = 0x176;
+    pub const DEBUGCTL: u32 = 0x1d9;
     pub const TSC_DEADLINE: u32 = 0x6e0;
     pub const X2APIC: u32 = 0x800;
     pub const X2APIC_END: u32 = 0x8ff;
@@ -119,6 +119,7 @@ impl Cpu {
             SYSENTER_CS => self.msrs.sysenter_cs,
             SYSENTER_ESP => self.msrs.sysenter_esp,
             SYSENTER_EIP => self.msrs.sysenter_eip,
+            DEBUGCTL => self.debug.control(),
             number::ARCH_CAPABILITIES => self::ARCH_CAPABILITIES,
             TSC_DEADLINE => self.tsc_deadline(),
             X2APIC..=X2APIC_END if self.apic.base & 1 << 10 != 0 => self.read_apic(msr - X2APIC, ahead),
@@ -157,6 +158,11 @@ impl Cpu {
             SYSENTER_CS => self.msrs.sysenter_cs = value & 0xffff_ffff,
             SYSENTER_ESP => self.msrs.sysenter_esp = value,
             SYSENTER_EIP => self.msrs.sysenter_eip = value,
+            DEBUGCTL => {
+                if !self.debug.set_control(value) {
+                    return self.general_protection(0);
+                }
+            }
             TSC_DEADLINE => self.set_tsc_deadline(value),
             X2APIC..=X2APIC_END if self.apic.base & 1 << 10 != 0 => {
                 self.write_apic(msr - X2APIC, value, ahead)

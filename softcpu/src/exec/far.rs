@@ -163,8 +163,12 @@ fn pop_flags<W: Gpr>(cpu: &mut Cpu, flags: u64) {
     if cpu.cpl as u64 <= cpu.rflags >> 12 & 3 {
         writable |= rflag::IF;
     }
-    let old = cpu.rflags();
-    cpu.set_rflags((old & !writable | flags & writable) & !rflag::RF);
+    if !cpu.debug.watches_code() {
+        // Nothing asks for it, and nothing would clear it.
+        writable &= !rflag::RF;
+    }
+    let old = cpu.rflags() & !rflag::RF;
+    cpu.set_rflags(old & !writable | flags & writable);
 }
 
 /// Data segments that code of privilege `rpl` may not see become null.

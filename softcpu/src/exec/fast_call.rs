@@ -47,6 +47,9 @@ pub(crate) fn syscall(cpu: &mut Cpu, op: &Op) -> Flow {
         flat(selector.wrapping_add(8), FLAT_DATA),
     );
     cpu.rip = cpu.msrs.lstar;
+    if flags & rflag::TF == 0 {
+        cpu.debug.enter();
+    }
     Err(Stop::Branch)
 }
 

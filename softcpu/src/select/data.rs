@@ -187,7 +187,7 @@ fn mov(instr: &Instruction, code: CodeSize) -> Option<Choice> {
         return Some(Choice::plain(run));
     }
     if to.is_dr() {
-        return Some(Choice::plain(if from.size() == 8 {
+        return Some(Choice::end(if from.size() == 8 {
             chain(system::mov_to_dr::<u64>)
         } else {
             chain(system::mov_to_dr::<u32>)

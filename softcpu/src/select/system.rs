@@ -125,6 +125,7 @@ fn ending(instr: &Instruction) -> Option<Choice> {
         M::Sti => chain(flag::sti),
         M::Hlt => chain(misc::hlt),
         M::Int3 => chain(misc::int3),
+        M::Int1 => chain(misc::int1),
         M::Int => chain(misc::int),
         M::Into => chain(misc::into),
         M::Pause => chain(misc::pause),

@@ -3,6 +3,7 @@
 mod apic;
 mod changing_code;
 mod counting;
+mod debug;
 mod exceptions;
 mod hints;
 #[allow(unsafe_code)]
