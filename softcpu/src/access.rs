@@ -203,6 +203,15 @@ impl Cpu {
             .then(|| addr.wrapping_add(entry.addend) as usize)
     }
 
+    /// The same where the store may have to be reported with [`Cpu::stored_watched`] afterwards.
+    pub(crate) fn direct_or_watched(&self, addr: u64, size: usize) -> Option<usize> {
+        self.direct(addr, size).or_else(|| {
+            let entry = self.tlb.watched(addr, size)?;
+            addr.is_multiple_of(size as u64)
+                .then(|| addr.wrapping_add(entry.addend) as usize)
+        })
+    }
+
     /// Reads, changes and writes memory, not atomically. `f` answers the new value.
     #[inline(always)]
     pub(crate) fn modify<T: Scalar>(&mut self, addr: u64, f: impl FnOnce(T) -> T) -> Result<(), Stop> {
@@ -318,7 +327,7 @@ fn order_after_load() {
 
 /// x86 orders stores after earlier accesses; a host that does not is told.
 #[inline(always)]
-fn order_before_store() {
+pub(crate) fn order_before_store() {
     if cfg!(not(target_arch = "x86_64")) {
         fence(Ordering::Release);
     }

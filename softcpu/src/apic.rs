@@ -178,6 +178,13 @@ impl Apic {
         }
     }
 
+    /// Whether an interrupt or NMI may come in, where RFLAGS lets it.
+    pub fn has_interrupt(&self) -> bool {
+        let ready =
+            |vector: u8| self.svr & ENABLED != 0 && (vector >> 4) as u32 > self.processor_priority() >> 4;
+        self.nmi && !self.in_nmi || self.requested.highest().is_some_and(ready)
+    }
+
     /// Takes the interrupt that comes next, if its priority lets it.
     pub fn take_interrupt(&mut self) -> Option<u8> {
         let vector = self.requested.highest()?;
@@ -227,8 +234,8 @@ impl Cpu {
             }
         }
         self.apic.nmi |= events & event::NMI != 0;
-        if events & event::PROTECT != 0 {
-            self.tlb.protect(None);
+        if events & event::WATCH != 0 {
+            self.watch_code();
         }
         if events & event::INIT != 0 {
             self.reset();

@@ -1,18 +1,21 @@
 //! Basic blocks: straight runs of operations, decoded once and found again by physical address.
 //!
-//! A block lies in one page, but for the single instruction of a block that straddles two. It remembers the word
-//! that [`Ram`](crate::ram::Ram) keeps for its page: when anyone stores to the page, the word changes and the
-//! block is void. What stores past the processors (a device, or another processor whose TLB still said that the
-//! page holds no code) is found when the page enters the fetch TLB again: its bytes are compared with a copy.
+//! A block lies in one page, but for the single instruction of a block that straddles two. It remembers its page's
+//! [version](crate::code_page): where that has changed, the block's bytes are compared with those it was decoded from, and it
+//! is decoded anew if they differ. The bytes are compared as well when a block is found by its physical address,
+//! which is how the first one after each change of translations is found: that shows what a device has stored.
+//!
+//! While other processors may still store to the page without any sign, blocks of it are decoded each time.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
 use crate::address_map::AddressMap;
+use crate::code_page::{CodePage, granules};
 use crate::decode::{self, Choice, Run};
 use crate::exec;
 use crate::exec::chain::{carry, chain};
@@ -27,8 +30,13 @@ const MOST: usize = 64;
 const CAPACITY: usize = 1 << 18;
 /// Entries of the table that finds blocks by linear address; a power of two.
 const JUMPS: usize = 8192;
+/// Most pages whose watching is waited for; the oldest is asked for again when it is needed.
+const MOST_UNSETTLED: usize = 64;
 /// Longest instruction.
 const LONGEST: usize = 15;
+/// The hint space (0F 0D, 0F 18 to 0F 1F) does nothing: what later processors put there (shadow stacks, MPX, CLDEMOTE and
+/// other prefetches) is no operation without its CPUID bit, and programs rely on that.
+const DECODING: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
 /// Operations on the heap, at one address for as long as the cache that owns the block lives.
 pub(crate) struct Ops {
@@ -60,14 +68,6 @@ impl Drop for Ops {
     }
 }
 
-/// A page that a block depends on.
-#[derive(Clone, Copy)]
-pub(crate) struct Source {
-    page: u64,
-    /// The page's word in [`Ram`](crate::ram::Ram) when it was decoded.
-    word: u32,
-}
-
 /// Where a block went, and how: an entry of [`Tlb::key`](crate::tlb::Tlb::key) and the instruction pointer.
 #[derive(Clone, Copy)]
 struct Link {
@@ -89,32 +89,42 @@ pub(crate) struct Block {
     /// Instructions that it retires.
     pub count: u32,
     /// Its bytes.
-    len: u32,
+    pub len: u32,
     /// Physical address of its first byte.
     pub phys: u64,
     /// What its last instruction does.
     pub flow: FlowControl,
-    source: Source,
-    second: Option<Source>,
-    /// The word of `source`.
-    state: Option<NonNull<AtomicU32>>,
+    /// What it was decoded from.
+    bytes: Box<[u8]>,
+    /// The version of its page when `bytes` were seen there last.
+    version: Cell<u32>,
+    /// Its page; `None` where the version of one page does not say everything: it is looked up each time.
+    page: Option<NonNull<CodePage>>,
+    /// Physical address of the second page, where it straddles two.
+    second: Option<u64>,
     /// The block that came after it, when it went on to the next instruction and when it went elsewhere.
     links: [Cell<Link>; 2],
 }
 
-// SAFETY: `state` points into the `Ram` that the owning processor keeps alive; it is only read, atomically. `links` point
+// SAFETY: `page` points into the `Ram` that the owning processor keeps alive; it is only read, atomically. `links` point
 // to blocks of the same cache, which is never taken apart.
 unsafe impl Send for Block {}
 
 impl Block {
-    /// Whether nobody has stored to its (first) page since.
+    /// Whether nobody has stored to its bytes since, as far as its page's version shows.
     #[inline(always)]
     fn is_current(&self) -> bool {
-        match self.state {
+        match self.page {
             // SAFETY: see `Send`: the `Ram` outlives the block.
-            Some(state) => unsafe { state.as_ref() }.load(Ordering::Acquire) == self.source.word,
+            Some(page) => unsafe { page.as_ref() }.version() == self.version.get(),
             None => false,
         }
+    }
+
+    /// Its bytes in its first page.
+    fn first_part(&self) -> &[u8] {
+        let room = (PAGE - self.phys % PAGE) as usize;
+        &self.bytes[..room.min(self.bytes.len())]
     }
 
     /// The link for a way on to `rip`, of a block that began at `begin`.
@@ -138,8 +148,18 @@ pub(crate) struct Cache {
     blocks: Vec<NonNull<Block>>,
     by_address: AddressMap<NonNull<Block>>,
     jumps: Box<[Jump; JUMPS]>,
-    /// What pages with blocks looked like when the first of them was decoded.
-    copies: AddressMap<(u32, Box<[u8]>)>,
+    /// The last two blocks that may run only once.
+    transient: [Option<Box<Block>>; 2],
+    /// Pages of code to which other processors may still store without a sign, oldest first.
+    unsettled: VecDeque<Unsettled>,
+}
+
+/// A page of code whose watching was asked for.
+struct Unsettled {
+    page: u64,
+    version: u32,
+    /// The number of the request.
+    request: u64,
 }
 
 // SAFETY: blocks belong to the cache alone, which hands out no pointer that outlives a call of the processor's thread.
@@ -160,8 +180,15 @@ impl Cache {
                 .into_boxed_slice()
                 .try_into()
                 .unwrap_or_else(|_| unreachable!()),
-            copies: AddressMap::default(),
+            transient: [None, None],
+            unsettled: VecDeque::new(),
         }
+    }
+
+    /// Keeps a block until two more such have come.
+    fn keep_once(&mut self, block: Block) -> *const Block {
+        self.transient.swap(0, 1);
+        self.transient[0].insert(Box::new(block)).as_ref()
     }
 
     fn keep(&mut self, block: Block) -> NonNull<Block> {
@@ -175,11 +202,12 @@ impl Cache {
             blocks,
             by_address,
             jumps,
-            copies,
+            transient,
+            unsettled: _,
         } = self;
         by_address.clear();
         jumps.fill(NO_JUMP);
-        copies.clear();
+        *transient = [None, None];
         for block in blocks.drain(..) {
             // SAFETY: `keep` made it from a box, and nothing else in the cache names it any more.
             drop(unsafe { Box::from_raw(block.as_ptr()) });
@@ -208,10 +236,18 @@ impl Cpu {
         }
     }
 
-    /// Physical page of the block that runs.
-    pub(crate) fn running_page(&self) -> Option<u64> {
+    /// Whether the block that runs was decoded from one of the `len` bytes at `phys`.
+    pub(crate) fn runs(&self, phys: u64, len: u64) -> bool {
         // SAFETY: the loop sets it to a block that lives as long as it says so.
-        unsafe { self.running.as_ref() }.map(|block| block.phys & PAGE_MASK)
+        let running = unsafe { self.running.as_ref() };
+        running.is_some_and(|block| {
+            let first = block.first_part().len();
+            let overlaps = |at: u64, bytes: usize| phys < at + bytes as u64 && at < phys + len;
+            overlaps(block.phys, first)
+                || block
+                    .second
+                    .is_some_and(|second| overlaps(second, block.bytes.len() - first))
+        })
     }
 
     /// The block at `rip`, which came after `from` began at `begin`. It lives until [`Cpu::bound_cache`].
@@ -231,7 +267,7 @@ impl Cpu {
         let block = self.find_block()?;
         // SAFETY: `find_block` frees none.
         let (from, found) = unsafe { (&*from, &*block) };
-        if found.second.is_none() {
+        if found.page.is_some() {
             from.link(begin, self.rip).set(Link {
                 rip: self.rip,
                 key: self.tlb.key(),
@@ -259,6 +295,15 @@ impl Cpu {
         self.find_block_slow(linear)
     }
 
+    /// Linear address of the next instruction.
+    pub(crate) fn code_address(&self) -> u64 {
+        if self.is_long() {
+            self.rip
+        } else {
+            self.code_linear()
+        }
+    }
+
     fn code_linear(&self) -> u64 {
         self.seg_base[crate::state::seg::CS].wrapping_add(self.rip) as u32 as u64
     }
@@ -268,33 +313,108 @@ impl Cpu {
     fn find_block_slow(&mut self, linear: u64) -> Result<*const Block, Stop> {
         let phys = self.fetch(linear)?;
         let key = phys | (self.code_size as u64) << 60;
-        if let Some(&known) = self.cache.by_address.get(&key) {
-            // SAFETY: blocks live as long as the table.
+        self.counters.blocks_looked_up += 1;
+        let known = self.cache.by_address.get(&key).copied();
+        if let Some(known) = known {
+            // SAFETY: blocks live as long as the table, and none is changed here.
             let block = unsafe { known.as_ref() };
-            if block.is_current() {
-                let Some(second) = block.second else {
+            if self.relies(block, linear)? {
+                if block.page.is_some() {
                     self.remember(linear, known);
-                    return Ok(known.as_ptr());
-                };
-                let next = (linear & PAGE_MASK).wrapping_add(PAGE);
-                let page = self.fetch(next)?;
-                let word = self.ram.page(page).map(|word| word.load(Ordering::Acquire));
-                if page == second.page && word == Some(second.word) {
-                    return Ok(known.as_ptr());
                 }
+                return Ok(known.as_ptr());
             }
         }
         if self.cache.blocks.len() >= CAPACITY {
             self.request_check();
         }
         let block = self.decode_block(linear, phys, MOST)?;
-        let straddles = block.second.is_some();
-        let kept = self.cache.keep(block);
-        self.cache.by_address.insert(key, kept);
-        if !straddles {
+        if !self.relies(&block, linear)? {
+            return Ok(self.cache.keep_once(Block { page: None, ..block }));
+        }
+        let again = block.page.is_some();
+        let kept = match known {
+            Some(mut known) => {
+                // SAFETY: no reference to the block is alive. It does not run, and whoever has its address (a jump, a link, the
+                // loop) finds another block of the same address there.
+                unsafe { *known.as_mut() = block };
+                known
+            }
+            None => {
+                let kept = self.cache.keep(block);
+                self.cache.by_address.insert(key, kept);
+                kept
+            }
+        };
+        if again {
             self.remember(linear, kept);
         }
         Ok(kept.as_ptr())
+    }
+
+    /// Whether a block's bytes are still in memory and every store to them will show.
+    fn relies(&mut self, block: &Block, linear: u64) -> Result<bool, Stop> {
+        let first = block.first_part();
+        let rest = &block.bytes[first.len()..];
+        if let Some(second) = block.second {
+            let page = self.fetch((linear & PAGE_MASK).wrapping_add(PAGE))?;
+            if page != second || self.relies_on(second, rest).is_none() {
+                return Ok(false);
+            }
+        }
+        let version = self.relies_on(block.phys, first);
+        block.version.set(version.unwrap_or_default());
+        Ok(version.is_some())
+    }
+
+    /// The version of the page at `phys`, where these bytes are there and every store to them changes it.
+    fn relies_on(&mut self, phys: u64, bytes: &[u8]) -> Option<u32> {
+        let granules = granules(phys % PAGE, bytes.len() as u64);
+        let reliance = self.ram.page(phys)?.rely(granules);
+        if reliance.direct && !self.settle(phys & PAGE_MASK, reliance.version) {
+            return None;
+        }
+        self.ram.equals(phys, bytes).then_some(reliance.version)
+    }
+
+    /// Lets stores to a page of code be watched, by this processor at once and by the others before their next block.
+    /// Answers whether all do.
+    #[cold]
+    fn settle(&mut self, page: u64, version: u32) -> bool {
+        let waiting = &mut self.cache.unsettled;
+        let asked = waiting.iter().position(|asked| asked.page == page);
+        if let Some(index) = asked
+            && waiting[index].version == version
+            && !self.platform.others_watch(waiting[index].request, &self.mailbox)
+        {
+            return false;
+        }
+        // Another version: it may have been opened since, and is asked for anew.
+        let asked = asked.and_then(|index| waiting.remove(index));
+        if asked.is_none_or(|asked| asked.version != version) {
+            self.counters.pages_watched += 1;
+            self.tlb.watch(page);
+            if self.platform.is_shared() {
+                if waiting.len() == MOST_UNSETTLED {
+                    waiting.pop_front();
+                }
+                let request = self.platform.watch_others(&self.mailbox);
+                waiting.push_back(Unsettled {
+                    page,
+                    version,
+                    request,
+                });
+                return false;
+            }
+        }
+        self.ram.page(page).is_some_and(|code| code.settle(version))
+    }
+
+    /// Watches the stores to code as other processors have asked for.
+    pub(crate) fn watch_code(&mut self) {
+        let request = self.platform.watch_requests();
+        self.tlb.watch_code(&self.ram);
+        self.mailbox.set_watched(request);
     }
 
     fn remember(&mut self, linear: u64, block: NonNull<Block>) {
@@ -317,22 +437,24 @@ impl Cpu {
     }
 
     fn decode_block(&mut self, linear: u64, phys: u64, most: usize) -> Result<Block, Stop> {
-        let source = self.code_source(phys);
-        let start = (phys & !PAGE_MASK) as usize;
+        self.counters.blocks_decoded += 1;
         let bits = [16, 32, 64][self.code_size as usize];
-        let mut page = [0; PAGE as usize];
-        let readable = self.ram.read(phys & PAGE_MASK, &mut page);
+        let mut buffer = [0; MOST * LONGEST];
+        let room = (PAGE - phys % PAGE) as usize;
+        let bytes = &mut buffer[..room.min(MOST * LONGEST)];
+        let readable = self.ram.read(phys, bytes);
         if !readable {
             // Nothing runs outside of RAM here; all ones decode to an invalid instruction.
-            page.fill(0xff);
+            bytes.fill(0xff);
         }
         let mut ops = Vec::with_capacity(8);
         let mut count = 0;
-        let mut decoder = Decoder::with_ip(bits, &page[start..], 0, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bits, bytes, 0, DECODING);
         let mut instr = Instruction::default();
         // The instruction before, and where its operation is.
         let mut last: Option<(Instruction, usize)> = None;
         let mut second = None;
+        let mut longer = [0; 2 * LONGEST];
         loop {
             if count == most {
                 ops.push(fallthrough(decoder.position(), count));
@@ -340,19 +462,19 @@ impl Cpu {
             }
             let at = decoder.position();
             decoder.decode_out(&mut instr);
-            if decoder.last_error() == DecoderError::NoMoreBytes && page.len() - start - at < LONGEST {
+            if decoder.last_error() == DecoderError::NoMoreBytes && bytes.len() - at < LONGEST {
                 if count > 0 {
                     ops.push(fallthrough(at, count));
                     break;
                 }
-                let next = (linear & PAGE_MASK).wrapping_add(PAGE);
-                let next_phys = self.fetch(next)?;
-                let mut bytes = page[start..].to_vec();
-                let mut more = [0xff; LONGEST];
-                self.ram.read(next_phys, &mut more);
-                second = Some(self.code_source(next_phys));
-                bytes.extend_from_slice(&more);
-                let mut decoder = Decoder::with_ip(bits, &bytes, 0, DecoderOptions::NONE);
+                let page = self.fetch((linear & PAGE_MASK).wrapping_add(PAGE))?;
+                longer[..room].copy_from_slice(bytes);
+                let rest = &mut longer[room..room + LONGEST];
+                if !self.ram.read(page, rest) {
+                    rest.fill(0xff);
+                }
+                second = Some(page);
+                let mut decoder = Decoder::with_ip(bits, &longer[..room + LONGEST], 0, DECODING);
                 decoder.decode_out(&mut instr);
                 let choice = self.choose(&instr);
                 let ends = self.lower(&instr, choice, 0, &mut ops);
@@ -380,19 +502,21 @@ impl Cpu {
             }
             last = Some((instr, index));
         }
-        let len = ops.last().map_or(0, |op| op.off as u32 + op.len as u32);
+        let len = ops.last().map_or(0, |op| op.off as usize + op.len as usize);
         // A guard: should a handler that ends blocks ever go on, it ends here and not beyond.
         ops.push(fallthrough(0, count));
-        let state = self.ram.page(phys).map(NonNull::from);
+        let all = if second.is_some() { &longer[..] } else { &bytes[..] };
+        let page = self.ram.page(phys).map(NonNull::from);
         Ok(Block {
             ops: Ops::new(ops),
             count: count as u32,
-            len,
+            len: len as u32,
             phys,
             flow: instr.flow_control(),
-            source,
+            bytes: all[..len].into(),
+            version: Cell::new(0),
+            page: page.filter(|_| second.is_none()),
             second,
-            state,
             links: [const { Cell::new(NO_LINK) }; 2],
         })
     }
@@ -423,47 +547,6 @@ impl Cpu {
             Run::Single(body) => ops.extend(carry(op, body)),
         }
         choice.ends
-    }
-
-    /// Marks the page as one of code and remembers what it looks like.
-    fn code_source(&mut self, phys: u64) -> Source {
-        let page = phys & PAGE_MASK;
-        let (word, first) = self.ram.mark_code(page);
-        if first {
-            // Stores must not pass by the mark: in our TLB at once, in the others' before their next block.
-            self.tlb.protect(Some(page));
-            self.platform.protect_others(&self.mailbox);
-        }
-        if self
-            .cache
-            .copies
-            .get(&page)
-            .is_none_or(|(known, _)| *known != word)
-        {
-            let mut copy = vec![0; PAGE as usize].into_boxed_slice();
-            self.ram.read(page, &mut copy);
-            self.cache.copies.insert(page, (word, copy));
-        }
-        Source { page, word }
-    }
-
-    /// Compares a page that enters the fetch TLB with what its blocks were decoded from.
-    pub(crate) fn verify_code(&mut self, phys: u64) {
-        let page = phys & PAGE_MASK;
-        let Some((word, copy)) = self.cache.copies.get(&page) else {
-            return;
-        };
-        if self
-            .ram
-            .page(page)
-            .is_none_or(|state| state.load(Ordering::Acquire) != *word)
-        {
-            return;
-        }
-        if !self.ram.equals(page, copy) {
-            self.ram.written(page);
-            self.cache.copies.remove(&page);
-        }
     }
 }
 

@@ -2,16 +2,17 @@
 #![allow(unsafe_code)]
 
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::access::Scalar;
+use crate::access::{Scalar, order_before_store};
 use crate::apic;
 use crate::bus::Answer;
+use crate::code_page::{Stored, granules};
 use crate::exception::{Fault, canonical, vector};
 use crate::op::{Flow, Stop};
 use crate::ram::{PAGE, PAGE_MASK};
 use crate::state::{Cpu, cr0, cr4, efer};
-use crate::tlb::Bank;
+use crate::tlb::{Bank, Stores};
 
 /// Bits of page table entries.
 mod pte {
@@ -103,10 +104,21 @@ impl Cpu {
         if bank == self.bank() {
             if access == Access::Fetch {
                 self.tlb.fill_exec(addr, leaf.phys, leaf.global, leaf.large);
-            } else if let Some(host) = host {
-                let write = leaf.writable && !self.ram.holds_code(leaf.phys);
+            } else if let Some(host) = host
+                && !self.debug.watches_page(addr)
+            {
+                let stores = if !leaf.writable {
+                    Stores::Walk
+                } else if access == Access::Write
+                    && self.ram.page(leaf.phys).is_some_and(|page| page.open(false))
+                {
+                    Stores::Direct
+                } else {
+                    // Most pages that are read are never written to: leave them closed until then.
+                    Stores::Watched
+                };
                 self.tlb
-                    .fill(addr, write, host, leaf.phys, leaf.global, leaf.large);
+                    .fill(addr, stores, host, leaf.phys, leaf.global, leaf.large);
             }
         }
         Ok(Place {
@@ -127,6 +139,7 @@ impl Cpu {
             self.report("legacy paging");
             return self.page_fault(addr, error);
         }
+        self.counters.walks += 1;
         loop {
             match self.walk_once(addr, access, bank) {
                 Ok(Some(leaf)) => return Ok(leaf),
@@ -227,6 +240,7 @@ impl Cpu {
     #[inline(never)]
     pub(crate) fn load_slow<T: Scalar>(&mut self, addr: u64) -> Result<T, Stop> {
         let mut bytes = [0; 16];
+        self.watch(addr, T::SIZE, false)?;
         self.read_linear(addr, &mut bytes[..T::SIZE], self.bank())?;
         Ok(T::from_bytes(&bytes))
     }
@@ -234,7 +248,54 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub(crate) fn store_slow<T: Scalar>(&mut self, addr: u64, value: T) -> Flow {
-        self.write_linear(addr, &value.to_bytes()[..T::SIZE], self.bank())
+        let Some(entry) = self.tlb.watched(addr, T::SIZE) else {
+            self.watch(addr, T::SIZE, true)?;
+            return self.write_linear(addr, &value.to_bytes()[..T::SIZE], self.bank());
+        };
+        self.check_running(entry.phys & PAGE_MASK | addr % PAGE, T::SIZE)?;
+        let host = with_exposed_provenance_mut::<T>(addr.wrapping_add(entry.addend) as usize);
+        order_before_store();
+        // SAFETY: the tag says that all bytes lie in a page of guest RAM that may be written.
+        unsafe { host.write_unaligned(value) };
+        self.stored_watched(addr, T::SIZE);
+        Ok(())
+    }
+
+    /// Reports a store by a watched translation to its page, and watches no longer where that is in vain.
+    pub(crate) fn stored_watched(&mut self, addr: u64, size: usize) {
+        let Some(entry) = self.tlb.watched(addr, size) else {
+            return;
+        };
+        let phys = entry.phys & PAGE_MASK | addr % PAGE;
+        if self.stored(phys, size) == Stored::NoCode {
+            let vain = self.vain_stores.count(phys);
+            if self.ram.page(phys).is_some_and(|page| page.open(vain)) {
+                self.tlb.open(addr);
+            }
+        }
+    }
+
+    /// Reports a store to its page.
+    fn stored(&mut self, phys: u64, size: usize) -> Stored {
+        if self.platform.is_shared() {
+            // Other processors see the bytes before this one looks whether they rely on them.
+            fence(Ordering::SeqCst);
+        }
+        let page = self.ram.page(phys);
+        let stored = page.map_or(Stored::NoCode, |page| {
+            page.stored(granules(phys % PAGE, size as u64))
+        });
+        self.counters.code_stores += u64::from(stored == Stored::Code);
+        stored
+    }
+
+    /// The running block's own bytes are out of bounds for a store while others follow in the block.
+    #[inline]
+    fn check_running(&self, phys: u64, size: usize) -> Flow {
+        if self.runs(phys, size as u64) && !self.alone {
+            return Err(Stop::Replay);
+        }
+        Ok(())
     }
 
     /// Reads up to 16 bytes at a linear address with the rights of `bank`.
@@ -255,10 +316,10 @@ impl Cpu {
     pub(crate) fn write_linear(&mut self, addr: u64, data: &[u8], bank: Bank) -> Flow {
         let addr = self.linear(addr, bank);
         let first = ((PAGE - addr % PAGE) as usize).min(data.len());
-        let place = self.translate_write(addr, bank)?;
+        let place = self.translate_write(addr, first, bank)?;
         if first < data.len() {
             let next = self.linear(addr.wrapping_add(first as u64), bank);
-            let second = self.translate_write(next, bank)?;
+            let second = self.translate_write(next, data.len() - first, bank)?;
             self.write_place(second, &data[first..]);
         }
         self.write_place(place, &data[..first]);
@@ -268,25 +329,27 @@ impl Cpu {
     /// Faults as a write of `size` bytes would, and does nothing else.
     #[cold]
     pub(crate) fn check_write(&mut self, addr: u64, size: usize) -> Flow {
+        if let Some(entry) = self.tlb.watched(addr, size) {
+            return self.check_running(entry.phys & PAGE_MASK | addr % PAGE, size);
+        }
+        if !self.alone {
+            self.watch(addr, size, true)?;
+        }
         let bank = self.bank();
         let addr = self.linear(addr, bank);
-        self.translate_write(addr, bank)?;
-        let last = self.linear(addr.wrapping_add(size as u64 - 1), bank);
-        if (addr ^ last) & PAGE_MASK != 0 {
-            self.translate_write(last & PAGE_MASK, bank)?;
+        let first = ((PAGE - addr % PAGE) as usize).min(size);
+        self.translate_write(addr, first, bank)?;
+        if first < size {
+            let next = self.linear(addr.wrapping_add(first as u64), bank);
+            self.translate_write(next, size - first, bank)?;
         }
         Ok(())
     }
 
-    /// Translates for a write. The running block's own page is out of bounds while others follow in the block.
-    fn translate_write(&mut self, addr: u64, bank: Bank) -> Result<Place, Stop> {
+    /// Translates for a write of `size` bytes of one page.
+    fn translate_write(&mut self, addr: u64, size: usize, bank: Bank) -> Result<Place, Stop> {
         let place = self.translate(addr, Access::Write, bank)?;
-        if self.running_page() == Some(place.phys & PAGE_MASK)
-            && !self.alone
-            && self.ram.holds_code(place.phys)
-        {
-            return Err(Stop::Replay);
-        }
+        self.check_running(place.phys, size)?;
         Ok(place)
     }
 
@@ -341,9 +404,7 @@ impl Cpu {
                 ),
             }
         }
-        if self.ram.holds_code(place.phys) {
-            self.ram.written(place.phys);
-        }
+        self.stored(place.phys, data.len());
     }
 
     /// Devices see at most 8 bytes at once.
@@ -393,8 +454,6 @@ impl Cpu {
         if entry.tag == addr & PAGE_MASK {
             return Ok(entry.phys & PAGE_MASK | addr & !PAGE_MASK);
         }
-        let place = self.translate(addr, Access::Fetch, self.bank())?;
-        self.verify_code(place.phys);
-        Ok(place.phys)
+        Ok(self.translate(addr, Access::Fetch, self.bank())?.phys)
     }
 }

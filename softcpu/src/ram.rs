@@ -1,16 +1,14 @@
-//! Guest RAM: host memory at guest-physical addresses, and for each page whether code was decoded from it.
+//! Guest RAM: host memory at guest-physical addresses, and for each page what code was decoded from it.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use crate::code_page::{CodePage, granules};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 /// Mask of the page number in an address.
 pub const PAGE_MASK: u64 = !(PAGE - 1);
-
-/// Code was decoded from the page. The bits above count the times that such a page was written to, so that
-/// a block that remembers the whole word knows whether its bytes may have changed.
-const HOLDS_CODE: u32 = 1;
 
 /// Memory at one range of guest-physical addresses.
 struct Region {
@@ -18,7 +16,7 @@ struct Region {
     len: u64,
     /// Exposed address of the host memory.
     host: usize,
-    pages: Box<[AtomicU32]>,
+    pages: Box<[CodePage]>,
 }
 
 /// All of guest RAM. Shared by every processor.
@@ -50,7 +48,7 @@ impl Ram {
                 start: spec.start,
                 len: spec.len & PAGE_MASK,
                 host: spec.host.expose_provenance(),
-                pages: (0..spec.len / PAGE).map(|_| AtomicU32::new(0)).collect(),
+                pages: (0..spec.len / PAGE).map(|_| CodePage::default()).collect(),
             })
             .collect();
         // The region that is used most is found first.
@@ -73,37 +71,11 @@ impl Ram {
             .map(|(region, offset)| region.host + offset as usize)
     }
 
-    /// What is known of the page at `phys`.
+    /// What is known of the code in the page at `phys`.
     #[inline]
-    pub(crate) fn page(&self, phys: u64) -> Option<&AtomicU32> {
+    pub(crate) fn page(&self, phys: u64) -> Option<&CodePage> {
         self.region(phys)
             .map(|(region, offset)| &region.pages[(offset / PAGE) as usize])
-    }
-
-    /// Says that code is about to be decoded from the page. Answers the word that a block of it remembers, and
-    /// whether the page was none of code before.
-    pub(crate) fn mark_code(&self, phys: u64) -> (u32, bool) {
-        let Some(page) = self.page(phys) else {
-            return (0, false);
-        };
-        let old = page.fetch_or(HOLDS_CODE, Ordering::SeqCst);
-        (old | HOLDS_CODE, old & HOLDS_CODE == 0)
-    }
-
-    /// Whether stores to the page must be told.
-    #[inline]
-    pub(crate) fn holds_code(&self, phys: u64) -> bool {
-        self.page(phys)
-            .is_some_and(|page| page.load(Ordering::Acquire) & HOLDS_CODE != 0)
-    }
-
-    /// Says that the page was written to: every block of it is void.
-    pub(crate) fn written(&self, phys: u64) {
-        if let Some(page) = self.page(phys) {
-            let _ = page.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| {
-                (old & HOLDS_CODE != 0).then(|| (old & !HOLDS_CODE).wrapping_add(2))
-            });
-        }
     }
 
     /// An aligned 64-bit word, as page table walks need it.
@@ -142,22 +114,38 @@ impl Ram {
                 );
             }
         });
-        let first = phys & PAGE_MASK;
-        for page in (first..phys.saturating_add(data.len() as u64)).step_by(PAGE as usize) {
-            self.written(page);
+        fence(Ordering::SeqCst);
+        let end = phys.saturating_add(data.len() as u64);
+        let mut at = phys;
+        while at < end {
+            let next = ((at & PAGE_MASK).saturating_add(PAGE)).min(end);
+            if let Some(page) = self.page(at) {
+                page.stored(granules(at % PAGE, next - at));
+            }
+            at = next;
         }
         done
     }
 
-    /// Whether the page at `phys` has exactly these bytes.
+    /// Whether the bytes at `phys`, all of one page, are these.
     pub(crate) fn equals(&self, phys: u64, bytes: &[u8]) -> bool {
-        let mut same = true;
-        let mut chunk = [0; 256];
-        for (n, wanted) in bytes.chunks(chunk.len()).enumerate() {
+        debug_assert!(phys % PAGE + bytes.len() as u64 <= PAGE);
+        let Some(host) = self.host(phys) else {
+            return false;
+        };
+        let mut chunk = [0; 64];
+        bytes.chunks(chunk.len()).enumerate().all(|(n, wanted)| {
             let found = &mut chunk[..wanted.len()];
-            same &= self.read(phys + (n * 256) as u64, found) && found == wanted;
-        }
-        same
+            // SAFETY: `host` is a mapped address, as `new` promises, and so is the rest of its page.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    std::ptr::with_exposed_provenance::<u8>(host + 64 * n),
+                    found.as_mut_ptr(),
+                    found.len(),
+                );
+            }
+            found == wanted
+        })
     }
 
     /// Calls `f(host address, offset in the data, length)` for each page of the range.

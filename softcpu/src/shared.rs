@@ -19,8 +19,8 @@ pub(crate) mod event {
     pub const STARTUP: u32 = 1 << 3;
     /// `run` shall come back.
     pub const KICK: u32 = 1 << 4;
-    /// A page began to hold code: no translation may pass by.
-    pub const PROTECT: u32 = 1 << 5;
+    /// A page began to hold code: stores to it have to be watched.
+    pub const WATCH: u32 = 1 << 5;
 }
 
 /// What other threads have for one processor.
@@ -39,6 +39,10 @@ pub(crate) struct Mailbox {
     pub x2apic: AtomicBool,
     /// Instructions retired, as of the last block that reached a device or ended a run.
     retired: AtomicU64,
+    /// The processor runs instructions; where it does not, it takes its events before the next one.
+    active: AtomicBool,
+    /// The last of [`Platform::watch_others`]'s requests that it has done.
+    watched: AtomicU64,
     /// Held to sleep and to wake; a leaf.
     lock: Mutex<()>,
     wake: Condvar,
@@ -55,6 +59,8 @@ impl Mailbox {
             flat: AtomicBool::new(true),
             x2apic: AtomicBool::new(false),
             retired: AtomicU64::new(0),
+            active: AtomicBool::new(false),
+            watched: AtomicU64::new(0),
             lock: Mutex::new(()),
             wake: Condvar::new(),
         }
@@ -89,6 +95,16 @@ impl Mailbox {
         self.post(event::STARTUP);
     }
 
+    /// Says that the processor is about to run instructions, or does so no longer. Events are to be taken after the former.
+    pub fn set_active(&self, active: bool) {
+        self.active.swap(active, Ordering::SeqCst);
+    }
+
+    /// Says that the stores to code are watched as [`Platform::watch_requests`] asked for before.
+    pub fn set_watched(&self, request: u64) {
+        self.watched.store(request, Ordering::SeqCst);
+    }
+
     /// Takes all events.
     pub fn take(&self) -> u32 {
         self.events.swap(0, Ordering::SeqCst)
@@ -105,6 +121,12 @@ impl Mailbox {
 
     /// Sleeps until an event comes, or for `limit`.
     pub fn sleep(&self, limit: Option<Duration>) {
+        self.set_active(false);
+        self.sleep_inactive(limit);
+        self.set_active(true);
+    }
+
+    fn sleep_inactive(&self, limit: Option<Duration>) {
         let mut held = lock(&self.lock);
         while !self.has_events() {
             match limit {
@@ -150,6 +172,8 @@ pub struct Platform {
     pub(crate) start: std::time::Instant,
     /// Next processor to take a lowest-priority message.
     turn: AtomicU32,
+    /// Number of requests to watch stores so far.
+    watch_requests: AtomicU64,
     eoi: OnceLock<EndOfInterrupt>,
 }
 
@@ -162,6 +186,7 @@ impl Platform {
             clock,
             start: std::time::Instant::now(),
             turn: AtomicU32::new(0),
+            watch_requests: AtomicU64::new(0),
             eoi: OnceLock::new(),
         })
     }
@@ -239,13 +264,26 @@ impl Platform {
         }
     }
 
-    /// Makes all processors but one drop their rights to write past the marks of code.
-    pub(crate) fn protect_others(&self, me: &Mailbox) {
-        if self.is_shared() {
-            for mailbox in self.mailboxes.iter().filter(|mailbox| mailbox.id != me.id) {
-                mailbox.post(event::PROTECT);
-            }
+    /// Asks all processors but one to watch their stores to pages of code from now on. Answers the request's number.
+    pub(crate) fn watch_others(&self, me: &Mailbox) -> u64 {
+        let request = self.watch_requests.fetch_add(1, Ordering::SeqCst) + 1;
+        for mailbox in self.mailboxes.iter().filter(|mailbox| mailbox.id != me.id) {
+            mailbox.post(event::WATCH);
         }
+        request
+    }
+
+    /// The number of the last request to watch stores.
+    pub(crate) fn watch_requests(&self) -> u64 {
+        self.watch_requests.load(Ordering::SeqCst)
+    }
+
+    /// Whether no processor but `me` runs an instruction before it has done the request.
+    pub(crate) fn others_watch(&self, request: u64, me: &Mailbox) -> bool {
+        let mut others = self.mailboxes.iter().filter(|mailbox| mailbox.id != me.id);
+        others.all(|mailbox| {
+            !mailbox.active.load(Ordering::SeqCst) || mailbox.watched.load(Ordering::SeqCst) >= request
+        })
     }
 
     /// Held during a locked access that the host cannot do as one.

@@ -4,7 +4,7 @@
 
 use std::ptr::NonNull;
 
-use crate::ram::PAGE_MASK;
+use crate::ram::{PAGE_MASK, Ram};
 
 /// Entries of a bank; a power of two.
 const ENTRIES: usize = 1024;
@@ -14,7 +14,10 @@ const SLOTS: usize = 3 * ENTRIES;
 const EXEC_ENTRIES: usize = 512;
 /// A tag that no page has.
 const NONE: u64 = 1;
-/// Page numbers that a non-global flush visits one by one before it clears everything instead.
+/// Bit of a tag for writing: a store must be reported to the page's [`CodePage`](crate::code_page::CodePage). No address of a
+/// page has it, so the fast path does not take such an entry.
+const WATCHED: u64 = 2;
+/// Entries that a non-global flush visits one by one; where more were filled, it visits all.
 const LIST: usize = 4096;
 
 /// Whose rights a data translation has. Each bank holds what is allowed to it, so that a hit needs no check.
@@ -34,12 +37,24 @@ pub enum Bank {
 pub(crate) struct Entry {
     /// Linear page that may be read.
     pub read: u64,
-    /// Linear page that may be written: its dirty bit is set and no code was decoded from it.
+    /// Linear page that may be written: its dirty bit is set and no code was decoded from it. With [`WATCHED`] where there
+    /// may be code.
     pub write: u64,
     /// Host address minus linear address.
     pub addend: u64,
     /// Guest-physical page; bit 0 is set for global pages.
     pub phys: u64,
+}
+
+/// How stores go to a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stores {
+    /// By a walk of the page tables, which faults or sets the dirty bit.
+    Walk,
+    /// To memory and then to the page's [`CodePage`](crate::code_page::CodePage).
+    Watched,
+    /// To memory alone.
+    Direct,
 }
 
 /// A translation for instruction fetch.
@@ -65,6 +80,77 @@ fn index(addr: u64) -> usize {
     (addr >> 12) as usize % ENTRIES
 }
 
+/// A set of numbers that may seem to have more members than were put into it.
+struct Filter<const WORDS: usize>([u64; WORDS]);
+
+impl<const WORDS: usize> Filter<WORDS> {
+    const EMPTY: Filter<WORDS> = Filter([0; WORDS]);
+
+    fn place(number: u64) -> (usize, u64) {
+        ((number / 64) as usize % WORDS, 1 << (number % 64))
+    }
+
+    fn insert(&mut self, number: u64) {
+        let (word, bit) = Self::place(number);
+        self.0[word] |= bit;
+    }
+
+    fn contains(&self, number: u64) -> bool {
+        let (word, bit) = Self::place(number);
+        self.0[word] & bit != 0
+    }
+}
+
+/// What was fetched by one of the two fetch banks since its translations were forgotten last.
+struct Fetched {
+    /// The times that they were forgotten.
+    generation: u64,
+    /// Numbers of the pages.
+    pages: Filter<32>,
+    /// Some of them are not global.
+    local: bool,
+}
+
+impl Fetched {
+    const fn nothing(generation: u64) -> Fetched {
+        Fetched {
+            generation,
+            pages: Filter::EMPTY,
+            local: false,
+        }
+    }
+}
+
+/// The GiB in which large pages lie that are cached in pieces: invalidating one of their addresses has to find them all.
+struct LargePages {
+    local: Filter<4>,
+    global: Filter<4>,
+}
+
+impl LargePages {
+    const SHIFT: u32 = 30;
+    const NONE: LargePages = LargePages {
+        local: Filter::EMPTY,
+        global: Filter::EMPTY,
+    };
+
+    /// The number of its GiB for the filters: kernels have theirs in the upper half of the addresses, apart from users'.
+    fn number(addr: u64) -> u64 {
+        let gigabyte = addr >> LargePages::SHIFT;
+        (gigabyte ^ gigabyte >> 7) & 0x7f | addr >> 63 << 7
+    }
+
+    fn insert(&mut self, addr: u64, global: bool) {
+        let pages = if global { &mut self.global } else { &mut self.local };
+        pages.insert(LargePages::number(addr));
+    }
+
+    fn contains(&self, addr: u64) -> bool {
+        let number = LargePages::number(addr);
+        self.local.contains(number) || self.global.contains(number)
+    }
+}
+
 /// All translations of one processor.
 pub(crate) struct Tlb {
     /// The first of `SLOTS` data entries, on the heap.
@@ -74,13 +160,14 @@ pub(crate) struct Tlb {
     bank: NonNull<Entry>,
     /// First entry of the fetch bank in use.
     exec_bank: usize,
-    /// Data entries filled with non-global pages since the last flush.
+    /// Data entries filled with non-global pages since the last flush, as far as there is room.
     local: Vec<u16>,
     /// The same of fetch entries.
     exec_local: Vec<u16>,
-    /// A large non-global page is cached in pieces: invalidating one of its addresses has to find them all.
-    large_local: bool,
-    /// What [`Tlb::key`] gives: the times that translations were forgotten, above the mode.
+    large: LargePages,
+    /// Of the user's fetch bank and the supervisor's.
+    fetched: [Fetched; 2],
+    /// What [`Tlb::key`] gives: the generation of the fetch bank of the mode, above the mode.
     key: u64,
     /// Base of the code segment, which belongs to the mode.
     code_base: u64,
@@ -88,6 +175,8 @@ pub(crate) struct Tlb {
 
 /// Bits of [`Tlb::key`] that name the mode: user or not, and the code size.
 const MODE_BITS: u32 = 3;
+/// Bit of the mode: user.
+const USER_MODE: u64 = 1;
 
 // SAFETY: plain data, owned like a box.
 unsafe impl Send for Tlb {}
@@ -113,7 +202,9 @@ impl Tlb {
             exec_bank: EXEC_ENTRIES,
             local: Vec::with_capacity(LIST),
             exec_local: Vec::with_capacity(LIST),
-            large_local: false,
+            large: LargePages::NONE,
+            fetched: [Fetched::nothing(0), Fetched::nothing(0)],
+            // 0 is the key of nothing.
             key: 1 << MODE_BITS,
             code_base: 0,
         }
@@ -130,10 +221,11 @@ impl Tlb {
     /// Changes the mode in which code is fetched.
     #[inline]
     pub fn enter(&mut self, user: bool, code_size: u64, code_base: u64) {
-        self.key = self.key >> MODE_BITS << MODE_BITS | code_size << 1 | user as u64;
+        self.set_key(code_size << 1 | user as u64);
         if self.code_base != code_base {
             self.code_base = code_base;
-            self.forget();
+            self.forget(0);
+            self.forget(1);
         }
     }
 
@@ -144,8 +236,16 @@ impl Tlb {
         self.key
     }
 
-    fn forget(&mut self) {
-        self.key += 1 << MODE_BITS;
+    #[inline]
+    fn set_key(&mut self, mode: u64) {
+        let bank = (mode & USER_MODE == 0) as usize;
+        self.key = (self.fetched[bank].generation + 1) << MODE_BITS | mode;
+    }
+
+    /// What was fetched by a bank has to be translated again.
+    fn forget(&mut self, bank: usize) {
+        self.fetched[bank] = Fetched::nothing(self.fetched[bank].generation + 1);
+        self.set_key(self.key & ((1 << MODE_BITS) - 1));
     }
 
     /// The only entry that can hold the page of `addr`.
@@ -167,22 +267,25 @@ impl Tlb {
     }
 
     /// Remembers a translation of the bank in use.
-    pub fn fill(&mut self, addr: u64, write: bool, host: usize, phys: u64, global: bool, large: bool) {
+    pub fn fill(&mut self, addr: u64, stores: Stores, host: usize, phys: u64, global: bool, large: bool) {
         let page = addr & PAGE_MASK;
         // SAFETY: both point into the same entries, the bank not before their start.
         let slot = unsafe { self.bank.offset_from_unsigned(self.data) } + index(addr);
         self.all()[slot] = Entry {
             read: page,
-            write: if write { page } else { NONE },
+            write: match stores {
+                Stores::Walk => NONE,
+                Stores::Watched => page | WATCHED,
+                Stores::Direct => page,
+            },
             addend: (host as u64 & PAGE_MASK).wrapping_sub(page),
             phys: phys & PAGE_MASK | global as u64,
         };
-        if !global {
-            self.large_local |= large;
+        if large {
+            self.large.insert(addr, global);
+        }
+        if !global && self.local.len() < LIST {
             self.local.push(slot as u16);
-            if self.local.len() == LIST {
-                self.flush_local();
-            }
         }
     }
 
@@ -193,51 +296,70 @@ impl Tlb {
             tag: addr & PAGE_MASK,
             phys: phys & PAGE_MASK | global as u64,
         };
-        if !global {
-            self.large_local |= large;
+        let fetched = &mut self.fetched[self.exec_bank / EXEC_ENTRIES];
+        fetched.pages.insert(addr >> 12);
+        fetched.local |= !global;
+        if large {
+            self.large.insert(addr, global);
+        }
+        if !global && self.exec_local.len() < LIST {
             self.exec_local.push(slot as u16);
-            if self.exec_local.len() == LIST {
-                self.flush_local();
-            }
         }
     }
 
     /// Forgets everything.
     pub fn flush_all(&mut self) {
-        self.forget();
+        self.forget(0);
+        self.forget(1);
         self.all().fill(EMPTY);
         self.exec.fill(EXEC_EMPTY);
         self.local.clear();
         self.exec_local.clear();
-        self.large_local = false;
+        self.large = LargePages::NONE;
     }
 
     /// Forgets all but global pages.
     pub fn flush_local(&mut self) {
-        self.forget();
-        let local = std::mem::take(&mut self.local);
-        for slot in &local {
-            let entry = &mut self.all()[*slot as usize];
+        for bank in 0..2 {
+            if self.fetched[bank].local {
+                self.forget(bank);
+            }
+        }
+        fn clear(entry: &mut Entry) {
             if entry.phys & 1 == 0 {
                 *entry = EMPTY;
             }
         }
-        self.local = local;
-        self.local.clear();
-        for slot in self.exec_local.drain(..) {
-            let entry = &mut self.exec[slot as usize];
+        fn clear_exec(entry: &mut ExecEntry) {
             if entry.phys & 1 == 0 {
                 *entry = EXEC_EMPTY;
             }
         }
-        self.large_local = false;
+        let local = std::mem::take(&mut self.local);
+        if local.len() < LIST {
+            local
+                .iter()
+                .for_each(|slot| clear(&mut self.all()[*slot as usize]));
+        } else {
+            self.all().iter_mut().for_each(clear);
+        }
+        self.local = local;
+        self.local.clear();
+        if self.exec_local.len() < LIST {
+            self.exec_local
+                .iter()
+                .for_each(|slot| clear_exec(&mut self.exec[*slot as usize]));
+        } else {
+            self.exec.iter_mut().for_each(clear_exec);
+        }
+        self.exec_local.clear();
+        self.large.local = Filter::EMPTY;
     }
 
     /// Forgets the page of `addr`, global or not.
     pub fn flush_page(&mut self, addr: u64) {
-        self.forget();
-        if self.large_local {
-            self.flush_local();
+        if self.large.contains(addr) {
+            return self.flush_large(addr);
         }
         let page = addr & PAGE_MASK;
         for bank in 0..3 {
@@ -247,6 +369,9 @@ impl Tlb {
             }
         }
         for bank in 0..2 {
+            if self.fetched[bank].pages.contains(addr >> 12) {
+                self.forget(bank);
+            }
             let entry = &mut self.exec[bank * EXEC_ENTRIES + (addr >> 12) as usize % EXEC_ENTRIES];
             if entry.tag == page {
                 *entry = EXEC_EMPTY;
@@ -254,11 +379,55 @@ impl Tlb {
         }
     }
 
-    /// Takes the right to write away from every translation to the physical page `phys`, or to all pages.
-    pub fn protect(&mut self, phys: Option<u64>) {
+    /// Forgets all pages that may belong to the same large page as `addr`.
+    #[cold]
+    fn flush_large(&mut self, addr: u64) {
+        self.forget(0);
+        self.forget(1);
+        let near = |page: u64| (page ^ addr) >> LargePages::SHIFT == 0;
+        for entry in self.all().iter_mut().filter(|entry| near(entry.read)) {
+            *entry = EMPTY;
+        }
+        for entry in self.exec.iter_mut().filter(|entry| near(entry.tag)) {
+            *entry = EXEC_EMPTY;
+        }
+    }
+
+    /// The translation by which `size` bytes at `addr` may be written and have to be watched.
+    #[inline]
+    pub fn watched(&self, addr: u64, size: usize) -> Option<Entry> {
+        let entry = *self.entry(addr);
+        (entry.write == addr.wrapping_add(size as u64 - 1) & PAGE_MASK | WATCHED).then_some(entry)
+    }
+
+    /// Lets stores to the page of `addr`, which were watched, pass.
+    pub fn open(&mut self, addr: u64) {
+        // SAFETY: as in `entry`, and `self` is borrowed for changing it.
+        let entry = unsafe { self.bank.add(index(addr)).as_mut() };
+        if entry.write == addr & PAGE_MASK | WATCHED {
+            entry.write = addr & PAGE_MASK;
+        }
+    }
+
+    /// Watches the stores by every translation to the physical page `phys`.
+    pub fn watch(&mut self, phys: u64) {
         for entry in self.all() {
-            if phys.is_none_or(|phys| entry.phys & PAGE_MASK == phys & PAGE_MASK) {
-                entry.write = NONE;
+            if entry.phys & PAGE_MASK == phys & PAGE_MASK && entry.write != NONE {
+                entry.write |= WATCHED;
+            }
+        }
+    }
+
+    /// Watches the stores to all pages that hold code.
+    pub fn watch_code(&mut self, ram: &Ram) {
+        for entry in self.all() {
+            let direct = entry.write & (NONE | WATCHED) == 0;
+            if direct
+                && ram
+                    .page(entry.phys & PAGE_MASK)
+                    .is_none_or(|page| page.holds_code())
+            {
+                entry.write |= WATCHED;
             }
         }
     }

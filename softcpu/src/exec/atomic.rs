@@ -1,7 +1,7 @@
 //! Read-modify-write instructions that other processors must see as one: LOCK, XCHG, CMPXCHG, XADD.
 //!
 //! A naturally aligned operand in RAM is changed with the host's own atomic instructions. One that is not (a split lock), or
-//! that lies in a device or a page of code, is changed under one lock shared by all processors.
+//! that lies in a device, is changed under one lock shared by all processors.
 #![allow(unsafe_code)]
 
 use std::ptr::with_exposed_provenance_mut;
@@ -50,29 +50,36 @@ atomic!(u8, AtomicU8; u16, AtomicU16; u32, AtomicU32; u64, AtomicU64);
 #[inline(always)]
 pub(crate) fn update<W: Gpr>(cpu: &mut Cpu, addr: u64, mut f: impl FnMut(W) -> W) -> Flow {
     match cpu.direct(addr, W::SIZE) {
-        Some(host) => {
-            macro_rules! retry {
-                ($t:ty) => {{
-                    // SAFETY: `direct` answers aligned addresses of mapped guest RAM.
-                    let mut old = unsafe { <$t as Atomic>::load(host) };
-                    loop {
-                        let new = f(<W as Width>::from(old as u64)).zext() as $t;
-                        // SAFETY: as above.
-                        match unsafe { <$t as Atomic>::compare_exchange(host, old, new) } {
-                            Ok(_) => return Ok(()),
-                            Err(found) => old = found,
-                        }
-                    }
-                }};
+        // SAFETY: `direct` answers aligned addresses of mapped guest RAM.
+        Some(host) => unsafe { update_at(host, f) },
+        None => return update_slow(cpu, addr, &mut f),
+    }
+    Ok(())
+}
+
+/// # Safety
+/// `host` is a mapped, aligned address of guest RAM.
+#[inline(always)]
+unsafe fn update_at<W: Gpr>(host: usize, mut f: impl FnMut(W) -> W) {
+    macro_rules! retry {
+        ($t:ty) => {{
+            // SAFETY: the caller's promise.
+            let mut old = unsafe { <$t as Atomic>::load(host) };
+            loop {
+                let new = f(<W as Width>::from(old as u64)).zext() as $t;
+                // SAFETY: as above.
+                match unsafe { <$t as Atomic>::compare_exchange(host, old, new) } {
+                    Ok(_) => return,
+                    Err(found) => old = found,
+                }
             }
-            match W::BITS {
-                8 => retry!(u8),
-                16 => retry!(u16),
-                32 => retry!(u32),
-                _ => retry!(u64),
-            }
-        }
-        None => update_slow(cpu, addr, &mut f),
+        }};
+    }
+    match W::BITS {
+        8 => retry!(u8),
+        16 => retry!(u16),
+        32 => retry!(u32),
+        _ => retry!(u64),
     }
 }
 
@@ -81,8 +88,11 @@ pub(crate) fn update<W: Gpr>(cpu: &mut Cpu, addr: u64, mut f: impl FnMut(W) -> W
 fn update_slow<W: Gpr>(cpu: &mut Cpu, addr: u64, f: &mut dyn FnMut(W) -> W) -> Flow {
     cpu.check_write(addr, W::SIZE)?;
     // What only missed the TLB is there now.
-    if cpu.direct(addr, W::SIZE).is_some() {
-        return update(cpu, addr, f);
+    if let Some(host) = cpu.direct_or_watched(addr, W::SIZE) {
+        // SAFETY: as in `update`.
+        unsafe { update_at(host, f) };
+        cpu.stored_watched(addr, W::SIZE);
+        return Ok(());
     }
     let platform = cpu.platform.clone();
     let _held = platform.split_lock();
@@ -234,11 +244,13 @@ pub(crate) fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Flow {
 fn exchange16(cpu: &mut Cpu, addr: u64, wanted: u128, new: u128) -> Result<u128, Stop> {
     cpu.check_write(addr, 16)?;
     #[cfg(target_arch = "x86_64")]
-    if let Some(host) = cpu.direct(addr, 16)
+    if let Some(host) = cpu.direct_or_watched(addr, 16)
         && std::is_x86_feature_detected!("cmpxchg16b")
     {
-        // SAFETY: `direct` answers aligned addresses of mapped guest RAM, and the host has the instruction.
-        return Ok(unsafe { host_cmpxchg16b(with_exposed_provenance_mut(host), wanted, new) });
+        // SAFETY: both answer aligned addresses of mapped guest RAM, and the host has the instruction.
+        let found = unsafe { host_cmpxchg16b(with_exposed_provenance_mut(host), wanted, new) };
+        cpu.stored_watched(addr, 16);
+        return Ok(found);
     }
     let platform = cpu.platform.clone();
     let _held = platform.split_lock();

@@ -8,6 +8,7 @@ pub mod element;
 pub mod float;
 pub mod handlers;
 pub mod lanes;
+pub mod masks;
 pub mod mxcsr;
 pub mod operand;
 pub mod shift;

@@ -102,14 +102,7 @@ pub fn pshufhw(b: u128, control: u8) -> u128 {
 
 /// PSHUFB
 pub fn pshufb(a: u128, b: u128) -> u128 {
-    let source = split8(a);
-    map8(b, |index| {
-        if index & 0x80 != 0 {
-            0
-        } else {
-            source[index as usize & 15]
-        }
-    })
+    super::masks::shuffle8(a, b)
 }
 
 /// PSHUFB on MMX registers, whose indices have three bits.

@@ -1,6 +1,7 @@
 //! PCMPESTRI, PCMPESTRM, PCMPISTRI, PCMPISTRM (Intel SDM vol. 2, 4.1) and CRC32.
 
-use super::lanes::{join8, join16, split8, split16};
+use super::lanes::{join8, join16};
+use super::masks::{at_most8, at_most16, equal8, equal16};
 
 /// What a string comparison delivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,67 +43,92 @@ impl Comparison {
     }
 }
 
-/// The elements of an operand as signed or unsigned numbers.
-fn elements(v: u128, control: u8) -> ([i32; 16], u32) {
-    let mut out = [0; 16];
-    match control & 3 {
-        0 => out.iter_mut().zip(split8(v)).for_each(|(o, b)| *o = b as i32),
-        1 => out.iter_mut().zip(split16(v)).for_each(|(o, w)| *o = w as i32),
-        2 => out
-            .iter_mut()
-            .zip(split8(v))
-            .for_each(|(o, b)| *o = b as i8 as i32),
-        _ => out
-            .iter_mut()
-            .zip(split16(v))
-            .for_each(|(o, w)| *o = w as i16 as i32),
-    }
-    (out, if control & 1 == 0 { 16 } else { 8 })
+/// What the elements of both operands are.
+#[derive(Clone, Copy)]
+struct Format {
+    words: bool,
+    signed: bool,
 }
+
+impl Format {
+    fn of(control: u8) -> Format {
+        Format {
+            words: control & 1 != 0,
+            signed: control & 2 != 0,
+        }
+    }
+
+    fn count(self) -> u32 {
+        if self.words { 8 } else { 16 }
+    }
+
+    /// Element `i` of an operand in all places of a register.
+    fn splat(self, v: u128, i: u32) -> u128 {
+        if self.words {
+            (v >> (16 * i)) as u16 as u128 * 0x0001_0001_0001_0001_0001_0001_0001_0001
+        } else {
+            (v >> (8 * i)) as u8 as u128 * 0x0101_0101_0101_0101_0101_0101_0101_0101
+        }
+    }
+
+    /// One bit for each element that is the same in both.
+    fn equal(self, a: u128, b: u128) -> u32 {
+        if self.words { equal16(a, b) } else { equal8(a, b) }
+    }
+
+    /// One bit for each element of `a` that is at most that of `b`.
+    fn at_most(self, a: u128, b: u128) -> u32 {
+        // Signed numbers are in the order of unsigned ones once their top bits are turned.
+        match (self.words, self.signed) {
+            (false, false) => at_most8(a, b),
+            (false, true) => at_most8(a ^ TOP8, b ^ TOP8),
+            (true, false) => at_most16(a, b),
+            (true, true) => at_most16(a ^ TOP16, b ^ TOP16),
+        }
+    }
+}
+
+/// The top bits of all bytes.
+const TOP8: u128 = 0x8080_8080_8080_8080_8080_8080_8080_8080;
+/// The top bits of all words.
+const TOP16: u128 = 0x8000_8000_8000_8000_8000_8000_8000_8000;
 
 /// The length of a string that ends at its first zero element.
 pub fn implicit_length(v: u128, control: u8) -> u32 {
-    let (values, count) = elements(v, control);
-    values[..count as usize]
-        .iter()
-        .position(|e| *e == 0)
-        .map_or(count, |i| i as u32)
+    let format = Format::of(control);
+    format.equal(v, 0).trailing_zeros().min(format.count())
 }
 
 /// The length that a register gives: its absolute value, at most the number of elements.
 pub fn explicit_length(register: i64, control: u8) -> u32 {
-    let count = if control & 1 == 0 { 16 } else { 8 };
-    register.unsigned_abs().min(count) as u32
+    register.unsigned_abs().min(Format::of(control).count().into()) as u32
 }
 
 /// Compares strings `a` and `b` of the given lengths, in elements.
 pub fn compare(a: u128, b: u128, length_a: u32, length_b: u32, control: u8) -> Comparison {
-    let (x, count) = elements(a, control);
-    let (y, _) = elements(b, control);
-    let (length_x, length_y, n) = (length_a as usize, length_b as usize, count as usize);
+    let format = Format::of(control);
+    let count = format.count();
+    let all = (1 << count) - 1;
+    let (valid_a, valid_b) = ((1 << length_a) - 1, (1 << length_b) - 1);
     let result = match control >> 2 & 3 {
-        0 => bits(n, |j| j < length_y && x[..length_x].contains(&y[j])),
-        1 => bits(n, |j| {
-            j < length_y
-                && (0..length_x / 2 * 2)
-                    .step_by(2)
-                    .any(|i| x[i] <= y[j] && y[j] <= x[i + 1])
-        }),
-        2 => bits(n, |i| match (i < length_x, i < length_y) {
-            (true, true) => x[i] == y[i],
-            (false, false) => true,
-            _ => false,
-        }),
-        // Equal ordered: the part of `a` that fits must match; beyond `b` only an ended `a` does.
-        _ => bits(n, |j| {
-            (0..n - j).all(|i| i >= length_x || i + j < length_y && x[i] == y[i + j])
+        0 => (0..length_a).fold(0, |mask, i| mask | format.equal(b, format.splat(a, i))) & valid_b,
+        1 => {
+            (0..length_a / 2).fold(0, |mask, pair| {
+                let above = format.at_most(format.splat(a, 2 * pair), b);
+                mask | above & format.at_most(b, format.splat(a, 2 * pair + 1))
+            }) & valid_b
+        }
+        // Elements beyond both ends are equal, beyond one they are not.
+        2 => format.equal(a, b) & valid_a & valid_b | all & !(valid_a | valid_b),
+        // The part of `a` that fits must match; beyond `b` only an ended `a` does.
+        _ => (0..length_a).fold(all, |mask, i| {
+            let beyond = all & !(all >> i);
+            mask & ((format.equal(b, format.splat(a, i)) & valid_b) >> i | beyond)
         }),
     };
-    let all = (1 << count) - 1;
-    let valid = (1 << length_b) - 1;
     let result = match control >> 4 & 3 {
         1 => !result & all,
-        3 => result ^ valid,
+        3 => result ^ valid_b,
         _ => result,
     };
     Comparison {
@@ -113,10 +139,6 @@ pub fn compare(a: u128, b: u128, length_a: u32, length_b: u32, control: u8) -> C
         sign: length_a < count,
         overflow: result & 1 != 0,
     }
-}
-
-fn bits(n: usize, f: impl Fn(usize) -> bool) -> u32 {
-    (0..n).fold(0, |mask, i| mask | (f(i) as u32) << i)
 }
 
 /// The CRC-32C of each byte value: the reflected polynomial 0x82f63b78.

@@ -130,6 +130,286 @@ fn a_page_that_was_code_and_becomes_data_is_just_memory() {
 }
 
 #[test]
+fn a_store_beside_code_decodes_nothing() {
+    let mut machine = Machine::new();
+    function(&mut machine, FUNCTION, 1);
+    machine.kernel(|a| {
+        let mut again = a.create_label();
+        a.mov(ecx, 1000)?;
+        a.set_label(&mut again)?;
+        a.call(FUNCTION)?;
+        // Beside the function, and beside the loop itself.
+        a.add(qword_ptr(FUNCTION + 0x80), 3)?;
+        a.mov(dword_ptr(KERNEL + 0x800), ecx)?;
+        a.lock().inc(dword_ptr(FUNCTION + 0x800))?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        done(a)
+    });
+    machine.done();
+    let counters = machine.cpu.counters();
+    assert_eq!(counters.code_stores, 0);
+    assert_eq!(
+        (machine.word(FUNCTION + 0x80), machine.word(FUNCTION + 0x800)),
+        (3000, 1000)
+    );
+    // The start, the function, the rest of the loop, the loop from its start, the end.
+    assert_eq!(counters.blocks_decoded, 5);
+    assert_eq!(
+        counters.pages_watched, 0,
+        "they are watched from the first store on"
+    );
+}
+
+#[test]
+fn a_store_to_code_decodes_only_what_it_changes() {
+    let mut machine = Machine::new();
+    // The second function is in the granule of the first one, the third in the next.
+    let others = [FUNCTION + 0x40, FUNCTION + 0x80];
+    function(&mut machine, FUNCTION, 0);
+    for at in others {
+        function(&mut machine, at, 1);
+    }
+    let mut program = |rounds: u32| {
+        machine.kernel(|a| {
+            let mut again = a.create_label();
+            a.mov(ecx, rounds)?;
+            a.xor(ebx, ebx)?;
+            a.set_label(&mut again)?;
+            a.mov(dword_ptr(FUNCTION + 1), ecx)?;
+            a.call(FUNCTION)?;
+            a.add(rbx, rax)?;
+            a.call(others[0])?;
+            a.call(others[1])?;
+            a.dec(ecx)?;
+            a.jnz(again)?;
+            done(a)
+        });
+        machine.cpu.rip = KERNEL;
+        let before = machine.cpu.counters();
+        machine.done();
+        assert_eq!(machine.cpu.gpr[reg::RBX], u64::from(rounds * (rounds + 1) / 2));
+        let after = machine.cpu.counters();
+        (
+            after.blocks_decoded - before.blocks_decoded,
+            after.code_stores - before.code_stores,
+            after.pages_watched - before.pages_watched,
+        )
+    };
+    program(10);
+    let (few, many) = (program(100), program(1100));
+    // Each round changes the function once, and nothing else of the page is decoded again.
+    assert_eq!(many.0 - few.0, 1000, "{few:?} {many:?}");
+    assert_eq!(many.1 - few.1, 1000, "{few:?} {many:?}");
+    assert_eq!((few.2, many.2), (0, 0));
+}
+
+#[test]
+fn a_store_of_the_bytes_that_are_there_decodes_nothing() {
+    let mut machine = Machine::new();
+    function(&mut machine, FUNCTION, 1);
+    machine.kernel(|a| {
+        let mut again = a.create_label();
+        a.mov(ecx, 1000)?;
+        a.set_label(&mut again)?;
+        a.call(FUNCTION)?;
+        a.mov(dword_ptr(FUNCTION + 1), eax)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        done(a)
+    });
+    machine.done();
+    let counters = machine.cpu.counters();
+    assert_eq!((counters.blocks_decoded, counters.code_stores), (5, 1000));
+}
+
+#[test]
+fn a_page_that_held_code_and_holds_none_is_watched_no_longer() {
+    let mut machine = Machine::new();
+    function(&mut machine, FUNCTION, 1);
+    machine.kernel(|a| {
+        a.call(FUNCTION)?;
+        // As a kernel clears a page that it gives to somebody else; then code again.
+        a.mov(edi, FUNCTION as u32)?;
+        a.xor(eax, eax)?;
+        a.mov(ecx, 512)?;
+        a.rep().stosq()?;
+        a.mov(dword_ptr(FUNCTION), 0xc3_c0_ff)?; // inc eax; ret
+        a.call(FUNCTION)?;
+        a.mov(dword_ptr(FUNCTION), 0xc3_c8_ff)?; // dec eax; ret
+        a.call(FUNCTION)?;
+        a.call(FUNCTION)?;
+        done(a)
+    });
+    machine.done();
+    assert_eq!(machine.cpu.gpr[reg::RAX], u64::from(u32::MAX));
+    assert_eq!(
+        machine.cpu.counters().pages_watched,
+        1,
+        "stores passed, and do not any more"
+    );
+}
+
+/// Code for the second processor, in real mode: for n = 1, 2 and so on it waits until the word at `DATA` is n, does `store` with
+/// n in EAX and DS at `FUNCTION`, and puts n into the word at `DATA + 4`.
+fn on_request(store: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
+    assembled(OTHER, 16, |a| {
+        let mut again = a.create_label();
+        a.mov(ax, (FUNCTION >> 4) as i32)?;
+        a.mov(ds, ax)?;
+        a.mov(ax, (DATA >> 4) as i32)?;
+        a.mov(es, ax)?;
+        a.xor(eax, eax)?;
+        a.set_label(&mut again)?;
+        a.inc(eax)?;
+        let mut wait = a.create_label();
+        a.set_label(&mut wait)?;
+        a.pause()?;
+        a.cmp(dword_ptr(0).es(), eax)?;
+        a.jne(wait)?;
+        store(a)?;
+        a.mov(dword_ptr(4).es(), eax)?;
+        a.cmp(eax, ROUNDS)?;
+        a.jb(again)?;
+        done(a)
+    })
+}
+
+const OTHER: u64 = 0x5_0000;
+const ROUNDS: u32 = 3000;
+
+/// Runs `machine` beside a second processor that starts at [`OTHER`].
+fn run_beside_other(machine: &mut Machine, code: &[u8]) {
+    assert!(machine.ram.write(OTHER, code));
+    let mut second = Cpu::new(Arc::clone(&machine.ram), Arc::clone(&machine.platform), 1).unwrap();
+    machine.platform.deliver(softcpu::Message {
+        destination: 1,
+        logical: false,
+        mode: 6,
+        vector: (OTHER >> 12) as u8,
+    });
+    let end = std::thread::scope(|scope| {
+        scope.spawn(move || second.run(&mut Devices::default()));
+        machine.run()
+    });
+    assert_eq!(end, End::Done);
+}
+
+#[test]
+fn what_another_processor_writes_counts_once_it_says_so() {
+    let mut machine = Machine::with(Clock::Host, 2);
+    function(&mut machine, FUNCTION, 0);
+    let other = on_request(|a| a.mov(dword_ptr(1), eax));
+    // Calls the function after each change: without an instruction that serialises, since the branch that sees the
+    // other's word is enough here, and code on this processor's own page between that was not decoded before.
+    machine.kernel(|a| {
+        let (mut again, mut wrong) = (a.create_label(), a.create_label());
+        a.xor(ecx, ecx)?;
+        a.set_label(&mut again)?;
+        a.inc(ecx)?;
+        a.call(FUNCTION)?;
+        a.mov(dword_ptr(DATA), ecx)?;
+        let mut wait = a.create_label();
+        a.set_label(&mut wait)?;
+        a.pause()?;
+        a.cmp(dword_ptr(DATA + 4), ecx)?;
+        a.jne(wait)?;
+        a.call(FUNCTION)?;
+        a.cmp(eax, ecx)?;
+        a.jne(wrong)?;
+        a.cmp(ecx, ROUNDS)?;
+        a.jb(again)?;
+        done(a)?;
+        a.set_label(&mut wrong)?;
+        a.ud2()
+    });
+    run_beside_other(&mut machine, &other);
+}
+
+#[test]
+fn what_another_processor_writes_as_data_runs_as_code() {
+    let mut machine = Machine::with(Clock::Host, 2);
+    // The other one writes a whole page of functions again and again, so that its stores pass without being watched; this one calls
+    // a function that it has not called since, on a page whose blocks are all gone.
+    let other = on_request(|a| {
+        a.cld()?;
+        a.mov(ecx, 1024)?;
+        a.mov(ebx, eax)?;
+        a.push(es)?;
+        a.push(ds)?;
+        a.pop(es)?;
+        a.xor(di, di)?;
+        // `mov al, n; ret`
+        a.shl(eax, 8)?;
+        a.and(eax, 0xff00)?;
+        a.or(eax, 0x00c3_00b0)?;
+        a.rep().stosd()?;
+        a.pop(es)?;
+        a.mov(eax, ebx)
+    });
+    machine.kernel(|a| {
+        let (mut again, mut wrong) = (a.create_label(), a.create_label());
+        a.xor(ecx, ecx)?;
+        a.set_label(&mut again)?;
+        a.inc(ecx)?;
+        a.mov(dword_ptr(DATA), ecx)?;
+        let mut wait = a.create_label();
+        a.set_label(&mut wait)?;
+        a.pause()?;
+        a.cmp(dword_ptr(DATA + 4), ecx)?;
+        a.jne(wait)?;
+        // A function in another granule each time.
+        a.imul_3(esi, ecx, 132)?;
+        a.and(esi, 0xffc)?;
+        a.add(rsi, FUNCTION as i32)?;
+        a.call(rsi)?;
+        a.cmp(al, cl)?;
+        a.jne(wrong)?;
+        a.cmp(ecx, ROUNDS)?;
+        a.jb(again)?;
+        done(a)?;
+        a.set_label(&mut wrong)?;
+        a.ud2()
+    });
+    run_beside_other(&mut machine, &other);
+}
+
+#[test]
+fn locked_additions_beside_code_all_count() {
+    const EACH: u32 = 20_000;
+    let mut machine = Machine::with(Clock::Host, 2);
+    function(&mut machine, FUNCTION, 0);
+    let other = assembled(OTHER, 16, |a| {
+        let mut again = a.create_label();
+        a.mov(ax, (FUNCTION >> 4) as i32)?;
+        a.mov(ds, ax)?;
+        a.mov(ecx, EACH)?;
+        a.set_label(&mut again)?;
+        a.lock().inc(dword_ptr(0x800))?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.inc(dword_ptr(0x900))?;
+        done(a)
+    });
+    machine.kernel(|a| {
+        let (mut again, mut wait) = (a.create_label(), a.create_label());
+        a.mov(ecx, EACH)?;
+        a.set_label(&mut again)?;
+        a.call(FUNCTION)?;
+        a.lock().inc(dword_ptr(FUNCTION + 0x800))?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.set_label(&mut wait)?;
+        a.pause()?;
+        a.cmp(dword_ptr(FUNCTION + 0x900), 0)?;
+        a.je(wait)?;
+        done(a)
+    });
+    run_beside_other(&mut machine, &other);
+    assert_eq!(machine.word(FUNCTION + 0x800) as u32, 2 * EACH);
+}
+
+#[test]
 fn what_another_processor_writes_runs_here() {
     let mut machine = Machine::with(Clock::Host, 2);
     function(&mut machine, FUNCTION, 1);
