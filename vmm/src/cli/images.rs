@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::stream::line;
 use super::{Context, Status, failure, output};
 use crate::instance::image::Image;
 use crate::instance::images::{Images, Removed, Stored};
@@ -24,7 +25,7 @@ impl List {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         let stored = context.images().list()?;
         if self.quiet {
-            stored.iter().for_each(|s| println!("{}", s.id));
+            output::lines(stored.iter().map(|s| &s.id))?;
         } else if self.json {
             output::json(&stored.iter().map(summary).collect::<Vec<_>>())?;
         } else {
@@ -125,15 +126,15 @@ impl One {
         let images = context.images();
         match self.command {
             Command::Inspect { images: wanted } => inspect(&images, &wanted)?,
-            Command::Tag { image, name } => println!("{}", images.tag(&image, &name)?),
+            Command::Tag { image, name } => line(images.tag(&image, &name)?)?,
             Command::Rm {
                 force,
                 images: wanted,
-            } => return Ok(remove(context, &images, &wanted, force)),
+            } => return remove(context, &images, &wanted, force),
             Command::Import { file, name } => {
                 let stem = || file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
                 let name = name.or_else(stem);
-                println!("{}", images.import(&file, name.as_deref())?);
+                line(images.import(&file, name.as_deref())?)?;
             }
             Command::Export { image, file } => images.export(&image, &file)?,
         }
@@ -152,20 +153,22 @@ fn inspect(images: &Images, wanted: &[String]) -> anyhow::Result<()> {
         }
         found.push(value);
     }
-    Ok(output::json(&found)?)
+    output::json(&found)
 }
 
-fn remove(context: &Context, images: &Images, wanted: &[String], force: bool) -> Status {
+fn remove(context: &Context, images: &Images, wanted: &[String], force: bool) -> anyhow::Result<Status> {
     let mut status = Status::OK;
+    let mut printed = Ok(());
     for text in wanted {
         match images.remove(text, force, &context.store) {
-            Ok(Removed::Name(name)) => println!("untagged {name}"),
-            Ok(Removed::Image(id)) => println!("removed {id}"),
+            Ok(Removed::Name(name)) => printed = printed.and(line(format_args!("untagged {name}"))),
+            Ok(Removed::Image(id)) => printed = printed.and(line(format_args!("removed {id}"))),
             Err(error) => {
                 failure::complain(&error.into());
                 status = Status::VMM_FAILED;
             }
         }
     }
-    status
+    printed?;
+    Ok(status)
 }

@@ -53,7 +53,7 @@ impl Ps {
         if self.json {
             output::json(&records)?;
         } else if self.quiet {
-            records.iter().for_each(|r| println!("{}", r.id));
+            output::lines(records.iter().map(|r| &r.id))?;
         } else {
             let rows: Vec<_> = records.iter().map(row).collect();
             output::table(&["ID", "NAME", "STATE", "AGE", "IMAGE", "REASON"], &rows)?;
@@ -138,10 +138,8 @@ impl Ports {
                 let message = format!("port {port} of {} is not published", self.instance);
                 return Err(Advice::new(message, format!("launch it with -p {port}")).into());
             }
-            Some(_) => ports
-                .iter()
-                .for_each(|p| println!("{}", SocketAddr::new(p.address, p.host))),
-            None => ports.iter().for_each(|p| println!("{p}")),
+            Some(_) => output::lines(ports.iter().map(|p| SocketAddr::new(p.address, p.host)))?,
+            None => output::lines(&ports)?,
         }
         Ok(Status::OK)
     }

@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::request::{Hardware, NetworkArgs, Storage};
 use super::run::Run;
+use super::stream::note;
 use super::{Context, Status, output, value};
 use crate::accel::Profiling;
 use crate::instance::image::Image;
@@ -102,11 +103,11 @@ impl Profile {
         write(&folded, &report.folded())?;
         write(&svg, &draw(&report, &title))?;
         print(&report, self.top)?;
-        eprintln!(
+        note(format_args!(
             "folded stacks: {}; flame graph: {}",
             folded.display(),
             svg.display()
-        );
+        ));
         Ok(status)
     }
 

@@ -201,7 +201,7 @@ impl Assembly {
     /// Writes what was measured.
     pub fn finish(&self) -> Result<()> {
         if self.per_run.exits {
-            self.measured.print_exits();
+            self.measured.print_exits()?;
         }
         match &self.per_run.timing {
             Some(path) => self.measured.write_timing(path),

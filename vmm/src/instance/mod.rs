@@ -27,15 +27,18 @@ mod measure;
 pub mod network;
 pub mod owner;
 pub mod per_run;
+pub mod process;
 pub mod record;
 mod replace;
 pub mod scrub;
 pub mod service;
+pub mod shutdown;
 pub mod size;
 pub mod sockets;
 pub mod sparse_copy;
 pub mod state;
 pub mod store;
+pub mod subscription;
 
 mod error;
 #[cfg(test)]

@@ -26,6 +26,7 @@ use super::home::{BASE_SUFFIX, Home, base_link, create_private, create_private_n
 use super::id::valid_name;
 use super::janitor::{Janitor, remove_directory};
 use super::lock::Lock;
+use super::process::Named;
 use super::record::{Ending, FORMAT, Record};
 use super::replace::{Durable, replace};
 use super::{Error, Event, InstanceId, Result, State};
@@ -64,6 +65,8 @@ pub struct Held {
     record: Record,
     directory: PathBuf,
     lock: Lock,
+    /// The name of this process, once it runs the guest.
+    named: Option<Named>,
 }
 
 impl Store {
@@ -104,6 +107,7 @@ impl Store {
                 record,
                 directory,
                 lock,
+                named: None,
             })
         })();
         if made.is_err() {
@@ -159,6 +163,7 @@ impl Store {
             record,
             directory,
             lock,
+            named: None,
         })
     }
 
@@ -170,6 +175,7 @@ impl Store {
             record,
             directory,
             lock,
+            named: None,
         })
     }
 
@@ -211,6 +217,7 @@ impl Store {
                 record,
                 directory: directory.clone(),
                 lock,
+                named: None,
             };
             held.record.ending = Some(Ending::Lost);
             held.apply(Event::Lost, "the process that ran it vanished")?;
@@ -325,6 +332,15 @@ impl Held {
     /// The state directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Names this process as the one that runs the guest, so that it can be ended though its socket cannot be reached. Without
+    /// that the instance works all the same.
+    pub fn name_process(&mut self) {
+        match Named::this(&self.directory) {
+            Ok(named) => self.named = Some(named),
+            Err(error) => tracing::warn!(%error, "this process could be ended through its socket only"),
+        }
     }
 
     /// The lock, to be handed to a child.
