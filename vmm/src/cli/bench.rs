@@ -69,10 +69,10 @@ pub struct Bench {
     memory: Option<u64>,
 
     /// Write all samples and what follows from them
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = value::output_file)]
     json: Option<PathBuf>,
     /// Write a report that opens in a browser
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = value::output_file)]
     html: Option<PathBuf>,
     /// Compare with what an earlier run wrote with --json
     #[arg(long, value_name = "OLD.json")]

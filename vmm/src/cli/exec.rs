@@ -55,7 +55,7 @@ pub struct How {
     #[arg(short, long, value_name = "DIRECTORY")]
     pub workdir: Option<String>,
     /// An environment variable; may be given many times
-    #[arg(short, long, value_name = "NAME=VALUE", value_parser = value::tag)]
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = value::variable)]
     pub env: Vec<(String, String)>,
 }
 

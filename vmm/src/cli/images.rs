@@ -1,14 +1,21 @@
 //! `images` and `image …`: the image store.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::stream::line;
+use super::failure::Advice;
+use super::stream::{Stream, line};
 use super::{Context, Status, failure, output};
 use crate::instance::image::Image;
 use crate::instance::images::{Images, Removed, Stored};
+
+/// Bytes of an image in one piece.
+const PIECE: usize = 1 << 20;
 
 /// List the images in the store
 #[derive(Debug, Args)]
@@ -116,7 +123,7 @@ enum Command {
     Export {
         /// Id, beginning of an id, or name
         image: String,
-        /// The file to write; must not exist
+        /// The file to write, which must not exist; `-` writes to standard output
         file: PathBuf,
     },
 }
@@ -136,9 +143,30 @@ impl One {
                 let name = name.or_else(stem);
                 line(images.import(&file, name.as_deref())?)?;
             }
+            Command::Export { image, file } if file == Path::new("-") => export(&images.resolve(&image)?)?,
             Command::Export { image, file } => images.export(&image, &file)?,
         }
         Ok(Status::OK)
+    }
+}
+
+/// An image to standard output, byte for byte.
+fn export(path: &Path) -> anyhow::Result<()> {
+    if io::stdout().is_terminal() {
+        return Err(Advice::new(
+            "an image is nothing for a terminal",
+            "redirect it to a file or a program",
+        )
+        .into());
+    }
+    let failed = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).with_context(failed)?;
+    let mut piece = vec![0; PIECE];
+    loop {
+        match file.read(&mut piece).with_context(failed)? {
+            0 => return Ok(()),
+            got => Stream::Output.put(&piece[..got])?,
+        }
     }
 }
 

@@ -110,7 +110,7 @@ impl Terminate {
 
 fn terminate(context: &Context, id: &InstanceId, patience: Duration) -> anyhow::Result<()> {
     match shutdown::stop(&context.store, id, patience) {
-        Err(Error::Damaged { .. }) => return Ok(context.store.hold_damaged(id)?.remove()?),
+        Err(Error::Damaged { .. }) => return Ok(shutdown::remove_damaged(&context.store, id)?),
         // Its process has removed it (`--rm`) since it was looked up.
         Err(Error::NoInstance(_)) => return Ok(()),
         stopped => stopped?,

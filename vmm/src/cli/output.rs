@@ -115,10 +115,13 @@ pub fn lines(items: impl IntoIterator<Item = impl std::fmt::Display>) -> Result<
     Stream::Output.put(text.as_bytes())
 }
 
+/// What `ps` shows of a running instance whose agent is there.
+pub const READY: &str = "ready";
+
 /// A state as `ps` shows it: a running instance whose agent is there is `ready`… in its own column.
 pub fn state(state: State, ready: bool) -> String {
     if ready && state == State::Running {
-        "ready".into()
+        READY.into()
     } else {
         state.to_string()
     }

@@ -34,10 +34,10 @@ pub struct Profile {
     #[arg(long, value_name = "FILE")]
     system_map: Option<PathBuf>,
     /// Where the folded stacks go (default: the image's name with `.folded`)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = value::output_file)]
     folded: Option<PathBuf>,
     /// Where the flame graph goes (default: the image's name with `.svg`)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = value::output_file)]
     svg: Option<PathBuf>,
 
     #[command(flatten)]

@@ -24,7 +24,7 @@ use crate::instance::owner::Owner;
 use crate::instance::per_run::PerRun;
 use crate::instance::record::Ending;
 use crate::instance::store::Held;
-use crate::instance::{Error, Event, Record, State, api, detach, service};
+use crate::instance::{Error, Event, Record, State, api, detach, preflight, service};
 use crate::sandbox::{self, Kind};
 use crate::terminal;
 use crate::virtio::lockstep::{Times, Turn};
@@ -68,7 +68,7 @@ pub struct Run {
 
     #[command(flatten)]
     waiting: Waiting,
-    /// Say what would be launched, as JSON, and do nothing
+    /// Check that it can be launched, say what would be, as JSON, and do nothing
     #[arg(long)]
     dry_run: bool,
 
@@ -133,6 +133,13 @@ impl Run {
             )
             .into());
         }
+        if self.count > 1 && self.network.names_ports() {
+            return Err(Advice::new(
+                "a port of this host belongs to one instance",
+                "leave the host's port out of --publish: this host chooses one for each",
+            )
+            .into());
+        }
         if self.waiting.wait.is_some() && !self.detach {
             return Err(Advice::new(
                 "an instance in the foreground is not waited for",
@@ -142,7 +149,9 @@ impl Run {
         }
         let launch = self.launch(context)?;
         if self.dry_run {
-            output::json(&launch.plan(0)?)?;
+            let plan = launch.plan(0)?;
+            preflight::check(&context.store, launch.image(), &plan, &self.per_run)?;
+            output::json(&plan)?;
             return Ok(Status::OK);
         }
         if self.detach {
@@ -388,6 +397,16 @@ fn leave(owner: &Arc<Owner>, impatient: &AtomicBool, auto_remove: bool, reason: 
 }
 
 fn no_command(ending: &Ending, log: &str) -> anyhow::Error {
+    // A machine that could not be built has printed nothing.
+    if let Ending::Failed(reason) = ending
+        && log.is_empty()
+    {
+        return Advice::new(
+            format!("the command could not be run: {reason}"),
+            "`vmm doctor` checks this host",
+        )
+        .into();
+    }
     let message = format!("the command could not be run: {ending}; the console's last lines:\n{log}");
     Advice::new(message, "`vmm --ami IMAGE` shows the whole boot").into()
 }

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::limits::Limits;
+use super::{Error, Result};
 use crate::accel::Profiling;
 use crate::sandbox::Mode;
 use crate::virtio::lockstep::Turn;
@@ -112,6 +114,16 @@ impl PerRun {
             arguments.push("--icount".into());
         }
         Ok(arguments)
+    }
+
+    /// Whether `limits` can be kept in such a run.
+    pub fn check(&self, limits: &Limits) -> Result<()> {
+        if self.icount && !limits.none() {
+            return Err(Error::Refused(
+                "limits count seconds of this host, and with --icount time is instructions; leave one of them out".into(),
+            ));
+        }
+        Ok(())
     }
 
     /// The turn of the machine.

@@ -151,38 +151,79 @@ fn request() -> libc::flock {
 }
 
 #[cfg(test)]
-mod tests {
-    use nix::sys::wait::{WaitStatus, waitpid};
-    use nix::unistd::{ForkResult, fork, pause};
+pub(super) mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command, Stdio};
 
+    use super::super::sockets;
     use super::*;
+
+    const DIRECTORY: &str = "KILN_TEST_DIRECTORY";
+
+    /// A process that has named itself as the one that runs the instance kept in a directory, and does nothing else: it takes
+    /// connections, but no thread of it answers.
+    pub struct Stuck(Child);
+
+    impl Stuck {
+        /// Starts it; it holds `lock` for as long as it lives.
+        pub fn start(directory: &Path, lock: Stdio) -> Stuck {
+            let this = "instance::process::tests::a_process_of_its_own";
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "--ignored", "--nocapture", this])
+                .env(DIRECTORY, directory)
+                .stdin(lock)
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            assert!(lines.any(|line| line.unwrap().ends_with("ready")));
+            Stuck(child)
+        }
+
+        /// How it has ended.
+        pub fn end_signal(mut self) -> Option<i32> {
+            self.0.wait().unwrap().signal()
+        }
+
+        /// Kills it, and returns as soon as the kill does.
+        pub fn kill(&mut self) {
+            self.0.kill().unwrap();
+        }
+    }
+
+    impl Drop for Stuck {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    #[ignore = "other tests run it as a process of its own"]
+    fn a_process_of_its_own() {
+        let Some(directory) = std::env::var_os(DIRECTORY) else {
+            return;
+        };
+        let _named = Named::this(directory.as_ref()).unwrap();
+        let _socket = sockets::bind(directory.as_ref(), sockets::CONTROL).unwrap();
+        io::stdout().write_all(b"\nready\n").unwrap();
+        loop {
+            std::thread::park();
+        }
+    }
 
     #[test]
     fn a_process_is_found_and_ended_and_then_there_is_none() {
         let dir = tempfile::tempdir().unwrap();
         assert!(InstanceProcess::find(dir.path()).unwrap().is_none());
-        let (ready, said) = std::os::unix::net::UnixStream::pair().unwrap();
-        // SAFETY: the child opens and locks a file, writes a byte and waits to be killed; it returns to nothing of ours.
-        let child = match unsafe { fork() }.unwrap() {
-            ForkResult::Child => {
-                let named = Named::this(dir.path());
-                let _ = io::Write::write(&mut &ready, &[u8::from(named.is_ok())]);
-                loop {
-                    pause();
-                }
-            }
-            ForkResult::Parent { child } => child,
-        };
-        let mut byte = [0];
-        io::Read::read_exact(&mut &said, &mut byte).unwrap();
-        assert_eq!(byte, [1]);
+        let stuck = Stuck::start(dir.path(), Stdio::null());
         let process = InstanceProcess::find(dir.path()).unwrap().unwrap();
         assert!(!process.wait(Duration::ZERO));
         process.signal(Signal::SIGKILL).unwrap();
         assert!(process.wait(Duration::from_secs(60)));
-        let killed = WaitStatus::Signaled(child, Signal::SIGKILL, false);
-        assert_eq!(waitpid(child, None).unwrap(), killed);
-        // The id is free now, and the descriptor means nobody else.
+        assert_eq!(stuck.end_signal(), Some(libc::SIGKILL));
+        // Its id is free now, and the descriptor means nobody else.
         process.signal(Signal::SIGKILL).unwrap();
         assert!(InstanceProcess::find(dir.path()).unwrap().is_none());
     }

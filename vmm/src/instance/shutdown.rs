@@ -4,6 +4,7 @@
 //! itself stuck. It can be ended all the same, because the kernel says which process it is ([`super::process`]).
 
 use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -42,6 +43,7 @@ pub fn stop(store: &Store, id: &InstanceId, time: Duration) -> Result<()> {
             match InstanceProcess::find(&directory)? {
                 Some(process) if !time.is_zero() => {
                     process.signal(Signal::SIGTERM).map_err(signalling)?;
+                    deadline = Instant::now() + time + GRACE;
                     process.wait(deadline.saturating_duration_since(Instant::now()));
                 }
                 Some(_) => deadline = Instant::now(),
@@ -53,18 +55,33 @@ pub fn stop(store: &Store, id: &InstanceId, time: Duration) -> Result<()> {
     if wait_released(store, id, deadline)? {
         return Ok(());
     }
-    if let Some(process) = InstanceProcess::find(&directory)? {
-        process.signal(Signal::SIGKILL).map_err(signalling)?;
-        process.wait(EXIT_TIMEOUT);
-        if wait_released(store, id, Instant::now() + GRACE)? {
-            return Ok(());
-        }
+    if kill(&directory)? && wait_released(store, id, Instant::now() + GRACE)? {
+        return Ok(());
     }
     asked?;
     Err(Error::Owner {
         id: id.to_string(),
         reason: "it has not stopped in time".into(),
     })
+}
+
+/// Removes what is left of an instance whose record cannot be read, and ends its process if it has one.
+///
+/// # Errors
+/// When another command has it, or it cannot be removed.
+pub fn remove_damaged(store: &Store, id: &InstanceId) -> Result<()> {
+    kill(&store.home().instance(id))?;
+    store.hold_damaged(id)?.remove()
+}
+
+/// Ends the process that runs the instance kept in `directory` without its consent, and waits until it has ended; `false` when there
+/// is none.
+fn kill(directory: &Path) -> Result<bool> {
+    let Some(process) = InstanceProcess::find(directory)? else {
+        return Ok(false);
+    };
+    process.signal(Signal::SIGKILL).map_err(signalling)?;
+    Ok(process.wait(EXIT_TIMEOUT))
 }
 
 /// Takes hold of an instance that nobody runs, as [`Store::hold`] does. One whose process has been killed a moment ago is waited
@@ -113,4 +130,73 @@ fn wait_released(store: &Store, id: &InstanceId, deadline: Instant) -> Result<bo
 
 fn signalling(error: io::Error) -> Error {
     Error::os("signalling the process that runs it")(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::super::home::Home;
+    use super::super::process::tests::Stuck;
+    use super::super::record::Ending;
+    use super::super::store::tests::draft;
+    use super::*;
+
+    /// An instance whose process holds its locks and answers nothing.
+    fn stuck(store: &Store) -> (InstanceId, Stuck) {
+        let held = store.create(draft(Some("web")), |_, _| Ok(())).unwrap();
+        let lock = held.lock().share().unwrap();
+        (
+            held.record().id.clone(),
+            Stuck::start(held.directory(), lock.into()),
+        )
+    }
+
+    #[test]
+    fn a_process_that_does_not_answer_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(Home::at(dir.path()));
+        let (id, process) = stuck(&store);
+        assert_eq!(store.truth(&id).unwrap().state, State::Pending);
+        stop(&store, &id, Duration::ZERO).unwrap();
+        assert_eq!(process.end_signal(), Some(libc::SIGKILL));
+        let record = store.truth(&id).unwrap();
+        assert_eq!(
+            (record.state, record.ending),
+            (State::Stopped, Some(Ending::Lost))
+        );
+        stop(&store, &id, Duration::ZERO).unwrap();
+        hold(&store, &id, Event::Terminate).unwrap().remove().unwrap();
+    }
+
+    #[test]
+    fn one_that_has_time_is_asked_by_a_signal_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(Home::at(dir.path()));
+        let (id, process) = stuck(&store);
+        stop(&store, &id, Duration::from_secs(1)).unwrap();
+        assert_eq!(process.end_signal(), Some(libc::SIGTERM));
+    }
+
+    #[test]
+    fn what_is_damaged_is_removed_with_its_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(Home::at(dir.path()));
+        let (id, process) = stuck(&store);
+        std::fs::write(store.home().instance(&id).join("instance.json"), b"{").unwrap();
+        let refused = stop(&store, &id, Duration::ZERO);
+        assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");
+        remove_damaged(&store, &id).unwrap();
+        assert_eq!(process.end_signal(), Some(libc::SIGKILL));
+        assert!(store.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_that_was_killed_a_moment_ago_can_be_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(Home::at(dir.path()));
+        let (id, mut process) = stuck(&store);
+        process.kill();
+        let held = hold(&store, &id, Event::Start).unwrap();
+        assert_eq!(held.record().ending, Some(Ending::Lost));
+    }
 }

@@ -119,14 +119,20 @@ impl Store {
 
     /// Checks that nobody has `name`; the lock returned keeps it so until the instance exists.
     fn claim(&self, name: &str) -> Result<Lock> {
+        let lock = Lock::take(&self.home.instances().join(".names"), PATIENCE)?
+            .ok_or_else(|| Error::Busy("the list of names".into()))?;
+        self.check_name(name)?;
+        Ok(lock)
+    }
+
+    /// Checks that `name` is one, and that nobody has it now.
+    pub fn check_name(&self, name: &str) -> Result<()> {
         if !valid_name(name) {
             return Err(Error::Malformed(
                 name.into(),
-                "name (letters, digits, `.`, `_`, `-`)",
+                "name (1 to 63 letters, digits, `.`, `_`, `-`; the first is a letter or digit or `_`; not in the form of an id)",
             ));
         }
-        let lock = Lock::take(&self.home.instances().join(".names"), PATIENCE)?
-            .ok_or_else(|| Error::Busy("the list of names".into()))?;
         for id in self.ids()? {
             if let Ok(Some(other)) = read_record(&self.home.instance(&id))
                 && other.name.as_deref() == Some(name)
@@ -138,7 +144,7 @@ impl Store {
                 });
             }
         }
-        Ok(lock)
+        Ok(())
     }
 
     /// Takes hold of an instance that nobody runs.
