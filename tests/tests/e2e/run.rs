@@ -48,6 +48,9 @@ fn run_exits_with_the_commands_status(ground: &Ground) -> Result<()> {
     ensure!(output.status == 7, "{output:?}");
     let output = ground.sh("vmm run hello.ami --rm -- no-such-program")?;
     ensure!(output.status == 127, "{output:?}");
+    // Ctrl-C, during the boot or while the command runs.
+    let output = ground.sh("timeout --preserve-status --signal=INT 1 vmm run hello.ami --rm -- sleep 100")?;
+    ensure!(output.status == 128 + 2, "{output:?}");
     Ok(())
 }
 
