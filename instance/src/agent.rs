@@ -195,11 +195,7 @@ fn connect(directory: &Path, turn: &Turn) -> Result<Answers> {
     while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER {
         let mut byte = [0];
         match answers.read(&mut byte).map_err(broken)? {
-            0 => {
-                return Err(Error::Agent(
-                    "nobody listens there: no agent in the guest, or not yet".into(),
-                ));
-            }
+            0 => return Err(broken(io::ErrorKind::BrokenPipe.into())),
             _ => answer.extend(byte),
         }
     }
@@ -214,6 +210,13 @@ fn connect(directory: &Path, turn: &Turn) -> Result<Answers> {
 }
 
 fn broken(error: io::Error) -> Error {
+    // The device has closed the connection, before or after it was written to.
+    if matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    ) {
+        return Error::Agent("nobody listens there: no agent in the guest, or not yet".into());
+    }
     if error.kind() == io::ErrorKind::WouldBlock {
         return Error::Agent(format!(
             "it has not answered within {} s",

@@ -8,7 +8,6 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +15,7 @@ use serde_json::json;
 
 use super::http::{self, Request, Response};
 use super::owner::{News, Owner};
+use super::subscription::{Next, Subscription};
 use super::{Error, Result, sockets};
 use machine::sandbox::{self, Kind};
 
@@ -25,6 +25,8 @@ const MAX_CONNECTIONS: usize = 64;
 const PEER_PATIENCE: Duration = Duration::from_secs(5);
 /// How much of the past an attached console sees: the prompt and what led to it.
 const CONSOLE_REPLAY: u64 = 2 << 10;
+/// After a connection could not be accepted: descriptors are short, and asking again at once would burn a processor.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Patience with a guest that is to stop, unless the request says another.
 pub const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -108,31 +110,54 @@ pub struct StopRequest {
 
 /// Serves `owner` on its control socket for as long as the process lives.
 pub fn serve(owner: Arc<Owner>) -> Result<()> {
+    serve_counted(owner, Arc::default())
+}
+
+/// The same; `open` is how many connections are being served.
+fn serve_counted(owner: Arc<Owner>, open: Arc<AtomicUsize>) -> Result<()> {
     let listener = sockets::bind(owner.directory(), sockets::CONTROL)?;
-    sandbox::spawn("control", Kind::Control, move || accept(&listener, &owner))
+    sandbox::spawn("control", Kind::Control, move || accept(&listener, &owner, &open))
         .map_err(Error::os("starting a thread"))?;
     Ok(())
 }
 
-fn accept(listener: &UnixListener, owner: &Arc<Owner>) {
-    let open = Arc::new(AtomicUsize::new(0));
+fn accept(listener: &UnixListener, owner: &Arc<Owner>, open: &Arc<AtomicUsize>) {
     for stream in listener.incoming() {
-        let Ok(mut stream) = stream else { continue };
-        if open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
-            let _ = http::send_response(&mut stream, &problem(503, "too many connections"));
-            open.fetch_sub(1, Ordering::Relaxed);
+        let Ok(mut stream) = stream else {
+            std::thread::sleep(ACCEPT_RETRY);
             continue;
-        }
-        let (owner, count) = (Arc::clone(owner), Arc::clone(&open));
+        };
+        let Some(place) = Place::take(open) else {
+            let _ = stream.set_write_timeout(Some(PEER_PATIENCE));
+            let _ = http::send_response(&mut stream, &problem(503, "too many connections"));
+            continue;
+        };
+        let owner = Arc::clone(owner);
         let served = sandbox::spawn("request", Kind::Control, move || {
+            let _place = place;
             if let Err(error) = converse(&owner, stream) {
                 tracing::debug!(%error, "a control connection ended");
             }
-            count.fetch_sub(1, Ordering::Relaxed);
         });
-        if served.is_err() {
-            open.fetch_sub(1, Ordering::Relaxed);
+        if let Err(error) = served {
+            tracing::warn!(%error, "a control connection cannot be served");
         }
+    }
+}
+
+/// One of the [`MAX_CONNECTIONS`], given back when it is dropped, however its thread ends.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(open: &Arc<AtomicUsize>) -> Option<Place> {
+        let place = Place(Arc::clone(open));
+        (open.fetch_add(1, Ordering::Relaxed) < MAX_CONNECTIONS).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -149,14 +174,12 @@ fn converse(owner: &Arc<Owner>, mut stream: UnixStream) -> io::Result<()> {
     match route(&request) {
         Ok(Operation::Watch) => watch(owner, stream),
         Ok(Operation::Logs) => {
-            let (past, live) = owner.console().view(u64::MAX);
+            let (past, live) = owner.console().view(u64::MAX)?;
             begin_stream(&mut stream, "application/octet-stream")?;
-            forward(stream, &past, &live)
+            stream.write_all(&past)?;
+            follow(stream, &live, |stream, chunk| stream.write_all(&chunk), None)
         }
-        Ok(Operation::Console) if !request.upgrade => {
-            let text = format!("the console is a stream: send `Upgrade: {}`", http::STREAM);
-            http::send_response(&mut stream, &problem(426, &text))
-        }
+        Ok(Operation::Console) if !request.upgrade => http::send_response(&mut stream, &upgrade_required()),
         Ok(Operation::Console) => console(owner, stream, &rest),
         Ok(operation) => http::send_response(&mut stream, &answer(owner, operation, &request)),
         Err(response) => http::send_response(&mut stream, &response),
@@ -168,8 +191,22 @@ fn route(request: &Request) -> std::result::Result<Operation, Response> {
     match here.iter().find(|r| r.method == request.method) {
         Some(route) => Ok(route.operation),
         None if here.is_empty() => Err(problem(404, "there is nothing at this path")),
-        None => Err(problem(405, &format!("this path takes {}", here[0].method))),
+        None => {
+            let allowed = here.iter().map(|r| r.method).collect::<Vec<_>>().join(", ");
+            let mut response = problem(405, &format!("this path takes {allowed}"));
+            // RFC 9110 §15.5.6.
+            response.headers.push(("Allow", allowed));
+            Err(response)
+        }
     }
+}
+
+/// RFC 9110 §15.5.22: the response names the protocol.
+fn upgrade_required() -> Response {
+    let text = format!("the console is a stream: send `Upgrade: {}`", http::STREAM);
+    let mut response = problem(426, &text);
+    response.headers.push(("Upgrade", http::STREAM.into()));
+    response
 }
 
 /// Answers the operations that are not streams.
@@ -177,7 +214,7 @@ fn answer(owner: &Arc<Owner>, operation: Operation, request: &Request) -> Respon
     let done = match operation {
         Operation::Describe => {
             return match serde_json::to_vec(&owner.record()) {
-                Ok(body) => Response { status: 200, body },
+                Ok(body) => response(200, body),
                 Err(error) => problem(500, &error.to_string()),
             };
         }
@@ -189,10 +226,10 @@ fn answer(owner: &Arc<Owner>, operation: Operation, request: &Request) -> Respon
             Err(reason) => return problem(400, &reason),
         },
         Operation::Reboot => owner.reboot(),
-        Operation::Watch | Operation::Logs | Operation::Console => return problem(426, "this is a stream"),
+        Operation::Watch | Operation::Logs | Operation::Console => return upgrade_required(),
     };
     match done {
-        Ok(()) => json_response(202, &owner.watch().0),
+        Ok(()) => json_response(202, &owner.news()),
         Err(error) => problem(409, &error.to_string()),
     }
 }
@@ -201,14 +238,23 @@ fn stop_request(body: &[u8]) -> std::result::Result<StopRequest, String> {
     if body.is_empty() {
         return Ok(StopRequest::default());
     }
+    // serde reads a structure from an array as well, by the order of its fields; the description knows objects only.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err("the body is not a JSON object".into());
+    }
     serde_json::from_slice(body).map_err(|e| e.to_string())
 }
 
-fn json_response(status: u16, value: &impl Serialize) -> Response {
+fn response(status: u16, body: Vec<u8>) -> Response {
     Response {
         status,
-        body: serde_json::to_vec(value).unwrap_or_default(),
+        headers: Vec::new(),
+        body,
     }
+}
+
+fn json_response(status: u16, value: &impl Serialize) -> Response {
+    response(status, serde_json::to_vec(value).unwrap_or_default())
 }
 
 fn problem(status: u16, text: &str) -> Response {
@@ -224,50 +270,57 @@ fn begin_stream(stream: &mut UnixStream, kind: &str) -> io::Result<()> {
 }
 
 fn watch(owner: &Owner, mut stream: UnixStream) -> io::Result<()> {
-    let (now, news) = owner.watch();
+    let (now, news) = owner.watch().map_err(io::Error::other)?;
     begin_stream(&mut stream, "application/x-ndjson")?;
-    let mut tell = |news: &News| {
-        let mut line = serde_json::to_vec(news)?;
-        line.push(b'\n');
-        stream.write_all(&line)
-    };
-    tell(&now)?;
-    for next in news {
-        tell(&next)?;
-    }
-    stream.shutdown(Shutdown::Both)
+    send_news(&mut stream, &now)?;
+    follow(stream, &news, |stream, news| send_news(stream, &news), None)
 }
 
-fn forward(mut stream: UnixStream, past: &[u8], live: &Receiver<Vec<u8>>) -> io::Result<()> {
-    stream.write_all(past)?;
-    for chunk in live {
-        stream.write_all(&chunk)?;
-    }
-    stream.shutdown(Shutdown::Both)
+fn send_news(stream: &mut UnixStream, news: &News) -> io::Result<()> {
+    let mut line = serde_json::to_vec(news)?;
+    line.push(b'\n');
+    stream.write_all(&line)
 }
 
 /// Both ways until one side closes. Every attached console sees the same output, and what any of them types goes to the
 /// guest in the order of arrival.
 fn console(owner: &Owner, mut stream: UnixStream, typed_already: &[u8]) -> io::Result<()> {
-    let (past, live) = owner.console().view(CONSOLE_REPLAY);
+    let (past, live) = owner.console().view(CONSOLE_REPLAY)?;
     http::send_upgrade(&mut stream)?;
     stream.set_read_timeout(None)?;
-    let mut typed = stream.try_clone()?;
-    let input = owner.console().clone();
     if !typed_already.is_empty() {
-        input.input(typed_already);
+        owner.console().input(typed_already);
     }
-    let reader = sandbox::spawn("console-input", Kind::Control, move || {
-        let mut chunk = [0; 4096];
-        while let Ok(n @ 1..) = typed.read(&mut chunk) {
-            input.input(&chunk[..n]);
+    stream.write_all(&past)?;
+    let type_in = |keys: &[u8]| owner.console().input(keys);
+    follow(
+        stream,
+        &live,
+        |stream, chunk| stream.write_all(&chunk),
+        Some(&type_in),
+    )
+}
+
+/// Sends what is published to the peer, and what the peer sends to `input`, until either side has ended. A peer that goes away is
+/// noticed at once, also while nothing is published: its thread and its place are needed for others.
+fn follow<T>(
+    mut stream: UnixStream,
+    live: &Subscription<T>,
+    send: impl Fn(&mut UnixStream, T) -> io::Result<()>,
+    mut input: Option<&dyn Fn(&[u8])>,
+) -> io::Result<()> {
+    let mut chunk = [0; 4096];
+    loop {
+        match live.wait(&stream, input.is_some())? {
+            Next::Item(item) => send(&mut stream, item)?,
+            Next::Input => match (stream.read(&mut chunk)?, input) {
+                (n @ 1.., Some(take)) => take(&chunk[..n]),
+                // It types no more, but may still look.
+                _ => input = None,
+            },
+            Next::End | Next::Gone => return stream.shutdown(Shutdown::Both),
         }
-        // The peer has left: writing to it fails from now on, which ends the other direction with the next output.
-        let _ = typed.shutdown(Shutdown::Both);
-    })?;
-    let result = forward(stream, &past, &live);
-    let _ = reader.join();
-    result
+    }
 }
 
 #[cfg(test)]

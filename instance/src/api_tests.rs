@@ -15,6 +15,9 @@ use super::*;
 use machine::Outcome;
 use machine::virtio::lockstep::Turn;
 
+/// After this long a thread does not merely wait for a processor.
+const STUCK: Duration = Duration::from_secs(60);
+
 /// A guest that runs until it is killed.
 struct Forever(Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>);
 
@@ -42,6 +45,8 @@ struct World {
     _dir: tempfile::TempDir,
     owner: Arc<Owner>,
     client: Client,
+    /// Connections that are being served.
+    open: Arc<AtomicUsize>,
     running: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -52,7 +57,8 @@ impl World {
         let held = store.create(draft(Some("web")), |_, _| Ok(())).unwrap();
         let console = Console::new(held.directory());
         let owner = Owner::new(held, console, Box::new(|_, _| Ok(())), Turn::default());
-        serve(Arc::clone(&owner)).unwrap();
+        let open = Arc::default();
+        serve_counted(Arc::clone(&owner), Arc::clone(&open)).unwrap();
         let client = Client::new(owner.id().clone(), owner.directory().to_path_buf());
         let running = {
             let owner = Arc::clone(&owner);
@@ -70,7 +76,20 @@ impl World {
             _dir: dir,
             owner,
             client,
+            open,
             running: Some(running),
+        }
+    }
+
+    /// A connection is given up when its thread has noticed that the peer has gone, which may be a moment later.
+    fn until_nobody_is_served(&self) {
+        let started = std::time::Instant::now();
+        while self.open.load(Ordering::Relaxed) > 0 {
+            assert!(
+                started.elapsed() < STUCK,
+                "a connection is served though its peer has gone"
+            );
+            std::thread::yield_now();
         }
     }
 
@@ -169,6 +188,14 @@ fn bad_requests_get_an_answer_and_disturb_nobody() {
             b"POST /v1/instance/stop HTTP/1.1\r\nContent-Length: 15\r\n\r\n{\"surprise\": 1}",
             400,
         ),
+        (
+            b"POST /v1/instance/stop HTTP/1.1\r\nContent-Length: 2\r\n\r\n[]",
+            400,
+        ),
+        (
+            b"POST /v1/instance/stop HTTP/1.1\r\nContent-Length: 3\r\n\r\n[0]",
+            400,
+        ),
         (b"\x16\x03\x01\r\n\r\n", 400),
     ] {
         let response = world.raw(text);
@@ -176,6 +203,38 @@ fn bad_requests_get_an_answer_and_disturb_nobody() {
         assert!(serde_json::from_slice::<Value>(&response.body).unwrap()["error"].is_string());
     }
     assert_eq!(world.client.describe().unwrap().state, State::Running);
+}
+
+/// As `exec`, `cp` and `ssh` do: each watches until the agent is there, and leaves. Nothing is published meanwhile.
+#[test]
+fn a_thousand_connections_leave_nothing_behind() {
+    let world = World::start();
+    world.owner.set_ready();
+    for number in 0..1000 {
+        match number % 4 {
+            0 => drop(world.client.logs().unwrap()),
+            1 => drop(world.client.console().unwrap()),
+            _ => assert!(world.client.watch().unwrap().any(|news| news.ready)),
+        }
+        world.until_nobody_is_served();
+    }
+    assert_eq!(world.client.describe().unwrap().state, State::Running);
+}
+
+#[test]
+fn headers_say_what_would_be_right() {
+    let world = World::start();
+    let text = |request: &[u8]| {
+        let mut stream = sockets::connect(world.owner.directory(), sockets::CONTROL).unwrap();
+        stream.write_all(request).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let refused = text(b"GET /v1/instance/stop HTTP/1.1\r\n\r\n");
+    assert!(refused.contains("\r\nAllow: POST\r\n"), "{refused}");
+    let refused = text(b"GET /v1/console HTTP/1.1\r\n\r\n");
+    assert!(refused.contains("\r\nUpgrade: kiln-stream\r\n"), "{refused}");
 }
 
 #[test]

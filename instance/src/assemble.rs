@@ -79,6 +79,8 @@ impl Assembly {
     /// other thread may have been started. What the host does not offer is told.
     pub fn confine(&mut self, record: &Record, directory: &Path, removes: bool) -> Result<()> {
         self.confined = true;
+        // Confined, the process could not look for it, and as root it would make one.
+        network::check_device(&record.config.network)?;
         let mode = self.per_run.host.sandbox;
         if mode == Mode::Off {
             return Ok(());
@@ -142,11 +144,7 @@ impl Assembly {
         let repeatable = self.turn.is_kept().then(|| record.without_identity());
         let record = repeatable.as_ref().unwrap_or(record);
         let limits = record.config.limits;
-        if self.turn.is_kept() && !limits.none() {
-            return Err(Error::Refused(
-                "limits count seconds of this host, and with --icount time is instructions; leave one of them out".into(),
-            ));
-        }
+        self.per_run.check(&limits)?;
         let cpus = record.config.cpus.unwrap_or(image.manifest().default_cpus);
         let mut disks = Disks {
             fresh_root: root,
@@ -219,7 +217,7 @@ impl Assembly {
     /// Writes what was measured.
     pub fn finish(&self) -> Result<()> {
         if self.per_run.exits {
-            self.measured.print_exits();
+            self.measured.print_exits()?;
         }
         match &self.per_run.timing {
             Some(path) => self.measured.write_timing(path),

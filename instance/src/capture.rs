@@ -17,14 +17,13 @@ use guest_init::proto::message::FREEZE_MAX;
 use vm_memory::VolatileSlice;
 
 use super::assemble::{choice, open_image};
-use super::client::Client;
 use super::image::Image;
 use super::images::Images;
 use super::lock::Lock;
 use super::per_run::PerRun;
 use super::record::{Ending, Record, VolumeKind};
 use super::store::Store;
-use super::{Error, Event, InstanceId, Result, agent, detach, scrub};
+use super::{Error, Event, InstanceId, Result, agent, detach, scrub, shutdown};
 use machine::accel::{self, Chosen};
 use machine::block::Backend;
 use machine::block::volume::{BLOCK, Volume};
@@ -53,7 +52,7 @@ impl Capture {
     pub fn run(&self, store: &Store, images: &Images, id: &InstanceId) -> Result<(String, Option<String>)> {
         let record = store.truth(id)?;
         if !record.state.owned() {
-            let held = store.hold(id, Event::Start)?;
+            let held = shutdown::hold(store, id, Event::Start)?;
             let draft = self.copy(held.record(), held.directory(), images)?;
             let warning = unclean(held.record());
             drop(held);
@@ -76,9 +75,7 @@ impl Capture {
             );
             return Err(Error::Refused(reason));
         }
-        let client = Client::new(record.id.clone(), store.home().instance(&record.id));
-        client.stop(SHUTDOWN_PATIENCE)?;
-        client.wait_ended()?;
+        shutdown::stop(store, &record.id, SHUTDOWN_PATIENCE)?;
         let mut held = store.hold(&record.id, Event::Start)?;
         let warning = unclean(held.record());
         let made = self.copy(held.record(), held.directory(), images);

@@ -50,11 +50,13 @@ impl Client {
         serde_json::from_slice(&response.body).map_err(|e| self.odd(&e.to_string()))
     }
 
-    /// Asks for power-off within `patience` (rounded up to seconds).
+    /// Asks for power-off within `patience` (rounded up to seconds). Whoever is to stop at once is not waited for long.
     pub fn stop(&self, patience: Duration) -> Result<()> {
         let seconds = patience.as_millis().div_ceil(1000).try_into().unwrap_or(u32::MAX);
         let body = serde_json::to_vec(&StopRequest { time: Some(seconds) }).unwrap_or_default();
-        self.call("POST", "/v1/instance/stop", &body).map(drop)
+        let limit = ANSWER_PATIENCE.min(patience + SOCKET_PATIENCE);
+        self.call_within("POST", "/v1/instance/stop", &body, limit)
+            .map(drop)
     }
 
     /// Asks for a restart.
@@ -69,16 +71,14 @@ impl Client {
         Ok(lines.map_while(|line| serde_json::from_str(&line.ok()?).ok()))
     }
 
-    /// Waits until the instance has ended. True at once when nobody owns it.
-    pub fn wait_ended(&self) -> Result<()> {
-        match self.watch() {
-            Ok(news) => {
-                news.last();
-                Ok(())
-            }
-            Err(Error::Owner { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
+    /// Waits until the instance has ended, it is `deadline`, or its owner says nothing more. Which of them, the record and the
+    /// lock know.
+    pub fn wait_ended(&self, deadline: Instant) {
+        let Ok((news, stream)) = self.open_until("/v1/events", false, deadline) else {
+            return;
+        };
+        let mut lines = BufReader::new(news).lines();
+        while wait_until(&stream, deadline).is_ok() && lines.next().is_some_and(|line| line.is_ok()) {}
     }
 
     /// The console log so far and what follows.
@@ -93,9 +93,13 @@ impl Client {
 
     /// One request and its answer. A refusal is an error with the owner's words.
     fn call(&self, method: &str, target: &str, body: &[u8]) -> Result<Response> {
+        self.call_within(method, target, body, ANSWER_PATIENCE)
+    }
+
+    fn call_within(&self, method: &str, target: &str, body: &[u8], limit: Duration) -> Result<Response> {
         let mut stream = self.connect()?;
-        let failed = |e: io::Error| self.odd(&e.to_string());
-        stream.set_read_timeout(Some(ANSWER_PATIENCE)).map_err(failed)?;
+        let failed = |e: io::Error| self.odd(&explain(&e));
+        stream.set_read_timeout(Some(limit)).map_err(failed)?;
         http::send_request(&mut stream, method, target, false, body).map_err(failed)?;
         let received = http::receive(&mut stream, http::parse_response).map_err(failed)?;
         let (response, _) = received.map_err(|m| self.odd(&m.to_string()))?;
@@ -103,8 +107,17 @@ impl Client {
     }
 
     fn open(&self, target: &str, upgrade: bool) -> Result<(Incoming, UnixStream)> {
+        let opened = self.open_until(target, upgrade, Instant::now() + ANSWER_PATIENCE)?;
+        // What follows comes when there is something.
+        let endless = opened.1.set_read_timeout(None);
+        endless.map_err(|e| self.odd(&e.to_string()))?;
+        Ok(opened)
+    }
+
+    fn open_until(&self, target: &str, upgrade: bool, deadline: Instant) -> Result<(Incoming, UnixStream)> {
         let mut stream = self.connect()?;
-        let failed = |e: io::Error| self.odd(&e.to_string());
+        let failed = |e: io::Error| self.odd(&explain(&e));
+        wait_until(&stream, deadline).map_err(failed)?;
         http::send_request(&mut stream, "GET", target, upgrade, b"").map_err(failed)?;
         let received = http::receive(&mut stream, http::parse_response).map_err(failed)?;
         let (response, rest) = received.map_err(|m| self.odd(&m.to_string()))?;
@@ -148,5 +161,21 @@ impl Client {
             id: self.id.to_string(),
             reason: reason.into(),
         }
+    }
+}
+
+/// Lets reads of `stream` fail at `deadline`.
+fn wait_until(stream: &UnixStream, deadline: Instant) -> io::Result<()> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+        left => stream.set_read_timeout(Some(left)),
+    }
+}
+
+/// The reason in words: a time limit is reported by the kernel as a stream that would block.
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "it took too long".into(),
+        _ => error.to_string(),
     }
 }

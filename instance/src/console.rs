@@ -3,9 +3,9 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::subscription::{Subscribers, Subscription};
 use machine::sandbox::{self, Kind};
 
 /// The log is turned over at this size and one old log is kept: a guest that babbles cannot fill the host's disk.
@@ -33,7 +33,9 @@ pub struct Console {
 struct Inner {
     log: Log,
     terminal: Option<Box<dyn Write + Send>>,
-    viewers: Vec<SyncSender<Vec<u8>>>,
+    /// Why the terminal does not show the output any more.
+    unshown: Option<io::Error>,
+    viewers: Subscribers<Vec<u8>>,
     input: Option<Input>,
     resize: Option<Resize>,
     line: Vec<u8>,
@@ -47,7 +49,8 @@ impl Console {
             inner: Arc::new(Mutex::new(Inner {
                 log: Log::new(directory),
                 terminal: None,
-                viewers: Vec::new(),
+                unshown: None,
+                viewers: Subscribers::default(),
                 input: None,
                 resize: None,
                 line: Vec::new(),
@@ -68,16 +71,14 @@ impl Console {
         inner.log.append(bytes);
         inner.watch(bytes);
         if let Some(terminal) = &mut inner.terminal
-            && terminal.write_all(bytes).and_then(|()| terminal.flush()).is_err()
+            && let Err(error) = terminal.write_all(bytes).and_then(|()| terminal.flush())
         {
             inner.terminal = None;
+            inner.unshown = Some(error);
         }
-        inner
-            .viewers
-            .retain(|viewer| match viewer.try_send(bytes.to_vec()) {
-                Ok(()) => true,
-                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
-            });
+        if !inner.viewers.is_empty() {
+            inner.viewers.publish(&bytes.to_vec());
+        }
     }
 
     /// Hands what a person has typed to the guest. Dropped while no guest is there.
@@ -109,14 +110,20 @@ impl Console {
         self.lock().terminal = Some(terminal);
     }
 
+    /// Why output could not be shown since the last call, if it could not.
+    pub fn take_unshown(&self) -> Option<io::Error> {
+        self.lock().unshown.take()
+    }
+
     /// The last `replay` bytes of the log, and everything from here on; nothing is lost or repeated between the two.
-    /// The channel closes when the console does, or when its reader lags too far behind.
-    pub fn view(&self, replay: u64) -> (Vec<u8>, Receiver<Vec<u8>>) {
+    /// The subscription ends when the console does, or when its reader lags too far behind.
+    ///
+    /// # Errors
+    /// When there is no descriptor to be had.
+    pub fn view(&self, replay: u64) -> io::Result<(Vec<u8>, Subscription<Vec<u8>>)> {
         let mut inner = self.lock();
-        let past = inner.log.tail(replay);
-        let (sender, receiver) = sync_channel(VIEWER_BACKLOG);
-        inner.viewers.push(sender);
-        (past, receiver)
+        let live = inner.viewers.add(VIEWER_BACKLOG)?;
+        Ok((inner.log.tail(replay), live))
     }
 
     /// The kernel's panic message since the last call, if there was one.
@@ -299,22 +306,34 @@ mod tests {
     fn a_viewer_sees_the_past_once_and_then_the_present() {
         let (_dir, console) = console();
         console.output(b"one ");
-        let (past, live) = console.view(u64::MAX);
+        let (past, mut live) = console.view(u64::MAX).unwrap();
         console.output(b"two");
         assert_eq!(past, b"one ");
-        assert_eq!(live.recv().unwrap(), b"two");
+        assert_eq!(live.next().unwrap(), b"two");
         console.close();
-        assert!(live.recv().is_err());
+        assert!(live.next().is_none());
     }
 
     #[test]
     fn a_viewer_that_sleeps_is_cut_off_and_holds_nobody_up() {
         let (_dir, console) = console();
-        let (_, sleeper) = console.view(0);
+        let (_, sleeper) = console.view(0).unwrap();
         for _ in 0..2 * VIEWER_BACKLOG {
             console.output(b"x");
         }
-        assert_eq!(sleeper.iter().count(), VIEWER_BACKLOG);
+        assert_eq!(sleeper.count(), VIEWER_BACKLOG);
+    }
+
+    #[test]
+    fn a_terminal_that_takes_nothing_is_reported_and_the_log_goes_on() {
+        let (dir, console) = console();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        console.show_on(Box::new(full));
+        console.output(b"one ");
+        console.output(b"two");
+        assert_eq!(console.take_unshown().unwrap().kind(), io::ErrorKind::StorageFull);
+        assert!(console.take_unshown().is_none());
+        assert_eq!(read_whole_log(dir.path()).unwrap(), b"one two");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::lock::Lock;
 use super::per_run::PerRun;
 use super::record::Ending;
 use super::store::{Held, Store};
-use super::{Error, Event, InstanceId, Result};
+use super::{Error, Event, InstanceId, Result, descriptors};
 
 /// The hidden command that a detached owner is started with.
 pub const COMMAND: &str = "own";
@@ -24,6 +24,16 @@ pub const COMMAND: &str = "own";
 pub const LOG: &str = "vmm.log";
 
 const RUNNING: &str = "running";
+/// All that the new process is given of its caller's environment: where things are kept, and how much it logs. The rest may hold
+/// secrets, and an instance runs for months.
+const KEPT: [&str; 6] = [
+    "HOME",
+    "XDG_STATE_HOME",
+    "XDG_DATA_HOME",
+    "XDG_CACHE_HOME",
+    "KILN_LOG",
+    "RUST_BACKTRACE",
+];
 
 /// Starts the owner of `held`, which is pending, and returns when its guest runs. `per_run` is what is
 /// asked of this run.
@@ -64,8 +74,11 @@ fn start_owner(held: &Held, per_run: &PerRun) -> Result<String> {
         .create(true)
         .append(true)
         .open(held.directory().join(LOG));
+    descriptors::keep_from_children().map_err(Error::os("keeping descriptors from the new process"))?;
     let mut child = Command::new("/proc/self/exe")
         .arg0("vmm")
+        .env_clear()
+        .envs(kept(std::env::vars_os()))
         .args([COMMAND, held.record().id.as_str()])
         .arg(per_run)
         .stdin(held.lock().share()?)
@@ -81,6 +94,10 @@ fn start_owner(held: &Held, per_run: &PerRun) -> Result<String> {
             .map_err(Error::os("reading from the new process"))?;
     }
     Ok(line.trim_end().to_owned())
+}
+
+fn kept(all: impl Iterator<Item = (OsString, OsString)>) -> impl Iterator<Item = (OsString, OsString)> {
+    all.filter(|(name, _)| KEPT.iter().any(|kept| name == kept))
 }
 
 /// The line that a detached owner owes to the command that started it.
@@ -121,4 +138,17 @@ pub fn take_over(store: &Store, id: &InstanceId) -> Result<(Held, Report)> {
         store.inherit(id, Lock::inherit(lock)?)?,
         Report(File::from(report)),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_is_left_behind_but_for_where_things_are() {
+        let all = ["HOME", "AWS_SECRET_ACCESS_KEY", "XDG_STATE_HOME", "PATH", "home"];
+        let all = all.map(|name| (name.into(), "x".into()));
+        let names: Vec<_> = kept(all.into_iter()).map(|(name, _)| name).collect();
+        assert_eq!(names, ["HOME", "XDG_STATE_HOME"]);
+    }
 }

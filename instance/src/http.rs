@@ -32,6 +32,8 @@ pub struct Request {
 pub struct Response {
     /// Status code.
     pub status: u16,
+    /// Header lines besides those that every response has. Those of a response that was received are not kept.
+    pub headers: Vec<(&'static str, String)>,
     /// The body; JSON throughout.
     pub body: Vec<u8>,
 }
@@ -191,6 +193,7 @@ pub fn parse_response(bytes: &[u8]) -> Result<Option<(Response, usize)>, Malform
     Ok(Some((
         Response {
             status,
+            headers: Vec::new(),
             body: body.into(),
         },
         end,
@@ -241,9 +244,17 @@ pub fn send_request(
 
 /// Writes a response with a JSON body and says that the connection ends with it.
 pub fn send_response(stream: &mut impl Write, response: &Response) -> io::Result<()> {
-    let Response { status, body } = response;
+    let Response {
+        status,
+        headers,
+        body,
+    } = response;
+    let headers: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
     let mut text = format!(
-        "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{headers}Connection: close\r\n\r\n",
         phrase(*status),
         body.len()
     )
@@ -301,6 +312,7 @@ mod tests {
 
         let response = Response {
             status: 409,
+            headers: Vec::new(),
             body: b"{}".to_vec(),
         };
         let mut wire = Vec::new();

@@ -168,6 +168,11 @@ impl Launch {
         Ok(Launch { user_data, ..self })
     }
 
+    /// What is launched.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
     /// The record that instance number `index` of this launch would begin with.
     pub fn plan(&self, index: u32) -> Result<Record> {
         let id = InstanceId::random();

@@ -1,6 +1,7 @@
 //! What was measured of a boot, for people and for programs: when each step was reached, and the exits up to it.
 
 use std::fmt::Write as _;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,19 +42,15 @@ impl Measured {
     pub fn write_timing(&self, path: &Path) -> Result<()> {
         if path == Path::new("-") {
             let at = |event| Some((self.timeline.at(event)?, event));
-            eprint!(
-                "{}",
-                timing_table(Event::ALL.into_iter().filter_map(at).collect())
-            );
-            return Ok(());
+            return show(&timing_table(Event::ALL.into_iter().filter_map(at).collect()));
         }
         let text = format!("{:#}\n", self.to_json());
         std::fs::write(path, text).map_err(Error::file("writing", path))
     }
 
     /// Writes the exits to standard error as a table.
-    pub fn print_exits(&self) {
-        eprint!("{}", exit_table(&self.exits()));
+    pub fn print_exits(&self) -> Result<()> {
+        show(&exit_table(&self.exits()))
     }
 
     /// As [`Timeline::to_json`], with `"exits"`: for each step that was reached, by its name, the exits up to it, most
@@ -148,6 +145,12 @@ fn timing_table(mut reached: Vec<(Duration, Event)>) -> String {
 
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
+}
+
+/// Shows a table on standard error: standard output is the guest's.
+fn show(table: &str) -> Result<()> {
+    let shown = io::Write::write_all(&mut io::stderr(), table.as_bytes());
+    shown.map_err(Error::os("writing to standard error"))
 }
 
 #[cfg(test)]

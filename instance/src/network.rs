@@ -64,6 +64,26 @@ pub enum Protocol {
     Udp,
 }
 
+impl FromStr for Protocol {
+    type Err = String;
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "tcp" => Ok(Protocol::Tcp),
+            "udp" => Ok(Protocol::Udp),
+            other => Err(format!("{other:?} is neither tcp nor udp")),
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        })
+    }
+}
+
 /// A port of the host that leads to one of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,9 +105,7 @@ impl FromStr for Port {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let (rest, protocol) = match text.split_once('/') {
             None => (text, Protocol::Tcp),
-            Some((rest, "tcp")) => (rest, Protocol::Tcp),
-            Some((rest, "udp")) => (rest, Protocol::Udp),
-            Some((_, other)) => return Err(format!("{other:?} is neither tcp nor udp")),
+            Some((rest, protocol)) => (rest, protocol.parse()?),
         };
         let number = |text: &str| text.parse::<u16>().map_err(|_| format!("{text:?} is not a port"));
         let (before, guest) = rest
@@ -119,14 +137,11 @@ impl FromStr for Port {
 
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let protocol = match self.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
         write!(
             f,
-            "{}/{protocol} -> {}",
+            "{}/{} -> {}",
             self.guest,
+            self.protocol,
             SocketAddr::new(self.address, self.host)
         )
     }
@@ -195,6 +210,39 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
             })
         }
     })
+}
+
+/// Checks that the network can be had now: the tap device is there, the ports are free. Leaves nothing behind.
+///
+/// # Errors
+/// The reason for which a launch would be refused.
+pub fn check(record: &Record) -> Result<()> {
+    let config = &record.config;
+    check_device(&config.network)?;
+    if !matches!(config.network, Network::User | Network::UserLoopback) {
+        return Ok(());
+    }
+    let spec = user::Spec {
+        mac: mac(&record.id),
+        addresses: Addresses::default(),
+        forwards: as_before(&config.ports, Vec::new()),
+        resolver: Resolver::Host,
+        host_loopback: false,
+    };
+    UserNetwork::new(&spec)
+        .map(drop)
+        .map_err(|error| Error::Network(error.to_string()))
+}
+
+/// Checks that the device of a network is there, if it has one.
+///
+/// # Errors
+/// When it is not.
+pub fn check_device(network: &Network) -> Result<()> {
+    match network {
+        Network::Tap(name) => Tap::find(name).map_err(|error| Error::Network(error.to_string())),
+        Network::User | Network::UserLoopback | Network::None => Ok(()),
+    }
 }
 
 /// A locally administered address that follows from the id, so that it survives stop and start.

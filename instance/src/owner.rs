@@ -5,7 +5,6 @@
 //! for those who watch.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use serde::Serialize;
 use super::console::Console;
 use super::record::{Ending, Record};
 use super::store::Held;
+use super::subscription::{Subscribers, Subscription};
 use super::{Error, Event, InstanceId, Result, State};
 use machine::Outcome;
 use machine::sandbox::{self, Kind};
@@ -79,7 +79,7 @@ struct Life {
     killed: bool,
     /// The guest has executed its first instruction in this process.
     ran: bool,
-    watchers: Vec<SyncSender<News>>,
+    watchers: Subscribers<News>,
 }
 
 impl Owner {
@@ -99,7 +99,7 @@ impl Owner {
                 stopping: false,
                 killed: false,
                 ran: false,
-                watchers: Vec::new(),
+                watchers: Subscribers::default(),
             }),
             changed: Condvar::new(),
         })
@@ -310,13 +310,19 @@ impl Owner {
     }
 
     /// Where the instance stands, and everything new from here on until it ends.
-    pub fn watch(&self) -> (News, Receiver<News>) {
+    pub fn watch(&self) -> Result<(News, Subscription<News>)> {
         let mut life = self.lock();
-        let (sender, receiver) = sync_channel(NEWS_BACKLOG);
-        if life.held.is_some() {
-            life.watchers.push(sender);
+        let subscribed = life.watchers.add(NEWS_BACKLOG);
+        if life.held.is_none() {
+            life.watchers.clear();
         }
-        (news(&life.record), receiver)
+        let subscription = subscribed.map_err(Error::os("subscribing to news"))?;
+        Ok((news(&life.record), subscription))
+    }
+
+    /// Where the instance stands.
+    pub fn news(&self) -> News {
+        news(&self.lock().record)
     }
 
     /// Tries to reach the agent until it has taken the request, the guest has ended or it is too late.
@@ -383,9 +389,7 @@ impl Life {
         if let Some(held) = &self.held {
             self.record = held.record().clone();
         }
-        let news = news(&self.record);
-        self.watchers
-            .retain(|watcher| watcher.try_send(news.clone()).is_ok());
+        self.watchers.publish(&news(&self.record));
     }
 }
 

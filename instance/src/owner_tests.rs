@@ -1,6 +1,6 @@
 //! Lives of guests that are scripted.
 
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::super::home::Home;
 use super::super::store::Store;
@@ -102,7 +102,7 @@ fn a_guest_that_powers_off_leaves_a_stopped_instance() {
 fn a_reset_is_a_reboot_and_readiness_starts_anew() {
     let world = World::start(deaf());
     let first = world.lives.recv().unwrap();
-    let (_, news) = world.owner.watch();
+    let (_, mut news) = world.owner.watch().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
     }
@@ -111,9 +111,7 @@ fn a_reset_is_a_reboot_and_readiness_starts_anew() {
     assert!(world.recorded().ready);
     first.send(Outcome::Reset).unwrap();
     let second = world.lives.recv().unwrap();
-    let rebooted = news
-        .iter()
-        .find(|n| !n.ready && n.state == State::Running && n.ending.is_none());
+    let rebooted = news.find(|n| !n.ready && n.state == State::Running && n.ending.is_none());
     assert!(rebooted.is_some());
     second.send(Outcome::TripleFault).unwrap();
     assert_eq!(world.end(), Ending::Crashed);
@@ -164,9 +162,9 @@ fn a_deaf_guest_is_killed_when_patience_is_over() {
 fn watchers_hear_the_end_and_then_nothing() {
     let world = World::start(deaf());
     let life = world.lives.recv().unwrap();
-    let (_, news) = world.owner.watch();
+    let (_, news) = world.owner.watch().unwrap();
     life.send(Outcome::PowerOff).unwrap();
-    let last = news.iter().last().unwrap();
+    let last = news.last().unwrap();
     assert_eq!(
         (last.state, last.ending),
         (State::Stopped, Some(Ending::PoweredOff))

@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::Error;
+use super::limits::Limits;
 use machine::accel::Profiling;
 use machine::sandbox::Mode;
 use machine::virtio::lockstep::Turn;
@@ -107,6 +109,19 @@ impl PerRun {
             host: HostUse { sandbox, disk_engine },
             ..PerRun::default()
         })
+    }
+
+    /// Whether `limits` can be kept in such a run.
+    ///
+    /// # Errors
+    /// When they cannot, and why.
+    pub fn check(&self, limits: &Limits) -> Result<(), Error> {
+        if self.icount && !limits.none() {
+            return Err(Error::Refused(
+                "limits count seconds of this host, and where instructions are counted they are time; leave one of them out".into(),
+            ));
+        }
+        Ok(())
     }
 
     /// The turn of the machine.

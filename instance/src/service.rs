@@ -21,7 +21,8 @@ use machine::virtio::lockstep::{Times, Turn};
 const SETTLING: u16 = 500;
 
 /// Takes charge of `held`. The guest itself is run by [`Owner::run`]. `turn` is the machine's.
-pub fn own(held: Held, turn: &Turn) -> Arc<Owner> {
+pub fn own(mut held: Held, turn: &Turn) -> Arc<Owner> {
+    held.name_process();
     let console = Console::new(held.directory());
     let asked = turn.clone();
     let ask = move |directory: &Path, farewell| agent::ask_to_shut_down(directory, &asked, farewell);

@@ -1,5 +1,8 @@
 //! Sizes as people write them.
 
+/// No file, and no memory, is larger; sizes up to here can be rounded up without an overflow.
+const MAX: u64 = 1 << 62;
+
 /// Digits and an optional `K`, `M`, `G` or `T` (binary; `KiB` and `KB` mean the same), as in `512M`.
 pub fn parse(text: &str) -> Result<u64, String> {
     let trimmed = text.trim_end_matches(['b', 'B']).trim_end_matches('i');
@@ -19,7 +22,8 @@ pub fn parse(text: &str) -> Result<u64, String> {
     let number: u64 = digits
         .parse()
         .map_err(|_| "not a size; write it like 512M or 2G".to_owned())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "too large".into())
+    let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes <= MAX);
+    bytes.ok_or_else(|| "too large".into())
 }
 
 #[cfg(test)]
@@ -38,7 +42,19 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }
-        for text in ["", "M", "-1", "1.5G", "1X", "99999999999G", "é", "1é", "iB"] {
+        for text in [
+            "",
+            "M",
+            "-1",
+            "1.5G",
+            "1X",
+            "99999999999G",
+            "16777215T",
+            "18446744073709551615",
+            "é",
+            "1é",
+            "iB",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -26,6 +26,7 @@ use super::home::{BASE_SUFFIX, Home, base_link, create_private, create_private_n
 use super::id::valid_name;
 use super::janitor::{Janitor, remove_directory};
 use super::lock::Lock;
+use super::process::Named;
 use super::record::{Ending, FORMAT, Record};
 use super::replace::{Durable, replace};
 use super::{Error, Event, InstanceId, Result, State};
@@ -64,6 +65,8 @@ pub struct Held {
     record: Record,
     directory: PathBuf,
     lock: Lock,
+    /// The name of this process, once it runs the guest.
+    named: Option<Named>,
 }
 
 impl Store {
@@ -104,6 +107,7 @@ impl Store {
                 record,
                 directory,
                 lock,
+                named: None,
             })
         })();
         if made.is_err() {
@@ -115,14 +119,20 @@ impl Store {
 
     /// Checks that nobody has `name`; the lock returned keeps it so until the instance exists.
     fn claim(&self, name: &str) -> Result<Lock> {
+        let lock = Lock::take(&self.home.instances().join(".names"), PATIENCE)?
+            .ok_or_else(|| Error::Busy("the list of names".into()))?;
+        self.check_name(name)?;
+        Ok(lock)
+    }
+
+    /// Checks that `name` is one, and that nobody has it now.
+    pub fn check_name(&self, name: &str) -> Result<()> {
         if !valid_name(name) {
             return Err(Error::Malformed(
                 name.into(),
-                "name (letters, digits, `.`, `_`, `-`)",
+                "name (1 to 63 letters, digits, `.`, `_`, `-`; the first is a letter or digit or `_`; not in the form of an id)",
             ));
         }
-        let lock = Lock::take(&self.home.instances().join(".names"), PATIENCE)?
-            .ok_or_else(|| Error::Busy("the list of names".into()))?;
         for id in self.ids()? {
             if let Ok(Some(other)) = read_record(&self.home.instance(&id))
                 && other.name.as_deref() == Some(name)
@@ -134,7 +144,7 @@ impl Store {
                 });
             }
         }
-        Ok(lock)
+        Ok(())
     }
 
     /// Takes hold of an instance that nobody runs.
@@ -159,6 +169,7 @@ impl Store {
             record,
             directory,
             lock,
+            named: None,
         })
     }
 
@@ -170,6 +181,7 @@ impl Store {
             record,
             directory,
             lock,
+            named: None,
         })
     }
 
@@ -211,6 +223,7 @@ impl Store {
                 record,
                 directory: directory.clone(),
                 lock,
+                named: None,
             };
             held.record.ending = Some(Ending::Lost);
             held.apply(Event::Lost, "the process that ran it vanished")?;
@@ -325,6 +338,15 @@ impl Held {
     /// The state directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Names this process as the one that runs the guest, so that it can be ended though its socket cannot be reached. Without
+    /// that the instance works all the same.
+    pub fn name_process(&mut self) {
+        match Named::this(&self.directory) {
+            Ok(named) => self.named = Some(named),
+            Err(error) => tracing::warn!(%error, "this process could be ended through its socket only"),
+        }
     }
 
     /// The lock, to be handed to a child.

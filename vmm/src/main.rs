@@ -26,7 +26,8 @@ extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
     std::process::exit(vmm::cli::main(timeline).into())
 }
 
-/// Makes sure that descriptors 0 to 2 are taken, so that no file of ours is mistaken for one of them.
+/// Makes sure that descriptors 0 to 2 are taken, so that no file of ours is mistaken for one of them. Writing to a stream that was
+/// closed stays an error, as it is for other programs: what stands in for it can only be read.
 fn standard_streams_are_open() -> bool {
     let mut streams = [0, 1, 2].map(|fd| libc::pollfd {
         fd,
@@ -39,7 +40,7 @@ fn standard_streams_are_open() -> bool {
     polled >= 0
         && streams.iter().filter(|stream| closed(stream)).all(|_| {
             // SAFETY: the path is a C string. The lowest free descriptor is the one that is closed.
-            unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) >= 0 }
+            unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY) >= 0 }
         })
 }
 

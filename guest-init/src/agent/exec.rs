@@ -63,18 +63,25 @@ fn start(exec: &Exec) -> Result<Running, Failure> {
             message: "no command was given".to_owned(),
         });
     };
+    let directory = exec
+        .directory
+        .as_deref()
+        .filter(|path| !path.is_empty())
+        .unwrap_or_else(|| home(&user));
+    // The kernel reports a missing directory as it reports a missing program.
+    if !std::path::Path::new(directory).is_dir() {
+        return Err(Failure {
+            reason: Reason::Other,
+            message: format!("there is no directory {directory} in the guest"),
+        });
+    }
     let mut command = Command::new(program);
     command
         .args(arguments)
         .env_clear()
         .envs(user.environment())
         .envs(exec.environment.iter().cloned());
-    command.current_dir(
-        exec.directory
-            .as_deref()
-            .filter(|path| !path.is_empty())
-            .unwrap_or_else(|| home(&user)),
-    );
+    command.current_dir(directory);
     let terminal = exec.terminal.as_ref().map(|terminal| {
         command.env("TERM", &terminal.kind);
         openpty(Some(&window(terminal.size)), None).map_err(|error| failed("a terminal", error))

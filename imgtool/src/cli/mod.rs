@@ -7,7 +7,7 @@ mod image;
 mod make;
 mod transport;
 
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -255,20 +255,44 @@ struct Extract {
     output: PathBuf,
 }
 
+/// The status when standard output could not be written, as `vmm` has it.
+const UNWRITTEN: u8 = 120;
+/// The status when whoever read standard output has left, as in `imgtool ls … | head`: 128 + SIGPIPE, as with other programs.
+const NOT_READ: u8 = 141;
+
 /// Run the command that the process was started with.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
     let mut out = BufWriter::new(std::io::stdout().lock());
-    let result = run(cli.command, &mut out).and_then(|()| Ok(out.flush()?));
-    match result {
+    let result = match Cli::try_parse() {
+        Ok(cli) => run(cli.command, &mut out),
+        Err(error) if error.use_stderr() => error.exit(),
+        Err(help) => print_help(&help, &mut out),
+    };
+    match result.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader went away: `imgtool ls … | head`.
-        Err(Error::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("imgtool: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => report(&error),
     }
+}
+
+/// Help and version, which are output like any other.
+fn print_help(help: &clap::Error, out: &mut dyn Write) -> Result<(), Error> {
+    let text = help.render();
+    if std::io::stdout().is_terminal() {
+        return Ok(write!(out, "{}", text.ansi())?);
+    }
+    Ok(write!(out, "{text}")?)
+}
+
+/// Says what failed, and returns the status.
+fn report(error: &Error) -> ExitCode {
+    let status = match error {
+        Error::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return NOT_READ.into(),
+        Error::Output(_) => UNWRITTEN.into(),
+        _ => ExitCode::FAILURE,
+    };
+    // Nothing is left to do when even that fails.
+    let _ = writeln!(std::io::stderr(), "imgtool: {error}");
+    status
 }
 
 fn run(command: Command, out: &mut dyn Write) -> Result<(), Error> {
@@ -303,8 +327,10 @@ fn run(command: Command, out: &mut dyn Write) -> Result<(), Error> {
         Command::Pack { image, output } => transport::pack(&image, output.as_deref(), out),
         Command::Unpack { packed, output } => transport::unpack(&packed, output.as_deref(), out),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "imgtool", &mut &mut *out);
-            Ok(())
+            // Into memory first: the generator does not expect its writer to fail.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "imgtool", &mut script);
+            Ok(out.write_all(&script)?)
         }
         Command::Man { directory } => {
             let made = std::fs::create_dir_all(&directory);
@@ -324,6 +350,22 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn output_that_is_lost_has_a_status_of_its_own() {
+        let lost = |kind: std::io::ErrorKind| report(&Error::Output(kind.into()));
+        assert_eq!(lost(std::io::ErrorKind::StorageFull), ExitCode::from(120));
+        assert_eq!(lost(std::io::ErrorKind::BrokenPipe), ExitCode::from(141));
+    }
+
+    #[test]
+    fn what_cannot_be_printed_is_an_error_whatever_is_printed() {
+        for shell in [Shell::Bash, Shell::Zsh] {
+            let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+            let printed = run(Command::Completions { shell }, &mut { full });
+            assert!(matches!(printed, Err(Error::Output(_))));
+        }
     }
 
     #[test]

@@ -15,13 +15,31 @@ struct InterfaceRequest {
     rest: [u8; 22],
 }
 
+/// The device stays when nobody uses it (linux/if_tun.h).
+const IFF_PERSIST: i32 = 0x0800;
+
 /// A tap device, attached by name.
 pub struct Tap {
     file: File,
 }
 
 impl Tap {
+    /// Checks that there is an interface `name`. Changes nothing.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find(name: &str) -> Result<(), Error> {
+        let found = nix::net::if_::if_nametoindex(name);
+        found.map(drop).map_err(|source| Error::Tap {
+            name: name.to_owned(),
+            source: source.into(),
+        })
+    }
+
     /// Attaches to the existing tap device `name`.
+    ///
+    /// # Errors
+    /// When there is none, or it is not for this user to use.
     pub fn open(name: &str) -> Result<Tap, Error> {
         let failed = |source| Error::Tap {
             name: name.to_owned(),
@@ -50,6 +68,13 @@ impl Tap {
         let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         if result < 0 {
             return Err(failed(std::io::Error::last_os_error()));
+        }
+        // SAFETY: as above, for TUNGETIFF, which only writes.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+        // One that is there already outlives whoever uses it. One that does not was made just now, for root by a name that does not
+        // exist, and goes with the file.
+        if result == 0 && i32::from(request.flags) & IFF_PERSIST == 0 {
+            return Err(failed(std::io::ErrorKind::NotFound.into()));
         }
         Ok(Tap { file })
     }
@@ -81,6 +106,17 @@ mod tests {
     #[test]
     fn the_request_has_the_size_that_the_kernel_expects() {
         assert_eq!(size_of::<InterfaceRequest>(), 40);
+    }
+
+    #[test]
+    fn no_device_is_made() {
+        for attempt in [
+            |name: &str| Tap::find(name),
+            |name: &str| Tap::open(name).map(drop),
+        ] {
+            attempt("kiln-absent0").unwrap_err();
+            assert!(nix::net::if_::if_nametoindex("kiln-absent0").is_err());
+        }
     }
 
     #[test]

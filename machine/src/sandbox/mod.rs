@@ -286,6 +286,7 @@ pub fn ask<T: Send + 'static>(kind: Kind, ask: impl FnOnce() -> T + Send + 'stat
 
 /// A thread that cannot be confined although others could must not run.
 fn unconfined(kind: Kind, error: &io::Error) -> ! {
-    eprintln!("vmm: a {} thread cannot be confined: {error}", kind.name());
+    let text = format!("vmm: a {} thread cannot be confined: {error}\n", kind.name());
+    let _ = io::Write::write_all(&mut io::stderr(), text.as_bytes());
     std::process::abort()
 }

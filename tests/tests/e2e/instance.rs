@@ -35,6 +35,10 @@ pub const STORIES: &[(&str, Story)] = &[
         "a_killed_vmm_is_noticed_and_nothing_is_lost",
         a_killed_vmm_is_noticed,
     ),
+    (
+        "commands_leave_nothing_behind_and_lose_nothing",
+        commands_leave_nothing_behind,
+    ),
     ("a_frozen_copy_needs_no_reboot", a_frozen_copy_needs_no_reboot),
     (
         "a_deleted_image_stays_for_who_reads_from_it",
@@ -205,11 +209,71 @@ fn a_killed_vmm_is_noticed(ground: &Ground) -> Result<()> {
         "vmm start victim --wait agent >/dev/null && vmm exec victim -- cat /root/file",
     )?;
     ensure!(file == "flushed\n", "{file:?}");
+    // The kernel is still taking the process apart when the kill returns.
+    let again = format!("kill -9 $({}) && vmm start victim", owner_of("victim"));
+    ok(ground, &again)?;
     ok(
         ground,
         "vmm exec witness -- true && vmm terminate --time 0 victim witness",
     )
     .map(drop)
+}
+
+/// What commands use of the process that runs the instance is given back, what they print arrives or is an error, and the instance
+/// can be ended though its socket is gone.
+fn commands_leave_nothing_behind(ground: &Ground) -> Result<()> {
+    ok(
+        ground,
+        "exec 9>$HOME/callers-file; CALLERS_SECRET=x vmm run hello.ami -d --name used --wait agent",
+    )?;
+    let owner = owner_of("used");
+    let kept = ok(
+        ground,
+        &format!("P=$({owner}); tr '\\0' '\\n' </proc/$P/environ; ls -l /proc/$P/fd"),
+    )?;
+    ensure!(
+        kept.contains("HOME=") && !kept.contains("CALLERS_SECRET"),
+        "{kept}"
+    );
+    ensure!(!kept.contains("callers-file"), "{kept}");
+
+    let many = format!(
+        "P=$({owner}); count() {{ ls /proc/$P/fd /proc/$P/task | wc -l; }}; \
+         vmm exec used -- true; before=$(count); for i in $(seq 30); do vmm exec used -- true || exit 1; done; \
+         i=0; while [ $(count) -gt $before ]; do i=$((i + 1)); [ $i -lt 600 ] || {{ ls -l /proc/$P/fd; exit 1; }}; sleep 0.1; done"
+    );
+    ok(ground, &many)?;
+
+    let words = ok(
+        ground,
+        "printf 'one\\ntwo\\n' | while read word; do vmm exec used -- cat; echo $word; done",
+    )?;
+    ensure!(
+        words == "one\ntwo\n",
+        "a command without -i has read the list: {words:?}"
+    );
+    refused(
+        ground,
+        "vmm exec used -- echo lost >/dev/full",
+        120,
+        "standard output",
+    )?;
+    refused(ground, "vmm ps >/dev/full", 120, "standard output")?;
+    refused(
+        ground,
+        "vmm exec -w /nowhere used -- true",
+        125,
+        "no directory /nowhere",
+    )?;
+    let left = ground.sh("{ vmm exec used -- yes; echo $? >&2; } | head -n 1")?;
+    ensure!(left.stdout == "y\n" && left.stderr == "141\n", "{left:?}");
+
+    let directory = r#"$(vmm inspect used | sed -n 's/.*"directory": "\(.*\)".*/\1/p')"#;
+    ok(
+        ground,
+        &format!("rm {directory}/control.sock && vmm terminate --time 0 used"),
+    )?;
+    refused(ground, "vmm inspect used", 125, "no instance")
 }
 
 fn an_image_has_no_identity_unless_asked(ground: &Ground) -> Result<()> {

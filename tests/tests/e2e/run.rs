@@ -55,6 +55,9 @@ fn a_command_has_its_streams_and_its_status(ground: &Ground) -> Result<()> {
 fn a_command_that_is_not_there_is_127(ground: &Ground) -> Result<()> {
     let output = ground.sh("vmm run hello.ami --rm -- no-such-program")?;
     ensure!(output.status == 127, "{output:?}");
+    // Ctrl-C, during the boot or while the command runs.
+    let output = ground.sh("timeout --preserve-status --signal=INT 1 vmm run hello.ami --rm -- sleep 100")?;
+    ensure!(output.status == 128 + 2, "{output:?}");
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use super::failure::Advice;
+use super::stream::{Stream, line, note};
 use super::{Context, Status, options, output, value};
 use instance::image::{Image, runnable};
 use instance::record::Accel;
@@ -68,10 +69,10 @@ pub struct Bench {
     memory: Option<u64>,
 
     /// Write all samples and what follows from them
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = value::output_file)]
     json: Option<PathBuf>,
     /// Write a report that opens in a browser
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = value::output_file)]
     html: Option<PathBuf>,
     /// Compare with what an earlier run wrote with --json
     #[arg(long, value_name = "OLD.json")]
@@ -121,7 +122,7 @@ impl Bench {
         let plan = self.plan(context, &scratch)?;
         let outcome = plan.run(&scratch, &mut show)?;
         if io::stderr().is_terminal() {
-            eprint!("\r\x1b[K");
+            let _ = Stream::Error.put(b"\r\x1b[K");
         }
         print(&outcome)?;
         if let Some(path) = &self.json {
@@ -325,12 +326,13 @@ fn name_apart(lanes: &mut [Lane]) {
 
 fn show(progress: Progress<'_>) {
     if io::stderr().is_terminal() {
-        eprint!(
+        let text = format!(
             "\r\x1b[K{} of {}: {}",
             progress.done + 1,
             progress.total,
             progress.lane
         );
+        let _ = Stream::Error.put(text.as_bytes());
     }
 }
 
@@ -373,12 +375,12 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
         }
     }
     output::table(&["CACHE", "LANE", "N", "MIN", "P50", "P99", "RATIO", ""], &rows)?;
-    outcome.skipped.iter().for_each(|reason| eprintln!("{reason}"));
+    outcome.skipped.iter().for_each(|reason| note(reason));
     if !outcome.conclusive {
-        eprintln!(
+        note(format_args!(
             "no conclusion: lane A must read 1.00 ± 0.02 against itself, its interval within ± 0.1, over at least five rounds; try -n {} on an idle host",
             (outcome.rounds * 2).max(20)
-        );
+        ));
     }
     Ok(())
 }
@@ -387,7 +389,7 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
 fn print_changes(now: &Outcome, then: &Outcome) -> anyhow::Result<Status> {
     let changes = match compare(now, then) {
         Changes::Incomparable(reason) => {
-            eprintln!("the two runs cannot be compared: {reason}");
+            note(format_args!("the two runs cannot be compared: {reason}"));
             return Ok(NO_CONCLUSION);
         }
         Changes::Found(changes) => changes,
@@ -404,7 +406,7 @@ fn print_changes(now: &Outcome, then: &Outcome) -> anyhow::Result<Status> {
             ]
         })
         .collect();
-    println!();
+    line("")?;
     output::table(&["CACHE", "LANE", "NOW/THEN", ""], &rows)?;
     let worse = changes.iter().any(|change| change.regression);
     Ok(if worse { REGRESSION } else { Status::OK })

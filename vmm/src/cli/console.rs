@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use clap::Args;
 
 use super::lifecycle::{client, running};
+use super::stream::{Stream, note};
 use super::{Context, Status};
 use instance::Event;
 use instance::console::read_whole_log;
@@ -27,7 +28,10 @@ impl Console {
         running(context, &id, Event::Started)?;
         let (mut output, keys) = client(context, &id).console()?;
         if io::stdin().is_terminal() {
-            eprintln!("attached to the console of {}; Ctrl-] leaves", self.instance);
+            note(format_args!(
+                "attached to the console of {}; Ctrl-] leaves",
+                self.instance
+            ));
         }
         let raw = terminal::Raw::enter_stdin()?;
         let typed = keys.try_clone()?;
@@ -70,9 +74,8 @@ pub fn forward_keys(mut take: impl FnMut(&[u8]) -> bool) -> bool {
     }
 }
 
-/// Copies to standard output, unbuffered, until the stream ends. A reader of ours that has left is no error.
-fn copy_out(from: &mut impl Read) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+/// Copies to standard output, unbuffered, until the stream ends.
+fn copy_out(from: &mut impl Read) -> anyhow::Result<()> {
     let mut chunk = [0; 4096];
     loop {
         let n = match from.read(&mut chunk) {
@@ -81,12 +84,9 @@ fn copy_out(from: &mut impl Read) -> io::Result<()> {
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             // The connection was shut down under the reader's hands.
             Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => return Ok(()),
-            Err(e) => return Err(e),
+            Err(e) => return Err(e.into()),
         };
-        match out.write_all(&chunk[..n]).and_then(|()| out.flush()) {
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(()),
-            written => written?,
-        }
+        Stream::Output.put(&chunk[..n])?;
     }
 }
 

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use clap::Args;
 
+use super::stream::{line, note};
 use super::{Context, Status};
 use instance::capture::Capture;
 
@@ -37,9 +38,9 @@ impl CreateImage {
             .run(&context.store, &context.images(), &id)
             .with_context(|| format!("cannot make an image of {}", self.instance))?;
         if let Some(warning) = warning {
-            eprintln!("vmm: {warning}");
+            note(format_args!("vmm: {warning}"));
         }
-        println!("{image}");
+        line(image)?;
         Ok(Status::OK)
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use clap::Args;
 use serde::Serialize;
 
+use super::stream::{Unwritten, line};
 use super::{Context, Status, output};
 use instance::home::create_private;
 use machine::accel::{Choice, Measured, choose, measure};
@@ -80,24 +81,25 @@ impl Doctor {
         if self.json {
             output::json(&findings)?;
         } else {
-            findings.iter().for_each(print);
+            findings.iter().try_for_each(print)?;
         }
         let bad = findings.iter().any(|f| f.verdict == Verdict::Bad);
         Ok(if bad { Status::VMM_FAILED } else { Status::OK })
     }
 }
 
-fn print(finding: &Finding) {
+fn print(finding: &Finding) -> Result<(), Unwritten> {
     let style = output::Style::of(&io::stdout());
     let mark = match finding.verdict {
         Verdict::Good => style.good("good"),
         Verdict::Fair => style.fair("fair"),
         Verdict::Bad => style.bad("bad "),
     };
-    println!("{mark}  {:<12} {}", finding.what, finding.found);
+    line(format_args!("{mark}  {:<12} {}", finding.what, finding.found))?;
     if let Some(advice) = &finding.advice {
-        println!("{:>18} {} {advice}", "", style.dim("try:"));
+        line(format_args!("{:>18} {} {advice}", "", style.dim("try:")))?;
     }
+    Ok(())
 }
 
 /// What runs here.

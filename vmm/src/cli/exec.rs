@@ -1,6 +1,6 @@
 //! `exec`: a command in a running guest, with its streams and its exit status.
 
-use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::io::{self, ErrorKind, IsTerminal, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::failure::Advice;
 use super::lifecycle::{running, wait_ready};
+use super::stream::Stream;
 use super::{Context, Status, signals, value};
 use instance::Event;
 use instance::agent::{self, Incoming, Sender};
@@ -41,7 +42,7 @@ pub struct Exec {
 /// How a command is run.
 #[derive(Debug, Clone, Default, Args)]
 pub struct How {
-    /// Pass standard input on (what is not a terminal is passed on anyway)
+    /// Pass standard input on; without it the command finds it empty, and nothing is read from it here
     #[arg(short, long)]
     pub interactive: bool,
     /// Give the command a terminal of its own
@@ -54,7 +55,7 @@ pub struct How {
     #[arg(short, long, value_name = "DIRECTORY")]
     pub workdir: Option<String>,
     /// An environment variable; may be given many times
-    #[arg(short, long, value_name = "NAME=VALUE", value_parser = value::tag)]
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = value::variable)]
     pub env: Vec<(String, String)>,
 }
 
@@ -79,6 +80,14 @@ pub struct Resize(std::sync::Arc<std::sync::Mutex<Option<Sender>>>);
 impl Resize {
     fn connect(&self, sender: Option<Sender>) {
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = sender;
+    }
+
+    /// Whether a command runs.
+    pub fn is_connected(&self) -> bool {
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .is_some()
     }
 
     /// Passes a signal on. A second Ctrl-C has the same effect as the first: the command decides.
@@ -121,7 +130,8 @@ pub fn run_in(
     let mut session = agent::exec(directory, turn, exec)?;
     let raw = if tty { terminal::Raw::enter_stdin()? } else { None };
     signals.connect(Some(session.sender()));
-    if how.interactive || !io::stdin().is_terminal() {
+    // What was not asked for is not read: it may be the rest of a script, or the list that a loop goes through.
+    if how.interactive {
         let (sender, turn) = (session.sender(), turn.clone());
         turn.take();
         // Ends with the process: a thread that waits for input cannot be woken.
@@ -166,13 +176,13 @@ fn pass_input(sender: &Sender, turn: &Turn) {
 
 /// The command's streams to ours, until it ends.
 fn copy_streams(session: &mut agent::Session) -> anyhow::Result<Status> {
-    let (mut out, mut err) = (Some(io::stdout()), Some(io::stderr()));
+    let mut outputs = Outputs::default();
     loop {
         match session.receive()? {
             Some(Incoming::Started) => {}
-            Some(Incoming::Output(bytes)) => put(&mut out, &bytes, session),
-            Some(Incoming::ErrorOutput(bytes)) => put(&mut err, &bytes, session),
-            Some(Incoming::Ended(ended)) => return Ok(status(ended)),
+            Some(Incoming::Output(bytes)) => outputs.put(Stream::Output, &bytes, session),
+            Some(Incoming::ErrorOutput(bytes)) => outputs.put(Stream::Error, &bytes, session),
+            Some(Incoming::Ended(ended)) => return Ok(outputs.status(ended)),
             Some(Incoming::Failed(failure)) => return failed(failure.reason, failure.message),
             Some(Incoming::Done(_)) => return Ok(Status::OK),
             None => {
@@ -183,18 +193,47 @@ fn copy_streams(session: &mut agent::Session) -> anyhow::Result<Status> {
     }
 }
 
-/// Writes to a stream of ours. When nobody reads it any more, the command gets what it would get from a local pipe.
-fn put(stream: &mut Option<impl Write>, bytes: &[u8], session: &agent::Session) {
-    if let Some(open) = stream
-        && open.write_all(bytes).and_then(|()| open.flush()).is_err()
-    {
-        *stream = None;
-        let _ = session.sender().signal(Signal::SIGPIPE as u8);
-    }
+/// What has become of the streams that the command's output goes to.
+#[derive(Default)]
+struct Outputs {
+    /// Streams that take nothing any more.
+    closed: Vec<Stream>,
+    /// What was lost, as a status.
+    lost: Option<Status>,
 }
 
-fn status(ended: Ended) -> Status {
-    Status::of_command(ended.status())
+impl Outputs {
+    /// Writes to a stream of ours. When it takes no more, the command gets what it would get from a local pipe, and what it
+    /// still prints is dropped: it must not wait for a reader that does not come.
+    fn put(&mut self, stream: Stream, bytes: &[u8], session: &agent::Session) {
+        if self.closed.contains(&stream) {
+            return;
+        }
+        if let Err(unwritten) = stream.put(bytes) {
+            self.closed.push(stream);
+            self.lose(&unwritten.into());
+            let _ = session.sender().signal(Signal::SIGPIPE as u8);
+        }
+    }
+
+    /// Reported at once, because the command may go on for long. A full disk counts more than a reader that has left.
+    fn lose(&mut self, error: &anyhow::Error) {
+        let lost = super::failure::report(error);
+        if self.lost != Some(Status::UNWRITTEN) {
+            self.lost = Some(lost);
+        }
+    }
+
+    /// The status of a command that has ended so.
+    fn status(&self, ended: Ended) -> Status {
+        let own = Status::of_command(ended.status());
+        match self.lost {
+            // A command that has noticed has said what it thinks of it.
+            Some(Status::NOT_READ) if own != Status::OK => own,
+            Some(lost) => lost,
+            None => own,
+        }
+    }
 }
 
 /// The command did not start: the statuses are the shell's.
@@ -206,4 +245,38 @@ fn failed(reason: Reason, message: String) -> anyhow::Result<Status> {
     };
     super::failure::complain(&anyhow::anyhow!(message));
     Ok(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stream::Unwritten;
+    use super::*;
+
+    fn status_after(lost: &[ErrorKind], ended: u8) -> Status {
+        let mut outputs = Outputs::default();
+        for kind in lost {
+            outputs.lose(&Unwritten::output((*kind).into()).into());
+        }
+        outputs.status(Ended::Exited(ended))
+    }
+
+    #[test]
+    fn lost_output_is_not_a_success() {
+        use ErrorKind::{BrokenPipe, StorageFull};
+        for (lost, ended, status) in [
+            (&[][..], 3, 3),
+            (&[StorageFull], 0, 120),
+            (&[StorageFull], 3, 120),
+            (&[BrokenPipe], 0, 141),
+            (&[BrokenPipe], 3, 3),
+            (&[StorageFull, BrokenPipe], 0, 120),
+            (&[BrokenPipe, StorageFull], 0, 120),
+        ] {
+            assert_eq!(
+                u8::from(status_after(lost, ended)),
+                status,
+                "{lost:?} and {ended}"
+            );
+        }
+    }
 }

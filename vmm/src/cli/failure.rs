@@ -4,6 +4,7 @@
 //! |---|---|
 //! | *n* | `COMMAND` (`run … -- COMMAND`, `exec`) ended with status *n*, or 128 + the number of the signal that ended it |
 //! | 0 | the guest powered off |
+//! | 120 | what was to be printed could not be written, to a full disk for example |
 //! | 121 | the guest's kernel panicked |
 //! | 122 | the guest's processor shut down (triple fault) |
 //! | 123 | the guest was ended without its consent |
@@ -11,12 +12,16 @@
 //! | 125 | `vmm` failed, or was called wrongly |
 //! | 126 | `COMMAND` is there but cannot be executed |
 //! | 127 | `COMMAND` is not there |
+//! | 141 | whoever read the output has left: 128 + SIGPIPE, without a message |
 //!
 //! 124 to 127 are those of `timeout`, `docker run` and the shell.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
+
+use nix::sys::signal::Signal;
 
 use super::output;
+use super::stream::{Stream, Unwritten};
 use instance::Error;
 use instance::record::Ending;
 
@@ -27,6 +32,8 @@ pub struct Status(u8);
 impl Status {
     /// All went well.
     pub const OK: Status = Status(0);
+    /// What was to be printed could not be written.
+    pub const UNWRITTEN: Status = Status(120);
     /// The guest's kernel panicked.
     pub const PANICKED: Status = Status(121);
     /// The guest's processor shut down.
@@ -42,6 +49,14 @@ impl Status {
     pub const NOT_EXECUTABLE: Status = Status(126);
     /// The command is not there.
     pub const NOT_FOUND: Status = Status(127);
+
+    /// Nobody reads the output any more: what a process ends with that SIGPIPE ends.
+    pub const NOT_READ: Status = Status(128 + libc::SIGPIPE as u8);
+
+    /// The status of a process that `signal` ends.
+    pub const fn of_signal(signal: Signal) -> Status {
+        Status(128 + signal as u8)
+    }
 
     /// The status of a command in the guest.
     pub const fn of_command(code: u8) -> Status {
@@ -90,9 +105,16 @@ impl Advice {
 #[error("{0}")]
 pub struct TimedOut(pub String);
 
-/// Prints what failed, why, and what to try.
+/// Prints what failed, why, and what to try. That a reader has left is not worth a word.
 pub fn report(error: &anyhow::Error) -> Status {
+    let unwritten = error.chain().find_map(|cause| cause.downcast_ref::<Unwritten>());
+    if unwritten.is_some_and(Unwritten::is_closed_pipe) {
+        return Status::NOT_READ;
+    }
     complain(error);
+    if unwritten.is_some() {
+        return Status::UNWRITTEN;
+    }
     if error.is::<TimedOut>() {
         Status::TIMED_OUT
     } else {
@@ -139,17 +161,32 @@ fn advice(error: &anyhow::Error) -> Option<String> {
 
 /// Help and version go to standard output with status 0; a wrong command line is `vmm`'s failure.
 pub fn usage(error: &clap::Error) -> Status {
-    let _ = error.print();
     if error.use_stderr() {
-        Status::VMM_FAILED
-    } else {
-        Status::OK
+        let _ = error.print();
+        return Status::VMM_FAILED;
     }
+    let text = error.render();
+    let printed = match std::io::stdout().is_terminal() {
+        true => Stream::Output.put(text.ansi().to_string().as_bytes()),
+        false => Stream::Output.put(text.to_string().as_bytes()),
+    };
+    printed.map_or_else(|error| report(&error.into()), |()| Status::OK)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn output_that_is_lost_has_a_status_of_its_own() {
+        let lost = |kind: std::io::ErrorKind| {
+            let error = anyhow::Error::from(Unwritten::output(kind.into()));
+            report(&error.context("i-0 was launched"))
+        };
+        assert_eq!(lost(std::io::ErrorKind::StorageFull), Status::UNWRITTEN);
+        assert_eq!(lost(std::io::ErrorKind::BrokenPipe), Status::NOT_READ);
+        assert_eq!(u8::from(Status::NOT_READ), 141);
+    }
 
     #[test]
     fn no_cause_is_told_twice() {

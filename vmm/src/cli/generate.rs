@@ -7,6 +7,7 @@ use clap::Args;
 use clap_complete::Shell;
 
 use super::Status;
+use super::stream::Stream;
 
 /// Print a completion script for a shell
 #[derive(Debug, Args)]
@@ -17,7 +18,10 @@ pub struct Completions {
 
 impl Completions {
     pub fn run(self, mut command: clap::Command) -> anyhow::Result<Status> {
-        clap_complete::generate(self.shell, &mut command, "vmm", &mut std::io::stdout());
+        // Into memory first: the generator does not expect its writer to fail.
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut command, "vmm", &mut script);
+        Stream::Output.put(&script)?;
         Ok(Status::OK)
     }
 }

@@ -1,13 +1,21 @@
 //! `images` and `image …`: the image store.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::failure::Advice;
+use super::stream::{Stream, line};
 use super::{Context, Status, failure, output};
 use instance::image::Image;
 use instance::images::{Images, Removed, Stored};
+
+/// Bytes of an image in one piece.
+const PIECE: usize = 1 << 20;
 
 /// List the images in the store
 #[derive(Debug, Args)]
@@ -24,7 +32,7 @@ impl List {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         let stored = context.images().list()?;
         if self.quiet {
-            stored.iter().for_each(|s| println!("{}", s.id));
+            output::lines(stored.iter().map(|s| &s.id))?;
         } else if self.json {
             output::json(&stored.iter().map(summary).collect::<Vec<_>>())?;
         } else {
@@ -115,7 +123,7 @@ enum Command {
     Export {
         /// Id, beginning of an id, or name
         image: String,
-        /// The file to write; must not exist
+        /// The file to write, which must not exist; `-` writes to standard output
         file: PathBuf,
     },
 }
@@ -125,19 +133,40 @@ impl One {
         let images = context.images();
         match self.command {
             Command::Inspect { images: wanted } => inspect(&images, &wanted)?,
-            Command::Tag { image, name } => println!("{}", images.tag(&image, &name)?),
+            Command::Tag { image, name } => line(images.tag(&image, &name)?)?,
             Command::Rm {
                 force,
                 images: wanted,
-            } => return Ok(remove(context, &images, &wanted, force)),
+            } => return remove(context, &images, &wanted, force),
             Command::Import { file, name } => {
                 let stem = || file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
                 let name = name.or_else(stem);
-                println!("{}", images.import(&file, name.as_deref())?);
+                line(images.import(&file, name.as_deref())?)?;
             }
+            Command::Export { image, file } if file == Path::new("-") => export(&images.resolve(&image)?)?,
             Command::Export { image, file } => images.export(&image, &file)?,
         }
         Ok(Status::OK)
+    }
+}
+
+/// An image to standard output, byte for byte.
+fn export(path: &Path) -> anyhow::Result<()> {
+    if io::stdout().is_terminal() {
+        return Err(Advice::new(
+            "an image is nothing for a terminal",
+            "redirect it to a file or a program",
+        )
+        .into());
+    }
+    let failed = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).with_context(failed)?;
+    let mut piece = vec![0; PIECE];
+    loop {
+        match file.read(&mut piece).with_context(failed)? {
+            0 => return Ok(()),
+            got => Stream::Output.put(&piece[..got])?,
+        }
     }
 }
 
@@ -152,20 +181,22 @@ fn inspect(images: &Images, wanted: &[String]) -> anyhow::Result<()> {
         }
         found.push(value);
     }
-    Ok(output::json(&found)?)
+    output::json(&found)
 }
 
-fn remove(context: &Context, images: &Images, wanted: &[String], force: bool) -> Status {
+fn remove(context: &Context, images: &Images, wanted: &[String], force: bool) -> anyhow::Result<Status> {
     let mut status = Status::OK;
+    let mut printed = Ok(());
     for text in wanted {
         match images.remove(text, force, &context.store) {
-            Ok(Removed::Name(name)) => println!("untagged {name}"),
-            Ok(Removed::Image(id)) => println!("removed {id}"),
+            Ok(Removed::Name(name)) => printed = printed.and(line(format_args!("untagged {name}"))),
+            Ok(Removed::Image(id)) => printed = printed.and(line(format_args!("removed {id}"))),
             Err(error) => {
                 failure::complain(&error.into());
                 status = Status::VMM_FAILED;
             }
         }
     }
-    status
+    printed?;
+    Ok(status)
 }

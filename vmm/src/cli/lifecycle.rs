@@ -1,23 +1,21 @@
 //! `start`, `stop`, `reboot` and `terminate`: the same step for each instance named; one that fails does not keep the
 //! others from theirs.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 
 use super::failure::{Advice, TimedOut};
 use super::options::HostOptions;
+use super::stream::{line, note};
 use super::wait::Waiting;
 use super::{Context, Status, failure, value};
 use instance::client::Client;
 use instance::launch::empty_ephemeral;
 use instance::per_run::PerRun;
 use instance::store::Held;
-use instance::{Error, Event, InstanceId, State, api, detach};
-
-/// After its patience with the guest is over an owner ends it at once; this is for the writing of the record.
-const GRACE: Duration = Duration::from_secs(5);
+use instance::{Error, Event, InstanceId, State, api, detach, shutdown};
 
 /// Start stopped instances
 #[derive(Debug, Args)]
@@ -34,7 +32,7 @@ pub struct Start {
 impl Start {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         for_each(context, "start", &self.instances, |id| {
-            let mut held = context.store.hold(id, Event::Start)?;
+            let mut held = shutdown::hold(&context.store, id, Event::Start)?;
             begin(&mut held)?;
             let per_run = PerRun {
                 host: self.host.into(),
@@ -69,48 +67,8 @@ pub struct Stop {
 impl Stop {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         for_each(context, "stop", &self.instances, |id| {
-            stop(context, id, self.time)
+            Ok(shutdown::stop(&context.store, id, self.time)?)
         })
-    }
-}
-
-/// Stops an instance and waits until it has stopped. One that has stopped already is fine.
-fn stop(context: &Context, id: &InstanceId, patience: Duration) -> anyhow::Result<()> {
-    let record = context.store.truth(id)?;
-    if !record.state.owned() {
-        return Ok(());
-    }
-    let client = client(context, id);
-    let deadline = Instant::now() + patience + GRACE;
-    match client.stop(patience) {
-        // It may have ended in the meantime, or have lost its owner.
-        Err(_) if has_ended(context, id)? => return Ok(()),
-        asked => asked?,
-    }
-    client.wait_ended()?;
-    // The record is written before the socket closes; what is waited for here is the lock.
-    loop {
-        if has_ended(context, id)? {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            let reason = "it has not stopped in time".into();
-            return Err(Error::Owner {
-                id: id.to_string(),
-                reason,
-            }
-            .into());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Whether nobody runs `id` any more; with `--rm` nothing is left of it.
-fn has_ended(context: &Context, id: &InstanceId) -> Result<bool, Error> {
-    match context.store.truth(id) {
-        Ok(record) => Ok(!record.state.owned()),
-        Err(Error::NoInstance(_)) => Ok(true),
-        Err(error) => Err(error),
     }
 }
 
@@ -152,13 +110,11 @@ impl Terminate {
 }
 
 fn terminate(context: &Context, id: &InstanceId, patience: Duration) -> anyhow::Result<()> {
-    if let Err(error) = stop(context, id, patience) {
-        return match error.downcast_ref() {
-            Some(Error::Damaged { .. }) => Ok(context.store.hold_damaged(id)?.remove()?),
-            // Its owner has removed it (`--rm`) since it was looked up.
-            Some(Error::NoInstance(_)) => Ok(()),
-            _ => Err(error),
-        };
+    match shutdown::stop(&context.store, id, patience) {
+        Err(Error::Damaged { .. }) => return Ok(shutdown::remove_damaged(&context.store, id)?),
+        // Its process has removed it (`--rm`) since it was looked up.
+        Err(Error::NoInstance(_)) => return Ok(()),
+        stopped => stopped?,
     }
     match context.store.hold(id, Event::Terminate) {
         Ok(held) => remove(held),
@@ -178,7 +134,7 @@ fn remove(held: Held) -> anyhow::Result<()> {
         .collect();
     held.remove()?;
     for volume in kept {
-        eprintln!("{} stays: {}", volume.id, volume.path.display());
+        note(format_args!("{} stays: {}", volume.id, volume.path.display()));
     }
     Ok(())
 }
@@ -232,6 +188,7 @@ fn for_each(
     step: impl Fn(&InstanceId) -> anyhow::Result<()>,
 ) -> anyhow::Result<Status> {
     let mut status = Status::OK;
+    let mut printed = Ok(());
     for text in instances {
         let done = context
             .store
@@ -239,12 +196,14 @@ fn for_each(
             .map_err(anyhow::Error::from)
             .and_then(|id| step(&id));
         match done.with_context(|| format!("cannot {verb} {text}")) {
-            Ok(()) => println!("{text}"),
+            // The others get their step all the same.
+            Ok(()) => printed = printed.and(line(text)),
             Err(error) => {
                 failure::complain(&error);
                 status = Status::VMM_FAILED;
             }
         }
     }
+    printed?;
     Ok(status)
 }

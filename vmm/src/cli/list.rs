@@ -6,8 +6,9 @@ use clap::Args;
 use serde_json::Value;
 
 use super::failure::Advice;
+use super::output::READY;
 use super::{Context, Status, failure, output};
-use instance::network::open_ports;
+use instance::network::{Port, Protocol, open_ports};
 use instance::store::Entry;
 use instance::{Event, Record, State};
 
@@ -23,20 +24,44 @@ pub struct Ps {
     /// Print JSON
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
-    /// Only those in this state
-    #[arg(long, value_name = "STATE", value_parser = parse_state)]
-    state: Option<State>,
+    /// Only those in this state; those that are ready are running, too
+    #[arg(long, value_name = "STATE")]
+    state: Option<Shown>,
     /// Only those with this tag
     #[arg(long, value_name = "KEY=VALUE", value_parser = super::value::tag)]
     tag: Vec<(String, String)>,
 }
 
-fn parse_state(text: &str) -> Result<State, String> {
-    let all = State::ALL.map(|s| s.to_string());
-    State::ALL
-        .into_iter()
-        .find(|s| s.to_string() == text)
-        .ok_or_else(|| format!("there is no such state; the states are {}", all.join(", ")))
+/// A state as the list shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    State(State),
+    /// Running, and the guest's agent is there.
+    Ready,
+}
+
+impl std::str::FromStr for Shown {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Shown, String> {
+        if text == READY {
+            return Ok(Shown::Ready);
+        }
+        let found = State::ALL.into_iter().find(|s| s.to_string() == text);
+        found.map(Shown::State).ok_or_else(|| {
+            let all = State::ALL.map(|s| s.to_string()).join(", ");
+            format!("there is no such state; the states are {all}, and {READY}")
+        })
+    }
+}
+
+impl Shown {
+    fn is(self, state: State, ready: bool) -> bool {
+        match self {
+            Shown::State(wanted) => state == wanted,
+            Shown::Ready => state == State::Running && ready,
+        }
+    }
 }
 
 impl Ps {
@@ -53,7 +78,7 @@ impl Ps {
         if self.json {
             output::json(&records)?;
         } else if self.quiet {
-            records.iter().for_each(|r| println!("{}", r.id));
+            output::lines(records.iter().map(|r| &r.id))?;
         } else {
             let rows: Vec<_> = records.iter().map(row).collect();
             output::table(&["ID", "NAME", "STATE", "AGE", "IMAGE", "REASON"], &rows)?;
@@ -66,7 +91,7 @@ impl Ps {
 
     fn wants(&self, record: &Record) -> bool {
         let state = match self.state {
-            Some(state) => record.state == state,
+            Some(wanted) => wanted.is(record.state, record.ready),
             None => self.all || record.state.owned(),
         };
         state
@@ -114,13 +139,50 @@ impl Inspect {
     }
 }
 
+/// A port of the guest, of either protocol unless one is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct GuestPort {
+    number: u16,
+    protocol: Option<Protocol>,
+}
+
+impl std::str::FromStr for GuestPort {
+    type Err = String;
+
+    /// As the list shows it: `80/tcp`.
+    fn from_str(text: &str) -> Result<GuestPort, String> {
+        let (number, protocol) = match text.split_once('/') {
+            None => (text, None),
+            Some((number, protocol)) => (number, Some(protocol.parse()?)),
+        };
+        let number = number.parse().map_err(|_| format!("{number:?} is not a port"))?;
+        Ok(GuestPort { number, protocol })
+    }
+}
+
+impl GuestPort {
+    fn is(self, port: &Port) -> bool {
+        port.guest == self.number && self.protocol.is_none_or(|wanted| wanted == port.protocol)
+    }
+}
+
+impl std::fmt::Display for GuestPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.protocol {
+            Some(protocol) => write!(f, "{}/{protocol}", self.number),
+            None => write!(f, "{}", self.number),
+        }
+    }
+}
+
 /// Show where the published ports of an instance can be reached
 #[derive(Debug, Args)]
 pub struct Ports {
     /// Id, beginning of an id, or name
     instance: String,
     /// Only where this port of the guest can be reached
-    port: Option<u16>,
+    #[arg(value_name = "PORT[/tcp|/udp]")]
+    port: Option<GuestPort>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -131,18 +193,47 @@ impl Ports {
         let id = context.store.find(&self.instance)?;
         super::lifecycle::running(context, &id, Event::Started)?;
         let mut ports = open_ports(&context.home().instance(&id))?;
-        ports.retain(|p| self.port.is_none_or(|wanted| p.guest == wanted));
+        ports.retain(|p| self.port.is_none_or(|wanted| wanted.is(p)));
         match self.port {
             _ if self.json => output::json(&ports)?,
             Some(port) if ports.is_empty() => {
                 let message = format!("port {port} of {} is not published", self.instance);
                 return Err(Advice::new(message, format!("launch it with -p {port}")).into());
             }
-            Some(_) => ports
-                .iter()
-                .for_each(|p| println!("{}", SocketAddr::new(p.address, p.host))),
-            None => ports.iter().for_each(|p| println!("{p}")),
+            Some(_) => output::lines(ports.iter().map(|p| SocketAddr::new(p.address, p.host)))?,
+            None => output::lines(&ports)?,
         }
         Ok(Status::OK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_list_shows_can_be_asked_for() {
+        for state in State::ALL {
+            for ready in [false, true] {
+                let shown: Shown = output::state(state, ready).parse().unwrap();
+                assert!(shown.is(state, ready), "{state} {ready}");
+            }
+        }
+        assert!(Shown::State(State::Running).is(State::Running, true));
+        assert!(!Shown::Ready.is(State::Stopping, true));
+        assert!("up".parse::<Shown>().unwrap_err().contains("ready"));
+    }
+
+    #[test]
+    fn ports_are_understood_as_they_are_shown() {
+        let port: Port = "8053:53/udp".parse().unwrap();
+        let shown = port.to_string();
+        let (guest, _) = shown.split_once(" -> ").unwrap();
+        for (text, same) in [(guest, true), ("53", true), ("53/tcp", false), ("54/udp", false)] {
+            assert_eq!(text.parse::<GuestPort>().unwrap().is(&port), same, "{text}");
+        }
+        for text in ["", "x", "53/", "53/sctp", "70000", "/udp"] {
+            assert!(text.parse::<GuestPort>().is_err(), "{text}");
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! The command line.
 //!
 //! Each command is a file: its arguments, and a `run` that returns the exit status. Errors say what failed, why, and what
-//! to try; see [`failure`] for the statuses.
+//! to try; see [`failure`] for the statuses. What is printed goes through [`stream`].
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ mod request;
 mod run;
 mod signals;
 mod ssh;
+mod stream;
 mod value;
 mod wait;
 
@@ -50,7 +52,7 @@ use later::Later;
     disable_help_subcommand = true
 )]
 #[command(after_help = "`vmm --ami IMAGE` is short for `vmm run -it IMAGE`.\n\n\
-    Exit status: that of COMMAND, or 0 when the guest powered off, 121 when its kernel panicked, 122 when its \
+    Exit status: that of COMMAND, or 0 when the guest powered off, 120 when the output could not be written, 121 when its kernel panicked, 122 when its \
     processor crashed, 123 when it was killed, 124 when waiting took too long, 125 when vmm failed, 126 when COMMAND \
     cannot be executed, 127 when it is not found.")]
 struct Cli {
@@ -158,7 +160,7 @@ fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
         timeline,
     };
     let Some(command) = cli.command else {
-        Cli::command().print_help()?;
+        stream::Stream::Output.put(Cli::command().render_help().to_string().as_bytes())?;
         return Ok(Status::VMM_FAILED);
     };
     match command {
@@ -223,6 +225,10 @@ fn start_log(verbose: u8) {
     tracing_subscriber::fmt()
         .with_max_level(filter)
         .with_writer(std::io::stderr)
+        // Colours are for a person: a detached instance's messages go to its log.
+        // A log that cannot be written, on a full disk, is no reason to end a guest, as the library's report of it would.
+        .log_internal_errors(false)
+        .with_ansi(output::Style::of(&std::io::stderr()).is_on())
         .init();
 }
 

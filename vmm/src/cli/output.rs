@@ -1,10 +1,11 @@
 //! What people see: tables, ages, sizes; colours only on a terminal.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::stream::{self, Stream, Unwritten};
 use instance::State;
 
 /// Colours, or none.
@@ -15,6 +16,11 @@ impl Style {
     /// Colours if `stream` is a terminal and `NO_COLOR` (no-color.org) does not forbid it.
     pub fn of(stream: &impl IsTerminal) -> Style {
         Style(stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()))
+    }
+
+    /// Whether there are colours.
+    pub fn is_on(self) -> bool {
+        self.0
     }
 
     fn paint(self, code: &str, text: &str) -> String {
@@ -63,9 +69,8 @@ impl Style {
 }
 
 /// A table: columns as wide as their widest cell, two spaces between them, no lines.
-pub fn table(heads: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    let style = Style::of(&out);
+pub fn table(heads: &[&str], rows: &[Vec<String>]) -> Result<(), Unwritten> {
+    let style = Style::of(&io::stdout());
     let width = |column: usize| {
         rows.iter()
             .map(|r| r[column].chars().count())
@@ -82,11 +87,8 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
         }
     };
     let line = |cells: Vec<String>| cells.join("  ").trim_end().to_owned();
-    writeln!(
-        out,
-        "{}",
-        style.strong(&line(heads.iter().enumerate().map(|(i, h)| pad(i, h)).collect()))
-    )?;
+    let mut text = style.strong(&line(heads.iter().enumerate().map(|(i, h)| pad(i, h)).collect()));
+    text.push('\n');
     for row in rows {
         let cells = row.iter().enumerate().map(|(i, cell)| {
             let padded = pad(i, cell);
@@ -96,22 +98,30 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
                 padded
             }
         });
-        writeln!(out, "{}", line(cells.collect()))?;
+        text += &line(cells.collect());
+        text.push('\n');
     }
-    Ok(())
+    Stream::Output.put(text.as_bytes())
 }
 
 /// Prints a value as JSON for programs.
-pub fn json(value: &impl Serialize) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value)?;
-    writeln!(out)
+pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    Ok(stream::line(serde_json::to_string_pretty(value)?)?)
 }
+
+/// Prints each of `items` on a line.
+pub fn lines(items: impl IntoIterator<Item = impl std::fmt::Display>) -> Result<(), Unwritten> {
+    let text: String = items.into_iter().map(|item| format!("{item}\n")).collect();
+    Stream::Output.put(text.as_bytes())
+}
+
+/// What `ps` shows of a running instance whose agent is there.
+pub const READY: &str = "ready";
 
 /// A state as `ps` shows it: a running instance whose agent is there is `ready`… in its own column.
 pub fn state(state: State, ready: bool) -> String {
     if ready && state == State::Running {
-        "ready".into()
+        READY.into()
     } else {
         state.to_string()
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 use nix::sys::signal::Signal;
 
+use super::stream::note;
 use super::{Context, Status, signals};
 use instance::assemble::Assembly;
 use instance::owner::Owner;
@@ -63,7 +64,7 @@ impl Own {
         )?;
         assembly.finish()?;
         if let Some(counted) = assembly.counted() {
-            eprintln!("{}: {counted}", held.record().id);
+            note(format_args!("{}: {counted}", held.record().id));
         }
         if held.record().auto_remove {
             held.remove_by(assembly.janitor())?;
@@ -74,7 +75,7 @@ impl Own {
 
 /// Tells the command that waits for it whether the guest runs.
 fn tell(owner: &Arc<Owner>, report: detach::Report) -> Result<()> {
-    let (now, news) = owner.watch();
+    let (now, news) = owner.watch()?;
     let watch = move || {
         for next in std::iter::once(now).chain(news) {
             match (next.state, next.ending) {

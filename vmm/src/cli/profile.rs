@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::request::{Hardware, NetworkArgs, Storage};
 use super::run::Run;
+use super::stream::note;
 use super::{Context, Status, output, value};
 use crate::profile::{Report, Symbols, draw};
 use instance::image::Image;
@@ -33,10 +34,10 @@ pub struct Profile {
     #[arg(long, value_name = "FILE")]
     system_map: Option<PathBuf>,
     /// Where the folded stacks go (default: the image's name with `.folded`)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = value::output_file)]
     folded: Option<PathBuf>,
     /// Where the flame graph goes (default: the image's name with `.svg`)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = value::output_file)]
     svg: Option<PathBuf>,
 
     #[command(flatten)]
@@ -102,11 +103,11 @@ impl Profile {
         write(&folded, &report.folded())?;
         write(&svg, &draw(&report, &title))?;
         print(&report, self.top)?;
-        eprintln!(
+        note(format_args!(
             "folded stacks: {}; flame graph: {}",
             folded.display(),
             svg.display()
-        );
+        ));
         Ok(status)
     }
 

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::failure::Advice;
 use super::{options, value};
+use instance::keys::public_keys;
 use instance::launch::{RootCopy, VolumeRequest};
 use instance::limits::Limits;
 use instance::network::{Network, Port};
@@ -87,16 +88,15 @@ impl NetworkArgs {
         let mut ssh_keys = Vec::new();
         for path in &self.ssh_key {
             let text = read(path)?;
-            let keys = text
-                .lines()
-                .map(str::trim)
-                .filter(|line| !line.is_empty() && !line.starts_with('#'));
-            let before = ssh_keys.len();
-            ssh_keys.extend(keys.map(str::to_owned));
-            if ssh_keys.len() == before || text.contains("PRIVATE KEY") {
-                let message = format!("{} holds no public key", path.display());
-                return Err(Advice::new(message, "give the file that ends in .pub").into());
-            }
+            let message = match public_keys(&text) {
+                Ok(keys) if !keys.is_empty() => {
+                    ssh_keys.extend(keys);
+                    continue;
+                }
+                Ok(_) => format!("{} holds no public key", path.display()),
+                Err(line) => format!("{} holds no public key in line {line}", path.display()),
+            };
+            return Err(Advice::new(message, "give the file that ends in .pub").into());
         }
         Ok(Config {
             network: self.net.clone(),
@@ -104,6 +104,11 @@ impl NetworkArgs {
             ssh_keys,
             ..config
         })
+    }
+
+    /// Whether a port of the host was named, which one instance can have.
+    pub(super) fn names_ports(&self) -> bool {
+        self.publish.iter().any(|port| port.host != 0)
     }
 
     pub(super) fn user_data(&self) -> anyhow::Result<Option<Vec<u8>>> {

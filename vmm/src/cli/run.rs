@@ -1,11 +1,12 @@
 //! `run`: launch instances, in the foreground or detached.
 
 use std::io::{self, IsTerminal};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use guest_init::proto::READY_PORT;
 use nix::sys::signal::Signal;
@@ -14,6 +15,7 @@ use super::exec::{How, Resize, run_in};
 use super::failure::Advice;
 use super::options::PerRunOptions;
 use super::request::{Hardware, NetworkArgs, Storage};
+use super::stream::{Stream, Unwritten, line, note};
 use super::wait::Waiting;
 use super::{Context, Status, console, output, signals, value};
 use instance::assemble::Assembly;
@@ -24,7 +26,7 @@ use instance::per_run::PerRun;
 use instance::record::Ending;
 use instance::store::Held;
 use instance::terminal;
-use instance::{Error, Event, Record, State, api, detach, service};
+use instance::{Error, Event, Record, State, api, detach, preflight, service};
 use machine::sandbox::{self, Kind};
 use machine::virtio::lockstep::{Times, Turn};
 
@@ -37,7 +39,7 @@ pub struct Run {
     /// Run in the background and print the instance's id
     #[arg(short, long, conflicts_with_all = ["interactive", "tty", "command"])]
     detach: bool,
-    /// Pass standard input on (what is not a terminal is passed on anyway)
+    /// Pass standard input on to the console or to COMMAND; without it nothing is read from it
     #[arg(short, long)]
     interactive: bool,
     /// Use the terminal: raw for the console, as a pseudo-terminal for COMMAND
@@ -67,7 +69,7 @@ pub struct Run {
 
     #[command(flatten)]
     waiting: Waiting,
-    /// Say what would be launched, as JSON, and do nothing
+    /// Check that it can be launched, say what would be, as JSON, and do nothing
     #[arg(long)]
     dry_run: bool,
 
@@ -132,6 +134,13 @@ impl Run {
             )
             .into());
         }
+        if self.count > 1 && self.network.names_ports() {
+            return Err(Advice::new(
+                "a port of this host belongs to one instance",
+                "leave the host's port out of --publish: this host chooses one for each",
+            )
+            .into());
+        }
         if self.waiting.wait.is_some() && !self.detach {
             return Err(Advice::new(
                 "an instance in the foreground is not waited for",
@@ -141,7 +150,9 @@ impl Run {
         }
         let launch = self.launch(context)?;
         if self.dry_run {
-            output::json(&launch.plan(0)?)?;
+            let plan = launch.plan(0)?;
+            preflight::check(&context.store, launch.image(), &plan, &self.per_run)?;
+            output::json(&plan)?;
             return Ok(Status::OK);
         }
         if self.detach {
@@ -176,7 +187,7 @@ impl Run {
                 }
                 return Err(error.into());
             }
-            println!("{id}");
+            line(&id).with_context(|| format!("{id} was launched"))?;
             ids.push(id);
         }
         self.waiting.run(context, &ids)?;
@@ -191,7 +202,7 @@ impl Run {
         let owner = service::own(held, &turn);
         let with_console = self.command.is_empty();
         if with_console {
-            owner.console().show_on(Box::new(io::stdout()));
+            owner.console().show_on(Box::new(Stream::Output));
         }
         let mut attendance = Attendance::default();
         let surround = || {
@@ -215,21 +226,30 @@ impl Run {
             surround,
         )?;
         let log = owner.console().last_lines(12);
-        let Attendance { raw, command } = attendance;
+        let Attendance {
+            raw,
+            command,
+            ended_by,
+        } = attendance;
         drop(raw);
         assembly.finish()?;
         if let Some(counted) = assembly.counted() {
-            eprintln!("{}: {counted}", owner.id());
+            note(format_args!("{}: {counted}", owner.id()));
         }
         let record = held.record().clone();
         // What never ran is nothing to keep.
         if record.auto_remove || !owner.has_run() {
             held.remove_by(assembly.janitor())?;
         }
-        match command.map(|command| command.join()) {
-            Some(Ok(Some(done))) => Ok(done?),
-            None if with_console => conclude(&record, &ending),
+        let done = match command.map(|command| command.join()) {
+            Some(Ok(Some(done))) => done,
+            None if with_console => return conclude(&record, &ending, owner.console().take_unshown()),
             None | Some(Ok(None) | Err(_)) => Err(no_command(&ending, &log)),
+        };
+        // A command that was cut off by a signal to this process has not failed.
+        match ended_by.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(signal) if done.is_err() => Ok(Status::of_signal(signal)),
+            _ => done,
         }
     }
 
@@ -244,6 +264,9 @@ impl Run {
         let to_command = Resize::default();
         let resize = to_command.clone();
         let console = owner.console().clone();
+        let ended_by = Arc::new(Mutex::new(None));
+        let reason = Arc::clone(&ended_by);
+        let mut passed_on = false;
         signals.deliver(move |signal| match signal {
             Signal::SIGWINCH => {
                 resize.signal(signal);
@@ -251,17 +274,26 @@ impl Run {
                     console.resize(columns, rows);
                 }
             }
-            _ => by_signal(&format!("its process received {signal}")),
+            // As `exec` does; one that takes no notice is ended by the next.
+            Signal::SIGINT if resize.is_connected() && !std::mem::replace(&mut passed_on, true) => {
+                resize.signal(signal);
+            }
+            _ => {
+                *reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(signal);
+                by_signal(&format!("its process received {signal}"));
+            }
         })?;
         Ok(if self.command.is_empty() {
             Attendance {
                 raw: self.connect_keys(owner, leave)?,
                 command: None,
+                ended_by,
             }
         } else {
             Attendance {
                 raw: None,
                 command: Some(self.start_command(owner, turn, to_command)?),
+                ended_by,
             }
         })
     }
@@ -272,7 +304,7 @@ impl Run {
         owner: &Arc<Owner>,
         leave: impl Fn(&str) + Send + 'static,
     ) -> io::Result<Option<terminal::Raw>> {
-        if !self.interactive && io::stdin().is_terminal() {
+        if !self.interactive {
             return Ok(None);
         }
         let raw = if self.tty {
@@ -351,6 +383,8 @@ struct Attendance {
     /// The terminal, raw for as long as this lives.
     raw: Option<terminal::Raw>,
     command: Option<JoinHandle<CommandEnd>>,
+    /// The signal by which this process was asked to end the instance.
+    ended_by: Arc<Mutex<Option<Signal>>>,
 }
 
 /// Ends the guest politely the first time and at once the second time.
@@ -358,17 +392,28 @@ fn leave(owner: &Arc<Owner>, impatient: &AtomicBool, auto_remove: bool, reason: 
     if auto_remove || impatient.swap(true, Ordering::Relaxed) {
         owner.kill();
     } else if owner.stop(api::STOP_PATIENCE, reason).is_ok() && io::stderr().is_terminal() {
-        eprint!("\r\nstopping {}; once more ends it at once\r\n", owner.id());
+        let text = format!("\r\nstopping {}; once more ends it at once\r\n", owner.id());
+        let _ = Stream::Error.put(text.as_bytes());
     }
 }
 
 fn no_command(ending: &Ending, log: &str) -> anyhow::Error {
+    // A machine that could not be built has printed nothing.
+    if let Ending::Failed(reason) = ending
+        && log.is_empty()
+    {
+        return Advice::new(
+            format!("the command could not be run: {reason}"),
+            "`vmm doctor` checks this host",
+        )
+        .into();
+    }
     let message = format!("the command could not be run: {ending}; the console's last lines:\n{log}");
     Advice::new(message, "`vmm --ami IMAGE` shows the whole boot").into()
 }
 
-/// Says how an instance without a command ended.
-fn conclude(record: &Record, ending: &Ending) -> anyhow::Result<Status> {
+/// Says how an instance without a command ended. `unshown` is why its console could not be shown to the end.
+fn conclude(record: &Record, ending: &Ending, unshown: Option<io::Error>) -> anyhow::Result<Status> {
     match ending {
         Ending::Failed(reason) => {
             return Err(Advice::new(
@@ -378,14 +423,17 @@ fn conclude(record: &Record, ending: &Ending) -> anyhow::Result<Status> {
             .into());
         }
         Ending::PoweredOff => {}
-        other => eprintln!("{}: {other}", record.id),
+        other => note(format_args!("{}: {other}", record.id)),
     }
     if !record.auto_remove && io::stderr().is_terminal() {
         let label = record.label();
         debug_assert!(record.state == State::Stopped);
-        eprintln!(
+        note(format_args!(
             "{label} is stopped: `vmm start {label}` runs it again, `vmm terminate {label}` removes it"
-        );
+        ));
     }
-    Ok(Status::from(ending))
+    match unshown {
+        Some(error) => Err(Unwritten::output(error).into()),
+        None => Ok(Status::from(ending)),
+    }
 }

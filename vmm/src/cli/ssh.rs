@@ -1,7 +1,8 @@
 //! `ssh`: OpenSSH's client, led to an instance through the guest's agent. No port need be published, and the host key is known
 //! from the agent, which nobody else can answer for.
 
-use std::io::{self, Read, Write};
+use std::ffi::OsStr;
+use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +14,7 @@ use guest_init::proto::{Exec, Request};
 
 use super::failure::Advice;
 use super::lifecycle::running;
+use super::stream::Stream;
 use super::wait::WaitFor;
 use super::{Context, Status, value};
 use instance::agent::{self, Incoming, Sender, Session};
@@ -55,7 +57,7 @@ impl Ssh {
         let mut ssh = Command::new("ssh");
         ssh.args(options(&id, &known, &program));
         if let Some(identity) = &self.identity {
-            ssh.arg("-i").arg(identity);
+            ssh.args(only_identity(identity));
         }
         ssh.args(["-l", user, id.as_str()]).args(&self.command);
         // Returns only if it fails.
@@ -86,6 +88,13 @@ fn options(id: &InstanceId, known: &Path, program: &Path) -> Vec<String> {
     .into_iter()
     .flat_map(|option| ["-o".into(), option])
     .collect()
+}
+
+/// This key and no other: an agent may hold more keys than a server lets a client try (sshd_config(5), `MaxAuthTries`), and
+/// offers them first.
+fn only_identity(identity: &Path) -> [&OsStr; 4] {
+    let [option, only, file] = ["-o", "IdentitiesOnly=yes", "-i"].map(OsStr::new);
+    [option, only, file, identity.as_os_str()]
 }
 
 /// The instance's public host keys, a line each.
@@ -145,13 +154,9 @@ impl Tunnel {
         std::thread::Builder::new()
             .name("input".into())
             .spawn(move || pass_input(&sender))?;
-        let mut out = io::stdout().lock();
         loop {
             match session.receive()? {
-                Some(Incoming::Output(bytes)) => {
-                    out.write_all(&bytes)?;
-                    out.flush()?;
-                }
+                Some(Incoming::Output(bytes)) => Stream::Output.put(&bytes)?,
                 Some(Incoming::Failed(failure)) => bail!("{}: {failure}", self.instance),
                 Some(Incoming::Done(_)) | None => return Ok(Status::OK),
                 Some(_) => {}
@@ -183,6 +188,12 @@ mod tests {
             known_hosts(&id, keys),
             format!("{id} ssh-ed25519 AAAAC3\n{id} ecdsa-sha2-nistp256 AAAAE2\n")
         );
+    }
+
+    #[test]
+    fn with_a_key_given_no_other_is_offered() {
+        let words = only_identity(Path::new("/home/me/key"));
+        assert_eq!(words, ["-o", "IdentitiesOnly=yes", "-i", "/home/me/key"]);
     }
 
     #[test]

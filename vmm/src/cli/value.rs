@@ -1,5 +1,6 @@
 //! Values on the command line.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use instance::size::parse as size;
@@ -37,6 +38,22 @@ pub fn tag(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// `NAME=VALUE`, of any length: an environment variable.
+pub fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("write it as NAME=VALUE".into()),
+    }
+}
+
+/// A file that is written. Only where `-` is standard output it is not a file's name.
+pub fn output_file(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "-" => Err("this is not written to standard output; a file of that name is ./-".into()),
+        _ => Ok(text.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +63,19 @@ mod tests {
         assert!(memory("512").unwrap_err().contains("512M"));
         assert_eq!(memory("64M"), Ok(64 << 20));
         assert!(memory("67108865").is_err());
+    }
+
+    #[test]
+    fn variables_have_any_length_and_a_name() {
+        let long = "x".repeat(4096);
+        assert_eq!(variable(&format!("PATH={long}")), Ok(("PATH".into(), long)));
+        assert!(variable("=x").is_err() && variable("PATH").is_err());
+    }
+
+    #[test]
+    fn a_dash_is_no_file() {
+        assert!(output_file("-").unwrap_err().contains("./-"));
+        assert_eq!(output_file("./-"), Ok("./-".into()));
     }
 
     #[test]

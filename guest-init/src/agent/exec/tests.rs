@@ -57,6 +57,24 @@ fn streams_stay_apart_and_the_status_comes_last() {
 }
 
 #[test]
+fn a_directory_that_is_not_there_is_not_taken_for_the_program() {
+    if !is_root() {
+        return eprintln!("skipped: changing users needs root");
+    }
+    let (mut host, _) = run_on_pair(Exec {
+        directory: Some("/no/such/folder".to_owned()),
+        ..exec(&["true"])
+    });
+    let (_, _, last) = collect(&mut host);
+    let failure = last.message::<Failure>().unwrap();
+    assert_eq!(failure.reason, Reason::Other);
+    assert!(
+        failure.message.contains("no directory /no/such/folder"),
+        "{failure:?}"
+    );
+}
+
+#[test]
 fn much_input_comes_back_whole() {
     if !is_root() {
         return eprintln!("skipped: changing users needs root");

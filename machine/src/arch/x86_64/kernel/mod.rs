@@ -72,6 +72,17 @@ pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Res
         .read_exact(&mut head)
         .and_then(|()| reader.rewind())
         .map_err(|error| unusable(format!("its header cannot be read: {error}")))?;
+    let ram = low_end(memory);
+    let limit = ram.min(MAPPED);
+    let no_room = |needed| Error::Room {
+        what: "the kernel",
+        needed,
+        free: limit,
+    };
+    // The loaders report a segment that does not fit as one that cannot be read.
+    if let Some(end) = elf_end(&head).filter(|end| *end > limit) {
+        return Err(no_room(end));
+    }
     let mut loaded = if head.starts_with(b"\x7fELF") {
         load_elf(memory, &mut reader, &head)
     } else if head[HDRS..].starts_with(b"HdrS") {
@@ -81,14 +92,8 @@ pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Res
     }
     .map_err(unusable)?;
 
-    let ram = low_end(memory);
-    let limit = ram.min(MAPPED);
     if loaded.end > limit {
-        return Err(Error::Room {
-            what: "the kernel",
-            needed: loaded.end,
-            free: limit,
-        });
+        return Err(no_room(loaded.end));
     }
     if let Some(initrd) = initrd.filter(|initrd| !initrd.is_empty()) {
         let at = place_initrd(ram, &loaded, initrd.len())?;
@@ -96,6 +101,35 @@ pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Res
         loaded.initrd = Some((at, initrd.len()));
     }
     Ok(loaded)
+}
+
+/// The end in RAM of an x86-64 ELF file's segments, as far as `head` has their headers (System V ABI, chapter 5).
+fn elf_end(head: &[u8; HEAD]) -> Option<u64> {
+    const PT_LOAD: u64 = 1;
+    let number = |at: usize, size: usize| -> Option<u64> {
+        let mut bytes = [0; 8];
+        bytes[..size].copy_from_slice(head.get(at..at.checked_add(size)?)?);
+        Some(u64::from_le_bytes(bytes))
+    };
+    if !head.starts_with(b"\x7fELF") || number(E_MACHINE, 2)? != u64::from(EM_X86_64) {
+        return None;
+    }
+    let first = usize::try_from(number(32, 8)?).ok()?;
+    let (size, count) = (number(54, 2)? as usize, number(56, 2)? as usize);
+    let end = |index: usize| {
+        let header = first.checked_add(index * size)?;
+        let (kind, start, length) = (
+            number(header, 4)?,
+            number(header + 24, 8)?,
+            number(header + 40, 8)?,
+        );
+        Some(if kind == PT_LOAD {
+            start.saturating_add(length)
+        } else {
+            0
+        })
+    };
+    (0..count).map_while(end).max()
 }
 
 fn load_elf(memory: &Memory, reader: &mut PartReader<'_>, head: &[u8; HEAD]) -> Result<Kernel, String> {
@@ -297,6 +331,10 @@ mod tests {
                 ..
             })
         ));
+        // So large that its bytes in the file do not fit, either.
+        let (_file, kernel) = part(&elf(0x100_0000, &vec![1; 17 << 20], 17 << 20));
+        let refused = load(&memory, &kernel, None).unwrap_err().to_string();
+        assert!(refused.contains("larger --memory"), "{refused}");
         let (_file, kernel) = part(&elf(0x100_0000, &[0; 16], 1 << 20));
         let (_file, initrd) = part(&vec![0; 15 << 20]);
         assert!(load(&memory, &kernel, Some(&initrd)).is_ok());

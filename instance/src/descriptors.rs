@@ -1,0 +1,75 @@
+//! What this process has inherited and must not hand on.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+
+/// The first descriptor that is not a standard stream.
+const FIRST: libc::c_uint = 3;
+
+/// Marks all descriptors but the standard streams to be closed in programs that this process starts. Its own are marked anyway;
+/// those that it has inherited without the mark, such as a shell's lock or pipe, would be held open by an instance for as long as
+/// that runs.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn keep_from_children() -> io::Result<()> {
+    // SAFETY: takes numbers only, and closes nothing in this process.
+    let marked = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            FIRST,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if marked == 0 { Ok(()) } else { one_by_one() }
+}
+
+/// The same before Linux 5.11, which knows the flag first.
+fn one_by_one() -> io::Result<()> {
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let Some(descriptor) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        if descriptor >= FIRST as libc::c_int {
+            // SAFETY: takes numbers only. That of the directory itself is closed by now or soon, which is an error of no interest.
+            unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, OwnedFd};
+
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+    use super::*;
+
+    /// As a shell leaves it to what it starts.
+    fn inheritable() -> OwnedFd {
+        let (end, _) = nix::unistd::pipe().unwrap();
+        fcntl(&end, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        end
+    }
+
+    fn is_handed_on(descriptor: &OwnedFd) -> bool {
+        let number = descriptor.as_raw_fd();
+        let child = std::process::Command::new("test")
+            .args(["-e", &format!("/proc/self/fd/{number}")])
+            .status();
+        child.unwrap().success()
+    }
+
+    #[test]
+    fn what_was_inherited_is_not_handed_on() {
+        for mark in [keep_from_children, one_by_one] {
+            let descriptor = inheritable();
+            assert!(is_handed_on(&descriptor));
+            mark().unwrap();
+            assert!(!is_handed_on(&descriptor));
+        }
+    }
+}
