@@ -4,11 +4,15 @@ mod apic;
 mod changing_code;
 mod counting;
 mod debug;
+mod events;
 mod exceptions;
+mod features;
 mod hints;
 #[allow(unsafe_code)]
 mod machine;
 mod modes;
 mod paging;
 mod processors;
+mod refusals;
+mod umip;
 mod unknown;
