@@ -1,13 +1,17 @@
 //! Small guests, assembled by hand, that look at one concept each: paging, exceptions, interrupts, changing code, modes, time.
 
+mod access;
 mod apic;
 mod changing_code;
 mod counting;
 mod debug;
+mod emulator;
 mod events;
 mod exceptions;
 mod features;
 mod hints;
+mod idt;
+mod kvmclock;
 #[allow(unsafe_code)]
 mod machine;
 mod modes;
