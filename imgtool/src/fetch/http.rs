@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use ureq::http::header::{CONTENT_RANGE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RANGE};
-use ureq::http::{HeaderName, StatusCode};
+use ureq::http::{HeaderName, HeaderValue, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
 use crate::store::{self, Partial};
@@ -203,7 +203,8 @@ impl Client {
             (IF_NONE_MATCH, &known.etag),
             (IF_MODIFIED_SINCE, &known.last_modified),
         ] {
-            if let Some(value) = value {
+            // What was damaged in the cache since is no header.
+            if let Some(value) = value.as_deref().and_then(|v| HeaderValue::from_str(v).ok()) {
                 request = request.header(name, value);
             }
         }

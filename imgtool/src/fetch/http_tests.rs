@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::sync::mpsc;
 
 use super::*;
+use crate::fetch;
 use crate::store::{Sha256, Store};
 
 const CONTENT: &[u8] = b"The quick brown fox jumps over the lazy dog.";
@@ -54,11 +55,14 @@ fn rest(from: usize) -> Vec<u8> {
     [head.as_bytes(), &CONTENT[from..]].concat()
 }
 
-fn download(url: &str, store: &Store) -> Result<(), Error> {
-    let size = CONTENT.len() as u64;
-    let mut partial = store.partial(&Sha256::of(CONTENT), size)?.unwrap();
-    Client::new().get_into(url, size, &mut partial, &|_| {})?;
-    Ok(partial.finish("file")?)
+fn download(url: &str, store: &Store) -> Result<(), fetch::Error> {
+    let wanted = fetch::Download {
+        name: "file".into(),
+        url: url.into(),
+        sha256: Sha256::of(CONTENT),
+        size: CONTENT.len() as u64,
+    };
+    fetch::fetch_debs(&Client::new(), store, &[wanted], &|_| {})
 }
 
 #[test]
@@ -114,4 +118,38 @@ fn other_bytes_of_the_right_length_are_refused() {
     let error = download(&url, &store).unwrap_err().to_string();
     assert!(error.contains("digest") && error.contains("try:"), "{error}");
     assert!(!store.has(&Sha256::of(CONTENT), CONTENT.len() as u64));
+}
+
+/// The bytes of an interrupted download were damaged on the disk, before and after the whole had arrived.
+#[test]
+fn a_damaged_part_is_transferred_again() {
+    for kept in [10, CONTENT.len()] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path());
+        let mut partial = store
+            .partial(&Sha256::of(CONTENT), CONTENT.len() as u64)
+            .unwrap()
+            .unwrap();
+        partial.append(&vec![b'?'; kept]).unwrap();
+        drop(partial);
+        let (url, ranges) = match kept {
+            10 => serve(vec![rest(10), cut(CONTENT.len())]),
+            _ => serve(vec![cut(CONTENT.len())]),
+        };
+        download(&url, &store).unwrap();
+        assert_eq!(ranges.iter().last(), Some(None), "the whole is asked for");
+        let stored = store.get(&Sha256::of(CONTENT), CONTENT.len() as u64).unwrap();
+        assert_eq!(stored.as_deref(), Some(CONTENT));
+    }
+}
+
+#[test]
+fn a_damaged_validator_is_left_out() {
+    let (url, _) = serve(vec![cut(CONTENT.len())]);
+    let known = Validators {
+        etag: Some("a\u{1}b".into()),
+        last_modified: None,
+    };
+    let answer = Client::new().get(&url, 1000, &known).unwrap();
+    assert!(matches!(answer, Answer::Body(body, _) if body == CONTENT));
 }

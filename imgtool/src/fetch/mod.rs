@@ -3,6 +3,7 @@
 //! Trust runs in one direction: keyring → signed text of InRelease → digest of Packages → digest of each package.
 //! Nothing that stands outside of this chain is used.
 
+mod blob;
 pub mod clock;
 mod debs;
 mod http;
