@@ -5,10 +5,12 @@
 
 mod blob;
 pub mod clock;
+mod connect;
 mod debs;
 mod http;
 mod index;
 pub mod openpgp;
+mod proxy;
 pub mod release;
 mod sources;
 

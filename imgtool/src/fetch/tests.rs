@@ -98,7 +98,13 @@ impl Archive {
             keyring: Some(self.path("keys.asc")),
             pinned: None,
         };
-        fetch_indexes(&Client::new(), &self.store(), &[repository], "amd64", &|_| {})
+        fetch_indexes(
+            &Client::through(proxy::Proxies::default()),
+            &self.store(),
+            &[repository],
+            "amd64",
+            &|_| {},
+        )
     }
 
     /// Serves the files over HTTP. Who names the tag that they have is answered that they are unchanged; each answer's
@@ -141,7 +147,7 @@ impl Archive {
             sha256: Sha256::of(expected),
             size: expected.len() as u64,
         };
-        fetch_debs(&Client::new(), &self.store(), &[download], &|_| {})
+        fetch_debs(&Client::through(proxy::Proxies::default()), &self.store(), &[download], &|_| {})
     }
 
     fn blobs(&self) -> BTreeMap<PathBuf, Vec<u8>> {

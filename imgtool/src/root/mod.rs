@@ -193,7 +193,12 @@ fn fetch_packages(packages: &[Package], options: &Options<'_>) -> Result<(), Err
     let step = options
         .progress
         .start("download packages", Some(total), Unit::Bytes);
-    fetch::fetch_debs(&Client::new(), options.store, &missing, &|n| step.advance(n))?;
+    fetch::fetch_debs(
+        &Client::new().map_err(fetch::Error::from)?,
+        options.store,
+        &missing,
+        &|n| step.advance(n),
+    )?;
     step.finish(&format!(
         "{} packages, {:.1} MB",
         missing.len(),
