@@ -130,14 +130,18 @@ impl Base {
     }
 
     /// The packages that its bill of materials names; none where it has none.
-    pub fn packages(&self) -> Vec<Package> {
-        let read = || {
-            self.ami.verify_part(PartName::Sbom).ok()?;
-            sbom::decompress(self.ami.reader(PartName::Sbom).ok()?).ok()
-        };
-        read()
-            .map(|document| sbom::packages(&document))
-            .unwrap_or_default()
+    pub fn packages(&self) -> Result<Vec<Package>, Error> {
+        if self.ami.manifest().part(PartName::Sbom).is_none() {
+            return Ok(Vec::new());
+        }
+        self.ami.verify_part(PartName::Sbom)?;
+        let document =
+            sbom::decompress(self.ami.reader(PartName::Sbom)?).map_err(|source| ami::Error::Io {
+                action: "decompress the bill of materials of",
+                path: self.ami.path().into(),
+                source,
+            })?;
+        Ok(sbom::packages(&document))
     }
 
     /// Whether packages can be added.

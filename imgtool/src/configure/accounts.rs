@@ -3,7 +3,7 @@
 use super::Error;
 use super::edit::{make_parents, read_text, write_text};
 use crate::recipe::{Recipe, User};
-use crate::tree::{Kind, Meta, Tree};
+use crate::tree::{Meta, Tree};
 
 /// The first number for people, as adduser has it, and the first that it does not give.
 const FIRST_UID: u32 = 1000;
@@ -175,7 +175,8 @@ fn make_home(tree: &mut Tree, home: &str, uid: u32, gid: u32, epoch: i64) -> Res
         return Ok(());
     }
     make_parents(tree, home, epoch)?;
-    tree.insert(home.as_bytes(), Kind::Dir, Meta::new(0o700, uid, gid, epoch))
+    // Where a link leads nowhere yet, its target becomes the home.
+    tree.create_dirs(home.as_bytes(), &Meta::new(0o700, uid, gid, epoch))
         .map_err(Error::tree(home))?;
     let Some(skel) = tree.find_followed(b"etc/skel").map_err(Error::tree("etc/skel"))? else {
         return Ok(());

@@ -57,7 +57,9 @@ pub fn clean(tree: &mut Tree, epoch: i64) -> Result<(), TreeError> {
         }
     }
     // systemd fills an empty machine-id at boot; without the file it would need a writable /etc that early.
-    if let Some(id) = tree.find(b"etc/machine-id")? {
+    if let Some(id) = tree.find(b"etc/machine-id")?
+        && !tree.node(id).is_dir()
+    {
         tree.node_mut(id).kind = Kind::File(Content::bytes(Vec::new()));
     }
     empty_logs(tree)?;

@@ -11,12 +11,12 @@ use super::batches::{self, Batches, Needs};
 use super::helper::in_root;
 use super::job::{Failure, Job, Message, Task};
 use super::mounts::{Mounts, enable_foreign, make_private, root_in_memory};
-use super::{cleanup, disk};
+use super::{cleanup, disk, edit};
 use crate::lock::Package;
 use crate::progress::Step;
 use crate::root::archive;
 use crate::store::Store;
-use crate::tree::Tree;
+use crate::tree::{Meta, Tree};
 use crate::unpack::{self, Deb, Filter, Unpack};
 
 /// As much of a program's output as a person reads after a failure.
@@ -122,7 +122,7 @@ impl Worker<'_> {
         let epoch = epoch.unwrap_or(newest);
         root_in_memory(self.root, size_of(&debs)?);
         let batches = batches::plan(&needs);
-        self.bootstrap(packages, &batches.essential, &debs, filter)?;
+        self.bootstrap(packages, &batches.essential, &debs, filter, epoch)?;
         {
             let _mounts = Mounts::new(self.root, Some(&debs))?;
             self.configure(&batches, packages.len(), epoch)?;
@@ -143,13 +143,13 @@ impl Worker<'_> {
         let debs = self.job.work.join("packages");
         fs::create_dir(&debs).map_err(|e| Failed::io(&debs, &e))?;
         let (needs, newest) = prepare(packages, store, &debs)?;
-        let tree = archive::read(base).map_err(Failed::other)?;
+        let mut tree = archive::read(base).map_err(Failed::other)?;
         // Nothing in the result is newer than the newest of what it is made of.
         let epoch = epoch.unwrap_or(newest.max(tree.node(Tree::ROOT).meta.mtime));
         let length = fs::metadata(base).map_or(u64::MAX, |m| m.len());
         root_in_memory(self.root, length.saturating_add(size_of(&debs)?));
+        write_policy(&mut tree, filter, epoch)?;
         disk::write(&tree, self.root)?;
-        self.write_policy(filter)?;
         let mut batches = batches::plan(&needs);
         let essential = std::mem::take(&mut batches.essential);
         if !essential.is_empty() {
@@ -169,6 +169,7 @@ impl Worker<'_> {
         essential: &[usize],
         debs: &Path,
         filter: &Filter,
+        epoch: i64,
     ) -> Result<(), Failed> {
         say(Message::Start(
             "unpack the essential".into(),
@@ -192,40 +193,9 @@ impl Worker<'_> {
             step,
         };
         unpack.unpack_into(&mut tree).map_err(Failed::other)?;
+        prepare_root(&mut tree, filter, epoch)?;
         disk::write(&tree, self.root)?;
-        self.prepare_root(filter)?;
         say(Message::Finish(format!("{} packages", essential.len())));
-        Ok(())
-    }
-
-    fn write_file(&self, path: &str, text: &str, mode: u32) -> Result<(), Failed> {
-        let path = self.root.join(path);
-        let io = |e: io::Error| Failed::io(&path, &e);
-        fs::create_dir_all(path.parent().unwrap_or(self.root)).map_err(io)?;
-        fs::write(&path, text).map_err(io)?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
-        fs::set_permissions(&path, mode).map_err(io)
-    }
-
-    /// What dpkg and maintainer scripts are told about this root.
-    fn write_policy(&self, filter: &Filter) -> Result<(), Failed> {
-        self.write_file("usr/sbin/policy-rc.d", POLICY_RC_D, 0o755)?;
-        let options = filter.dpkg_options();
-        if !options.is_empty() {
-            self.write_file("etc/dpkg/dpkg.cfg.d/excludes", &options, 0o644)?;
-        }
-        Ok(())
-    }
-
-    fn prepare_root(&self, filter: &Filter) -> Result<(), Failed> {
-        for empty in ["var/lib/dpkg/status", "var/lib/dpkg/available"] {
-            self.write_file(empty, "", 0o644)?;
-        }
-        self.write_policy(filter)?;
-        for dir in ["var/lib/dpkg/info", "var/lib/dpkg/updates"] {
-            let dir = self.root.join(dir);
-            fs::create_dir_all(&dir).map_err(|e| Failed::io(&dir, &e))?;
-        }
         Ok(())
     }
 
@@ -358,6 +328,46 @@ impl Worker<'_> {
     }
 }
 
+/// What dpkg and maintainer scripts are told about this root. Into the tree, not onto the disk: there, a link of the root
+/// could lead out of it.
+fn write_policy(tree: &mut Tree, filter: &Filter, epoch: i64) -> Result<(), Failed> {
+    write_file(tree, "usr/sbin/policy-rc.d", POLICY_RC_D, 0o755, epoch)?;
+    let options = filter.dpkg_options();
+    if !options.is_empty() {
+        write_file(tree, "etc/dpkg/dpkg.cfg.d/excludes", &options, 0o644, epoch)?;
+    }
+    Ok(())
+}
+
+/// What dpkg needs in order to begin.
+fn prepare_root(tree: &mut Tree, filter: &Filter, epoch: i64) -> Result<(), Failed> {
+    for empty in ["var/lib/dpkg/status", "var/lib/dpkg/available"] {
+        write_file(tree, empty, "", 0o644, epoch)?;
+    }
+    for dir in ["var/lib/dpkg/info", "var/lib/dpkg/updates"] {
+        tree.create_dirs(dir.as_bytes(), &Meta::new(0o755, 0, 0, epoch))
+            .map_err(Failed::other)?;
+    }
+    write_policy(tree, filter, epoch)
+}
+
+fn write_file(tree: &mut Tree, path: &str, text: &str, mode: u16, epoch: i64) -> Result<(), Failed> {
+    let meta = Meta::new(mode, 0, 0, epoch);
+    let is_new = tree.find(path.as_bytes()).map_err(Failed::other)?.is_none();
+    edit::write_text(tree, path, text.into(), meta).map_err(Failed::other)?;
+    if let Some(id) = tree.find_followed(path.as_bytes()).map_err(Failed::other)? {
+        tree.node_mut(id).meta.mode = mode;
+    }
+    // A new name changes its directory.
+    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    if let Some(id) = tree.find_followed(parent.as_bytes()).map_err(Failed::other)?
+        && is_new
+    {
+        tree.node_mut(id).meta.mtime = epoch;
+    }
+    Ok(())
+}
+
 fn say(message: Message) {
     // If nobody listens, the end will show.
     let _ = message.send(&mut io::stdout());
@@ -477,4 +487,22 @@ fn tail(path: &Path) -> io::Result<String> {
         .collect::<String>()
         .trim_end()
         .to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::Kind;
+
+    /// A base's links are its own: nothing is written where they would lead on this machine.
+    #[test]
+    fn a_link_of_the_root_stays_in_it() {
+        let mut tree = Tree::new();
+        let link = Kind::Symlink(b"/tmp/elsewhere".to_vec());
+        tree.insert(b"usr", link, Meta::new(0o777, 0, 0, 0)).unwrap();
+        prepare_root(&mut tree, &Filter::default(), 7).unwrap();
+        let id = tree.find(b"tmp/elsewhere/sbin/policy-rc.d").unwrap().unwrap();
+        assert_eq!(tree.node(id).meta, Meta::new(0o755, 0, 0, 7));
+        assert!(tree.find(b"var/lib/dpkg/updates").unwrap().is_some());
+    }
 }

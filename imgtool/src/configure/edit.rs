@@ -27,6 +27,12 @@ pub fn write_text(tree: &mut Tree, path: &str, text: String, meta: Meta) -> Resu
     let content = Content::bytes(text.into_bytes());
     if let Some(id) = tree.find_followed(path.as_bytes()).map_err(Error::tree(path))? {
         let node = tree.node_mut(id);
+        if !matches!(node.kind, Kind::File(_)) {
+            return Err(Error::Edit {
+                path: path.to_owned(),
+                reason: "it is not a file".into(),
+            });
+        }
         node.meta.mtime = meta.mtime;
         node.kind = Kind::File(content);
         return Ok(());

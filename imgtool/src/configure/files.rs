@@ -9,7 +9,7 @@ use super::Error;
 use super::accounts::{group_id, user_id};
 use super::edit::make_parents;
 use crate::recipe::{FileEntry, Recipe, expand_braces};
-use crate::tree::{Content, Kind, Meta, Tree};
+use crate::tree::{Content, Kind, Meta, NodeId, Tree, show};
 
 /// Writes the recipe's files. Times are `epoch`, because a checkout's times say nothing.
 pub fn add_files(tree: &mut Tree, recipe: &Recipe, epoch: i64) -> Result<(), Error> {
@@ -53,15 +53,83 @@ fn add(
         FileEntry {
             source: Some(source), ..
         } => {
-            return copy(tree, &recipe.resolve_path(source), path.as_bytes(), mode, meta);
+            copy(tree, &recipe.resolve_path(source), path.as_bytes(), mode, meta)?;
+            return give(tree, entry, path, meta);
         }
         _ => {
-            meta.mode = mode.unwrap_or(0o755);
-            Kind::Dir
+            let id = directory(tree, path.as_bytes(), meta)?;
+            let now = &mut tree.node_mut(id).meta;
+            (now.uid, now.gid) = (meta.uid, meta.gid);
+            now.mode = mode.unwrap_or(now.mode);
+            return Ok(());
         }
     };
-    tree.insert(path.as_bytes(), kind, meta.clone())
-        .map_err(Error::tree(path))?;
+    put(tree, path.as_bytes(), kind, meta)
+}
+
+/// Gives the directory that an entry with a source names to the entry's owner and group, where these are others than
+/// root; what else there was keeps its own.
+fn give(tree: &mut Tree, entry: &FileEntry, path: &str, meta: &Meta) -> Result<(), Error> {
+    let found = tree.find_followed(path.as_bytes()).map_err(Error::tree(path))?;
+    if let Some(id) = found.filter(|id| tree.node(*id).is_dir()) {
+        let now = &mut tree.node_mut(id).meta;
+        if entry.owner != "root" {
+            now.uid = meta.uid;
+        }
+        if entry.group != "root" {
+            now.gid = meta.gid;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a directory. One that exists, or that a link leads to, keeps its owner, permissions and attributes: with dpkg as
+/// well, a package's directory changes nothing about `/tmp` and does not take the place of `/lib`.
+fn directory(tree: &mut Tree, path: &[u8], meta: &Meta) -> Result<NodeId, Error> {
+    let shown = show(path);
+    if let Some(id) = tree.find_followed(path).map_err(Error::tree(&shown))? {
+        if !tree.node(id).is_dir() {
+            return Err(Error::Occupied {
+                path: shown,
+                by: "something that is no directory",
+                advice: "another path, or leave it out of `source`",
+            });
+        }
+        tree.node_mut(id).meta.mtime = meta.mtime;
+        return Ok(id);
+    }
+    let meta = Meta {
+        mode: 0o755,
+        ..meta.clone()
+    };
+    tree.create_dirs(path, &meta).map_err(Error::tree(shown))
+}
+
+/// Puts something else at a path. A file or link there is replaced; a directory, or a link to one, is not: what is in it
+/// would be lost, or no longer found.
+fn put(tree: &mut Tree, path: &[u8], kind: Kind, meta: &Meta) -> Result<(), Error> {
+    let at = |e| Error::tree(show(path))(e);
+    let is_dir = |id: Option<NodeId>| id.is_some_and(|id| tree.node(id).is_dir());
+    let itself = tree.find(path).map_err(at)?;
+    // A link that leads in a circle leads to no directory.
+    let followed = tree.find_followed(path).unwrap_or_default();
+    let by = match kind {
+        // A link may say where another leads from now on, and take the place of an empty directory.
+        Kind::Symlink(_) => itself
+            .filter(|id| tree.children(*id).next().is_some())
+            .map(|_| "a directory with files"),
+        _ if is_dir(itself) => Some("a directory"),
+        _ if is_dir(followed) => Some("a link to a directory"),
+        _ => None,
+    };
+    if let Some(by) = by {
+        return Err(Error::Occupied {
+            path: show(path),
+            by,
+            advice: "the path of a file in that directory, or of one with a name of its own",
+        });
+    }
+    tree.insert(path, kind, meta.clone()).map_err(at)?;
     Ok(())
 }
 
@@ -94,10 +162,10 @@ fn copy(tree: &mut Tree, from: &Path, to: &[u8], mode: Option<u16>, meta: &Meta)
             "it is neither file, directory nor symbolic link",
         )));
     };
-    let is_dir = matches!(kind, Kind::Dir);
-    tree.insert(to, kind, meta.clone())
-        .map_err(Error::tree(crate::tree::show(to)))?;
-    if is_dir {
+    if !matches!(kind, Kind::Dir) {
+        put(tree, to, kind, &meta)?;
+    } else {
+        directory(tree, to, &meta)?;
         let mut names = fs::read_dir(from)
             .and_then(|entries| {
                 entries

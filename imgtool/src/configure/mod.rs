@@ -47,6 +47,16 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// Something is in the way that must stay.
+    #[error("cannot write {path} into the image: {by} has that name\n  try: {advice}")]
+    Occupied {
+        /// The path in the image.
+        path: String,
+        /// What is there.
+        by: &'static str,
+        /// What would work.
+        advice: &'static str,
+    },
     /// A file of the image that is to be edited is not what it should be.
     #[error(
         "{path} in the image cannot be edited: {reason}\n  try: see which package brings it with `imgtool ls`"

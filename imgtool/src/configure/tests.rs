@@ -152,6 +152,161 @@ fn files_of_every_kind_have_the_mode_owner_and_time_that_they_should() {
     assert!(error.contains("none") && error.contains("try:"), "{error}");
 }
 
+/// A root with a merged /usr and directories of their own kind.
+fn merged_root() -> Tree {
+    let mut tree = root();
+    for (path, mode, uid) in [
+        ("usr/lib", 0o755, 0),
+        ("run", 0o755, 0),
+        ("tmp", 0o1777, 0),
+        ("var", 0o755, 0),
+    ] {
+        tree.create_dirs(path.as_bytes(), &Meta::new(mode, uid, 0, 1))
+            .unwrap();
+    }
+    tree.create_dirs(b"srv/www", &Meta::new(0o2770, 33, 33, 1))
+        .unwrap();
+    for (path, target) in [
+        ("lib", "usr/lib"),
+        ("var/run", "/run"),
+        ("var/mail", "spool/mail"),
+    ] {
+        let link = Kind::Symlink(target.as_bytes().to_vec());
+        tree.insert(path.as_bytes(), link, Meta::new(0o777, 0, 0, 1))
+            .unwrap();
+    }
+    edit::write_text(
+        &mut tree,
+        "usr/lib/libc.so",
+        "ELF".into(),
+        Meta::new(0o644, 0, 0, 1),
+    )
+    .unwrap();
+    tree
+}
+
+#[test]
+fn a_source_merges_into_the_directories_that_exist() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in ["lib/own", "var/run/own", "var/mail", "tmp", "srv/www/sub"] {
+        std::fs::create_dir_all(dir.path().join("over").join(path)).unwrap();
+        std::fs::write(dir.path().join("over").join(path).join("file"), path).unwrap();
+    }
+    let lay = |files: &str| {
+        let mut recipe = recipe(files);
+        recipe.directory = dir.path().into();
+        let mut tree = merged_root();
+        add_files(&mut tree, &recipe, EPOCH).unwrap();
+        tree
+    };
+    let mut tree = lay("files = [{ path = '/', source = 'over' }]");
+    // Links stay, and what was there is still found by way of them.
+    for path in ["lib", "var/run", "var/mail"] {
+        assert_eq!(what(&tree, path).0, 'l', "{path}");
+    }
+    for path in [
+        "lib/libc.so",
+        "usr/lib/own/file",
+        "run/own/file",
+        "var/spool/mail/file",
+        "tmp/file",
+    ] {
+        assert_ne!(text(&tree, path), "", "{path}");
+    }
+    // Owner and permissions of directories stay, too; what is new is root's.
+    assert_eq!(what(&tree, "tmp"), ('d', 0o1777, 0, 0));
+    assert_eq!(what(&tree, "srv/www"), ('d', 0o2770, 33, 33));
+    assert_eq!(what(&tree, "srv/www/sub"), ('d', 0o755, 0, 0));
+    // Where an entry names an owner, its directory is that owner's.
+    tree = lay("files = [{ path = '/srv/www', source = 'over/srv/www', owner = 'old' }]");
+    assert_eq!(what(&tree, "srv/www"), ('d', 0o2770, 1000, 33));
+    assert_eq!(what(&tree, "srv/www/sub"), ('d', 0o755, 1000, 0));
+    tree = lay(
+        "files = [{ path = '/lib', directory = true }, { path = '/tmp', directory = true, mode = '0700' }]",
+    );
+    assert_eq!((what(&tree, "lib").0, what(&tree, "tmp").1), ('l', 0o700));
+}
+
+#[test]
+fn a_directory_that_exists_is_not_replaced_by_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("over/lib")).unwrap();
+    std::fs::create_dir_all(dir.path().join("over/etc/passwd")).unwrap();
+    std::fs::write(dir.path().join("over/lib/x"), "x").unwrap();
+    std::fs::write(dir.path().join("file"), "x").unwrap();
+    std::fs::create_dir_all(dir.path().join("links")).unwrap();
+    std::os::unix::fs::symlink("x", dir.path().join("links/usr")).unwrap();
+    for (entry, words) in [
+        (
+            "path = '/usr/lib', content = 'x'",
+            "/usr/lib into the image: a directory has",
+        ),
+        (
+            "path = '/tmp', content = 'x'",
+            "/tmp into the image: a directory has",
+        ),
+        (
+            "path = '/lib', content = 'x'",
+            "/lib into the image: a link to a directory has",
+        ),
+        (
+            "path = '/var/run', source = 'file'",
+            "/var/run into the image: a link to a directory has",
+        ),
+        (
+            "path = '/usr', link = 'x'",
+            "/usr into the image: a directory with files has",
+        ),
+        (
+            "path = '/', source = 'links'",
+            "/usr into the image: a directory with files has",
+        ),
+        (
+            "path = '/', source = 'over'",
+            "/etc/passwd into the image: something that is no directory has",
+        ),
+        ("path = '/', content = 'x'", "/ into the image: a directory has"),
+        (
+            "path = '/etc/passwd/x', content = 'x'",
+            "/etc/passwd: not a directory",
+        ),
+    ] {
+        let mut recipe = recipe(&format!("files = [{{ {entry} }}]"));
+        recipe.directory = dir.path().into();
+        let error = add_files(&mut merged_root(), &recipe, EPOCH)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(words) && error.contains("try:"),
+            "{entry}: {error}"
+        );
+    }
+    // Links to files and links that lead nowhere are replaced themselves, and a link by another.
+    let mut tree = merged_root();
+    let files = "files = [{ path = '/var/mail', content = 'text' }, { path = '/lib', link = '/opt/lib' }]";
+    add_files(&mut tree, &recipe(files), EPOCH).unwrap();
+    assert_eq!((what(&tree, "var/mail").0, what(&tree, "lib").0), ('-', 'l'));
+    assert!(tree.find(b"usr/lib/libc.so").unwrap().is_some());
+}
+
+#[test]
+fn what_is_edited_is_a_file() {
+    let mut tree = root();
+    tree.create_dirs(b"etc/hostname/x", &Meta::new(0o755, 0, 0, 1))
+        .unwrap();
+    let error = set_hostname(&mut tree, "kiln", EPOCH).unwrap_err().to_string();
+    assert!(
+        error.contains("etc/hostname") && error.contains("not a file"),
+        "{error}"
+    );
+    // A home that a link leads to is made where it leads.
+    let link = Kind::Symlink(b"/var/home".to_vec());
+    tree.insert(b"home", link, Meta::new(0o777, 0, 0, 1)).unwrap();
+    add_users(&mut tree, &recipe("users = [{ name = 'ada' }]"), EPOCH).unwrap();
+    assert_eq!(what(&tree, "home").0, 'l');
+    assert_eq!(what(&tree, "var/home/ada"), ('d', 0o700, 1001, 1001));
+}
+
 #[test]
 fn a_service_becomes_a_unit_that_systemd_reads_as_it_was_meant() {
     let mut tree = root();

@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::blob::fetch_blob;
 use super::{Client, Error};
 use crate::store::{Sha256, Store};
 
@@ -61,9 +62,8 @@ fn fetch_deb(
     download: &Download,
     on_bytes: &(dyn Fn(u64) + Sync),
 ) -> Result<(), Error> {
-    let Some(mut partial) = store.partial(&download.sha256, download.size)? else {
-        return Ok(());
-    };
-    client.get_into(&download.url, download.size, &mut partial, on_bytes)?;
-    Ok(partial.finish(&format!("{} ({})", download.name, download.url))?)
+    let what = format!("{} ({})", download.name, download.url);
+    fetch_blob(store, &download.sha256, download.size, &what, |partial| {
+        client.get_into(&download.url, download.size, partial, on_bytes)
+    })
 }

@@ -2,12 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::http::header::{CONTENT_RANGE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RANGE};
-use ureq::http::{HeaderName, StatusCode};
+use ureq::http::{HeaderName, HeaderValue, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
+use super::connect;
+use super::proxy::Proxies;
 use crate::store::{self, Partial};
 
 /// Attempts at one file before giving up, the first included.
@@ -72,6 +75,16 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// A variable names no proxy that can be used.
+    #[error(
+        "cannot use the proxy in the variable {variable}: {why}\n  try: http://HOST:PORT, or `no_proxy` for hosts that need none"
+    )]
+    Proxy {
+        /// The environment variable.
+        variable: String,
+        /// What is wrong with its value.
+        why: &'static str,
+    },
     /// The store cannot take it.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -110,27 +123,40 @@ impl From<store::Error> for Failure {
 #[derive(Debug, Clone)]
 pub struct Client {
     agent: ureq::Agent,
+    proxies: Arc<Proxies>,
 }
 
 impl Client {
-    /// A client that trusts the host's certificate authorities, or a built-in set where the host has none.
-    pub fn new() -> Self {
+    /// A client that trusts the host's certificate authorities, or a built-in set where the host has none, and uses the
+    /// proxies of the environment.
+    pub fn new() -> Result<Self, Error> {
+        Ok(Self::through(Proxies::of(|name| std::env::var(name).ok())?))
+    }
+
+    /// A client that uses these proxies.
+    pub(super) fn through(proxies: Proxies) -> Self {
         let tls = TlsConfig::builder()
             .root_certs(host_roots().unwrap_or(RootCerts::WebPki))
             .build();
-        let agent = ureq::Agent::config_builder()
-            .tls_config(tls)
-            .http_status_as_error(false)
-            .user_agent(concat!("imgtool/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding("identity")
-            .max_redirects(5)
-            .timeout_resolve(Some(CONNECT_TIMEOUT))
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(STALL_TIMEOUT))
-            .timeout_per_read(Some(STALL_TIMEOUT))
-            .build()
-            .new_agent();
-        Self { agent }
+        let config = |proxy| {
+            ureq::Agent::config_builder()
+                .tls_config(tls.clone())
+                .proxy(proxy)
+                .http_status_as_error(false)
+                .user_agent(concat!("imgtool/", env!("CARGO_PKG_VERSION")))
+                .accept_encoding("identity")
+                .max_redirects(5)
+                .timeout_resolve(Some(CONNECT_TIMEOUT))
+                .timeout_connect(Some(CONNECT_TIMEOUT))
+                .timeout_recv_response(Some(STALL_TIMEOUT))
+                .timeout_per_read(Some(STALL_TIMEOUT))
+                .build()
+        };
+        let proxies = Arc::new(proxies);
+        Self {
+            agent: connect::agent(Arc::clone(&proxies), config),
+            proxies,
+        }
     }
 
     /// Fetches a file of at most `cap` bytes into memory. `known` are the validators of our own version.
@@ -187,7 +213,7 @@ impl Client {
                     return Err(Error::Transfer {
                         url: url.to_owned(),
                         attempts: ATTEMPTS,
-                        reason,
+                        reason: format!("{reason}{}", self.proxies.show(url)),
                     });
                 }
                 Err(Failure::Again(_)) => std::thread::sleep(pause),
@@ -203,7 +229,8 @@ impl Client {
             (IF_NONE_MATCH, &known.etag),
             (IF_MODIFIED_SINCE, &known.last_modified),
         ] {
-            if let Some(value) = value {
+            // What was damaged in the cache since is no header.
+            if let Some(value) = value.as_deref().and_then(|v| HeaderValue::from_str(v).ok()) {
                 request = request.header(name, value);
             }
         }
@@ -277,12 +304,6 @@ impl Client {
             partial,
             on_bytes,
         )
-    }
-}
-
-impl Default for Client {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::sync::mpsc;
 
 use super::*;
+use crate::fetch;
 use crate::store::{Sha256, Store};
 
 const CONTENT: &[u8] = b"The quick brown fox jumps over the lazy dog.";
@@ -54,11 +55,14 @@ fn rest(from: usize) -> Vec<u8> {
     [head.as_bytes(), &CONTENT[from..]].concat()
 }
 
-fn download(url: &str, store: &Store) -> Result<(), Error> {
-    let size = CONTENT.len() as u64;
-    let mut partial = store.partial(&Sha256::of(CONTENT), size)?.unwrap();
-    Client::new().get_into(url, size, &mut partial, &|_| {})?;
-    Ok(partial.finish("file")?)
+fn download(url: &str, store: &Store) -> Result<(), fetch::Error> {
+    let wanted = fetch::Download {
+        name: "file".into(),
+        url: url.into(),
+        sha256: Sha256::of(CONTENT),
+        size: CONTENT.len() as u64,
+    };
+    fetch::fetch_debs(&Client::through(Proxies::default()), store, &[wanted], &|_| {})
 }
 
 #[test]
@@ -114,4 +118,107 @@ fn other_bytes_of_the_right_length_are_refused() {
     let error = download(&url, &store).unwrap_err().to_string();
     assert!(error.contains("digest") && error.contains("try:"), "{error}");
     assert!(!store.has(&Sha256::of(CONTENT), CONTENT.len() as u64));
+}
+
+/// The bytes of an interrupted download were damaged on the disk, before and after the whole had arrived.
+#[test]
+fn a_damaged_part_is_transferred_again() {
+    for kept in [10, CONTENT.len()] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path());
+        let mut partial = store
+            .partial(&Sha256::of(CONTENT), CONTENT.len() as u64)
+            .unwrap()
+            .unwrap();
+        partial.append(&vec![b'?'; kept]).unwrap();
+        drop(partial);
+        let (url, ranges) = match kept {
+            10 => serve(vec![rest(10), cut(CONTENT.len())]),
+            _ => serve(vec![cut(CONTENT.len())]),
+        };
+        download(&url, &store).unwrap();
+        assert_eq!(ranges.iter().last(), Some(None), "the whole is asked for");
+        let stored = store.get(&Sha256::of(CONTENT), CONTENT.len() as u64).unwrap();
+        assert_eq!(stored.as_deref(), Some(CONTENT));
+    }
+}
+
+#[test]
+fn a_damaged_validator_is_left_out() {
+    let (url, _) = serve(vec![cut(CONTENT.len())]);
+    let known = Validators {
+        etag: Some("a\u{1}b".into()),
+        last_modified: None,
+    };
+    let answer = Client::through(Proxies::default())
+        .get(&url, 1000, &known)
+        .unwrap();
+    assert!(matches!(answer, Answer::Body(body, _) if body == CONTENT));
+}
+
+/// A proxy that hands back the head of each request and answers with the file.
+fn proxy() -> (std::net::SocketAddr, mpsc::Receiver<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let lines = BufReader::new(&stream).lines().map(Result::unwrap);
+            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            let answer = match head[0].starts_with("GET ") {
+                true => cut(CONTENT.len()),
+                false => b"HTTP/1.1 403 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec(),
+            };
+            let _ = sender.send(head);
+            let _ = stream.write_all(&answer);
+        }
+    });
+    (address, receiver)
+}
+
+/// As curl and apt do it. No name is resolved here: the proxy knows them.
+#[test]
+fn a_proxy_forwards_http_and_tunnels_https() {
+    let (address, heads) = proxy();
+    let variables = |name: &str| match name {
+        "http_proxy" => Some(format!("http://user:p%40ss@{address}")),
+        "https_proxy" => Some(address.to_string()),
+        "no_proxy" => Some("127.0.0.1".into()),
+        _ => None,
+    };
+    let client = Client::through(Proxies::of(variables).unwrap());
+    let known = Validators::default();
+    let answer = client.get("http://mirror.invalid:8080/a/b?c", 1000, &known);
+    assert!(matches!(answer, Ok(Answer::Body(body, _)) if body == CONTENT));
+    let head = heads.recv().unwrap();
+    assert_eq!(head[0], "GET http://mirror.invalid:8080/a/b?c HTTP/1.1");
+    let has = |line: &str| head.iter().any(|known| known.eq_ignore_ascii_case(line));
+    // printf user:p@ss | base64
+    assert!(
+        has("Host: mirror.invalid:8080") && has("Proxy-Authorization: Basic dXNlcjpwQHNz"),
+        "{head:?}"
+    );
+
+    let error = client
+        .get_once("https://mirror.invalid/x", 1000, &known)
+        .map(drop);
+    assert!(matches!(error, Err(Failure::Again(why)) if why.contains("403")));
+    assert_eq!(heads.recv().unwrap()[0], "CONNECT mirror.invalid:443 HTTP/1.1");
+
+    let (direct, _) = serve(vec![cut(CONTENT.len())]);
+    let answer = client.get(&direct, 1000, &known);
+    assert!(matches!(answer, Ok(Answer::Body(body, _)) if body == CONTENT));
+    assert!(heads.try_recv().is_err(), "an exempt host is reached directly");
+}
+
+#[test]
+fn an_error_names_the_proxy() {
+    // Nobody listens there any more.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let variables = |name: &str| (name == "all_proxy").then(|| format!("http://{address}"));
+    let client = Client::through(Proxies::of(variables).unwrap());
+    let error = client.get("http://mirror.invalid/x", 1000, &Validators::default());
+    let error = error.map(drop).unwrap_err().to_string();
+    assert!(error.contains(&format!("through the proxy {address}")), "{error}");
 }

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::time::SystemTime;
 
+use super::blob::fetch_blob;
 use super::http::{Answer, Client, Validators};
 use super::openpgp::Keyring;
 use super::release::{IndexFile, Release};
@@ -73,9 +74,13 @@ fn fetch_release(
 ) -> Result<Release, Error> {
     let url = format!("{base}/InRelease");
     let name = format!("releases/{}.json", Sha256::of(url.as_bytes()));
-    let cached: Option<CachedRelease> = store
+    let keyring = keyring(repository)?;
+    let at = repository.pinned.unwrap_or_else(SystemTime::now);
+    // One that was damaged is as good as none: the server would say that it is unchanged.
+    let cached = store
         .read_named(&name)?
-        .and_then(|data| serde_json::from_slice(&data).ok());
+        .and_then(|data| serde_json::from_slice::<CachedRelease>(&data).ok())
+        .filter(|cached| keyring.verify(cached.text.as_bytes(), at).is_ok());
     let known = cached.as_ref().map(|c| c.validators.clone()).unwrap_or_default();
     let (message, fresh) = match (client.get(&url, MAX_RELEASE, &known)?, cached) {
         (Answer::Unchanged, Some(cached)) => (cached.text.into_bytes(), None),
@@ -83,8 +88,6 @@ fn fetch_release(
         (Answer::Body(body, validators), _) => (body, Some(validators)),
     };
     // What came from the cache is verified like what came from the network.
-    let keyring = keyring(repository)?;
-    let at = repository.pinned.unwrap_or_else(SystemTime::now);
     let text = keyring.verify(&message, at).map_err(|source| Error::Signature {
         url: url.clone(),
         source,
@@ -162,18 +165,17 @@ fn download(
     file: &IndexFile,
     on_bytes: &(dyn Fn(u64) + Sync),
 ) -> Result<(), Error> {
-    let Some(mut partial) = store.partial(&file.sha256, file.size)? else {
-        return Ok(());
-    };
-    for (i, url) in urls.iter().enumerate() {
-        match client.get_into(url, file.size, &mut partial, on_bytes) {
-            // Not every mirror keeps the by-hash files that its Release file promises.
-            Err(HttpError::NotFound { .. }) if i + 1 < urls.len() => continue,
-            result => result?,
+    let what = urls.last().map_or(&*file.path, String::as_str);
+    fetch_blob(store, &file.sha256, file.size, what, |partial| {
+        for (i, url) in urls.iter().enumerate() {
+            match client.get_into(url, file.size, partial, on_bytes) {
+                // Not every mirror keeps the by-hash files that its Release file promises.
+                Err(HttpError::NotFound { .. }) if i + 1 < urls.len() => continue,
+                result => return result,
+            }
         }
-        return Ok(partial.finish(url)?);
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn decompress(path: &str, data: &[u8]) -> std::io::Result<String> {

@@ -3,11 +3,14 @@
 //! Trust runs in one direction: keyring → signed text of InRelease → digest of Packages → digest of each package.
 //! Nothing that stands outside of this chain is used.
 
+mod blob;
 pub mod clock;
+mod connect;
 mod debs;
 mod http;
 mod index;
 pub mod openpgp;
+mod proxy;
 pub mod release;
 mod sources;
 

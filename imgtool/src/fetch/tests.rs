@@ -1,8 +1,10 @@
 //! A repository on disk, signed here, and what happens when it is not what it should be.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, mpsc};
 
 use pgp::composed::{
     ArmorOptions, CleartextSignedMessage, KeyType, SecretKeyParamsBuilder, SignedPublicKey, SignedSecretKey,
@@ -85,14 +87,53 @@ impl Archive {
     }
 
     fn fetch(&self) -> Result<Vec<Index>, Error> {
+        self.fetch_from(format!("file://{}", self.dir.path().display()))
+    }
+
+    fn fetch_from(&self, url: String) -> Result<Vec<Index>, Error> {
         let repository = Repository {
-            url: format!("file://{}", self.dir.path().display()),
+            url,
             suite: "s".into(),
             components: vec!["main".into()],
             keyring: Some(self.path("keys.asc")),
             pinned: None,
         };
-        fetch_indexes(&Client::new(), &self.store(), &[repository], "amd64", &|_| {})
+        fetch_indexes(
+            &Client::through(proxy::Proxies::default()),
+            &self.store(),
+            &[repository],
+            "amd64",
+            &|_| {},
+        )
+    }
+
+    /// Serves the files over HTTP. Who names the tag that they have is answered that they are unchanged; each answer's
+    /// path and status are handed back.
+    fn serve(&self) -> (String, mpsc::Receiver<(String, u16)>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (sender, receiver) = mpsc::channel();
+        let root = self.dir.path().to_owned();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let lines = BufReader::new(&stream).lines().map(Result::unwrap);
+                let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+                let path = head[0].split(' ').nth(1).unwrap().to_owned();
+                let known = head
+                    .iter()
+                    .any(|line| line.eq_ignore_ascii_case("if-none-match: \"tag\""));
+                let body = std::fs::read(root.join(&path[1..])).unwrap();
+                let (status, body) = if known { (304, &[][..]) } else { (200, &body[..]) };
+                let _ = sender.send((path, status));
+                let head = format!(
+                    "HTTP/1.1 {status} x\r\nETag: \"tag\"\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                    body.len()
+                );
+                let _ = stream.write_all(&[head.as_bytes(), body].concat());
+            }
+        });
+        (url, receiver)
     }
 
     fn store(&self) -> Store {
@@ -106,7 +147,7 @@ impl Archive {
             sha256: Sha256::of(expected),
             size: expected.len() as u64,
         };
-        fetch_debs(&Client::new(), &self.store(), &[download], &|_| {})
+        fetch_debs(&Client::through(proxy::Proxies::default()), &self.store(), &[download], &|_| {})
     }
 
     fn blobs(&self) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -147,6 +188,32 @@ fn a_signed_archive_is_read() {
         archive.store().get(&Sha256::of(b"deb"), 3).unwrap().unwrap(),
         b"deb"
     );
+}
+
+#[test]
+fn a_damaged_file_of_the_cache_is_fetched_again() {
+    let archive = Archive::new(DATE, &keys()[0]);
+    let (url, answers) = archive.serve();
+    let statuses = || {
+        let seen = answers.try_iter();
+        seen.map(|(path, status)| format!("{} {status}", path.rsplit('/').next().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let sound = archive.fetch_from(url.clone()).unwrap()[0].text.clone();
+    assert_eq!(statuses(), ["InRelease 200", "Packages 200"]);
+    archive.fetch_from(url.clone()).unwrap();
+    assert_eq!(statuses(), ["InRelease 304"]);
+    for (path, mut bytes) in archive.blobs() {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(archive.fetch_from(url.clone()).unwrap()[0].text, sound);
+        let fetched = match path.extension() {
+            Some(_) => ["InRelease 200"].to_vec(),
+            None => ["InRelease 304", "Packages 200"].to_vec(),
+        };
+        assert_eq!(statuses(), fetched, "{}", path.display());
+    }
 }
 
 #[test]

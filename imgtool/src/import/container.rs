@@ -9,7 +9,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::{Error, Imported, Layer, decompress, decompress_stream, environment};
-use crate::tree::{Content, Kind, Spool, Tree};
+use crate::tree::{Content, Kind, Tree};
 
 /// Largest manifest, index or configuration: registries refuse more than 4 MiB.
 const MAX_JSON: u64 = 4 << 20;
@@ -102,17 +102,14 @@ pub(super) fn is_one(file: &File) -> std::io::Result<bool> {
     Ok(false)
 }
 
-/// Unpack the image in an archive whose files are `outer`.
+/// Unpack the image in an archive of these files.
 pub(super) fn assemble(
     what: &str,
-    outer: Layer,
+    files: &Tree,
     machine: ami::Architecture,
     scratch: &Path,
 ) -> Result<Imported, Error> {
-    let store = Blobs {
-        what,
-        tree: &outer.tree,
-    };
+    let store = Blobs { what, tree: files };
     let (config, layers) = match store.json::<Vec<DockerManifest>>("manifest.json")? {
         Some(manifests) => {
             let [manifest] = &manifests[..] else {
@@ -128,15 +125,7 @@ pub(super) fn assemble(
     let config: ImageConfig = store
         .json(&config)?
         .ok_or_else(|| store.wrong("its configuration is missing"))?;
-    let spool = Spool::new_in(scratch).map_err(|source| Error::Io {
-        path: scratch.into(),
-        source,
-    })?;
-    let mut root = Layer {
-        tree: Tree::new(),
-        spool,
-        whiteouts: true,
-    };
+    let mut root = Layer::new(scratch, true)?;
     for name in &layers {
         let content = store
             .file(name)?
@@ -144,7 +133,7 @@ pub(super) fn assemble(
         store.check(name, content)?;
         let read = |e: std::io::Error| store.wrong(format!("layer {name}: {e}"));
         let stream = decompress_stream(content.open().map_err(read)?).map_err(read)?;
-        root = root.apply(&format!("{what}, layer {name}"), stream)?;
+        root.apply(&format!("{what}, layer {name}"), stream)?;
     }
     Ok(Imported {
         tree: root.tree,

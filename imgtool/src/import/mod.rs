@@ -2,6 +2,7 @@
 
 mod container;
 mod image;
+mod layer;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,9 +14,10 @@ use std::sync::Arc;
 pub use container::Config;
 pub use image::{Error as ImageError, Options, image};
 
+use layer::Layer;
+
 use crate::imagefs;
-use crate::tree::{Kind, Meta, Spool, Tree, TreeError};
-use crate::unpack::archive::{self, Entry, EntryKind};
+use crate::tree::Tree;
 use crate::unpack::bounds::{self, Capped};
 
 /// What one archive or layer may unpack to: twice the largest container images that are in use. A decompression bomb
@@ -71,26 +73,13 @@ pub fn load(path: &Path, machine: ami::Architecture, scratch: &Path) -> Result<I
         let tree = imagefs::of_file(file, 0, length, path)?;
         return Ok(Imported { tree, config: None });
     }
-    let spool = Spool::new_in(scratch).map_err(|source| Error::Io {
-        path: scratch.into(),
-        source,
-    })?;
-    let mut layer = Layer {
-        tree: Tree::new(),
-        spool,
-        whiteouts: false,
-    };
     let what = path.display().to_string();
-    if container::is_one(&file).map_err(io)? {
-        let mut tree = Tree::new();
-        let outer = Layer {
-            tree: std::mem::take(&mut tree),
-            ..layer
-        };
-        let outer = outer.apply(&what, decompress(&file).map_err(io)?)?;
-        return container::assemble(&what, outer, machine, scratch);
+    let container = container::is_one(&file).map_err(io)?;
+    let mut layer = Layer::new(scratch, false)?;
+    layer.apply(&what, decompress(&file).map_err(io)?)?;
+    if container {
+        return container::assemble(&what, &layer.tree, machine, scratch);
     }
-    layer = layer.apply(&what, decompress(&file).map_err(io)?)?;
     Ok(Imported {
         tree: layer.tree,
         config: None,
@@ -128,116 +117,6 @@ impl Read for Cursor<'_> {
     }
 }
 
-/// A tree that archives are unpacked over, one after another.
-struct Layer {
-    tree: Tree,
-    spool: Spool,
-    /// `.wh.` entries remove what lower layers have (OCI image specification, "Whiteouts").
-    whiteouts: bool,
-}
-
-impl Layer {
-    fn apply(mut self, what: &str, stream: impl Read) -> Result<Self, Error> {
-        let mut failed = None;
-        let read = archive::read(stream, |entry, reader| {
-            if failed.is_none()
-                && let Err(why) = self.entry(entry, reader)
-            {
-                failed = Some(why);
-            }
-            Ok(())
-        });
-        let why = match (read, failed) {
-            (Ok(()), None) => return Ok(self),
-            (_, Some(why)) => why,
-            (Err(damage), None) => damage.to_string(),
-        };
-        Err(Error::Archive {
-            what: what.to_owned(),
-            why,
-        })
-    }
-
-    fn entry(&mut self, entry: &Entry, reader: &mut dyn Read) -> Result<(), String> {
-        let name = entry
-            .path
-            .rsplit(|b| *b == b'/')
-            .find(|name| !name.is_empty())
-            .unwrap_or_default();
-        if self.whiteouts && name.starts_with(b".wh.") {
-            return self.whiteout(entry, name).map_err(|e| e.to_string());
-        }
-        let meta = Meta {
-            mode: entry.mode,
-            uid: entry.uid,
-            gid: entry.gid,
-            mtime: entry.mtime,
-            xattrs: entry.xattrs.clone(),
-        };
-        let kind = match &entry.kind {
-            EntryKind::Dir => Kind::Dir,
-            EntryKind::Symlink(target) => Kind::Symlink(target.clone()),
-            EntryKind::Char(major, minor) => Kind::Char(*major, *minor),
-            EntryKind::Block(major, minor) => Kind::Block(*major, *minor),
-            EntryKind::Fifo => Kind::Fifo,
-            EntryKind::File(length) => {
-                let mut reader = reader;
-                Kind::File(self.spool.add(&mut reader, *length).map_err(|e| e.to_string())?)
-            }
-            EntryKind::Hardlink(target) => return self.link(&entry.path, target).map_err(|e| e.to_string()),
-        };
-        self.put(&entry.path, kind, meta).map_err(|e| e.to_string())
-    }
-
-    /// Insert, with missing parents made, and with a lower layer's directory giving way to something else.
-    fn put(&mut self, path: &[u8], kind: Kind, meta: Meta) -> Result<(), TreeError> {
-        match self.tree.insert(path, kind.clone(), meta.clone()) {
-            Err(TreeError::NotFound(_)) => {
-                let parent = crate::tree::TreePath::parse(path)?;
-                let parent = parent
-                    .split_last()
-                    .map(|(parent, _)| parent.as_bytes().to_vec())
-                    .unwrap_or_default();
-                self.tree
-                    .create_dirs(&parent, &Meta::new(0o755, 0, 0, meta.mtime))?;
-                self.tree.insert(path, kind, meta)?;
-            }
-            Err(TreeError::DirectoryInTheWay(_)) => {
-                self.tree.remove(path)?;
-                self.tree.insert(path, kind, meta)?;
-            }
-            other => drop(other?),
-        }
-        Ok(())
-    }
-
-    fn link(&mut self, path: &[u8], target: &[u8]) -> Result<(), TreeError> {
-        let found = self.tree.find(target)?;
-        let id = found.ok_or_else(|| TreeError::NotFound(crate::tree::show(target)))?;
-        self.tree.link(path, id)
-    }
-
-    fn whiteout(&mut self, entry: &Entry, name: &[u8]) -> Result<(), TreeError> {
-        let parent = &entry.path[..entry.path.len() - name.len()];
-        if name == b".wh..wh..opq" {
-            let Some(directory) = self.tree.find(parent)? else {
-                return Ok(());
-            };
-            let names: Vec<Vec<u8>> = self
-                .tree
-                .children(directory)
-                .map(|(name, _)| name.to_vec())
-                .collect();
-            for name in names {
-                self.tree.remove(&[parent, b"/", &name].concat())?;
-            }
-            return Ok(());
-        }
-        self.tree.remove(&[parent, &name[4..]].concat())?;
-        Ok(())
-    }
-}
-
 /// Environment variables from `KEY=value` texts.
 fn environment(texts: &[String]) -> BTreeMap<String, String> {
     texts
@@ -248,4 +127,4 @@ fn environment(texts: &[String]) -> BTreeMap<String, String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,10 +1,11 @@
 use std::io::Write;
 
 use super::*;
+use crate::tree::Kind;
 
 const MACHINE: ami::Architecture = ami::Architecture::X86_64;
 
-fn tar(entries: &[(&str, &str)]) -> Vec<u8> {
+pub(super) fn tar(entries: &[(&str, &str)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, content) in entries {
         let mut header = tar::Header::new_gnu();
@@ -23,21 +24,21 @@ fn tar(entries: &[(&str, &str)]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn import(bytes: &[u8]) -> Result<Imported, Error> {
+pub(super) fn import(bytes: &[u8]) -> Result<Imported, Error> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("source");
     std::fs::write(&path, bytes).unwrap();
     load(&path, MACHINE, dir.path())
 }
 
-fn names(tree: &Tree) -> Vec<String> {
+pub(super) fn names(tree: &Tree) -> Vec<String> {
     tree.walk()
         .skip(1)
         .map(|(path, _)| String::from_utf8(path).unwrap())
         .collect()
 }
 
-fn text(tree: &Tree, path: &str) -> String {
+pub(super) fn text(tree: &Tree, path: &str) -> String {
     let id = tree.find(path.as_bytes()).unwrap().unwrap();
     let Kind::File(content) = &tree.node(id).kind else {
         panic!("{path}")
@@ -80,7 +81,7 @@ fn a_path_out_of_the_root_is_refused() {
     assert!(error.contains(".."), "{error}");
 }
 
-fn docker(layers: &[&[u8]]) -> Vec<u8> {
+pub(super) fn docker(layers: &[&[u8]]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let mut add = |name: &str, bytes: &[u8]| {
         let mut header = tar::Header::new_gnu();

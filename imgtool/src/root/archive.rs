@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use crate::unpack::archive::{self, EntryKind, XATTR};
 
 /// Files up to this size are read with the index instead of later, one by one.
 const INLINE: u64 = 4096;
+const BUFFER: usize = 1 << 18;
 
 /// Writes a tree.
 pub fn write(tree: &Tree, out: impl Write) -> io::Result<()> {
@@ -103,8 +104,40 @@ fn os(bytes: &[u8]) -> &Path {
 /// Reads a tree. Larger files stay in the archive, which must not change while the tree is in use.
 pub fn read(path: &Path) -> Result<Tree, Damage> {
     let file = Arc::new(File::open(path).map_err(Damage::Read)?);
+    index(&file, BufReader::with_capacity(BUFFER, &*file))
+}
+
+/// As [`read`], with the digest of the whole archive.
+pub fn read_with_digest(path: &Path) -> Result<(Tree, blake3::Hash), Damage> {
+    let file = Arc::new(File::open(path).map_err(Damage::Read)?);
+    let mut hashing = Hashing {
+        file: &file,
+        hasher: blake3::Hasher::new(),
+    };
+    let tree = index(&file, BufReader::with_capacity(BUFFER, &mut hashing))?;
+    // What follows the last entry.
+    io::copy(&mut hashing, &mut io::sink()).map_err(Damage::Read)?;
+    Ok((tree, hashing.hasher.finalize()))
+}
+
+/// Reads a file and takes its digest on the way.
+struct Hashing<'a> {
+    file: &'a File,
+    hasher: blake3::Hasher,
+}
+
+impl Read for Hashing<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        self.hasher.update(&buffer[..n]);
+        Ok(n)
+    }
+}
+
+/// The tree of the archive in `file`, which `stream` reads from its beginning.
+fn index(file: &Arc<File>, stream: impl Read) -> Result<Tree, Damage> {
     let mut tree = Tree::new();
-    archive::read(BufReader::with_capacity(1 << 18, &*file), |entry, reader| {
+    archive::read(stream, |entry, reader| {
         let kind = match &entry.kind {
             EntryKind::File(len) if *len > INLINE => Kind::File(Content::Range {
                 file: file.clone(),

@@ -55,7 +55,13 @@ pub fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Sectio
     let repositories = fetch::repositories(recipe);
     let step = options.progress.start("package index", None, Unit::Bytes);
     let advance = |n| step.advance(n);
-    let mut indexes = fetch::fetch_indexes(&Client::new(), options.store, &repositories, arch, &advance)?;
+    let mut indexes = fetch::fetch_indexes(
+        &Client::new().map_err(fetch::Error::from)?,
+        options.store,
+        &repositories,
+        arch,
+        &advance,
+    )?;
     step.finish(&format!(
         "{} suites of {}",
         repositories.len(),
@@ -110,7 +116,13 @@ fn build_packages(repositories: &[fetch::Repository], options: &Options<'_>) -> 
     let arch = builder.debian();
     let step = options.progress.start("compiler", None, Unit::Bytes);
     let advance = |n| step.advance(n);
-    let indexes = fetch::fetch_indexes(&Client::new(), options.store, repositories, arch, &advance)?;
+    let indexes = fetch::fetch_indexes(
+        &Client::new().map_err(fetch::Error::from)?,
+        options.store,
+        repositories,
+        arch,
+        &advance,
+    )?;
     let universe = Universe::new(&indexes, arch).map_err(resolve::Error::Index)?;
     let wanted = Wanted {
         variant: Variant::Essential,

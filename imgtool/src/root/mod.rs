@@ -6,6 +6,7 @@
 //! ```
 
 pub mod archive;
+mod cached;
 mod lock_packages;
 mod sources;
 mod stages;
@@ -108,7 +109,7 @@ pub fn build(recipe: &Recipe, options: &Options<'_>) -> Result<Root, Error> {
     let lock_text = section.text();
     let mut packages = section.packages;
     if let Some(base) = options.base {
-        let of_base = base.packages();
+        let of_base = base.packages()?;
         packages.extend(
             of_base
                 .into_iter()
@@ -140,7 +141,7 @@ fn extracted(recipe: &Recipe, packages: &[Package], options: &Options<'_>) -> Re
         .progress
         .start("unpack", Some(packages.len() as u64), Unit::Items);
     let filter = Filter::new(&recipe.exclude, &recipe.include);
-    let (load, scratch) = (unpack::from_store(options.store), stages::scratch(options.store));
+    let (load, scratch) = (unpack::from_store(options.store), cached::scratch(options.store));
     let unpack = Unpack {
         load: &load,
         packages,
@@ -192,7 +193,12 @@ fn fetch_packages(packages: &[Package], options: &Options<'_>) -> Result<(), Err
     let step = options
         .progress
         .start("download packages", Some(total), Unit::Bytes);
-    fetch::fetch_debs(&Client::new(), options.store, &missing, &|n| step.advance(n))?;
+    fetch::fetch_debs(
+        &Client::new().map_err(fetch::Error::from)?,
+        options.store,
+        &missing,
+        &|n| step.advance(n),
+    )?;
     step.finish(&format!(
         "{} packages, {:.1} MB",
         missing.len(),

@@ -1,9 +1,10 @@
 //! Stages that take time, and their results in the cache: a root configured by dpkg, a root after the recipe's `run`
-//! steps, the files of a kernel. Each is an archive named by the digest of everything that it depends on.
+//! steps, the files of a kernel.
 
 use std::fs;
 use std::path::PathBuf;
 
+use super::cached::{Place, cached};
 use super::{Error, Options, archive, sources};
 use crate::base::Base;
 use crate::configure::{self, Task};
@@ -12,7 +13,7 @@ use crate::lock::Package;
 use crate::microvm;
 use crate::progress::Unit;
 use crate::recipe::{Arch, Recipe};
-use crate::store::{self, Sha256, Store};
+use crate::store::Sha256;
 use crate::tree::{Kind, Tree};
 use crate::unpack::{self, Filter, Unpack};
 
@@ -70,7 +71,7 @@ pub fn upon(
         &recipe.include,
         &recipe.created,
     );
-    let tree = cached(options, &key, |place| {
+    let tree = cached(options.store, &key, |place| {
         let input = write_input(&base.tree, place)?;
         let filters = (&recipe.exclude[..], &recipe.include[..]);
         let task = install(Some(input), packages, filters, created(recipe), "", options);
@@ -97,7 +98,7 @@ fn installed(
         created,
         sources,
     );
-    cached(options, &key, |place| {
+    cached(options.store, &key, |place| {
         let epoch = created.and_then(seconds);
         let task = install(None, packages, filters, epoch, sources, options);
         place.run(options.arch, task, options)
@@ -135,7 +136,7 @@ fn content(packages: &[Package]) -> Vec<(&str, &str, Sha256)> {
 /// A root after the recipe's `run` steps.
 pub fn run_steps(recipe: &Recipe, tree: &Tree, epoch: i64, options: &Options<'_>) -> Result<Tree, Error> {
     let key = (VERSION, "run", options.arch, digest(tree)?, &recipe.run, epoch);
-    cached(options, &key, |place| {
+    cached(options.store, &key, |place| {
         let root = write_input(tree, place)?;
         let task = Task::Run {
             root,
@@ -164,7 +165,7 @@ pub fn microvm(packages: &[Package], options: &Options<'_>) -> Result<Tree, Erro
     let builder = microvm::builder();
     let steps = microvm::steps(builder, options.arch);
     cached(
-        options,
+        options.store,
         &(VERSION, "microvm", options.arch, content(packages), &steps),
         |place| {
             let builder = Options {
@@ -188,7 +189,7 @@ pub fn microvm(packages: &[Package], options: &Options<'_>) -> Result<Tree, Erro
 /// The files of the kernel packages.
 pub fn kernel(packages: &[Package], options: &Options<'_>) -> Result<Tree, Error> {
     cached(
-        options,
+        options.store,
         &(VERSION, "kernel", options.arch, content(packages)),
         |place| {
             let step = options
@@ -218,65 +219,11 @@ pub fn kernel(packages: &[Package], options: &Options<'_>) -> Result<Tree, Error
     )
 }
 
-/// Where a stage works, and where its result goes.
-struct Place {
-    work: tempfile::TempDir,
-    output: PathBuf,
-}
-
 impl Place {
     /// Lets the sandbox do a task whose result is the stage's.
     fn run(&self, arch: Arch, task: Task, options: &Options<'_>) -> Result<(), Error> {
         let Self { work, output } = self;
         Ok(configure::run(arch, task, work.path(), output, options.progress)?)
-    }
-}
-
-/// The result of a stage: from the cache, or made and put there. A cache that cannot be written to costs the time
-/// again at the next build.
-fn cached(
-    options: &Options<'_>,
-    key: &impl serde::Serialize,
-    make: impl FnOnce(&Place) -> Result<(), Error>,
-) -> Result<Tree, Error> {
-    // Serializing plain data to memory does not fail.
-    let name = Sha256::of(&serde_json::to_vec(key).unwrap_or_default());
-    let roots = options.store.root().join("roots");
-    let path = roots.join(format!("{name}.tar"));
-    // An archive that cannot be read is as good as none: it is made again and replaced.
-    if let Ok(tree) = archive::read(&path) {
-        return Ok(tree);
-    }
-    let scratch = scratch(options.store);
-    let failed = |source| unpack::Error::Scratch {
-        path: scratch.clone(),
-        source,
-    };
-    let work = tempfile::Builder::new()
-        .prefix("stage-")
-        .tempdir_in(&scratch)
-        .map_err(failed)?;
-    let output = work.path().join("output.tar");
-    let place = Place { work, output };
-    make(&place)?;
-    let kept = store::make_dir(&roots).is_ok() && fs::rename(&place.output, &path).is_ok();
-    let result = if kept { &path } else { &place.output };
-    // The tree keeps the file open: it may lose its name.
-    archive::read(result).map_err(|damage| {
-        Error::Unpack(unpack::Error::Package {
-            package: "of the stage's result".into(),
-            damage,
-        })
-    })
-}
-
-/// A directory for temporary files: beside the cache, where there is space, or where the system keeps them if the cache
-/// is read-only.
-pub fn scratch(store: &Store) -> PathBuf {
-    let dir = store.root().join("tmp");
-    match store::make_dir(&dir).is_ok() && tempfile::tempfile_in(&dir).is_ok() {
-        true => dir,
-        false => std::env::temp_dir(),
     }
 }
 

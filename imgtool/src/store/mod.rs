@@ -4,8 +4,8 @@
 //! $XDG_CACHE_HOME/kiln/
 //!   blobs/ab/abcd…     a file whose SHA-256 is its name; complete or absent
 //!   partial/abcd…      a download under way, locked by its writer, resumed after an interruption
-//!   releases/…         the last InRelease of each suite, for revalidation
-//!   roots/…            configured root file systems, by recipe stage
+//!   releases/…         the last InRelease of each suite, for revalidation; its signature is verified at every use
+//!   roots/…            results of a recipe's stages, each with the digest of its bytes beside it
 //! ```
 //!
 //! A blob appears by `rename`, so that a reader never meets half of one; a writer holds a lock on the partial

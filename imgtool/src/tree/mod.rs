@@ -9,6 +9,7 @@
 
 mod content;
 mod path;
+mod resolve;
 mod walk;
 
 pub use content::{Content, Piece, Spool};
@@ -17,14 +18,14 @@ pub use walk::Walk;
 
 use std::collections::BTreeMap;
 
+use resolve::MAX_FOLLOWED;
+
 /// Most inodes that one tree may hold: far above any real system, and at about 200 bytes an inode still below 1 GiB.
 pub const MAX_NODES: usize = 4 << 20;
 /// Most bytes in the target of a symbolic link: Linux's `PATH_MAX` without its NUL.
 pub const MAX_SYMLINK: usize = 4095;
 /// Most bytes of extended attributes (names and values) of one inode: what ext4 can hold in one block.
 pub const MAX_XATTRS: usize = 4096 - 64;
-/// Most symbolic links followed on the way to one path: the limit of Linux itself (`MAXSYMLINKS`).
-const MAX_FOLLOWED: usize = 40;
 
 /// An inode of one tree. Stays valid until its last name is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -235,29 +236,6 @@ impl Tree {
         Walk::new(self)
     }
 
-    /// The inode with this path; a final symbolic link is itself the answer (as `lstat`).
-    pub fn find(&self, path: &[u8]) -> Result<Option<NodeId>, TreeError> {
-        let path = TreePath::parse(path)?;
-        let Some((parent, name)) = path.split_last() else {
-            return Ok(Some(Self::ROOT));
-        };
-        match self.resolve(&parent, path.as_bytes()) {
-            Ok(dir) => Ok(self.child(dir, name)),
-            Err(TreeError::NotFound(_) | TreeError::NotADirectory(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The inode with this path, a final symbolic link followed inside the tree (as `stat`).
-    pub fn find_followed(&self, path: &[u8]) -> Result<Option<NodeId>, TreeError> {
-        let parsed = TreePath::parse(path)?;
-        match self.follow(parsed.components().map(<[u8]>::to_vec).collect(), path) {
-            Ok(id) => Ok(Some(id)),
-            Err(TreeError::NotFound(_) | TreeError::NotADirectory(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Put an inode at a path whose parent directory exists (symbolic links to it are followed inside the tree).
     ///
     /// What was there is replaced: a directory over a directory keeps the entries and takes the new metadata; a
@@ -284,30 +262,20 @@ impl Tree {
             }
             self.unlink(dir, name);
         }
-        let id = self.allocate(kind, meta)?;
-        self.node_mut(dir).children.insert(name.to_vec(), id);
-        Ok(id)
+        self.insert_child(dir, name.to_vec(), kind, meta)
     }
 
-    /// Make every missing directory of `path` with this metadata; those that exist are left alone. A symbolic link to a
-    /// directory counts as that directory.
-    pub fn create_dirs(&mut self, path: &[u8], meta: &Meta) -> Result<NodeId, TreeError> {
-        let parsed = TreePath::parse(path)?;
-        let mut at = Self::ROOT;
-        let mut walked: Vec<u8> = Vec::new();
-        for name in parsed.components() {
-            walked.push(b'/');
-            walked.extend_from_slice(name);
-            at = match self.find_followed(&walked)? {
-                Some(id) if self.node(id).is_dir() => id,
-                Some(_) => return Err(TreeError::NotADirectory(show(&walked))),
-                None if self.child(at, name).is_some() => {
-                    return Err(TreeError::NotADirectory(show(&walked)));
-                }
-                None => self.insert(&walked, Kind::Dir, meta.clone())?,
-            };
-        }
-        Ok(at)
+    /// Gives a new inode a name that a directory does not have yet.
+    fn insert_child(
+        &mut self,
+        dir: NodeId,
+        name: Vec<u8>,
+        kind: Kind,
+        meta: Meta,
+    ) -> Result<NodeId, TreeError> {
+        let id = self.allocate(kind, meta)?;
+        self.node_mut(dir).children.insert(name, id);
+        Ok(id)
     }
 
     /// Give an inode that is not a directory one more name, as `link(2)`; a non-directory that had the name is replaced.
@@ -436,54 +404,6 @@ impl Tree {
                 self.live -= 1;
             }
         }
-    }
-
-    /// The directory that a parsed path names.
-    fn resolve(&self, path: &TreePath, shown: &[u8]) -> Result<NodeId, TreeError> {
-        let id = self.follow(path.components().map(<[u8]>::to_vec).collect(), shown)?;
-        if self.node(id).is_dir() {
-            Ok(id)
-        } else {
-            Err(TreeError::NotADirectory(show(shown)))
-        }
-    }
-
-    /// Walk components from the root, following symbolic links as a process chrooted in the tree would: an absolute
-    /// target starts at the tree's root and `..` at the root stays there, so nothing outside can be reached.
-    fn follow(&self, components: Vec<Vec<u8>>, shown: &[u8]) -> Result<NodeId, TreeError> {
-        let mut todo: Vec<Vec<u8>> = components.into_iter().rev().collect();
-        let mut stack = vec![Self::ROOT];
-        let mut followed = 0;
-        while let Some(name) = todo.pop() {
-            match name.as_slice() {
-                b"" | b"." => continue,
-                b".." => {
-                    stack.truncate(stack.len().saturating_sub(1).max(1));
-                    continue;
-                }
-                _ => {}
-            }
-            let at = *stack.last().unwrap_or(&Self::ROOT);
-            if !self.node(at).is_dir() {
-                return Err(TreeError::NotADirectory(show(shown)));
-            }
-            let id = self
-                .child(at, &name)
-                .ok_or_else(|| TreeError::NotFound(show(shown)))?;
-            let Kind::Symlink(target) = &self.node(id).kind else {
-                stack.push(id);
-                continue;
-            };
-            followed += 1;
-            if followed > MAX_FOLLOWED {
-                return Err(TreeError::TooManyLinks(show(shown)));
-            }
-            if target.first() == Some(&b'/') {
-                stack.truncate(1);
-            }
-            todo.extend(target.split(|b| *b == b'/').rev().map(<[u8]>::to_vec));
-        }
-        Ok(*stack.last().unwrap_or(&Self::ROOT))
     }
 }
 

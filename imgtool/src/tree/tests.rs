@@ -56,6 +56,23 @@ fn no_path_leaves_the_tree() {
 }
 
 #[test]
+fn directories_are_made_where_a_link_leads() {
+    let link = |tree: &mut Tree, path: &[u8], target: &[u8]| {
+        let kind = Kind::Symlink(target.to_vec());
+        tree.insert(path, kind, Meta::new(0o777, 0, 0, 0)).unwrap();
+    };
+    let mut tree = Tree::new();
+    tree.create_dirs(b"var", &dir()).unwrap();
+    link(&mut tree, b"var/run", b"../run/./now");
+    assert_eq!(tree.real_path(b"var/run/a/b").unwrap(), b"run/now/a/b");
+    assert_eq!(tree.real_path(b"var/run").unwrap(), b"var/run");
+    tree.create_dirs(b"var/run/a", &dir()).unwrap();
+    assert!(tree.find(b"run/now/a").unwrap().is_some());
+    link(&mut tree, b"long", &b"x".repeat(300));
+    assert!(tree.create_dirs(b"long/a", &dir()).is_err());
+}
+
+#[test]
 fn links_that_circle_are_refused() {
     let mut tree = Tree::new();
     tree.insert(b"a", Kind::Symlink(b"b".to_vec()), dir()).unwrap();

@@ -43,7 +43,7 @@ pub fn merge_usr(tree: &mut Tree, debian_arch: &str, mtime: i64) -> Result<(), T
 pub fn complete(tree: &mut Tree, mtime: i64) -> Result<(), TreeError> {
     for (path, mode) in DIRECTORIES {
         if tree.find_followed(path.as_bytes())?.is_none() {
-            tree.insert(path.as_bytes(), Kind::Dir, Meta::new(*mode, 0, 0, mtime))?;
+            tree.create_dirs(path.as_bytes(), &Meta::new(*mode, 0, 0, mtime))?;
         }
     }
     for (path, target) in [("var/run", "/run"), ("var/lock", "/run/lock")] {

@@ -18,6 +18,10 @@ pub const STORIES: &[(&str, Story)] = &[
         an_oci_image_in_layers_is_imported,
     ),
     (
+        "whiteouts_in_any_order_are_as_umocis",
+        whiteouts_in_any_order_are_as_umocis,
+    ),
+    (
         "attributes_survive_to_the_guest_and_back",
         attributes_survive_to_the_guest_and_back,
     ),
@@ -136,6 +140,75 @@ vmm run x.ami --rm -- sh -c 'for i in $(seq 100); do [ -s /run/said ] && break; 
             "layered in /srv/new",
         ],
     )
+}
+
+/// Directories in which an upper layer has entries in an order of their own.
+const ORDERS: usize = 150;
+
+/// What an upper layer may have in such a directory. The lower one has `dir/old`, `dir/sub/deep`, `other` and `link`, which leads to
+/// `dir`.
+const UPPER: [&str; 12] = [
+    "dir/",
+    "dir/old",
+    "dir/new",
+    "dir/sub/new",
+    "dir/.wh.old",
+    "dir/.wh.sub",
+    "dir/.wh..wh..opq",
+    "link/new",
+    "link/.wh.old",
+    "link/.wh..wh..opq",
+    ".wh.dir",
+    ".wh.other",
+];
+
+/// The names of an upper layer in the order of its entries: in each directory some of [`UPPER`], shuffled by a fixed sequence.
+fn upper_entries() -> String {
+    let mut state = 1_u64;
+    let mut random = |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let mut names = String::new();
+    for directory in 0..ORDERS {
+        let mut entries = UPPER.to_vec();
+        for _ in 0..2 + random(5) {
+            let entry = entries.swap_remove(random(entries.len()));
+            names += &format!("cases/{directory}/{entry}\n");
+        }
+    }
+    names
+}
+
+/// Whiteouts before and after the entries of their own layer, by way of a link and without.
+fn whiteouts_in_any_order_are_as_umocis(ground: &Ground) -> Result<()> {
+    let line = format!(
+        "cat >entries <<'END'\n{}END\nlast={}\n{}",
+        upper_entries(),
+        ORDERS - 1,
+        r#"
+for i in $(seq 0 $last); do mkdir -p lower/cases/$i/dir/sub; ln -s dir lower/cases/$i/link; done
+for i in lower/cases/*; do echo lower | tee $i/dir/old $i/dir/sub/deep >$i/other; done
+tar -cf lower.tar -C lower cases
+while read name; do mkdir -p upper/${name%/*}; done <entries
+while read name; do case $name in */) ;; *) echo upper >upper/$name;; esac; done <entries
+tar --no-recursion -cf upper.tar -C $PWD/upper -T entries
+umoci init --layout oci
+umoci new --image oci:x
+umoci raw add-layer --image oci:x lower.tar
+umoci raw add-layer --image oci:x upper.tar
+umoci unpack --image oci:x theirs
+tar -cf oci.tar -C oci .
+imgtool import oci.tar -o x.ami --kernel $hello >/dev/null
+imgtool extract x.ami /cases -o ours >/dev/null
+ls ours/cases | wc -l
+diff -r --no-dereference ours/cases theirs/rootfs/cases && echo the same files
+"#
+    );
+    let said = told(ground, &line)?;
+    expect(&said, &[&ORDERS.to_string(), "the same files"])
 }
 
 const ATTRIBUTES: &str = r#"name = "all"
