@@ -10,8 +10,11 @@ mod edit;
 mod files;
 mod helper;
 mod job;
+mod keystore;
 mod mounts;
+mod private_keys;
 mod sandbox;
+mod secrets;
 mod services;
 
 use std::path::PathBuf;
@@ -21,7 +24,9 @@ pub use cleanup::clean;
 pub use files::add_files;
 pub use helper::run_if_asked;
 pub use job::Task;
+pub use private_keys::{private_keys, warning as private_key_warning};
 pub use sandbox::{Error as SandboxError, run};
+pub use secrets::{made_by_packages, remove as remove_secrets};
 pub use services::{add_units, set_hostname};
 
 use crate::tree::TreeError;

@@ -101,9 +101,17 @@ pub fn build(recipe: &Recipe, options: &Options<'_>) -> Result<Root, Error> {
         (None, Variant::Extract) => extracted(recipe, &packages, options)?,
         (None, _) => stages::configured(recipe, &packages, options)?,
     };
+    let base = options.base.map(|base| &base.tree);
+    let made = configure::made_by_packages(&tree, base)?;
     overlay(&mut tree, recipe, epoch)?;
     if !recipe.run.is_empty() {
         tree = stages::run_steps(recipe, &tree, epoch, options)?;
+    }
+    for warning in configure::remove_secrets(&mut tree, &made, recipe, epoch)? {
+        options.progress.warn(&warning);
+    }
+    for found in configure::private_keys(&tree, recipe, base)? {
+        options.progress.warn(&configure::private_key_warning(&found));
     }
     let lock_text = section.text();
     let mut packages = section.packages;
