@@ -46,15 +46,15 @@ pub enum Error {
     },
     /// No guest-init was found.
     #[error(
-        "there is no guest-init for {architecture}: looked for {looked}\n  try: `cargo build --release -p guest-init --target {target}`, or name the file with --guest-init or KILN_GUEST_INIT"
+        "there is no guest-init for {architecture}: looked for {looked}\n  try: `cargo xtask cross {machine}` where Kiln was built, or name the file with --guest-init or KILN_GUEST_INIT"
     )]
     NoGuestInit {
         /// The image's architecture.
         architecture: ami::Architecture,
         /// The paths tried.
         looked: String,
-        /// The Rust target of a static build.
-        target: &'static str,
+        /// The kernel's name of the architecture.
+        machine: &'static str,
     },
     /// The guest-init file is not a program for the image's architecture.
     #[error("{} cannot be guest-init: {why}\n  try: build it static for {architecture}", path.display())]
