@@ -16,6 +16,7 @@ mod private_keys;
 mod sandbox;
 mod secrets;
 mod services;
+mod usable;
 
 use std::path::PathBuf;
 
@@ -28,6 +29,7 @@ pub use private_keys::{private_keys, warning as private_key_warning};
 pub use sandbox::{Error as SandboxError, run};
 pub use secrets::{made_by_packages, remove as remove_secrets};
 pub use services::{add_units, set_hostname};
+pub use usable::check_root;
 
 use crate::tree::TreeError;
 
@@ -71,6 +73,28 @@ pub enum Error {
         kind: &'static str,
         /// The name.
         name: String,
+    },
+    /// A number is another's.
+    #[error(
+        "users, {name}: uid {uid} is that of {owner} in the image\n  try: another uid, or none: the next free one from 1000"
+    )]
+    Taken {
+        /// The user.
+        name: String,
+        /// The number that was asked for.
+        uid: u32,
+        /// Whose it is, or the number that the user has.
+        owner: String,
+    },
+    /// The image would not do what the recipe says.
+    #[error("{key}: {why}\n  try: {advice}")]
+    Unusable {
+        /// The recipe's key.
+        key: String,
+        /// What is wrong.
+        why: String,
+        /// What would be right.
+        advice: &'static str,
     },
 }
 

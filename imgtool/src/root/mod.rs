@@ -107,6 +107,7 @@ pub fn build(recipe: &Recipe, options: &Options<'_>) -> Result<Root, Error> {
     if !recipe.run.is_empty() {
         tree = stages::run_steps(recipe, &tree, epoch, options)?;
     }
+    configure::check_root(&tree, recipe, options.arch)?;
     for warning in configure::remove_secrets(&mut tree, &made, recipe, epoch)? {
         options.progress.warn(&warning);
     }
