@@ -67,7 +67,9 @@ pub enum Error {
         architecture: ami::Architecture,
     },
     /// The tree cannot be an ext4.
-    #[error("{path} cannot be stored in ext4: {why}\n  try: leave the file out with `exclude`, or rename it")]
+    #[error(
+        "{path} cannot be stored in ext4: {why}\n  try: rename the file where it comes from, or leave it out"
+    )]
     Unstorable {
         /// The path in the image.
         path: String,
@@ -83,6 +85,16 @@ pub enum Error {
         size: u64,
         /// What did not fit.
         why: String,
+    },
+    /// The size is more than an image can have.
+    #[error(
+        "the root file system of {size} bytes is too large: an image holds at most {largest}\n  try: a smaller root-size, or `auto`; volumes besides the root may be larger"
+    )]
+    TooLarge {
+        /// The size that was asked for.
+        size: u64,
+        /// The largest.
+        largest: u64,
     },
     /// The ext4 writer failed.
     #[error("cannot write the root file system: {0}\n  try: `imgtool build` again; report it if it stays")]

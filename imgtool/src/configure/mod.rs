@@ -54,6 +54,14 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// A file on this machine cannot be in an image.
+    #[error("cannot put {path} into the image: {why}\n  try: rename it, or leave it out of the source")]
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
     /// A file of the image that is to be edited is not what it should be.
     #[error(
         "{path} in the image cannot be edited: {reason}\n  try: see which package brings it with `imgtool ls`"

@@ -241,3 +241,25 @@ fn the_host_has_one_name() {
         "127.0.0.1\tlocalhost\n127.0.1.1\tkiln\n"
     );
 }
+
+#[test]
+fn a_source_whose_names_no_image_can_have_is_named() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("site");
+    std::fs::create_dir(&source).unwrap();
+    let bad = std::ffi::OsStr::from_bytes(b"caf\xe9");
+    let mut recipe = recipe("files = [{ path = '/srv/site', source = 'site' }]");
+    recipe.directory = dir.path().into();
+    let refused = || add_files(&mut root(), &recipe, EPOCH).unwrap_err().to_string();
+    std::fs::write(source.join(bad), "x").unwrap();
+    let error = refused();
+    assert!(
+        error.contains("site/caf") && error.contains("its name is not UTF-8") && error.contains("try:"),
+        "{error}"
+    );
+    std::fs::remove_file(source.join(bad)).unwrap();
+    std::os::unix::fs::symlink(bad, source.join("link")).unwrap();
+    let error = refused();
+    assert!(error.contains("site/link") && error.contains("target"), "{error}");
+}
