@@ -108,6 +108,9 @@ pub enum Error {
     },
 }
 
+/// What is attempted in the directory of a new file.
+pub(crate) const CREATE: &str = "create a file in";
+
 /// The operating system's words, but for what people know by other words.
 fn reason(source: &io::Error) -> String {
     match source.kind() {
@@ -120,7 +123,11 @@ impl Error {
     /// What to try, as one sentence.
     pub fn hint(&self) -> &'static str {
         match self {
-            Error::Io { source, .. } => match source.kind() {
+            Error::Io { source, action, .. } => match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory if *action == CREATE => {
+                    "make that directory, or write to another one"
+                }
+                io::ErrorKind::IsADirectory => "name a file, not a directory",
                 io::ErrorKind::NotFound => "check the path, or build the image with `imgtool build`",
                 io::ErrorKind::PermissionDenied => "check the file's owner and mode",
                 io::ErrorKind::StorageFull => "free some space, or write to another disk",

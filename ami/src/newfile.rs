@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 
 use crate::Error;
+use crate::error::CREATE;
 
 /// A file being written beside its future place. Until [`NewFile::publish`] it has no name (where the file system
 /// knows `O_TMPFILE`), so that however the program ends, nothing half-written is left.
@@ -23,6 +24,11 @@ pub struct NewFile {
 impl NewFile {
     /// Start a file that will be `target`.
     pub fn create(target: &Path) -> Result<Self, Error> {
+        // A rename at the end would fail.
+        if target.is_dir() {
+            let error = std::io::ErrorKind::IsADirectory.into();
+            return Err(io_error("write", target, error));
+        }
         let dir = parent(target);
         let unnamed = OpenOptions::new()
             .read(true)
@@ -41,7 +47,7 @@ impl NewFile {
                 let (file, path) = tempfile::Builder::new()
                     .prefix(".kiln-")
                     .tempfile_in(dir)
-                    .map_err(|e| io_error("create a file in", dir, e))?
+                    .map_err(|e| io_error(CREATE, dir, e))?
                     .into_parts();
                 Ok(Self {
                     file,
@@ -49,7 +55,7 @@ impl NewFile {
                     target: target.into(),
                 })
             }
-            Err(e) => Err(io_error("create a file in", dir, e)),
+            Err(e) => Err(io_error(CREATE, dir, e)),
         }
     }
 
@@ -112,6 +118,22 @@ pub(crate) fn io_error(action: &'static str, path: &Path, source: io::Error) -> 
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn a_place_where_no_file_can_be_is_explained_before_anything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        for (target, words) in [
+            (
+                dir.path().join("gone/out"),
+                ["No such file", "make that directory"],
+            ),
+            (dir.path().to_owned(), ["is a directory", "name a file"]),
+        ] {
+            let error = NewFile::create(&target).unwrap_err();
+            let text = format!("{error}; {}", error.hint());
+            assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        }
+    }
 
     #[test]
     fn nothing_shows_until_it_is_published() {

@@ -1,4 +1,5 @@
-//! PID 1 of a Kiln guest and the agent beside it; and [`proto`], what the host and the agent say to each other.
+//! PID 1 of a Kiln guest and the agent beside it; [`proto`], what the host and the agent say to each other; and [`secrets`], what
+//! images do not hold and instances make.
 
 pub mod agent;
 pub mod archive;
@@ -7,4 +8,5 @@ pub mod config;
 #[allow(unsafe_code)]
 pub mod pid1;
 pub mod proto;
+pub mod secrets;
 pub mod users;

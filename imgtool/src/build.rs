@@ -96,6 +96,12 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
     let base = open_base(&mut recipe, arch)?;
     // Looked up first: it is the cheapest thing that can be missing.
     let guest_init = initramfs::find_guest_init(architecture, options.guest_init)?;
+    let path = match options.output {
+        Some(path) => path.to_path_buf(),
+        None => PathBuf::from(format!("{}.ami", recipe.name)),
+    };
+    // So is a place for the result: a file without a name is begun there, and goes at once.
+    drop(ami::NewFile::create(&path).map_err(compose::Error::Ami)?);
     let store = Store::of_user()?;
     let lock = crate::lock::path_for(options.recipe);
     let root = root::build(
@@ -120,10 +126,6 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
         kernel.release.as_deref().unwrap_or("own"),
         modules.len()
     ));
-    let path = match options.output {
-        Some(path) => path.to_path_buf(),
-        None => PathBuf::from(format!("{}.ami", recipe.name)),
-    };
     let document = sbom::document(&recipe.name, &root.packages, root.epoch);
     let image = compose::Image {
         tree: &root.tree,

@@ -23,6 +23,8 @@ pub trait Progress: Send + Sync {
     fn start(&self, what: &str, total: Option<u64>, unit: Unit) -> Box<dyn Step>;
     /// Something that a person should read and that is not an error.
     fn note(&self, text: &str);
+    /// Something that is probably not as a person wants it, with what to try. It does not stop the command.
+    fn warn(&self, text: &str);
 }
 
 /// A running step.
@@ -33,12 +35,14 @@ pub trait Step: Send + Sync {
     fn finish(&self, summary: &str);
 }
 
-/// Bars when standard error is a terminal, else quiet; `json` wins over both.
+/// Bars when standard error is a terminal, else warnings only, and nothing with `quiet`; `json` wins over all.
 pub fn choose(json: bool, quiet: bool) -> Box<dyn Progress> {
     if json {
         Box::new(Json::new(Box::new(std::io::stderr())))
-    } else if quiet || !std::io::stderr().is_terminal() {
+    } else if quiet {
         Box::new(Quiet)
+    } else if !std::io::stderr().is_terminal() {
+        Box::new(Warnings)
     } else {
         Box::new(Bars::default())
     }
@@ -54,6 +58,25 @@ impl Progress for Quiet {
     }
 
     fn note(&self, _text: &str) {}
+
+    fn warn(&self, _text: &str) {}
+}
+
+/// Says what is to be warned of, a line or more each.
+#[derive(Debug, Default)]
+pub struct Warnings;
+
+impl Progress for Warnings {
+    fn start(&self, _what: &str, _total: Option<u64>, _unit: Unit) -> Box<dyn Step> {
+        Box::new(Quiet)
+    }
+
+    fn note(&self, _text: &str) {}
+
+    fn warn(&self, text: &str) {
+        // Standard error that is closed is no reason to fail a build.
+        let _ = writeln!(std::io::stderr(), "warning: {text}");
+    }
 }
 
 impl Step for Quiet {
@@ -99,6 +122,10 @@ impl Progress for Bars {
         // A screen that cannot be written to is no reason to fail a build.
         let _ = self.screen.println(format!("  {text}"));
     }
+
+    fn warn(&self, text: &str) {
+        let _ = self.screen.println(format!("warning: {text}"));
+    }
 }
 
 struct Bar {
@@ -129,7 +156,7 @@ impl Drop for Bar {
 }
 
 /// One JSON object a line: `{"event":"start","step":1,"what":…,"total":…}`, then `progress` (at most ten a second),
-/// `finish` or `note`.
+/// `finish`, `note` or `warning`.
 pub struct Json {
     out: std::sync::Arc<Mutex<Box<dyn Write + Send>>>,
     next: AtomicU64,
@@ -173,6 +200,10 @@ impl Progress for Json {
 
     fn note(&self, text: &str) {
         emit(&self.out, &serde_json::json!({"event": "note", "text": text}));
+    }
+
+    fn warn(&self, text: &str) {
+        emit(&self.out, &serde_json::json!({"event": "warning", "text": text}));
     }
 }
 
@@ -232,6 +263,7 @@ mod tests {
         step.advance(10);
         step.finish("done");
         progress.note("hello");
+        progress.warn("beware");
         let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
         let events: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert_eq!(events[0]["event"], "start");
@@ -239,6 +271,10 @@ mod tests {
         assert_eq!(events[1]["event"], "finish");
         assert_eq!(events[1]["summary"], "done");
         assert_eq!(events[2]["text"], "hello");
+        assert_eq!(
+            (&events[3]["event"], &events[3]["text"]),
+            (&"warning".into(), &"beware".into())
+        );
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use super::secrets;
+
 /// Holds the id of the instance that the identity belongs to.
 const INSTANCE: &str = "var/lib/kiln/instance-id";
 
@@ -33,6 +35,7 @@ pub fn renew(root: &Path, instance: Option<&str>, hostname: Option<&str>) -> io:
         return Ok(false);
     }
     remove(root);
+    secrets::remove(root)?;
     let machine_id = random_hex()?;
     fs::create_dir_all(root.join("etc"))?;
     fs::write(root.join("etc/machine-id"), format!("{machine_id}\n"))?;

@@ -11,6 +11,7 @@ mod freeze;
 mod identity;
 mod port;
 mod scrub;
+mod secrets;
 mod stop;
 mod vsock;
 
@@ -28,6 +29,7 @@ use crate::users::User;
 
 pub use identity::renew;
 pub use scrub::{scrub, trim};
+pub use secrets::make as make_secrets;
 
 /// Connections at once. The host opens one for each command that runs.
 const CONNECTIONS_CAP: usize = 64;

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use super::identity;
+use super::{identity, secrets};
 
 /// Folders whose content goes.
 const EMPTIED: &[&str] = &[
@@ -41,6 +41,7 @@ const HISTORIES: &[&str] = &[
 /// When something that is there cannot be removed: the image would hold a secret.
 pub fn scrub(root: &Path) -> io::Result<()> {
     identity::remove(root);
+    secrets::remove(root)?;
     if root.join("etc").is_dir() {
         fs::write(root.join("etc/machine-id"), "")?;
     }
@@ -149,13 +150,20 @@ mod tests {
             "tmp/x/y",
             "var/tmp/z",
             "etc/ssh/ssh_host_ed25519_key",
+            "etc/ssl/private/ssl-cert-snakeoil.key",
             "var/lib/kiln/instance-id",
             "var/lib/cloud/instances/i-1/sem",
             "var/log/journal/0/system.journal",
             "root/.bash_history",
             "home/ann/.python_history",
         ];
-        let kept = ["etc/ssh/sshd_config", "home/ann/.ssh/authorized_keys", "srv/data"];
+        let kept = [
+            "etc/ssh/sshd_config",
+            "home/ann/.ssh/authorized_keys",
+            "srv/data",
+            "usr/sbin/make-ssl-cert",
+            "var/lib/mysql/ibdata1",
+        ];
         let emptied = ["etc/machine-id", "var/log/nginx/access.log"];
         for path in gone.iter().chain(&kept).chain(&emptied) {
             fs::create_dir_all(at(path).parent().unwrap()).unwrap();

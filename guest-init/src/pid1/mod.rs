@@ -165,6 +165,8 @@ fn renew_identity(machine: &CommandLine) {
             "guest-init: the machine's identity could not be renewed: {error}"
         ));
     }
+    // After the host name, which goes into certificates; again at the next boot after a power cut.
+    agent::make_secrets(root, &mounts::say);
 }
 
 fn name_machine(machine: &CommandLine, config: &Config) {

@@ -46,15 +46,15 @@ pub enum Error {
     },
     /// No guest-init was found.
     #[error(
-        "there is no guest-init for {architecture}: looked for {looked}\n  try: `cargo build --release -p guest-init --target {target}`, or name the file with --guest-init or KILN_GUEST_INIT"
+        "there is no guest-init for {architecture}: looked for {looked}\n  try: `cargo xtask cross {machine}` where Kiln was built, or name the file with --guest-init or KILN_GUEST_INIT"
     )]
     NoGuestInit {
         /// The image's architecture.
         architecture: ami::Architecture,
         /// The paths tried.
         looked: String,
-        /// The Rust target of a static build.
-        target: &'static str,
+        /// The kernel's name of the architecture.
+        machine: &'static str,
     },
     /// The guest-init file is not a program for the image's architecture.
     #[error("{} cannot be guest-init: {why}\n  try: build it static for {architecture}", path.display())]
@@ -67,7 +67,9 @@ pub enum Error {
         architecture: ami::Architecture,
     },
     /// The tree cannot be an ext4.
-    #[error("{path} cannot be stored in ext4: {why}\n  try: leave the file out with `exclude`, or rename it")]
+    #[error(
+        "{path} cannot be stored in ext4: {why}\n  try: rename the file where it comes from, or leave it out"
+    )]
     Unstorable {
         /// The path in the image.
         path: String,
@@ -83,6 +85,16 @@ pub enum Error {
         size: u64,
         /// What did not fit.
         why: String,
+    },
+    /// The size is more than an image can have.
+    #[error(
+        "the root file system of {size} bytes is too large: an image holds at most {largest}\n  try: a smaller root-size, or `auto`; volumes besides the root may be larger"
+    )]
+    TooLarge {
+        /// The size that was asked for.
+        size: u64,
+        /// The largest.
+        largest: u64,
     },
     /// The ext4 writer failed.
     #[error("cannot write the root file system: {0}\n  try: `imgtool build` again; report it if it stays")]

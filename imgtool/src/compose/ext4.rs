@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
+use ami::MAX_PART;
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Options, RegionSink, SparseSeg, SpecialKind};
 use uuid::Uuid;
 
@@ -47,6 +48,12 @@ pub struct Settings {
 
 /// Lay out a tree as an ext4.
 pub fn plan<'a>(tree: &'a Tree, settings: Settings) -> Result<impl FileSystem + 'a, Error> {
+    if let Some(size) = settings.size.filter(|size| *size > MAX_PART) {
+        return Err(Error::TooLarge {
+            size,
+            largest: MAX_PART,
+        });
+    }
     let files = find_holes(tree)?;
     let uuid = identity(tree);
     let mut size = match settings.size {

@@ -304,3 +304,13 @@ fn what_cannot_be_stored_is_named() {
         "{error}"
     );
 }
+
+#[test]
+fn a_size_that_no_image_has_is_too_large_and_not_too_small() {
+    let settings = Settings {
+        size: Some(20 << 40),
+        epoch: 0,
+    };
+    let error = plan(&Tree::new(), settings).map(drop).unwrap_err().to_string();
+    assert!(error.contains("too large") && error.contains("try:"), "{error}");
+}

@@ -43,7 +43,8 @@ pub fn pack(guest_init: &[u8], modules: &[Module], mut config: BootConfig) -> Re
     Ok(archive.finish())
 }
 
-/// Read the guest-init for an architecture: the file given, else `KILN_GUEST_INIT`, else one beside this program.
+/// Read the guest-init for an architecture: the file given, else `KILN_GUEST_INIT`, else one next to this program or in the directory
+/// of the architecture next to this program's.
 pub fn find_guest_init(architecture: Architecture, given: Option<&Path>) -> Result<Vec<u8>, Error> {
     let named = given
         .map(Path::to_path_buf)
@@ -54,14 +55,10 @@ pub fn find_guest_init(architecture: Architecture, given: Option<&Path>) -> Resu
     };
     let Some(path) = candidates.iter().find(|path| path.exists()) else {
         let looked: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
-        let target = match architecture {
-            Architecture::X86_64 => "x86_64-unknown-linux-musl",
-            Architecture::Arm64 => "aarch64-unknown-linux-musl",
-        };
         return Err(Error::NoGuestInit {
             architecture,
             looked: looked.join(", "),
-            target,
+            machine: architecture.machine(),
         });
     };
     let read = |source| Error::Read {
@@ -91,7 +88,11 @@ fn beside_us(architecture: Architecture) -> Vec<PathBuf> {
     if Architecture::host() == Some(architecture) {
         names.push("guest-init".into());
     }
-    names.into_iter().map(|name| directory.join(name)).collect()
+    let mut paths: Vec<_> = names.into_iter().map(|name| directory.join(name)).collect();
+    // `cargo xtask` puts the programs of each machine into a directory of its name.
+    let of_machine = |built: &Path| built.join(architecture.machine()).join("guest-init");
+    paths.extend(directory.parent().map(of_machine));
+    paths
 }
 
 /// A static program of the right machine: with nothing beside it in the initramfs, an interpreter cannot be found.
@@ -164,8 +165,13 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("/no/guest-init") && error.contains("aarch64-unknown-linux-musl"),
+            error.contains("/no/guest-init") && error.contains("cargo xtask cross aarch64"),
             "{error}"
+        );
+        let beside = beside_us(Architecture::Arm64);
+        assert!(
+            beside.iter().any(|path| path.ends_with("aarch64/guest-init")),
+            "{beside:?}"
         );
         let shell = Path::new("/bin/sh");
         if let Some(host) = Architecture::host()

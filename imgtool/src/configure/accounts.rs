@@ -2,6 +2,7 @@
 
 use super::Error;
 use super::edit::{make_parents, read_text, write_text};
+use super::secrets::OwnFiles;
 use crate::recipe::{Recipe, User};
 use crate::tree::{Meta, Tree};
 
@@ -28,7 +29,7 @@ pub fn add_users(tree: &mut Tree, recipe: &Recipe, epoch: i64) -> Result<(), Err
     for user in &recipe.users {
         let account = match find(tree, "etc/passwd", &user.name)? {
             Some(fields) => change(tree, user, fields, epoch)?,
-            None => create(tree, user, epoch)?,
+            None => create(tree, user, &default_shell(tree, recipe)?, epoch)?,
         };
         set_password(tree, user, epoch)?;
         user.groups
@@ -37,12 +38,9 @@ pub fn add_users(tree: &mut Tree, recipe: &Recipe, epoch: i64) -> Result<(), Err
         write_keys(tree, user, &account, epoch)?;
         if user.sudo {
             let text = format!("{} ALL=(ALL:ALL) NOPASSWD: ALL\n", user.name);
-            write_text(
-                tree,
-                &format!("etc/sudoers.d/{}", user.name),
-                text,
-                Meta::new(0o440, 0, 0, epoch),
-            )?;
+            // sudo does not read files with a dot in their name.
+            let path = format!("etc/sudoers.d/{}", user.name.replace('.', "%2e"));
+            write_text(tree, &path, text, Meta::new(0o440, 0, 0, epoch))?;
         }
     }
     Ok(())
@@ -54,9 +52,27 @@ struct Account {
     home: String,
 }
 
-fn create(tree: &mut Tree, user: &User, epoch: i64) -> Result<Account, Error> {
+/// What a new user gets: bash where the packages or the recipe bring it.
+fn default_shell(tree: &Tree, recipe: &Recipe) -> Result<String, Error> {
+    let own = OwnFiles::of(recipe);
+    let path = "/bin/bash";
+    let found = tree.find_followed(path.as_bytes()).map_err(Error::tree(path))?;
+    let there = found.is_some() || own.contain("bin/bash") || own.contain("usr/bin/bash");
+    Ok(if there { path } else { "/bin/sh" }.to_owned())
+}
+
+fn create(tree: &mut Tree, user: &User, shell: &str, epoch: i64) -> Result<Account, Error> {
     let uid = match user.uid {
-        Some(uid) => uid,
+        Some(uid) => match name_of(tree, "etc/passwd", uid)? {
+            None => uid,
+            Some(owner) => {
+                return Err(Error::Taken {
+                    name: user.name.clone(),
+                    uid,
+                    owner: format!("user `{owner}`"),
+                });
+            }
+        },
         None => free_id(tree)?,
     };
     let home = user
@@ -66,7 +82,12 @@ fn create(tree: &mut Tree, user: &User, epoch: i64) -> Result<Account, Error> {
     let gid = match find(tree, "etc/group", &user.name)? {
         Some(fields) => number(&fields, 2).unwrap_or(uid),
         None => {
-            append(tree, "etc/group", &format!("{}:x:{uid}:", user.name), epoch)?;
+            // A group of another name may have the number, as `users` has 100.
+            let gid = match name_of(tree, "etc/group", uid)? {
+                None => uid,
+                Some(_) => free_id(tree)?,
+            };
+            append(tree, "etc/group", &format!("{}:x:{gid}:", user.name), epoch)?;
             if tree
                 .find(b"etc/gshadow")
                 .map_err(Error::tree("etc/gshadow"))?
@@ -74,13 +95,11 @@ fn create(tree: &mut Tree, user: &User, epoch: i64) -> Result<Account, Error> {
             {
                 append(tree, "etc/gshadow", &format!("{}:!::", user.name), epoch)?;
             }
-            uid
+            gid
         }
     };
-    let line = format!(
-        "{}:x:{uid}:{gid}:{}:{home}:{}",
-        user.name, user.comment, user.shell
-    );
+    let shell = user.shell.as_deref().unwrap_or(shell);
+    let line = format!("{}:x:{uid}:{gid}:{}:{home}:{shell}", user.name, user.comment);
     append(tree, "etc/passwd", &line, epoch)?;
     make_home(tree, &home, uid, gid, epoch)?;
     Ok(Account { uid, gid, home })
@@ -89,13 +108,24 @@ fn create(tree: &mut Tree, user: &User, epoch: i64) -> Result<Account, Error> {
 /// A user that exists keeps its numbers; shell, comment and home are the recipe's where it gives them.
 fn change(tree: &mut Tree, user: &User, mut fields: Vec<String>, epoch: i64) -> Result<Account, Error> {
     fields.resize(7, String::new());
+    if let Some(uid) = user.uid
+        && fields[2] != uid.to_string()
+    {
+        return Err(Error::Unusable {
+            key: format!("users, {}", user.name),
+            why: format!("uid {uid}, and the user exists with {}", fields[2]),
+            advice: "leave uid out: packages' files have the number that it has",
+        });
+    }
     if !user.comment.is_empty() {
         fields[4].clone_from(&user.comment);
     }
     if let Some(home) = &user.home {
         fields[5].clone_from(home);
     }
-    fields[6].clone_from(&user.shell);
+    if let Some(shell) = &user.shell {
+        fields[6].clone_from(shell);
+    }
     let account = Account {
         uid: number(&fields, 2).unwrap_or(0),
         gid: number(&fields, 3).unwrap_or(0),
@@ -234,6 +264,14 @@ fn free_id(tree: &Tree) -> Result<u32, Error> {
         path: "etc/passwd".into(),
         reason: "no number is free".into(),
     })
+}
+
+/// Who has a number.
+fn name_of(tree: &Tree, path: &str, id: u32) -> Result<Option<String>, Error> {
+    let text = read_text(tree, path)?;
+    let lines = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let mut owners = lines.filter(|fields| fields.get(2).and_then(|text| text.parse().ok()) == Some(id));
+    Ok(owners.next().map(|fields| fields[0].to_owned()))
 }
 
 fn find(tree: &Tree, path: &str, name: &str) -> Result<Option<Vec<String>>, Error> {

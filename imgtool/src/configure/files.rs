@@ -146,12 +146,12 @@ fn copy(tree: &mut Tree, from: &Path, to: &[u8], mode: Option<u16>, meta: &Meta)
         Kind::Dir
     } else if metadata.is_symlink() {
         meta.mode = 0o777;
-        Kind::Symlink(
-            fs::read_link(from)
-                .map_err(unreadable)?
-                .into_os_string()
-                .into_vec(),
-        )
+        let target = fs::read_link(from).map_err(unreadable)?.into_os_string();
+        if target.to_str().is_none() {
+            let (path, why) = (from.to_owned(), "the target of the link is not UTF-8");
+            return Err(Error::Unfit { path, why });
+        }
+        Kind::Symlink(target.into_vec())
     } else if metadata.is_file() {
         fs::File::open(from).map_err(unreadable)?;
         let executable = metadata.permissions().mode() & 0o111 != 0;
@@ -175,6 +175,10 @@ fn copy(tree: &mut Tree, from: &Path, to: &[u8], mode: Option<u16>, meta: &Meta)
             .map_err(unreadable)?;
         names.sort();
         for name in names {
+            if name.to_str().is_none() {
+                let (path, why) = (from.join(&name), "its name is not UTF-8");
+                return Err(Error::Unfit { path, why });
+            }
             copy(
                 tree,
                 &from.join(&name),

@@ -10,9 +10,13 @@ mod edit;
 mod files;
 mod helper;
 mod job;
+mod keystore;
 mod mounts;
+mod private_keys;
 mod sandbox;
+mod secrets;
 mod services;
+mod usable;
 
 use std::path::PathBuf;
 
@@ -21,8 +25,11 @@ pub use cleanup::clean;
 pub use files::add_files;
 pub use helper::run_if_asked;
 pub use job::Task;
+pub use private_keys::{private_keys, warning as private_key_warning};
 pub use sandbox::{Error as SandboxError, run};
+pub use secrets::{made_by_packages, remove as remove_secrets};
 pub use services::{add_units, set_hostname};
+pub use usable::check_root;
 
 use crate::tree::TreeError;
 
@@ -57,6 +64,14 @@ pub enum Error {
         /// What would work.
         advice: &'static str,
     },
+    /// A file on this machine cannot be in an image.
+    #[error("cannot put {path} into the image: {why}\n  try: rename it, or leave it out of the source")]
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
     /// A file of the image that is to be edited is not what it should be.
     #[error(
         "{path} in the image cannot be edited: {reason}\n  try: see which package brings it with `imgtool ls`"
@@ -76,6 +91,28 @@ pub enum Error {
         kind: &'static str,
         /// The name.
         name: String,
+    },
+    /// A number is another's.
+    #[error(
+        "users, {name}: uid {uid} is that of {owner} in the image\n  try: another uid, or none: the next free one from 1000"
+    )]
+    Taken {
+        /// The user.
+        name: String,
+        /// The number that was asked for.
+        uid: u32,
+        /// Whose it is, or the number that the user has.
+        owner: String,
+    },
+    /// The image would not do what the recipe says.
+    #[error("{key}: {why}\n  try: {advice}")]
+    Unusable {
+        /// The recipe's key.
+        key: String,
+        /// What is wrong.
+        why: String,
+        /// What would be right.
+        advice: &'static str,
     },
 }
 

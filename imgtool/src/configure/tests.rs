@@ -54,6 +54,7 @@ fn what(tree: &Tree, path: &str) -> (char, u16, u32, u32) {
 #[test]
 fn a_user_has_a_number_a_home_keys_groups_and_no_password() {
     let mut tree = root();
+    edit::write_text(&mut tree, "bin/bash", String::new(), Meta::new(0o755, 0, 0, 1)).unwrap();
     let users = "users = [{ name = 'ada', comment = 'Ada', groups = ['adm'], sudo = true, ssh-keys = ['ssh-ed25519 A a@b'] }]";
     add_users(&mut tree, &recipe(users), EPOCH).unwrap();
     assert!(text(&tree, "etc/passwd").ends_with("ada:x:1001:1001:Ada:/home/ada:/bin/bash\n"));
@@ -89,6 +90,55 @@ fn a_user_that_exists_keeps_number_and_password() {
     assert!(text(&tree, "etc/shadow").contains("old:$6$hash:1:0:99999:7:::\n"));
     assert!(text(&tree, "etc/shadow").contains("root:$6$new:20000:0:99999:7:::\n"));
     assert_eq!(text(&tree, "etc/passwd").lines().count(), 2);
+}
+
+#[test]
+fn nobody_gets_the_number_of_another() {
+    for (users, words) in [
+        (
+            "users = [{ name = 'new', uid = 1000 }]",
+            "uid 1000 is that of user `old`",
+        ),
+        ("users = [{ name = 'old', uid = 7 }]", "exists with 1000"),
+        (
+            "users = [{ name = 'toor', uid = 0 }]",
+            "uid 0 is that of user `root`",
+        ),
+    ] {
+        let error = add_users(&mut root(), &recipe(users), EPOCH)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(words) && error.contains("try:"),
+            "{users}: {error}"
+        );
+    }
+    let mut tree = root();
+    add_users(
+        &mut tree,
+        &recipe("users = [{ name = 'new', uid = 42, sudo = true }, { name = 'a.b', sudo = true }]"),
+        EPOCH,
+    )
+    .unwrap();
+    assert!(
+        text(&tree, "etc/passwd").contains("\nnew:x:42:1001:"),
+        "42 is the number of group shadow"
+    );
+    assert_eq!(what(&tree, "etc/sudoers.d/a%2eb"), ('-', 0o440, 0, 0));
+}
+
+#[test]
+fn who_exists_keeps_the_shell_and_a_new_user_has_one_that_is_there() {
+    let mut tree = root();
+    let users = "users = [{ name = 'old', comment = 'Old' }, { name = 'root' }, { name = 'new' }]";
+    add_users(&mut tree, &recipe(users), EPOCH).unwrap();
+    let passwd = text(&tree, "etc/passwd");
+    assert!(
+        passwd.contains("old:x:1000:1000:Old:/home/old:/bin/sh\n"),
+        "{passwd}"
+    );
+    assert!(passwd.contains("root:x:0:0:root:/root:/bin/bash\n"), "{passwd}");
+    assert!(passwd.contains("/home/new:/bin/sh\n"), "{passwd}");
 }
 
 #[test]
@@ -345,4 +395,26 @@ fn the_host_has_one_name() {
         text(&tree, "etc/hosts"),
         "127.0.0.1\tlocalhost\n127.0.1.1\tkiln\n"
     );
+}
+
+#[test]
+fn a_source_whose_names_no_image_can_have_is_named() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("site");
+    std::fs::create_dir(&source).unwrap();
+    let bad = std::ffi::OsStr::from_bytes(b"caf\xe9");
+    let mut recipe = recipe("files = [{ path = '/srv/site', source = 'site' }]");
+    recipe.directory = dir.path().into();
+    let refused = || add_files(&mut root(), &recipe, EPOCH).unwrap_err().to_string();
+    std::fs::write(source.join(bad), "x").unwrap();
+    let error = refused();
+    assert!(
+        error.contains("site/caf") && error.contains("its name is not UTF-8") && error.contains("try:"),
+        "{error}"
+    );
+    std::fs::remove_file(source.join(bad)).unwrap();
+    std::os::unix::fs::symlink(bad, source.join("link")).unwrap();
+    let error = refused();
+    assert!(error.contains("site/link") && error.contains("target"), "{error}");
 }

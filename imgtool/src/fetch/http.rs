@@ -35,6 +35,14 @@ pub enum Error {
         /// 404 or 410.
         status: u16,
     },
+    /// A local mirror does not have it.
+    #[error(
+        "{url} does not exist\n  try: check the path of the local mirror and the suite; if the lock file names an old version, run `imgtool lock`"
+    )]
+    NoFile {
+        /// The address.
+        url: String,
+    },
     /// The server refuses.
     #[error(
         "{url} is refused by the server (HTTP {status})\n  try: another mirror, or see what the proxy in between says"
@@ -366,10 +374,7 @@ fn local_path(url: &str) -> Option<&str> {
 
 fn open_local(url: &str, path: &str) -> Result<File, Error> {
     File::open(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => Error::NotFound {
-            url: url.to_owned(),
-            status: 404,
-        },
+        io::ErrorKind::NotFound => Error::NoFile { url: url.to_owned() },
         _ => Error::Local {
             url: url.to_owned(),
             source,

@@ -29,11 +29,16 @@ pub struct Index {
     pub text: String,
 }
 
-/// Our last InRelease of a suite, so that the server can say "unchanged".
+/// Our last InRelease of a suite, so that the server can say "unchanged", and for runs without a network.
 #[derive(serde::Serialize, serde::Deserialize)]
-struct CachedRelease {
+pub(super) struct CachedRelease {
     validators: Validators,
-    text: String,
+    pub(super) text: String,
+}
+
+/// Where the store keeps the [`CachedRelease`] of an address.
+pub(super) fn release_name(url: &str) -> String {
+    format!("releases/{}.json", Sha256::of(url.as_bytes()))
 }
 
 /// Fetches the indexes of every repository for Debian architecture `arch`, in the order of `repositories`.
@@ -48,7 +53,7 @@ pub fn fetch_indexes(
     let mut indexes = Vec::new();
     for repository in repositories {
         let base = format!("{}/dists/{}", repository.url, repository.suite);
-        let release = fetch_release(client, store, repository, &base)?;
+        let (release, fresh) = fetch_release(client, store, repository, &base)?;
         for component in &repository.components {
             let files = release
                 .indexes(component, arch)
@@ -62,18 +67,24 @@ pub fn fetch_indexes(
                 indexes.push(Index { url, suite, text });
             }
         }
+        // Once its indexes are there: what the cache has of a suite is usable without a network.
+        if let Some(json) = fresh.and_then(|fresh| serde_json::to_vec(&fresh).ok()) {
+            // Losing it costs one transfer: a read-only cache is no error here.
+            let _ = store.write_named(&release_name(&format!("{base}/InRelease")), &json);
+        }
     }
     Ok(indexes)
 }
 
+/// The Release file of a suite, and what is to be kept of it if it was transferred.
 fn fetch_release(
     client: &Client,
     store: &Store,
     repository: &Repository,
     base: &str,
-) -> Result<Release, Error> {
+) -> Result<(Release, Option<CachedRelease>), Error> {
     let url = format!("{base}/InRelease");
-    let name = format!("releases/{}.json", Sha256::of(url.as_bytes()));
+    let name = release_name(&url);
     let keyring = keyring(repository)?;
     let at = repository.pinned.unwrap_or_else(SystemTime::now);
     // One that was damaged is as good as none: the server would say that it is unchanged.
@@ -94,17 +105,14 @@ fn fetch_release(
     })?;
     let release = Release::parse(&text, &repository.suite, at, repository.pinned.is_some())
         .map_err(|source| Error::Release { url, source })?;
-    if let (Some(validators), Ok(text)) = (fresh, String::from_utf8(message))
-        && validators != Validators::default()
-        && let Ok(json) = serde_json::to_vec(&CachedRelease { validators, text })
-    {
-        // Losing it costs one transfer: a read-only cache is no error here.
-        let _ = store.write_named(&name, &json);
-    }
-    Ok(release)
+    let text = String::from_utf8(message).ok();
+    let fresh = fresh
+        .zip(text)
+        .map(|(validators, text)| CachedRelease { validators, text });
+    Ok((release, fresh))
 }
 
-fn keyring(repository: &Repository) -> Result<Keyring, Error> {
+pub(super) fn keyring(repository: &Repository) -> Result<Keyring, Error> {
     let Some(path) = &repository.keyring else {
         let built_in = || "(built in)".into();
         return Keyring::debian().map_err(|source| Error::Keyring {
@@ -170,7 +178,7 @@ fn download(
         for (i, url) in urls.iter().enumerate() {
             match client.get_into(url, file.size, partial, on_bytes) {
                 // Not every mirror keeps the by-hash files that its Release file promises.
-                Err(HttpError::NotFound { .. }) if i + 1 < urls.len() => continue,
+                Err(HttpError::NotFound { .. } | HttpError::NoFile { .. }) if i + 1 < urls.len() => continue,
                 result => return result,
             }
         }
@@ -178,7 +186,7 @@ fn download(
     })
 }
 
-fn decompress(path: &str, data: &[u8]) -> std::io::Result<String> {
+pub(super) fn decompress(path: &str, data: &[u8]) -> std::io::Result<String> {
     let mut text = String::new();
     let reader: Box<dyn Read + '_> = match path.rsplit_once('.').map(|(_, form)| form) {
         Some("xz") => Box::new(bounds::xz(data)?),

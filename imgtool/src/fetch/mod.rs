@@ -9,6 +9,7 @@ mod connect;
 mod debs;
 mod http;
 mod index;
+mod offline;
 pub mod openpgp;
 mod proxy;
 pub mod release;
@@ -20,6 +21,7 @@ use std::time::SystemTime;
 pub use debs::{Download, fetch_debs};
 pub use http::{Client, Error as HttpError};
 pub use index::{Index, fetch_indexes};
+pub use offline::cached_indexes;
 pub use sources::repositories;
 
 use crate::store;
@@ -76,6 +78,14 @@ pub enum Error {
         url: String,
         /// Why not.
         reason: String,
+    },
+    /// The cache holds damage and cannot be written to.
+    #[error(
+        "{what} is damaged in the cache, and the cache cannot be written to\n  try: set XDG_CACHE_HOME to a writable directory"
+    )]
+    Damaged {
+        /// What is damaged.
+        what: String,
     },
     /// No network is allowed and the cache lacks something.
     #[error("{what} is not in the cache, and this run is offline\n  try: run once without --offline")]

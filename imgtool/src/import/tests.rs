@@ -209,3 +209,21 @@ fn rubbish_is_an_error() {
     assert!(import(&[7; 5000]).is_err());
     assert!(import(&docker(&[b"not a tar at all, but long enough"])).is_err());
 }
+
+/// GNU tar writes the time as a two's complement.
+#[test]
+fn a_file_may_be_older_than_1970() {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(0);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    let mtime = &mut header.as_old_mut().mtime;
+    mtime.fill(0xff);
+    mtime[4..].copy_from_slice(&(-1000i64).to_be_bytes());
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_data(&mut header, "old", &b""[..]).unwrap();
+    let imported = import(&builder.into_inner().unwrap()).unwrap();
+    let id = imported.tree.find(b"old").unwrap().unwrap();
+    assert_eq!(imported.tree.node(id).meta.mtime, -1000);
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{FileEntry, Recipe, Variant, expand_braces, nearest};
+use super::{Arch, Recipe, Variant, contents, nearest};
 use crate::fetch::clock::parse_timestamp;
 
 /// A recipe is read whole; one that is longer than this is something else.
@@ -46,8 +46,13 @@ pub enum Error {
     },
 }
 
+/// The least that any machine of `vmm` has, in bytes.
+const MIN_MEMORY: u64 = 32 << 20;
+/// x86 takes 2047 characters; what the image and the launcher say themselves comes before.
+const MAX_COMMAND_LINE: usize = 1900;
+
 /// A wrong value: key, what is wrong, what would be right.
-type Wrong = (String, String, &'static str);
+pub(super) type Wrong = (String, String, &'static str);
 
 pub(super) fn load(path: &Path) -> Result<Recipe, Error> {
     let read = |source| Error::Read {
@@ -95,6 +100,11 @@ fn unknown_key_advice(message: &str) -> Option<String> {
     })
 }
 
+/// Files have times from 1970 on.
+fn is_time(text: &str) -> bool {
+    parse_timestamp(text).is_some_and(|time| time >= std::time::UNIX_EPOCH)
+}
+
 fn check(recipe: &Recipe) -> Result<(), Wrong> {
     check_word("name", &recipe.name)?;
     if recipe.arch.is_empty() {
@@ -108,10 +118,10 @@ fn check(recipe: &Recipe) -> Result<(), Wrong> {
         ("created", &recipe.created),
         ("distribution.snapshot", &recipe.distribution.snapshot),
     ] {
-        if let Some(text) = time.as_deref().filter(|text| parse_timestamp(text).is_none()) {
+        if let Some(text) = time.as_deref().filter(|text| !is_time(text)) {
             return wrong(
                 key,
-                &format!("`{text}` is no time"),
+                &format!("`{text}` is no time of 1970 or later"),
                 "write \"2026-11-21T00:00:00Z\"",
             );
         }
@@ -149,105 +159,106 @@ fn check(recipe: &Recipe) -> Result<(), Wrong> {
             "name a package",
         );
     }
-    if recipe.cpus.is_some_and(|n| !(1..=255).contains(&n)) {
-        return wrong("cpus", "an image can ask for 1 to 255 processors", "cpus = 1");
+    if recipe.cpus.is_some_and(|n| !(1..=254).contains(&n)) {
+        return wrong("cpus", "an image can ask for 1 to 254 processors", "cpus = 1");
     }
-    check_names(recipe)?;
-    recipe.files.iter().try_for_each(check_file)
+    check_restrictions(recipe)?;
+    check_machine(recipe)?;
+    check_volumes(recipe)?;
+    contents::check(recipe)
 }
 
-fn check_names(recipe: &Recipe) -> Result<(), Wrong> {
-    let mut seen = BTreeSet::new();
-    let users = recipe.users.iter().map(|user| ("users", &user.name));
-    let services = recipe.services.iter().map(|service| ("services", &service.name));
-    for (key, name) in users.chain(services) {
-        check_word(key, name)?;
-        if !seen.insert((key, name)) {
-            return wrong(
-                key,
-                &format!("`{name}` is there twice"),
-                "give each a name of its own",
-            );
-        }
-    }
-    if let Some(service) = recipe
-        .services
-        .iter()
-        .find(|service| !service.command.first().is_some_and(|c| c.starts_with('/')))
-    {
-        let message = format!(
-            "the command of `{}` does not begin with an absolute path",
-            service.name
-        );
-        return wrong(
-            "services",
-            &message,
-            "command = [\"/usr/bin/program\", \"argument\"]",
-        );
-    }
-    // These become lines of passwd, unit files and authorized_keys.
-    let one_line = |text: &str| !text.contains(['\n', '\r', '\0']);
-    for user in &recipe.users {
-        let fields = [
-            Some(user.comment.as_str()),
-            user.home.as_deref(),
-            Some(&user.shell),
-            user.password_hash.as_deref(),
-        ];
-        let sound = |text: &str| one_line(text) && !text.contains(':');
-        if !fields.into_iter().flatten().all(sound) || !user.ssh_keys.iter().all(|key| one_line(key)) {
-            let message = format!("a value of `{}` contains a line end or a colon", user.name);
-            return wrong("users", &message, "one line, without colons outside of ssh-keys");
-        }
-    }
-    for service in &recipe.services {
-        let texts = service
-            .command
-            .iter()
-            .chain(service.environment.values())
-            .chain(service.environment.keys());
-        if !texts
-            .chain([&service.working_directory, &service.user])
-            .all(|text| one_line(text))
-        {
-            let message = format!("a value of `{}` contains a line end", service.name);
-            return wrong("services", &message, "one line each");
+/// An entry for an architecture that there is none of is for no image.
+fn check_restrictions(recipe: &Recipe) -> Result<(), Wrong> {
+    let known = Arch::all().into_iter().map(Arch::debian).collect::<Vec<_>>();
+    for (key, entries) in [("packages", &recipe.packages), ("modules", &recipe.modules)] {
+        for entry in entries {
+            let Some((_, restriction)) = entry.split_once('[') else {
+                continue;
+            };
+            let names = restriction.strip_suffix(']').unwrap_or(" ").split_whitespace();
+            let mut names = names.peekable();
+            if names.peek().is_none() || names.any(|name| !known.contains(&name)) {
+                return wrong(
+                    key,
+                    &format!("`{entry}` is for no architecture"),
+                    "`name [amd64]`, `name [arm64]`, or the name alone",
+                );
+            }
         }
     }
     Ok(())
 }
 
-fn check_file(file: &FileEntry) -> Result<(), Wrong> {
-    let key = || format!("files, {}", file.path);
-    let kinds = [
-        file.content.is_some(),
-        file.source.is_some(),
-        file.link.is_some(),
-        file.directory,
-    ];
-    if kinds.iter().filter(|set| **set).count() != 1 {
-        let advice = "exactly one of content, source, link and directory";
-        return Err((key(), "what it is made of is not clear".into(), advice));
+/// What an instance would refuse, or not boot with.
+fn check_machine(recipe: &Recipe) -> Result<(), Wrong> {
+    if let Some(memory) = recipe.memory.and_then(|size| size.0)
+        && (memory < MIN_MEMORY || !memory.is_multiple_of(1 << 20))
+    {
+        return wrong(
+            "memory",
+            &format!("no machine has {memory} bytes"),
+            "whole MiB, at least 32M: memory = \"256M\"",
+        );
     }
-    let sound = |path: &String| {
-        let mut parts = path.split('/');
-        parts.next() == Some("") && parts.all(|part| !matches!(part, "" | "." | "..")) && !path.contains('\0')
-    };
-    let Some(paths) = expand_braces(&file.path) else {
-        let advice = "several entries; one may stand for 1 MiB of paths";
-        return Err((key(), "it stands for too many paths".into(), advice));
-    };
-    match paths.iter().all(sound) {
-        true => Ok(()),
-        false => Err((
-            key(),
-            "the path is not absolute and plain".into(),
-            "a path such as \"/etc/motd\"",
-        )),
+    if recipe.root_size.0.is_some_and(|size| size > ami::MAX_PART) {
+        return wrong(
+            "root-size",
+            "an image holds a root of at most 1T",
+            "a smaller size, or \"auto\"; `block-devices` may be larger",
+        );
     }
+    let printable = |b: u8| b == b' ' || b.is_ascii_graphic();
+    if recipe.command_line.len() > MAX_COMMAND_LINE || !recipe.command_line.bytes().all(printable) {
+        return wrong(
+            "command-line",
+            "the kernel takes only printable ASCII, and not much of it",
+            "one line, at most 1900 characters",
+        );
+    }
+    let without_modules = recipe.kernel.build.is_some() || recipe.kernel.path.is_some();
+    if without_modules && !recipe.modules.is_empty() {
+        return wrong(
+            "modules",
+            "the kernel of kernel.build or kernel.path has no modules",
+            "kernel.package, or leave `modules` out",
+        );
+    }
+    Ok(())
 }
 
-fn check_word(key: &str, word: &str) -> Result<(), Wrong> {
+fn check_volumes(recipe: &Recipe) -> Result<(), Wrong> {
+    let mut seen = BTreeSet::from(["/dev/vda"]);
+    for device in &recipe.block_devices {
+        let key = format!("block-devices, {}", device.name);
+        let sound = |name: &str| !name.is_empty() && name.bytes().all(|c| c.is_ascii_alphanumeric());
+        if !device.name.strip_prefix("/dev/").is_some_and(sound) {
+            return Err((
+                key,
+                "it is not the name of a device".into(),
+                "name = \"/dev/sdb\"",
+            ));
+        }
+        if !seen.insert(&device.name) {
+            let message = "that device is there already".into();
+            return Err((key, message, "a name of its own; /dev/vda is the root"));
+        }
+        if device
+            .size
+            .0
+            .is_some_and(|size| size == 0 || !size.is_multiple_of(4096))
+        {
+            return Err((
+                key,
+                "no volume has that size".into(),
+                "a multiple of 4096 bytes: size = \"1G\"",
+            ));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check_word(key: &str, word: &str) -> Result<(), Wrong> {
     let sound = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
     match word.bytes().all(sound)
         && word.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
@@ -262,6 +273,6 @@ fn check_word(key: &str, word: &str) -> Result<(), Wrong> {
     }
 }
 
-fn wrong(key: &str, message: &str, advice: &'static str) -> Result<(), Wrong> {
+pub(super) fn wrong(key: &str, message: &str, advice: &'static str) -> Result<(), Wrong> {
     Err((key.to_owned(), message.to_owned(), advice))
 }

@@ -2,6 +2,7 @@
 
 mod braces;
 mod check;
+mod contents;
 mod spelling;
 mod values;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use braces::expand_braces;
 pub use check::Error;
+pub use contents::{EMPTY_AT_BOOT, is_below};
 pub use spelling::nearest;
 pub use values::{Arch, Mode, Port, Protocol, Size};
 
@@ -246,9 +248,9 @@ pub struct User {
     /// The home directory; unset, `/home/NAME`.
     #[serde(default)]
     pub home: Option<String>,
-    /// The login shell.
-    #[serde(default = "default_shell")]
-    pub shell: String,
+    /// The login shell. Unset, a new user has `/bin/bash`, or `/bin/sh` in an image without it; one that exists keeps its own.
+    #[serde(default)]
+    pub shell: Option<String>,
     /// A crypt(5) hash, as `openssl passwd -6` makes. Unset, no password lets the user in.
     #[serde(default)]
     pub password_hash: Option<String>,
@@ -376,10 +378,6 @@ impl Recipe {
 
 fn default_components() -> Vec<String> {
     vec!["main".into()]
-}
-
-fn default_shell() -> String {
-    "/bin/bash".into()
 }
 
 fn root() -> String {

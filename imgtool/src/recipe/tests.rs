@@ -83,6 +83,29 @@ fn values_are_checked() {
             "services",
         ),
         ("name = 'x'\nports = ['http']", "port"),
+        ("name = 'x'\nhostname = 'bad host_name!'", "hostname"),
+        ("name = 'x'\ncreated = '1969-12-31T00:00:00Z'", "1970"),
+        ("name = 'x'\npackages = ['strace [x86_64]']", "architecture"),
+        ("name = 'x'\nmodules = ['tun [!arm64]']", "architecture"),
+        (
+            "name = 'x'\nmodules = ['tun']\nkernel = { build = 'microvm' }",
+            "modules",
+        ),
+        ("name = 'x'\nmemory = '8M'", "memory"),
+        ("name = 'x'\nroot-size = '20T'", "at most 1T"),
+        ("name = 'x'\ncommand-line = \"a\\nb\"", "command-line"),
+        (
+            "name = 'x'\n[[block-devices]]\nname = '/dev/vda'\nsize = '1G'",
+            "root",
+        ),
+        (
+            "name = 'x'\n[[block-devices]]\nname = 'sdb'\nsize = '1G'",
+            "block-devices",
+        ),
+        (
+            "name = 'x'\n[[block-devices]]\nname = '/dev/sdb'\nsize = 0",
+            "size",
+        ),
     ] {
         let message = refused(text);
         assert!(

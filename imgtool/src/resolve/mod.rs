@@ -31,6 +31,18 @@ pub enum Error {
         /// A similar name that exists, as a sentence.
         nearest: String,
     },
+    /// A package is asked for by another architecture than the image's.
+    #[error(
+        "package {relation} is of another architecture than the image, and an image has one\n  try: {name} without `:{architecture}`"
+    )]
+    Foreign {
+        /// As the recipe has it.
+        relation: String,
+        /// Its name.
+        name: String,
+        /// Its architecture.
+        architecture: String,
+    },
     /// The wanted packages contradict each other.
     #[error(
         "these packages cannot be installed together:\n    {0}\n  try: change the packages that the recipe asks for or leaves out"
@@ -149,6 +161,19 @@ fn check_exists(universe: &Universe<'_>, group: &[relation::Relation<'_>]) -> Re
         return Ok(());
     }
     let name = group[0].name.to_owned();
+    if let Some(architecture) = group[0].qualifier {
+        let native = relation::Relation {
+            qualifier: None,
+            ..group[0].clone()
+        };
+        if known(&native) {
+            return Err(Error::Foreign {
+                relation: group[0].to_string(),
+                name,
+                architecture: architecture.to_owned(),
+            });
+        }
+    }
     let nearest = crate::recipe::nearest(&name, universe.names())
         .map(|near| format!("; there is {near}"))
         .unwrap_or_default();

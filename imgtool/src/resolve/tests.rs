@@ -215,3 +215,15 @@ fn a_kernel_comes_without_what_installs_it() {
     let names: Vec<_> = found.iter().map(|id| universe.get(*id).name).collect();
     assert_eq!(names, ["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"]);
 }
+
+#[test]
+fn a_package_of_another_architecture_is_said_to_be_one() {
+    let packages = [("libc6", "2", "")];
+    refused(
+        &packages,
+        &["libc6:i386"],
+        &["libc6:i386 is of another architecture", "without `:i386`"],
+    );
+    assert_eq!(chosen(&packages, &["libc6:amd64"]), "libc6 2");
+    refused(&packages, &["libd7:i386"], &["no repository"]);
+}

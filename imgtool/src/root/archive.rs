@@ -73,7 +73,11 @@ fn header(node: &Node) -> io::Result<Header> {
     header.set_mode(u32::from(*mode));
     header.set_uid(u64::from(*uid));
     header.set_gid(u64::from(*gid));
-    header.set_mtime(u64::try_from(*mtime).unwrap_or(0));
+    header.set_mtime(mtime.cast_unsigned());
+    if *mtime < 0 {
+        // The sign goes on in the bytes above those of the number.
+        header.as_old_mut().mtime[..4].fill(0xff);
+    }
     header.set_size(0);
     let kind = match &node.kind {
         Kind::File(content) => {
@@ -183,6 +187,8 @@ mod tests {
         let mut meta = Meta::new(0o4755, 3, 4, 9);
         meta.xattrs
             .insert(b"security.capability".to_vec(), vec![0, 1, 2, 10, 255]);
+        tree.insert(b"old", Kind::Fifo, Meta::new(0o600, 0, 0, -1000))
+            .unwrap();
         let id = tree
             .insert(&long, Kind::File(Content::bytes(vec![7; 100_000])), meta)
             .unwrap();

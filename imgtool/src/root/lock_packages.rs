@@ -2,10 +2,10 @@
 
 use super::{Error, Options};
 use crate::base::INSTALLED;
-use crate::fetch::{self, Client};
+use crate::fetch::{self, Client, Index};
 use crate::lock::{self, Lock, Package, Section};
 use crate::microvm;
-use crate::progress::Unit;
+use crate::progress::{Step, Unit};
 use crate::recipe::{Recipe, Variant};
 use crate::resolve::{self, Id, Universe, Wanted};
 use crate::store::Sha256;
@@ -45,23 +45,10 @@ pub fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Sectio
             packages: Vec::new(),
         });
     }
-    if options.offline {
-        return Err(fetch::Error::Offline {
-            what: "the package index".into(),
-        }
-        .into());
-    }
     let arch = options.arch.debian();
     let repositories = fetch::repositories(recipe);
     let step = options.progress.start("package index", None, Unit::Bytes);
-    let advance = |n| step.advance(n);
-    let mut indexes = fetch::fetch_indexes(
-        &Client::new().map_err(fetch::Error::from)?,
-        options.store,
-        &repositories,
-        arch,
-        &advance,
-    )?;
+    let mut indexes = indexes(&repositories, arch, options, &*step)?;
     step.finish(&format!(
         "{} suites of {}",
         repositories.len(),
@@ -110,19 +97,28 @@ pub fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Sectio
     })
 }
 
+/// The package indexes: the servers' or, offline, the cache's.
+fn indexes(
+    repositories: &[fetch::Repository],
+    arch: &str,
+    options: &Options<'_>,
+    step: &dyn Step,
+) -> Result<Vec<Index>, fetch::Error> {
+    match options.offline {
+        true => fetch::cached_indexes(options.store, repositories, arch),
+        false => {
+            let advance = |n| step.advance(n);
+            fetch::fetch_indexes(&Client::new()?, options.store, repositories, arch, &advance)
+        }
+    }
+}
+
 /// The packages that a kernel is built of and with.
 fn build_packages(repositories: &[fetch::Repository], options: &Options<'_>) -> Result<Vec<Package>, Error> {
     let builder = microvm::builder();
     let arch = builder.debian();
     let step = options.progress.start("compiler", None, Unit::Bytes);
-    let advance = |n| step.advance(n);
-    let indexes = fetch::fetch_indexes(
-        &Client::new().map_err(fetch::Error::from)?,
-        options.store,
-        repositories,
-        arch,
-        &advance,
-    )?;
+    let indexes = indexes(repositories, arch, options, &*step)?;
     let universe = Universe::new(&indexes, arch).map_err(resolve::Error::Index)?;
     let wanted = Wanted {
         variant: Variant::Essential,

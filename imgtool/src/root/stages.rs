@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::cached::{Place, cached};
-use super::{Error, Options, archive, sources};
+use super::{Error, Options, archive, renew_damaged, sources};
 use crate::base::Base;
 use crate::configure::{self, Task};
 use crate::fetch::clock::parse_timestamp;
@@ -72,6 +72,7 @@ pub fn upon(
         &recipe.created,
     );
     let tree = cached(options.store, &key, |place| {
+        renew_damaged(packages, options)?;
         let input = write_input(&base.tree, place)?;
         let filters = (&recipe.exclude[..], &recipe.include[..]);
         let task = install(Some(input), packages, filters, created(recipe), "", options);
@@ -99,6 +100,7 @@ fn installed(
         sources,
     );
     cached(options.store, &key, |place| {
+        renew_damaged(packages, options)?;
         let epoch = created.and_then(seconds);
         let task = install(None, packages, filters, epoch, sources, options);
         place.run(options.arch, task, options)
@@ -192,6 +194,7 @@ pub fn kernel(packages: &[Package], options: &Options<'_>) -> Result<Tree, Error
         options.store,
         &(VERSION, "kernel", options.arch, content(packages)),
         |place| {
+            renew_damaged(packages, options)?;
             let step = options
                 .progress
                 .start("unpack kernel", Some(packages.len() as u64), Unit::Items);

@@ -189,11 +189,8 @@ fn parse(header: &tar::Header, long: LongNames, offset: u64) -> Result<Entry, Da
         mode: (header.mode().map_err(Damage::Read)? & 0o7777) as u16,
         uid: id(header.uid())?,
         gid: id(header.gid())?,
-        mtime: header
-            .mtime()
-            .map_err(Damage::Read)?
-            .try_into()
-            .map_err(|_| damaged())?,
+        // GNU's form for times before 1970: a two's complement.
+        mtime: header.mtime().map_err(Damage::Read)?.cast_signed(),
         xattrs: long.xattrs,
         offset,
         path,
