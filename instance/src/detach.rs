@@ -4,6 +4,7 @@
 //! standard output. The lock passes with its descriptor, so there is no moment at which nobody owns the instance; the
 //! pipe carries one line, which says that the guest runs or why it does not.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
