@@ -2,6 +2,7 @@
 
 use super::documents::{InstanceDocuments, Tree, look_up};
 use super::token::{TTL_MAX, Tokens};
+use crate::net::clock::Clock;
 
 /// Bytes of a request's head. EC2's clients send a few hundred.
 const HEAD_CAP: usize = 8 * 1024;
@@ -97,11 +98,11 @@ impl Reply {
 }
 
 impl Service {
-    /// Serves `documents`.
-    pub fn new(documents: InstanceDocuments) -> Service {
+    /// Serves `documents`, with tokens that live on `clock`.
+    pub fn new(documents: InstanceDocuments, clock: Clock) -> Service {
         Service {
             tree: documents.into_tree(),
-            tokens: Tokens::new(),
+            tokens: Tokens::new(clock),
         }
     }
 
@@ -260,7 +261,7 @@ mod tests {
     use crate::net::metadata::PublicKey;
 
     fn service() -> Service {
-        Service::new(InstanceDocuments {
+        let documents = InstanceDocuments {
             ami_id: "ami-0123456789abcdef0".to_owned(),
             instance_id: "i-0123456789abcdef0".to_owned(),
             instance_type: "kiln.1x512".to_owned(),
@@ -282,7 +283,8 @@ mod tests {
             .into(),
             user_data: Some(b"#!/bin/sh\n\xff".to_vec()),
             ..InstanceDocuments::default()
-        })
+        };
+        Service::new(documents, Clock::monotonic())
     }
 
     /// Status and body.

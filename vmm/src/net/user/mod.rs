@@ -11,9 +11,12 @@
 //! so the guest sees refusals as refusals. UDP is translated datagram by datagram ([`udp`]). Nothing reaches
 //! the host's loopback addresses from the guest. Nothing reaches the guest but through a forwarded port.
 
+#[allow(unsafe_code)]
+mod connect;
 mod dhcp;
 mod ethernet;
 mod poller;
+mod splice;
 mod tcp;
 mod udp;
 
@@ -24,6 +27,7 @@ use std::sync::OnceLock;
 
 use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket, UdpPacket};
 
+use super::clock::Clock;
 use super::stack::Stack;
 use super::{Addresses, Backend, Error, arp};
 use crate::sandbox::{self, Kind};
@@ -143,6 +147,11 @@ impl Frames {
 impl UserNetwork {
     /// Sets the network up and opens the forwarded ports.
     pub fn new(spec: &Spec) -> Result<UserNetwork, Error> {
+        UserNetwork::with_clock(spec, Clock::monotonic())
+    }
+
+    /// The same, with time-outs on `clock`.
+    pub fn with_clock(spec: &Spec, clock: Clock) -> Result<UserNetwork, Error> {
         let Spec {
             mac,
             addresses,
@@ -156,8 +165,8 @@ impl UserNetwork {
             host_loopback: *host_loopback,
         };
         let poller = Poller::new()?;
-        let mut tcp = tcp::Connections::new(routes);
-        let mut udp = udp::Translations::new(routes);
+        let mut tcp = tcp::Connections::new(routes, clock.clone());
+        let mut udp = udp::Translations::new(routes, clock.clone());
         for forward in forwards {
             match forward.protocol {
                 Protocol::Tcp => tcp.listen(forward, &poller)?,
@@ -167,7 +176,7 @@ impl UserNetwork {
         Ok(UserNetwork {
             addresses: *addresses,
             framing: Framing { guest: *mac },
-            stack: Stack::new(addresses.gateway, addresses.prefix, MTU, true),
+            stack: Stack::new(addresses.gateway, addresses.prefix, MTU, true, clock),
             tcp,
             udp,
             poller,
@@ -334,11 +343,12 @@ impl Backend for UserNetwork {
                 break;
             }
         }
+        let unanswered = self.tcp.expire(&mut self.stack);
         let framing = &self.framing;
         self.udp.receive(framing, &mut self.frames);
         let expiry = self.udp.expire();
         let busy = self.tcp.is_busy().then_some(0);
-        [self.stack.next_timer(), expiry, busy]
+        [self.stack.next_timer(), unanswered, expiry, busy]
             .into_iter()
             .flatten()
             .min()
@@ -351,5 +361,7 @@ impl Backend for UserNetwork {
 
 #[cfg(test)]
 mod hostile_tests;
+#[cfg(test)]
+mod silence_tests;
 #[cfg(test)]
 mod tests;

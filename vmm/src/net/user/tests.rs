@@ -12,16 +12,16 @@ use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{EthernetAddress, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, Ipv4Repr};
 
 use super::*;
-use crate::net::testing::Nic;
+use crate::net::testing::{Leaps, Nic};
 
 pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 pub(super) struct Guest {
     pub(super) network: UserNetwork,
-    nic: Nic,
+    pub(super) nic: Nic,
     interface: Interface,
-    sockets: SocketSet<'static>,
-    start: Instant,
+    pub(super) sockets: SocketSet<'static>,
+    pub(super) time: Leaps,
 }
 
 impl Guest {
@@ -45,18 +45,19 @@ impl Guest {
             .routes_mut()
             .add_default_ipv4_route(addresses.gateway)
             .unwrap();
-        let network = UserNetwork::new(&spec).unwrap();
+        let time = Leaps::new();
+        let network = UserNetwork::with_clock(&spec, time.clock()).unwrap();
         Guest {
             network,
             nic,
             interface,
             sockets: SocketSet::new(Vec::new()),
-            start: Instant::now(),
+            time,
         }
     }
 
-    fn exchange(&mut self) {
-        let now = StackInstant::from_micros(self.start.elapsed().as_micros() as i64);
+    pub(super) fn exchange(&mut self) {
+        let now = self.time.instant();
         self.interface.poll(now, &mut self.nic, &mut self.sockets);
         while let Some(frame) = self.nic.from_guest.pop_front() {
             self.network.transmit(&frame);
@@ -69,7 +70,7 @@ impl Guest {
         self.interface.poll(now, &mut self.nic, &mut self.sockets);
     }
 
-    fn until<R>(&mut self, mut done: impl FnMut(&mut Guest) -> Option<R>) -> R {
+    pub(super) fn until<R>(&mut self, mut done: impl FnMut(&mut Guest) -> Option<R>) -> R {
         let limit = Instant::now() + Duration::from_secs(20);
         loop {
             self.exchange();
@@ -81,7 +82,7 @@ impl Guest {
         }
     }
 
-    fn connect(&mut self, to: (Ipv4Addr, u16), from: u16) -> SocketHandle {
+    pub(super) fn connect(&mut self, to: (Ipv4Addr, u16), from: u16) -> SocketHandle {
         let handle = self.sockets.add(socket());
         let socket = self.sockets.get_mut::<tcp::Socket>(handle);
         socket
@@ -90,12 +91,12 @@ impl Guest {
         handle
     }
 
-    fn tcp(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
+    pub(super) fn tcp(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(handle)
     }
 
     /// The next frame for the guest, as it is.
-    fn frame(&mut self) -> Vec<u8> {
+    pub(super) fn frame(&mut self) -> Vec<u8> {
         let limit = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(frame) = self.raw(&[]) {
@@ -117,7 +118,7 @@ impl Guest {
     }
 }
 
-fn socket() -> tcp::Socket<'static> {
+pub(super) fn socket() -> tcp::Socket<'static> {
     let buffer = || tcp::SocketBuffer::new(vec![0; 200_000]);
     tcp::Socket::new(buffer(), buffer())
 }
@@ -307,7 +308,7 @@ pub(super) fn udp_frame(from: u16, to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u
     frame
 }
 
-fn udp_payload(frame: &[u8]) -> (Ipv4Addr, u16, Vec<u8>) {
+pub(super) fn udp_payload(frame: &[u8]) -> (Ipv4Addr, u16, Vec<u8>) {
     let packet = Ipv4Packet::new_checked(&frame[ETHERNET_HEADER..]).unwrap();
     assert!(packet.verify_checksum());
     let datagram = UdpPacket::new_checked(packet.payload()).unwrap();

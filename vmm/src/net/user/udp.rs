@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr};
@@ -11,12 +11,14 @@ use super::ethernet::{EtherType, Framing};
 use super::poller::{Kind, Poller};
 use super::{Forward, Frames, Routes};
 use crate::net::Error;
+use crate::net::clock::{Clock, millis};
 
 /// Translations at once. When full, the one idle for longest goes.
 const TRANSLATIONS_CAP: usize = 256;
 
-/// An idle translation is forgotten after this long (RFC 4787 asks for two minutes at least).
-const IDLE: Duration = Duration::from_secs(120);
+/// An idle translation is forgotten after this long (RFC 4787, REQ-5: five minutes or more are recommended). More would cost
+/// nothing but descriptors; when they are all used, the one idle for longest goes anyway.
+const IDLE: Duration = Duration::from_secs(300);
 
 /// Datagrams taken from one socket per poll.
 const BATCH: usize = 32;
@@ -36,23 +38,24 @@ struct Translation {
     peer: Endpoint,
     socket: UdpSocket,
     ready: bool,
-    used: Instant,
+    used: Duration,
 }
 
 struct Listener {
     socket: UdpSocket,
     forward: Forward,
     ready: bool,
-    /// Gateway port that stands for each outside peer, most recent last.
+    /// Gateway port that stands for each outside peer, most recently used last.
     peers: Vec<(u16, SocketAddr)>,
 }
 
-/// Outside peers remembered for each forwarded port. The oldest goes first.
+/// Outside peers remembered for each forwarded port. When full, the one idle for longest goes.
 const PEERS_CAP: usize = 64;
 
 /// All translations of one network.
 pub struct Translations {
     routes: Routes,
+    clock: Clock,
     translations: BTreeMap<u32, Translation>,
     listeners: Vec<Listener>,
     next_id: u32,
@@ -63,9 +66,10 @@ pub struct Translations {
 
 impl Translations {
     /// None yet.
-    pub fn new(routes: Routes) -> Translations {
+    pub fn new(routes: Routes, clock: Clock) -> Translations {
         Translations {
             routes,
+            clock,
             translations: BTreeMap::new(),
             listeners: Vec::new(),
             next_id: 0,
@@ -108,18 +112,19 @@ impl Translations {
         let Some(target) = self.routes.target(to) else {
             return;
         };
+        let now = self.clock.now();
         let known = self
             .translations
             .values_mut()
             .find(|known| known.guest_port == from && known.peer == to);
         match known {
             Some(known) => {
-                known.used = Instant::now();
+                known.used = now;
                 // A full socket buffer loses the datagram, as a network may.
                 let _ = known.socket.send(payload);
             }
             None => {
-                if let Ok(translation) = translate(from, to, target) {
+                if let Ok(translation) = translate(from, to, target, now) {
                     let _ = translation.socket.send(payload);
                     self.insert(translation, poller);
                 }
@@ -144,15 +149,19 @@ impl Translations {
     }
 
     /// Whether the datagram answers an outside peer of a forwarded port; then it is on its way.
-    fn reply_to_peer(&self, from: u16, port: u16, payload: &[u8]) -> bool {
-        let answered = self
-            .listeners
-            .iter()
-            .filter(|listener| listener.forward.guest == from)
-            .find_map(|listener| {
-                let (_, peer) = listener.peers.iter().find(|(known, _)| *known == port)?;
-                listener.socket.send_to(payload, peer).ok()
-            });
+    fn reply_to_peer(&mut self, from: u16, port: u16, payload: &[u8]) -> bool {
+        let mut listeners = self.listeners.iter_mut();
+        let answered = listeners.find_map(|listener| {
+            let same = listener.forward.guest == from;
+            let at = listener
+                .peers
+                .iter()
+                .position(|(known, _)| same && *known == port)?;
+            let (_, peer) = used(&mut listener.peers, at);
+            // A full socket buffer loses the datagram, as a network may.
+            let _ = listener.socket.send_to(payload, peer);
+            Some(())
+        });
         answered.is_some()
     }
 
@@ -177,6 +186,7 @@ impl Translations {
 
     /// Turns what the sockets have into frames for the guest.
     pub(super) fn receive(&mut self, framing: &Framing, frames: &mut Frames) {
+        let now = self.clock.now();
         let Translations {
             routes,
             translations,
@@ -197,19 +207,21 @@ impl Translations {
                     translation.ready = false;
                     break;
                 };
-                translation.used = Instant::now();
+                translation.used = now;
                 let to = (addresses.guest, translation.guest_port);
                 frames.push(datagram_frame(framing, translation.peer, to, &buffer[..length]));
             }
         }
-        for listener in listeners.iter_mut().filter(|listener| listener.ready) {
-            listener.ready = false;
+        for at in 0..listeners.len() {
+            if !std::mem::take(&mut listeners[at].ready) {
+                continue;
+            }
             for _ in 0..BATCH {
-                let Ok((length, peer)) = listener.socket.recv_from(buffer) else {
+                let Ok((length, peer)) = listeners[at].socket.recv_from(buffer) else {
                     break;
                 };
-                let from = (addresses.gateway, peer_port(&mut listener.peers, peer, next_port));
-                let to = (addresses.guest, listener.forward.guest);
+                let from = (addresses.gateway, peer_port(listeners, at, peer, next_port));
+                let to = (addresses.guest, listeners[at].forward.guest);
                 frames.push(datagram_frame(framing, from, to, &buffer[..length]));
             }
         }
@@ -217,40 +229,66 @@ impl Translations {
 
     /// Forgets what is idle and returns milliseconds until the next is.
     pub fn expire(&mut self) -> Option<u64> {
+        let now = self.clock.now();
         self.translations
-            .retain(|_, translation| translation.used.elapsed() < IDLE);
+            .retain(|_, translation| now.saturating_sub(translation.used) < IDLE);
         let busy = self.translations.values().any(|translation| translation.ready);
         let oldest = self
             .translations
             .values()
             .map(|translation| translation.used)
             .min()?;
-        let left = IDLE.saturating_sub(oldest.elapsed()).as_millis();
-        Some(if busy {
-            0
-        } else {
-            u64::try_from(left).unwrap_or(u64::MAX) + 1
-        })
+        let left = IDLE.saturating_sub(now.saturating_sub(oldest));
+        Some(if busy { 0 } else { millis(left) })
     }
 }
 
 /// First of the gateway's ports that stand for outside peers of forwarded ports.
 const FIRST_PEER_PORT: u16 = 49_152;
 
-fn peer_port(peers: &mut Vec<(u16, SocketAddr)>, peer: SocketAddr, next: &mut u16) -> u16 {
-    if let Some((port, _)) = peers.iter().find(|(_, known)| *known == peer) {
-        return *port;
+/// The gateway's port that stands for `peer` at the listener with index `at`.
+fn peer_port(listeners: &mut [Listener], at: usize, peer: SocketAddr, next: &mut u16) -> u16 {
+    let peers = &mut listeners[at].peers;
+    if let Some(known) = peers.iter().position(|(_, known)| *known == peer) {
+        return used(peers, known).0;
     }
     if peers.len() >= PEERS_CAP {
         peers.remove(0);
     }
-    let port = *next;
-    *next = next.checked_add(1).unwrap_or(FIRST_PEER_PORT);
-    peers.push((port, peer));
+    // A peer of long ago keeps its port, which is looked up together with the guest's.
+    let guest = listeners[at].forward.guest;
+    let taken = |port: u16| {
+        let same = listeners
+            .iter()
+            .filter(|listener| listener.forward.guest == guest);
+        same.flat_map(|listener| &listener.peers)
+            .any(|(known, _)| *known == port)
+    };
+    let mut port = *next;
+    for _ in FIRST_PEER_PORT..u16::MAX {
+        if !taken(port) {
+            break;
+        }
+        port = port.checked_add(1).unwrap_or(FIRST_PEER_PORT);
+    }
+    *next = port.checked_add(1).unwrap_or(FIRST_PEER_PORT);
+    listeners[at].peers.push((port, peer));
     port
 }
 
-fn translate(guest_port: u16, peer: Endpoint, target: SocketAddr) -> std::io::Result<Translation> {
+/// Moves a peer to the end, where the most recently used ones are.
+fn used(peers: &mut Vec<(u16, SocketAddr)>, at: usize) -> (u16, SocketAddr) {
+    let peer = peers.remove(at);
+    peers.push(peer);
+    peer
+}
+
+fn translate(
+    guest_port: u16,
+    peer: Endpoint,
+    target: SocketAddr,
+    now: Duration,
+) -> std::io::Result<Translation> {
     let any: SocketAddr = match target {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -263,7 +301,7 @@ fn translate(guest_port: u16, peer: Endpoint, target: SocketAddr) -> std::io::Re
         peer,
         socket,
         ready: false,
-        used: Instant::now(),
+        used: now,
     })
 }
 
