@@ -291,6 +291,7 @@ fn documents(
         public_keys: record.config.ssh_keys.iter().enumerate().map(key).collect(),
         block_device_mapping: block_devices(record),
         reservation_id: record.reservation.to_string(),
+        launched: record.launched,
         architecture: manifest.architecture.to_string(),
         tags: tags(record),
         user_data: user_data(directory)?,
