@@ -158,7 +158,7 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
                 mac,
                 addresses,
                 forwards: as_before(ports, before),
-                resolver: Resolver::Host,
+                resolver: Resolver::host(),
                 host_loopback: record.config.network == Network::UserLoopback,
             };
             let network = UserNetwork::new(&spec)

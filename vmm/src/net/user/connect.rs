@@ -1,11 +1,17 @@
 //! Connecting without waiting, which the standard library does not offer.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+/// Begins to connect to the first of `targets` with which that is possible, and takes those before it and it out.
+pub fn start_first(targets: &mut VecDeque<SocketAddr>) -> Option<TcpStream> {
+    std::iter::from_fn(|| targets.pop_front()).find_map(|target| start(target).ok())
+}
+
 /// Begins to connect to `target`.
-pub fn start(target: SocketAddr) -> io::Result<TcpStream> {
+fn start(target: SocketAddr) -> io::Result<TcpStream> {
     let family = if target.is_ipv4() {
         libc::AF_INET
     } else {

@@ -1,13 +1,17 @@
 //! One TCP connection: bytes between the guest's end, in our stack, and a socket of the host.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, State};
 
 use super::connect;
+
+/// How long the guest may take to answer: a connection into it, or the answer to its own.
+pub const GUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A connection's life, as far as the host's end is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,12 +41,26 @@ impl Handshake {
     }
 }
 
+/// A connection that is about to open.
+pub struct Opening {
+    /// The host's end.
+    pub host: TcpStream,
+    /// Other hosts that could answer instead.
+    pub left: VecDeque<SocketAddr>,
+    /// Whether the host's end has been answered.
+    pub phase: Phase,
+    /// Until both have.
+    pub handshake: Handshake,
+}
+
 /// A connection with both its ends.
 pub struct Connection {
     /// The guest's end.
     pub socket: SocketHandle,
     /// The host's end.
     pub host: TcpStream,
+    /// Other hosts that could answer instead.
+    pub left: VecDeque<SocketAddr>,
     /// How far it is.
     pub phase: Phase,
     /// Until both ends have answered.
@@ -62,20 +80,40 @@ pub struct Step {
     pub moved: bool,
     /// Nothing is left of it.
     pub finished: bool,
+    /// The host cannot be reached.
+    pub failed: Option<io::Error>,
 }
 
 impl Connection {
-    /// A connection that is about to open.
-    pub fn new(socket: SocketHandle, host: TcpStream, phase: Phase, handshake: Handshake) -> Connection {
+    /// Opens a connection.
+    pub fn new(socket: SocketHandle, opening: Opening) -> Connection {
         Connection {
             socket,
-            host,
-            phase,
-            handshake: Some(handshake),
+            host: opening.host,
+            left: opening.left,
+            phase: opening.phase,
+            handshake: Some(opening.handshake),
             readable: false,
             writable: false,
             host_ended: false,
             guest_ended: false,
+        }
+    }
+
+    /// Goes on with another host, which has not answered yet.
+    pub fn restart(&mut self, host: TcpStream, handshake: Handshake) {
+        self.host = host;
+        self.handshake = Some(handshake);
+        self.readable = false;
+        self.writable = false;
+    }
+
+    /// Tells the guest that the host cannot be reached. Silence is passed on as silence.
+    pub fn fail(&mut self, error: &io::Error, socket: &mut Socket<'static>, step: &mut Step) {
+        if error.kind() == ErrorKind::TimedOut {
+            step.finished = true;
+        } else {
+            self.abort(socket, step);
         }
     }
 
@@ -117,18 +155,17 @@ impl Connection {
             }
             Phase::Connecting if self.writable => match connect::finish(&self.host) {
                 Ok(()) => {
-                    // The guest's answer has its own time.
-                    if let Some(handshake) = &mut self.handshake {
-                        handshake.since = now;
-                    }
+                    self.left.clear();
+                    self.handshake = Some(Handshake {
+                        since: now,
+                        limit: GUEST_TIMEOUT,
+                    });
                     connect::prepare(&self.host);
                     socket.pause_synack(false);
                     self.phase = Phase::Open;
                     step.moved = true;
                 }
-                // Silence is passed on as silence.
-                Err(error) if error.kind() == ErrorKind::TimedOut => step.finished = true,
-                Err(_) => self.abort(socket, &mut step),
+                Err(error) => step.failed = Some(error),
             },
             Phase::Connecting => {}
             Phase::Aborted => step.finished = true,

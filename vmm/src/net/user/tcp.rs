@@ -1,18 +1,18 @@
 //! TCP: the guest's connections, each spliced to a socket of the host.
 
-use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
 use smoltcp::wire::IpAddress;
 
 use super::poller::{Kind, Poller};
-use super::splice::{Connection, Handshake, Phase};
-use super::{Forward, Protocol, Routes, connect};
-use crate::net::Error;
+use super::splice::{Connection, GUEST_TIMEOUT, Handshake, Opening, Phase};
+use super::{Forward, Protocol, connect};
 use crate::net::clock::{Clock, millis};
 use crate::net::stack::Stack;
+use crate::net::{Addresses, Error};
 
 /// Buffer for each direction of a connection: four segments of the largest size, and a megabit for each millisecond of delay.
 /// Pages are touched only as they fill.
@@ -25,16 +25,16 @@ const CONNECTIONS_CAP: usize = 512;
 /// Connections taken from one listening socket per poll, so that a flood there does not hold the worker.
 const ACCEPT_BATCH: usize = 16;
 
-/// How long the guest may take to answer a forwarded connection.
-const FORWARD_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// How long a host may take to answer the guest. Linux sends its sixth SYN after 31 s and the last one after 63 s; a destination
 /// that is still silent then is dead, and the guest's next SYN asks it again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long one of several hosts may take that answer for the same address, before the next one is tried.
+const TURN: Duration = Duration::from_secs(2);
+
 /// All connections of one network.
 pub struct Connections {
-    routes: Routes,
+    addresses: Addresses,
     clock: Clock,
     listeners: Vec<(TcpListener, Forward)>,
     connections: BTreeMap<u32, Connection>,
@@ -46,9 +46,9 @@ pub struct Connections {
 
 impl Connections {
     /// None yet.
-    pub fn new(routes: Routes, clock: Clock) -> Connections {
+    pub fn new(addresses: Addresses, clock: Clock) -> Connections {
         Connections {
-            routes,
+            addresses,
             clock,
             listeners: Vec::new(),
             connections: BTreeMap::new(),
@@ -81,22 +81,37 @@ impl Connections {
             .filter(|forward| forward.protocol == Protocol::Tcp)
     }
 
-    /// The guest has sent a SYN: connects from the host first. Without a socket that listens, the stack refuses the SYN.
-    pub fn open(&mut self, from: u16, to: (Ipv4Addr, u16), stack: &mut Stack, poller: &Poller) {
-        if self.is_known(from, to, stack) {
+    /// The guest has sent a SYN: connects from the host first, to the first of `targets` that answers. Without a socket that
+    /// listens, the stack refuses the SYN.
+    pub fn open(
+        &mut self,
+        from: u16,
+        to: (Ipv4Addr, u16),
+        targets: Vec<SocketAddr>,
+        stack: &mut Stack,
+        poller: &Poller,
+    ) {
+        if targets.is_empty() || self.is_known(from, to, stack) || !self.make_room(stack) {
             return;
         }
-        let Some(target) = self.routes.target(to) else {
+        let mut left = VecDeque::from(targets);
+        let Some(host) = connect::start_first(&mut left) else {
             return;
         };
-        if !self.make_room(stack) {
-            return;
-        }
-        let Ok(host) = connect::start(target) else { return };
         let mut socket = new_socket();
         socket.pause_synack(true);
         if socket.listen((IpAddress::Ipv4(to.0), to.1)).is_ok() {
-            self.insert(socket, host, Phase::Connecting, CONNECT_TIMEOUT, stack, poller);
+            let handshake = Handshake {
+                since: self.clock.now(),
+                limit: limit(&left),
+            };
+            let opening = Opening {
+                host,
+                left,
+                phase: Phase::Connecting,
+                handshake,
+            };
+            self.insert(socket, opening, stack, poller);
         }
     }
 
@@ -139,7 +154,7 @@ impl Connections {
             let Some((listener, forward)) = self.listeners.get(index as usize) else {
                 return;
             };
-            let guest = (IpAddress::Ipv4(self.routes.addresses.guest), forward.guest);
+            let guest = (IpAddress::Ipv4(self.addresses.guest), forward.guest);
             let Ok((host, _)) = listener.accept() else { return };
             if host.set_nonblocking(true).is_err() || !self.make_room(stack) {
                 // Dropping the stream closes it: the peer sees that nobody has time.
@@ -147,10 +162,20 @@ impl Connections {
             }
             connect::prepare(&host);
             let mut socket = new_socket();
-            let gateway = IpAddress::Ipv4(self.routes.addresses.gateway);
+            let gateway = IpAddress::Ipv4(self.addresses.gateway);
             let local = (gateway, self.ephemeral_port(stack));
+            let handshake = Handshake {
+                since: self.clock.now(),
+                limit: GUEST_TIMEOUT,
+            };
+            let opening = Opening {
+                host,
+                left: VecDeque::new(),
+                phase: Phase::Open,
+                handshake,
+            };
             if socket.connect(stack.interface.context(), guest, local).is_ok() {
-                self.insert(socket, host, Phase::Open, FORWARD_TIMEOUT, stack, poller);
+                self.insert(socket, opening, stack, poller);
             }
         }
     }
@@ -171,27 +196,17 @@ impl Connections {
         }
     }
 
-    fn insert(
-        &mut self,
-        socket: Socket<'static>,
-        host: TcpStream,
-        phase: Phase,
-        limit: Duration,
-        stack: &mut Stack,
-        poller: &Poller,
-    ) {
+    fn insert(&mut self, socket: Socket<'static>, opening: Opening, stack: &mut Stack, poller: &Poller) {
         while self.connections.contains_key(&self.next_id) {
             self.next_id = self.next_id.wrapping_add(1);
         }
         let id = self.next_id;
         self.next_id = id.wrapping_add(1);
-        if poller.add(&host, Kind::Tcp, id).is_err() {
+        if poller.add(&opening.host, Kind::Tcp, id).is_err() {
             return;
         }
         let socket = stack.sockets.add(socket);
-        let since = self.clock.now();
-        let connection = Connection::new(socket, host, phase, Handshake { since, limit });
-        self.connections.insert(id, connection);
+        self.connections.insert(id, Connection::new(socket, opening));
     }
 
     /// Notes what the host's end of a connection is ready for.
@@ -224,10 +239,11 @@ impl Connections {
 
     /// Gives up what has not been answered in its time, and returns milliseconds until the next time is over. What the guest has
     /// sent must have been looked at before: after a pause, its answer may have waited for longer than its time.
-    pub fn expire(&mut self, stack: &mut Stack) -> Option<u64> {
+    pub fn expire(&mut self, stack: &mut Stack, poller: &Poller) -> Option<u64> {
         let now = self.clock.now();
-        self.connections.retain(|_, connection| {
-            let late = connection.is_late(stack.sockets.get::<Socket>(connection.socket), now);
+        self.connections.retain(|&id, connection| {
+            let late = connection.is_late(stack.sockets.get::<Socket>(connection.socket), now)
+                && !try_next(connection, id, now, poller);
             if late {
                 connection.give_up();
                 stack.sockets.remove(connection.socket);
@@ -240,11 +256,16 @@ impl Connections {
     }
 
     /// Moves bytes both ways wherever there are bytes and room. Returns whether any moved.
-    pub fn splice(&mut self, stack: &mut Stack) -> bool {
+    pub fn splice(&mut self, stack: &mut Stack, poller: &Poller) -> bool {
         let (mut moved, now) = (false, self.clock.now());
-        self.connections.retain(|_, connection| {
+        self.connections.retain(|&id, connection| {
             let socket = stack.sockets.get_mut::<Socket>(connection.socket);
-            let step = connection.step(socket, now);
+            let mut step = connection.step(socket, now);
+            if let Some(error) = step.failed.take()
+                && !try_next(connection, id, now, poller)
+            {
+                connection.fail(&error, socket, &mut step);
+            }
             moved |= step.moved;
             if step.finished {
                 stack.sockets.remove(connection.socket);
@@ -254,6 +275,25 @@ impl Connections {
         self.busy = moved;
         moved
     }
+}
+
+/// How long a host may take when these are left that could answer for it.
+fn limit(left: &VecDeque<SocketAddr>) -> Duration {
+    if left.is_empty() { CONNECT_TIMEOUT } else { TURN }
+}
+
+/// Connects to the next of the hosts that could answer, if there is one.
+fn try_next(connection: &mut Connection, id: u32, now: Duration, poller: &Poller) -> bool {
+    while connection.phase == Phase::Connecting
+        && let Some(host) = connect::start_first(&mut connection.left)
+    {
+        if poller.add(&host, Kind::Tcp, id).is_ok() {
+            let limit = limit(&connection.left);
+            connection.restart(host, Handshake { since: now, limit });
+            return true;
+        }
+    }
+    false
 }
 
 /// First of the ports that forwarded connections come from (RFC 6335).

@@ -26,12 +26,16 @@ pub(super) struct Guest {
 
 impl Guest {
     pub(super) fn new(forwards: Vec<Forward>, resolver: Option<SocketAddr>) -> Guest {
+        Guest::with_resolver(forwards, Resolver::At(resolver.into_iter().collect()))
+    }
+
+    pub(super) fn with_resolver(forwards: Vec<Forward>, resolver: Resolver) -> Guest {
         let addresses = Addresses::default();
         let spec = Spec {
             mac: MAC,
             addresses,
             forwards,
-            resolver: Resolver::At(resolver),
+            resolver,
             host_loopback: true,
         };
         let mut nic = Nic::new(usize::from(MTU) + ETHERNET_HEADER);
@@ -257,7 +261,7 @@ fn a_port_in_use_is_named() {
         mac: MAC,
         addresses,
         forwards,
-        resolver: Resolver::At(None),
+        resolver: Resolver::At(Vec::new()),
         host_loopback: false,
     };
     let error = UserNetwork::new(&spec)
@@ -274,7 +278,6 @@ fn a_port_in_use_is_named() {
 fn the_guest_gets_the_hosts_loopback_only_when_asked_for() {
     let routes = |host_loopback| Routes {
         addresses: Addresses::default(),
-        resolver: Resolver::At(None),
         host_loopback,
     };
     let address = |text: &str| (text.parse().unwrap(), 80);
@@ -293,11 +296,11 @@ fn the_guest_gets_the_hosts_loopback_only_when_asked_for() {
     assert_eq!(routes(false).target(address("10.0.2.2")), None);
     assert_eq!(
         routes(true).target(address("10.0.2.2")),
-        Some("127.0.0.1:80".parse().unwrap())
+        Some(Target::Host("127.0.0.1:80".parse().unwrap()))
     );
     assert_eq!(
         routes(false).target(address("192.0.2.1")),
-        Some("192.0.2.1:80".parse().unwrap())
+        Some(Target::Host("192.0.2.1:80".parse().unwrap()))
     );
     assert_eq!(routes(false).target(("192.0.2.1".parse().unwrap(), 0)), None);
 }
@@ -475,15 +478,6 @@ fn dhcp_offers_the_address_the_mtu_and_the_resolver() {
         .find(|option| option.kind == 26)
         .map(|option| option.data.to_vec());
     assert_eq!(mtu, Some(MTU.to_be_bytes().to_vec()));
-}
-
-#[test]
-fn resolv_conf_is_read() {
-    let text = "# comment\nsearch example\nnameserver 192.0.2.1\n nameserver ::1 \nnameserver nonsense\n";
-    assert_eq!(
-        parse_resolvers(text),
-        ["192.0.2.1:53".parse().unwrap(), "[::1]:53".parse().unwrap()]
-    );
 }
 
 proptest::proptest! {

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr};
 
-use super::ethernet::{EtherType, Framing};
+use super::ethernet::{ETHERNET_HEADER, EtherType, Framing};
 use super::poller::{Kind, Poller};
-use super::{Forward, Frames, Routes};
-use crate::net::Error;
+use super::{Forward, Frames, MTU, fragments};
 use crate::net::clock::{Clock, millis};
+use crate::net::{Addresses, Error};
 
 /// Translations at once. When full, the one idle for longest goes.
 const TRANSLATIONS_CAP: usize = 256;
@@ -24,7 +25,7 @@ const IDLE: Duration = Duration::from_secs(300);
 const BATCH: usize = 32;
 
 /// The largest UDP payload over IPv4.
-const DATAGRAM_CAP: usize = 65_507;
+pub const DATAGRAM_CAP: usize = 65_507;
 
 /// Headers in front of a payload.
 const HEADERS: usize = 28;
@@ -54,7 +55,7 @@ const PEERS_CAP: usize = 64;
 
 /// All translations of one network.
 pub struct Translations {
-    routes: Routes,
+    addresses: Addresses,
     clock: Clock,
     translations: BTreeMap<u32, Translation>,
     listeners: Vec<Listener>,
@@ -66,9 +67,9 @@ pub struct Translations {
 
 impl Translations {
     /// None yet.
-    pub fn new(routes: Routes, clock: Clock) -> Translations {
+    pub fn new(addresses: Addresses, clock: Clock) -> Translations {
         Translations {
-            routes,
+            addresses,
             clock,
             translations: BTreeMap::new(),
             listeners: Vec::new(),
@@ -104,14 +105,8 @@ impl Translations {
         self.listeners.iter().map(|listener| listener.forward)
     }
 
-    /// Sends a datagram of the guest on its way.
-    pub fn send(&mut self, from: u16, to: Endpoint, payload: &[u8], poller: &Poller) {
-        if to.0 == self.routes.addresses.gateway && self.reply_to_peer(from, to.1, payload) {
-            return;
-        }
-        let Some(target) = self.routes.target(to) else {
-            return;
-        };
+    /// Sends a datagram that the guest has sent to `to` to `target`, which that stands for.
+    pub fn send(&mut self, from: u16, to: Endpoint, target: SocketAddr, payload: &[u8], poller: &Poller) {
         let now = self.clock.now();
         let known = self
             .translations
@@ -149,7 +144,7 @@ impl Translations {
     }
 
     /// Whether the datagram answers an outside peer of a forwarded port; then it is on its way.
-    fn reply_to_peer(&mut self, from: u16, port: u16, payload: &[u8]) -> bool {
+    pub fn reply_to_peer(&mut self, from: u16, port: u16, payload: &[u8]) -> bool {
         let mut listeners = self.listeners.iter_mut();
         let answered = listeners.find_map(|listener| {
             let same = listener.forward.guest == from;
@@ -188,14 +183,13 @@ impl Translations {
     pub(super) fn receive(&mut self, framing: &Framing, frames: &mut Frames) {
         let now = self.clock.now();
         let Translations {
-            routes,
+            addresses,
             translations,
             listeners,
             next_port,
             buffer,
             ..
         } = self;
-        let addresses = routes.addresses;
         if translations.is_empty() && listeners.is_empty() {
             return;
         }
@@ -209,7 +203,7 @@ impl Translations {
                 };
                 translation.used = now;
                 let to = (addresses.guest, translation.guest_port);
-                frames.push(datagram_frame(framing, translation.peer, to, &buffer[..length]));
+                push_datagram(frames, framing, translation.peer, to, &buffer[..length]);
             }
         }
         for at in 0..listeners.len() {
@@ -222,7 +216,7 @@ impl Translations {
                 };
                 let from = (addresses.gateway, peer_port(listeners, at, peer, next_port));
                 let to = (addresses.guest, listeners[at].forward.guest);
-                frames.push(datagram_frame(framing, from, to, &buffer[..length]));
+                push_datagram(frames, framing, from, to, &buffer[..length]);
             }
         }
     }
@@ -305,14 +299,29 @@ fn translate(
     })
 }
 
-fn datagram_frame(framing: &Framing, from: Endpoint, to: Endpoint, payload: &[u8]) -> Vec<u8> {
+/// Queues a datagram for the guest, in pieces if it is larger than the MTU.
+pub(super) fn push_datagram(
+    frames: &mut Frames,
+    framing: &Framing,
+    from: Endpoint,
+    to: Endpoint,
+    payload: &[u8],
+) {
     let mut frame = framing.frame(EtherType::Ipv4, 0);
     frame.reserve(HEADERS + payload.len());
     append_datagram(&mut frame, from, to, payload);
-    frame
+    let (header, packet) = frame.split_at(ETHERNET_HEADER);
+    if packet.len() <= usize::from(MTU) {
+        frames.push(frame);
+        return;
+    }
+    for piece in fragments::cut(packet, usize::from(MTU)) {
+        frames.push([header, &piece].concat());
+    }
 }
 
-/// Appends an IPv4 packet with one datagram to `frame`.
+/// Appends an IPv4 packet with one datagram to `frame`. It may be cut: what the guest forwards to a container or a tunnel may have to
+/// be, and then needs a number of its own (RFC 6864).
 pub fn append_datagram(frame: &mut Vec<u8>, from: Endpoint, to: Endpoint, payload: &[u8]) {
     let udp = UdpRepr {
         src_port: from.1,
@@ -330,7 +339,12 @@ pub fn append_datagram(frame: &mut Vec<u8>, from: Endpoint, to: Endpoint, payloa
     frame.resize(start + ip.buffer_len() + udp_len, 0);
     let checksums = ChecksumCapabilities::default();
     let packet = &mut frame[start..];
-    ip.emit(&mut Ipv4Packet::new_unchecked(&mut *packet), &checksums);
+    let mut header = Ipv4Packet::new_unchecked(&mut *packet);
+    ip.emit(&mut header, &checksums);
+    static IDENT: AtomicU16 = AtomicU16::new(1);
+    header.set_ident(IDENT.fetch_add(1, Ordering::Relaxed));
+    header.set_dont_frag(false);
+    header.fill_checksum();
     let mut datagram = UdpPacket::new_unchecked(&mut packet[ip.buffer_len()..]);
     let fill = |room: &mut [u8]| room.copy_from_slice(payload);
     udp.emit(
