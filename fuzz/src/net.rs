@@ -58,7 +58,7 @@ impl Guest {
             mac: MAC,
             addresses: Addresses::default(),
             forwards: Vec::new(),
-            resolver: Resolver::At(Some(([127, 0, 0, 1], sink().2).into())),
+            resolver: Resolver::At(vec![([127, 0, 0, 1], sink().2).into()]),
             host_loopback: true,
         };
         let network = UserNetwork::new(&spec).expect("the host has a descriptor left");

@@ -82,6 +82,10 @@ fn add_network(plan: &mut Plan, network: &Network) {
             plan.tcp = true;
             plan.network = true;
             plan.files.push((RESOLVERS.into(), Right::Read));
+            let target = fs::canonicalize(RESOLVERS).ok();
+            let directory = target.as_deref().and_then(resolver_directory);
+            plan.files
+                .extend(directory.map(|path| (path.to_owned(), Right::Read)));
         }
         Network::Tap(_) => {
             plan.network = true;
@@ -89,6 +93,15 @@ fn add_network(plan: &mut Plan, network: &Network) {
             plan.capabilities.push(Capability::NetAdmin);
         }
     }
+}
+
+/// The directory that a program keeps for the file which names the host's resolvers, if that is a link there (systemd-resolved,
+/// NetworkManager): the program replaces the file, and the right to read one file ends with it. A file that lies in /etc is read as
+/// long as it is changed and not replaced: what else is in /etc is nothing to this process.
+fn resolver_directory(target: &Path) -> Option<&Path> {
+    let directory = target.parent()?;
+    let kept = directory.strip_prefix("/run").ok()?;
+    kept.file_name().map(|_| directory)
 }
 
 #[cfg(test)]
@@ -156,5 +169,22 @@ mod tests {
             [Capability::NetAdmin, Capability::NetBindService]
         );
         assert!(!plan.tcp && plan.network);
+    }
+
+    #[test]
+    fn a_replaced_list_of_resolvers_can_be_read_where_it_has_a_directory_of_its_own() {
+        let directory = |target: &'static str| resolver_directory(Path::new(target));
+        for (target, expected) in [
+            (
+                "/run/systemd/resolve/stub-resolv.conf",
+                Some("/run/systemd/resolve"),
+            ),
+            ("/run/NetworkManager/resolv.conf", Some("/run/NetworkManager")),
+            ("/run/resolv.conf", None),
+            ("/etc/resolv.conf", None),
+            ("/srv/etc/resolv.conf", None),
+        ] {
+            assert_eq!(directory(target), expected.map(Path::new), "{target}");
+        }
     }
 }

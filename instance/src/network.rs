@@ -173,7 +173,7 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
                 mac,
                 addresses,
                 forwards: as_before(ports, before),
-                resolver: Resolver::Host,
+                resolver: Resolver::host(),
                 host_loopback: record.config.network == Network::UserLoopback,
             };
             let network = UserNetwork::new(&spec)
@@ -339,6 +339,7 @@ fn documents(
         public_keys: record.config.ssh_keys.iter().enumerate().map(key).collect(),
         block_device_mapping: block_devices(record),
         reservation_id: record.reservation.to_string(),
+        launched: record.launched,
         architecture: manifest.architecture.to_string(),
         tags: tags(record),
         user_data: user_data(directory)?,

@@ -2,6 +2,7 @@
 //! instance metadata service.
 
 mod arp;
+pub mod clock;
 pub mod metadata;
 mod stack;
 #[allow(unsafe_code)]

@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
-use std::time::Instant;
 
 use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{HardwareAddress, IpCidr};
+
+use super::clock::Clock;
 
 /// Packets waiting for the guest. More than this and the stack is told to wait, so a guest that takes nothing costs at most
 /// this many packets of one MTU each.
@@ -101,12 +102,12 @@ pub struct Stack {
     /// All sockets.
     pub sockets: SocketSet<'static>,
     wire: Wire,
-    start: Instant,
+    clock: Clock,
 }
 
 impl Stack {
     /// A stack that owns `address` and, when `any` is set, answers for every other address as well.
-    pub fn new(address: Ipv4Addr, prefix: u8, mtu: u16, any: bool) -> Stack {
+    pub fn new(address: Ipv4Addr, prefix: u8, mtu: u16, any: bool, clock: Clock) -> Stack {
         let mut wire = Wire {
             incoming: VecDeque::new(),
             outgoing: VecDeque::new(),
@@ -129,7 +130,7 @@ impl Stack {
             interface,
             sockets: SocketSet::new(Vec::new()),
             wire,
-            start: Instant::now(),
+            clock,
         }
     }
 
@@ -166,6 +167,6 @@ impl Stack {
     }
 
     fn now(&self) -> StackInstant {
-        StackInstant::from_micros(i64::try_from(self.start.elapsed().as_micros()).unwrap_or(i64::MAX))
+        StackInstant::from_micros(i64::try_from(self.clock.now().as_micros()).unwrap_or(i64::MAX))
     }
 }

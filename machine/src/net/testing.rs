@@ -1,9 +1,49 @@
 //! The guest's end of the wire, for tests: a network card for smoltcp whose frames the test carries.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant as HostInstant};
 
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
+
+use super::clock::Clock;
+
+/// Time that passes as the host's does, and in leaps when a test says so.
+#[derive(Clone)]
+pub struct Leaps {
+    start: HostInstant,
+    ahead: Arc<AtomicU64>,
+}
+
+impl Leaps {
+    pub fn new() -> Leaps {
+        Leaps {
+            start: HostInstant::now(),
+            ahead: Arc::default(),
+        }
+    }
+
+    /// Lets `time` pass at once.
+    pub fn leap(&self, time: Duration) {
+        self.ahead.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    pub fn now(&self) -> Duration {
+        self.start.elapsed() + Duration::from_micros(self.ahead.load(Ordering::Relaxed))
+    }
+
+    /// The same, for the guest's stack.
+    pub fn instant(&self) -> Instant {
+        Instant::from_micros(self.now().as_micros() as i64)
+    }
+
+    pub fn clock(&self) -> Clock {
+        let leaps = self.clone();
+        Clock::new(move || leaps.now())
+    }
+}
 
 /// A card with both queues in the open.
 pub struct Nic {

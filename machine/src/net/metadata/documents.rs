@@ -1,7 +1,30 @@
 //! What the service knows of its instance: a tree of paths, built once at launch.
+//!
+//! The categories are those that EC2 documents. One is served when it has a true answer here, and for an instance that has no such
+//! thing (an IAM role, a public address, a spot request) EC2 answers 404 as well. Four names have to be given that EC2 would know
+//! and Kiln does not have: region and zone, account, partition, security group. They are constants, formed as the tools that parse
+//! them expect.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+
+/// The region. It is in no partition of AWS, so nothing can take it for a place there.
+const REGION: &str = "local-1";
+/// The zone: the region and one letter. botocore and cloud-init cut that off to get the region. It is not of the form
+/// `cc-direction-1a`, for which cloud-init would look for package mirrors inside EC2.
+const ZONE: &str = "local-1a";
+/// The zone's name that is the same in all accounts: in EC2, `use1-az1` is one of `us-east-1`.
+const ZONE_ID: &str = "local1-az1";
+/// Twelve digits.
+const ACCOUNT: &str = "000000000000";
+/// What Amazon resource names begin with (`arn:aws:`).
+const PARTITION: &str = "aws";
+/// The domain of that partition's services.
+const DOMAIN: &str = "amazonaws.com";
+/// Whoever launches without one gets this in EC2: nothing comes in that is not let in.
+const SECURITY_GROUP: &str = "default";
+/// The version of the identity document's form.
+const IDENTITY_VERSION: &str = "2017-09-30";
 
 /// A public key that users log in with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +35,7 @@ pub struct PublicKey {
     pub key: String,
 }
 
-/// The facts that EC2 gives an instance about itself. What is not known is absent and answers 404: nothing is invented.
+/// The facts that EC2 gives an instance about itself. What is not known is absent and answers 404.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InstanceDocuments {
     /// `ami-…`
@@ -37,6 +60,8 @@ pub struct InstanceDocuments {
     pub block_device_mapping: Vec<(String, String)>,
     /// `r-…`, the same for all instances of one launch.
     pub reservation_id: String,
+    /// Seconds since 1970 at the launch.
+    pub launched: u64,
     /// `x86_64` or `arm64`.
     pub architecture: String,
     /// Tags that the user allowed in metadata.
@@ -45,126 +70,237 @@ pub struct InstanceDocuments {
     pub user_data: Option<Vec<u8>>,
 }
 
-/// Documents by path, without the version in front and without a slash at either end.
+/// Documents by path, without the version in front. A folder whose listing has a form of its own has it under its name with a slash.
 pub type Tree = BTreeMap<String, Vec<u8>>;
+
+/// The tree while it grows.
+struct Builder(Tree);
+
+impl Builder {
+    fn put(&mut self, path: &str, value: impl Into<Vec<u8>>) {
+        self.0.insert(path.to_owned(), value.into());
+    }
+
+    fn meta(&mut self, path: &str, value: impl Into<Vec<u8>>) {
+        self.put(&format!("meta-data/{path}"), value);
+    }
+}
 
 impl InstanceDocuments {
     /// The tree that requests walk.
     pub fn into_tree(self) -> Tree {
-        let mut tree = Tree::new();
-        let identity = self.identity();
-        let InstanceDocuments {
-            ami_id,
-            ami_launch_index,
-            instance_id,
-            instance_type,
-            local_hostname,
-            local_ipv4,
-            prefix,
-            mac,
-            public_keys,
-            block_device_mapping,
-            reservation_id,
-            architecture: _,
-            tags,
-            user_data,
-        } = self;
-        let mut put =
-            |path: String, value: String| drop(tree.insert(format!("meta-data/{path}"), value.into_bytes()));
+        let mut tree = Builder(Tree::new());
+        self.instance(&mut tree);
+        self.placement(&mut tree);
+        self.interface(&mut tree);
+        self.public_keys(&mut tree);
+        self.tags(&mut tree);
+        for (name, device) in &self.block_device_mapping {
+            tree.meta(&format!("block-device-mapping/{name}"), device.as_str());
+        }
+        tree.put("dynamic/instance-identity/document", self.identity());
+        tree.put("dynamic/fws/instance-monitoring", "disabled");
+        if let Some(data) = self.user_data {
+            tree.put("user-data", data);
+        }
+        tree.0
+    }
+
+    fn instance(&self, tree: &mut Builder) {
         for (path, value) in [
-            ("ami-id", ami_id),
-            ("ami-launch-index", ami_launch_index.to_string()),
-            ("instance-id", instance_id),
-            ("instance-type", instance_type),
-            ("hostname", local_hostname.clone()),
-            ("local-hostname", local_hostname),
-            ("reservation-id", reservation_id),
-            ("placement/availability-zone", "local".to_owned()),
-            ("placement/region", "local".to_owned()),
+            ("ami-id", self.ami_id.as_str()),
+            ("ami-launch-index", &self.ami_launch_index.to_string()),
+            // EC2's answer for images that are not bundles in S3.
+            ("ami-manifest-path", "(unknown)"),
+            ("events/maintenance/history", "[]"),
+            ("events/maintenance/scheduled", "[]"),
+            ("hibernation/configured", "false"),
+            ("hostname", &self.local_hostname),
+            ("instance-action", "none"),
+            ("instance-id", &self.instance_id),
+            ("instance-life-cycle", "on-demand"),
+            ("instance-type", &self.instance_type),
+            ("local-hostname", &self.local_hostname),
+            ("reservation-id", &self.reservation_id),
+            ("security-groups", SECURITY_GROUP),
         ] {
-            put(path.to_owned(), value);
+            tree.meta(path, value);
         }
-        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-        let interface = format!("network/interfaces/macs/{mac}");
-        put("mac".to_owned(), mac.clone());
-        put(format!("{interface}/mac"), mac);
-        put(format!("{interface}/device-number"), "0".to_owned());
-        if let Some(address) = local_ipv4 {
-            let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+    }
+
+    fn placement(&self, tree: &mut Builder) {
+        for (path, value) in [
+            ("placement/availability-zone", ZONE),
+            ("placement/availability-zone-id", ZONE_ID),
+            ("placement/region", REGION),
+            ("services/domain", DOMAIN),
+            ("services/partition", PARTITION),
+        ] {
+            tree.meta(path, value);
+        }
+    }
+
+    fn interface(&self, tree: &mut Builder) {
+        let mac = self.mac.map(|byte| format!("{byte:02x}")).join(":");
+        tree.meta("mac", mac.as_str());
+        let mut put = |name: &str, value: &str| {
+            tree.meta(&format!("network/interfaces/macs/{mac}/{name}"), value);
+        };
+        put("device-number", "0");
+        put("interface-id", &self.resource("eni"));
+        put("local-hostname", &self.local_hostname);
+        put("mac", &mac);
+        put("network-card", "0");
+        put("owner-id", ACCOUNT);
+        put("security-group-ids", &self.resource("sg"));
+        put("security-groups", SECURITY_GROUP);
+        if let Some(address) = self.local_ipv4 {
+            let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
             let network = Ipv4Addr::from_bits(address.to_bits() & mask);
-            put("local-ipv4".to_owned(), address.to_string());
-            put(format!("{interface}/local-ipv4s"), address.to_string());
-            put(
-                format!("{interface}/subnet-ipv4-cidr-block"),
-                format!("{network}/{prefix}"),
-            );
+            let block = format!("{network}/{}", self.prefix);
+            put("local-ipv4s", &address.to_string());
+            // The network is the instance's own: a subnet that fills its VPC. What a tap device leads to is not known here.
+            put("subnet-id", &self.resource("subnet"));
+            put("subnet-ipv4-cidr-block", &block);
+            put("vpc-id", &self.resource("vpc"));
+            put("vpc-ipv4-cidr-block", &block);
+            put("vpc-ipv4-cidr-blocks", &block);
+            tree.meta("local-ipv4", address.to_string());
         }
-        for (index, PublicKey { key, .. }) in public_keys.iter().enumerate() {
-            put(
-                format!("public-keys/{index}/openssh-key"),
+    }
+
+    /// The id of something that belongs to the instance alone: it follows from the instance's.
+    fn resource(&self, kind: &str) -> String {
+        const DIGITS: usize = 17;
+        let digest = blake3::hash(format!("{kind} of {}", self.instance_id).as_bytes()).to_hex();
+        format!("{kind}-{}", &digest[..DIGITS])
+    }
+
+    fn public_keys(&self, tree: &mut Builder) {
+        if self.public_keys.is_empty() {
+            return;
+        }
+        let mut listing = Vec::new();
+        for (index, PublicKey { name, key }) in self.public_keys.iter().enumerate() {
+            listing.push(format!("{index}={name}"));
+            tree.meta(
+                &format!("public-keys/{index}/openssh-key"),
                 format!("{}\n", key.trim_end()),
             );
         }
-        for (name, device) in block_device_mapping {
-            put(format!("block-device-mapping/{name}"), device);
-        }
+        tree.meta("public-keys/", listing.join("\n"));
+    }
+
+    fn tags(&self, tree: &mut Builder) {
+        let tags = self.tags.iter().filter(|(key, _)| may_be_a_path(key));
+        let keys: Vec<_> = tags.clone().map(|(key, _)| key.as_str()).collect();
+        tree.meta("tags/instance/", keys.join("\n"));
         for (key, value) in tags {
-            // A key with a slash would look like a folder: EC2 refuses such keys for metadata.
-            if !key.contains('/') {
-                put(format!("tags/instance/{key}"), value);
-            }
+            tree.meta(&format!("tags/instance/{key}"), value.as_str());
         }
-        if !public_keys.is_empty() {
-            let names = public_keys
-                .iter()
-                .enumerate()
-                .map(|(index, key)| format!("{index}={}", key.name));
-            put("public-keys/".to_owned(), names.collect::<Vec<_>>().join("\n"));
-        }
-        tree.insert(
-            "dynamic/instance-identity/document".to_owned(),
-            identity.into_bytes(),
-        );
-        tree.extend(user_data.map(|data| ("user-data".to_owned(), data)));
-        tree
     }
 
     fn identity(&self) -> String {
         let document = serde_json::json!({
+            "accountId": ACCOUNT,
             "architecture": self.architecture,
-            "availabilityZone": "local",
+            "availabilityZone": ZONE,
+            "billingProducts": null,
+            "devpayProductCodes": null,
             "imageId": self.ami_id,
             "instanceId": self.instance_id,
             "instanceType": self.instance_type,
+            "kernelId": null,
+            "marketplaceProductCodes": null,
+            "pendingTime": timestamp(self.launched),
             "privateIp": self.local_ipv4,
-            "region": "local",
-            "version": "2017-09-30",
+            "ramdiskId": null,
+            "region": REGION,
+            "version": IDENTITY_VERSION,
         });
         format!("{document:#}")
     }
 }
 
-/// What is at `path` (no version, no slash in front): a document, or the names in a folder, one a line, folders with a slash.
+/// Whether a tag's key can be a name in a listing. EC2 refuses other keys where tags are allowed in metadata; here they are left out.
+fn may_be_a_path(key: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "+-=._:,@".contains(c);
+    !key.is_empty() && key.chars().all(allowed) && !matches!(key, "." | ".." | "_index")
+}
+
+/// Seconds since 1970 as RFC 3339 has them, in UTC.
+fn timestamp(seconds: u64) -> String {
+    const DAY: u64 = 86_400;
+    let (mut days, of_day) = (seconds / DAY, seconds % DAY);
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(is_leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    let (day, hour, minute, second) = (days + 1, of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// What is at `path` (no version, no slash in front): a document, or the names in a folder, one a line, folders with a slash. As in
+/// EC2, a slash at the end makes no difference.
 pub fn look_up(tree: &Tree, path: &str) -> Option<Vec<u8>> {
-    if let Some(document) = tree.get(path) {
-        return Some(document.clone());
-    }
-    let folder = path.trim_end_matches('/');
-    // A folder whose listing has a form of its own keeps it under its name with a slash.
-    if let Some(listing) = tree.get(&format!("{folder}/")) {
-        return Some(listing.clone());
-    }
-    let prefix = if folder.is_empty() {
+    let path = path.trim_end_matches('/');
+    let folder = if path.is_empty() {
         String::new()
     } else {
-        format!("{folder}/")
+        format!("{path}/")
     };
-    let mut names: Vec<String> = Vec::new();
-    for below in tree.keys().filter_map(|key| key.strip_prefix(&prefix)) {
+    let document = tree.get(path).or_else(|| tree.get(&folder));
+    document.cloned().or_else(|| list(tree, &folder))
+}
+
+/// The names in `folder`, whose own name ends in a slash, if there are any.
+fn list(tree: &Tree, folder: &str) -> Option<Vec<u8>> {
+    let mut names: Vec<&str> = Vec::new();
+    for below in tree.keys().filter_map(|key| key.strip_prefix(folder)) {
         let name = below.split_inclusive('/').next().unwrap_or_default();
-        if names.last().is_none_or(|last| last != name) {
-            names.push(name.to_owned());
+        if names.last().is_none_or(|last| *last != name) {
+            names.push(name);
         }
     }
     (!names.is_empty()).then(|| names.join("\n").into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_are_in_utc() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_799, "2000-02-29T23:59:59Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(timestamp(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn keys_that_are_no_names_are_left_out() {
+        for key in ["Name", "a+b-c=d.e_f:g,h@i"] {
+            assert!(may_be_a_path(key), "{key}");
+        }
+        for key in ["", ".", "..", "_index", "a/b", "a b", "a\nb", "é"] {
+            assert!(!may_be_a_path(key), "{key}");
+        }
+    }
 }

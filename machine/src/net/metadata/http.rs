@@ -2,6 +2,7 @@
 
 use super::documents::{InstanceDocuments, Tree, look_up};
 use super::token::{TTL_MAX, Tokens};
+use crate::net::clock::Clock;
 
 /// Bytes of a request's head. EC2's clients send a few hundred.
 const HEAD_CAP: usize = 8 * 1024;
@@ -97,11 +98,11 @@ impl Reply {
 }
 
 impl Service {
-    /// Serves `documents`.
-    pub fn new(documents: InstanceDocuments) -> Service {
+    /// Serves `documents`, with tokens that live on `clock`.
+    pub fn new(documents: InstanceDocuments, clock: Clock) -> Service {
         Service {
             tree: documents.into_tree(),
-            tokens: Tokens::new(),
+            tokens: Tokens::new(clock),
         }
     }
 
@@ -147,16 +148,13 @@ impl Service {
     }
 
     fn reply(&self, request: &Request<'_>) -> Reply {
-        let path = request
-            .path
-            .split(['?', '#'])
-            .next()
-            .unwrap_or_default()
-            .trim_start_matches('/');
+        let Some(path) = normalize(request.path) else {
+            return Reply::status("400 Bad Request");
+        };
         match request.method {
             "PUT" if path == "latest/api/token" => self.token(request),
             "PUT" => Reply::status("404 Not Found"),
-            "GET" | "HEAD" => self.get(request, path),
+            "GET" | "HEAD" => self.get(request, &path),
             _ => Reply {
                 headers: "Allow: GET, HEAD, PUT\r\n".to_owned(),
                 ..Reply::status("405 Method Not Allowed")
@@ -203,6 +201,25 @@ impl Service {
             },
         )
     }
+}
+
+/// A request's path as the tree has it: without its query, percent-encoding (clients encode the colons of a MAC address),
+/// and slashes that separate nothing.
+fn normalize(path: &str) -> Option<String> {
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let mut bytes = path.bytes();
+    let mut decoded = Vec::new();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let digits = [bytes.next()?, bytes.next()?].map(|digit| char::from(digit).to_digit(16));
+            decoded.push(u8::try_from(digits[0]? * 16 + digits[1]?).ok()?);
+        } else {
+            decoded.push(byte);
+        }
+    }
+    let decoded = String::from_utf8(decoded).ok()?;
+    let names: Vec<_> = decoded.split('/').filter(|name| !name.is_empty()).collect();
+    Some(names.join("/"))
 }
 
 fn take_all(bytes: &mut Vec<u8>) {
@@ -255,199 +272,5 @@ fn answer(method: &str, reply: Reply, close: bool) -> Answer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::net::metadata::PublicKey;
-
-    fn service() -> Service {
-        Service::new(InstanceDocuments {
-            ami_id: "ami-0123456789abcdef0".to_owned(),
-            instance_id: "i-0123456789abcdef0".to_owned(),
-            instance_type: "kiln.1x512".to_owned(),
-            local_hostname: "ip-10-0-2-15".to_owned(),
-            local_ipv4: Some([10, 0, 2, 15].into()),
-            prefix: 24,
-            mac: [2, 0, 0, 0, 0, 0xa],
-            public_keys: vec![PublicKey {
-                name: "mine".to_owned(),
-                key: "ssh-ed25519 AAAA me".to_owned(),
-            }],
-            block_device_mapping: vec![("root".to_owned(), "/dev/vda".to_owned())],
-            reservation_id: "r-1".to_owned(),
-            architecture: "x86_64".to_owned(),
-            tags: [
-                ("Name".to_owned(), "web".to_owned()),
-                ("a/b".to_owned(), "no".to_owned()),
-            ]
-            .into(),
-            user_data: Some(b"#!/bin/sh\n\xff".to_vec()),
-            ..InstanceDocuments::default()
-        })
-    }
-
-    /// Status and body.
-    fn ask(service: &mut Service, request: &str) -> (String, Vec<u8>) {
-        let mut bytes = request.replace('\n', "\r\n").into_bytes();
-        let answer = service.take_request(&mut bytes).expect("a whole request").bytes;
-        assert!(bytes.is_empty(), "the request was not taken whole");
-        let head = find(&answer, b"\r\n\r\n").unwrap();
-        let status = String::from_utf8(answer[9..12].to_vec()).unwrap();
-        (status, answer[head + 4..].to_vec())
-    }
-
-    fn token(service: &mut Service) -> String {
-        let (status, body) = ask(
-            service,
-            &format!("PUT /latest/api/token HTTP/1.1\n{TTL_HEADER}: 60\n\n"),
-        );
-        assert_eq!(status, "200");
-        String::from_utf8(body).unwrap()
-    }
-
-    fn get(service: &mut Service, path: &str) -> (String, String) {
-        let token = token(service);
-        let (status, body) = ask(
-            service,
-            &format!("GET {path} HTTP/1.1\n{TOKEN_HEADER}: {token}\n\n"),
-        );
-        (status, String::from_utf8_lossy(&body).into_owned())
-    }
-
-    #[test]
-    fn documents_are_found_and_folders_listed() {
-        let mut service = service();
-        let cases = [
-            ("/latest/meta-data/instance-id", "i-0123456789abcdef0"),
-            ("/2021-03-23/meta-data/ami-id", "ami-0123456789abcdef0"),
-            ("/latest/meta-data/public-keys/", "0=mine"),
-            ("/latest/meta-data/public-keys/0/", "openssh-key"),
-            (
-                "/latest/meta-data/public-keys/0/openssh-key",
-                "ssh-ed25519 AAAA me\n",
-            ),
-            ("/latest/meta-data/tags/instance/", "Name"),
-            ("/latest/meta-data/tags/instance/Name", "web"),
-            ("/latest/meta-data/network/interfaces/macs", "02:00:00:00:00:0a/"),
-            (
-                "/latest/meta-data/network/interfaces/macs/02:00:00:00:00:0a/subnet-ipv4-cidr-block",
-                "10.0.2.0/24",
-            ),
-            ("/latest/meta-data/block-device-mapping/root", "/dev/vda"),
-            ("/latest", "dynamic/\nmeta-data/\nuser-data"),
-        ];
-        for (path, expected) in cases {
-            assert_eq!(
-                get(&mut service, path),
-                ("200".to_owned(), expected.to_owned()),
-                "{path}"
-            );
-        }
-        let (_, listing) = get(&mut service, "/latest/meta-data/");
-        for name in [
-            "ami-id",
-            "block-device-mapping/",
-            "public-keys/",
-            "placement/",
-            "mac",
-        ] {
-            assert!(
-                listing.lines().any(|line| line == name),
-                "{name} is missing in {listing}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_is_not_known_is_not_found() {
-        let mut service = service();
-        for path in [
-            "/latest/meta-data/iam",
-            "/latest/meta-data/public-ipv4",
-            "/3000-01-01/meta-data/",
-            "/latest/nothing",
-        ] {
-            assert_eq!(get(&mut service, path).0, "404", "{path}");
-        }
-    }
-
-    #[test]
-    fn user_data_comes_as_it_was_given() {
-        let mut service = service();
-        let token = token(&mut service);
-        let (status, body) = ask(
-            &mut service,
-            &format!("GET /latest/user-data HTTP/1.1\n{TOKEN_HEADER}: {token}\n\n"),
-        );
-        assert_eq!(
-            (status.as_str(), body.as_slice()),
-            ("200", b"#!/bin/sh\n\xff".as_slice())
-        );
-    }
-
-    #[test]
-    fn nothing_without_a_token() {
-        let mut service = service();
-        for headers in ["", "x-aws-ec2-metadata-token: forged\n"] {
-            let (status, _) = ask(
-                &mut service,
-                &format!("GET /latest/meta-data/ami-id HTTP/1.1\n{headers}\n"),
-            );
-            assert_eq!(status, "401");
-        }
-    }
-
-    #[test]
-    fn tokens_have_their_rules() {
-        let mut service = service();
-        for (headers, expected) in [
-            ("", "400"),
-            (&*format!("{TTL_HEADER}: 0\n"), "400"),
-            (&*format!("{TTL_HEADER}: 21601\n"), "400"),
-            (&*format!("{TTL_HEADER}: 21600\n"), "200"),
-            (&*format!("{TTL_HEADER}: 60\nX-Forwarded-For: 192.0.2.1\n"), "403"),
-        ] {
-            assert_eq!(
-                ask(
-                    &mut service,
-                    &format!("PUT /latest/api/token HTTP/1.1\n{headers}\n")
-                )
-                .0,
-                expected,
-                "{headers}"
-            );
-        }
-        let mut bytes = format!("PUT /latest/api/token HTTP/1.1\r\n{TTL_HEADER}: 1\r\n\r\n").into_bytes();
-        assert_eq!(service.take_request(&mut bytes).unwrap().hop_limit, Some(1));
-    }
-
-    #[test]
-    fn malformed_requests_are_refused() {
-        let mut service = service();
-        for (request, expected) in [
-            ("\n\n", "400"),
-            ("GET\n\n", "400"),
-            ("GET x HTTP/1.1\n\n", "400"),
-            ("GET / HTTP/9\n\n", "400"),
-            ("GET / HTTP/1.1\nno colon\n\n", "400"),
-            ("DELETE / HTTP/1.1\n\n", "405"),
-            ("PUT / HTTP/1.1\nContent-Length: 99999999999999999999\n\n", "413"),
-            ("PUT / HTTP/1.1\nTransfer-Encoding: chunked\n\n", "413"),
-        ] {
-            assert_eq!(ask(&mut service, request).0, expected, "{request}");
-        }
-        let mut endless = vec![b'a'; HEAD_CAP + 1];
-        assert!(service.take_request(&mut endless).unwrap().close);
-        assert!(service.take_request(&mut b"GET / HT".to_vec()).is_none());
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_bytes_are_too_strange(mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..500), cut in 0_usize..200) {
-            let mut service = service();
-            let mut dressed = b"GET /latest/meta-data/ HTTP/1.1\r\nContent-Length: 5\r\n\r\n".to_vec();
-            dressed.truncate(cut);
-            dressed.append(&mut bytes);
-            while service.take_request(&mut dressed).is_some() {}
-        }
-    }
-}
+#[path = "http_tests.rs"]
+mod tests;

@@ -7,15 +7,16 @@ mod token;
 
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 
+use super::clock::{Clock, millis};
 use super::stack::Stack;
 use super::{Backend, arp};
 pub use documents::{InstanceDocuments, PublicKey};
-use http::Service;
+pub use http::{Answer, Service};
 
 /// Where EC2 has it.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -34,8 +35,8 @@ const CONNECTIONS: usize = 8;
 /// Bytes of a request or a piece of a response that a connection holds.
 const BUFFER: usize = 16 * 1024;
 
-/// A connection that says nothing is closed after this long.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A connection on which nothing has moved for this long is closed, and reset after as long again.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The service's MTU: what every guest interface can take.
 const MTU: u16 = 1500;
@@ -47,7 +48,8 @@ struct Connection {
     response: Vec<u8>,
     /// The client wants no more after this response.
     closing: bool,
-    since: Instant,
+    /// When it was opened, or bytes last moved.
+    moved: Duration,
 }
 
 /// A backend with the metadata service in front of it.
@@ -55,6 +57,7 @@ pub struct WithMetadata<B> {
     backend: B,
     service: Service,
     stack: Stack,
+    clock: Clock,
     /// None until the guest first speaks to the service: most guests never do, and their buffers are the larger part of what a
     /// network holds.
     connections: Vec<Connection>,
@@ -67,13 +70,19 @@ pub struct WithMetadata<B> {
 impl<B: Backend> WithMetadata<B> {
     /// Serves `documents` in front of `backend`.
     pub fn new(backend: B, documents: InstanceDocuments) -> WithMetadata<B> {
-        let mut stack = Stack::new(ADDRESS, 32, MTU, false);
+        WithMetadata::with_clock(backend, documents, Clock::monotonic())
+    }
+
+    /// The same, with time-outs and the life of tokens on `clock`.
+    pub fn with_clock(backend: B, documents: InstanceDocuments, clock: Clock) -> WithMetadata<B> {
+        let mut stack = Stack::new(ADDRESS, 32, MTU, false, clock.clone());
         // The guest is reached whatever its address: there is one wire. Two routes fit, this is the first.
         let _ = stack.interface.routes_mut().add_default_ipv4_route(ADDRESS);
         WithMetadata {
             backend,
-            service: Service::new(documents),
+            service: Service::new(documents, clock.clone()),
             stack,
+            clock,
             connections: Vec::new(),
             guest: [0; 6],
             router: MAC,
@@ -127,9 +136,29 @@ impl<B: Backend> WithMetadata<B> {
     }
 
     fn serve(&mut self) {
+        let now = self.clock.now();
         for connection in &mut self.connections {
-            connection.serve(&mut self.stack, &mut self.service);
+            connection.serve(&mut self.stack, &mut self.service, now);
         }
+    }
+
+    /// Milliseconds until the next connection has been idle for too long.
+    fn next_timeout(&self) -> Option<u64> {
+        let now = self.clock.now();
+        let open = self.connections.iter().filter(|connection| {
+            let state = self.stack.sockets.get::<Socket>(connection.socket).state();
+            !matches!(state, State::Listen | State::Closed)
+        });
+        let left = open.map(|connection| {
+            let idle = now.saturating_sub(connection.moved);
+            let limit = if idle < IDLE_TIMEOUT {
+                IDLE_TIMEOUT
+            } else {
+                IDLE_TIMEOUT * 2
+            };
+            millis(limit.saturating_sub(idle))
+        });
+        left.min()
     }
 }
 
@@ -144,12 +173,13 @@ impl Connection {
             request: Vec::new(),
             response: Vec::new(),
             closing: false,
-            since: Instant::now(),
+            moved: Duration::ZERO,
         }
     }
 
-    fn serve(&mut self, stack: &mut Stack, service: &mut Service) {
+    fn serve(&mut self, stack: &mut Stack, service: &mut Service, now: Duration) {
         let socket = stack.sockets.get_mut::<Socket>(self.socket);
+        let idle = now.saturating_sub(self.moved);
         match socket.state() {
             State::Closed => {
                 self.request.clear();
@@ -161,14 +191,24 @@ impl Connection {
                 return;
             }
             State::Listen => {
-                self.since = Instant::now();
+                self.moved = now;
                 return;
             }
             // Nothing is delayed by forgetting a finished connection at once: the ports are the guest's.
             State::TimeWait => socket.abort(),
-            _ if self.since.elapsed() > PATIENCE => socket.abort(),
+            _ if idle >= IDLE_TIMEOUT * 2 => socket.abort(),
+            // A client that keeps the connection for its next request sees its end before it sends that.
+            _ if idle >= IDLE_TIMEOUT => socket.close(),
             _ => {}
         }
+        self.take_requests(socket, service, now);
+        self.send(socket, now);
+        if self.response.is_empty() && (self.closing || !socket.may_recv()) && socket.may_send() {
+            socket.close();
+        }
+    }
+
+    fn take_requests(&mut self, socket: &mut Socket<'static>, service: &mut Service, now: Duration) {
         while socket.can_recv() && self.request.len() < BUFFER {
             let room = BUFFER - self.request.len();
             let taken = socket.recv(|bytes| {
@@ -179,26 +219,23 @@ impl Connection {
             if taken.is_err() {
                 break;
             }
+            self.moved = now;
         }
         if self.response.is_empty()
             && let Some(answer) = service.take_request(&mut self.request)
         {
-            self.since = Instant::now();
             self.response = answer.bytes;
             self.closing = answer.close;
             socket.set_hop_limit(answer.hop_limit);
         }
-        self.send(socket);
-        if self.response.is_empty() && (self.closing || !socket.may_recv()) && socket.may_send() {
-            socket.close();
-        }
     }
 
-    fn send(&mut self, socket: &mut Socket<'static>) {
+    fn send(&mut self, socket: &mut Socket<'static>, now: Duration) {
         if !self.response.is_empty() && socket.can_send() {
             // `can_send` was just seen to hold.
             let sent = socket.send_slice(&self.response).unwrap_or(0);
             self.response.drain(..sent);
+            self.moved = now;
         }
     }
 }
@@ -236,14 +273,7 @@ impl<B: Backend> Backend for WithMetadata<B> {
         while self.stack.poll() {
             self.serve();
         }
-        let impatient = self.connections.iter().any(|connection| {
-            !matches!(
-                self.stack.sockets.get::<Socket>(connection.socket).state(),
-                State::Listen | State::Closed
-            )
-        });
-        let patience = impatient.then(|| u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX));
-        [self.backend.poll(), self.stack.next_timer(), patience]
+        [self.backend.poll(), self.stack.next_timer(), self.next_timeout()]
             .into_iter()
             .flatten()
             .min()
@@ -251,6 +281,10 @@ impl<B: Backend> Backend for WithMetadata<B> {
 
     fn offloads(&self) -> bool {
         self.backend.offloads()
+    }
+
+    fn accept_features(&mut self, features: u64) {
+        self.backend.accept_features(features);
     }
 
     fn mtu(&self) -> u16 {

@@ -1,6 +1,6 @@
 //! Session tokens of IMDSv2: stateless, so that no number of requests fills a table.
 
-use std::time::Instant;
+use crate::net::clock::Clock;
 
 /// Longest life of a token in seconds: six hours.
 pub const TTL_MAX: u64 = 21_600;
@@ -12,21 +12,21 @@ const DIGEST_DIGITS: usize = 40;
 /// Makes and checks tokens: an expiry on this service's clock, and a digest of it under a key that lives as long as the service.
 pub struct Tokens {
     key: [u8; 32],
-    start: Instant,
+    clock: Clock,
 }
 
 impl Tokens {
     /// With a fresh key.
-    pub fn new() -> Tokens {
+    pub fn new(clock: Clock) -> Tokens {
         Tokens {
             key: crate::entropy::bytes(),
-            start: Instant::now(),
+            clock,
         }
     }
 
     /// A token for `ttl` seconds, 1 to [`TTL_MAX`].
     pub fn issue(&self, ttl: u64) -> String {
-        self.sign(self.start.elapsed().as_secs() + ttl)
+        self.sign(self.clock.now().as_secs() + ttl)
     }
 
     /// Whether `token` is ours and has not expired.
@@ -34,8 +34,7 @@ impl Tokens {
         let expiry = token
             .get(..EXPIRY_DIGITS)
             .and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        expiry
-            .is_some_and(|expiry| same(token, &self.sign(expiry)) && self.start.elapsed().as_secs() < expiry)
+        expiry.is_some_and(|expiry| same(token, &self.sign(expiry)) && self.clock.now().as_secs() < expiry)
     }
 
     fn sign(&self, expiry: u64) -> String {
@@ -63,11 +62,14 @@ mod tests {
 
     #[test]
     fn only_our_own_unexpired_tokens_are_accepted() {
-        let tokens = Tokens::new();
+        let tokens = Tokens::new(Clock::monotonic());
         let token = tokens.issue(60);
         assert!(tokens.accepts(&token));
         assert!(!tokens.accepts(&tokens.issue(0)), "expired");
-        assert!(!Tokens::new().accepts(&token), "another instance's");
+        assert!(
+            !Tokens::new(Clock::monotonic()).accepts(&token),
+            "another instance's"
+        );
         let mut longer = token.clone();
         longer.replace_range(..1, "1");
         for forged in ["", "zz", "ééééééééé", &token[1..], &longer, &format!("{token}0")] {

@@ -4,40 +4,45 @@
 //! | address | what answers |
 //! |---|---|
 //! | 10.0.2.2 | gateway, DHCP server, ICMP echo; source of forwarded connections |
-//! | 10.0.2.3 | DNS, relayed to the host's resolver |
+//! | 10.0.2.3 | DNS, relayed to the host's resolvers ([`resolvers`]) |
 //! | 10.0.2.15 | the guest |
 //!
 //! TCP is terminated by our own stack and spliced to a host socket ([`tcp`]); a connection is accepted only after the host's has been,
 //! so the guest sees refusals as refusals. UDP is translated datagram by datagram ([`udp`]). Nothing reaches
 //! the host's loopback addresses from the guest. Nothing reaches the guest but through a forwarded port.
 
+#[allow(unsafe_code)]
+mod connect;
 mod dhcp;
+mod dns;
 mod ethernet;
+mod fragments;
 mod poller;
+mod resolvers;
+mod splice;
 mod tcp;
 mod udp;
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::RawFd;
-use std::sync::OnceLock;
 
 use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket, UdpPacket};
 
+use super::clock::Clock;
 use super::stack::Stack;
 use super::{Addresses, Backend, Error, arp};
-use crate::sandbox::{self, Kind};
 use ethernet::{ETHERNET_HEADER, EtherType, Framing, GATEWAY_MAC};
+use fragments::Fragments;
 use poller::{Poller, Source};
+use resolvers::Resolvers;
+pub use resolvers::{RESOLVERS, Resolver};
 
 /// The MTU of the guest's network. The wire is memory, so the largest that IPv4 and virtio-net take together
 /// gives the fewest packets; what leaves the host is segmented by the host.
 const MTU: u16 = 65_520;
 
 const DNS_PORT: u16 = 53;
-
-/// Where the host's resolvers are named.
-pub const RESOLVERS: &str = "/etc/resolv.conf";
 
 /// Frames for the guest that do not come from the TCP stack (DHCP, ARP, UDP). A flood beyond it is dropped.
 const FRAMES_CAP: usize = 256;
@@ -78,52 +83,18 @@ pub struct Spec {
     pub host_loopback: bool,
 }
 
-/// A resolver of the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resolver {
-    /// The first one in `/etc/resolv.conf`, looked up when the guest first asks for a name.
-    Host,
-    /// This one, or none.
-    At(Option<SocketAddr>),
-}
-
-impl Resolver {
-    fn address(self) -> Option<SocketAddr> {
-        static HOST: OnceLock<Option<SocketAddr>> = OnceLock::new();
-        let look_up = || {
-            // The thread that carries packets opens no files.
-            let text = sandbox::ask(Kind::Control, || std::fs::read_to_string(RESOLVERS));
-            let text = text.and_then(|text| text).unwrap_or_default();
-            parse_resolvers(&text).first().copied()
-        };
-        match self {
-            Resolver::Host => *HOST.get_or_init(look_up),
-            Resolver::At(address) => address,
-        }
-    }
-}
-
-fn parse_resolvers(text: &str) -> Vec<SocketAddr> {
-    let address = |line: &str| {
-        line.trim()
-            .strip_prefix("nameserver")?
-            .trim()
-            .parse::<IpAddr>()
-            .ok()
-    };
-    text.lines()
-        .filter_map(address)
-        .map(|address| (address, DNS_PORT).into())
-        .collect()
-}
-
 /// The user-mode network of one guest.
 pub struct UserNetwork {
     addresses: Addresses,
+    routes: Routes,
     framing: Framing,
+    clock: Clock,
     stack: Stack,
+    fragments: Fragments,
+    resolvers: Resolvers,
     tcp: tcp::Connections,
     udp: udp::Translations,
+    dns: dns::Questions,
     poller: Poller,
     frames: Frames,
 }
@@ -143,6 +114,11 @@ impl Frames {
 impl UserNetwork {
     /// Sets the network up and opens the forwarded ports.
     pub fn new(spec: &Spec) -> Result<UserNetwork, Error> {
+        UserNetwork::with_clock(spec, Clock::monotonic())
+    }
+
+    /// The same, with time-outs on `clock`.
+    pub fn with_clock(spec: &Spec, clock: Clock) -> Result<UserNetwork, Error> {
         let Spec {
             mac,
             addresses,
@@ -152,12 +128,11 @@ impl UserNetwork {
         } = spec;
         let routes = Routes {
             addresses: *addresses,
-            resolver: *resolver,
             host_loopback: *host_loopback,
         };
         let poller = Poller::new()?;
-        let mut tcp = tcp::Connections::new(routes);
-        let mut udp = udp::Translations::new(routes);
+        let mut tcp = tcp::Connections::new(*addresses, clock.clone());
+        let mut udp = udp::Translations::new(*addresses, clock.clone());
         for forward in forwards {
             match forward.protocol {
                 Protocol::Tcp => tcp.listen(forward, &poller)?,
@@ -166,10 +141,15 @@ impl UserNetwork {
         }
         Ok(UserNetwork {
             addresses: *addresses,
+            routes,
             framing: Framing { guest: *mac },
-            stack: Stack::new(addresses.gateway, addresses.prefix, MTU, true),
+            stack: Stack::new(addresses.gateway, addresses.prefix, MTU, true, clock.clone()),
+            fragments: Fragments::default(),
+            resolvers: Resolvers::new(resolver.clone(), clock.clone()),
             tcp,
             udp,
+            dns: dns::Questions::new(*addresses, clock.clone()),
+            clock,
             poller,
             frames: Frames::default(),
         })
@@ -186,11 +166,14 @@ impl UserNetwork {
         };
         let length = usize::from(packet.total_len());
         let (source, destination) = (packet.src_addr(), packet.dst_addr());
+        let bytes = &bytes[..length];
         if packet.more_frags() || packet.frag_offset() != 0 {
-            // With this MTU nothing needs to be fragmented.
+            // What comes out is whole, so this goes no deeper.
+            if let Some(whole) = self.fragments.add(bytes, self.clock.now()) {
+                self.ipv4(&whole);
+            }
             return;
         }
-        let bytes = &bytes[..length];
         match packet.next_header() {
             IpProtocol::Udp => self.datagram(source, destination, packet.payload()),
             _ if source != self.addresses.guest => {}
@@ -210,8 +193,13 @@ impl UserNetwork {
         };
         if segment.syn() && !segment.ack() {
             let to = (destination, segment.dst_port());
+            let targets = match self.routes.target(to) {
+                Some(Target::Host(target)) => vec![target],
+                Some(Target::Resolver) => self.resolvers.in_order(),
+                None => Vec::new(),
+            };
             self.tcp
-                .open(segment.src_port(), to, &mut self.stack, &self.poller);
+                .open(segment.src_port(), to, targets, &mut self.stack, &self.poller);
         }
         self.stack.push(packet);
         if segment.syn() {
@@ -229,9 +217,19 @@ impl UserNetwork {
                 self.frames.push(reply);
             }
         } else if source == self.addresses.guest {
-            let to = (destination, datagram.dst_port());
-            self.udp
-                .send(datagram.src_port(), to, datagram.payload(), &self.poller);
+            let (from, to) = (datagram.src_port(), (destination, datagram.dst_port()));
+            self.outgoing(from, to, datagram.payload());
+        }
+    }
+
+    fn outgoing(&mut self, from: u16, to: (Ipv4Addr, u16), payload: &[u8]) {
+        if to.0 == self.addresses.gateway && self.udp.reply_to_peer(from, to.1, payload) {
+            return;
+        }
+        match self.routes.target(to) {
+            Some(Target::Host(target)) => self.udp.send(from, to, target, payload, &self.poller),
+            Some(Target::Resolver) => self.dns.ask(from, payload, &mut self.resolvers, &self.poller),
+            None => {}
         }
     }
 
@@ -245,22 +243,31 @@ impl UserNetwork {
             } => self.tcp.mark(id, readable, writable),
             Source::UdpListener(index) => self.udp.take(index),
             Source::Udp(id) => self.udp.mark(id),
+            Source::Dns(id) => self.dns.mark(id),
         }
     }
+}
+
+/// Where a destination of the guest leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// To this address, seen from the host.
+    Host(SocketAddr),
+    /// To the host's name servers.
+    Resolver,
 }
 
 /// Where the guest's destinations lead.
 #[derive(Debug, Clone, Copy)]
 struct Routes {
     addresses: Addresses,
-    resolver: Resolver,
     host_loopback: bool,
 }
 
 impl Routes {
-    /// The host-side address for a destination of the guest, if it may go there: not to the host's loopback unless
+    /// What a destination of the guest leads to, if it may go there: not to the host's loopback unless
     /// asked for, not to "this network", broadcast or multicast, and not to neighbours that do not exist.
-    fn target(&self, (address, port): (Ipv4Addr, u16)) -> Option<SocketAddr> {
+    fn target(&self, (address, port): (Ipv4Addr, u16)) -> Option<Target> {
         let Addresses {
             guest,
             prefix,
@@ -268,17 +275,18 @@ impl Routes {
             dns,
         } = self.addresses;
         if address == dns {
-            return (port == DNS_PORT).then(|| self.resolver.address()).flatten();
+            return (port == DNS_PORT).then_some(Target::Resolver);
         }
         if address == gateway {
-            return self.host_loopback.then_some((Ipv4Addr::LOCALHOST, port).into());
+            let loopback = Target::Host((Ipv4Addr::LOCALHOST, port).into());
+            return self.host_loopback.then_some(loopback);
         }
         let neighbour = (address.to_bits() ^ guest.to_bits()).leading_zeros() >= u32::from(prefix);
         let nowhere = address.is_loopback()
             || address.octets()[0] == 0
             || address.is_multicast()
             || address.is_broadcast();
-        (!neighbour && !nowhere && port != 0).then_some((address, port).into())
+        (!neighbour && !nowhere && port != 0).then_some(Target::Host((address, port).into()))
     }
 }
 
@@ -328,20 +336,25 @@ impl Backend for UserNetwork {
         }
         // Each round can free buffers that the next one fills. The bound keeps one busy connection from holding the worker.
         for _ in 0..4 {
-            let moved = self.tcp.splice(&mut self.stack);
+            let moved = self.tcp.splice(&mut self.stack, &self.poller);
             let changed = self.stack.poll();
             if !moved && !changed {
                 break;
             }
         }
-        let framing = &self.framing;
-        self.udp.receive(framing, &mut self.frames);
-        let expiry = self.udp.expire();
-        let busy = self.tcp.is_busy().then_some(0);
-        [self.stack.next_timer(), expiry, busy]
-            .into_iter()
-            .flatten()
-            .min()
+        let unanswered = self.tcp.expire(&mut self.stack, &self.poller);
+        let (framing, frames) = (&self.framing, &mut self.frames);
+        self.udp.receive(framing, frames);
+        self.dns
+            .receive(framing, frames, &mut self.resolvers, &self.poller);
+        let timers = [
+            self.stack.next_timer(),
+            unanswered,
+            self.udp.expire(),
+            self.dns.next_timer(),
+            self.tcp.is_busy().then_some(0),
+        ];
+        timers.into_iter().flatten().min()
     }
 
     fn mtu(&self) -> u16 {
@@ -350,6 +363,12 @@ impl Backend for UserNetwork {
 }
 
 #[cfg(test)]
+mod dns_tests;
+#[cfg(test)]
+mod fragments_tests;
+#[cfg(test)]
 mod hostile_tests;
+#[cfg(test)]
+mod silence_tests;
 #[cfg(test)]
 mod tests;

@@ -28,6 +28,8 @@ pub enum Source {
     UdpListener(u32),
     /// The host's end of a UDP translation, by number.
     Udp(u32),
+    /// A socket of a question for a name, by the question's number.
+    Dns(u32),
 }
 
 /// What a descriptor is registered as.
@@ -41,9 +43,17 @@ pub enum Kind {
     UdpListener,
     /// See [`Source::Udp`].
     Udp,
+    /// See [`Source::Dns`].
+    Dns,
 }
 
-const KINDS: [Kind; 4] = [Kind::TcpListener, Kind::Tcp, Kind::UdpListener, Kind::Udp];
+const KINDS: [Kind; 5] = [
+    Kind::TcpListener,
+    Kind::Tcp,
+    Kind::UdpListener,
+    Kind::Udp,
+    Kind::Dns,
+];
 
 /// The epoll descriptor. Closing a socket takes it out by itself.
 pub struct Poller {
@@ -69,7 +79,7 @@ impl Poller {
         let events = match kind {
             Kind::Tcp => EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED,
             Kind::TcpListener | Kind::UdpListener => EventSet::IN,
-            Kind::Udp => EventSet::IN | EventSet::EDGE_TRIGGERED,
+            Kind::Udp | Kind::Dns => EventSet::IN | EventSet::EDGE_TRIGGERED,
         };
         let token = (kind as u64) << 32 | u64::from(id);
         self.epoll.ctl(
@@ -101,5 +111,6 @@ fn source(event: &EpollEvent) -> Option<Source> {
         },
         Kind::UdpListener => Source::UdpListener(id),
         Kind::Udp => Source::Udp(id),
+        Kind::Dns => Source::Dns(id),
     })
 }

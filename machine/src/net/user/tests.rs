@@ -12,26 +12,30 @@ use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{EthernetAddress, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, Ipv4Repr};
 
 use super::*;
-use crate::net::testing::Nic;
+use crate::net::testing::{Leaps, Nic};
 
 pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 pub(super) struct Guest {
     pub(super) network: UserNetwork,
-    nic: Nic,
+    pub(super) nic: Nic,
     interface: Interface,
-    sockets: SocketSet<'static>,
-    start: Instant,
+    pub(super) sockets: SocketSet<'static>,
+    pub(super) time: Leaps,
 }
 
 impl Guest {
     pub(super) fn new(forwards: Vec<Forward>, resolver: Option<SocketAddr>) -> Guest {
+        Guest::with_resolver(forwards, Resolver::At(resolver.into_iter().collect()))
+    }
+
+    pub(super) fn with_resolver(forwards: Vec<Forward>, resolver: Resolver) -> Guest {
         let addresses = Addresses::default();
         let spec = Spec {
             mac: MAC,
             addresses,
             forwards,
-            resolver: Resolver::At(resolver),
+            resolver,
             host_loopback: true,
         };
         let mut nic = Nic::new(usize::from(MTU) + ETHERNET_HEADER);
@@ -45,18 +49,19 @@ impl Guest {
             .routes_mut()
             .add_default_ipv4_route(addresses.gateway)
             .unwrap();
-        let network = UserNetwork::new(&spec).unwrap();
+        let time = Leaps::new();
+        let network = UserNetwork::with_clock(&spec, time.clock()).unwrap();
         Guest {
             network,
             nic,
             interface,
             sockets: SocketSet::new(Vec::new()),
-            start: Instant::now(),
+            time,
         }
     }
 
-    fn exchange(&mut self) {
-        let now = StackInstant::from_micros(self.start.elapsed().as_micros() as i64);
+    pub(super) fn exchange(&mut self) {
+        let now = self.time.instant();
         self.interface.poll(now, &mut self.nic, &mut self.sockets);
         while let Some(frame) = self.nic.from_guest.pop_front() {
             self.network.transmit(&frame);
@@ -69,7 +74,7 @@ impl Guest {
         self.interface.poll(now, &mut self.nic, &mut self.sockets);
     }
 
-    fn until<R>(&mut self, mut done: impl FnMut(&mut Guest) -> Option<R>) -> R {
+    pub(super) fn until<R>(&mut self, mut done: impl FnMut(&mut Guest) -> Option<R>) -> R {
         let limit = Instant::now() + Duration::from_secs(20);
         loop {
             self.exchange();
@@ -81,7 +86,7 @@ impl Guest {
         }
     }
 
-    fn connect(&mut self, to: (Ipv4Addr, u16), from: u16) -> SocketHandle {
+    pub(super) fn connect(&mut self, to: (Ipv4Addr, u16), from: u16) -> SocketHandle {
         let handle = self.sockets.add(socket());
         let socket = self.sockets.get_mut::<tcp::Socket>(handle);
         socket
@@ -90,12 +95,12 @@ impl Guest {
         handle
     }
 
-    fn tcp(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
+    pub(super) fn tcp(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(handle)
     }
 
     /// The next frame for the guest, as it is.
-    fn frame(&mut self) -> Vec<u8> {
+    pub(super) fn frame(&mut self) -> Vec<u8> {
         let limit = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(frame) = self.raw(&[]) {
@@ -117,7 +122,7 @@ impl Guest {
     }
 }
 
-fn socket() -> tcp::Socket<'static> {
+pub(super) fn socket() -> tcp::Socket<'static> {
     let buffer = || tcp::SocketBuffer::new(vec![0; 200_000]);
     tcp::Socket::new(buffer(), buffer())
 }
@@ -256,7 +261,7 @@ fn a_port_in_use_is_named() {
         mac: MAC,
         addresses,
         forwards,
-        resolver: Resolver::At(None),
+        resolver: Resolver::At(Vec::new()),
         host_loopback: false,
     };
     let error = UserNetwork::new(&spec)
@@ -273,7 +278,6 @@ fn a_port_in_use_is_named() {
 fn the_guest_gets_the_hosts_loopback_only_when_asked_for() {
     let routes = |host_loopback| Routes {
         addresses: Addresses::default(),
-        resolver: Resolver::At(None),
         host_loopback,
     };
     let address = |text: &str| (text.parse().unwrap(), 80);
@@ -292,11 +296,11 @@ fn the_guest_gets_the_hosts_loopback_only_when_asked_for() {
     assert_eq!(routes(false).target(address("10.0.2.2")), None);
     assert_eq!(
         routes(true).target(address("10.0.2.2")),
-        Some("127.0.0.1:80".parse().unwrap())
+        Some(Target::Host("127.0.0.1:80".parse().unwrap()))
     );
     assert_eq!(
         routes(false).target(address("192.0.2.1")),
-        Some("192.0.2.1:80".parse().unwrap())
+        Some(Target::Host("192.0.2.1:80".parse().unwrap()))
     );
     assert_eq!(routes(false).target(("192.0.2.1".parse().unwrap(), 0)), None);
 }
@@ -307,7 +311,7 @@ pub(super) fn udp_frame(from: u16, to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u
     frame
 }
 
-fn udp_payload(frame: &[u8]) -> (Ipv4Addr, u16, Vec<u8>) {
+pub(super) fn udp_payload(frame: &[u8]) -> (Ipv4Addr, u16, Vec<u8>) {
     let packet = Ipv4Packet::new_checked(&frame[ETHERNET_HEADER..]).unwrap();
     assert!(packet.verify_checksum());
     let datagram = UdpPacket::new_checked(packet.payload()).unwrap();
@@ -474,15 +478,6 @@ fn dhcp_offers_the_address_the_mtu_and_the_resolver() {
         .find(|option| option.kind == 26)
         .map(|option| option.data.to_vec());
     assert_eq!(mtu, Some(MTU.to_be_bytes().to_vec()));
-}
-
-#[test]
-fn resolv_conf_is_read() {
-    let text = "# comment\nsearch example\nnameserver 192.0.2.1\n nameserver ::1 \nnameserver nonsense\n";
-    assert_eq!(
-        parse_resolvers(text),
-        ["192.0.2.1:53".parse().unwrap(), "[::1]:53".parse().unwrap()]
-    );
 }
 
 proptest::proptest! {

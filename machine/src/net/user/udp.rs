@@ -2,27 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr};
 
-use super::ethernet::{EtherType, Framing};
+use super::ethernet::{ETHERNET_HEADER, EtherType, Framing};
 use super::poller::{Kind, Poller};
-use super::{Forward, Frames, Routes};
-use crate::net::Error;
+use super::{Forward, Frames, MTU, fragments};
+use crate::net::clock::{Clock, millis};
+use crate::net::{Addresses, Error};
 
 /// Translations at once. When full, the one idle for longest goes.
 const TRANSLATIONS_CAP: usize = 256;
 
-/// An idle translation is forgotten after this long (RFC 4787 asks for two minutes at least).
-const IDLE: Duration = Duration::from_secs(120);
+/// An idle translation is forgotten after this long (RFC 4787, REQ-5: five minutes or more are recommended). More would cost
+/// nothing but descriptors; when they are all used, the one idle for longest goes anyway.
+const IDLE: Duration = Duration::from_secs(300);
 
 /// Datagrams taken from one socket per poll.
 const BATCH: usize = 32;
 
 /// The largest UDP payload over IPv4.
-const DATAGRAM_CAP: usize = 65_507;
+pub const DATAGRAM_CAP: usize = 65_507;
 
 /// Headers in front of a payload.
 const HEADERS: usize = 28;
@@ -36,23 +39,24 @@ struct Translation {
     peer: Endpoint,
     socket: UdpSocket,
     ready: bool,
-    used: Instant,
+    used: Duration,
 }
 
 struct Listener {
     socket: UdpSocket,
     forward: Forward,
     ready: bool,
-    /// Gateway port that stands for each outside peer, most recent last.
+    /// Gateway port that stands for each outside peer, most recently used last.
     peers: Vec<(u16, SocketAddr)>,
 }
 
-/// Outside peers remembered for each forwarded port. The oldest goes first.
+/// Outside peers remembered for each forwarded port. When full, the one idle for longest goes.
 const PEERS_CAP: usize = 64;
 
 /// All translations of one network.
 pub struct Translations {
-    routes: Routes,
+    addresses: Addresses,
+    clock: Clock,
     translations: BTreeMap<u32, Translation>,
     listeners: Vec<Listener>,
     next_id: u32,
@@ -63,9 +67,10 @@ pub struct Translations {
 
 impl Translations {
     /// None yet.
-    pub fn new(routes: Routes) -> Translations {
+    pub fn new(addresses: Addresses, clock: Clock) -> Translations {
         Translations {
-            routes,
+            addresses,
+            clock,
             translations: BTreeMap::new(),
             listeners: Vec::new(),
             next_id: 0,
@@ -100,26 +105,21 @@ impl Translations {
         self.listeners.iter().map(|listener| listener.forward)
     }
 
-    /// Sends a datagram of the guest on its way.
-    pub fn send(&mut self, from: u16, to: Endpoint, payload: &[u8], poller: &Poller) {
-        if to.0 == self.routes.addresses.gateway && self.reply_to_peer(from, to.1, payload) {
-            return;
-        }
-        let Some(target) = self.routes.target(to) else {
-            return;
-        };
+    /// Sends a datagram that the guest has sent to `to` to `target`, which that stands for.
+    pub fn send(&mut self, from: u16, to: Endpoint, target: SocketAddr, payload: &[u8], poller: &Poller) {
+        let now = self.clock.now();
         let known = self
             .translations
             .values_mut()
             .find(|known| known.guest_port == from && known.peer == to);
         match known {
             Some(known) => {
-                known.used = Instant::now();
+                known.used = now;
                 // A full socket buffer loses the datagram, as a network may.
                 let _ = known.socket.send(payload);
             }
             None => {
-                if let Ok(translation) = translate(from, to, target) {
+                if let Ok(translation) = translate(from, to, target, now) {
                     let _ = translation.socket.send(payload);
                     self.insert(translation, poller);
                 }
@@ -144,15 +144,19 @@ impl Translations {
     }
 
     /// Whether the datagram answers an outside peer of a forwarded port; then it is on its way.
-    fn reply_to_peer(&self, from: u16, port: u16, payload: &[u8]) -> bool {
-        let answered = self
-            .listeners
-            .iter()
-            .filter(|listener| listener.forward.guest == from)
-            .find_map(|listener| {
-                let (_, peer) = listener.peers.iter().find(|(known, _)| *known == port)?;
-                listener.socket.send_to(payload, peer).ok()
-            });
+    pub fn reply_to_peer(&mut self, from: u16, port: u16, payload: &[u8]) -> bool {
+        let mut listeners = self.listeners.iter_mut();
+        let answered = listeners.find_map(|listener| {
+            let same = listener.forward.guest == from;
+            let at = listener
+                .peers
+                .iter()
+                .position(|(known, _)| same && *known == port)?;
+            let (_, peer) = used(&mut listener.peers, at);
+            // A full socket buffer loses the datagram, as a network may.
+            let _ = listener.socket.send_to(payload, peer);
+            Some(())
+        });
         answered.is_some()
     }
 
@@ -177,15 +181,15 @@ impl Translations {
 
     /// Turns what the sockets have into frames for the guest.
     pub(super) fn receive(&mut self, framing: &Framing, frames: &mut Frames) {
+        let now = self.clock.now();
         let Translations {
-            routes,
+            addresses,
             translations,
             listeners,
             next_port,
             buffer,
             ..
         } = self;
-        let addresses = routes.addresses;
         if translations.is_empty() && listeners.is_empty() {
             return;
         }
@@ -197,60 +201,88 @@ impl Translations {
                     translation.ready = false;
                     break;
                 };
-                translation.used = Instant::now();
+                translation.used = now;
                 let to = (addresses.guest, translation.guest_port);
-                frames.push(datagram_frame(framing, translation.peer, to, &buffer[..length]));
+                push_datagram(frames, framing, translation.peer, to, &buffer[..length]);
             }
         }
-        for listener in listeners.iter_mut().filter(|listener| listener.ready) {
-            listener.ready = false;
+        for at in 0..listeners.len() {
+            if !std::mem::take(&mut listeners[at].ready) {
+                continue;
+            }
             for _ in 0..BATCH {
-                let Ok((length, peer)) = listener.socket.recv_from(buffer) else {
+                let Ok((length, peer)) = listeners[at].socket.recv_from(buffer) else {
                     break;
                 };
-                let from = (addresses.gateway, peer_port(&mut listener.peers, peer, next_port));
-                let to = (addresses.guest, listener.forward.guest);
-                frames.push(datagram_frame(framing, from, to, &buffer[..length]));
+                let from = (addresses.gateway, peer_port(listeners, at, peer, next_port));
+                let to = (addresses.guest, listeners[at].forward.guest);
+                push_datagram(frames, framing, from, to, &buffer[..length]);
             }
         }
     }
 
     /// Forgets what is idle and returns milliseconds until the next is.
     pub fn expire(&mut self) -> Option<u64> {
+        let now = self.clock.now();
         self.translations
-            .retain(|_, translation| translation.used.elapsed() < IDLE);
+            .retain(|_, translation| now.saturating_sub(translation.used) < IDLE);
         let busy = self.translations.values().any(|translation| translation.ready);
         let oldest = self
             .translations
             .values()
             .map(|translation| translation.used)
             .min()?;
-        let left = IDLE.saturating_sub(oldest.elapsed()).as_millis();
-        Some(if busy {
-            0
-        } else {
-            u64::try_from(left).unwrap_or(u64::MAX) + 1
-        })
+        let left = IDLE.saturating_sub(now.saturating_sub(oldest));
+        Some(if busy { 0 } else { millis(left) })
     }
 }
 
 /// First of the gateway's ports that stand for outside peers of forwarded ports.
 const FIRST_PEER_PORT: u16 = 49_152;
 
-fn peer_port(peers: &mut Vec<(u16, SocketAddr)>, peer: SocketAddr, next: &mut u16) -> u16 {
-    if let Some((port, _)) = peers.iter().find(|(_, known)| *known == peer) {
-        return *port;
+/// The gateway's port that stands for `peer` at the listener with index `at`.
+fn peer_port(listeners: &mut [Listener], at: usize, peer: SocketAddr, next: &mut u16) -> u16 {
+    let peers = &mut listeners[at].peers;
+    if let Some(known) = peers.iter().position(|(_, known)| *known == peer) {
+        return used(peers, known).0;
     }
     if peers.len() >= PEERS_CAP {
         peers.remove(0);
     }
-    let port = *next;
-    *next = next.checked_add(1).unwrap_or(FIRST_PEER_PORT);
-    peers.push((port, peer));
+    // A peer of long ago keeps its port, which is looked up together with the guest's.
+    let guest = listeners[at].forward.guest;
+    let taken = |port: u16| {
+        let same = listeners
+            .iter()
+            .filter(|listener| listener.forward.guest == guest);
+        same.flat_map(|listener| &listener.peers)
+            .any(|(known, _)| *known == port)
+    };
+    let mut port = *next;
+    for _ in FIRST_PEER_PORT..u16::MAX {
+        if !taken(port) {
+            break;
+        }
+        port = port.checked_add(1).unwrap_or(FIRST_PEER_PORT);
+    }
+    *next = port.checked_add(1).unwrap_or(FIRST_PEER_PORT);
+    listeners[at].peers.push((port, peer));
     port
 }
 
-fn translate(guest_port: u16, peer: Endpoint, target: SocketAddr) -> std::io::Result<Translation> {
+/// Moves a peer to the end, where the most recently used ones are.
+fn used(peers: &mut Vec<(u16, SocketAddr)>, at: usize) -> (u16, SocketAddr) {
+    let peer = peers.remove(at);
+    peers.push(peer);
+    peer
+}
+
+fn translate(
+    guest_port: u16,
+    peer: Endpoint,
+    target: SocketAddr,
+    now: Duration,
+) -> std::io::Result<Translation> {
     let any: SocketAddr = match target {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -263,18 +295,33 @@ fn translate(guest_port: u16, peer: Endpoint, target: SocketAddr) -> std::io::Re
         peer,
         socket,
         ready: false,
-        used: Instant::now(),
+        used: now,
     })
 }
 
-fn datagram_frame(framing: &Framing, from: Endpoint, to: Endpoint, payload: &[u8]) -> Vec<u8> {
+/// Queues a datagram for the guest, in pieces if it is larger than the MTU.
+pub(super) fn push_datagram(
+    frames: &mut Frames,
+    framing: &Framing,
+    from: Endpoint,
+    to: Endpoint,
+    payload: &[u8],
+) {
     let mut frame = framing.frame(EtherType::Ipv4, 0);
     frame.reserve(HEADERS + payload.len());
     append_datagram(&mut frame, from, to, payload);
-    frame
+    let (header, packet) = frame.split_at(ETHERNET_HEADER);
+    if packet.len() <= usize::from(MTU) {
+        frames.push(frame);
+        return;
+    }
+    for piece in fragments::cut(packet, usize::from(MTU)) {
+        frames.push([header, &piece].concat());
+    }
 }
 
-/// Appends an IPv4 packet with one datagram to `frame`.
+/// Appends an IPv4 packet with one datagram to `frame`. It may be cut: what the guest forwards to a container or a tunnel may have to
+/// be, and then needs a number of its own (RFC 6864).
 pub fn append_datagram(frame: &mut Vec<u8>, from: Endpoint, to: Endpoint, payload: &[u8]) {
     let udp = UdpRepr {
         src_port: from.1,
@@ -292,7 +339,12 @@ pub fn append_datagram(frame: &mut Vec<u8>, from: Endpoint, to: Endpoint, payloa
     frame.resize(start + ip.buffer_len() + udp_len, 0);
     let checksums = ChecksumCapabilities::default();
     let packet = &mut frame[start..];
-    ip.emit(&mut Ipv4Packet::new_unchecked(&mut *packet), &checksums);
+    let mut header = Ipv4Packet::new_unchecked(&mut *packet);
+    ip.emit(&mut header, &checksums);
+    static IDENT: AtomicU16 = AtomicU16::new(1);
+    header.set_ident(IDENT.fetch_add(1, Ordering::Relaxed));
+    header.set_dont_frag(false);
+    header.fill_checksum();
     let mut datagram = UdpPacket::new_unchecked(&mut packet[ip.buffer_len()..]);
     let fill = |room: &mut [u8]| room.copy_from_slice(payload);
     udp.emit(
