@@ -301,13 +301,16 @@ fn console(owner: &Owner, mut stream: UnixStream, typed_already: &[u8]) -> io::R
     )
 }
 
+/// Takes what a peer sends.
+type TakeInput<'a> = &'a dyn Fn(&[u8]);
+
 /// Sends what is published to the peer, and what the peer sends to `input`, until either side has ended. A peer that goes away is
 /// noticed at once, also while nothing is published: its thread and its place are needed for others.
 fn follow<T>(
     mut stream: UnixStream,
     live: &Subscription<T>,
     send: impl Fn(&mut UnixStream, T) -> io::Result<()>,
-    mut input: Option<&dyn Fn(&[u8])>,
+    mut input: Option<TakeInput<'_>>,
 ) -> io::Result<()> {
     let mut chunk = [0; 4096];
     loop {

@@ -294,7 +294,7 @@ pub fn part_or(path: Option<&Path>, otherwise: impl FnOnce() -> Result<Part>) ->
 }
 
 /// The image's command line, then what a launch adds. The last word on a subject counts, so a person's comes last.
-fn command_line(image: &Image, record: &Record, network: Option<&str>) -> String {
+pub(super) fn command_line(image: &Image, record: &Record, network: Option<&str>) -> String {
     let manifest = image.manifest();
     let layout = arch::layout(manifest.architecture);
     let mut words = vec![

@@ -4,8 +4,9 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use super::assemble::{choice, part_or};
+use super::assemble::{choice, command_line, part_or};
 use super::image::{Image, runnable};
 use super::per_run::PerRun;
 use super::record::{Record, Volume, VolumeKind};
@@ -14,6 +15,8 @@ use super::{Error, Result, network};
 use machine::accel;
 use machine::block::raw::RawFile;
 use machine::block::volume;
+use machine::timeline::Timeline;
+use machine::{Machine, Spec};
 
 /// Checks the first instance of a launch, whose record would be `record`.
 ///
@@ -24,41 +27,43 @@ pub fn check(store: &Store, image: &Image, record: &Record, per_run: &PerRun) ->
     if let Some(name) = &record.name {
         store.check_name(name)?;
     }
-    machine_exists(store, image, record, per_run)?;
+    machine_can_be_built(store, image, record, per_run)?;
     for volume in &record.volumes {
         volume_fits(volume, image)?;
     }
     network::check(record)
 }
 
-/// Processors, memory, accelerator and what boots.
-fn machine_exists(store: &Store, image: &Image, record: &Record, per_run: &PerRun) -> Result<()> {
+/// Builds the machine as it would be, but for its devices, and drops it: processors, memory, accelerator and what boots.
+fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: &PerRun) -> Result<()> {
     let config = &record.config;
-    let architecture = image.manifest().architecture;
+    per_run.check(&config.limits)?;
     let cpus = config.cpus.unwrap_or(image.manifest().default_cpus);
-    let memory = config.memory.unwrap_or(image.manifest().default_memory);
-    let failed = |error: machine::Error| Error::Machine(error.to_string());
-    let repeatable = per_run.turn().is_kept();
-    machine::check_size(
-        architecture,
-        cpus.try_into().unwrap_or(u8::MAX),
-        memory,
-        repeatable,
-    )
-    .map_err(failed)?;
-    let chosen = if repeatable {
+    let architecture = image.manifest().architecture;
+    let turn = per_run.turn();
+    let chosen = if turn.is_kept() {
         accel::choose_repeatable(choice(config.accel), architecture, None)
     } else {
-        accel::choose(
-            choice(config.accel),
-            architecture,
-            store.home().kvm_verdict().as_deref(),
-        )
+        let remembered = store.home().kvm_verdict();
+        accel::choose(choice(config.accel), architecture, remembered.as_deref())
     };
-    chosen.map_err(|error| failed(error.into()))?;
-    part_or(config.kernel.as_deref(), || image.kernel())?;
-    part_or(config.initrd.as_deref(), || image.initramfs())?;
-    per_run.check(&config.limits)
+    let spec = Spec {
+        architecture,
+        cpus: cpus.try_into().unwrap_or(u8::MAX),
+        memory: config.memory.unwrap_or(image.manifest().default_memory),
+        accel: Arc::new(chosen.map_err(|error| Error::Machine(error.to_string()))?),
+        kernel: part_or(config.kernel.as_deref(), || image.kernel())?,
+        initrd: Some(part_or(config.initrd.as_deref(), || image.initramfs())?),
+        cmdline: command_line(image, record, None),
+        serial: None,
+        devices: Vec::new(),
+        uuid: None,
+        turn,
+        timeline: Arc::new(Timeline::start()),
+    };
+    Machine::build(spec)
+        .map(drop)
+        .map_err(|error| Error::Machine(error.to_string()))
 }
 
 /// Whether the volume can be made with its size, or is there.
@@ -120,6 +125,29 @@ mod tests {
         _dir: tempfile::TempDir,
         store: Store,
         image: std::path::PathBuf,
+        kernel: std::path::PathBuf,
+    }
+
+    /// The least that passes for a kernel: ELF for x86-64 with one segment of a page at 16 MiB, where it is entered.
+    fn kernel() -> Vec<u8> {
+        let mut file = vec![0; 0x2000];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"\x7fELF\x02\x01\x01");
+        put(16, &[2, 0, 62, 0, 1]);
+        put(24, &0x100_0000_u64.to_le_bytes());
+        put(32, &64_u64.to_le_bytes());
+        put(52, &[64, 0, 56, 0, 1]);
+        put(64, &[1, 0, 0, 0, 5]);
+        for (at, value) in [
+            (72, 0x1000_u64),
+            (80, 0x100_0000),
+            (88, 0x100_0000),
+            (96, 16),
+            (104, 16),
+        ] {
+            put(at, &value.to_le_bytes());
+        }
+        file
     }
 
     impl World {
@@ -127,19 +155,26 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let store = Store::new(Home::at(dir.path()));
             let image = test_image::write(dir.path(), "hello", 5);
+            let kernel = dir.path().join("kernel");
+            std::fs::write(&kernel, self::kernel()).unwrap();
             World {
                 _dir: dir,
                 store,
                 image,
+                kernel,
+            }
+        }
+
+        fn config(&self) -> Config {
+            Config {
+                accel: Accel::Soft,
+                kernel: Some(self.kernel.clone()),
+                ..Config::default()
             }
         }
 
         fn launch(&self) -> Launch {
-            let config = Config {
-                accel: Accel::Soft,
-                ..Config::default()
-            };
-            Launch::new(&self.store, Image::open(&self.image).unwrap()).config(config)
+            Launch::new(&self.store, Image::open(&self.image).unwrap()).config(self.config())
         }
 
         fn refused(&self, launch: &Launch) -> String {
@@ -189,10 +224,9 @@ mod tests {
         let with = |network: Network, ports: &[String]| {
             let ports = ports.iter().map(|port| port.parse().unwrap()).collect();
             let config = Config {
-                accel: Accel::Soft,
                 network,
                 ports,
-                ..Config::default()
+                ..world.config()
             };
             world.refused(&world.launch().config(config))
         };
@@ -209,18 +243,18 @@ mod tests {
     fn machines_that_cannot_be_are_refused() {
         let world = World::new();
         let config = |cpus, memory| Config {
-            accel: Accel::Soft,
             cpus,
             memory,
-            ..Config::default()
+            ..world.config()
         };
         let refused = |config| world.refused(&world.launch().config(config));
         assert!(refused(config(Some(200), None)).contains("CPUs"));
         assert!(refused(config(None, Some(1 << 50))).contains("memory"));
-        let kernel = Config {
-            kernel: Some("/no/such/kernel".into()),
+        let kernel = |path: &Path| Config {
+            kernel: Some(path.into()),
             ..config(None, None)
         };
-        assert!(refused(kernel).contains("/no/such/kernel"));
+        assert!(refused(kernel("/no/such/kernel".as_ref())).contains("/no/such/kernel"));
+        assert!(refused(kernel(&world.image)).contains("neither ELF nor bzImage"));
     }
 }

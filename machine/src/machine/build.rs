@@ -107,7 +107,6 @@ impl Machine {
 
 /// Whether such a machine can be.
 fn check(spec: &Spec) -> Result<(), Error> {
-    check_size(spec.architecture, spec.cpus, spec.memory, spec.turn.is_kept())?;
     if spec.turn.is_kept() != spec.accel.is_repeatable() {
         return Err(Error::Spec {
             what: "the accelerator",
@@ -116,38 +115,30 @@ fn check(spec: &Spec) -> Result<(), Error> {
         });
     }
     let layout = arch::layout(spec.architecture);
-    if spec.devices.len() > layout.max_virtio {
-        return Err(Error::Spec {
-            what: "the number of virtio devices",
-            allowed: format!("at most {}", layout.max_virtio),
-            given: spec.devices.len().to_string(),
-        });
-    }
-    Ok(())
-}
-
-/// Checks that a machine can have so many processors and so much memory; `repeatable` is one whose every run is to be the same.
-///
-/// # Errors
-/// What is allowed instead.
-pub fn check_size(architecture: Architecture, cpus: u8, memory: u64, repeatable: bool) -> Result<(), Error> {
-    let layout = arch::layout(architecture);
     let refuse = |what, allowed, given: String| Err(Error::Spec { what, allowed, given });
-    if !(1..=layout.max_cpus).contains(&cpus) {
+    if !(1..=layout.max_cpus).contains(&spec.cpus) {
         let allowed = format!("1 to {}", layout.max_cpus);
-        return refuse("the number of CPUs", allowed, cpus.to_string());
+        return refuse("the number of CPUs", allowed, spec.cpus.to_string());
     }
-    if !(layout.min_ram..=layout.max_ram).contains(&memory) || !memory.is_multiple_of(RAM_UNIT) {
+    if !(layout.min_ram..=layout.max_ram).contains(&spec.memory) || !spec.memory.is_multiple_of(RAM_UNIT) {
         let allowed = format!(
             "whole MiB between {} and {} MiB",
             layout.min_ram / RAM_UNIT,
             layout.max_ram / RAM_UNIT
         );
-        return refuse("memory", allowed, format!("{memory} bytes"));
+        return refuse("memory", allowed, format!("{} bytes", spec.memory));
     }
-    if repeatable && cpus != 1 {
+    if spec.turn.is_kept() && spec.cpus != 1 {
         let allowed = "1 where instructions are counted".into();
-        return refuse("the number of CPUs", allowed, cpus.to_string());
+        return refuse("the number of CPUs", allowed, spec.cpus.to_string());
+    }
+    if spec.devices.len() > layout.max_virtio {
+        let allowed = format!("at most {}", layout.max_virtio);
+        return refuse(
+            "the number of virtio devices",
+            allowed,
+            spec.devices.len().to_string(),
+        );
     }
     Ok(())
 }

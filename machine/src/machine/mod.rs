@@ -14,7 +14,6 @@ use crate::accel::{self, Vcpu};
 use crate::vcpu::{self, Buses, ExitTable};
 use crate::{arch, bus, memory, virtio};
 
-pub use build::check_size;
 pub use handle::{Handle, NamedExit};
 pub use spec::{Device, Outcome, Serial, Spec};
 

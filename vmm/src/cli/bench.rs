@@ -375,7 +375,7 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
         }
     }
     output::table(&["CACHE", "LANE", "N", "MIN", "P50", "P99", "RATIO", ""], &rows)?;
-    outcome.skipped.iter().for_each(|reason| note(reason));
+    outcome.skipped.iter().for_each(note);
     if !outcome.conclusive {
         note(format_args!(
             "no conclusion: lane A must read 1.00 ± 0.02 against itself, its interval within ± 0.1, over at least five rounds; try -n {} on an idle host",
