@@ -117,7 +117,7 @@ fn carry_out(request: Request, mut connection: File) -> Result<(), Error> {
             return write_frame(&mut connection, answer.kind, &answer.payload);
         }
         Request::Exec(exec) => return exec::run(&exec, connection),
-        Request::CopyOut { path } => copy::send(&absolute(&path), &mut connection),
+        Request::CopyOut { path, notes } => copy::send(&absolute(&path), notes, &mut connection),
         Request::CopyIn { path } => copy::receive(&absolute(&path), &mut connection),
         Request::WaitPort { port } => port::wait(port, &connection),
         Request::Connect { port } => return port::connect(port, connection),
@@ -167,13 +167,16 @@ fn kill_init(signal: i32) -> i32 {
 /// A failure of the operating system, in the protocol's terms.
 fn failed(what: impl std::fmt::Display, error: impl Into<std::io::Error>) -> Failure {
     let error = error.into();
-    let reason = match error.kind() {
+    Failure {
+        reason: reason(error.kind()),
+        message: format!("{what}: {error}"),
+    }
+}
+
+fn reason(kind: std::io::ErrorKind) -> Reason {
+    match kind {
         std::io::ErrorKind::NotFound => Reason::NotFound,
         std::io::ErrorKind::PermissionDenied => Reason::Denied,
         _ => Reason::Other,
-    };
-    Failure {
-        reason,
-        message: format!("{what}: {error}"),
     }
 }
