@@ -8,6 +8,7 @@ mod configure;
 mod copy;
 mod exec;
 mod freeze;
+mod hosts;
 mod identity;
 mod port;
 mod scrub;

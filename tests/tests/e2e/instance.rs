@@ -272,10 +272,11 @@ fn an_image_has_no_identity_unless_asked(ground: &Ground) -> Result<()> {
     }
     let verified = ok(
         ground,
-        "vmm image rm whole >/dev/null && vmm run bare --rm -- cat /root/data /etc/machine-id",
+        "vmm image rm whole >/dev/null && vmm run bare --rm --name renewed -- sh -c 'cat /root/data /etc/machine-id; \
+         grep -q source /etc/hosts || ping -q -c 1 -w 60 renewed >/dev/null && echo resolves'",
     )?;
     ensure!(
-        verified.starts_with("kept\n") && verified.lines().count() == 2,
+        verified.starts_with("kept\n") && verified.ends_with("resolves\n") && verified.lines().count() == 3,
         "{verified:?}"
     );
     ok(ground, "vmm image rm bare && vmm terminate source").map(drop)
