@@ -42,10 +42,12 @@ pub struct StaticNetwork {
 
 impl CommandLine {
     /// Reads `/proc/cmdline`'s text. What is malformed is as good as absent: the machine then boots with the image's own settings.
+    /// Words after `--` are arguments of init, not parameters (kernel-parameters.rst).
     pub fn parse(text: &str) -> CommandLine {
         let mut line = CommandLine::default();
         for (key, value) in text
             .split_ascii_whitespace()
+            .take_while(|word| *word != "--")
             .filter_map(|word| word.split_once('='))
         {
             let owned = || Some(value.to_owned()).filter(|value| !value.is_empty());
@@ -96,7 +98,8 @@ mod tests {
     fn parameters_are_read() {
         let line = CommandLine::parse(
             "console=ttyS0,115200 quiet console=hvc0 kiln.boot_timer=0xc0000000 kiln.instance=i-1 kiln.hostname=web \
-             kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520 root=/dev/vdb kiln.scrub=1 kiln.stop=init\n",
+             kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520 root=/dev/vdb kiln.scrub=1 kiln.stop=init \
+             -- kiln.hostname=argument root=/dev/vdz\n",
         );
         assert_eq!(line.console.as_deref(), Some("hvc0"));
         assert_eq!(line.boot_timer, Some(0xc000_0000));

@@ -173,9 +173,7 @@ impl Base {
             .command_line
             .strip_prefix(crate::build::COMMAND_LINE)
             .unwrap_or(&manifest.command_line);
-        recipe.command_line = format!("{} {}", line.trim(), recipe.command_line)
-            .trim()
-            .to_owned();
+        recipe.command_line = ami::command_line::join([line, &recipe.command_line]);
         recipe
             .ports
             .extend(manifest.exposed_ports.iter().map(|exposed| Port {

@@ -229,9 +229,7 @@ fn manifest(recipe: &Recipe, architecture: Architecture, root: &Root) -> Manifes
     manifest.description.clone_from(&recipe.description);
     manifest.created.clone_from(&recipe.created);
     manifest.tags.clone_from(&recipe.tags);
-    manifest.command_line = format!("{COMMAND_LINE} {}", recipe.command_line)
-        .trim()
-        .to_owned();
+    manifest.command_line = ami::command_line::join([COMMAND_LINE, &recipe.command_line]);
     manifest.init = recipe.init().to_owned();
     manifest.exposed_ports = recipe.all_ports().into_iter().map(exposed).collect();
     if let Some(cpus) = recipe.cpus {

@@ -282,7 +282,7 @@ fn command_line(image: &Image, record: &Record, network: Option<&str>) -> String
     let manifest = image.manifest();
     let layout = arch::layout(manifest.architecture);
     let mut words = vec![
-        manifest.command_line.trim().to_owned(),
+        manifest.command_line.clone(),
         // A panic ends the machine by a reset at once; the console has said why.
         "panic=-1".to_owned(),
         layout.command_line.to_owned(),
@@ -295,9 +295,9 @@ fn command_line(image: &Image, record: &Record, network: Option<&str>) -> String
     words.push(format!("kiln.hostname={}", hostname(record)));
     words.push(format!("kiln.boot_timer={:#x}", layout.boot_timer));
     let launch = [network, record.config.append.as_deref()].into_iter().flatten();
-    words.extend(launch.map(|word| word.trim().to_owned()));
-    words.retain(|word| !word.is_empty());
-    words.join(" ")
+    words.extend(launch.map(str::to_owned));
+    // An image or a person may have words for init; ours are the kernel's.
+    ami::command_line::join(words.iter().map(String::as_str))
 }
 
 /// The device through which host and agent speak.
@@ -387,4 +387,40 @@ impl Disks {
 /// What the guest sees in `/dev/disk/by-id`: the volume's id without its dash, cut to 20 bytes, as on EC2.
 fn serial_number(volume: &Volume) -> String {
     volume.id.as_str().replace('-', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::launch::Launch;
+    use super::super::record::Config;
+    use super::super::store::Store;
+    use super::super::test_image;
+    use super::*;
+
+    /// The kernel passes what is behind `--` to init and reads no parameter there.
+    #[test]
+    fn our_parameters_are_before_the_arguments_of_init() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(Home::at(dir.path()));
+        let path = test_image::write(dir.path(), "image", 1);
+        let config = Config {
+            append: Some("debug -- single".into()),
+            ..Config::default()
+        };
+        let held = Launch::new(&store, Image::open(&path).unwrap())
+            .config(config)
+            .prepare(0)
+            .unwrap();
+        let image = Image::open(&path).unwrap();
+        let line = command_line(
+            &image,
+            held.record(),
+            Some("kiln.ip=x"),
+        );
+        assert!(
+            line.ends_with(" kiln.ip=x debug -- single"),
+            "{line}"
+        );
+        assert!(line.contains(" kiln.instance=i-"), "{line}");
+    }
 }
