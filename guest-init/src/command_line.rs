@@ -23,6 +23,8 @@ pub struct CommandLine {
     pub stop_at_init: bool,
     /// `kiln.ip=ADDRESS/PREFIX,GATEWAY,DNS,MTU`: the first network interface.
     pub network: Option<StaticNetwork>,
+    /// `kiln.search=DOMAIN,…`: the resolver's search list.
+    pub search: Vec<String>,
 }
 
 /// Addresses of the first network interface.
@@ -61,11 +63,20 @@ impl CommandLine {
                 "kiln.init" => line.init = owned(),
                 "kiln.stop" => line.stop_at_init = value == "init",
                 "kiln.ip" => line.network = StaticNetwork::parse(value),
+                "kiln.search" => line.search = domains(value),
                 _ => {}
             }
         }
         line
     }
+}
+
+fn domains(value: &str) -> Vec<String> {
+    value
+        .split(',')
+        .filter(|domain| !domain.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn hex(digits: &str) -> Option<u64> {
@@ -99,8 +110,9 @@ mod tests {
         let line = CommandLine::parse(
             "console=ttyS0,115200 quiet console=hvc0 kiln.boot_timer=0xc0000000 kiln.instance=i-1 kiln.hostname=web \
              kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520 root=/dev/vdb kiln.scrub=1 kiln.stop=init \
-             -- kiln.hostname=argument root=/dev/vdz\n",
+             kiln.search=a.example,,b.example -- kiln.hostname=argument root=/dev/vdz\n",
         );
+        assert_eq!(line.search, ["a.example", "b.example"]);
         assert_eq!(line.console.as_deref(), Some("hvc0"));
         assert_eq!(line.boot_timer, Some(0xc000_0000));
         assert_eq!((line.root.as_deref(), line.scrub), (Some("/dev/vdb"), true));

@@ -7,4 +7,5 @@ pub mod config;
 #[allow(unsafe_code)]
 pub mod pid1;
 pub mod proto;
+pub mod shutdown;
 pub mod users;

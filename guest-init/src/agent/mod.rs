@@ -23,7 +23,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::proto::{
-    AGENT_PORT, Error, Failure, Frame, Kind, READY_PORT, Ready, Reason, Request, read_frame, write_frame,
+    AGENT_PORT, Error, Failure, Frame, Kind, READY_PORT, Ready, Reason, Request, read_frame,
+    write_frame,
 };
 use crate::users::User;
 
@@ -150,19 +151,17 @@ fn fail(connection: &mut impl Write, failure: &Failure) -> Result<(), Error> {
     write_frame(connection, frame.kind, &frame.payload)
 }
 
-/// Asks PID 1, whoever it is, by the signals that both guest-init and systemd know: SIGRTMIN+4 powers off and SIGRTMIN+5
-/// reboots (systemd(1)).
 fn shutdown(reboot: bool, connection: &mut File) -> Result<(), Error> {
-    let signal = libc::SIGRTMIN() + if reboot { 5 } else { 4 };
-    let sent = nix::errno::Errno::result(kill_init(signal));
-    sent.map(drop)
-        .or_else(|error| fail(connection, &failed("PID 1 could not be signalled", error)))
+    signal_init(reboot).or_else(|error| fail(connection, &failed("PID 1 could not be signalled", error)))
 }
 
+/// Asks PID 1, whoever it is, by the signals that both guest-init and systemd know: SIGRTMIN+4 powers off and SIGRTMIN+5
+/// reboots (systemd(1)).
 #[allow(unsafe_code)]
-fn kill_init(signal: i32) -> i32 {
+pub fn signal_init(reboot: bool) -> Result<(), nix::errno::Errno> {
+    let signal = libc::SIGRTMIN() + if reboot { 5 } else { 4 };
     // SAFETY: kill takes no pointers. nix's enumeration of signals has no real-time ones.
-    unsafe { libc::kill(1, signal) }
+    nix::errno::Errno::result(unsafe { libc::kill(1, signal) }).map(drop)
 }
 
 /// A failure of the operating system, in the protocol's terms.

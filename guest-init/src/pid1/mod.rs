@@ -1,5 +1,6 @@
 //! PID 1: from the kernel's hand-over to a running system. [`main`] reads as a checklist.
 
+mod commands;
 mod disk;
 mod grow;
 mod local_services;
@@ -126,7 +127,7 @@ fn boot() -> Result<std::convert::Infallible, Error> {
     let console = machine.console.as_deref().unwrap_or(&config.console);
     if init == INIT_GUEST {
         name_machine(&machine, &config, named);
-        network::up(machine.network.as_ref());
+        network::up(machine.network.as_ref(), &machine.search);
         start_agent(timer.clone())?;
         timer.mark(mark::INIT);
         stop_if_asked(&machine);

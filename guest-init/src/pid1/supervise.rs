@@ -14,7 +14,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::power::{self, End};
-use super::{Error, local_services, mounts, os};
+use super::{Error, commands, local_services, mounts, os};
 use crate::config::{Config, Service};
 use crate::users::User;
 
@@ -67,6 +67,7 @@ enum Wake {
 /// Runs the machine to its end.
 pub fn run(config: &Config, console: &str) -> Result<std::convert::Infallible, Error> {
     mounts::late();
+    commands::install();
     let signals = Signals::block();
     let now = Instant::now();
     let mut services = Vec::new();

@@ -117,6 +117,11 @@ fn files_go_both_ways(ground: &Ground) -> Result<()> {
     refused(ground, "vmm cp copier:/nowhere $HOME/x", 125, "nowhere")?;
     refused(ground, "vmm cp $HOME/nowhere copier:", 125, "nowhere")?;
     refused(ground, "vmm cp $HOME/tree copier:/no/such/folder", 125, "folder")?;
+    // The image has no `shutdown` of its own.
+    let line = "vmm exec copier -- shutdown -h now; for i in $(seq 600); do vmm inspect copier | grep -q powered-off && exit; \
+                sleep 0.1; done; exit 1";
+    let output = ground.sh(line)?;
+    ensure!(output.status == 0, "{output:?}");
     ok(
         ground,
         "vmm terminate --time 0 copier && rm -rf $HOME/tree $HOME/back $HOME/grown $HOME/odd",

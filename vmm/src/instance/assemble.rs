@@ -15,7 +15,7 @@ use super::measure::Measured;
 use super::owner::Guest;
 use super::per_run::{DiskEngine, PerRun};
 use super::record::{Accel, Record, Volume, VolumeKind};
-use super::{Error, Result, confine, network, sockets};
+use super::{Error, Result, confine, network, search, sockets};
 use crate::accel::{self, Choice};
 use crate::arch;
 use crate::block::raw::RawFile;
@@ -166,7 +166,7 @@ impl Assembly {
             accel: choice(record.config.accel),
             kernel,
             initrd: Some(initrd),
-            cmdline: command_line(&image, record, words.as_deref()),
+            cmdline: command_line(&image, record, &self.launch_words(words)),
             serial: Some(serial),
             devices,
             uuid: Some(record.id.platform_uuid().into_bytes()),
@@ -184,6 +184,16 @@ impl Assembly {
         // What is removed when it stops would be copied for nothing.
         let lazy = disks.lazy.filter(|_| !record.auto_remove);
         Ok(Box::new(Life { machine, lazy }))
+    }
+
+    /// What the guest is told of its network and of this run.
+    fn launch_words(&self, network: Option<String>) -> Vec<String> {
+        // A repeatable run does not depend on the host's resolver.
+        let search = network
+            .as_ref()
+            .filter(|_| !self.turn.is_kept())
+            .and_then(|_| search::word());
+        [network, search].into_iter().flatten().collect()
     }
 
     /// What was counted, in words; `None` without `--icount`.
@@ -278,7 +288,7 @@ pub fn part_or(path: Option<&Path>, otherwise: impl FnOnce() -> Result<Part>) ->
 }
 
 /// The image's command line, then what a launch adds. The last word on a subject counts, so a person's comes last.
-fn command_line(image: &Image, record: &Record, network: Option<&str>) -> String {
+fn command_line(image: &Image, record: &Record, launch: &[String]) -> String {
     let manifest = image.manifest();
     let layout = arch::layout(manifest.architecture);
     let mut words = vec![
@@ -294,8 +304,7 @@ fn command_line(image: &Image, record: &Record, network: Option<&str>) -> String
     words.push(format!("kiln.instance={}", record.id));
     words.push(format!("kiln.hostname={}", hostname(record)));
     words.push(format!("kiln.boot_timer={:#x}", layout.boot_timer));
-    let launch = [network, record.config.append.as_deref()].into_iter().flatten();
-    words.extend(launch.map(str::to_owned));
+    words.extend(launch.iter().cloned().chain(record.config.append.clone()));
     // An image or a person may have words for init; ours are the kernel's.
     ami::command_line::join(words.iter().map(String::as_str))
 }
@@ -415,10 +424,10 @@ mod tests {
         let line = command_line(
             &image,
             held.record(),
-            Some("kiln.ip=x"),
+            &["kiln.ip=x".into(), "kiln.search=y".into()],
         );
         assert!(
-            line.ends_with(" kiln.ip=x debug -- single"),
+            line.ends_with(" kiln.ip=x kiln.search=y debug -- single"),
             "{line}"
         );
         assert!(line.contains(" kiln.instance=i-"), "{line}");

@@ -30,6 +30,7 @@ pub mod per_run;
 pub mod record;
 mod replace;
 pub mod scrub;
+mod search;
 pub mod service;
 pub mod size;
 pub mod sockets;
