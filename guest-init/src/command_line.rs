@@ -25,6 +25,8 @@ pub struct CommandLine {
     pub network: Option<StaticNetwork>,
     /// `kiln.search=DOMAIN,…`: the resolver's search list.
     pub search: Vec<String>,
+    /// `kiln.main=none`: the host runs a command in place of the image's main program.
+    pub without_main: bool,
 }
 
 /// Addresses of the first network interface.
@@ -64,6 +66,7 @@ impl CommandLine {
                 "kiln.stop" => line.stop_at_init = value == "init",
                 "kiln.ip" => line.network = StaticNetwork::parse(value),
                 "kiln.search" => line.search = domains(value),
+                "kiln.main" => line.without_main = value == "none",
                 _ => {}
             }
         }
@@ -110,9 +113,10 @@ mod tests {
         let line = CommandLine::parse(
             "console=ttyS0,115200 quiet console=hvc0 kiln.boot_timer=0xc0000000 kiln.instance=i-1 kiln.hostname=web \
              kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520 root=/dev/vdb kiln.scrub=1 kiln.stop=init \
-             kiln.search=a.example,,b.example -- kiln.hostname=argument root=/dev/vdz\n",
+             kiln.search=a.example,,b.example kiln.main=none -- kiln.hostname=argument root=/dev/vdz\n",
         );
         assert_eq!(line.search, ["a.example", "b.example"]);
+        assert!(line.without_main);
         assert_eq!(line.console.as_deref(), Some("hvc0"));
         assert_eq!(line.boot_timer, Some(0xc000_0000));
         assert_eq!((line.root.as_deref(), line.scrub), (Some("/dev/vdb"), true));

@@ -282,6 +282,8 @@ pub fn boot_defaults(init: &str) -> BootConfig {
 fn boot_config(recipe: &Recipe) -> BootConfig {
     let ours = recipe.init() == INIT_GUEST;
     BootConfig {
+        // A main program, of a container image that this one is layered on, has the console.
+        console_shell: ours && !recipe.services.iter().any(|service| service.main),
         hostname: recipe.hostname.clone(),
         // With an init of its own, services are its units.
         services: if ours {
@@ -305,5 +307,6 @@ fn service(service: &recipe::Service) -> Service {
             recipe::Restart::OnFailure => Restart::OnFailure,
             recipe::Restart::Never => Restart::Never,
         },
+        main: service.main,
     }
 }

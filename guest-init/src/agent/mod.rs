@@ -21,9 +21,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::proto::{
-    AGENT_PORT, Error, Failure, Frame, Kind, READY_PORT, Ready, Reason, Request, read_frame,
+    AGENT_PORT, END_PORT, Ended, Error, Failure, Frame, Kind, READY_PORT, Ready, Reason, Request, read_frame,
     write_frame,
 };
 use crate::users::User;
@@ -75,6 +76,19 @@ fn announce() {
         && let Ok(frame) = Frame::json(Kind::Done, &state())
     {
         let _ = write_frame(&mut host, frame.kind, &frame.payload);
+    }
+}
+
+/// How long the host may take to note how the main program has ended.
+const NOTED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Tells the host how the image's main program has ended, and waits until it has noted it. A host that does not listen does not care.
+pub fn report_end(ended: Ended) {
+    if let Ok(mut host) = vsock::connect(END_PORT)
+        && let Ok(frame) = Frame::json(Kind::Ended, &ended)
+        && write_frame(&mut host, frame.kind, &frame.payload).is_ok()
+    {
+        vsock::wait_closed(&mut host, NOTED_WITHIN);
     }
 }
 

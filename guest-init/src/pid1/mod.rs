@@ -4,6 +4,7 @@ mod commands;
 mod disk;
 mod grow;
 mod local_services;
+mod main_program;
 mod modules;
 mod mounts;
 mod network;
@@ -131,7 +132,7 @@ fn boot() -> Result<std::convert::Infallible, Error> {
         start_agent(timer.clone())?;
         timer.mark(mark::INIT);
         stop_if_asked(&machine);
-        supervise::run(&config, console)
+        supervise::run(&config, console, !machine.without_main)
     } else {
         start_agent(timer.clone())?;
         timer.mark(mark::INIT);

@@ -199,6 +199,10 @@ mod tests {
             .unwrap(),
             r#"{"request":"copy-out","path":"/x","notes":true}"#
         );
+        assert!(
+            serde_json::from_str::<Request>(r#"{"request":"copy-out","path":"/x","later":1}"#).is_ok(),
+            "a field of a later release is ignored, so that it can be added"
+        );
         assert!(serde_json::from_str::<Request>(r#"{"request":"format-disk"}"#).is_err());
     }
 

@@ -208,7 +208,8 @@ impl Run {
             turn.clone(),
             Arc::clone(&context.timeline),
         )
-        .with(fresh);
+        .with(fresh)
+        .without_main(!with_console);
         let (ending, held) = owner.run(
             |record, directory, console| assembly.build(record, directory, console),
             surround,
@@ -376,7 +377,7 @@ fn conclude(record: &Record, ending: &Ending) -> anyhow::Result<Status> {
             )
             .into());
         }
-        Ending::PoweredOff => {}
+        Ending::PoweredOff | Ending::Exited(_) => {}
         other => eprintln!("{}: {other}", record.id),
     }
     if !record.auto_remove && io::stderr().is_terminal() {

@@ -43,6 +43,8 @@ pub struct Assembly {
     /// Taken by the first life.
     fresh: Option<Fresh>,
     measured: Measured,
+    /// A command of the launch runs in place of the image's main program.
+    without_main: bool,
     /// Whether it was tried to confine the process.
     confined: bool,
     /// Removes the instance, which the confined process cannot.
@@ -59,6 +61,7 @@ impl Assembly {
             turn,
             timeline,
             fresh: None,
+            without_main: false,
             confined: false,
             janitor: None,
         }
@@ -70,6 +73,11 @@ impl Assembly {
             fresh: Some(fresh),
             ..self
         }
+    }
+
+    /// Leaves the image's main program, if it has one, out.
+    pub fn without_main(self, without_main: bool) -> Assembly {
+        Assembly { without_main, ..self }
     }
 
     /// Confines this process, as its user wishes, to what the instance needs; with `removes` it may be removed in the end. No
@@ -193,7 +201,8 @@ impl Assembly {
             .as_ref()
             .filter(|_| !self.turn.is_kept())
             .and_then(|_| search::word());
-        [network, search].into_iter().flatten().collect()
+        let main = self.without_main.then(|| "kiln.main=none".to_owned());
+        [network, search, main].into_iter().flatten().collect()
     }
 
     /// What was counted, in words; `None` without `--icount`.
@@ -424,10 +433,10 @@ mod tests {
         let line = command_line(
             &image,
             held.record(),
-            &["kiln.ip=x".into(), "kiln.search=y".into()],
+            &["kiln.ip=x".into(), "kiln.main=none".into()],
         );
         assert!(
-            line.ends_with(" kiln.ip=x kiln.search=y debug -- single"),
+            line.ends_with(" kiln.ip=x kiln.main=none debug -- single"),
             "{line}"
         );
         assert!(line.contains(" kiln.instance=i-"), "{line}");
