@@ -60,12 +60,15 @@ pub struct Service {
     /// Working directory.
     #[serde(default = "root_directory")]
     pub directory: String,
-    /// The user that it runs as, by name.
+    /// The user that it runs as: a name or a number, and maybe `:` and a group.
     #[serde(default = "root_user")]
     pub user: String,
     /// When to start it again.
     #[serde(default)]
     pub restart: Restart,
+    /// It is what the image is for, as a container's command is: it has the console, and the machine powers off when it ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub main: bool,
 }
 
 fn root_directory() -> String {

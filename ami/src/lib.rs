@@ -18,6 +18,7 @@
 mod architecture;
 pub mod boot;
 mod chunk;
+pub mod command_line;
 mod error;
 mod gpt;
 mod header;

@@ -163,12 +163,11 @@ pub fn peer_machine(
 ) -> Result<peer::Machine> {
     let (cpus, memory, append) = lane;
     let command_line = [
-        image.manifest().command_line.trim(),
+        image.manifest().command_line.as_str(),
         "panic=-1 console=ttyS0",
         append,
         STOP,
     ];
-    let words: Vec<&str> = command_line.into_iter().filter(|w| !w.is_empty()).collect();
     let initramfs = scratch.part(image, PartName::Initramfs)?;
     spare_last_page(&initramfs).map_err(failed("lengthening", &initramfs))?;
     Ok(peer::Machine {
@@ -177,7 +176,7 @@ pub fn peer_machine(
         root: scratch.part(image, PartName::Root)?,
         memory,
         cpus,
-        command_line: words.join(" "),
+        command_line: ami::command_line::join(command_line),
         accel,
         tsc_khz: tsc_khz(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
     })

@@ -164,7 +164,7 @@ fn qemu(machine: &Machine) -> Vec<OsString> {
         Accel::Tcg => {
             // Without ACPI's timer and KVM's clock Linux has nothing to calibrate its time stamp counter by and waits for ever.
             if let Some(khz) = machine.tsc_khz {
-                words += &format!(" tsc_early_khz={khz}");
+                words = ami::command_line::join([words.as_str(), &format!("tsc_early_khz={khz}")]);
             }
             ("microvm,accel=tcg,acpi=on,rtc=off", "max")
         }
@@ -209,7 +209,7 @@ fn firecracker(machine: &Machine, file: &Path) -> Invocation {
         "boot-source": {
             "kernel_image_path": machine.kernel,
             "initrd_path": machine.initramfs,
-            "boot_args": format!("{} reboot=k", machine.command_line),
+            "boot_args": ami::command_line::join([machine.command_line.as_str(), "reboot=k"]),
         },
         "drives": [{
             "drive_id": "root",

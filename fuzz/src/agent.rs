@@ -43,7 +43,7 @@ fn copied(bytes: &[u8], into_folder: bool) {
     let folder = outside.path().join("folder");
     fs::create_dir(&folder).expect("room for a folder");
     let to = if into_folder { folder } else { folder.join("new") };
-    let _ = archive::unpack(bytes, &to, 0o7000);
+    let _ = archive::unpack(bytes, &to, archive::Receiver::Host);
     assert_eq!(fs::read(&sentinel).expect("it is there"), b"untouched");
     let beside = fs::read_dir(outside.path()).expect("it is there").count();
     assert_eq!(beside, 2, "something came to lie beside the folder");

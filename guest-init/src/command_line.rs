@@ -23,6 +23,10 @@ pub struct CommandLine {
     pub stop_at_init: bool,
     /// `kiln.ip=ADDRESS/PREFIX,GATEWAY,DNS,MTU`: the first network interface.
     pub network: Option<StaticNetwork>,
+    /// `kiln.search=DOMAIN,…`: the resolver's search list.
+    pub search: Vec<String>,
+    /// `kiln.main=none`: the host runs a command in place of the image's main program.
+    pub without_main: bool,
 }
 
 /// Addresses of the first network interface.
@@ -42,10 +46,12 @@ pub struct StaticNetwork {
 
 impl CommandLine {
     /// Reads `/proc/cmdline`'s text. What is malformed is as good as absent: the machine then boots with the image's own settings.
+    /// Words after `--` are arguments of init, not parameters (kernel-parameters.rst).
     pub fn parse(text: &str) -> CommandLine {
         let mut line = CommandLine::default();
         for (key, value) in text
             .split_ascii_whitespace()
+            .take_while(|word| *word != "--")
             .filter_map(|word| word.split_once('='))
         {
             let owned = || Some(value.to_owned()).filter(|value| !value.is_empty());
@@ -59,11 +65,21 @@ impl CommandLine {
                 "kiln.init" => line.init = owned(),
                 "kiln.stop" => line.stop_at_init = value == "init",
                 "kiln.ip" => line.network = StaticNetwork::parse(value),
+                "kiln.search" => line.search = domains(value),
+                "kiln.main" => line.without_main = value == "none",
                 _ => {}
             }
         }
         line
     }
+}
+
+fn domains(value: &str) -> Vec<String> {
+    value
+        .split(',')
+        .filter(|domain| !domain.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn hex(digits: &str) -> Option<u64> {
@@ -96,8 +112,11 @@ mod tests {
     fn parameters_are_read() {
         let line = CommandLine::parse(
             "console=ttyS0,115200 quiet console=hvc0 kiln.boot_timer=0xc0000000 kiln.instance=i-1 kiln.hostname=web \
-             kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520 root=/dev/vdb kiln.scrub=1 kiln.stop=init\n",
+             kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520 root=/dev/vdb kiln.scrub=1 kiln.stop=init \
+             kiln.search=a.example,,b.example kiln.main=none -- kiln.hostname=argument root=/dev/vdz\n",
         );
+        assert_eq!(line.search, ["a.example", "b.example"]);
+        assert!(line.without_main);
         assert_eq!(line.console.as_deref(), Some("hvc0"));
         assert_eq!(line.boot_timer, Some(0xc000_0000));
         assert_eq!((line.root.as_deref(), line.scrub), (Some("/dev/vdb"), true));

@@ -55,12 +55,16 @@ pub struct Service {
     /// Working directory.
     #[serde(default = "root_directory")]
     pub directory: String,
-    /// The user that it runs as, by name.
+    /// The user that it runs as: a name or a number, and maybe `:` and a group.
     #[serde(default = "root_user")]
     pub user: String,
     /// When to start it again.
     #[serde(default)]
     pub restart: Restart,
+    /// It is what the image is for: it has the console, is not started again, and the machine ends with it. At most one of the image's
+    /// services.
+    #[serde(default)]
+    pub main: bool,
 }
 
 fn root_directory() -> String {

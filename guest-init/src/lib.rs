@@ -9,4 +9,5 @@ pub mod config;
 pub mod pid1;
 pub mod proto;
 pub mod secrets;
+pub mod shutdown;
 pub mod users;

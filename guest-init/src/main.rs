@@ -1,5 +1,14 @@
-//! `/init` of the initramfs.
+//! `/init` of the initramfs; and, under their names, the commands that end the machine.
 
-fn main() -> ! {
-    guest_init::pid1::main()
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use guest_init::{pid1, shutdown};
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    match shutdown::command(&arguments) {
+        Some(name) if std::process::id() != 1 => shutdown::run(name, &arguments[1..]),
+        _ => pid1::main(),
+    }
 }

@@ -34,6 +34,35 @@ impl User {
         User::parse(&passwd, &groups, name).or_else(|| (name == "root" || name == "0").then(User::root))
     }
 
+    /// The user of a service: a name or a number, and maybe `:` and a group of either kind, as container images have it. A number needs no
+    /// entry in the image's files.
+    pub fn find_for_service(root: &Path, text: &str) -> Option<User> {
+        let (name, group) = match text.split_once(':') {
+            Some((name, group)) => (name, Some(group)),
+            None => (text, None),
+        };
+        let name = if name.is_empty() { "root" } else { name };
+        let mut user = User::find(root, name).or_else(|| User::nameless(name.parse().ok()?))?;
+        if let Some(group) = group.filter(|group| !group.is_empty()) {
+            let groups = fs::read_to_string(root.join("etc/group")).unwrap_or_default();
+            user.gid = group_id(&groups, group)?;
+            user.groups = vec![user.gid];
+        }
+        Some(user)
+    }
+
+    /// A user that the image does not know: in root's group, as container engines have it.
+    fn nameless(uid: u32) -> Option<User> {
+        Some(User {
+            name: uid.to_string(),
+            uid,
+            gid: 0,
+            groups: vec![0],
+            home: "/".to_owned(),
+            shell: "/bin/sh".to_owned(),
+        })
+    }
+
     /// The superuser of an image that names none.
     pub fn root() -> User {
         let text = |text: &str| text.to_owned();
@@ -125,6 +154,16 @@ impl User {
     }
 }
 
+/// The id of a group by its name or number; a number needs no entry.
+fn group_id(groups: &str, wanted: &str) -> Option<u32> {
+    let id = |line: &str| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [name, _, id, _] = fields[..] else { return None };
+        (name == wanted).then(|| id.parse().ok())?
+    };
+    groups.lines().find_map(id).or_else(|| wanted.parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +181,31 @@ mod tests {
         assert_eq!(User::parse(PASSWD, GROUP, "1000"), Some(ann));
         assert_eq!(User::parse(PASSWD, GROUP, "nobody"), None);
         assert_eq!(User::parse(PASSWD, GROUP, "broken"), None);
+    }
+
+    #[test]
+    fn a_service_runs_as_container_images_say() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        fs::write(root.path().join("etc/passwd"), PASSWD).unwrap();
+        fs::write(root.path().join("etc/group"), GROUP).unwrap();
+        let ids = |text: &str| {
+            let user = User::find_for_service(root.path(), text)?;
+            Some((user.uid, user.gid, user.groups))
+        };
+        for (text, expected) in [
+            ("ann", Some((1000, 1000, vec![1000, 27]))),
+            ("ann:sudo", Some((1000, 27, vec![27]))),
+            ("1000:5", Some((1000, 5, vec![5]))),
+            ("1234", Some((1234, 0, vec![0]))),
+            ("1234:1234", Some((1234, 1234, vec![1234]))),
+            ("", Some((0, 0, vec![0]))),
+            (":27", Some((0, 27, vec![27]))),
+            ("bob", None),
+            ("ann:nogroup", None),
+        ] {
+            assert_eq!(ids(text), expected, "{text:?}");
+        }
     }
 
     #[test]

@@ -106,16 +106,7 @@ impl Base {
         ami.verify_part(PartName::Root)?;
         let tree = imagefs::of_ami(&ami)?;
         let installed = installed(&tree);
-        let archive = part(&ami, PartName::Initramfs, MAX_INITRAMFS)?;
-        let wrong = |why: String| Error::Initramfs {
-            path: path.into(),
-            why,
-        };
-        let files = cpio::files(&archive).map_err(|why| wrong(why.into()))?;
-        let boot = files
-            .get(ami::boot::PATH)
-            .ok_or_else(|| wrong(format!("it has no {}", ami::boot::PATH)))?;
-        let boot = serde_json::from_slice(boot).map_err(|e| wrong(e.to_string()))?;
+        let boot = boot_of(&ami)?;
         Ok(Self {
             ami,
             tree,
@@ -177,9 +168,7 @@ impl Base {
             .command_line
             .strip_prefix(crate::build::COMMAND_LINE)
             .unwrap_or(&manifest.command_line);
-        recipe.command_line = format!("{} {}", line.trim(), recipe.command_line)
-            .trim()
-            .to_owned();
+        recipe.command_line = ami::command_line::join([line, &recipe.command_line]);
         recipe
             .ports
             .extend(manifest.exposed_ports.iter().map(|exposed| Port {
@@ -223,6 +212,7 @@ fn taken_over(service: &ami::boot::Service) -> Service {
             ami::boot::Restart::Never => Restart::Never,
         },
         ports: Vec::new(),
+        main: service.main,
     }
 }
 
@@ -268,6 +258,20 @@ fn part(ami: &Ami, name: PartName, cap: u64) -> Result<Vec<u8>, Error> {
         .read_to_end(&mut bytes)
         .map_err(failed)?;
     Ok(bytes)
+}
+
+/// What an image's guest-init is to do.
+pub fn boot_of(ami: &Ami) -> Result<BootConfig, Error> {
+    let archive = part(ami, PartName::Initramfs, MAX_INITRAMFS)?;
+    let wrong = |why: String| Error::Initramfs {
+        path: ami.path().into(),
+        why,
+    };
+    let files = cpio::files(&archive).map_err(|why| wrong(why.into()))?;
+    let boot = files
+        .get(ami::boot::PATH)
+        .ok_or_else(|| wrong(format!("it has no {}", ami::boot::PATH)))?;
+    serde_json::from_slice(boot).map_err(|e| wrong(e.to_string()))
 }
 
 /// The kernel of an image with the modules of its initramfs.

@@ -231,9 +231,7 @@ fn manifest(recipe: &Recipe, architecture: Architecture, root: &Root) -> Manifes
     manifest.description.clone_from(&recipe.description);
     manifest.created.clone_from(&recipe.created);
     manifest.tags.clone_from(&recipe.tags);
-    manifest.command_line = format!("{COMMAND_LINE} {}", recipe.command_line)
-        .trim()
-        .to_owned();
+    manifest.command_line = ami::command_line::join([COMMAND_LINE, &recipe.command_line]);
     manifest.init = recipe.init().to_owned();
     manifest.exposed_ports = recipe.all_ports().into_iter().map(exposed).collect();
     if let Some(cpus) = recipe.cpus {
@@ -286,6 +284,8 @@ pub fn boot_defaults(init: &str) -> BootConfig {
 fn boot_config(recipe: &Recipe) -> BootConfig {
     let ours = recipe.init() == INIT_GUEST;
     BootConfig {
+        // A main program, of a container image that this one is layered on, has the console.
+        console_shell: ours && !recipe.services.iter().any(|service| service.main),
         hostname: recipe.hostname.clone(),
         // With an init of its own, services are its units.
         services: if ours {
@@ -309,5 +309,6 @@ fn service(service: &recipe::Service) -> Service {
             recipe::Restart::OnFailure => Restart::OnFailure,
             recipe::Restart::Never => Restart::Never,
         },
+        main: service.main,
     }
 }

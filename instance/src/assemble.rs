@@ -15,7 +15,7 @@ use super::measure::Measured;
 use super::owner::Guest;
 use super::per_run::{DiskEngine, PerRun};
 use super::record::{Accel, Record, Volume, VolumeKind};
-use super::{Error, Result, confine, network, sockets};
+use super::{Error, Result, confine, network, search, sockets};
 use machine::accel::{self, Choice, Chosen};
 use machine::arch;
 use machine::block::raw::RawFile;
@@ -43,6 +43,8 @@ pub struct Assembly {
     /// Taken by the first life.
     fresh: Option<Fresh>,
     measured: Measured,
+    /// A command of the launch runs in place of the image's main program.
+    without_main: bool,
     /// Whether it was tried to confine the process.
     confined: bool,
     /// Chosen before the process is confined, and the same for every run of the guest.
@@ -61,6 +63,7 @@ impl Assembly {
             turn,
             timeline,
             fresh: None,
+            without_main: false,
             confined: false,
             accelerator: None,
             janitor: None,
@@ -73,6 +76,11 @@ impl Assembly {
             fresh: Some(fresh),
             ..self
         }
+    }
+
+    /// Leaves the image's main program, if it has one, out.
+    pub fn without_main(self, without_main: bool) -> Assembly {
+        Assembly { without_main, ..self }
     }
 
     /// Confines this process, as its user wishes, to what the instance needs; with `removes` it may be removed in the end. No
@@ -183,7 +191,7 @@ impl Assembly {
             accel: self.accelerator(record, &image)?,
             kernel,
             initrd: Some(initrd),
-            cmdline: command_line(&image, record, words.as_deref()),
+            cmdline: command_line(&image, record, &self.launch_words(words)),
             serial: Some(serial),
             devices,
             uuid: Some(record.id.platform_uuid().into_bytes()),
@@ -200,6 +208,17 @@ impl Assembly {
         // What is removed when it stops would be copied for nothing.
         let lazy = disks.lazy.filter(|_| !record.auto_remove);
         Ok(Box::new(Life { machine, lazy }))
+    }
+
+    /// What the guest is told of its network and of this run.
+    fn launch_words(&self, network: Option<String>) -> Vec<String> {
+        // A repeatable run does not depend on the host's resolver.
+        let search = network
+            .as_ref()
+            .filter(|_| !self.turn.is_kept())
+            .and_then(|_| search::word());
+        let main = self.without_main.then(|| "kiln.main=none".to_owned());
+        [network, search, main].into_iter().flatten().collect()
     }
 
     /// What was counted, in words; `None` without `--icount`.
@@ -294,11 +313,11 @@ pub fn part_or(path: Option<&Path>, otherwise: impl FnOnce() -> Result<Part>) ->
 }
 
 /// The image's command line, then what a launch adds. The last word on a subject counts, so a person's comes last.
-pub(super) fn command_line(image: &Image, record: &Record, network: Option<&str>) -> String {
+pub(super) fn command_line(image: &Image, record: &Record, launch: &[String]) -> String {
     let manifest = image.manifest();
     let layout = arch::layout(manifest.architecture);
     let mut words = vec![
-        manifest.command_line.trim().to_owned(),
+        manifest.command_line.clone(),
         // A panic ends the machine by a reset at once; the console has said why.
         "panic=-1".to_owned(),
         layout.command_line.to_owned(),
@@ -310,10 +329,9 @@ pub(super) fn command_line(image: &Image, record: &Record, network: Option<&str>
     words.push(format!("kiln.instance={}", record.id));
     words.push(format!("kiln.hostname={}", hostname(record)));
     words.push(format!("kiln.boot_timer={:#x}", layout.boot_timer));
-    let launch = [network, record.config.append.as_deref()].into_iter().flatten();
-    words.extend(launch.map(|word| word.trim().to_owned()));
-    words.retain(|word| !word.is_empty());
-    words.join(" ")
+    words.extend(launch.iter().cloned().chain(record.config.append.clone()));
+    // An image or a person may have words for init; ours are the kernel's.
+    ami::command_line::join(words.iter().map(String::as_str))
 }
 
 /// The device through which host and agent speak.
@@ -403,4 +421,40 @@ impl Disks {
 /// What the guest sees in `/dev/disk/by-id`: the volume's id without its dash, cut to 20 bytes, as on EC2.
 fn serial_number(volume: &Volume) -> String {
     volume.id.as_str().replace('-', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::launch::Launch;
+    use super::super::record::Config;
+    use super::super::store::Store;
+    use super::super::test_image;
+    use super::*;
+
+    /// The kernel passes what is behind `--` to init and reads no parameter there.
+    #[test]
+    fn our_parameters_are_before_the_arguments_of_init() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(Home::at(dir.path()));
+        let path = test_image::write(dir.path(), "image", 1);
+        let config = Config {
+            append: Some("debug -- single".into()),
+            ..Config::default()
+        };
+        let held = Launch::new(&store, Image::open(&path).unwrap())
+            .config(config)
+            .prepare(0)
+            .unwrap();
+        let image = Image::open(&path).unwrap();
+        let line = command_line(
+            &image,
+            held.record(),
+            &["kiln.ip=x".into(), "kiln.main=none".into()],
+        );
+        assert!(
+            line.ends_with(" kiln.ip=x kiln.main=none debug -- single"),
+            "{line}"
+        );
+        assert!(line.contains(" kiln.instance=i-"), "{line}");
+    }
 }

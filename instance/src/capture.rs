@@ -189,7 +189,7 @@ impl Capture {
 /// Why the file system of a stopped instance may need a check, if so.
 fn unclean(record: &Record) -> Option<String> {
     match &record.ending {
-        Some(Ending::PoweredOff) | None => None,
+        Some(Ending::PoweredOff | Ending::Exited(_)) | None => None,
         Some(other) => Some(format!(
             "{other}: the file system in the image may need its journal replayed"
         )),

@@ -34,6 +34,7 @@ pub mod process;
 pub mod record;
 mod replace;
 pub mod scrub;
+mod search;
 pub mod service;
 pub mod shutdown;
 pub mod size;

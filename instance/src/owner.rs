@@ -79,6 +79,8 @@ struct Life {
     killed: bool,
     /// The guest has executed its first instruction in this process.
     ran: bool,
+    /// How the image's main program has ended in this life, if it has.
+    exited: Option<u8>,
     watchers: Subscribers<News>,
 }
 
@@ -99,6 +101,7 @@ impl Owner {
                 stopping: false,
                 killed: false,
                 ran: false,
+                exited: None,
                 watchers: Subscribers::default(),
             }),
             changed: Condvar::new(),
@@ -166,6 +169,7 @@ impl Owner {
             }
             life.killer = Some(killer);
             life.ran = true;
+            life.exited = None;
         }
         let mut begun = Ok(());
         let outcome = guest.run(&mut || {
@@ -184,7 +188,7 @@ impl Owner {
             (Outcome::Killed, _) => Some(Ending::Killed),
             (Outcome::Reset | Outcome::TripleFault, Some(line)) => Some(Ending::Panicked(line)),
             (Outcome::TripleFault, None) => Some(Ending::Crashed),
-            (Outcome::PowerOff, _) => Some(Ending::PoweredOff),
+            (Outcome::PowerOff, _) => Some(life.exited.map_or(Ending::PoweredOff, Ending::Exited)),
             (Outcome::Reset, None) if life.stopping => Some(Ending::PoweredOff),
             (Outcome::Reset, None) => None,
         })
@@ -239,6 +243,11 @@ impl Owner {
             }
             self.changed.notify_all();
         }
+    }
+
+    /// The image's main program has ended with this status; the guest is about to power off.
+    pub fn set_exited(&self, status: u8) {
+        self.lock().exited = Some(status);
     }
 
     /// Waits until the agent is there. `false` when the instance ended or `patience` ran out before.

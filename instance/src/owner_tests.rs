@@ -147,6 +147,39 @@ fn a_polite_guest_is_not_killed() {
     assert_eq!(world.end(), Ending::PoweredOff);
 }
 
+/// The guest's PID 1 says how the main program has ended, waits until that is noted, and powers off.
+#[test]
+fn the_end_of_the_main_program_is_the_instances() {
+    use guest_init::proto::{END_PORT, Ended, Frame, Kind, write_frame};
+    use std::io::{Read, Write};
+    let world = World::start(deaf());
+    let life = world.lives.recv().unwrap();
+    super::super::service::listen_for_end(&world.owner, Turn::default()).unwrap();
+    let name = format!("{}_{END_PORT}", super::super::sockets::VSOCK);
+    let connect = || super::super::sockets::connect(world.owner.directory(), &name).unwrap();
+    // What is no such word says nothing, and does not keep the next one from being heard.
+    connect().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    drop(connect());
+    let mut guest = connect();
+    let frame = Frame::json(Kind::Ended, &Ended::Signaled(9)).unwrap();
+    write_frame(&mut guest, frame.kind, &frame.payload).unwrap();
+    assert_eq!(guest.read(&mut [0]).unwrap(), 0, "noted");
+    life.send(Outcome::PowerOff).unwrap();
+    assert_eq!(world.end(), Ending::Exited(137));
+}
+
+/// A reset is another life, whose end is its own.
+#[test]
+fn the_status_of_one_life_is_not_the_next_ones() {
+    let world = World::start(deaf());
+    let first = world.lives.recv().unwrap();
+    world.owner.set_exited(3);
+    first.send(Outcome::Reset).unwrap();
+    let second = world.lives.recv().unwrap();
+    second.send(Outcome::PowerOff).unwrap();
+    assert_eq!(world.end(), Ending::PoweredOff);
+}
+
 #[test]
 fn a_deaf_guest_is_killed_when_patience_is_over() {
     let world = World::start(deaf());

@@ -54,7 +54,7 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
         accel: Arc::new(chosen.map_err(|error| Error::Machine(error.to_string()))?),
         kernel: part_or(config.kernel.as_deref(), || image.kernel())?,
         initrd: Some(part_or(config.initrd.as_deref(), || image.initramfs())?),
-        cmdline: command_line(image, record, None),
+        cmdline: command_line(image, record, &[]),
         serial: None,
         devices: Vec::new(),
         uuid: None,

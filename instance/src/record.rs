@@ -147,6 +147,8 @@ pub enum VolumeKind {
 pub enum Ending {
     /// The guest switched itself off.
     PoweredOff,
+    /// The image's main program ended with this status, and the guest switched itself off.
+    Exited(u8),
     /// The guest's kernel panicked; the line that says why.
     Panicked(String),
     /// The processor shut down (triple fault).
@@ -163,6 +165,7 @@ impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Ending::PoweredOff => f.write_str("the guest powered off"),
+            Ending::Exited(status) => write!(f, "its command ended with status {status}"),
             Ending::Panicked(line) => write!(f, "the guest's kernel panicked: {line}"),
             Ending::Crashed => f.write_str("the guest's processor shut down (triple fault)"),
             Ending::Killed => f.write_str("it was ended without the guest's consent"),

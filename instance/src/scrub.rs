@@ -50,7 +50,8 @@ pub fn scrub(
         queues: 1,
     };
     let disk = Block::new(Arc::new(RawFile::part(file, start, size)), disk);
-    let words = image.manifest().command_line.trim();
+    let ours = "panic=-1 console=ttyS0 kiln.scrub=1";
+    let cmdline = ami::command_line::join([image.manifest().command_line.as_str(), ours]);
     let machine = Machine::build(Spec {
         architecture: image.manifest().architecture,
         cpus: 1,
@@ -58,7 +59,7 @@ pub fn scrub(
         accel: accelerator,
         kernel: part_or(record.config.kernel.as_deref(), || image.kernel())?,
         initrd: Some(part_or(record.config.initrd.as_deref(), || image.initramfs())?),
-        cmdline: format!("{words} panic=-1 console=ttyS0 kiln.scrub=1"),
+        cmdline,
         serial: Some(Serial {
             output: Box::new(console.clone()),
             input: None,

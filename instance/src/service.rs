@@ -3,8 +3,9 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use guest_init::proto::{Configure, READY_PORT, Request};
+use guest_init::proto::{Configure, END_PORT, Ended, Kind as FrameKind, READY_PORT, Request, read_frame};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use super::api;
@@ -32,6 +33,7 @@ pub fn own(mut held: Held, turn: &Turn) -> Arc<Owner> {
 /// Opens the owner's sockets. `on_ready` is called when the guest's agent says that it is there.
 pub fn serve(owner: &Arc<Owner>, turn: &Turn, on_ready: impl Fn() + Send + 'static) -> Result<()> {
     listen_for_readiness(owner, turn.clone(), on_ready)?;
+    listen_for_end(owner, turn.clone())?;
     api::serve(Arc::clone(owner))
 }
 
@@ -54,6 +56,32 @@ fn listen_for_readiness(owner: &Arc<Owner>, turn: Turn, on_ready: impl Fn() + Se
                 footprint::give_back();
             }
         })
+    })
+    .map_err(Error::os("starting a thread"))?;
+    Ok(())
+}
+
+/// How long the guest may take to say how its main program has ended, once it has connected.
+const END_SAID_WITHIN: Duration = Duration::from_secs(5);
+
+/// Notes how the image's main program has ended. The guest waits for the end of its connection before it powers off.
+pub(super) fn listen_for_end(owner: &Arc<Owner>, turn: Turn) -> Result<()> {
+    let listener = sockets::bind(owner.directory(), &format!("{}_{END_PORT}", sockets::VSOCK))?;
+    turn.expect(END_PORT, Times::Always);
+    let owner = Arc::clone(owner);
+    sandbox::spawn("end", Kind::Control, move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.set_read_timeout(Some(END_SAID_WITHIN));
+            // What is no such frame says nothing.
+            if let Ok(Some(frame)) = read_frame(&mut stream)
+                && frame.kind == FrameKind::Ended
+                && let Ok(ended) = frame.message::<Ended>()
+            {
+                owner.set_exited(ended.status());
+            }
+            drop(stream);
+            turn.give();
+        }
     })
     .map_err(Error::os("starting a thread"))?;
     Ok(())

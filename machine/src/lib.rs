@@ -34,4 +34,4 @@ pub mod timeline;
 pub mod vcpu;
 pub mod virtio;
 
-pub use machine::{Device, Error, Handle, Machine, NamedExit, Outcome, Serial, Spec, check_size};
+pub use machine::{Device, Error, Handle, Machine, NamedExit, Outcome, Serial, Spec};

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use super::hosts;
 use super::secrets;
 
 /// Holds the id of the instance that the identity belongs to.
@@ -98,7 +99,16 @@ pub fn set_hostname(root: &Path, hostname: &str) -> io::Result<()> {
         ));
     }
     nix::unistd::sethostname(hostname)?;
-    fs::write(root.join("etc/hostname"), format!("{hostname}\n"))
+    write_hostname(root, hostname)
+}
+
+/// Writes the name where later boots and resolvers find it.
+fn write_hostname(root: &Path, hostname: &str) -> io::Result<()> {
+    let path = root.join("etc/hostname");
+    let old = fs::read_to_string(&path).unwrap_or_default();
+    let old = Some(old.trim()).filter(|old| !old.is_empty());
+    hosts::rename(root, old, hostname)?;
+    fs::write(path, format!("{hostname}\n"))
 }
 
 /// 128 random bits in hexadecimal, with the version and variant bits of a random UUID as machine-id(5) wants them.
@@ -149,6 +159,26 @@ mod tests {
         let root = image();
         assert!(renew(root.path(), None, None).unwrap());
         assert!(!renew(root.path(), None, None).unwrap());
+    }
+
+    #[test]
+    fn the_name_resolves_and_is_renewed_with_the_instance() {
+        let root = image();
+        let hosts = || fs::read_to_string(root.path().join("etc/hosts")).unwrap();
+        fs::write(root.path().join("etc/hostname"), "image\n").unwrap();
+        fs::write(
+            root.path().join("etc/hosts"),
+            "127.0.0.1 localhost\n127.0.1.1\timage\n",
+        )
+        .unwrap();
+        write_hostname(root.path(), "first").unwrap();
+        assert_eq!(hosts(), "127.0.0.1 localhost\n127.0.1.1\tfirst\n");
+        write_hostname(root.path(), "second").unwrap();
+        assert_eq!(hosts(), "127.0.0.1 localhost\n127.0.1.1\tsecond\n");
+        assert_eq!(
+            fs::read_to_string(root.path().join("etc/hostname")).unwrap(),
+            "second\n"
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod configure;
 mod copy;
 mod exec;
 mod freeze;
+mod hosts;
 mod identity;
 mod port;
 mod scrub;
@@ -21,9 +22,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::proto::{
-    AGENT_PORT, Error, Failure, Frame, Kind, READY_PORT, Ready, Reason, Request, read_frame, write_frame,
+    AGENT_PORT, END_PORT, Ended, Error, Failure, Frame, Kind, READY_PORT, Ready, Reason, Request, read_frame,
+    write_frame,
 };
 use crate::users::User;
 
@@ -78,6 +81,19 @@ fn announce() {
     }
 }
 
+/// How long the host may take to note how the main program has ended.
+const NOTED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Tells the host how the image's main program has ended, and waits until it has noted it. A host that does not listen does not care.
+pub fn report_end(ended: Ended) {
+    if let Ok(mut host) = vsock::connect(END_PORT)
+        && let Ok(frame) = Frame::json(Kind::Ended, &ended)
+        && write_frame(&mut host, frame.kind, &frame.payload).is_ok()
+    {
+        vsock::wait_closed(&mut host, NOTED_WITHIN);
+    }
+}
+
 fn state() -> Ready {
     let line = |path: &str| {
         std::fs::read_to_string(path)
@@ -119,7 +135,7 @@ fn carry_out(request: Request, mut connection: File) -> Result<(), Error> {
             return write_frame(&mut connection, answer.kind, &answer.payload);
         }
         Request::Exec(exec) => return exec::run(&exec, connection),
-        Request::CopyOut { path } => copy::send(&absolute(&path), &mut connection),
+        Request::CopyOut { path, notes } => copy::send(&absolute(&path), notes, &mut connection),
         Request::CopyIn { path } => copy::receive(&absolute(&path), &mut connection),
         Request::WaitPort { port } => port::wait(port, &connection),
         Request::Connect { port } => return port::connect(port, connection),
@@ -151,31 +167,32 @@ fn fail(connection: &mut impl Write, failure: &Failure) -> Result<(), Error> {
     write_frame(connection, frame.kind, &frame.payload)
 }
 
-/// Asks PID 1, whoever it is, by the signals that both guest-init and systemd know: SIGRTMIN+4 powers off and SIGRTMIN+5
-/// reboots (systemd(1)).
 fn shutdown(reboot: bool, connection: &mut File) -> Result<(), Error> {
-    let signal = libc::SIGRTMIN() + if reboot { 5 } else { 4 };
-    let sent = nix::errno::Errno::result(kill_init(signal));
-    sent.map(drop)
-        .or_else(|error| fail(connection, &failed("PID 1 could not be signalled", error)))
+    signal_init(reboot).or_else(|error| fail(connection, &failed("PID 1 could not be signalled", error)))
 }
 
+/// Asks PID 1, whoever it is, by the signals that both guest-init and systemd know: SIGRTMIN+4 powers off and SIGRTMIN+5
+/// reboots (systemd(1)).
 #[allow(unsafe_code)]
-fn kill_init(signal: i32) -> i32 {
+pub fn signal_init(reboot: bool) -> Result<(), nix::errno::Errno> {
+    let signal = libc::SIGRTMIN() + if reboot { 5 } else { 4 };
     // SAFETY: kill takes no pointers. nix's enumeration of signals has no real-time ones.
-    unsafe { libc::kill(1, signal) }
+    nix::errno::Errno::result(unsafe { libc::kill(1, signal) }).map(drop)
 }
 
 /// A failure of the operating system, in the protocol's terms.
 fn failed(what: impl std::fmt::Display, error: impl Into<std::io::Error>) -> Failure {
     let error = error.into();
-    let reason = match error.kind() {
+    Failure {
+        reason: reason(error.kind()),
+        message: format!("{what}: {error}"),
+    }
+}
+
+fn reason(kind: std::io::ErrorKind) -> Reason {
+    match kind {
         std::io::ErrorKind::NotFound => Reason::NotFound,
         std::io::ErrorKind::PermissionDenied => Reason::Denied,
         _ => Reason::Other,
-    };
-    Failure {
-        reason,
-        message: format!("{what}: {error}"),
     }
 }

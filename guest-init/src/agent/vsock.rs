@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, connect as connect_to, getpeername,
-    listen as listen_on, socket,
+    listen as listen_on, setsockopt, socket, sockopt::ReceiveTimeout,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
 /// The host's context id (VIRTIO 1.3 §5.10.4).
 const HOST: u32 = 2;
@@ -46,6 +48,14 @@ pub fn connect(port: u32) -> io::Result<File> {
     let stream = stream()?;
     connect_to(stream.as_raw_fd(), &VsockAddr::new(HOST, port))?;
     Ok(File::from(stream))
+}
+
+/// Waits until the peer has closed `connection`, for `limit` at most.
+pub fn wait_closed(connection: &mut File, limit: Duration) {
+    let limit = TimeVal::seconds(limit.as_secs() as i64);
+    if setsockopt(connection, ReceiveTimeout, &limit).is_ok() {
+        let _ = io::copy(connection, &mut io::sink());
+    }
 }
 
 #[allow(unsafe_code)]

@@ -1,8 +1,10 @@
 //! PID 1: from the kernel's hand-over to a running system. [`main`] reads as a checklist.
 
+mod commands;
 mod disk;
 mod grow;
 mod local_services;
+mod main_program;
 mod modules;
 mod mounts;
 mod network;
@@ -120,19 +122,17 @@ fn boot() -> Result<std::convert::Infallible, Error> {
         grow::to_disk_size(&config.root_device, NEW_ROOT);
     }
     mounts::switch_root(NEW_ROOT)?;
-    if config.root_writable {
-        renew_identity(&machine);
-    }
+    let named = config.root_writable && renew_identity(&machine);
 
     let init = machine.init.as_deref().unwrap_or(&config.init);
     let console = machine.console.as_deref().unwrap_or(&config.console);
     if init == INIT_GUEST {
-        name_machine(&machine, &config);
-        network::up(machine.network.as_ref());
+        name_machine(&machine, &config, named);
+        network::up(machine.network.as_ref(), &machine.search);
         start_agent(timer.clone())?;
         timer.mark(mark::INIT);
         stop_if_asked(&machine);
-        supervise::run(&config, console)
+        supervise::run(&config, console, !machine.without_main)
     } else {
         start_agent(timer.clone())?;
         timer.mark(mark::INIT);
@@ -157,27 +157,33 @@ fn scrub() -> Result<(), Error> {
     Ok(())
 }
 
-/// A machine that boots without a renewed identity is better than none: a failure is said and nothing more.
-fn renew_identity(machine: &CommandLine) {
+/// A machine that boots without a renewed identity is better than none: a failure is reported and nothing more. Returns whether the
+/// files of the root file system are those of this instance.
+fn renew_identity(machine: &CommandLine) -> bool {
     let root = Path::new("/");
-    if let Err(error) = agent::renew(root, machine.instance.as_deref(), machine.hostname.as_deref()) {
+    let renewed = agent::renew(root, machine.instance.as_deref(), machine.hostname.as_deref());
+    if let Err(error) = &renewed {
         mounts::say(&format!(
             "guest-init: the machine's identity could not be renewed: {error}"
         ));
     }
     // After the host name, which goes into certificates; again at the next boot after a power cut.
     agent::make_secrets(root, &mounts::say);
+    renewed.is_ok()
 }
 
-fn name_machine(machine: &CommandLine, config: &Config) {
+/// Names the machine. With `named`, its `/etc/hostname` has the instance's name, or the one that its administrator has chosen since.
+fn name_machine(machine: &CommandLine, config: &Config, named: bool) {
     let kept = std::fs::read_to_string("/etc/hostname")
         .ok()
-        .map(|name| name.trim().to_owned());
-    let name = machine
-        .hostname
-        .clone()
-        .or(kept)
-        .or_else(|| config.hostname.clone());
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty());
+    let given = machine.hostname.clone();
+    let name = match named {
+        true => kept.or(given),
+        false => given.or(kept),
+    };
+    let name = name.or_else(|| config.hostname.clone());
     if let Some(name) = name.filter(|name| !name.is_empty()) {
         // An invalid name in the image leaves the kernel's.
         let _ = nix::unistd::sethostname(name);

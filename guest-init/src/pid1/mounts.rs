@@ -83,7 +83,7 @@ const LATE: &[Kernel] = &[
 ];
 
 /// Says to programs that PID 1 is ours, as `/run/systemd/system` says of systemd.
-const MARK: &str = "/run/guest-init";
+pub const MARK: &str = "/run/guest-init";
 
 /// Links that programs expect in `/dev`.
 const DEV_LINKS: &[(&str, &str)] = &[
@@ -183,15 +183,11 @@ pub fn switch_root(point: &str) -> Result<(), Error> {
     chdir("/").map_err(os("entering the root"))
 }
 
-/// The initramfs is RAM: what was in it (the modules, mostly) is given back. This program lives on in its mapped pages.
+/// The initramfs is RAM: what was in it (the modules, mostly) is given back. This program's file stays: its pages are in use for as
+/// long as it runs, and the system's commands are links to it.
 fn free_initramfs() {
-    for path in ["/lib", "/etc", "/init"] {
-        let path = Path::new(path);
-        let _ = if path.is_dir() {
-            fs::remove_dir_all(path)
-        } else {
-            fs::remove_file(path)
-        };
+    for path in ["/lib", "/etc"] {
+        let _ = fs::remove_dir_all(path);
     }
 }
 

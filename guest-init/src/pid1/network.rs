@@ -10,9 +10,15 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use super::mounts;
 use crate::command_line::StaticNetwork;
 
+/// Who may send ICMP echo requests without privilege: every group, as systemd has it (sysctl.d/50-default.conf). Debian's `ping` has no
+/// capability and relies on it.
+const PING_GROUPS: (&str, &str) = ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+
 /// Brings loopback up, and the first interface if the machine gave it an address. Failures are said: a machine without
 /// network still has its console and agent.
-pub fn up(network: Option<&StaticNetwork>) {
+pub fn up(network: Option<&StaticNetwork>, search: &[String]) {
+    // A kernel without IPv4 has no such file.
+    let _ = fs::write(PING_GROUPS.0, PING_GROUPS.1);
     let result = (|| {
         let control = socket(
             AddressFamily::Inet,
@@ -22,7 +28,7 @@ pub fn up(network: Option<&StaticNetwork>) {
         )?;
         raise(&control, "lo")?;
         match (network, first_interface()) {
-            (Some(network), Some(interface)) => configure(&control, &interface, network),
+            (Some(network), Some(interface)) => configure(&control, &interface, network, search),
             _ => Ok(()),
         }
     })();
@@ -40,7 +46,12 @@ fn first_interface() -> Option<String> {
     names.filter(|name| name != "lo").min()
 }
 
-fn configure(control: &OwnedFd, interface: &str, network: &StaticNetwork) -> io::Result<()> {
+fn configure(
+    control: &OwnedFd,
+    interface: &str,
+    network: &StaticNetwork,
+    search: &[String],
+) -> io::Result<()> {
     let StaticNetwork {
         address,
         prefix,
@@ -64,9 +75,18 @@ fn configure(control: &OwnedFd, interface: &str, network: &StaticNetwork) -> io:
     add_default_route(control, gateway)?;
     // An image that manages its resolver itself has a link there.
     if !fs::symlink_metadata("/etc/resolv.conf").is_ok_and(|metadata| metadata.is_symlink()) {
-        fs::write("/etc/resolv.conf", format!("nameserver {dns}\n"))?;
+        fs::write("/etc/resolv.conf", resolver(dns, search))?;
     }
     Ok(())
+}
+
+/// The text of `/etc/resolv.conf`.
+fn resolver(dns: Ipv4Addr, search: &[String]) -> String {
+    let mut text = format!("nameserver {dns}\n");
+    if !search.is_empty() {
+        text += &format!("search {}\n", search.join(" "));
+    }
+    text
 }
 
 /// `struct ifreq` (linux/if.h).
@@ -154,6 +174,17 @@ fn to_sockaddr(address: Ipv4Addr) -> libc::sockaddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_resolver_has_the_machines_search_list() {
+        let dns = Ipv4Addr::new(10, 0, 2, 3);
+        assert_eq!(resolver(dns, &[]), "nameserver 10.0.2.3\n");
+        let search = ["a.example".to_owned(), "b.example".to_owned()];
+        assert_eq!(
+            resolver(dns, &search),
+            "nameserver 10.0.2.3\nsearch a.example b.example\n"
+        );
+    }
 
     #[test]
     fn the_kernels_structures_have_their_sizes() {

@@ -14,8 +14,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::power::{self, End};
-use super::{Error, local_services, mounts, os};
+use super::{Error, commands, local_services, main_program, mounts, os};
 use crate::config::{Config, Service};
+use crate::proto::Ended;
 use crate::users::User;
 
 /// A service that fails at once is not started again at once: pauses double from the first to the last.
@@ -35,6 +36,15 @@ enum Role {
     Service(usize),
     /// The console's shell: the machine ends with it.
     Shell,
+    /// The image's main program: the machine ends with it.
+    Main,
+}
+
+/// What ended among the programs that the machine may end with.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Over {
+    shell: bool,
+    main: Option<Ended>,
 }
 
 /// A service and its history.
@@ -64,15 +74,23 @@ enum Wake {
     Time,
 }
 
-/// Runs the machine to its end.
-pub fn run(config: &Config, console: &str) -> Result<std::convert::Infallible, Error> {
+/// Runs the machine to its end. `with_main` says whether the image's main program, if it has one, is part of it.
+pub fn run(config: &Config, console: &str, with_main: bool) -> Result<std::convert::Infallible, Error> {
     mounts::late();
+    commands::install();
     let signals = Signals::block();
     let now = Instant::now();
     let mut services = Vec::new();
-    adopt(&mut services, config.services.iter().cloned());
+    let (main, others): (Vec<_>, Vec<_>) = config.services.iter().cloned().partition(|service| service.main);
+    adopt(&mut services, others);
     adopt(&mut services, local_services::load());
     let mut children = HashMap::new();
+    if let Some(main) = main.first().filter(|_| with_main) {
+        match main_program::start(main, console) {
+            Ok(pid) => drop(children.insert(pid, Role::Main)),
+            Err(error) => main_program::end_without(main, &error, console),
+        }
+    }
     let mut shell_pause = FIRST_PAUSE;
     let mut shell_due = config.console_shell.then_some(now);
     loop {
@@ -92,7 +110,11 @@ pub fn run(config: &Config, console: &str) -> Result<std::convert::Infallible, E
             Wake::Time => {}
             Wake::Reload => adopt(&mut services, local_services::load()),
             Wake::Child => {
-                if !reap(&mut services, &mut children) {
+                let over = reap(&mut services, &mut children);
+                if let Some(ended) = over.main {
+                    main_program::end(ended, console)
+                }
+                if !over.shell {
                     continue;
                 }
                 // The shell was the machine's purpose, unless there are services: then it is a way to look at them.
@@ -146,19 +168,20 @@ fn start_due(services: &mut [Supervised], children: &mut HashMap<Pid, Role>) {
     }
 }
 
-/// Takes the ends of all children that have ended. Returns whether the console's shell was among them.
-fn reap(services: &mut [Supervised], children: &mut HashMap<Pid, Role>) -> bool {
-    let mut shell_ended = false;
+/// Takes the ends of all children that have ended. Returns those that the machine may end with.
+fn reap(services: &mut [Supervised], children: &mut HashMap<Pid, Role>) -> Over {
+    let mut over = Over::default();
     loop {
-        let (pid, succeeded) = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, status)) => (pid, status == 0),
-            Ok(WaitStatus::Signaled(pid, ..)) => (pid, false),
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return shell_ended,
+        let (pid, ended) = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) => (pid, Ended::Exited(status as u8)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Ended::Signaled(signal as i32 as u8)),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return over,
             Ok(_) | Err(_) => continue,
         };
         match children.remove(&pid) {
-            Some(Role::Shell) => shell_ended = true,
-            Some(Role::Service(index)) => services[index].ended(succeeded),
+            Some(Role::Shell) => over.shell = true,
+            Some(Role::Main) => over.main = Some(ended),
+            Some(Role::Service(index)) => services[index].ended(ended == Ended::Exited(0)),
             // An orphan: reaping it was all there is to do.
             None => {}
         }
@@ -179,24 +202,31 @@ impl Supervised {
 }
 
 fn start_service(service: &Service) -> io::Result<Pid> {
-    let not_found = |what: String| io::Error::new(io::ErrorKind::NotFound, what);
+    let (mut command, user) = command_of(service)?;
+    command.stdin(Stdio::null());
+    let log = open_log(&service.name)?;
+    command.stdout(log.try_clone()?).stderr(log);
+    user.run(&mut command, false);
+    spawn(command)
+}
+
+/// The command of a service without its streams, and the user that is to run it.
+pub(super) fn command_of(service: &Service) -> io::Result<(Command, User)> {
+    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
     let (program, arguments) = service
         .command
         .split_first()
-        .ok_or_else(|| not_found("no command".to_owned()))?;
-    let user = User::find(Path::new("/"), &service.user)
-        .ok_or_else(|| not_found(format!("there is no user {}", service.user)))?;
+        .ok_or_else(|| invalid("no command".to_owned()))?;
+    let user = User::find_for_service(Path::new("/"), &service.user)
+        .ok_or_else(|| invalid(format!("there is no user {}", service.user)))?;
     let mut command = Command::new(program);
     command
         .args(arguments)
         .env_clear()
         .envs(user.environment())
         .envs(&service.environment);
-    command.current_dir(&service.directory).stdin(Stdio::null());
-    let log = open_log(&service.name)?;
-    command.stdout(log.try_clone()?).stderr(log);
-    user.run(&mut command, false);
-    spawn(command)
+    command.current_dir(&service.directory);
+    Ok((command, user))
 }
 
 /// What a service prints goes to `/var/log/NAME.log`.
@@ -215,19 +245,11 @@ fn start_shell(console: &str) -> io::Result<Pid> {
     let shell = SHELLS.iter().find(|shell| Path::new(shell).exists());
     let shell =
         shell.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the image has neither bash nor sh"))?;
-    let device = format!("/dev/{console}");
-    let terminal = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NOCTTY)
-        .open(device)?;
+    let terminal = open_terminal(console)?;
     let mut command = Command::new(shell);
     command.arg0(format!("-{}", shell.rsplit('/').next().unwrap_or("sh")));
     command.env_clear().envs(User::root().environment());
-    command.env(
-        "TERM",
-        std::env::var("TERM").unwrap_or_else(|_| "vt220".to_owned()),
-    );
+    command.env("TERM", terminal_kind());
     command.current_dir(if Path::new("/root").is_dir() { "/root" } else { "/" });
     command
         .stdin(terminal.try_clone()?)
@@ -237,8 +259,22 @@ fn start_shell(console: &str) -> io::Result<Pid> {
     spawn(command)
 }
 
+/// The console as a terminal that is nobody's yet.
+pub(super) fn open_terminal(console: &str) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY)
+        .open(format!("/dev/{console}"))
+}
+
+/// What the console's user has before the machine says more: the kernel passes `TERM=` on.
+pub(super) fn terminal_kind() -> String {
+    std::env::var("TERM").unwrap_or_else(|_| "vt220".to_owned())
+}
+
 /// Starts a child that [`reap`] takes care of.
-fn spawn(mut command: Command) -> io::Result<Pid> {
+pub(super) fn spawn(mut command: Command) -> io::Result<Pid> {
     let child = command.spawn()?;
     i32::try_from(child.id())
         .map(Pid::from_raw)
@@ -312,6 +348,7 @@ mod tests {
             directory: "/".to_owned(),
             user: "root".to_owned(),
             restart,
+            main: false,
         }
     }
 

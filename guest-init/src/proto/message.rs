@@ -24,6 +24,10 @@ pub enum Request {
     CopyOut {
         /// A relative path begins at root's home.
         path: String,
+        /// The host takes frames of error output with a line for each file that is left out. Agents before this field send none, and
+        /// hosts before it do not set it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        notes: bool,
     },
     /// Answer when something listens on this TCP port.
     WaitPort {
@@ -180,8 +184,24 @@ mod tests {
             exec
         );
         assert_eq!(
-            serde_json::to_string(&Request::CopyOut { path: "/x".into() }).unwrap(),
-            r#"{"request":"copy-out","path":"/x"}"#
+            serde_json::from_str::<Request>(r#"{"request":"copy-out","path":"/x"}"#).unwrap(),
+            Request::CopyOut {
+                path: "/x".into(),
+                notes: false
+            },
+            "as hosts before `notes` write it"
+        );
+        assert_eq!(
+            serde_json::to_string(&Request::CopyOut {
+                path: "/x".into(),
+                notes: true
+            })
+            .unwrap(),
+            r#"{"request":"copy-out","path":"/x","notes":true}"#
+        );
+        assert!(
+            serde_json::from_str::<Request>(r#"{"request":"copy-out","path":"/x","later":1}"#).is_ok(),
+            "a field of a later release is ignored, so that it can be added"
         );
         assert!(serde_json::from_str::<Request>(r#"{"request":"format-disk"}"#).is_err());
     }

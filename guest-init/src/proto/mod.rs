@@ -19,6 +19,11 @@ pub const AGENT_PORT: u32 = 1024;
 /// The host's vsock port for [`Ready`].
 pub const READY_PORT: u32 = 1025;
 
+/// The host's vsock port for the end of the image's main program: the guest sends one frame with [`Ended`] and waits until the
+/// connection is closed. A host that does not listen there (an older `vmm`) sees the guest power off and nothing more, and an older guest
+/// never connects.
+pub const END_PORT: u32 = 1026;
+
 /// What a guest with `kiln.stop=init` prints on its console where it would start the image's PID 1: the end of a boot that
 /// every virtual machine monitor shows alike.
 pub const STOPPED_AT_INIT: &str = "guest-init: stopped at init";

@@ -4,10 +4,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use ami::boot::{BootConfig, Service};
 use ami::{Ami, Manifest, NewFile, PartName, SignatureError};
 use serde_json::json;
 
 use super::Error;
+use crate::base;
 use crate::compose::sbom;
 use crate::progress::{self, Unit};
 use crate::sign::PublicKey;
@@ -20,6 +22,8 @@ pub(super) fn inspect(path: &Path, as_json: bool, out: &mut dyn Write) -> Result
     })?;
     let (length, allocated) = (metadata.len(), metadata.blocks() * 512);
     let signed = ami.signature()?.map(|s| ami::Signature::show_key(s.key_id));
+    // An initramfs that is not ours says nothing of services, and is no reason not to show the rest.
+    let boot = base::boot_of(&ami).ok();
     if as_json {
         let value = json!({
             "id": ami.id(),
@@ -28,12 +32,18 @@ pub(super) fn inspect(path: &Path, as_json: bool, out: &mut dyn Write) -> Result
             "allocated": allocated,
             "signed_by": signed,
             "manifest": ami.manifest(),
+            "command": boot.as_ref().and_then(main_program).map(|main| &main.command),
+            "services": boot.as_ref().map(|boot| &boot.services),
         });
         serde_json::to_writer_pretty(&mut *out, &value).map_err(io::Error::from)?;
         return Ok(writeln!(out)?);
     }
     writeln!(out, "{:<14} {}", "id", ami.id())?;
     for (key, value) in lines(ami.manifest()) {
+        writeln!(out, "{key:<14} {value}")?;
+    }
+    for service in boot.iter().flat_map(|boot| &boot.services) {
+        let (key, value) = program(service);
         writeln!(out, "{key:<14} {value}")?;
     }
     writeln!(
@@ -60,6 +70,44 @@ pub(super) fn inspect(path: &Path, as_json: bool, out: &mut dyn Write) -> Result
         )?;
     }
     Ok(())
+}
+
+/// What the image is for, if it is for one program.
+fn main_program(boot: &BootConfig) -> Option<&Service> {
+    boot.services.iter().find(|service| service.main)
+}
+
+/// A line about a program that guest-init runs.
+fn program(service: &Service) -> (&'static str, String) {
+    let words: Vec<String> = service.command.iter().map(|word| quoted(word)).collect();
+    let mut value = words.join(" ");
+    if service.directory != "/" {
+        value += &format!(" (in {})", quoted(&service.directory));
+    }
+    if service.user != "root" {
+        value += &format!(" (as {})", quoted(&service.user));
+    }
+    match service.main {
+        true => ("command", value),
+        false => ("service", format!("{}: {value}", quoted(&service.name))),
+    }
+}
+
+/// A word as a shell takes it; what could command a terminal is escaped.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    let escaped: String = word
+        .chars()
+        .map(|c| match c {
+            '\'' => "'\\''".to_owned(),
+            c if c.is_control() => c.escape_default().to_string(),
+            c => c.to_string(),
+        })
+        .collect();
+    format!("'{escaped}'")
 }
 
 fn lines(manifest: &Manifest) -> Vec<(&'static str, String)> {
@@ -200,4 +248,26 @@ pub(super) fn extract_part(path: &Path, part: PartName, to: &Path, out: &mut dyn
     new.publish()?;
     writeln!(out, "{part}, {}: {}", size(found.length), to.display())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_it_would_be_typed() {
+        let text = r#"{"name":"app","command":["/bin/server","-v","it's two words",""],"directory":"/srv","user":"www:www","main":true}"#;
+        let mut service: Service = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            program(&service),
+            (
+                "command",
+                "/bin/server -v 'it'\\''s two words' '' (in /srv) (as www:www)".to_owned()
+            )
+        );
+        service.main = false;
+        (service.directory, service.user) = ("/".into(), "root".into());
+        service.command.truncate(2);
+        assert_eq!(program(&service), ("service", "app: /bin/server -v".to_owned()));
+    }
 }

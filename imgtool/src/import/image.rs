@@ -61,14 +61,14 @@ pub fn image(options: &Options<'_>) -> Result<Written, Error> {
         super::load(options.source, options.architecture, &std::env::temp_dir())?;
     step.finish(&format!("{} files", tree.len()));
     let epoch = newest(&tree);
-    complete(&mut tree, epoch)?;
+    let config = config.unwrap_or_default();
+    complete(&mut tree, &config.directory, epoch)?;
     let (kernel, modules) = match options.kernel {
         None => build::debian_kernel(options.architecture, options.progress)?,
         Some(path) => take_kernel(path, options.architecture)?,
     };
     let mut manifest = Manifest::new(options.name, options.architecture);
     manifest.command_line = build::COMMAND_LINE.to_owned();
-    let config = config.unwrap_or_default();
     manifest.init = init_of(&tree, &config);
     manifest.exposed_ports = config.ports.iter().filter_map(|port| exposed(port)).collect();
     let boot = boot_config(options.name, &manifest.init, config);
@@ -95,10 +95,10 @@ fn newest(tree: &Tree) -> i64 {
         .max(0)
 }
 
-/// Container images leave out the directories that a runtime mounts things on.
-fn complete(tree: &mut Tree, epoch: i64) -> Result<(), Error> {
+/// Container images leave out the directories that a runtime mounts things on, and may leave out the one that the command begins in.
+fn complete(tree: &mut Tree, working: &str, epoch: i64) -> Result<(), Error> {
     for directory in [
-        "usr", "etc", "dev", "proc", "sys", "run", "var", "var/lib", "var/log", "root", "mnt",
+        "usr", "etc", "dev", "proc", "sys", "run", "var", "var/lib", "var/log", "root", "mnt", working,
     ] {
         let made = tree.create_dirs(directory.as_bytes(), &Meta::new(0o755, 0, 0, epoch));
         made.map_err(compose::Error::Tree)?;
@@ -137,16 +137,13 @@ fn boot_config(name: &str, init: &str, config: Config) -> BootConfig {
         } else {
             directory
         },
-        // The group follows from the user's entry in the image.
-        user: user
-            .split(':')
-            .next()
-            .filter(|user| !user.is_empty())
-            .unwrap_or("root")
-            .to_owned(),
-        restart: Restart::OnFailure,
+        user: if user.is_empty() { "root".into() } else { user },
+        restart: Restart::Never,
+        main: true,
     });
     BootConfig {
+        // The console is the command's.
+        console_shell: ours && service.is_none(),
         services: service.into_iter().collect(),
         ..build::boot_defaults(init)
     }
@@ -183,4 +180,39 @@ fn take_kernel(path: &Path, architecture: Architecture) -> Result<(Kernel, Vec<M
         Err(error) => return Err(error.into()),
     };
     Ok(base::kernel_of(&ami)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_containers_command_is_the_main_program() {
+        let config = || Config {
+            command: vec!["/bin/server".into(), "-v".into()],
+            directory: "/srv".into(),
+            user: "1001:www".into(),
+            ..Config::default()
+        };
+        let boot = boot_config("app", INIT_GUEST, config());
+        let [main] = &boot.services[..] else {
+            panic!("{boot:?}")
+        };
+        assert!(main.main && !boot.console_shell, "{boot:?}");
+        assert_eq!(main.restart, Restart::Never);
+        assert_eq!(
+            (main.directory.as_str(), main.user.as_str()),
+            ("/srv", "1001:www")
+        );
+        // A container without a command, and a system with an init of its own, have none.
+        assert!(boot_config("app", INIT_GUEST, Config::default()).console_shell);
+        assert!(boot_config("app", "/sbin/init", config()).services.is_empty());
+    }
+
+    #[test]
+    fn the_directory_that_a_command_begins_in_is_there() {
+        let mut tree = Tree::new();
+        complete(&mut tree, "/srv/app", 0).unwrap();
+        assert!(tree.find(b"srv/app").unwrap().is_some());
+    }
 }

@@ -288,6 +288,9 @@ pub struct Service {
     /// Ports that it listens on: they become the image's.
     #[serde(default)]
     pub ports: Vec<Port>,
+    /// The image ends with it. Recipes do not say so: it comes with a container image that they build upon.
+    #[serde(skip)]
+    pub main: bool,
 }
 
 /// When a service that ended is started again.

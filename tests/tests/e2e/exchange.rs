@@ -100,7 +100,8 @@ done
 }
 
 /// An OCI image that umoci makes of the hello image's root, in two layers: the second changes, adds and removes. What is imported is
-/// what umoci unpacks, and its service is the image's own command, environment and directory.
+/// what umoci unpacks. A run of it shows the command's output on the console and ends with its status, as `docker run` does; a command of the run
+/// takes its place.
 fn an_oci_image_in_layers_is_imported(ground: &Ground) -> Result<()> {
     let line = r#"
 imgtool convert $hello --to tar -o root.tar >/dev/null
@@ -114,7 +115,7 @@ echo second >second/rootfs/etc/hostname
 mkdir second/rootfs/srv/new; echo above >second/rootfs/srv/new/file
 rm -r second/rootfs/etc/hosts second/rootfs/usr/share
 umoci repack --image oci:hello second
-umoci config --image oci:hello --config.cmd sh --config.cmd -c --config.cmd 'echo $WORD in $PWD >/run/said' \
+umoci config --image oci:hello --config.cmd sh --config.cmd -c --config.cmd 'echo $WORD in $PWD on $(tty); exit 7' \
     --config.env WORD=layered --config.workingdir /srv/new --config.exposedports 80/tcp
 tar -cf oci.tar -C oci .
 imgtool import oci.tar -o x.ami --kernel $hello >/dev/null
@@ -127,7 +128,9 @@ imgtool ls -lR x.ami / >ours; imgtool ls -lR third.ami / >theirs; diff ours thei
 imgtool cat x.ami /etc/hostname
 imgtool cat x.ami /srv/new/file
 imgtool cat x.ami /etc/hosts 2>/dev/null || echo removed
-vmm run x.ami --rm -- sh -c 'for i in $(seq 100); do [ -s /run/said ] && break; sleep 0.1; done; cat /run/said'
+imgtool inspect x.ami | grep ^command
+vmm run x.ami --rm </dev/null || echo status $?
+vmm run x.ami --rm -- echo replaced
 "#;
     let said = told(ground, line)?;
     expect(
@@ -137,7 +140,10 @@ vmm run x.ami --rm -- sh -c 'for i in $(seq 100); do [ -s /run/said ] && break; 
             "second",
             "above",
             "removed",
-            "layered in /srv/new",
+            r"command        sh -c 'echo $WORD in $PWD on $(tty); exit 7' (in /srv/new)",
+            "layered in /srv/new on /dev/hvc0",
+            "status 7",
+            "replaced",
         ],
     )
 }

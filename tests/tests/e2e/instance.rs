@@ -91,12 +91,43 @@ fn files_go_both_ways(ground: &Ground) -> Result<()> {
         ground,
         "vmm cp $HOME/tree/deep/numbers copier:renamed && vmm exec copier -- test -s /root/renamed",
     )?;
+    // A file that somebody writes to meanwhile, in either direction, and one whose size is fiction.
+    ok(
+        ground,
+        "yes > $HOME/growing & writer=$!; for i in 1 2 3; do vmm cp $HOME/growing copier:growing || break; done; \
+         status=$?; kill $writer; rm $HOME/growing; exit $status",
+    )?;
+    ok(
+        ground,
+        "vmm exec copier -- sh -c ': > /tmp/growing; (yes | head -c 50000000 > /tmp/growing) </dev/null >/dev/null 2>&1 &' && \
+         vmm cp copier:/tmp/growing $HOME/grown && vmm cp copier:/proc/version $HOME/grown && \
+         vmm exec copier -- cat /proc/version | cmp - $HOME/grown",
+    )?;
+    // A tree with a device and a socket comes without them, and says so.
+    let line = "vmm exec copier -- sh -c 'mkdir /srv/odd; cd /srv/odd; echo x > file; mkfifo fifo; mknod null c 1 3' && \
+         vmm cp copier:/srv/odd $HOME/odd && ls $HOME/odd";
+    let odd = ground.sh(line)?;
+    ensure!(
+        odd.status == 0 && odd.stdout == "fifo\nfile\n" && odd.stderr.contains("odd/null is a device"),
+        "{odd:?}"
+    );
+    ok(
+        ground,
+        "vmm exec copier -- sh -c 'mkdir /mnt/full && mount -t tmpfs -o size=64k none /mnt/full'",
+    )?;
+    let line = "vmm cp $HOME/tree/deep/numbers copier:/mnt/full/x";
+    refused(ground, line, 125, "/mnt/full/x: No space left on device")?;
     refused(ground, "vmm cp copier:/nowhere $HOME/x", 125, "nowhere")?;
     refused(ground, "vmm cp $HOME/nowhere copier:", 125, "nowhere")?;
     refused(ground, "vmm cp $HOME/tree copier:/no/such/folder", 125, "folder")?;
+    // The image has no `shutdown` of its own.
+    let line = "vmm exec copier -- shutdown -h now; for i in $(seq 600); do vmm inspect copier | grep -q powered-off && exit; \
+                sleep 0.1; done; exit 1";
+    let output = ground.sh(line)?;
+    ensure!(output.status == 0, "{output:?}");
     ok(
         ground,
-        "vmm terminate --time 0 copier && rm -rf $HOME/tree $HOME/back",
+        "vmm terminate --time 0 copier && rm -rf $HOME/tree $HOME/back $HOME/grown $HOME/odd",
     )
     .map(drop)
 }
@@ -309,10 +340,11 @@ fn an_image_has_no_identity_unless_asked(ground: &Ground) -> Result<()> {
     }
     let verified = ok(
         ground,
-        "vmm image rm whole >/dev/null && vmm run bare --rm -- cat /root/data /etc/machine-id",
+        "vmm image rm whole >/dev/null && vmm run bare --rm --name renewed -- sh -c 'cat /root/data /etc/machine-id; \
+         grep -q source /etc/hosts || ping -q -c 1 -w 60 renewed >/dev/null && echo resolves'",
     )?;
     ensure!(
-        verified.starts_with("kept\n") && verified.lines().count() == 2,
+        verified.starts_with("kept\n") && verified.ends_with("resolves\n") && verified.lines().count() == 3,
         "{verified:?}"
     );
     ok(ground, "vmm image rm bare && vmm terminate source").map(drop)

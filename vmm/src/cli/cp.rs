@@ -1,12 +1,15 @@
 //! `cp`: files and folders between this host and an instance, through the guest's agent.
 
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use guest_init::archive;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use guest_init::archive::{self, Receiver, Report, printable};
 use guest_init::proto::Request;
 
 use super::failure::Advice;
@@ -18,22 +21,23 @@ use machine::virtio::lockstep::Turn;
 
 /// Bytes of an archive in one piece: a frame of the protocol holds as many.
 const PIECE: usize = guest_init::proto::frame::PAYLOAD_CAP;
-/// Set-user-id, set-group-id and sticky bits from a guest mean nothing here.
-const MASK: u32 = 0o7000;
 
 /// Copy a file or folder to or from a running instance
 #[derive(Debug, Args)]
 #[command(
     after_help = "Into an existing folder under its own name, else under the name given; as cp -r. A relative path in \
-    an instance begins at root's home. Files in the instance will be root's."
+    an instance begins at root's home. Files in the instance will be root's. Hard links and holes stay what they are, as do FIFOs. \
+    Sockets are left out, and devices of the instance, each with a line that says so."
 )]
 pub struct Cp {
     /// How long to wait for an instance that is still booting
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = value::seconds)]
     wait_timeout: Duration,
     /// A path here, or INSTANCE:PATH
+    #[arg(value_parser = place())]
     source: Place,
     /// A path here, or INSTANCE:PATH
+    #[arg(value_parser = place())]
     destination: Place,
 }
 
@@ -44,18 +48,28 @@ enum Place {
     Guest { instance: String, path: String },
 }
 
-impl std::str::FromStr for Place {
-    type Err = String;
+/// File names here are any bytes; what goes to the agent is text.
+fn place() -> impl TypedValueParser<Value = Place> {
+    OsStringValueParser::new().try_map(Place::parse)
+}
 
+impl Place {
     /// A colon after what could be an instance; a file here whose name has one is written with its folder: `./a:b`.
-    fn from_str(text: &str) -> Result<Place, String> {
-        match text.split_once(':') {
-            Some(("", _)) => Err("the instance is missing before the colon".into()),
-            Some((instance, path)) if !instance.contains('/') => Ok(Place::Guest {
-                instance: instance.into(),
-                path: path.into(),
-            }),
-            _ if text.is_empty() => Err("a path has at least one letter".into()),
+    fn parse(text: OsString) -> Result<Place, String> {
+        let bytes = text.as_bytes();
+        let colon = bytes.iter().position(|&byte| byte == b':');
+        match colon.map(|at| (&bytes[..at], &bytes[at + 1..])) {
+            Some(([], _)) => Err("the instance is missing before the colon".into()),
+            Some((instance, path)) if !instance.contains(&b'/') => {
+                let text = |bytes| OsStr::from_bytes(bytes).to_str().map(str::to_owned);
+                text(instance)
+                    .zip(text(path))
+                    .map(|(instance, path)| Place::Guest { instance, path })
+                    .ok_or_else(|| {
+                        "a path in an instance is given in UTF-8; copy the folder of a file that has another name".into()
+                    })
+            }
+            _ if bytes.is_empty() => Err("a path has at least one letter".into()),
             _ => Ok(Place::Here(text.into())),
         }
     }
@@ -67,7 +81,7 @@ impl Cp {
             (Place::Here(from), Place::Guest { instance, path }) => {
                 let directory = self.ready(context, instance)?;
                 put(&directory, from, path)
-                    .with_context(|| format!("cannot copy {} to {instance}", from.display()))
+                    .with_context(|| format!("cannot copy {} to {instance}", printable(from)))
             }
             (Place::Guest { instance, path }, Place::Here(to)) => {
                 let directory = self.ready(context, instance)?;
@@ -96,13 +110,28 @@ impl Cp {
 }
 
 fn put(directory: &Path, from: &Path, to: &str) -> anyhow::Result<Status> {
+    // Before the guest is asked for anything.
     std::fs::symlink_metadata(from)?;
     let session = Session::open(directory, &Turn::default(), &Request::CopyIn { path: to.into() })?;
     let sender = session.sender();
-    archive::pack(from, io::BufWriter::with_capacity(PIECE, Pieces(sender.clone())))?;
+    let pieces = io::BufWriter::with_capacity(PIECE, Pieces(sender.clone()));
+    let report = archive::pack(from, pieces)?;
     sender.end_input()?;
     session.finish()?;
-    Ok(Status::OK)
+    conclude(&report)
+}
+
+/// Says what was left out, and fails if something should not have been.
+fn conclude(report: &Report) -> anyhow::Result<Status> {
+    report.lines().for_each(|line| note(&line));
+    match report.failures() {
+        0 => Ok(Status::OK),
+        failures => Err(anyhow::anyhow!("{failures} of its files could not be copied")),
+    }
+}
+
+fn note(line: &str) {
+    eprintln!("vmm: {}", printable(Path::new(line)));
 }
 
 fn get(directory: &Path, from: &str, to: &Path) -> anyhow::Result<Status> {
@@ -110,15 +139,31 @@ fn get(directory: &Path, from: &str, to: &Path) -> anyhow::Result<Status> {
         session: Session::open(
             directory,
             &Turn::default(),
-            &Request::CopyOut { path: from.into() },
+            &Request::CopyOut {
+                path: from.into(),
+                notes: true,
+            },
         )?,
         held: io::Cursor::default(),
         ended: false,
+        failure: None,
     };
-    archive::unpack(&mut stream, to, MASK)?;
+    let report = match archive::unpack(&mut stream, to, Receiver::Host) {
+        // The agent may have closed an archive that it could not fill.
+        Err(error @ (archive::Error::Archive(_) | archive::Error::NotOne(_))) => {
+            let _ = stream.finish();
+            return Err(stream
+                .failure
+                .map_or(error.into(), |failure| anyhow::anyhow!(failure)));
+        }
+        unpacked => unpacked?,
+    };
     // What is left is the agent's word that this was all.
-    io::copy(&mut stream, &mut io::sink())?;
-    Ok(Status::OK)
+    let rest = stream.finish();
+    match stream.failure {
+        Some(failure) => Err(anyhow::anyhow!(failure)),
+        None => rest.map_err(anyhow::Error::from).and_then(|()| conclude(&report)),
+    }
 }
 
 /// Sends what is written as pieces of an archive.
@@ -139,6 +184,18 @@ struct Stream {
     session: Session,
     held: io::Cursor<Vec<u8>>,
     ended: bool,
+    /// Why the agent could not go on.
+    failure: Option<String>,
+}
+
+impl Stream {
+    /// Reads to the agent's last word.
+    fn finish(&mut self) -> io::Result<()> {
+        match self.failure {
+            Some(_) => Ok(()),
+            None => io::copy(self, &mut io::sink()).map(drop),
+        }
+    }
 }
 
 impl Read for Stream {
@@ -150,8 +207,14 @@ impl Read for Stream {
             }
             match self.session.receive().map_err(io::Error::other)? {
                 Some(Incoming::Output(bytes)) => self.held = io::Cursor::new(bytes),
+                Some(Incoming::ErrorOutput(notes)) => {
+                    String::from_utf8_lossy(&notes).lines().for_each(note);
+                }
                 Some(Incoming::Done(_)) => self.ended = true,
-                Some(Incoming::Failed(failure)) => return Err(io::Error::other(failure.message)),
+                Some(Incoming::Failed(failure)) => {
+                    self.failure = Some(printable(Path::new(&failure.message)));
+                    return Err(io::Error::other(failure.message));
+                }
                 Some(_) | None => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
@@ -161,6 +224,8 @@ impl Read for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use guest_init::proto::{Kind, read_frame, write_frame};
+    use instance::sockets;
 
     #[test]
     fn an_instance_is_before_a_colon_and_a_folder_is_not() {
@@ -170,11 +235,72 @@ mod tests {
                 path: path.into(),
             })
         };
-        assert_eq!("web:/etc/hosts".parse(), guest("web", "/etc/hosts"));
-        assert_eq!("web:".parse(), guest("web", ""));
-        assert_eq!("web:a:b".parse(), guest("web", "a:b"));
-        assert_eq!("./a:b".parse(), Ok(Place::Here("./a:b".into())));
-        assert_eq!("file".parse(), Ok(Place::Here("file".into())));
-        assert!(":/etc".parse::<Place>().is_err() && "".parse::<Place>().is_err());
+        let place = |text: &[u8]| Place::parse(OsStr::from_bytes(text).to_owned());
+        assert_eq!(place(b"web:/etc/hosts"), guest("web", "/etc/hosts"));
+        assert_eq!(place(b"web:"), guest("web", ""));
+        assert_eq!(place(b"web:a:b"), guest("web", "a:b"));
+        assert_eq!(place(b"./a:b"), Ok(Place::Here("./a:b".into())));
+        assert_eq!(place(b"file"), Ok(Place::Here("file".into())));
+        assert!(place(b":/etc").is_err() && place(b"").is_err());
+        let odd = OsStr::from_bytes(b"/srv/\xff");
+        assert_eq!(place(odd.as_bytes()), Ok(Place::Here(odd.into())));
+        assert!(place(b"web:/srv/\xff").unwrap_err().contains("UTF-8"));
+    }
+
+    /// An agent that answers one request with these frames.
+    fn agent(directory: &Path, frames: Vec<(Kind, Vec<u8>)>) -> std::thread::JoinHandle<Request> {
+        let listener = sockets::bind(directory, sockets::VSOCK).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut line = [0; "CONNECT 1024\n".len()];
+            stream.read_exact(&mut line).unwrap();
+            stream.write_all(b"OK 4000\n").unwrap();
+            let request = read_frame(&mut stream).unwrap().unwrap().message().unwrap();
+            for (kind, payload) in frames {
+                write_frame(&mut stream, kind, &payload).unwrap();
+            }
+            request
+        })
+    }
+
+    fn archive_of(file: &Path) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        archive::pack(file, &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn the_agents_notes_are_no_part_of_the_archive_and_its_failure_is_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "text").unwrap();
+        let to = dir.path().join("to");
+        let done = || (Kind::Done, Vec::new());
+        let failed = || {
+            let failure = br#"{"reason":"other","message":"/nowhere: no such file"}"#;
+            (Kind::Failed, failure.to_vec())
+        };
+        let output = || (Kind::Output, archive_of(&file));
+
+        let served = agent(
+            dir.path(),
+            vec![output(), (Kind::ErrorOutput, b"left out\n".to_vec()), done()],
+        );
+        assert_eq!(get(dir.path(), "file", &to).unwrap(), Status::OK);
+        let path = "file".to_owned();
+        assert_eq!(served.join().unwrap(), Request::CopyOut { path, notes: true });
+        assert_eq!(std::fs::read_to_string(&to).unwrap(), "text");
+
+        // An archive that was closed before anything was in it, none at all, and one that lacks a file.
+        for frames in [
+            vec![(Kind::Output, vec![0; 1024]), failed()],
+            vec![failed()],
+            vec![output(), failed()],
+        ] {
+            let served = agent(dir.path(), frames);
+            let error = get(dir.path(), "file", &to).unwrap_err();
+            assert_eq!(error.to_string(), "/nowhere: no such file");
+            served.join().unwrap();
+        }
     }
 }

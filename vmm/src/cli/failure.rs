@@ -2,7 +2,7 @@
 //!
 //! | status | meaning |
 //! |---|---|
-//! | *n* | `COMMAND` (`run … -- COMMAND`, `exec`) ended with status *n*, or 128 + the number of the signal that ended it |
+//! | *n* | `COMMAND` (`run … -- COMMAND`, `exec`), or the command of a container image (`run`), ended with status *n*, or 128 + the number of the signal that ended it |
 //! | 0 | the guest powered off |
 //! | 120 | what was to be printed could not be written, to a full disk for example |
 //! | 121 | the guest's kernel panicked |
@@ -74,6 +74,7 @@ impl From<&Ending> for Status {
     fn from(ending: &Ending) -> Status {
         match ending {
             Ending::PoweredOff => Status::OK,
+            Ending::Exited(status) => Status::of_command(*status),
             Ending::Panicked(_) => Status::PANICKED,
             Ending::Crashed => Status::CRASHED,
             Ending::Killed => Status::KILLED,

@@ -220,7 +220,8 @@ impl Run {
             turn.clone(),
             Arc::clone(&context.timeline),
         )
-        .with(fresh);
+        .with(fresh)
+        .without_main(!with_console);
         let (ending, held) = owner.run(
             |record, directory, console| assembly.build(record, directory, console),
             surround,
@@ -422,7 +423,7 @@ fn conclude(record: &Record, ending: &Ending, unshown: Option<io::Error>) -> any
             )
             .into());
         }
-        Ending::PoweredOff => {}
+        Ending::PoweredOff | Ending::Exited(_) => {}
         other => note(format_args!("{}: {other}", record.id)),
     }
     if !record.auto_remove && io::stderr().is_terminal() {
