@@ -2,6 +2,7 @@
 
 mod apic;
 mod changing_code;
+mod clock;
 mod counting;
 mod exceptions;
 #[allow(unsafe_code)]
