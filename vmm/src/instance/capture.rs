@@ -56,6 +56,12 @@ impl Capture {
             drop(held);
             return Ok((self.complete(draft, &record, images)?, warning));
         }
+        if let Some(paused) = &record.paused {
+            let label = record.label();
+            return Err(Error::Refused(format!(
+                "{label} is {paused}: its guest can make nothing durable; let it go on first (`vmm resume {label}`)"
+            )));
+        }
         let (draft, warning) = if self.no_reboot {
             self.frozen(store, images, &record)?
         } else {
@@ -145,7 +151,7 @@ impl Capture {
                 .file()
                 .try_clone()
                 .map_err(Error::file("opening", &path.0))?;
-            scrub::scrub(record, &image, file, root_offset(&writer)?, root_size)?;
+            scrub::scrub(record, &image, &path.0, file, (root_offset(&writer)?, root_size))?;
         }
         writer.finish(self.manifest(record, &image), &|_| {})?;
         images.adopt(&path.0, Some(&self.name))

@@ -11,7 +11,7 @@ use super::api;
 use super::console::Console;
 use super::owner::Owner;
 use super::store::Held;
-use super::{Error, Result, agent, network, sockets};
+use super::{Error, Result, agent, clock_sync, network, sockets};
 use crate::footprint;
 use crate::sandbox::{self, Kind};
 use crate::virtio::lockstep::{Times, Turn};
@@ -31,6 +31,9 @@ pub fn own(held: Held, turn: &Turn) -> Arc<Owner> {
 /// Opens the owner's sockets. `on_ready` is called when the guest's agent says that it is there.
 pub fn serve(owner: &Arc<Owner>, turn: &Turn, on_ready: impl Fn() + Send + 'static) -> Result<()> {
     listen_for_readiness(owner, turn.clone(), on_ready)?;
+    if !turn.is_kept() {
+        clock_sync::start(owner)?;
+    }
     api::serve(Arc::clone(owner))
 }
 
