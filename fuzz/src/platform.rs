@@ -46,7 +46,7 @@ fn platform() -> Platform {
     let devices: [Arc<Mutex<dyn BusDevice>>; 7] = [
         serial.clone(),
         Arc::new(Mutex::new(ioapic.registers())),
-        Arc::new(Mutex::new(BootTimer::new(Box::new(|_| {})))),
+        Arc::new(Mutex::new(BootTimer::new(Box::new(|_| {}), true))),
         Arc::new(Mutex::new(Clock::new())),
         Arc::new(Mutex::new(AcpiPower)),
         Arc::new(Mutex::new(KeyboardReset)),

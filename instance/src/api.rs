@@ -39,6 +39,10 @@ pub enum Operation {
     Stop,
     /// Restart the guest.
     Reboot,
+    /// Stop the guest where it is.
+    Pause,
+    /// Go on.
+    Resume,
     /// News, a line of JSON each, until the end.
     Watch,
     /// The console log so far and everything after it, until the end.
@@ -79,6 +83,18 @@ pub const ROUTES: &[Route] = &[
         path: "/v1/instance/reboot",
         operation: Operation::Reboot,
         id: "rebootInstance",
+    },
+    Route {
+        method: "POST",
+        path: "/v1/instance/pause",
+        operation: Operation::Pause,
+        id: "pauseInstance",
+    },
+    Route {
+        method: "POST",
+        path: "/v1/instance/resume",
+        operation: Operation::Resume,
+        id: "resumeInstance",
     },
     Route {
         method: "GET",
@@ -226,6 +242,8 @@ fn answer(owner: &Arc<Owner>, operation: Operation, request: &Request) -> Respon
             Err(reason) => return problem(400, &reason),
         },
         Operation::Reboot => owner.reboot(),
+        Operation::Pause => owner.pause(),
+        Operation::Resume => owner.resume(),
         Operation::Watch | Operation::Logs | Operation::Console => return upgrade_required(),
     };
     match done {

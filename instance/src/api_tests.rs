@@ -8,6 +8,7 @@ use super::super::client::Client;
 use super::super::console::Console;
 use super::super::home::Home;
 use super::super::owner::Guest;
+use super::super::pause::{GuestControl, NoSpace, Paused, SpaceHook};
 use super::super::store::Store;
 use super::super::store::tests::draft;
 use super::super::{Record, State};
@@ -29,6 +30,10 @@ impl Guest for Forever {
             flag.1.notify_all();
         })
     }
+    fn control(&self) -> Arc<dyn GuestControl> {
+        Arc::new(Nothing)
+    }
+    fn report_space(&mut self, _: SpaceHook) {}
     fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome> {
         started();
         let killed = self
@@ -39,6 +44,17 @@ impl Guest for Forever {
         assert!(*killed);
         Ok(Outcome::Killed)
     }
+}
+
+/// A guest of which nothing runs.
+struct Nothing;
+
+impl GuestControl for Nothing {
+    fn pause(&self) -> bool {
+        true
+    }
+    fn resume(&self) {}
+    fn retry(&self) {}
 }
 
 struct World {
@@ -134,6 +150,31 @@ fn a_reboot_before_the_agent_is_there_is_refused_with_the_reason() {
     assert!(refused.contains("agent"), "{refused}");
     world.owner.set_ready();
     world.client.reboot().unwrap();
+}
+
+#[test]
+fn an_instance_is_paused_and_goes_on_by_request() {
+    let world = World::start();
+    assert!(world.client.resume().is_err(), "it is not paused");
+    world.client.pause().unwrap();
+    let record = world.client.describe().unwrap();
+    assert!(record.paused.unwrap().requested);
+    assert_eq!(
+        (record.state, record.reason.as_str()),
+        (State::Running, "paused by request")
+    );
+    let refused = world.client.pause().unwrap_err().to_string();
+    assert!(refused.contains("already"), "{refused}");
+    assert!(world.client.watch().unwrap().next().unwrap().paused.is_some());
+    world.owner.set_ready();
+    let refused = world.client.reboot().unwrap_err().to_string();
+    assert!(refused.contains("paused by request"), "{refused}");
+    world.client.resume().unwrap();
+    assert_eq!(world.client.describe().unwrap().paused, None);
+    world.client.pause().unwrap();
+    world.client.stop(Duration::ZERO).unwrap();
+    world.client.wait_ended().unwrap();
+    assert_eq!(world.owner.record().paused, None);
 }
 
 #[test]
@@ -315,6 +356,15 @@ fn the_description_has_the_records_shape() {
         size: 1,
         delete_on_termination: true,
         kind: super::super::record::VolumeKind::Lazy,
+    });
+    record.paused = Some(Paused {
+        requested: false,
+        no_space: Some(NoSpace {
+            device: "/dev/vda".into(),
+            path: "/x".into(),
+            free: Some(0),
+            error: "No space left on device".into(),
+        }),
     });
     let description = description();
     let schemas = &description["components"]["schemas"];

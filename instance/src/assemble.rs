@@ -13,8 +13,10 @@ use super::launch::{Fresh, hostname};
 use super::limits::Limits;
 use super::measure::Measured;
 use super::owner::Guest;
+use super::pause::{GuestControl, SpaceHook};
 use super::per_run::{DiskEngine, PerRun};
 use super::record::{Accel, Record, Volume, VolumeKind};
+use super::space_watch::{Remote, SpaceWatch};
 use super::{Error, Result, confine, network, search, sockets};
 use machine::accel::{self, Choice, Chosen};
 use machine::arch;
@@ -207,7 +209,12 @@ impl Assembly {
         }
         // What is removed when it stops would be copied for nothing.
         let lazy = disks.lazy.filter(|_| !record.auto_remove);
-        Ok(Box::new(Life { machine, lazy }))
+        Ok(Box::new(Life {
+            machine,
+            lazy,
+            space: disks.space,
+            space_hook: None,
+        }))
     }
 
     /// What the guest is told of its network and of this run.
@@ -250,22 +257,50 @@ struct Life {
     machine: Machine,
     /// The root volume, if it is to be filled in the background.
     lazy: Option<Arc<RootVolume>>,
+    space: SpaceWatch,
+    space_hook: Option<SpaceHook>,
 }
 
 impl Guest for Life {
     fn killer(&self) -> Arc<dyn Fn() + Send + Sync> {
-        let handle: Handle = self.machine.handle();
-        Arc::new(move || handle.kill())
+        let (handle, space): (Handle, Remote) = (self.machine.handle(), self.space.remote());
+        Arc::new(move || {
+            handle.kill();
+            space.abandon();
+        })
+    }
+
+    fn control(&self) -> Arc<dyn GuestControl> {
+        Arc::new(Controls {
+            handle: self.machine.handle(),
+            space: self.space.remote(),
+        })
+    }
+
+    fn report_space(&mut self, hook: SpaceHook) {
+        self.space_hook = Some(hook);
     }
 
     fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome> {
-        let Life { machine, lazy } = *self;
-        let mut hydration = None;
+        let Life {
+            machine,
+            lazy,
+            space,
+            space_hook,
+        } = *self;
+        let (mut hydration, mut watch) = (None, None);
+        let handle = machine.handle();
         let outcome = machine.run(|| {
             started();
+            let not_filled = space.not_filled();
+            let hook = space_hook.unwrap_or_else(|| Box::new(|_| {}));
+            watch = space
+                .start(handle, hook)
+                .inspect_err(|error| tracing::warn!(%error, "nobody looks after space for the volumes"))
+                .ok();
             // Whatever stands in its way, the volume works without it.
             hydration = lazy.and_then(|volume| {
-                Hydration::start(volume)
+                Hydration::start(volume, not_filled)
                     .inspect_err(|error| tracing::warn!(%error, "the root volume is not filled"))
                     .ok()
             });
@@ -273,7 +308,30 @@ impl Guest for Life {
         if let Some(hydration) = hydration {
             hydration.stop();
         }
+        if let Some(watch) = watch {
+            watch.stop();
+        }
         outcome.map_err(|e| Error::Machine(e.to_string()))
+    }
+}
+
+/// What pauses a machine.
+struct Controls {
+    handle: Handle,
+    space: Remote,
+}
+
+impl GuestControl for Controls {
+    fn pause(&self) -> bool {
+        self.handle.pause()
+    }
+
+    fn resume(&self) {
+        self.handle.resume();
+    }
+
+    fn retry(&self) {
+        self.space.retry();
     }
 }
 
@@ -367,6 +425,8 @@ struct Disks {
     /// Queues of each disk.
     queues: usize,
     engine: DiskEngine,
+    /// Looks after those whose host has no space left.
+    space: SpaceWatch,
 }
 
 /// Queues of a disk at most. Each is a thread here, and behind them all is one file.
@@ -398,6 +458,10 @@ impl Disks {
                 Block::paced(Arc::new(file), spec, self.flights(), self.limits.volume())
             }
         };
+        let monitor = self.space.disk(&volume.device, path);
+        let device = device
+            .waiting_for_space(&monitor)
+            .map_err(Error::os("preparing a volume"))?;
         self.devices
             .push(self::device(volume.device.trim_start_matches("/dev/"), device));
         Ok(())

@@ -9,6 +9,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use machine::block::space::is_full;
+
 /// Bytes: some ten records of ordinary size, with what file systems need beside them.
 const SIZE: usize = 64 << 10;
 /// Its name in the state directory.
@@ -24,13 +26,6 @@ pub fn with_room<T>(directory: &Path, mut write: impl FnMut() -> io::Result<T>) 
         lay(directory);
     }
     written
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
 }
 
 /// Lays the ballast if it is not there. Where there is no room for it, the next write tries again.

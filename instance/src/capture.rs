@@ -58,6 +58,12 @@ impl Capture {
             drop(held);
             return Ok((self.complete(store, draft, &record, images)?, warning));
         }
+        if let Some(paused) = &record.paused {
+            let label = record.label();
+            return Err(Error::Refused(format!(
+                "{label} is {paused}: its guest can make nothing durable; let it go on first (`vmm resume {label}`)"
+            )));
+        }
         let (draft, warning) = if self.no_reboot {
             self.frozen(store, images, &record)?
         } else {
@@ -146,14 +152,8 @@ impl Capture {
                 .try_clone()
                 .map_err(Error::file("opening", &path.0))?;
             let accelerator = accelerator(store, record, &image)?;
-            scrub::scrub(
-                record,
-                &image,
-                accelerator,
-                file,
-                root_offset(&writer)?,
-                root_size,
-            )?;
+            let part = (root_offset(&writer)?, root_size);
+            scrub::scrub(record, &image, accelerator, &path.0, file, part)?;
         }
         writer.finish(self.manifest(record, &image), &|_| {})?;
         images.adopt(&path.0, Some(&self.name))

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::api::StopRequest;
 use super::http::{self, Response};
+use super::pause::Paused;
 use super::record::{Ending, Record};
 use super::{Error, InstanceId, Result, State, sockets};
 
@@ -34,6 +35,9 @@ pub struct News {
     pub state: State,
     /// Whether the guest's agent is there.
     pub ready: bool,
+    /// Why its processors stand still, if they do.
+    #[serde(default)]
+    pub paused: Option<Paused>,
     /// How it ended, once it has.
     pub ending: Option<Ending>,
 }
@@ -62,6 +66,16 @@ impl Client {
     /// Asks for a restart.
     pub fn reboot(&self) -> Result<()> {
         self.call("POST", "/v1/instance/reboot", b"").map(drop)
+    }
+
+    /// Stops the guest where it is.
+    pub fn pause(&self) -> Result<()> {
+        self.call("POST", "/v1/instance/pause", b"").map(drop)
+    }
+
+    /// Goes on after a pause.
+    pub fn resume(&self) -> Result<()> {
+        self.call("POST", "/v1/instance/resume", b"").map(drop)
     }
 
     /// News until the instance ends. The first is where it stands now.

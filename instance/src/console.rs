@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::subscription::{Subscribers, Subscription};
+use machine::block::space;
 use machine::sandbox::{self, Kind};
 
 /// The log is turned over at this size and one old log is kept: a guest that babbles cannot fill the host's disk.
@@ -189,10 +190,13 @@ impl Inner {
     }
 }
 
-/// A file that is turned over once when it reaches [`LOG_CAP`]. A log that cannot be written is given up, not the guest.
+/// A file that is turned over once when it reaches [`LOG_CAP`]. A log that cannot be written is given up, not the guest. One for
+/// which there is no space goes on when there is, and says how much is missing.
 struct Log {
     path: PathBuf,
     state: LogState,
+    /// Bytes that found no space since the last ones that did.
+    missing: usize,
 }
 
 enum LogState {
@@ -210,14 +214,30 @@ impl Log {
         Log {
             path: log_path(directory),
             state: LogState::Unopened,
+            missing: 0,
         }
     }
 
     fn append(&mut self, bytes: &[u8]) {
         if let Err(error) = self.try_append(bytes) {
+            if space::is_full(&error) {
+                self.miss(bytes.len(), error);
+                return;
+            }
             tracing::warn!(path = %self.path.display(), %error, "the console log is given up");
             self.state = LogState::GivenUp;
         }
+    }
+
+    /// Notes that there was no space for so many bytes; says so once, until there is again.
+    fn miss(&mut self, count: usize, error: io::Error) {
+        if self.missing == 0 {
+            let path = self.path.clone();
+            let why = sandbox::ask(Kind::Control, move || space::explain(&path, &error));
+            let why = why.unwrap_or_else(|error| error.to_string());
+            tracing::warn!("output of the guest is missing in {}: {why}", self.path.display());
+        }
+        self.missing = self.missing.saturating_add(count.max(1));
     }
 
     fn try_append(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -231,6 +251,15 @@ impl Log {
             LogState::Open { .. } | LogState::GivenUp => {}
         }
         if let LogState::Open { file, size } = &mut self.state {
+            if self.missing > 0 {
+                let gap = format!(
+                    "\r\n[{} bytes are missing: the host had no space]\r\n",
+                    self.missing
+                );
+                file.write_all(gap.as_bytes())?;
+                *size += gap.len() as u64;
+                self.missing = 0;
+            }
             file.write_all(bytes)?;
             *size += bytes.len() as u64;
         }
@@ -353,6 +382,27 @@ mod tests {
         assert!(log.len() as u64 > LOG_CAP);
         assert!(log.ends_with(b"the end"));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_log_without_space_goes_on_when_there_is_and_says_what_is_missing() {
+        let (dir, console) = console();
+        console.output(b"one\n");
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let log = std::mem::replace(
+            &mut console.lock().log.state,
+            LogState::Open { file: full, size: 0 },
+        );
+        console.output(b"two\n");
+        console.output(b"three\n");
+        console.lock().log.state = log;
+        console.output(b"four\n");
+        console.output(b"five\n");
+        let log = String::from_utf8(read_whole_log(dir.path()).unwrap()).unwrap();
+        assert_eq!(
+            log,
+            "one\n\r\n[10 bytes are missing: the host had no space]\r\nfour\nfive\n"
+        );
     }
 
     #[test]

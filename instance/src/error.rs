@@ -4,12 +4,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::state::{Event, State};
+use machine::block::space::explain;
 
 /// Why something about an instance or an image did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// {what} {path} failed: {source}
-    #[error("{what} {path} failed: {source}")]
+    #[error("{what} {path} failed: {}", explain(path, source))]
     File {
         /// The step, as a gerund: `reading`, `creating`.
         what: &'static str,

@@ -192,6 +192,7 @@ impl Launch {
             launched,
             owner: Some(std::process::id()),
             ready: false,
+            paused: None,
             auto_remove: self.auto_remove,
             image: ImageRef {
                 id: self.image.id().into(),

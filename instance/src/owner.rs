@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::console::Console;
+use super::pause::{GuestControl, Paused, SpaceHook};
 use super::record::{Ending, Record};
 use super::store::Held;
 use super::subscription::{Subscribers, Subscription};
@@ -18,6 +19,8 @@ use super::{Error, Event, InstanceId, Result, State};
 use machine::Outcome;
 use machine::sandbox::{self, Kind};
 use machine::virtio::lockstep::Turn;
+
+mod pause;
 
 /// News that a watcher may lag behind before it is cut off; a life brings about ten.
 const NEWS_BACKLOG: usize = 256;
@@ -29,6 +32,10 @@ pub trait Guest {
     /// Something that makes [`run`](Guest::run) return soon with [`Outcome::Killed`], from any thread, also when it is
     /// called before `run`.
     fn killer(&self) -> Arc<dyn Fn() + Send + Sync>;
+    /// What pauses it, from any thread.
+    fn control(&self) -> Arc<dyn GuestControl>;
+    /// Whom to tell that its processors are held for want of space. Called before `run`.
+    fn report_space(&mut self, hook: SpaceHook);
     /// Runs the guest until it ends, and calls `started` on this thread when its first processor runs.
     fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome>;
 }
@@ -52,6 +59,8 @@ pub struct News {
     pub state: State,
     /// Whether the guest's agent is there.
     pub ready: bool,
+    /// Why its processors stand still, if they do.
+    pub paused: Option<Paused>,
     /// How it ended, once it has.
     pub ending: Option<Ending>,
 }
@@ -63,6 +72,8 @@ pub struct Owner {
     console: Console,
     ask: Ask,
     turn: Turn,
+    /// Held while a request to pause or to go on is carried out. Locked before `life`.
+    pausing: Mutex<()>,
     // Held while the record is written, and nothing else is locked meanwhile but the console (a leaf).
     life: Mutex<Life>,
     changed: Condvar,
@@ -74,6 +85,10 @@ struct Life {
     /// The last record, kept after `held` is gone.
     record: Record,
     killer: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// There while `killer` is.
+    control: Option<Arc<dyn GuestControl>>,
+    /// Counts what was reported about pauses and space.
+    space_reports: u64,
     /// Somebody wants it gone: a reset from the guest no longer means a reboot.
     stopping: bool,
     killed: bool,
@@ -94,10 +109,13 @@ impl Owner {
             console,
             ask,
             turn,
+            pausing: Mutex::default(),
             life: Mutex::new(Life {
                 held: Some(held),
                 record,
                 killer: None,
+                control: None,
+                space_reports: 0,
                 stopping: false,
                 killed: false,
                 ran: false,
@@ -137,7 +155,7 @@ impl Owner {
     /// back, stopped. `build` makes one life. `surround` sets up what serves the guest's users; it is called once, when the
     /// first life runs already, because none of it has to be there before.
     pub fn run(
-        &self,
+        self: &Arc<Self>,
         mut build: impl FnMut(&Record, &Path, &Console) -> Result<Box<dyn Guest>>,
         surround: impl FnOnce() -> Result<()>,
     ) -> Result<(Ending, Held)> {
@@ -155,12 +173,13 @@ impl Owner {
 
     /// One life. `None` means that the guest wants another one.
     fn live(
-        &self,
+        self: &Arc<Self>,
         build: &mut impl FnMut(&Record, &Path, &Console) -> Result<Box<dyn Guest>>,
         record: &Record,
         surround: &mut Option<impl FnOnce() -> Result<()>>,
     ) -> Result<Option<Ending>> {
-        let guest = build(record, &self.directory, &self.console)?;
+        let mut guest = build(record, &self.directory, &self.console)?;
+        guest.report_space(self.space_hook());
         {
             let mut life = self.lock();
             let killer = guest.killer();
@@ -168,6 +187,7 @@ impl Owner {
                 killer();
             }
             life.killer = Some(killer);
+            life.control = Some(guest.control());
             life.ran = true;
             life.exited = None;
         }
@@ -182,6 +202,7 @@ impl Owner {
         self.console.connect_size(None);
         let mut life = self.lock();
         life.killer = None;
+        life.control = None;
         begun?;
         let panic = self.console.take_panic();
         Ok(match (outcome?, panic) {
@@ -208,6 +229,7 @@ impl Owner {
         if !life.stopping {
             life.update(event, reason, |r| {
                 r.ready = false;
+                r.paused = None;
                 r.owner = Some(std::process::id());
             })?;
             self.changed.notify_all();
@@ -221,6 +243,7 @@ impl Owner {
         let written = life.update(Event::Ended, &ending.to_string(), |r| {
             r.ending = Some(ending.clone());
             r.ready = false;
+            r.paused = None;
             r.owner = None;
         });
         life.watchers.clear();
@@ -261,7 +284,7 @@ impl Owner {
     }
 
     /// Asks the guest to power off, and ends it without its consent when it has not obeyed after `patience`. Returns at
-    /// once.
+    /// once. A guest that is paused by request goes on for it, as with `docker stop`.
     pub fn stop(self: &Arc<Self>, patience: Duration, reason: &str) -> Result<()> {
         self.lock().begin_stop(reason)?;
         self.changed.notify_all();
@@ -273,6 +296,7 @@ impl Owner {
         self.turn.take();
         sandbox::spawn("stop", Kind::Control, move || {
             let deadline = Instant::now() + patience;
+            owner.resume_to_stop();
             owner.ask_until(Farewell::PowerOff, deadline);
             owner.turn.give();
             if !owner.wait_ended(deadline) {
@@ -285,15 +309,18 @@ impl Owner {
 
     /// Asks the guest to restart.
     pub fn reboot(&self) -> Result<()> {
-        let (state, ready) = {
+        let (state, ready, paused) = {
             let life = self.lock();
-            (life.record.state, life.record.ready)
+            (life.record.state, life.record.ready, life.record.paused.clone())
         };
         let refused = |reason: &str| Error::Guest {
             what: "the reboot",
             id: self.id.to_string(),
             reason: reason.into(),
         };
+        if let Some(paused) = paused {
+            return Err(refused(&format!("it is {paused}")));
+        }
         match (state, ready) {
             (State::Running, true) => {
                 (self.ask)(&self.directory, Farewell::Reboot)?;
@@ -406,6 +433,7 @@ fn news(record: &Record) -> News {
     News {
         state: record.state,
         ready: record.ready,
+        paused: record.paused.clone(),
         ending: record.ending.clone(),
     }
 }

@@ -6,11 +6,42 @@ use super::super::home::Home;
 use super::super::store::Store;
 use super::super::store::tests::draft;
 use super::*;
+use crate::pause::NoSpace;
 
 /// A guest that ends when it is told how.
 struct Scripted {
     ends: Receiver<Outcome>,
     killer: Sender<Outcome>,
+    switch: Arc<Switch>,
+}
+
+/// Pauses nothing, and says what it was asked for.
+#[derive(Default)]
+struct Switch {
+    asked: Mutex<Vec<&'static str>>,
+    hook: Mutex<Option<SpaceHook>>,
+    /// What an attempt to write again reports.
+    outcome: Mutex<Option<NoSpace>>,
+}
+
+impl Switch {
+    fn report(&self, report: Option<NoSpace>) {
+        self.hook.lock().unwrap().as_ref().unwrap()(report);
+    }
+}
+
+impl GuestControl for Switch {
+    fn pause(&self) -> bool {
+        self.asked.lock().unwrap().push("pause");
+        true
+    }
+    fn resume(&self) {
+        self.asked.lock().unwrap().push("resume");
+    }
+    fn retry(&self) {
+        self.asked.lock().unwrap().push("retry");
+        self.report(self.outcome.lock().unwrap().clone());
+    }
 }
 
 impl Guest for Scripted {
@@ -19,6 +50,12 @@ impl Guest for Scripted {
         Arc::new(move || {
             let _ = killer.send(Outcome::Killed);
         })
+    }
+    fn control(&self) -> Arc<dyn GuestControl> {
+        Arc::clone(&self.switch) as _
+    }
+    fn report_space(&mut self, hook: SpaceHook) {
+        *self.switch.hook.lock().unwrap() = Some(hook);
     }
     fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome> {
         started();
@@ -34,6 +71,7 @@ struct World {
     owner: Arc<Owner>,
     /// One sender per life, in order.
     lives: Receiver<Sender<Outcome>>,
+    switch: Arc<Switch>,
     running: std::thread::JoinHandle<Result<Ending>>,
 }
 
@@ -45,13 +83,15 @@ impl World {
         let console = Console::new(held.directory());
         let owner = Owner::new(held, console, ask, Turn::default());
         let (births, lives) = channel();
+        let switch = Arc::<Switch>::default();
         let running = {
-            let owner = Arc::clone(&owner);
+            let (owner, switch) = (Arc::clone(&owner), Arc::clone(&switch));
             std::thread::spawn(move || {
                 let build = |_: &Record, _: &Path, _: &Console| {
                     let (killer, ends) = channel();
                     births.send(killer.clone()).unwrap();
-                    Ok(Box::new(Scripted { ends, killer }) as Box<dyn Guest>)
+                    let switch = Arc::clone(&switch);
+                    Ok(Box::new(Scripted { ends, killer, switch }) as Box<dyn Guest>)
                 };
                 owner.run(build, || Ok(())).map(|(ending, _held)| ending)
             })
@@ -61,6 +101,7 @@ impl World {
             store,
             owner,
             lives,
+            switch,
             running,
         }
     }
@@ -226,4 +267,93 @@ fn a_machine_that_cannot_be_built_ends_the_instance_with_the_reason() {
     drop(held);
     assert_eq!(store.truth(&id).unwrap().ending, Some(ending));
     store.hold(&id, Event::Start).unwrap();
+}
+
+fn full(free: u64) -> NoSpace {
+    NoSpace {
+        device: "/dev/vda".into(),
+        path: "/volumes/root.vol".into(),
+        free: Some(free),
+        error: "No space left on device".into(),
+    }
+}
+
+#[test]
+fn a_full_disk_is_in_the_record_until_there_is_space() {
+    let world = World::start(deaf());
+    let life = world.lives.recv().unwrap();
+    while world.recorded().state != State::Running {
+        std::thread::yield_now();
+    }
+    world.switch.report(Some(full(512)));
+    let record = world.recorded();
+    for part in ["/dev/vda", "/volumes/root.vol", "No space left", "512 bytes"] {
+        assert!(record.reason.contains(part), "{}", record.reason);
+    }
+    assert_eq!(record.paused.unwrap().no_space, Some(full(512)));
+    // Still full: the request says so, and how full.
+    *world.switch.outcome.lock().unwrap() = Some(full(100));
+    let refused = world.owner.resume().unwrap_err().to_string();
+    assert!(refused.contains("100 bytes"), "{refused}");
+    assert_eq!(world.recorded().paused.unwrap().no_space, Some(full(100)));
+    // Paused by request as well; going on tries again, and there is space now.
+    world.owner.pause().unwrap();
+    *world.switch.outcome.lock().unwrap() = None;
+    world.owner.resume().unwrap();
+    assert_eq!(world.recorded().paused, None);
+    assert_eq!(
+        *world.switch.asked.lock().unwrap(),
+        ["retry", "pause", "resume", "retry"]
+    );
+    life.send(Outcome::PowerOff).unwrap();
+    assert_eq!(world.end(), Ending::PoweredOff);
+}
+
+#[test]
+fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
+    let (asked, requests) = channel();
+    let world = World::start(Box::new(move |_, farewell| {
+        let _ = asked.send(farewell);
+        Ok(())
+    }));
+    let life = world.lives.recv().unwrap();
+    while world.recorded().state != State::Running {
+        std::thread::yield_now();
+    }
+    world.owner.pause().unwrap();
+    world
+        .owner
+        .stop(Duration::from_secs(60), "stopped by a test")
+        .unwrap();
+    assert_eq!(requests.recv().unwrap(), Farewell::PowerOff);
+    assert_eq!(*world.switch.asked.lock().unwrap(), ["pause", "resume"]);
+    life.send(Outcome::PowerOff).unwrap();
+    assert_eq!(world.end(), Ending::PoweredOff);
+
+    let world = World::start(deaf());
+    let _life = world.lives.recv().unwrap();
+    while world.recorded().state != State::Running {
+        std::thread::yield_now();
+    }
+    world.owner.pause().unwrap();
+    world.owner.stop(Duration::ZERO, "stopped by a test").unwrap();
+    assert_eq!(world.end(), Ending::Killed);
+}
+
+#[test]
+fn a_full_disk_does_not_keep_an_instance_from_its_end() {
+    let world = World::start(deaf());
+    let _life = world.lives.recv().unwrap();
+    while world.recorded().state != State::Running {
+        std::thread::yield_now();
+    }
+    world.switch.report(Some(full(0)));
+    *world.switch.outcome.lock().unwrap() = Some(full(0));
+    world
+        .owner
+        .stop(Duration::from_millis(50), "stopped by a test")
+        .unwrap();
+    let owner = Arc::clone(&world.owner);
+    assert_eq!(world.end(), Ending::Killed);
+    assert_eq!(owner.record().paused, None);
 }

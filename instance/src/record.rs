@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::id::ReservationId;
 use super::limits::Limits;
 use super::network::{Network, Port};
+use super::pause::Paused;
 use super::{InstanceId, State, VolumeId};
 
 /// Version of the record's format; a newer one is not guessed at.
@@ -42,6 +43,9 @@ pub struct Record {
     pub owner: Option<u32>,
     /// Whether the guest's agent has reported itself ready in this run.
     pub ready: bool,
+    /// Why its processors stand still, if they do.
+    #[serde(default)]
+    pub paused: Option<Paused>,
     /// Whether it goes away when it stops (`--rm`).
     pub auto_remove: bool,
     /// What it is a copy of.

@@ -4,7 +4,8 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use machine::accel::Chosen;
 use machine::block::raw::RawFile;
 use machine::sandbox::{self, Kind};
 use machine::timeline::Timeline;
-use machine::virtio::block::{Block, Spec as BlockSpec};
+use machine::virtio::block::{Block, SpaceEvent, SpaceMonitor, Spec as BlockSpec};
 use machine::virtio::lockstep::Turn;
 use machine::virtio::rng::Rng;
 use machine::{Machine, Outcome, Serial, Spec};
@@ -30,18 +31,19 @@ const TAIL: usize = 4096;
 /// RAM: enough for the kernel, the initramfs and a journal to be replayed.
 const MEMORY: u64 = 256 << 20;
 
-/// Removes the identity from the root file system in the `size` bytes of `file` from `start` on, a copy of the one of the
-/// instance that `record` describes.
+/// Removes the identity from the root file system in a part (start and length) of `file`, which is at `path`: a copy of the one of
+/// the instance that `record` describes.
 ///
 /// # Errors
-/// When the machine cannot be built or guest-init does not say that it has succeeded; with the console's last lines.
+/// When the machine cannot be built, the host has no space for what it writes, or guest-init does not say that it has succeeded;
+/// with the console's last lines.
 pub fn scrub(
     record: &Record,
     image: &Image,
     accelerator: Arc<Chosen>,
+    path: &Path,
     file: File,
-    start: u64,
-    size: u64,
+    part: (u64, u64),
 ) -> Result<()> {
     let console = Tail::default();
     let disk = BlockSpec {
@@ -49,7 +51,16 @@ pub fn scrub(
         id: "root".into(),
         queues: 1,
     };
-    let disk = Block::new(Arc::new(RawFile::part(file, start, size)), disk);
+    let (full, no_space) = channel();
+    // Nobody waits for space here: the machine is ended, and the image is not made.
+    let monitor = SpaceMonitor::new(Box::new(move |event| {
+        if let SpaceEvent::Exhausted(error) = event {
+            let _ = full.send(error.kind());
+        }
+    }));
+    let disk = Block::new(Arc::new(RawFile::part(file, part.0, part.1)), disk)
+        .waiting_for_space(&monitor)
+        .map_err(Error::os("preparing a volume"))?;
     let ours = "panic=-1 console=ttyS0 kiln.scrub=1";
     let cmdline = ami::command_line::join([image.manifest().command_line.as_str(), ours]);
     let machine = Machine::build(Spec {
@@ -70,7 +81,10 @@ pub fn scrub(
         timeline: Arc::new(Timeline::start()),
     })
     .map_err(|error| Error::Machine(error.to_string()))?;
-    let outcome = run(machine)?;
+    let outcome = run(machine, no_space).map_err(|error| match error {
+        Stopped::NoSpace(kind) => Error::file("removing the identity from", path)(kind.into()),
+        Stopped::Failed(error) => error,
+    })?;
     let said = console.text();
     if outcome == Outcome::PowerOff && said.contains(SCRUBBED) {
         return Ok(());
@@ -79,22 +93,31 @@ pub fn scrub(
     Err(Error::Scrub(lines[lines.len().saturating_sub(6)..].join("\n")))
 }
 
-/// Runs the machine to its end, or ends it when that takes too long.
-fn run(machine: Machine) -> Result<Outcome> {
+/// Why the machine did not come to an end of its own.
+enum Stopped {
+    NoSpace(io::ErrorKind),
+    Failed(Error),
+}
+
+/// Runs the machine to its end, or ends it when that takes too long or `no_space` is left for its disk.
+fn run(machine: Machine, no_space: Receiver<io::ErrorKind>) -> std::result::Result<Outcome, Stopped> {
     let handle = machine.handle();
-    let (done, ended) = channel::<()>();
+    // The disk holds the other end for as long as the machine is there.
     let watchdog = sandbox::spawn("watchdog", Kind::Control, move || {
-        if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+        let seen = no_space.recv_timeout(PATIENCE);
+        if seen != Err(RecvTimeoutError::Disconnected) {
             handle.kill();
         }
+        seen.ok()
     })
-    .map_err(Error::os("starting a thread"))?;
+    .map_err(|error| Stopped::Failed(Error::os("starting a thread")(error)))?;
     let outcome = machine
         .run(|| {})
-        .map_err(|error| Error::Machine(error.to_string()));
-    drop(done);
-    let _ = watchdog.join();
-    outcome
+        .map_err(|error| Stopped::Failed(Error::Machine(error.to_string())));
+    match watchdog.join() {
+        Ok(Some(kind)) => Err(Stopped::NoSpace(kind)),
+        _ => outcome,
+    }
 }
 
 /// The end of what the console prints.

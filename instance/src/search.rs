@@ -1,7 +1,7 @@
 //! The host's search list for names, which a guest without DHCP gets on its kernel command line. Its resolver is the host's, so short
 //! names mean there what they mean here.
 
-use crate::net::user::RESOLVERS;
+use machine::net::user::RESOLVERS;
 
 /// Domains at most, and bytes of all of them: glibc's limits before 2.26, and the command line has room for them.
 const DOMAINS: usize = 6;

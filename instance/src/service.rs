@@ -12,7 +12,7 @@ use super::api;
 use super::console::Console;
 use super::owner::Owner;
 use super::store::Held;
-use super::{Error, Result, agent, network, sockets};
+use super::{Error, Result, agent, clock_sync, network, sockets};
 use machine::footprint;
 use machine::sandbox::{self, Kind};
 use machine::virtio::lockstep::{Times, Turn};
@@ -34,6 +34,9 @@ pub fn own(mut held: Held, turn: &Turn) -> Arc<Owner> {
 pub fn serve(owner: &Arc<Owner>, turn: &Turn, on_ready: impl Fn() + Send + 'static) -> Result<()> {
     listen_for_readiness(owner, turn.clone(), on_ready)?;
     listen_for_end(owner, turn.clone())?;
+    if !turn.is_kept() {
+        clock_sync::start(owner)?;
+    }
     api::serve(Arc::clone(owner))
 }
 

@@ -226,6 +226,7 @@ impl Store {
                 named: None,
             };
             held.record.ending = Some(Ending::Lost);
+            held.record.paused = None;
             held.apply(Event::Lost, "the process that ran it vanished")?;
             let record = held.record.clone();
             if record.auto_remove {

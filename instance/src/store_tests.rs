@@ -21,6 +21,7 @@ pub(crate) fn draft(name: Option<&str>) -> Record {
         launched: 1,
         owner: None,
         ready: false,
+        paused: None,
         auto_remove: false,
         image: ImageRef {
             id: "ami-0".into(),

@@ -20,6 +20,17 @@ impl Cpu {
         self.ram.write(at, &info);
     }
 
+    /// Tells the guest that this processor was stopped from outside (PVCLOCK_GUEST_STOPPED): its watchdogs then start anew.
+    pub fn stood_still(&mut self) {
+        const FLAGS: u64 = 29;
+        const GUEST_STOPPED: u8 = 1 << 1;
+        let at = self.msrs.system_time;
+        let mut flags = [0];
+        if at & 1 != 0 && self.ram.read((at & !1) + FLAGS, &mut flags) {
+            self.ram.write((at & !1) + FLAGS, &[flags[0] | GUEST_STOPPED]);
+        }
+    }
+
     /// `struct pvclock_wall_clock`: when the machine's clock was zero.
     pub(crate) fn write_wall_clock(&mut self, at: u64) {
         // Where instructions are time, every boot is at the same moment: 2026-01-01.

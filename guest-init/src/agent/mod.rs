@@ -30,6 +30,7 @@ use crate::proto::{
 };
 use crate::users::User;
 
+pub use clock::{HostTime, follow as follow_host_clock};
 pub use identity::renew;
 pub use scrub::{scrub, trim};
 pub use secrets::make as make_secrets;
@@ -45,11 +46,15 @@ pub fn has_cloud_init() -> bool {
     Path::new("/usr/bin/cloud-init").exists()
 }
 
-/// Serves requests until the machine stops. `ready` is called once requests are taken, before the host is told.
-pub fn serve(ready: impl FnOnce()) -> std::io::Result<()> {
+/// Serves requests until the machine stops. `ready` is called once requests are taken, before the host is told. `host_time` is
+/// what the clock follows.
+pub fn serve(ready: impl FnOnce(), host_time: Box<HostTime>) -> std::io::Result<()> {
     let open = Arc::new(AtomicUsize::new(0));
+    let host_time: Arc<HostTime> = host_time.into();
     stop::when_asked(&open)?;
     let listener = vsock::listen(AGENT_PORT)?;
+    // The image's init may have set it by a clock of its own. One that cannot be set is no reason not to serve.
+    let _ = clock::follow(&*host_time);
     ready();
     announce();
     loop {
@@ -61,9 +66,10 @@ pub fn serve(ready: impl FnOnce()) -> std::io::Result<()> {
             continue;
         }
         let done = Arc::clone(&open);
+        let host_time = Arc::clone(&host_time);
         let serve = move || {
             // What went wrong was told to the host, or the host is gone: nobody else wants to know.
-            let _ = connection_loop(connection);
+            let _ = connection_loop(connection, &*host_time);
             done.fetch_sub(1, Ordering::Relaxed);
         };
         if thread::Builder::new().stack_size(STACK).spawn(serve).is_err() {
@@ -109,7 +115,7 @@ fn state() -> Ready {
     }
 }
 
-fn connection_loop(mut connection: File) -> Result<(), Error> {
+fn connection_loop(mut connection: File, host_time: &HostTime) -> Result<(), Error> {
     let Some(first) = read_frame(&mut connection)? else {
         return Ok(());
     };
@@ -117,7 +123,7 @@ fn connection_loop(mut connection: File) -> Result<(), Error> {
         return Err(Error::Unexpected(first.kind));
     }
     match first.message::<Request>() {
-        Ok(request) => carry_out(request, connection),
+        Ok(request) => carry_out(request, connection, host_time),
         Err(error) => fail(
             &mut connection,
             &Failure {
@@ -128,7 +134,7 @@ fn connection_loop(mut connection: File) -> Result<(), Error> {
     }
 }
 
-fn carry_out(request: Request, mut connection: File) -> Result<(), Error> {
+fn carry_out(request: Request, mut connection: File, host_time: &HostTime) -> Result<(), Error> {
     let result = match request {
         Request::Ping => {
             let answer = Frame::json(Kind::Done, &state())?;
@@ -146,6 +152,10 @@ fn carry_out(request: Request, mut connection: File) -> Result<(), Error> {
         Request::Freeze { seconds } => return freeze::serve(seconds, &mut connection),
         Request::Thaw => freeze::thaw(),
         Request::SetClock { nanoseconds } => clock::set(nanoseconds),
+        Request::FollowClock { nanoseconds } => match clock::follow(host_time) {
+            Ok(false) => clock::set(nanoseconds),
+            done => done.map(drop),
+        },
         Request::Configure(configure) => configure::apply(&configure),
     };
     match result {

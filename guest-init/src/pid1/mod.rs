@@ -105,6 +105,7 @@ fn boot() -> Result<std::convert::Infallible, Error> {
     let timer = BootTimer::open(machine.boot_timer);
     timer.kernel_started();
     timer.mark(mark::KERNEL_READY);
+    set_clock(&timer);
     let mut config = Config::load()?;
     if let Some(device) = &machine.root {
         config.root_device.clone_from(device);
@@ -155,6 +156,14 @@ fn scrub() -> Result<(), Error> {
     nix::mount::umount(NEW_ROOT).map_err(os("unmounting the root file system"))?;
     mounts::say(SCRUBBED);
     Ok(())
+}
+
+/// The kernel has counted ticks since it asked for the time, and lost some: file systems and services are to see the right time.
+fn set_clock(timer: &BootTimer) {
+    let timer = timer.clone();
+    if let Err(failure) = agent::follow_host_clock(&move || timer.host_time()) {
+        mounts::say(&format!("guest-init: {failure}"));
+    }
 }
 
 /// A machine that boots without a renewed identity is better than none: a failure is reported and nothing more. Returns whether the
@@ -208,7 +217,12 @@ fn start_agent(timer: BootTimer) -> Result<(), Error> {
             let _ = nix::unistd::setsid();
             power::restore_signals();
             power::survive_systemd();
-            let error = agent::serve(move || timer.mark(mark::READY)).err();
+            let clock = timer.clone();
+            let error = agent::serve(
+                move || timer.mark(mark::READY),
+                Box::new(move || clock.host_time()),
+            )
+            .err();
             if let Some(error) = error {
                 mounts::say(&format!("guest-init: no agent: vsock: {error}"));
             }

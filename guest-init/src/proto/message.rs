@@ -52,6 +52,11 @@ pub enum Request {
         /// Nanoseconds since 1970 (UTC).
         nanoseconds: u64,
     },
+    /// Set the clock to the host's, as its boot timer tells it, or where there is none as this request does.
+    FollowClock {
+        /// Nanoseconds since 1970 (UTC) when the request was sent.
+        nanoseconds: u64,
+    },
     /// Apply what belongs to this instance, unless cloud-init in the image does.
     Configure(Configure),
 }

@@ -104,6 +104,9 @@ pub trait Vcpu: Send {
     fn boot(&mut self, boot: &arch::Boot) -> Result<(), Error>;
     /// Runs the guest until something stops it. HLT sleeps inside.
     fn run(&mut self, handler: &mut dyn ExitHandler) -> Result<Stop, Error>;
+    /// Called before a `run` when the processor has been held: tells the guest, where there is a way to, that its watchdogs are not
+    /// to take the time for a fault of its own.
+    fn stood_still(&mut self);
     /// A handle that stops `run` from another thread.
     fn kicker(&self) -> Arc<dyn Kick>;
     /// What its thread may do.

@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use vm_memory::VolatileSlice;
 
 pub mod raw;
+pub mod space;
 mod sparse;
 pub mod uring;
 pub mod vectored;

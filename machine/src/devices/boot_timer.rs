@@ -1,11 +1,15 @@
-//! The boot timer: the guest marks what it has reached, and the host notes when.
+//! The boot timer: the guest marks what it has reached, and the host notes when. It also tells the guest the time.
 //!
-//! | offset | width | write |
-//! |---|---|---|
-//! | 0 | 1 | the code of what has been reached now |
-//! | 8 | 8 | nanoseconds since the guest's kernel started, for a kernel that makes no marks itself |
+//! | offset | width | access | |
+//! |---|---|---|---|
+//! | 0 | 1 | write | the code of what has been reached now |
+//! | 8 | 8 | write | nanoseconds since the guest's kernel started, for a kernel that makes no marks itself |
+//! | 16 | 8 | read | the host's time in nanoseconds since 1970 (UTC); 0 where the guest's time is not the host's |
+//!
+//! A kernel reads its hypervisor's clock once, early, and then counts ticks until it has chosen a clock source: what it loses of
+//! them, its date lacks for good. A real-time clock gives whole seconds only.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::bus::{Action, BusDevice};
 
@@ -24,28 +28,43 @@ pub type Note = Box<dyn FnMut(Mark) + Send>;
 /// A kernel that has run for longer has nothing to say of its boot.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Two write-only registers.
+/// Three registers.
 pub struct BootTimer {
     note: Note,
+    tells_time: bool,
 }
 
 impl BootTimer {
     /// Bytes of address space.
-    pub const SIZE: u64 = 16;
+    pub const SIZE: u64 = 24;
     /// Offset of the register for codes.
     pub const MARK: u64 = 0;
     /// Offset of the register for the kernel's age.
     pub const KERNEL_AGE: u64 = 8;
+    /// Offset of the register with the host's time.
+    pub const HOST_TIME: u64 = 16;
 
-    /// A timer that calls `note` for each mark.
-    pub fn new(note: Note) -> Self {
-        BootTimer { note }
+    /// A timer that calls `note` for each mark, and tells the host's time unless the guest has a time of its own.
+    pub fn new(note: Note, tells_time: bool) -> Self {
+        BootTimer { note, tells_time }
+    }
+
+    fn host_time(&self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if self.tells_time {
+            u64::try_from(since.as_nanos()).unwrap_or(0)
+        } else {
+            0
+        }
     }
 }
 
 impl BusDevice for BootTimer {
-    fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        match (offset, <&mut [u8; 8]>::try_from(&mut *data)) {
+            (Self::HOST_TIME, Ok(time)) => *time = self.host_time().to_le_bytes(),
+            _ => data.fill(0),
+        }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Action {
@@ -73,7 +92,7 @@ mod tests {
     #[test]
     fn marks_arrive_in_order_and_ages_become_moments() {
         let (sender, marks) = mpsc::channel();
-        let mut timer = BootTimer::new(Box::new(move |mark| sender.send(mark).unwrap()));
+        let mut timer = BootTimer::new(Box::new(move |mark| sender.send(mark).unwrap()), true);
         let before = Instant::now();
         for code in [1, 2, 255] {
             assert_eq!(timer.write(BootTimer::MARK, &[code]), Action::None);
@@ -90,5 +109,29 @@ mod tests {
         };
         let age = before.duration_since(start);
         assert!(age <= Duration::from_millis(1) && marks.len() == 4, "{marks:?}");
+    }
+
+    #[test]
+    fn it_tells_the_hosts_time_to_those_whose_time_it_is() {
+        let read = |tells_time, offset, width: usize| {
+            let mut data = vec![0xff; width];
+            BootTimer::new(Box::new(|_| {}), tells_time).read(offset, &mut data);
+            data
+        };
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let before = now();
+        let told = u64::from_le_bytes(read(true, BootTimer::HOST_TIME, 8).try_into().unwrap());
+        assert!((before..=now()).contains(&told), "{before} {told}");
+        assert_eq!(read(false, BootTimer::HOST_TIME, 8), [0; 8]);
+        for (offset, width) in [
+            (BootTimer::HOST_TIME, 4),
+            (20, 4),
+            (17, 8),
+            (0, 8),
+            (8, 8),
+            (0, 1),
+        ] {
+            assert_eq!(read(true, offset, width), vec![0; width], "{offset}");
+        }
     }
 }

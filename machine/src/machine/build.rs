@@ -66,6 +66,8 @@ impl Machine {
         vcpus[0].boot(&boot)?;
         timeline.mark(Event::MemoryReady);
 
+        // Where instructions are time, the guest's time is not the host's.
+        let tells_time = !turn.is_kept();
         let mut board = Board::new(Arc::clone(&vm), memory, layout, turn);
         match architecture {
             Architecture::X86_64 => board.add_power()?,
@@ -91,10 +93,11 @@ impl Machine {
             transports: Mutex::new(board.transports),
             reached: Mutex::default(),
         });
-        board
-            .buses
-            .memory
-            .insert(layout.boot_timer, BootTimer::SIZE, boot_timer(&shared))?;
+        board.buses.memory.insert(
+            layout.boot_timer,
+            BootTimer::SIZE,
+            boot_timer(&shared, tells_time),
+        )?;
         Ok(Machine {
             vcpus,
             buses: Arc::new(board.buses),
@@ -144,7 +147,7 @@ fn check(spec: &Spec) -> Result<(), Error> {
 }
 
 /// The boot timer, noting what the guest says.
-fn boot_timer(shared: &Arc<Shared>) -> SharedDevice {
+fn boot_timer(shared: &Arc<Shared>, tells_time: bool) -> SharedDevice {
     let shared = Arc::clone(shared);
     let note = move |mark| match mark {
         Mark::Reached(code) => {
@@ -154,7 +157,7 @@ fn boot_timer(shared: &Arc<Shared>) -> SharedDevice {
         }
         Mark::KernelStarted(at) => shared.timeline.mark_at(Event::KernelStart, at),
     };
-    Arc::new(Mutex::new(BootTimer::new(Box::new(note))))
+    Arc::new(Mutex::new(BootTimer::new(Box::new(note), tells_time)))
 }
 
 /// What devices are plugged into.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::registers::{self, Place};
 use crate::accel::Vm;
 use crate::timeline::{Event, Timeline};
-use crate::vcpu::{Control, End, ExitCount, ExitTable, Kind, totals};
+use crate::vcpu::{Control, End, ExitCount, ExitTable, Hold, Kind, totals};
 use crate::virtio::mmio::Mmio;
 
 /// Controls one machine; clones control the same one.
@@ -66,20 +66,30 @@ impl Handle {
         self.shared.control.end(Ok(End::Killed));
     }
 
-    /// Stops processors and devices where they are. Returns whether the machine is now paused by this call: not when it has
-    /// ended or is paused already.
+    /// Stops processors and devices where they are, devices last. Returns whether the machine is now paused by this call: not
+    /// when it has ended or is paused already. The guest's clock goes on.
     pub fn pause(&self) -> bool {
-        let paused = self.shared.control.pause();
+        let paused = self.shared.control.pause(Hold::Request);
         if paused {
             self.each_transport(Mmio::pause);
         }
         paused
     }
 
-    /// Goes on after [`pause`](Handle::pause).
+    /// Goes on after [`pause`](Handle::pause), devices first. Processors that are held for want of space stay where they are.
     pub fn resume(&self) {
         self.each_transport(Mmio::resume);
-        self.shared.control.resume();
+        self.shared.control.resume(Hold::Request);
+    }
+
+    /// Holds the processors, and only those, while a disk has no space for what the guest has written. Returns at once: they
+    /// stop soon.
+    pub fn hold_for_space(&self, hold: bool) {
+        if hold {
+            self.shared.control.hold(Hold::NoSpace);
+        } else {
+            self.shared.control.resume(Hold::NoSpace);
+        }
     }
 
     /// The accelerator's name, `kvm` or `soft`, and why it is this one.

@@ -79,7 +79,11 @@ pub(super) const ACPI_PM: Names = &[
     (2, "RESET_REG"),
 ];
 /// Our own device.
-pub(super) const BOOT_TIMER: Names = &[(BootTimer::MARK, "MARK"), (BootTimer::KERNEL_AGE, "KERNEL_AGE")];
+pub(super) const BOOT_TIMER: Names = &[
+    (BootTimer::MARK, "MARK"),
+    (BootTimer::KERNEL_AGE, "KERNEL_AGE"),
+    (BootTimer::HOST_TIME, "HOST_TIME"),
+];
 /// One register has no name of its own.
 pub(super) const ONE: Names = &[(0, "")];
 

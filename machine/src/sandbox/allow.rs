@@ -93,11 +93,12 @@ const ALWAYS: &[Rule] = &[
     Call(libc::SYS_exit_group),
 ];
 
-/// What a processor of KVM does in its thread: run; connect a doorbell when the guest enables a queue; read the registers
-/// for the report of an error.
+/// What a processor of KVM does in its thread: run; connect a doorbell when the guest enables a queue; tell the guest that it was
+/// held; read the registers for the report of an error.
 const KVM: &[Rule] = &[
     When(libc::SYS_ioctl, &[(1, Equal(0xae80))]),      // KVM_RUN
     When(libc::SYS_ioctl, &[(1, Equal(0x4040_ae79))]), // KVM_IOEVENTFD
+    When(libc::SYS_ioctl, &[(1, Equal(0xaead))]),      // KVM_KVMCLOCK_CTRL
     When(libc::SYS_ioctl, &[(1, Equal(0x8090_ae81))]), // KVM_GET_REGS
     When(libc::SYS_ioctl, &[(1, Equal(0x8138_ae83))]), // KVM_GET_SREGS
     When(libc::SYS_ioctl, &[(1, Equal(0x4010_aeab))]), // KVM_GET_ONE_REG

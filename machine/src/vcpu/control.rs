@@ -22,24 +22,39 @@ pub enum End {
 /// hardware.
 const FIRST_EXIT: Duration = Duration::from_millis(500);
 
-/// The first end counts; later ones lose the race and are dropped.
+/// Why processors stand still. Each reason is independent of the others: processors run while there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Running,
-    /// Threads that want to run wait inside [`Control::may_run`].
-    Paused,
-    Ended,
+#[repr(u8)]
+pub enum Hold {
+    /// Somebody asked for a pause.
+    Request = 1,
+    /// A disk has no space for what the guest has written.
+    NoSpace = 2,
 }
 
 #[derive(Debug)]
 struct Inner {
-    state: State,
+    /// One bit for each [`Hold`]. While there is any, threads that want to run wait inside [`Control::may_run`].
+    holds: u8,
+    /// The first end counts; later ones lose the race and are dropped.
+    ended: bool,
     /// The guest has left a processor, so it has run.
     exited: bool,
     /// Threads between [`Control::may_run`] and [`Control::has_stopped`].
     running: usize,
     /// Present from the end on until [`Control::wait`] has taken it.
     result: Option<Result<End, Error>>,
+}
+
+/// What a vCPU thread does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Run.
+    Run,
+    /// Run, after it has stood still.
+    RunAgain,
+    /// End.
+    End,
 }
 
 /// Shared by the threads of one machine and whoever controls it.
@@ -55,7 +70,8 @@ impl Control {
     /// For processors with these kickers, which are to run at once.
     pub fn new(kickers: Vec<Arc<dyn Kick>>) -> Self {
         let inner = Inner {
-            state: State::Running,
+            holds: 0,
+            ended: false,
             exited: false,
             running: 0,
             result: None,
@@ -67,19 +83,21 @@ impl Control {
         }
     }
 
-    /// Called by a vCPU thread before each run: waits while the machine is paused. `true` means to run now and then to call
-    /// [`has_stopped`](Control::has_stopped); `false` means that the thread must end.
-    pub fn may_run(&self) -> bool {
+    /// Called by a vCPU thread before each run: waits while the machine is paused. Who is to run calls
+    /// [`has_stopped`](Control::has_stopped) afterwards.
+    pub fn may_run(&self) -> Next {
         let mut inner = self.lock();
+        let mut next = Next::Run;
         loop {
-            match inner.state {
-                State::Running => {
-                    inner.running += 1;
-                    return true;
-                }
-                State::Ended => return false,
-                State::Paused => inner = self.sleep(inner),
+            if inner.ended {
+                return Next::End;
             }
+            if inner.holds == 0 {
+                inner.running += 1;
+                return next;
+            }
+            inner = self.sleep(inner);
+            next = Next::RunAgain;
         }
     }
 
@@ -87,7 +105,7 @@ impl Control {
     pub fn has_stopped(&self) {
         let mut inner = self.lock();
         inner.running -= 1;
-        if inner.state != State::Running {
+        if inner.ended || inner.holds != 0 {
             self.changed.notify_all();
         }
     }
@@ -95,10 +113,10 @@ impl Control {
     /// Ends the machine: every processor leaves the guest and its thread.
     pub fn end(&self, result: Result<End, Error>) {
         let mut inner = self.lock();
-        if inner.state == State::Ended {
+        if inner.ended {
             return;
         }
-        inner.state = State::Ended;
+        inner.ended = true;
         inner.result = Some(result);
         self.kick_all();
         self.changed.notify_all();
@@ -116,7 +134,7 @@ impl Control {
     /// Waits until the guest has run: seen by its first exit, or taken for granted after a while. Returns at once when the
     /// machine has ended.
     pub fn wait_for_first_exit(&self) {
-        let before = |inner: &mut Inner| !inner.exited && inner.state != State::Ended;
+        let before = |inner: &mut Inner| !inner.exited && !inner.ended;
         // Neither outcome needs the guard, and there is nothing else to learn from the wait.
         drop(self.changed.wait_timeout_while(self.lock(), FIRST_EXIT, before));
     }
@@ -132,28 +150,33 @@ impl Control {
         }
     }
 
-    /// Stops all processors where they are and returns when none runs any more; `false` when the machine has ended instead
-    /// or is paused already.
-    pub fn pause(&self) -> bool {
+    /// Stops all processors where they are and returns when none runs any more; `false` when the machine has ended, or is
+    /// held for this reason already.
+    pub fn pause(&self, why: Hold) -> bool {
         let mut inner = self.lock();
-        if inner.state != State::Running {
+        if inner.ended || inner.holds & why as u8 != 0 {
             return false;
         }
-        inner.state = State::Paused;
+        inner.holds |= why as u8;
         self.kick_all();
-        while inner.state == State::Paused && inner.running > 0 {
+        while !inner.ended && inner.holds & why as u8 != 0 && inner.running > 0 {
             inner = self.sleep(inner);
         }
-        inner.state == State::Paused
+        !inner.ended && inner.holds & why as u8 != 0
     }
 
-    /// Lets all processors go on after [`pause`](Control::pause).
-    pub fn resume(&self) {
+    /// As [`pause`](Control::pause), but does not wait for the processors: for a caller that one of them may wait for.
+    pub fn hold(&self, why: Hold) {
         let mut inner = self.lock();
-        if inner.state == State::Paused {
-            inner.state = State::Running;
-            self.changed.notify_all();
-        }
+        inner.holds |= why as u8;
+        self.kick_all();
+    }
+
+    /// Takes one reason away. The processors go on when there is no other.
+    pub fn resume(&self, why: Hold) {
+        let mut inner = self.lock();
+        inner.holds &= !(why as u8);
+        self.changed.notify_all();
     }
 
     fn kick_all(&self) {

@@ -25,7 +25,8 @@ use crate::sandbox;
 use crate::timeline::{Event, Timeline};
 use crate::virtio::lockstep::{Baton, Occasion};
 
-pub use control::{Control, End};
+use control::Next;
+pub use control::{Control, End, Hold};
 pub use exits::{ExitCount, ExitTable, Kind, totals};
 
 /// What an exit can reach.
@@ -99,7 +100,12 @@ pub fn start(
 }
 
 fn run(mut vcpu: Box<dyn Vcpu>, mut server: Server, control: &Control) {
-    while control.may_run() {
+    loop {
+        match control.may_run() {
+            Next::Run => {}
+            Next::RunAgain => vcpu.stood_still(),
+            Next::End => return,
+        }
         server.timeline.mark(Event::FirstRun);
         let stop = vcpu.run(&mut server);
         control.has_stopped();

@@ -5,9 +5,11 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
-use crate::accel::{Error, Kick};
+use crate::accel::{Error, Kick, soft};
 use crate::arch::Boot;
+use crate::arch::x86_64::boot_state_at;
 use crate::bus::BusDevice;
+use crate::memory::{Bytes, GuestAddress, allocate};
 
 /// A processor that makes the exits of its script and then runs until it is kicked.
 struct Script {
@@ -57,6 +59,7 @@ impl Vcpu for Script {
             }
         }
     }
+    fn stood_still(&mut self) {}
     fn kicker(&self) -> Arc<dyn Kick> {
         Arc::clone(&self.kicker) as _
     }
@@ -151,11 +154,85 @@ fn every_end_is_told_apart() {
 #[test]
 fn a_paused_machine_goes_on_or_ends() {
     let running = machine(vec![Script::new(&[], None), Script::new(&[], None)]);
-    assert!(running.control.pause());
-    assert!(!running.control.pause(), "paused already");
-    running.control.resume();
-    assert!(running.control.pause());
+    assert!(running.control.pause(Hold::Request));
+    assert!(!running.control.pause(Hold::Request), "paused already");
+    running.control.resume(Hold::Request);
+    assert!(running.control.pause(Hold::Request));
     running.control.end(Ok(End::Killed));
     running.control.end(Ok(End::PowerOff));
     assert_eq!(running.end().unwrap(), End::Killed, "the first end counts");
+}
+
+#[test]
+fn processors_run_only_when_no_reason_holds_them() {
+    // The processor is held before it has begun: it switches off once it runs.
+    let control = Arc::new(Control::new(Vec::new()));
+    control.hold(Hold::NoSpace);
+    assert!(control.pause(Hold::Request), "the reasons are independent");
+    let thread = {
+        let control = Arc::clone(&control);
+        std::thread::spawn(move || control.may_run())
+    };
+    control.resume(Hold::Request);
+    assert!(
+        control.pause(Hold::Request),
+        "nothing runs: a pause returns at once"
+    );
+    control.resume(Hold::NoSpace);
+    assert!(!thread.is_finished());
+    control.resume(Hold::Request);
+    // It has waited, unless it was slow to begin.
+    assert_ne!(thread.join().unwrap(), Next::End);
+    // Held again, and ended: the thread is told to end.
+    control.has_stopped();
+    control.hold(Hold::NoSpace);
+    let thread = {
+        let control = Arc::clone(&control);
+        std::thread::spawn(move || control.may_run())
+    };
+    control.end(Ok(End::Killed));
+    assert_eq!(thread.join().unwrap(), Next::End);
+}
+
+#[test]
+fn a_processor_in_software_stands_still_and_goes_on() {
+    const CODE: u64 = 0x1_0000;
+    const COUNT: u64 = 0x1_2000;
+    // again: inc qword ptr [COUNT]; jmp again
+    const COUNTS: [u8; 10] = [0x48, 0xff, 0x04, 0x25, 0x00, 0x20, 0x01, 0x00, 0xeb, 0xf6];
+    let memory = allocate(&[(0, 2 << 20)]).unwrap();
+    let boot = boot_state_at(&memory, CODE).unwrap();
+    memory.write_slice(&COUNTS, GuestAddress(CODE)).unwrap();
+    let count = || memory.read_obj::<u64>(GuestAddress(COUNT)).unwrap();
+    let mut created = soft::create(soft::Options::default(), &memory, 1).unwrap();
+    let mut vcpu = created.vcpus.remove(0);
+    vcpu.boot(&Boot::X86_64(boot)).unwrap();
+    let control = Arc::new(Control::new(vec![vcpu.kicker()]));
+    let thread = start(
+        0,
+        vcpu,
+        Arc::clone(&control),
+        Arc::default(),
+        Arc::default(),
+        Arc::new(Timeline::start()),
+    )
+    .unwrap();
+    let passes = |seen: u64| {
+        while count() == seen {
+            std::thread::yield_now();
+        }
+    };
+    passes(0);
+    for _ in 0..3 {
+        assert!(control.pause(Hold::Request));
+        let seen = count();
+        (0..100).for_each(|_| std::thread::yield_now());
+        assert_eq!(count(), seen, "it runs while it is paused");
+        control.resume(Hold::Request);
+        passes(seen);
+    }
+    assert!(control.pause(Hold::Request));
+    control.end(Ok(End::Killed));
+    assert_eq!(control.wait().unwrap(), End::Killed);
+    thread.join().unwrap();
 }

@@ -1,24 +1,32 @@
 //! The block device (VIRTIO 1.3 §5.2).
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_queue::QueueT;
 use vm_memory::VolatileSlice;
 
 use super::ring::{Broken, Chain, Segments};
 use super::worker::{Context, Engine, Service};
 use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::block::Backend;
+use crate::block::space::is_full;
 use crate::event::EventSet;
 use crate::limit::Pace;
+use crate::memory::Memory;
 use crate::sandbox::Kind;
 
 mod flight;
+mod waiting;
 
 pub use flight::Flight;
+use waiting::WaitList;
+pub use waiting::{SpaceEvent, SpaceMonitor, SpaceReport};
 
 /// Unit of the device's addresses in bytes (VIRTIO 1.3 §5.2.4), whatever the block size.
 pub const SECTOR: u64 = 512;
@@ -40,6 +48,8 @@ const MAX_DISCARD_SECTORS: u32 = 1 << 21;
 const MAX_ZEROES_SECTORS: u32 = 1 << 17;
 /// Length of the header of a request, and of one range of a discard request.
 const HEADER: usize = 16;
+/// Errors of a disk's backend that are logged: a guest could have them logged as often as it asks.
+const LOGGED_ERRORS: u32 = 5;
 
 /// What a block device is, besides its backend.
 #[derive(Debug, Clone)]
@@ -95,6 +105,7 @@ impl Block {
             sectors,
             read_only: spec.read_only,
             id,
+            faults: Arc::default(),
         };
         let flights = flights
             .into_iter()
@@ -105,12 +116,28 @@ impl Block {
             flight,
             pace: pace.clone(),
             held: false,
+            waiting: None,
         });
         Block {
             config: config_space(sectors, queues as u16),
             features,
             engines: servers.map(Engine::Idle).collect(),
         }
+    }
+}
+
+impl Block {
+    /// Has requests for which the host has no space wait until `monitor` has them carried out again, instead of failing.
+    ///
+    /// # Errors
+    /// When the host has no descriptor left.
+    pub fn waiting_for_space(mut self, monitor: &SpaceMonitor) -> io::Result<Self> {
+        for engine in &mut self.engines {
+            if let Engine::Idle(server) = engine {
+                server.waiting = Some(WaitList::new(monitor)?);
+            }
+        }
+        Ok(self)
     }
 }
 
@@ -157,6 +184,9 @@ impl VirtioDevice for Block {
             if let Engine::Idle(server) = &mut self.engines[0] {
                 // Who keeps step has done everything when its turn ends.
                 server.flight = None;
+                if let Some(waiting) = &mut server.waiting {
+                    waiting.in_step = true;
+                }
             }
             return self.engines[0].start("blk", Kind::Block, active);
         }
@@ -192,6 +222,14 @@ impl VirtioDevice for Block {
     fn stop(&mut self) -> Vec<Queue> {
         self.engines.iter_mut().flat_map(Engine::stop).collect()
     }
+
+    fn reset(&mut self) {
+        for engine in &mut self.engines {
+            if let Engine::Idle(server) = engine {
+                server.forget();
+            }
+        }
+    }
 }
 
 /// What is behind the requests.
@@ -201,6 +239,17 @@ struct Disk {
     sectors: u64,
     read_only: bool,
     id: [u8; blk::VIRTIO_BLK_ID_BYTES as usize],
+    faults: Arc<Faults>,
+}
+
+/// What has gone wrong with a disk's backend.
+#[derive(Default)]
+struct Faults {
+    /// Errors logged so far.
+    logged: AtomicU32,
+    /// A flush has failed. What it was to make durable may be gone, and no later flush may say otherwise: the kernel reports such an
+    /// error once (fsync(2)), so that trying again would succeed without the data.
+    unflushed: AtomicBool,
 }
 
 /// Serves the requests of a queue: one after the other, or with a flight as many at once as it carries.
@@ -208,8 +257,10 @@ struct Server {
     disk: Disk,
     flight: Option<Flight>,
     pace: Pace,
-    /// Whether requests wait for the pace.
+    /// Whether requests wait for the pace, or for those in `waiting`.
     held: bool,
+    /// Requests that wait for space; `None` lets them fail.
+    waiting: Option<WaitList>,
 }
 
 /// Why a request fails, as the driver sees it.
@@ -218,63 +269,43 @@ enum Refusal {
     Io,
     /// `VIRTIO_BLK_S_UNSUPP`.
     Unsupported,
-}
-
-impl From<io::Error> for Refusal {
-    fn from(error: io::Error) -> Self {
-        tracing::debug!("block request failed: {error}");
-        Refusal::Io
-    }
+    /// The host has no space for what is to be written; `VIRTIO_BLK_S_IOERR` where nobody waits for it.
+    NoSpace(io::Error),
 }
 
 impl Service for Server {
     const MAKES_WAY: bool = true;
 
     fn begin(&mut self, context: &mut Context) -> Result<(), Broken> {
+        if let Some(waiting) = &self.waiting {
+            waiting.watch(&context.poller)?;
+        }
         self.flight
             .as_ref()
             .map_or(Ok(()), |flight| flight.watch(context))
     }
 
     fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
-        let Server {
-            disk,
-            flight,
-            pace,
-            held,
-        } = self;
-        if let Some(flight) = flight {
-            *held = !flight.serve(disk, pace, context)?;
-            return Ok(());
-        }
-        let write_through = is_write_through(context.features);
-        let Context {
-            memory,
-            rings,
-            interrupt,
-            ..
-        } = context;
-        let may = || pace.wait().is_none();
-        let all = rings[index].drain_while(memory, &**interrupt, may, |chain| {
-            pace.take(chain.data_len());
-            disk.serve(chain, write_through)
-        })?;
-        *held = !all;
-        Ok(())
+        let served = self.serve(context, index);
+        self.forget_if_broken(served)
     }
 
     fn timeout(&mut self) -> Option<Duration> {
-        self.held.then(|| self.pace.wait().unwrap_or_default())
+        (self.held && !self.waits()).then(|| self.pace.wait().unwrap_or_default())
     }
 
     fn tick(&mut self, context: &mut Context) -> Result<(), Broken> {
-        if self.held && self.pace.wait().is_none() {
+        if self.held && !self.waits() && self.pace.wait().is_none() {
             return self.queue(context, 0);
         }
         Ok(())
     }
 
-    fn source(&mut self, context: &mut Context, _id: u32, _events: EventSet) -> Result<(), Broken> {
+    fn source(&mut self, context: &mut Context, id: u32, _events: EventSet) -> Result<(), Broken> {
+        if id == waiting::RETRY {
+            let retried = self.retry(context);
+            return self.forget_if_broken(retried);
+        }
         match self.flight {
             Some(_) => self.queue(context, 0),
             None => Ok(()),
@@ -285,8 +316,125 @@ impl Service for Server {
         // Who starts the device again rings every doorbell.
         self.held = false;
         if let Some(flight) = &mut self.flight {
-            flight.land_all(&self.disk, context);
+            flight.land_all(&self.disk, &mut self.waiting, context);
         }
+        if let Some(waiting) = &self.waiting {
+            waiting.unwatch(&context.poller);
+        }
+    }
+}
+
+impl Server {
+    /// Serves what is available in a queue, unless a request waits.
+    fn serve(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+        if self.flight.is_none() && self.waits() {
+            self.held = true;
+            return Ok(());
+        }
+        let Server {
+            disk,
+            flight,
+            pace,
+            held,
+            waiting,
+        } = self;
+        if let Some(flight) = flight {
+            *held = !flight.serve(disk, waiting, pace, context)?;
+            return Ok(());
+        }
+        let write_through = is_write_through(context.features);
+        let Context {
+            memory,
+            rings,
+            interrupt,
+            ..
+        } = context;
+        let memory = &*memory;
+        let mut finish = Finish {
+            disk,
+            waiting,
+            memory,
+            queue: index,
+        };
+        let full = Cell::new(false);
+        let may = || !full.get() && pace.wait().is_none();
+        let all = rings[index].drain_while(memory, &**interrupt, may, |chain| {
+            pace.take(chain.data_len());
+            let request = Request::of(chain)?;
+            let len = finish.request(request, chain, write_through);
+            full.set(len.is_none());
+            Ok(len)
+        })?;
+        *held = !all;
+        Ok(())
+    }
+
+    /// Whether a request waits for space.
+    fn waits(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| !waiting.is_empty())
+    }
+
+    /// Carries out again what waits, and goes on with the queues when nothing waits any more.
+    fn retry(&mut self, context: &mut Context) -> Result<(), Broken> {
+        let Some(waiting) = &mut self.waiting else {
+            return Ok(());
+        };
+        if waiting.retry(&self.disk, context)? && std::mem::take(&mut self.held) {
+            for index in 0..context.rings.len() {
+                if context.rings[index].queue.ready() {
+                    self.serve(context, index)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what waits: the driver has reset the device.
+    fn forget(&mut self) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.clear();
+        }
+    }
+
+    /// The same when the driver has broken its queues: nothing could be given back to it.
+    fn forget_if_broken(&mut self, served: Result<(), Broken>) -> Result<(), Broken> {
+        served.inspect_err(|_| self.forget())
+    }
+}
+
+/// Where the requests of one queue end.
+struct Finish<'a> {
+    disk: &'a Disk,
+    /// Where they wait for space.
+    waiting: &'a mut Option<WaitList>,
+    memory: &'a Memory,
+    queue: usize,
+}
+
+impl Finish<'_> {
+    /// Carries out `request`, whose data is what is left of `chain`, and ends it: the number of bytes written to the driver. `None`
+    /// when it waits for space from now on.
+    fn request(&mut self, request: Request<'_>, chain: &mut Chain<'_>, write_through: bool) -> Option<u32> {
+        let done = match self.disk.carry_out(&request, chain, write_through) {
+            Err(Refusal::NoSpace(error)) => match self.waiting {
+                Some(waiting) if waiting.in_step => {
+                    waiting.wait_here(self.disk, &request, chain, write_through, error)
+                }
+                Some(waiting) => {
+                    let chain = std::mem::take(chain);
+                    waiting.keep(self.memory, self.queue, request, chain, write_through, &error);
+                    return None;
+                }
+                None => Err(self.disk.failed("a write", &error)),
+            },
+            done => done,
+        };
+        Some(request.end(done))
+    }
+
+    /// Whether a request waits.
+    fn waits(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| !waiting.is_empty())
     }
 }
 
@@ -336,7 +484,7 @@ impl<'m> Request<'m> {
     fn end(self, done: Result<u32, Refusal>) -> u32 {
         let (written, status) = match done {
             Ok(written) => (written, blk::VIRTIO_BLK_S_OK),
-            Err(Refusal::Io) => (0, blk::VIRTIO_BLK_S_IOERR),
+            Err(Refusal::Io | Refusal::NoSpace(_)) => (0, blk::VIRTIO_BLK_S_IOERR),
             Err(Refusal::Unsupported) => (0, blk::VIRTIO_BLK_S_UNSUPP),
         };
         if let Some(status_byte) = self.status {
@@ -353,13 +501,6 @@ impl<'m> Request<'m> {
 }
 
 impl Disk {
-    /// Serves one request and returns the number of bytes written to the driver, status included.
-    fn serve(&self, chain: &mut Chain<'_>, write_through: bool) -> Result<u32, Broken> {
-        let request = Request::of(chain)?;
-        let done = self.carry_out(&request, chain, write_through);
-        Ok(request.end(done))
-    }
-
     /// Does what is asked, durably with `write_through`. Returns the number of data bytes given to the driver.
     fn carry_out(
         &self,
@@ -370,9 +511,39 @@ impl Disk {
         let done = self.execute(request.kind, request.sector, &chain.readable, &chain.writable);
         let (written, changed) = done?;
         if changed && write_through {
-            self.backend.flush()?;
+            self.flush()?;
         }
         Ok(written)
+    }
+
+    /// Makes what was written durable. Once that has failed it is never said to have succeeded.
+    fn flush(&self) -> Result<(), Refusal> {
+        if self.faults.unflushed.load(Ordering::Acquire) {
+            return Err(Refusal::Io);
+        }
+        self.backend.flush().map_err(|error| {
+            self.faults.unflushed.store(true, Ordering::Release);
+            self.failed("a flush, and what was written before it may be lost,", &error)
+        })
+    }
+
+    /// Logs why the backend has failed, a few times.
+    fn failed(&self, what: &str, error: &io::Error) -> Refusal {
+        if self.faults.logged.fetch_add(1, Ordering::Relaxed) < LOGGED_ERRORS {
+            let id = String::from_utf8_lossy(&self.id);
+            let id = id.trim_end_matches('\0');
+            tracing::warn!("{what} of the volume {id} has failed: {error}; the guest sees an I/O error");
+        }
+        Refusal::Io
+    }
+
+    /// What the driver is to see of an error of the backend, which was asked for `what`.
+    fn refusal(&self, what: &str, error: io::Error) -> Refusal {
+        if is_full(&error) {
+            Refusal::NoSpace(error)
+        } else {
+            self.failed(what, &error)
+        }
     }
 
     /// Returns the number of data bytes given to the driver, and whether the medium was changed.
@@ -393,16 +564,20 @@ impl Disk {
         match kind {
             blk::VIRTIO_BLK_T_IN => {
                 let offset = self.range(sector, to_driver.len() as u64)?;
-                self.backend.read_at(offset, to_driver.slices())?;
+                self.backend
+                    .read_at(offset, to_driver.slices())
+                    .map_err(|error| self.failed("a read", &error))?;
                 Ok((to_driver.len() as u32, false))
             }
             blk::VIRTIO_BLK_T_OUT => {
                 let offset = self.range(sector, from_driver.len() as u64)?;
-                self.backend.write_at(offset, from_driver.slices())?;
+                self.backend
+                    .write_at(offset, from_driver.slices())
+                    .map_err(|error| self.refusal("a write", error))?;
                 Ok((0, true))
             }
             blk::VIRTIO_BLK_T_FLUSH => {
-                self.backend.flush()?;
+                self.flush()?;
                 Ok((0, false))
             }
             blk::VIRTIO_BLK_T_GET_ID => Ok((to_driver.write(0, &self.id) as u32, false)),
@@ -463,11 +638,15 @@ impl Disk {
             ranges.push((sector * SECTOR, u64::from(sectors) * SECTOR, flags != 0));
         }
         for (offset, len, unmap) in ranges {
-            if discard {
-                self.backend.discard(offset, len)?;
+            let done = if discard {
+                // A discard is advice: a file system that has no space to make a hole keeps the data.
+                self.backend
+                    .discard(offset, len)
+                    .or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
             } else {
-                self.backend.write_zeroes(offset, len, unmap)?;
-            }
+                self.backend.write_zeroes(offset, len, unmap)
+            };
+            done.map_err(|error| self.refusal("a discard or write of zeros", error))?;
         }
         Ok(())
     }
@@ -475,3 +654,5 @@ impl Disk {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod waiting_tests;

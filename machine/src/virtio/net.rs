@@ -149,7 +149,7 @@ impl Service for Card {
         let all = rings[TRANSMIT].drain_while(memory, &**interrupt, may, |chain| {
             self.transmit(chain);
             send.take(chain.readable.len().saturating_sub(HEADER) as u64);
-            Ok(0)
+            Ok(Some(0))
         })?;
         self.unsent = !all;
         Ok(())

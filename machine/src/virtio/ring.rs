@@ -256,19 +256,21 @@ impl Ring {
         &mut self,
         memory: &'m GuestMemoryMmap<()>,
         interrupt: &dyn DeviceInterrupt,
-        serve: impl FnMut(&mut Chain<'m>) -> Result<u32, Broken>,
+        mut serve: impl FnMut(&mut Chain<'m>) -> Result<u32, Broken>,
     ) -> Result<(), Broken> {
-        self.drain_while(memory, interrupt, || true, serve).map(drop)
+        self.drain_while(memory, interrupt, || true, |chain| serve(chain).map(Some))
+            .map(drop)
     }
 
     /// As [`drain`](Ring::drain), but takes the next chain only if `may` allows it. `false` when it did not: there may be more,
-    /// the doorbell is not armed, and the caller has to come back.
+    /// the doorbell is not armed, and the caller has to come back. A chain for which `serve` returns `None` is kept by the caller,
+    /// which gives it back later.
     pub fn drain_while<'m>(
         &mut self,
         memory: &'m GuestMemoryMmap<()>,
         interrupt: &dyn DeviceInterrupt,
         mut may: impl FnMut() -> bool,
-        mut serve: impl FnMut(&mut Chain<'m>) -> Result<u32, Broken>,
+        mut serve: impl FnMut(&mut Chain<'m>) -> Result<Option<u32>, Broken>,
     ) -> Result<bool, Broken> {
         let mut chain = Chain::default();
         let mut left = MAX_CHAINS_PER_WAKEUP;
@@ -280,8 +282,9 @@ impl Ring {
                 if !allowed || !self.pop(memory, &mut chain)? {
                     break;
                 }
-                let len = serve(&mut chain)?;
-                self.push(memory, chain.head, len)?;
+                if let Some(len) = serve(&mut chain)? {
+                    self.push(memory, chain.head, len)?;
+                }
                 left -= 1;
             }
             if !allowed {

@@ -3,6 +3,7 @@
 mod access;
 mod apic;
 mod changing_code;
+mod clock;
 mod counting;
 mod debug;
 mod emulator;

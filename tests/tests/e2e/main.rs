@@ -22,6 +22,7 @@ mod limits;
 mod memory;
 mod network;
 mod oracle;
+mod pause;
 mod rootless;
 mod run;
 mod sandbox;
@@ -65,6 +66,7 @@ const SOFT: &[Table] = &[
     memory::STORIES,
     hostile::STORIES,
     durable::STORIES,
+    pause::STORIES,
     directory::STORIES,
     terminal::STORIES,
     sandbox::STORIES,
@@ -111,6 +113,7 @@ const ON_KVM: &[(Need, Table)] = &[
     (Need::Time, work::STORIES),
     (Need::Time, instance::STORIES),
     (Need::Time, instance::LAB_STORIES),
+    (Need::Time, pause::STORIES),
 ];
 /// What takes more minutes there than a change can wait for.
 const ON_KVM_LONG: &[(Need, Table)] = &[

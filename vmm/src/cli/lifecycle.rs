@@ -11,8 +11,9 @@ use super::options::HostOptions;
 use super::stream::{line, note};
 use super::wait::Waiting;
 use super::{Context, Status, failure, value};
-use instance::client::Client;
+use instance::client::{Client, News};
 use instance::launch::empty_ephemeral;
+use instance::pause::Paused;
 use instance::per_run::PerRun;
 use instance::store::Held;
 use instance::{Error, Event, InstanceId, State, api, detach, shutdown};
@@ -139,10 +140,16 @@ fn remove(held: Held) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks that `id` runs; `event` is what it is wanted for.
+/// Checks that `id` runs, and is not paused; `event` is what it is wanted for.
 pub fn running(context: &Context, id: &InstanceId, event: Event) -> Result<(), Error> {
-    match context.store.truth(id)?.state {
-        State::Pending | State::Running => Ok(()),
+    alive(context, id, event)?.map_or(Ok(()), |paused| Err(stands_still(id, &paused)))
+}
+
+/// Checks that `id` runs, be it paused or not, and says why it is paused.
+pub fn alive(context: &Context, id: &InstanceId, event: Event) -> Result<Option<Paused>, Error> {
+    let record = context.store.truth(id)?;
+    match record.state {
+        State::Pending | State::Running => Ok(record.paused),
         state => Err(Error::Transition {
             id: id.to_string(),
             state,
@@ -151,18 +158,27 @@ pub fn running(context: &Context, id: &InstanceId, event: Event) -> Result<(), E
     }
 }
 
+/// Why nothing can be asked of the guest of `id`.
+fn stands_still(id: &InstanceId, paused: &Paused) -> Error {
+    Error::Refused(format!("{id} is {paused}; `vmm resume {id}` lets it go on"))
+}
+
 /// Waits until the agent of `id` answers.
 pub fn wait_ready(context: &Context, id: &InstanceId, patience: Duration) -> anyhow::Result<()> {
     let client = client(context, id);
     let (sender, receiver) = std::sync::mpsc::channel();
     // The thread ends with the process, or when the instance does.
     std::thread::Builder::new().name("wait".into()).spawn(move || {
-        let ready = client.watch().map(|mut news| news.any(|n| n.ready));
-        let _ = sender.send(ready);
+        let paused_or_ready = |news: &News| news.paused.is_some() || news.ready;
+        let found = client.watch().map(|mut news| news.find(paused_or_ready));
+        let _ = sender.send(found);
     })?;
     match receiver.recv_timeout(patience) {
-        Ok(Ok(true)) => Ok(()),
-        Ok(Ok(false)) => {
+        Ok(Ok(Some(News {
+            paused: Some(paused), ..
+        }))) => Err(stands_still(id, &paused).into()),
+        Ok(Ok(Some(_))) => Ok(()),
+        Ok(Ok(None)) => {
             let message = format!("{id} ended before its agent answered");
             Err(Advice::new(message, format!("`vmm logs {id}` shows what it printed")).into())
         }
@@ -181,7 +197,7 @@ pub fn client(context: &Context, id: &InstanceId) -> Client {
 }
 
 /// Does `step` for each instance, prints what was typed when it succeeds as docker does, and complains when it does not.
-fn for_each(
+pub fn for_each(
     context: &Context,
     verb: &str,
     instances: &[String],

@@ -106,7 +106,10 @@ fn row(record: &Record) -> Vec<String> {
     vec![
         record.id.to_string(),
         record.name.clone().unwrap_or_default(),
-        output::state(record.state, record.ready),
+        match record.paused {
+            Some(_) => "paused".into(),
+            None => output::state(record.state, record.ready),
+        },
         output::age(record.launched),
         format!("{} ({})", record.image.name, record.image.id),
         record.reason.clone(),
@@ -191,7 +194,7 @@ pub struct Ports {
 impl Ports {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         let id = context.store.find(&self.instance)?;
-        super::lifecycle::running(context, &id, Event::Started)?;
+        super::lifecycle::alive(context, &id, Event::Started)?;
         let mut ports = open_ports(&context.home().instance(&id))?;
         ports.retain(|p| self.port.is_none_or(|wanted| wanted.is(p)));
         match self.port {

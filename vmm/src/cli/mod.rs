@@ -30,6 +30,7 @@ mod list;
 mod options;
 mod output;
 mod own;
+mod pause;
 mod profile;
 mod request;
 mod run;
@@ -83,6 +84,10 @@ enum Command {
     Stop(Later<lifecycle::Stop>),
     /// Ask instances to restart
     Reboot(Later<lifecycle::Reboot>),
+    /// Stop instances where they are, without the guest's knowledge
+    Pause(Later<pause::Pause>),
+    /// Let paused instances go on
+    Resume(Later<pause::Resume>),
     /// Stop instances and remove them with their volumes
     #[command(visible_alias = "rm")]
     Terminate(Later<lifecycle::Terminate>),
@@ -170,6 +175,8 @@ fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
         Command::Start(Later(args)) => args.run(&context),
         Command::Stop(Later(args)) => args.run(&context),
         Command::Reboot(Later(args)) => args.run(&context),
+        Command::Pause(Later(args)) => args.run(&context),
+        Command::Resume(Later(args)) => args.run(&context),
         Command::Terminate(Later(args)) => args.run(&context),
         Command::Logs(Later(args)) => args.run(&context),
         Command::Console(Later(args)) => args.run(&context),

@@ -60,7 +60,7 @@ impl Style {
     fn state(self, padded: &str) -> String {
         let code = match padded.trim_end() {
             "running" | "ready" => "32",
-            "pending" | "stopping" => "33",
+            "pending" | "stopping" | "paused" => "33",
             "damaged" => "31",
             _ => "2",
         };

@@ -90,6 +90,10 @@ impl Vcpu for KvmVcpu {
         stop
     }
 
+    fn stood_still(&mut self) {
+        arch::stood_still(&self.fd);
+    }
+
     fn kicker(&self) -> Arc<dyn Kick> {
         Arc::clone(&self.kicker) as _
     }

@@ -109,6 +109,10 @@ impl Vcpu for SoftVcpu {
         })
     }
 
+    fn stood_still(&mut self) {
+        self.cpu.stood_still();
+    }
+
     fn kicker(&self) -> Arc<dyn Kick> {
         Arc::new(Kicker {
             platform: Arc::clone(&self.platform),

@@ -10,6 +10,7 @@ use vm_memory::VolatileSlice;
 
 use super::map::Map;
 use super::{BLOCK, Base, Lazy, SIZE_UNIT, Volume};
+use crate::block::space::explain;
 use crate::block::{sparse, vectored};
 
 /// Begins the tail of a volume file that needs its base.
@@ -23,7 +24,7 @@ const COPY: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// the root volume {path} cannot be {action}: {source}
-    #[error("the root volume {path} cannot be {action}: {source}")]
+    #[error("the root volume {path} cannot be {action}: {}", explain(path, source))]
     Io {
         /// The volume file.
         path: PathBuf,

@@ -8,12 +8,15 @@ use vm_memory::VolatileSlice;
 
 use super::{BLOCK, Volume, sparse, total};
 use crate::block::Backend;
+use crate::block::space::is_full;
 use crate::event::{EventSet, Poller, WorkerThread};
 use crate::sandbox::Kind;
 
 /// Bytes copied in one step. The transition lock is held while one step is written, so this bounds how long a guest's
 /// first write to a block can wait.
 const STEP: u64 = 256 << 10;
+/// Rest after a step that found no space: what the guest writes comes first.
+const FULL_PAUSE: Duration = Duration::from_secs(5);
 /// Rest after each step: hydration takes what the disk has left, at most about 250 MB/s.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -86,25 +89,38 @@ pub struct Hydration {
 }
 
 impl Hydration {
-    /// Starts to hydrate `volume`. It ends by itself when the volume stands alone; an error is logged and ends it too,
-    /// since the volume works as before and the next launch tries again.
+    /// Starts to hydrate `volume`. It ends by itself when the volume stands alone. Where the file system has no space, `full`
+    /// is called once and the step is tried again later. Any other error is logged and ends it, since the volume works as before
+    /// and the next launch tries again.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn start(volume: Arc<Volume>) -> io::Result<Self> {
+    pub fn start(volume: Arc<Volume>, full: Box<dyn Fn(&io::Error) + Send>) -> io::Result<Self> {
         let worker = WorkerThread::spawn("hydrate", Kind::Block, move |stop| {
             let done = Poller::new().and_then(|poller| {
                 poller.add(&stop, EventSet::IN, 0u64)?;
                 let mut ready = Vec::new();
-                let mut at = 0;
-                while let Some(next) = volume.hydrate(at)? {
-                    at = next;
-                    poller.wait(&mut ready, Some(PAUSE))?;
+                let (mut at, mut reported) = (0, false);
+                loop {
+                    let pause = match volume.hydrate(at) {
+                        Ok(None) => return Ok(()),
+                        Ok(Some(next)) => {
+                            (at, reported) = (next, false);
+                            PAUSE
+                        }
+                        Err(error) if is_full(&error) => {
+                            if !std::mem::replace(&mut reported, true) {
+                                full(&error);
+                            }
+                            FULL_PAUSE
+                        }
+                        Err(error) => return Err(error),
+                    };
+                    poller.wait(&mut ready, Some(pause))?;
                     if !ready.is_empty() {
-                        break;
+                        return Ok(());
                     }
                 }
-                Ok(())
             });
             if let Err(error) = done {
                 tracing::warn!("the root volume keeps needing its image: {error}");

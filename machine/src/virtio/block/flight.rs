@@ -9,12 +9,12 @@ use virtio_bindings::virtio_blk as blk;
 use virtio_queue::QueueT;
 use vm_memory::VolatileSlice;
 
-use super::{Disk, QUEUE_SIZE, Refusal, Request, is_write_through};
+use super::{Disk, Finish, QUEUE_SIZE, Request, WaitList, is_write_through};
 use crate::block::uring::{Direction, MAX_BUFFERS, Ring};
 use crate::event::EventSet;
 use crate::limit::Pace;
 use crate::memory::GuestMemoryMmap;
-use crate::virtio::ring::{Broken, Chain, Ring as Queue};
+use crate::virtio::ring::{Broken, Chain, Ring as Queue, Segments};
 use crate::virtio::worker::{Context, Wake};
 
 /// Requests on their way at once: what a queue of small requests without indirect descriptors can hold.
@@ -36,8 +36,7 @@ struct Passenger {
     head: u16,
     request: Request<'static>,
     direction: Direction,
-    /// Its place on the disk and its buffers, should the rest have to be done on the spot.
-    offset: u64,
+    /// Its buffers, should the rest have to be done on the spot.
     data: Vec<VolatileSlice<'static>>,
     len: usize,
 }
@@ -65,8 +64,14 @@ impl Flight {
     }
 
     /// Takes what is available in the one queue, as far as there is room and `pace` allows, and gives back what has landed. `false`
-    /// when the pace did not allow more, and the caller has to come back.
-    pub(super) fn serve(&mut self, disk: &Disk, pace: &Pace, context: &mut Context) -> Result<bool, Broken> {
+    /// when the pace did not allow more, or a request waits for space, and the caller has to come back.
+    pub(super) fn serve(
+        &mut self,
+        disk: &Disk,
+        waiting: &mut Option<WaitList>,
+        pace: &Pace,
+        context: &mut Context,
+    ) -> Result<bool, Broken> {
         let write_through = is_write_through(context.features);
         // Empty where a queue rang.
         let _ = self.ring.done().read();
@@ -76,55 +81,61 @@ impl Flight {
             interrupt,
             ..
         } = context;
-        let (memory, queue): (&GuestMemoryMmap<()>, _) = (memory, &mut rings[0]);
+        let (memory, queue) = (&*memory, &mut rings[0]);
+        let ram: &GuestMemoryMmap<()> = memory;
+        let finish = &mut Finish {
+            disk,
+            waiting,
+            memory,
+            queue: 0,
+        };
         let mut left = MAX_TAKEN;
         let mut chain = Chain::default();
         let mut allowed = true;
         loop {
-            self.land(disk, memory, queue)?;
-            queue.queue.disable_notification(memory)?;
+            self.land(finish, queue)?;
+            queue.queue.disable_notification(ram)?;
             while left > 0 && self.ring.has_room() {
-                allowed = pace.wait().is_none();
+                allowed = !finish.waits() && pace.wait().is_none();
                 if !allowed || !queue.pop(memory, &mut chain)? {
                     break;
                 }
                 left -= 1;
                 pace.take(chain.data_len());
-                if let Some(len) = self.take(disk, &mut chain, write_through)? {
+                if let Some(len) = self.take(finish, &mut chain, write_through)? {
                     queue.push(memory, chain.head, len)?;
                 }
             }
             self.ring.submit()?;
+            allowed &= !finish.waits();
             if left == 0 {
                 queue.doorbell.write(1)?;
                 break;
             }
             // Where there is no room, the next one that lands brings us back.
-            if !allowed || !self.ring.has_room() || !queue.queue.enable_notification(memory)? {
+            if !allowed || !self.ring.has_room() || !queue.queue.enable_notification(ram)? {
                 break;
             }
         }
         // Pages that the host has in memory have come while they were asked for.
-        self.land(disk, memory, queue)?;
+        self.land(finish, queue)?;
         queue.notify(memory, &**interrupt)?;
-        Ok(allowed)
+        Ok(allowed && !finish.waits())
     }
 
-    /// Sends a request on its way, or serves it: then answers with the number of bytes written to the driver.
+    /// Sends a request on its way, or serves it: then answers with the number of bytes written to the driver, unless it waits.
     fn take(
         &mut self,
-        disk: &Disk,
+        finish: &mut Finish<'_>,
         chain: &mut Chain<'_>,
         write_through: bool,
     ) -> Result<Option<u32>, Broken> {
+        let disk = finish.disk;
         let request = Request::of(chain)?;
         let (direction, data) = match request.kind {
             blk::VIRTIO_BLK_T_IN => (Direction::Read, &chain.writable),
             blk::VIRTIO_BLK_T_OUT if !disk.read_only && !write_through => (Direction::Write, &chain.readable),
-            _ => {
-                let done = disk.carry_out(&request, chain, write_through);
-                return Ok(Some(request.end(done)));
-            }
+            _ => return Ok(finish.request(request, chain, write_through)),
         };
         let len = data.len();
         let offset = match disk.range(request.sector, len as u64) {
@@ -133,8 +144,7 @@ impl Flight {
         };
         let place = disk.backend.direct(offset, len as u64);
         let Some((file, at)) = place.filter(|_| len > 0 && data.slices().len() <= MAX_BUFFERS) else {
-            let done = disk.carry_out(&request, chain, write_through);
-            return Ok(Some(request.end(done)));
+            return Ok(finish.request(request, chain, write_through));
         };
         let passenger = Passenger {
             head: chain.head,
@@ -143,7 +153,6 @@ impl Flight {
                 ..request
             },
             direction,
-            offset,
             data: data.slices().iter().copied().map(lasting).collect(),
             len,
         };
@@ -151,26 +160,28 @@ impl Flight {
         // holds; `land_all` is called before either is given away.
         match unsafe { self.ring.begin(direction, file, at, data.slices(), passenger) } {
             Ok(()) => Ok(None),
-            Err(passenger) => Ok(Some(passenger.walk(disk))),
+            Err(passenger) => Ok(passenger.walk(finish)),
         }
     }
 
     /// Gives back what has landed. What was carried in part, or not at all, is done on the spot: it says best what is wrong.
-    fn land(&mut self, disk: &Disk, memory: &GuestMemoryMmap<()>, queue: &mut Queue) -> Result<(), Broken> {
+    fn land(&mut self, finish: &mut Finish<'_>, queue: &mut Queue) -> Result<(), Broken> {
         while let Some((passenger, result)) = self.ring.ended() {
             let head = passenger.head;
             let len = if result.is_ok_and(|count| count == passenger.len) {
-                passenger.arrive()
+                Some(passenger.arrive())
             } else {
-                passenger.walk(disk)
+                passenger.walk(finish)
             };
-            queue.push(memory, head, len)?;
+            if let Some(len) = len {
+                queue.push(finish.memory, head, len)?;
+            }
         }
         Ok(())
     }
 
     /// Waits for all that is on its way and gives it back.
-    pub(super) fn land_all(&mut self, disk: &Disk, context: &mut Context) {
+    pub(super) fn land_all(&mut self, disk: &Disk, waiting: &mut Option<WaitList>, context: &mut Context) {
         let Context {
             memory,
             rings,
@@ -178,11 +189,17 @@ impl Flight {
             poller,
             ..
         } = context;
-        let queue = &mut rings[0];
+        let (memory, queue) = (&*memory, &mut rings[0]);
+        let finish = &mut Finish {
+            disk,
+            waiting,
+            memory,
+            queue: 0,
+        };
         while !self.ring.is_idle() {
             // A queue that was broken takes nothing back any more; its requests have to land all the same.
             let landed = self.ring.wait().map_err(Broken::from);
-            if let Err(error) = landed.and_then(|()| self.land(disk, memory, queue)) {
+            if let Err(error) = landed.and_then(|()| self.land(finish, queue)) {
                 tracing::debug!("a request of a disk that stops was not given back: {error}");
                 std::thread::sleep(RETRY);
             }
@@ -204,16 +221,29 @@ impl Passenger {
         self.request.end(Ok(given))
     }
 
-    /// Does all of it without the ring.
-    fn walk(self, disk: &Disk) -> u32 {
-        let done = match self.direction {
-            Direction::Read => disk.backend.read_at(self.offset, &self.data),
-            Direction::Write => disk.backend.write_at(self.offset, &self.data),
+    /// Does all of it without the ring. `None` when it waits for space.
+    fn walk(self, finish: &mut Finish<'_>) -> Option<u32> {
+        let Passenger {
+            head,
+            request,
+            direction,
+            data,
+            ..
+        } = self;
+        let mut chain = Chain {
+            head,
+            ..Chain::default()
         };
-        match done {
-            Ok(()) => self.arrive(),
-            Err(error) => self.request.end(Err(Refusal::from(error))),
+        let data = data.into_iter().fold(Segments::default(), |mut all, slice| {
+            all.push(slice);
+            all
+        });
+        match direction {
+            Direction::Read => chain.writable = data,
+            Direction::Write => chain.readable = data,
         }
+        // Only those that need not be durable at once are on their way.
+        finish.request(request, &mut chain, false)
     }
 }
 

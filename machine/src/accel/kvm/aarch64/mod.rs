@@ -71,6 +71,9 @@ impl Template {
     }
 }
 
+/// There is no way to tell the guest that the processor was held.
+pub(super) fn stood_still(_: &VcpuFd) {}
+
 /// Sets the registers for the kernel's entry.
 pub(super) fn boot(fd: &VcpuFd, boot: &Boot) -> Result<(), Error> {
     let Boot::Aarch64(boot) = boot else {
