@@ -147,7 +147,12 @@ impl Archive {
             sha256: Sha256::of(expected),
             size: expected.len() as u64,
         };
-        fetch_debs(&Client::through(proxy::Proxies::default()), &self.store(), &[download], &|_| {})
+        fetch_debs(
+            &Client::through(proxy::Proxies::default()),
+            &self.store(),
+            &[download],
+            &|_| {},
+        )
     }
 
     fn blobs(&self) -> BTreeMap<PathBuf, Vec<u8>> {
