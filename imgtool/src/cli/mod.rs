@@ -207,7 +207,7 @@ struct Packages {
 
 #[derive(Debug, Args)]
 struct Import {
-    /// The source: a tar (plain, gzip, xz or zstd), what `docker save` wrote, an OCI archive, or a raw ext4
+    /// The source: a tar (plain, gzip, bzip2, xz or zstd), what `docker save` wrote, an OCI archive, or a raw ext4
     source: PathBuf,
     /// Write the image here
     #[arg(short, long)]

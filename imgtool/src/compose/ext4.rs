@@ -4,7 +4,7 @@
 //! sorted order, the UUID derived from the tree, holes found in the content and not in the host's files.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use ami::MAX_PART;
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::Error;
 use crate::progress::Step;
-use crate::tree::{Content, Kind, NodeId, Tree, show};
+use crate::tree::{DataReader, Kind, NodeId, Run, Tree, runs, show};
 
 /// The block size, and the unit of holes.
 const BLOCK: u64 = 4096;
@@ -108,9 +108,9 @@ fn identity(tree: &Tree) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, hasher.finalize().as_bytes())
 }
 
-type Holes = std::collections::BTreeMap<NodeId, Vec<SparseSeg>>;
+type Holes = std::collections::BTreeMap<NodeId, Vec<Run>>;
 
-/// The segments of every large file that has holes. They are found in the content, so that a tree unpacked on a file
+/// The runs of every large file that has holes. They are found in the content, so that a tree unpacked on a file
 /// system without holes gives the same image.
 fn find_holes(tree: &Tree) -> Result<Holes, Error> {
     let mut holes = Holes::new();
@@ -119,39 +119,24 @@ fn find_holes(tree: &Tree) -> Result<Holes, Error> {
             && content.len() >= SPARSE_FROM
             && !holes.contains_key(&id)
         {
-            let segments = segments(content).map_err(|source| Error::Read {
+            let runs = runs(content, HOLE).map_err(|source| Error::Read {
                 what: show(&path),
                 source,
             })?;
-            if segments
-                .iter()
-                .any(|segment| matches!(segment, SparseSeg::Hole(_)))
-            {
-                holes.insert(id, segments);
+            if runs.iter().any(|run| matches!(run, Run::Hole(_))) {
+                holes.insert(id, runs);
             }
         }
     }
     Ok(holes)
 }
 
-fn segments(content: &Content) -> io::Result<Vec<SparseSeg>> {
-    let mut segments: Vec<SparseSeg> = Vec::new();
-    let mut buffer = vec![0; HOLE as usize];
-    let mut reader = content.open()?;
-    let mut left = content.len();
-    while left > 0 {
-        let piece = &mut buffer[..HOLE.min(left) as usize];
-        reader.read_exact(piece)?;
-        let length = piece.len() as u64;
-        let hole = length == HOLE && piece.iter().all(|byte| *byte == 0);
-        match (segments.last_mut(), hole) {
-            (Some(SparseSeg::Hole(total)), true) | (Some(SparseSeg::Data(total)), false) => *total += length,
-            (_, true) => segments.push(SparseSeg::Hole(length)),
-            (_, false) => segments.push(SparseSeg::Data(length)),
-        }
-        left -= length;
-    }
-    Ok(segments)
+fn segments(runs: &[Run]) -> Vec<SparseSeg> {
+    let segment = |run: &Run| match *run {
+        Run::Data(length) => SparseSeg::Data(length),
+        Run::Hole(length) => SparseSeg::Hole(length),
+    };
+    runs.iter().map(segment).collect()
 }
 
 struct Plan<'a> {
@@ -241,7 +226,7 @@ impl Build<'_> {
                 Kind::Dir => builder.mkdir(parent, name, meta),
                 Kind::File(content) => {
                     let file = match self.holes.get(&id) {
-                        Some(segments) => builder.file_sparse(parent, name, meta, segments),
+                        Some(runs) => builder.file_sparse(parent, name, meta, &segments(runs)),
                         None => builder.file(parent, name, meta, content.len()),
                     };
                     file.inspect(|handle| self.files.push((path.to_vec(), id, *handle)))
@@ -359,65 +344,17 @@ impl FileSystem for Plan<'_> {
                 what: show(path),
                 source,
             };
-            let reader = content.open().map_err(unreadable)?;
-            let mut reader = match self.holes.get(id) {
-                // A file of nothing but holes has no blocks to fill.
-                Some(segments) if !segments.iter().any(|s| matches!(s, SparseSeg::Data(_))) => continue,
-                Some(segments) => DataOnly {
-                    reader,
-                    segments,
-                    index: 0,
-                    at: 0,
-                },
-                None => DataOnly {
-                    reader,
-                    segments: &[],
-                    index: 0,
-                    at: 0,
-                },
-            };
+            let runs = self.holes.get(id).map_or(&[][..], Vec::as_slice);
+            // A file of nothing but holes has no blocks to fill.
+            if !runs.is_empty() && !runs.iter().any(|run| matches!(run, Run::Data(_))) {
+                continue;
+            }
+            let mut reader = DataReader::new(content, runs).map_err(unreadable)?;
             writer.fill(*handle, &mut reader).map_err(write)?;
             step.advance(content.len());
         }
         writer.finish().map_err(write)?;
         sink.flush().map_err(|e| write(mkext4::Error::Io(e)))
-    }
-}
-
-/// The data segments of a file, its holes skipped; everything, when there are no segments.
-struct DataOnly<'a> {
-    reader: Box<dyn Read + 'a>,
-    segments: &'a [SparseSeg],
-    index: usize,
-    /// Bytes of the current segment already read.
-    at: u64,
-}
-
-impl Read for DataOnly<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.segments.is_empty() {
-            return self.reader.read(buffer);
-        }
-        loop {
-            match self.segments.get(self.index) {
-                None => return Ok(0),
-                Some(SparseSeg::Hole(length)) => {
-                    io::copy(&mut (&mut self.reader).take(*length), &mut io::sink())?;
-                    self.index += 1;
-                }
-                Some(SparseSeg::Data(length)) if self.at == *length => {
-                    (self.index, self.at) = (self.index + 1, 0)
-                }
-                Some(SparseSeg::Data(length)) => {
-                    let want = buffer
-                        .len()
-                        .min(usize::try_from(length - self.at).unwrap_or(usize::MAX));
-                    let got = self.reader.read(&mut buffer[..want])?;
-                    self.at += got as u64;
-                    return Ok(got);
-                }
-            }
-        }
     }
 }
 

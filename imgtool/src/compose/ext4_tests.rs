@@ -3,6 +3,7 @@ use std::process::Command;
 
 use super::*;
 use crate::progress::Quiet;
+use crate::tree::Content;
 use crate::tree::Meta;
 
 fn meta(mode: u16) -> Meta {

@@ -86,7 +86,10 @@ impl Layer {
             EntryKind::Fifo => Some(Kind::Fifo),
             EntryKind::File(length) => {
                 let mut reader = reader;
-                let content = self.spool.add(&mut reader, *length);
+                let content = match &entry.pieces {
+                    Some(pieces) => self.spool.add_pieces(&mut reader, pieces),
+                    None => self.spool.add(&mut reader, *length),
+                };
                 Some(Kind::File(content.map_err(|e| e.to_string())?))
             }
             EntryKind::Hardlink(_) => None,

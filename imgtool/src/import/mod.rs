@@ -67,6 +67,31 @@ pub fn load(path: &Path, machine: ami::Architecture, scratch: &Path) -> Result<I
     };
     let file = Arc::new(File::open(path).map_err(io)?);
     let length = file.metadata().map_err(io)?.len();
+    let wrong = |why: &str| Error::Archive {
+        what: path.display().to_string(),
+        why: why.to_owned(),
+    };
+    if length == 0 {
+        return Err(wrong("it is empty"));
+    }
+    let imported = load_any(path, file, length, machine, scratch)?;
+    match imported.tree.is_empty() {
+        true => Err(wrong("there are no files in it")),
+        false => Ok(imported),
+    }
+}
+
+fn load_any(
+    path: &Path,
+    file: Arc<File>,
+    length: u64,
+    machine: ami::Architecture,
+    scratch: &Path,
+) -> Result<Imported, Error> {
+    let io = |source| Error::Io {
+        path: path.into(),
+        source,
+    };
     let mut magic = [0; 2];
     // The ext4 superblock is at 1024; its magic at 0x38 in it.
     if length > 2048 && file.read_exact_at(&mut magic, 1024 + 0x38).is_ok() && magic == [0x53, 0xef] {
@@ -97,6 +122,7 @@ fn decompress_stream<'a>(stream: impl Read + 'a) -> io::Result<Box<dyn Read + 'a
     let plain: Box<dyn Read> = match start {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(stream)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(stream)?),
+        [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(stream)),
         [0xfd, b'7', b'z', b'X', b'Z', ..] => Box::new(bounds::xz_streams(stream)?),
         _ => Box::new(stream),
     };
@@ -126,5 +152,7 @@ fn environment(texts: &[String]) -> BTreeMap<String, String> {
         .collect()
 }
 
+#[cfg(test)]
+mod gnu_tests;
 #[cfg(test)]
 pub(super) mod tests;

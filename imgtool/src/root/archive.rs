@@ -11,13 +11,19 @@ use std::sync::Arc;
 
 use tar::{EntryType, Header};
 
-use crate::tree::{Content, Kind, Meta, Node, NodeId, Tree};
+use crate::tree::{self, Content, DataReader, Kind, Meta, Node, NodeId, Piece, Run, Tree};
 use crate::unpack::Damage;
 use crate::unpack::archive::{self, EntryKind, XATTR};
 
 /// Files up to this size are read with the index instead of later, one by one.
 const INLINE: u64 = 4096;
 const BUFFER: usize = 1 << 18;
+/// Files from this size on are searched for holes. Smaller ones have nothing to gain.
+const SPARSE_FROM: u64 = 1 << 20;
+/// Most bytes of a name that only tools without knowledge of holes see.
+const MAX_OTHER: usize = 64;
+/// A run of zeros becomes a hole from this length on.
+const HOLE: u64 = 64 << 10;
 
 /// Writes a tree.
 pub fn write(tree: &Tree, out: impl Write) -> io::Result<()> {
@@ -51,6 +57,15 @@ pub fn write(tree: &Tree, out: impl Write) -> io::Result<()> {
                 )
             })
             .collect();
+        if let Kind::File(content) = &node.kind
+            && content.len() >= SPARSE_FROM
+        {
+            let runs = tree::runs(content, HOLE)?;
+            if runs.iter().any(|run| matches!(run, Run::Hole(_))) {
+                sparse(&mut builder, header, &name, xattrs, content, &runs)?;
+                continue;
+            }
+        }
         builder.append_pax_extensions(xattrs.iter().map(|(key, value)| (key.as_str(), *value)))?;
         match &node.kind {
             Kind::File(content) => builder.append_data(&mut header, os(&name), content.open()?)?,
@@ -59,6 +74,57 @@ pub fn write(tree: &Tree, out: impl Write) -> io::Result<()> {
         }
     }
     builder.into_inner()?.flush()
+}
+
+/// Appends a file with holes, as GNU tar does in its version 1.0 of pax archives: a map and the data behind it. Other tools
+/// see a file of another name that holds both.
+fn sparse(
+    builder: &mut tar::Builder<impl Write>,
+    mut header: Header,
+    name: &[u8],
+    xattrs: Vec<(String, &[u8])>,
+    content: &Content,
+    runs: &[Run],
+) -> io::Result<()> {
+    let (mut at, mut stored) = (0, 0);
+    let mut pieces = Vec::new();
+    for run in runs {
+        match run {
+            Run::Hole(length) => at += length,
+            Run::Data(length) => {
+                pieces.push((at, *length));
+                (at, stored) = (at + length, stored + length);
+            }
+        }
+    }
+    if matches!(runs.last(), Some(Run::Hole(_))) {
+        pieces.push((at, 0));
+    }
+    let mut map = format!("{}\n", pieces.len());
+    for (offset, length) in &pieces {
+        map += &format!("{offset}\n{length}\n");
+    }
+    let mut map = map.into_bytes();
+    map.resize(map.len().next_multiple_of(512), 0);
+    let length = content.len().to_string();
+    let mut records = xattrs;
+    for (key, value) in [
+        ("major", &b"1"[..]),
+        ("minor", b"0"),
+        ("name", name),
+        ("realsize", length.as_bytes()),
+    ] {
+        records.push((format!("GNU.sparse.{key}"), value));
+    }
+    builder.append_pax_extensions(records.iter().map(|(key, value)| (key.as_str(), *value)))?;
+    header.set_size(map.len() as u64 + stored);
+    let data = DataReader::new(content, runs)?;
+    // GNU tar takes the records for those of a file with holes in headers of POSIX only. A name that fits needs no entry
+    // of its own before this one, which would come between the records and the file.
+    header.as_mut_bytes()[257..265].copy_from_slice(b"ustar\x0000");
+    let last = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    let other = [b"./GNUSparseFile.0/", &last[..last.len().min(MAX_OTHER)]].concat();
+    builder.append_data(&mut header, os(&other), (&map[..]).chain(data))
 }
 
 fn header(node: &Node) -> io::Result<Header> {
@@ -143,6 +209,13 @@ fn index(file: &Arc<File>, stream: impl Read) -> Result<Tree, Damage> {
     let mut tree = Tree::new();
     archive::read(stream, |entry, reader| {
         let kind = match &entry.kind {
+            EntryKind::File(_) if entry.pieces.is_some() => {
+                let pieces = entry.pieces.as_deref().unwrap_or_default();
+                Kind::File(Content::pieces(
+                    file.clone(),
+                    Piece::shifted(pieces, entry.offset),
+                ))
+            }
             EntryKind::File(len) if *len > INLINE => Kind::File(Content::Range {
                 file: file.clone(),
                 offset: entry.offset,

@@ -54,6 +54,18 @@ pub enum Piece {
 }
 
 impl Piece {
+    /// The same pieces, where the first byte of the file is `by` bytes further on.
+    pub fn shifted(pieces: &[Piece], by: u64) -> Vec<Piece> {
+        let shift = |piece: &Piece| match *piece {
+            Piece::Data { offset, length } => Piece::Data {
+                offset: offset + by,
+                length,
+            },
+            hole => hole,
+        };
+        pieces.iter().map(shift).collect()
+    }
+
     fn length(self) -> u64 {
         match self {
             Piece::Data { length, .. } | Piece::Hole(length) => length,
@@ -110,12 +122,7 @@ impl Content {
                 at: *offset,
                 left: *len,
             }),
-            Content::Pieces { file, pieces, .. } => Box::new(PiecesReader {
-                file: Arc::clone(file),
-                pieces: Arc::clone(pieces),
-                index: 0,
-                done: 0,
-            }),
+            Content::Pieces { file, pieces, .. } => Box::new(PiecesReader::new(file, pieces)),
             Content::Path { path, len } => {
                 let file = File::open(path).map_err(|e| named(path, &e))?;
                 let now = file.metadata().map_err(|e| named(path, &e))?.len();
@@ -133,6 +140,14 @@ impl Content {
                 })
             }
         })
+    }
+
+    /// As [`Content::open`], for content whose holes are known.
+    pub(super) fn open_pieces(&self) -> Option<PiecesReader> {
+        match self {
+            Content::Pieces { file, pieces, .. } => Some(PiecesReader::new(file, pieces)),
+            _ => None,
+        }
     }
 
     /// The whole content in memory, refused above `cap` bytes.
@@ -174,12 +189,46 @@ impl Read for RangeReader {
     }
 }
 
-struct PiecesReader {
+/// A reader over pieces, which can pass over their holes.
+pub(super) struct PiecesReader {
     file: Arc<File>,
     pieces: Arc<[Piece]>,
     index: usize,
     /// Bytes read of the current piece.
     done: u64,
+}
+
+impl PiecesReader {
+    fn new(file: &Arc<File>, pieces: &Arc<[Piece]>) -> Self {
+        Self {
+            file: Arc::clone(file),
+            pieces: Arc::clone(pieces),
+            index: 0,
+            done: 0,
+        }
+    }
+
+    /// How many bytes of a hole come next.
+    pub(super) fn hole(&mut self) -> u64 {
+        self.pass(0);
+        match self.pieces.get(self.index) {
+            Some(Piece::Hole(length)) => length - self.done,
+            _ => 0,
+        }
+    }
+
+    /// Passes over bytes.
+    pub(super) fn pass(&mut self, mut length: u64) {
+        while let Some(piece) = self.pieces.get(self.index) {
+            let left = piece.length() - self.done;
+            if length < left {
+                self.done += length;
+                return;
+            }
+            length -= left;
+            (self.index, self.done) = (self.index + 1, 0);
+        }
+    }
 }
 
 impl Read for PiecesReader {
@@ -254,6 +303,31 @@ impl Spool {
             offset,
             len,
         })
+    }
+}
+
+impl Spool {
+    /// Take the data of a file with holes from `reader`: that of one piece behind that of the other, with offsets from the
+    /// first byte of `reader`.
+    pub fn add_pieces(&mut self, reader: &mut impl Read, pieces: &[Piece]) -> io::Result<Content> {
+        let offset = self.end;
+        let mut out = OffsetWriter {
+            file: &self.file,
+            at: offset,
+        };
+        let data = |piece: &Piece| match piece {
+            Piece::Data { length, .. } => *length,
+            Piece::Hole(_) => 0,
+        };
+        let length = pieces.iter().map(data).sum();
+        if io::copy(&mut reader.take(length), &mut out)? != length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.end = offset + length;
+        Ok(Content::pieces(
+            Arc::clone(&self.file),
+            Piece::shifted(pieces, offset),
+        ))
     }
 }
 

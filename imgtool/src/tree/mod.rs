@@ -8,11 +8,13 @@
 //! refused, and symbolic links met on the way to a parent directory are resolved *inside* the tree.
 
 mod content;
+mod holes;
 mod path;
 mod resolve;
 mod walk;
 
 pub use content::{Content, Piece, Spool};
+pub use holes::{DataReader, Run, runs};
 pub use path::{MAX_NAME, MAX_PATH, TreePath, show};
 pub use walk::Walk;
 

@@ -101,6 +101,9 @@ impl<'a> Deb<'a> {
                 .ok()
                 .filter(|name| !name.is_empty() && !name.contains('/'));
             let name = name.ok_or_else(|| Damage::Path(crate::tree::show(&entry.path)))?;
+            if entry.pieces.is_some() {
+                return Err(Damage::Member(name.to_owned()));
+            }
             let mut content = Vec::new();
             reader.read_to_end(&mut content).map_err(Damage::Read)?;
             if name == "control" {

@@ -1,11 +1,14 @@
 //! From `.deb` files to a [`Tree`], without root and without running anything.
 
+mod acl;
 pub mod archive;
 pub mod bounds;
 mod database;
 mod deb;
 mod filter;
 mod layout;
+mod pax;
+mod sparse;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -53,6 +56,23 @@ pub enum Damage {
     /// A malformed pax header.
     #[error("an extended header is malformed")]
     MalformedPax,
+    /// A header that was changed.
+    #[error("the checksum of a header is wrong")]
+    Checksum,
+    /// A list that cannot be read.
+    #[error(
+        "the access control list `{0}` is not understood: names in it need --numeric-owner when the archive is written"
+    )]
+    Acl(String),
+    /// A map that does not fit the file.
+    #[error("the map of the holes of {0} is malformed")]
+    Sparse(String),
+    /// A number above 32 bits.
+    #[error("the owner or group of {0} is {1}, and numbers have 32 bits")]
+    Owner(String, u64),
+    /// A file longer than an image can hold.
+    #[error("{0} is longer than {1} bytes")]
+    TooLong(String, u64),
     /// A header of a kind that is never long.
     #[error("a header is longer than {0} bytes")]
     LongHeader(u64),
@@ -242,7 +262,13 @@ fn read_deb(bytes: &[u8], spool: &mut Spool) -> Result<Unpacked, Damage> {
     let mut entries = Vec::new();
     archive::read(deb.data()?, |entry, mut reader| {
         let content = match entry.kind {
-            EntryKind::File(size) => Some(spool.add(&mut reader, size).map_err(Damage::Read)?),
+            EntryKind::File(size) => {
+                let content = match &entry.pieces {
+                    Some(pieces) => spool.add_pieces(&mut reader, pieces),
+                    None => spool.add(&mut reader, size),
+                };
+                Some(content.map_err(Damage::Read)?)
+            }
             _ => None,
         };
         entries.push((entry.clone(), content));
