@@ -151,7 +151,7 @@ mod tests {
         let mut volume = Volume::create(&directory.path().join("volume"), base, 1 << 20).unwrap();
         volume.file = File::options().read(true).write(true).open("/dev/full").unwrap();
         let (report, reports) = channel();
-        let full = move |error: &io::Error| drop(report.send(error.kind()));
+        let full = move |error: &io::Error| report.send(error.kind()).unwrap();
         let hydration = Hydration::start(Arc::new(volume), Box::new(full)).unwrap();
         assert_eq!(reports.recv().unwrap(), io::ErrorKind::StorageFull);
         // It has not given up: its report's other end is still there.
