@@ -113,7 +113,6 @@ const ON_KVM: &[(Need, Table)] = &[
     (Need::Time, work::STORIES),
     (Need::Time, instance::STORIES),
     (Need::Time, instance::LAB_STORIES),
-    (Need::Time, pause::STORIES),
 ];
 /// What takes more minutes there than a change can wait for.
 const ON_KVM_LONG: &[(Need, Table)] = &[

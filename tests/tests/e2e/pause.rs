@@ -7,6 +7,7 @@ use kiln_tests::ground::Ground;
 use crate::Story;
 use crate::directory::ok;
 
+/// On the software processor only: the script needs GNU `date`, and the host of the lab has BusyBox.
 pub const STORIES: &[(&str, Story)] = &[(
     "a_full_host_disk_and_a_request_pause_the_guest_and_nothing_is_lost",
     a_full_host_disk_and_a_request_pause_the_guest,

@@ -134,3 +134,29 @@ impl Hydration {
         self.worker.stop();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::volume::Base;
+    use std::fs::{self, File};
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn a_full_file_system_is_reported_and_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("image");
+        fs::write(&image, vec![7; 1 << 20]).unwrap();
+        let base = Base::new(File::open(&image).unwrap(), 0, 1 << 20, [7; 32]);
+        let mut volume = Volume::create(&directory.path().join("volume"), base, 1 << 20).unwrap();
+        volume.file = File::options().read(true).write(true).open("/dev/full").unwrap();
+        let (report, reports) = channel();
+        let full = move |error: &io::Error| report.send(error.kind()).unwrap();
+        let hydration = Hydration::start(Arc::new(volume), Box::new(full)).unwrap();
+        assert_eq!(reports.recv().unwrap(), io::ErrorKind::StorageFull);
+        // It has not given up: its report's other end is still there.
+        assert_eq!(reports.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
+        hydration.stop();
+        assert!(reports.recv().is_err(), "reported once");
+    }
+}
