@@ -21,6 +21,8 @@ pub struct Secret {
     /// Whether nobody puts anything of their own in its place: renewed for every instance, and removed by `create-image`.
     /// What is not is removed from an image while it is as the package made it, and never from an instance.
     pub throwaway: bool,
+    /// Room that it takes in the root file system, in bytes, where that is more than any root has to spare.
+    pub room: u64,
     /// The program that makes it, below the root. Without it there is nothing to renew.
     pub program: &'static str,
     /// The commands for `/bin/sh -eu`, with what `*` stands for as `$1`. They may run again after an interruption.
@@ -38,6 +40,7 @@ pub const TABLE: &[Secret] = &[
         keeps: None,
         links: Some(("etc/ssl/certs", "ssl-cert-snakeoil.pem")),
         throwaway: true,
+        room: 0,
         program: "usr/sbin/make-ssl-cert",
         make: "make-ssl-cert generate-default-snakeoil --force-overwrite",
     },
@@ -51,6 +54,7 @@ pub const TABLE: &[Secret] = &[
         keeps: None,
         links: None,
         throwaway: true,
+        room: 0,
         program: "usr/bin/dropbearkey",
         make: "for kind in ed25519 ecdsa rsa; do \
                key=/etc/dropbear/dropbear_${kind}_host_key; rm -f $key; dropbearkey -t $kind -f $key; done",
@@ -61,6 +65,7 @@ pub const TABLE: &[Secret] = &[
         keeps: None,
         links: None,
         throwaway: true,
+        room: 0,
         program: "usr/bin/xrdp-keygen",
         make: "umask 077; xrdp-keygen xrdp auto; chown xrdp /etc/xrdp/rsakeys.ini",
     },
@@ -75,6 +80,7 @@ pub const TABLE: &[Secret] = &[
         keeps: None,
         links: None,
         throwaway: true,
+        room: 0,
         program: "usr/sbin/nsd-control-setup",
         make: "nsd-control-setup",
     },
@@ -84,6 +90,7 @@ pub const TABLE: &[Secret] = &[
         keeps: None,
         links: None,
         throwaway: true,
+        room: 0,
         program: "usr/sbin/nvme",
         make: "nvme gen-hostnqn > /etc/nvme/hostnqn; cat /proc/sys/kernel/random/uuid > /etc/nvme/hostid",
     },
@@ -93,6 +100,7 @@ pub const TABLE: &[Secret] = &[
         keeps: None,
         links: None,
         throwaway: true,
+        room: 0,
         program: "var/lib/dpkg/info/popularity-contest.postinst",
         make: "/var/lib/dpkg/info/popularity-contest.postinst configure",
     },
@@ -103,6 +111,7 @@ pub const TABLE: &[Secret] = &[
         keeps: None,
         links: None,
         throwaway: false,
+        room: 0,
         program: "usr/sbin/rndc-confgen",
         make: "rndc-confgen -a; chown bind:bind /etc/bind/rndc.key; chmod 640 /etc/bind/rndc.key",
     },
@@ -112,6 +121,7 @@ pub const TABLE: &[Secret] = &[
         keeps: None,
         links: None,
         throwaway: false,
+        room: 0,
         program: "usr/sbin/mungekey",
         make: "mungekey --create --force; chown munge:munge /etc/munge/munge.key; chmod 400 /etc/munge/munge.key",
     },
@@ -122,6 +132,7 @@ pub const TABLE: &[Secret] = &[
         keeps: None,
         links: None,
         throwaway: false,
+        room: 128 << 20,
         program: "usr/lib/postgresql/*/bin/initdb",
         make: "data=/var/lib/postgresql/$1/main; rm -rf $data.new; \
                mountpoint -q /dev/shm || { mkdir -p /dev/shm; mount -t tmpfs -o mode=1777 tmpfs /dev/shm; }; \
@@ -134,6 +145,7 @@ pub const TABLE: &[Secret] = &[
         keeps: Some("debian-"),
         links: None,
         throwaway: false,
+        room: 256 << 20,
         program: "usr/bin/mariadb-install-db",
         make: "mariadb-install-db --rpm --cross-bootstrap --user=mysql --disable-log-bin --skip-test-db",
     },

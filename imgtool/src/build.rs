@@ -138,11 +138,16 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
             ..manifest(&recipe, architecture, &root)
         },
         sbom: (!root.packages.is_empty()).then_some(&document[..]),
-        root_size: recipe.root_size.0,
+        root_size: recipe.root_size.0.or_else(|| size_for_first_boot(&root)),
         epoch: root.epoch,
     };
     let image = compose::write(image, &path, options.progress)?;
     Ok(Built { path, image })
+}
+
+/// The size of a root whose first boot needs more than the usual headroom.
+fn size_for_first_boot(root: &Root) -> Option<u64> {
+    (root.room > 0).then(|| compose::ext4::automatic_size(&root.tree) + root.room)
 }
 
 /// Opens the image that the recipe builds upon, and fills in from it what the recipe leaves open.

@@ -3,13 +3,25 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::secrets::{PENDING, Secret, TABLE, is_star};
 
 /// What the commands print, for whoever wants to know why one has failed.
 const LOG: &str = "var/lib/kiln/first-boot.log";
+
+/// A command that takes longer hangs: a database on a full disk waits for ever. The slowest, MariaDB's, takes two minutes of a processor in
+/// software.
+const TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// How often it is looked whether a command has ended: short beside what the shortest one takes.
+const INTERVAL: Duration = Duration::from_millis(10);
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -76,9 +88,10 @@ fn make_with(root: &Path, say: &dyn Fn(&str), run: &dyn Fn(&Secret, &str) -> io:
 
 fn run(root: &Path, secret: &Secret, star: &str) -> io::Result<()> {
     let log = File::options().create(true).append(true).open(root.join(LOG))?;
-    let status = Command::new("/bin/sh")
+    let mut child = Command::new("/bin/sh")
         .args(["-euc", secret.make, "sh", star])
         .current_dir("/")
+        .process_group(0)
         .env_clear()
         .envs([
             ("PATH", PATH),
@@ -89,10 +102,27 @@ fn run(root: &Path, secret: &Secret, star: &str) -> io::Result<()> {
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
-        .status()?;
+        .spawn()?;
+    let status = wait(&mut child, TIMEOUT)?;
     match status.success() {
         true => Ok(()),
         false => Err(io::Error::other(status.to_string())),
+    }
+}
+
+/// Waits for a child that leads a process group, and ends the group when it takes too long.
+fn wait(child: &mut Child, timeout: Duration) -> io::Result<ExitStatus> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if start.elapsed() >= timeout {
+            let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+            child.wait()?;
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(INTERVAL);
     }
 }
 
@@ -214,6 +244,25 @@ mod tests {
             fs::read_to_string(root.path().join(PENDING)).unwrap(),
             format!("{KEY}\n")
         );
+    }
+
+    #[test]
+    fn a_command_that_hangs_is_ended_with_its_children() {
+        let spawn = |script: &str| {
+            let mut command = Command::new("/bin/sh");
+            command
+                .args(["-c", script])
+                .process_group(0)
+                .stdout(Stdio::piped());
+            command.spawn().unwrap()
+        };
+        assert!(wait(&mut spawn("exit 0"), TIMEOUT).unwrap().success());
+        let mut child = spawn("sleep 1000 & wait");
+        let mut output = child.stdout.take().unwrap();
+        let error = wait(&mut child, Duration::ZERO).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // The end of file: no process of the group holds the pipe any more.
+        assert_eq!(io::copy(&mut output, &mut io::sink()).unwrap(), 0);
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub fn plan<'a>(tree: &'a Tree, settings: Settings) -> Result<impl FileSystem + 
 }
 
 /// Space for the content, its metadata and headroom.
-fn automatic_size(tree: &Tree) -> u64 {
+pub fn automatic_size(tree: &Tree) -> u64 {
     let mut content = 0;
     for (_, id) in tree.walk() {
         let node = tree.node(id);

@@ -27,7 +27,7 @@ pub use helper::run_if_asked;
 pub use job::Task;
 pub use private_keys::{private_keys, warning as private_key_warning};
 pub use sandbox::{Error as SandboxError, run};
-pub use secrets::{made_by_packages, remove as remove_secrets};
+pub use secrets::{first_boot_room, made_by_packages, remove as remove_secrets};
 pub use services::{add_units, set_hostname};
 pub use usable::check_root;
 

@@ -91,6 +91,13 @@ pub fn remove(tree: &mut Tree, made: &[Made], recipe: &Recipe, epoch: i64) -> Re
     Ok(warnings)
 }
 
+/// Room that the root needs for what its first boot makes, in bytes.
+pub fn first_boot_room(tree: &Tree) -> Result<u64, Error> {
+    let pending = read_text(tree, PENDING)?;
+    let found = pending.lines().filter_map(Secret::of_entry);
+    Ok(found.map(|(secret, _)| secret.room).sum())
+}
+
 /// The paths that a recipe's `files` write.
 pub struct OwnFiles(Vec<String>);
 
@@ -321,6 +328,7 @@ mod tests {
             read_text(&first, PENDING).unwrap(),
             format!("etc/bind/rndc.key\n{KEY}\nvar/lib/mysql\n{CLUSTER}\n")
         );
+        assert_eq!(first_boot_room(&first).unwrap(), 384 << 20);
         for kept in ["var/lib/mysql/debian-11.8.flag", "etc/xrdp/rsakeys.ini", CLUSTER] {
             assert!(first.find(kept.as_bytes()).unwrap().is_some(), "{kept}");
         }

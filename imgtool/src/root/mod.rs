@@ -87,6 +87,8 @@ pub struct Root {
     pub lock_text: String,
     /// What counts as now for this build, in seconds since 1970: no file is newer.
     pub epoch: i64,
+    /// Room that its first boot needs besides the files, in bytes.
+    pub room: u64,
 }
 
 /// Makes the root of a recipe.
@@ -137,6 +139,7 @@ pub fn build(recipe: &Recipe, options: &Options<'_>) -> Result<Root, Error> {
         Some(stages::kernel(&kernel, options)?)
     };
     Ok(Root {
+        room: configure::first_boot_room(&tree)?,
         tree,
         kernel,
         lock_text,
