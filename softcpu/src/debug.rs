@@ -180,7 +180,8 @@ impl Cpu {
         }
         self.privileged()?;
         if self.debug.dr7 & dr7::GD != 0 {
-            self.debug.note(dr6::BD);
+            let waiting = std::mem::take(&mut self.debug.pending);
+            self.debug.note(dr6::BD | waiting);
             return self.raise(vector::DB);
         }
         Ok(if alias { number + 2 } else { number } as usize)
@@ -290,7 +291,7 @@ impl Cpu {
     pub(crate) fn end_step(&mut self, outcome: Flow, earlier: u64, single: bool, branched: bool) {
         if outcome == Err(Stop::Fault) {
             // It will run again, and hit again.
-            self.debug.pending = earlier;
+            self.debug.pending &= earlier;
         } else if single
             && !self.debug.entered
             && !self.shadow.blocks_traps()
@@ -308,14 +309,15 @@ impl Cpu {
 
     /// Delivers the trap that waits, if any.
     pub(crate) fn deliver_debug_trap(&mut self) -> bool {
-        let why = std::mem::take(&mut self.debug.pending);
-        if why != 0 {
-            self.raise_debug(why);
+        let waits = self.debug.is_pending();
+        if waits {
+            self.raise_debug(0);
         }
-        why != 0
+        waits
     }
 
     /// Raises #DB. A trap that waits for the end of MOV SS's shadow comes with it, and not once more in the handler.
+    /// Raises #DB, one for all that waits.
     fn raise_debug(&mut self, why: u64) {
         let waiting = std::mem::take(&mut self.debug.pending);
         self.debug.note(why | waiting);
@@ -324,7 +326,8 @@ impl Cpu {
         }
     }
 
-    /// INT1: the exception without a reason of its own in DR6; a trap that waits comes with it.
+    /// INT1: the exception without a reason of its own in DR6. A trap that waits is part of it: a second one would come in
+    /// its handler.
     pub(crate) fn raise_int1(&mut self) -> Flow {
         match std::mem::take(&mut self.debug.pending) {
             0 => self.debug.dr7 &= !dr7::GD,

@@ -247,3 +247,38 @@ fn a_single_step_and_a_breakpoint_are_reported_together() {
     machine.done();
     assert_eq!(hits(&machine)[0].why, BS | 1);
 }
+
+#[test]
+fn a_trap_that_waits_is_delivered_behind_an_interrupt_and_with_int1() {
+    // Behind the load of a stack segment from watched memory, as CVE-2018-8897 has it.
+    let cases: [(&str, Write, bool); 2] = [("int n", |a| a.int(0x55), true), ("int1", |a| a.int1(), false)];
+    for (what, write, in_handler) in cases {
+        let (target, handler) = (KERNEL + 0x800, KERNEL + 0x2000);
+        let mut machine = debugged();
+        machine.set_word(DATA + 0x100, u64::from(DATA_SELECTOR));
+        machine.set_gate(0x55, handler, 0, 0);
+        machine.assemble(handler, 64, |a| {
+            a.nop()?;
+            a.iretq()
+        });
+        machine.kernel(|a| {
+            set_breakpoint(a, DATA + 0x100, enabled(0, ACCESS, 2))?;
+            a.jmp(target)
+        });
+        let body = |a: &mut CodeAssembler| {
+            a.mov(ss, word_ptr(DATA + 0x100))?;
+            write(a)?;
+            a.nop()?;
+            done(a)
+        };
+        machine.assemble(target, 64, body);
+        machine.done();
+        let seen: Vec<(u64, u64)> = hits(&machine).iter().map(|hit| (hit.rip, hit.why)).collect();
+        let rip = if in_handler {
+            handler
+        } else {
+            places(target, body)[2]
+        };
+        assert_eq!(seen, [(rip, 1)], "{what}");
+    }
+}
