@@ -252,10 +252,8 @@ fn timestamp(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-/// What is at `path` (no version, no slash in front): a document, or the names in a folder, one a line, folders with a slash. As in
-/// EC2, a slash at the end makes no difference.
+/// What is at `path` (no version, no slash at either end): a document, or the names in a folder, one a line, folders with a slash.
 pub fn look_up(tree: &Tree, path: &str) -> Option<Vec<u8>> {
-    let path = path.trim_end_matches('/');
     let folder = if path.is_empty() {
         String::new()
     } else {

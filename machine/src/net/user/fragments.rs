@@ -63,7 +63,7 @@ impl Fragments {
             Some(at) => self.0.remove(at),
             None => Partial::new(key, now),
         };
-        // One that contradicts what was there takes all of it along: nothing can be trusted then.
+        // One that contradicts the others drops them all: which of them is right cannot be known.
         partial.add(&piece)?;
         if let Some(whole) = partial.whole() {
             return Some(whole);

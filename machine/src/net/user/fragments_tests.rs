@@ -104,6 +104,7 @@ fn no_piece_is_too_strange() {
 #[test]
 fn datagrams_of_any_size_go_both_ways() {
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let port = server.local_addr().unwrap().port();
     let mut guest = Guest::new(Vec::new(), None);
     // The last is the largest that there is, and larger than the MTU.
