@@ -146,8 +146,8 @@ impl Plan {
         let mut done = 0;
         for &cache in &self.caches {
             for round in 0..rounds {
-                for (position, turn) in order(turns, round).enumerate() {
-                    let lane = &self.lanes[turn % self.lanes.len()];
+                for (position, determinism) in order(turns, round).enumerate() {
+                    let lane = &self.lanes[determinism % self.lanes.len()];
                     progress(Progress {
                         done,
                         total,
@@ -159,7 +159,7 @@ impl Plan {
                     if let Some(round) = round.checked_sub(self.warmups) {
                         samples.push(Sample {
                             cache,
-                            lane: turn,
+                            lane: determinism,
                             round,
                             position: position as u32,
                             ns,

@@ -21,7 +21,7 @@ use super::{Error, Result, cache};
 /// How much of a launch's output is kept to explain a failure.
 const KEPT: usize = 4096;
 /// How long a monitor has to end after its guest has.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the trace is looked at. The entry has its own time; looking seldom leaves the processor to the launch.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -77,13 +77,13 @@ impl<'a> Launcher<'a> {
             End::Init => watched.marker()?,
             End::Ready | End::Entry => None,
         };
-        let patience = if lane.ends_itself() {
-            PATIENCE
+        let timeout = if lane.ends_itself() {
+            TIMEOUT
         } else {
             Duration::ZERO
         };
         let exit = match self.end {
-            End::Init => watched.end(Instant::now() + patience)?,
+            End::Init => watched.end(Instant::now() + timeout)?,
             End::Ready => watched.end(watched.deadline)?,
             End::Entry => watched.end_at_entry(self.trace.as_ref().ok_or(Error::Untraced)?)?,
         };
@@ -223,7 +223,7 @@ impl<'a> Watched<'a> {
         }
         let process = Pid::from_raw(self.child.id() as i32);
         kill(process, Signal::SIGTERM).map_err(|error| self.lost(error.into()))?;
-        self.end(Instant::now() + PATIENCE)
+        self.end(Instant::now() + TIMEOUT)
     }
 
     /// When the monitor ended, and how; `None` when it has not by `until`.

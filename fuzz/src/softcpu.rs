@@ -87,14 +87,14 @@ type Running = Mutex<(u64, Option<Arc<Platform>>)>;
 /// Kicks a processor that has run for longer than instructions take: a fault whose handler faults again on a stack of its
 /// own, or a long repetition, retires nothing. A processor that does not even hear a kick hangs, which is a finding.
 fn watch(platform: Option<&Arc<Platform>>) {
-    const PATIENCE: Duration = Duration::from_millis(5);
+    const TIMEOUT: Duration = Duration::from_millis(5);
     static RUNNING: OnceLock<&'static Running> = OnceLock::new();
     let running = RUNNING.get_or_init(|| {
         let running: &Running = Box::leak(Box::default());
         thread::spawn(move || {
             let mut seen = 0;
             loop {
-                thread::sleep(PATIENCE);
+                thread::sleep(TIMEOUT);
                 let running = running.lock().unwrap_or_else(PoisonError::into_inner);
                 let (number, platform) = &*running;
                 if let Some(platform) = platform.as_ref().filter(|_| *number == seen) {

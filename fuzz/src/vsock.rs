@@ -18,7 +18,7 @@ const MAX_STEPS: usize = 200;
 /// Host processes at once.
 const MAX_HOSTS: usize = 4;
 /// Longer than any packet may take on a loaded machine: a device that is silent for this long hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Buffers for the guest's receive queue at once.
 const ROOM: usize = 32;
 
@@ -166,7 +166,7 @@ impl Session {
             } else {
                 std::thread::yield_now();
             }
-            assert!(start.elapsed() < PATIENCE, "{sent:?} was never taken");
+            assert!(start.elapsed() < TIMEOUT, "{sent:?} was never taken");
         }
     }
 

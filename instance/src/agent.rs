@@ -11,12 +11,12 @@ use guest_init::proto::{
     AGENT_PORT, Ended, Exec, Failure, Frame, Kind, Request, Size, read_frame, write_frame,
 };
 
-use super::owner::Farewell;
+use super::owner::ShutdownKind;
 use super::{Error, Result, sockets};
-use machine::virtio::lockstep::Turn;
+use machine::virtio::determinism::Determinism;
 
 /// How long the vsock device may take to say that the guest has accepted: a guest on a slow accelerator, busy booting.
-const ACCEPT_PATIENCE: Duration = Duration::from_secs(10);
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// `OK <port>` and a newline.
 const MAX_ANSWER: usize = 32;
 
@@ -46,12 +46,12 @@ pub struct Session {
 /// What the agent says. Whoever waits for it is not at work meanwhile.
 struct Answers {
     stream: UnixStream,
-    turn: Turn,
+    determinism: Determinism,
 }
 
 impl Read for Answers {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.turn.readable(&self.stream);
+        self.determinism.readable(&self.stream);
         self.stream.read(buffer)
     }
 }
@@ -62,8 +62,8 @@ pub struct Sender(Arc<Mutex<UnixStream>>);
 
 impl Session {
     /// Sends `request` to the agent of the instance kept in `directory`.
-    pub fn open(directory: &Path, turn: &Turn, request: &Request) -> Result<Session> {
-        let stream = connect(directory, turn)?;
+    pub fn open(directory: &Path, determinism: &Determinism, request: &Request) -> Result<Session> {
+        let stream = connect(directory, determinism)?;
         let sender = stream.stream.try_clone().map_err(broken)?;
         let session = Session {
             stream,
@@ -160,35 +160,35 @@ impl Sender {
 }
 
 /// A request that brings nothing but its answer.
-pub fn request(directory: &Path, turn: &Turn, request: &Request) -> Result<Vec<u8>> {
-    Session::open(directory, turn, request)?.finish()
+pub fn request(directory: &Path, determinism: &Determinism, request: &Request) -> Result<Vec<u8>> {
+    Session::open(directory, determinism, request)?.finish()
 }
 
 /// Starts a command.
-pub fn exec(directory: &Path, turn: &Turn, exec: Exec) -> Result<Session> {
-    Session::open(directory, turn, &Request::Exec(exec))
+pub fn exec(directory: &Path, determinism: &Determinism, exec: Exec) -> Result<Session> {
+    Session::open(directory, determinism, &Request::Exec(exec))
 }
 
 /// Asks the guest to power off or to restart.
-pub fn ask_to_shut_down(directory: &Path, turn: &Turn, farewell: Farewell) -> Result<()> {
+pub fn ask_to_shut_down(directory: &Path, determinism: &Determinism, shutdown: ShutdownKind) -> Result<()> {
     request(
         directory,
-        turn,
+        determinism,
         &Request::Shutdown {
-            reboot: farewell == Farewell::Reboot,
+            reboot: shutdown == ShutdownKind::Reboot,
         },
     )
     .map(drop)
 }
 
 /// Connects to the agent's port in the guest.
-fn connect(directory: &Path, turn: &Turn) -> Result<Answers> {
+fn connect(directory: &Path, determinism: &Determinism) -> Result<Answers> {
     let mut stream = sockets::connect(directory, sockets::VSOCK)?;
-    stream.set_read_timeout(Some(ACCEPT_PATIENCE)).map_err(broken)?;
+    stream.set_read_timeout(Some(ACCEPT_TIMEOUT)).map_err(broken)?;
     writeln!(stream, "CONNECT {AGENT_PORT}").map_err(broken)?;
     let mut answers = Answers {
         stream,
-        turn: turn.clone(),
+        determinism: determinism.clone(),
     };
     // Byte by byte: what follows the line is the agent's.
     let mut answer = Vec::new();
@@ -220,7 +220,7 @@ fn broken(error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::WouldBlock {
         return Error::Agent(format!(
             "it has not answered within {} s",
-            ACCEPT_PATIENCE.as_secs()
+            ACCEPT_TIMEOUT.as_secs()
         ));
     }
     Error::Agent(error.to_string())
@@ -266,7 +266,7 @@ mod tests {
         });
         let mut session = exec(
             dir.path(),
-            &Turn::default(),
+            &Determinism::default(),
             Exec {
                 argv: vec!["id".into()],
                 ..Exec::default()
@@ -296,7 +296,8 @@ mod tests {
             let frame = Frame::json(Kind::Failed, &failure).unwrap();
             write_frame(stream, frame.kind, &frame.payload).unwrap();
         });
-        let refused = ask_to_shut_down(dir.path(), &Turn::default(), Farewell::Reboot).unwrap_err();
+        let refused =
+            ask_to_shut_down(dir.path(), &Determinism::default(), ShutdownKind::Reboot).unwrap_err();
         assert_eq!(refused.to_string(), Error::Agent("no".into()).to_string());
         agent.join().unwrap();
     }
@@ -306,7 +307,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let listener = sockets::bind(dir.path(), sockets::VSOCK).unwrap();
         let device = std::thread::spawn(move || drop(listener.accept()));
-        let refused = request(dir.path(), &Turn::default(), &Request::Ping)
+        let refused = request(dir.path(), &Determinism::default(), &Request::Ping)
             .unwrap_err()
             .to_string();
         assert!(

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::http::{self, Request, Response};
-use super::owner::{News, Owner};
+use super::owner::{Owner, StatusEvent};
 use super::subscription::{Next, Subscription};
 use super::{Error, Result, sockets};
 use machine::sandbox::{self, Kind};
@@ -22,13 +22,13 @@ use machine::sandbox::{self, Kind};
 /// Connections served at once; attached consoles and watchers stay connected. One more is answered with 503.
 const MAX_CONNECTIONS: usize = 64;
 /// A peer that takes longer to state its request, or to take its answer, is hung up on.
-const PEER_PATIENCE: Duration = Duration::from_secs(5);
+const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much of the past an attached console sees: the prompt and what led to it.
 const CONSOLE_REPLAY: u64 = 2 << 10;
 /// After a connection could not be accepted: descriptors are short, and asking again at once would burn a processor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Patience with a guest that is to stop, unless the request says another.
-pub const STOP_PATIENCE: Duration = Duration::from_secs(10);
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What can be asked of an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub enum Operation {
     Pause,
     /// Go on.
     Resume,
-    /// News, a line of JSON each, until the end.
+    /// StatusEvent, a line of JSON each, until the end.
     Watch,
     /// The console log so far and everything after it, until the end.
     Logs,
@@ -144,7 +144,7 @@ fn accept(listener: &UnixListener, owner: &Arc<Owner>, open: &Arc<AtomicUsize>) 
             continue;
         };
         let Some(place) = Place::take(open) else {
-            let _ = stream.set_write_timeout(Some(PEER_PATIENCE));
+            let _ = stream.set_write_timeout(Some(PEER_TIMEOUT));
             let _ = http::send_response(&mut stream, &problem(503, "too many connections"));
             continue;
         };
@@ -179,8 +179,8 @@ impl Drop for Place {
 
 /// One connection from request to end.
 fn converse(owner: &Arc<Owner>, mut stream: UnixStream) -> io::Result<()> {
-    stream.set_read_timeout(Some(PEER_PATIENCE))?;
-    stream.set_write_timeout(Some(PEER_PATIENCE))?;
+    stream.set_read_timeout(Some(PEER_TIMEOUT))?;
+    stream.set_write_timeout(Some(PEER_TIMEOUT))?;
     let (request, rest) = match http::receive(&mut stream, http::parse_request)? {
         Ok(received) => received,
         Err(malformed) => {
@@ -236,8 +236,8 @@ fn answer(owner: &Arc<Owner>, operation: Operation, request: &Request) -> Respon
         }
         Operation::Stop => match stop_request(&request.body) {
             Ok(stop) => {
-                let patience = stop.time.map_or(STOP_PATIENCE, |s| Duration::from_secs(s.into()));
-                owner.stop(patience, "stopped by request")
+                let timeout = stop.time.map_or(STOP_TIMEOUT, |s| Duration::from_secs(s.into()));
+                owner.stop(timeout, "stopped by request")
             }
             Err(reason) => return problem(400, &reason),
         },
@@ -294,7 +294,7 @@ fn watch(owner: &Owner, mut stream: UnixStream) -> io::Result<()> {
     follow(stream, &news, |stream, news| send_news(stream, &news), None)
 }
 
-fn send_news(stream: &mut UnixStream, news: &News) -> io::Result<()> {
+fn send_news(stream: &mut UnixStream, news: &StatusEvent) -> io::Result<()> {
     let mut line = serde_json::to_vec(news)?;
     line.push(b'\n');
     stream.write_all(&line)

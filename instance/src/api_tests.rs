@@ -14,7 +14,7 @@ use super::super::store::tests::draft;
 use super::super::{Record, State};
 use super::*;
 use machine::Outcome;
-use machine::virtio::lockstep::Turn;
+use machine::virtio::determinism::Determinism;
 
 /// After this long a thread does not merely wait for a processor.
 const STUCK: Duration = Duration::from_secs(60);
@@ -72,7 +72,7 @@ impl World {
         let store = Store::new(Home::at(dir.path()));
         let held = store.create(draft(Some("web")), |_, _| Ok(())).unwrap();
         let console = Console::new(held.directory());
-        let owner = Owner::new(held, console, Box::new(|_, _| Ok(())), Turn::default());
+        let owner = Owner::new(held, console, Box::new(|_, _| Ok(())), Determinism::default());
         let open = Arc::default();
         serve_counted(Arc::clone(&owner), Arc::clone(&open)).unwrap();
         let client = Client::new(owner.id().clone(), owner.directory().to_path_buf());

@@ -27,8 +27,8 @@ use machine::sandbox::{self, Mode, Offer};
 use machine::timeline::{Event, MemoryUse, Timeline};
 use machine::virtio::VirtioDevice;
 use machine::virtio::balloon::{Balloon, Target};
-use machine::virtio::block::{Block, Flight, Spec as BlockSpec};
-use machine::virtio::lockstep::Turn;
+use machine::virtio::block::{AsyncIo, Block, Spec as BlockSpec};
+use machine::virtio::determinism::Determinism;
 use machine::virtio::rng::Rng;
 use machine::virtio::vsock::Vsock;
 use machine::{Device, Handle, Machine, Outcome, Spec};
@@ -40,7 +40,7 @@ const GUEST_CID: u64 = 3;
 pub struct Assembly {
     home: Home,
     per_run: PerRun,
-    turn: Turn,
+    determinism: Determinism,
     timeline: Arc<Timeline>,
     /// Taken by the first life.
     fresh: Option<Fresh>,
@@ -57,12 +57,12 @@ pub struct Assembly {
 
 impl Assembly {
     /// `timeline` has been running since the process began; `turn` is [`PerRun::turn`].
-    pub fn new(home: Home, per_run: PerRun, turn: Turn, timeline: Arc<Timeline>) -> Assembly {
+    pub fn new(home: Home, per_run: PerRun, determinism: Determinism, timeline: Arc<Timeline>) -> Assembly {
         Assembly {
             home,
             per_run,
             measured: Measured::new(Arc::clone(&timeline)),
-            turn,
+            determinism,
             timeline,
             fresh: None,
             without_main: false,
@@ -125,7 +125,7 @@ impl Assembly {
             return Ok(Arc::clone(chosen));
         }
         let (asked, guest) = (choice(record.config.accel), image.manifest().architecture);
-        let chosen = if self.turn.is_kept() {
+        let chosen = if self.determinism.is_enabled() {
             accel::choose_repeatable(asked, guest, self.per_run.profile.clone())
         } else {
             accel::choose(asked, guest, self.home.kvm_verdict().as_deref())
@@ -151,7 +151,7 @@ impl Assembly {
         };
         image::runnable(&image)?;
         image.verify_boot(&self.home)?;
-        let repeatable = self.turn.is_kept().then(|| record.without_identity());
+        let repeatable = self.determinism.is_enabled().then(|| record.without_identity());
         let record = repeatable.as_ref().unwrap_or(record);
         let limits = record.config.limits;
         self.per_run.check(&limits)?;
@@ -168,7 +168,7 @@ impl Assembly {
             disks.attach(volume, &image)?;
         }
         let mut devices = disks.devices;
-        let rng = if self.turn.is_kept() {
+        let rng = if self.determinism.is_enabled() {
             Rng::seeded(image.id().as_bytes())
         } else {
             Rng::default()
@@ -178,7 +178,7 @@ impl Assembly {
         let card = network::card(record, directory, &image)?;
         let words = card.as_ref().and_then(|card| card.words.clone());
         devices.extend(card.map(|card| device("net0", card.device)));
-        let (hvc, serial) = consoles(&image, console, &self.turn)?;
+        let (hvc, serial) = consoles(&image, console, &self.determinism)?;
         devices.extend(hvc.map(|hvc| device("console", hvc)));
         if record.config.balloon {
             devices.push(device("balloon", Balloon::new(Target::default())));
@@ -197,7 +197,7 @@ impl Assembly {
             serial: Some(serial),
             devices,
             uuid: Some(record.id.platform_uuid().into_bytes()),
-            turn: self.turn.clone(),
+            determinism: self.determinism.clone(),
             timeline: Arc::clone(&self.timeline),
         };
         let machine = Machine::build(spec).map_err(|e| Error::Machine(e.to_string()))?;
@@ -209,7 +209,7 @@ impl Assembly {
         }
         // What is removed when it stops would be copied for nothing.
         let lazy = disks.lazy.filter(|_| !record.auto_remove);
-        Ok(Box::new(Life {
+        Ok(Box::new(GuestRun {
             machine,
             lazy,
             space: disks.space,
@@ -222,7 +222,7 @@ impl Assembly {
         // A repeatable run does not depend on the host's resolver.
         let search = network
             .as_ref()
-            .filter(|_| !self.turn.is_kept())
+            .filter(|_| !self.determinism.is_enabled())
             .and_then(|_| search::word());
         let main = self.without_main.then(|| "kiln.main=none".to_owned());
         [network, search, main].into_iter().flatten().collect()
@@ -230,7 +230,10 @@ impl Assembly {
 
     /// What was counted, in words; `None` without `--icount`.
     pub fn counted(&self) -> Option<String> {
-        let all = self.timeline.all_instructions().filter(|_| self.turn.is_kept())?;
+        let all = self
+            .timeline
+            .all_instructions()
+            .filter(|_| self.determinism.is_enabled())?;
         let until = |event, what| {
             let count = self.timeline.instructions(event)?;
             Some(format!("{count} instructions until {what}, "))
@@ -253,7 +256,7 @@ impl Assembly {
 }
 
 /// A machine and what works for it in the background.
-struct Life {
+struct GuestRun {
     machine: Machine,
     /// The root volume, if it is to be filled in the background.
     lazy: Option<Arc<RootVolume>>,
@@ -261,7 +264,7 @@ struct Life {
     space_hook: Option<SpaceHook>,
 }
 
-impl Guest for Life {
+impl Guest for GuestRun {
     fn killer(&self) -> Arc<dyn Fn() + Send + Sync> {
         let (handle, space): (Handle, Remote) = (self.machine.handle(), self.space.remote());
         Arc::new(move || {
@@ -282,7 +285,7 @@ impl Guest for Life {
     }
 
     fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome> {
-        let Life {
+        let GuestRun {
             machine,
             lazy,
             space,
@@ -468,11 +471,11 @@ impl Disks {
     }
 
     /// One for each queue of a disk, if they are wanted and the kernel has them.
-    fn flights(&self) -> Vec<Flight> {
+    fn flights(&self) -> Vec<AsyncIo> {
         if self.engine == DiskEngine::Sync {
             return Vec::new();
         }
-        let flights: io::Result<_> = (0..self.queues).map(|_| Flight::new()).collect();
+        let flights: io::Result<_> = (0..self.queues).map(|_| AsyncIo::new()).collect();
         flights.unwrap_or_else(|error| {
             tracing::warn!(
                 "this host has no io_uring for us ({error}): disks serve one request after the other"

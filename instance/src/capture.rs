@@ -27,10 +27,10 @@ use super::{Error, Event, InstanceId, Result, agent, detach, scrub, shutdown};
 use machine::accel::{self, Chosen};
 use machine::block::Backend;
 use machine::block::volume::{BLOCK, Volume};
-use machine::virtio::lockstep::Turn;
+use machine::virtio::determinism::Determinism;
 
 /// How long the guest has to shut down before the copy; longer than for a stop, since the copy depends on it.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(90);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(90);
 /// Bytes copied at a time.
 const STEP: u64 = 1 << 20;
 
@@ -50,7 +50,7 @@ pub struct Capture {
 impl Capture {
     /// Makes an image of `id` and puts it into the store. Returns its id, and a warning when the copy may not be clean.
     pub fn run(&self, store: &Store, images: &Images, id: &InstanceId) -> Result<(String, Option<String>)> {
-        let record = store.truth(id)?;
+        let record = store.reconcile(id)?;
         if !record.state.owned() {
             let held = shutdown::hold(store, id, Event::Start)?;
             let draft = self.copy(held.record(), held.directory(), images)?;
@@ -81,7 +81,7 @@ impl Capture {
             );
             return Err(Error::Refused(reason));
         }
-        shutdown::stop(store, &record.id, SHUTDOWN_PATIENCE)?;
+        shutdown::stop(store, &record.id, SHUTDOWN_TIMEOUT)?;
         let mut held = store.hold(&record.id, Event::Start)?;
         let warning = unclean(held.record());
         let made = self.copy(held.record(), held.directory(), images);
@@ -98,12 +98,12 @@ impl Capture {
         let directory = store.home().instance(&record.id);
         let mut freeze = agent::Session::open(
             &directory,
-            &Turn::default(),
+            &Determinism::default(),
             &Request::Freeze { seconds: FREEZE_MAX },
         )?;
         freeze.answer()?;
         let made = self.copy(record, &directory, images);
-        let thawed = agent::request(&directory, &Turn::default(), &Request::Thaw);
+        let thawed = agent::request(&directory, &Determinism::default(), &Request::Thaw);
         let made = made?;
         let warning = thawed.err().map(|error| {
             format!("the file systems were not frozen to the end of the copy ({error}): the image may not be consistent")

@@ -14,9 +14,9 @@ use super::record::{Ending, Record};
 use super::{Error, InstanceId, Result, State, sockets};
 
 /// An owner answers at once; one that takes this long is stuck.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A pending instance binds its socket within milliseconds of its launch.
-const SOCKET_PATIENCE: Duration = Duration::from_secs(5);
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A stream from the owner, with what came along with the response's head in front.
 pub type Incoming = Chain<Cursor<Vec<u8>>, UnixStream>;
@@ -30,7 +30,7 @@ pub struct Client {
 
 /// One line of [`Client::watch`].
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct News {
+pub struct StatusEvent {
     /// The instance's state.
     pub state: State,
     /// Whether the guest's agent is there.
@@ -55,10 +55,10 @@ impl Client {
     }
 
     /// Asks for power-off within `patience` (rounded up to seconds). Whoever is to stop at once is not waited for long.
-    pub fn stop(&self, patience: Duration) -> Result<()> {
-        let seconds = patience.as_millis().div_ceil(1000).try_into().unwrap_or(u32::MAX);
+    pub fn stop(&self, timeout: Duration) -> Result<()> {
+        let seconds = timeout.as_millis().div_ceil(1000).try_into().unwrap_or(u32::MAX);
         let body = serde_json::to_vec(&StopRequest { time: Some(seconds) }).unwrap_or_default();
-        let limit = ANSWER_PATIENCE.min(patience + SOCKET_PATIENCE);
+        let limit = ANSWER_TIMEOUT.min(timeout + SOCKET_TIMEOUT);
         self.call_within("POST", "/v1/instance/stop", &body, limit)
             .map(drop)
     }
@@ -78,8 +78,8 @@ impl Client {
         self.call("POST", "/v1/instance/resume", b"").map(drop)
     }
 
-    /// News until the instance ends. The first is where it stands now.
-    pub fn watch(&self) -> Result<impl Iterator<Item = News> + use<>> {
+    /// StatusEvent until the instance ends. The first is where it stands now.
+    pub fn watch(&self) -> Result<impl Iterator<Item = StatusEvent> + use<>> {
         let incoming = self.open("/v1/events", false)?.0;
         let lines = BufReader::new(incoming).lines();
         Ok(lines.map_while(|line| serde_json::from_str(&line.ok()?).ok()))
@@ -107,7 +107,7 @@ impl Client {
 
     /// One request and its answer. A refusal is an error with the owner's words.
     fn call(&self, method: &str, target: &str, body: &[u8]) -> Result<Response> {
-        self.call_within(method, target, body, ANSWER_PATIENCE)
+        self.call_within(method, target, body, ANSWER_TIMEOUT)
     }
 
     fn call_within(&self, method: &str, target: &str, body: &[u8], limit: Duration) -> Result<Response> {
@@ -121,7 +121,7 @@ impl Client {
     }
 
     fn open(&self, target: &str, upgrade: bool) -> Result<(Incoming, UnixStream)> {
-        let opened = self.open_until(target, upgrade, Instant::now() + ANSWER_PATIENCE)?;
+        let opened = self.open_until(target, upgrade, Instant::now() + ANSWER_TIMEOUT)?;
         // What follows comes when there is something.
         let endless = opened.1.set_read_timeout(None);
         endless.map_err(|e| self.odd(&e.to_string()))?;
@@ -155,7 +155,7 @@ impl Client {
 
     /// Connects. An owner that has only just begun may not have its socket yet.
     fn connect(&self) -> Result<UnixStream> {
-        let deadline = Instant::now() + SOCKET_PATIENCE;
+        let deadline = Instant::now() + SOCKET_TIMEOUT;
         loop {
             match sockets::connect(&self.directory, sockets::CONTROL) {
                 Ok(stream) => return Ok(stream),

@@ -12,7 +12,7 @@ use guest_init::proto::Request;
 use super::owner::Owner;
 use super::{Error, Result, agent};
 use machine::sandbox::{self, Kind};
-use machine::virtio::lockstep::Turn;
+use machine::virtio::determinism::Determinism;
 
 /// Between two looks at the clocks.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -44,7 +44,7 @@ pub fn start(owner: &Arc<Owner>) -> Result<()> {
 /// Has the agent set the guest's clock. One that is not there yet does so when it comes.
 fn follow(owner: &Owner) -> bool {
     let nanoseconds = || u64::try_from(Clocks::now().date.as_nanos()).unwrap_or(u64::MAX);
-    let ask = |request| agent::request(owner.directory(), &Turn::default(), &request).map(drop);
+    let ask = |request| agent::request(owner.directory(), &Determinism::default(), &request).map(drop);
     // The agent of an older image knows the second request only.
     let asked = ask(Request::FollowClock {
         nanoseconds: nanoseconds(),

@@ -14,11 +14,15 @@ use super::{Error, Result};
 use crate::terminal;
 use machine::Serial;
 use machine::virtio::console::{Console as Hvc, Size as HvcSize};
-use machine::virtio::lockstep::Turn;
+use machine::virtio::determinism::Determinism;
 
 /// The console devices. What a person types goes to the one that the image names. The serial port is always there: until
 /// the driver of `hvc0` is loaded, it alone can say why a kernel does not come up.
-pub fn consoles(image: &Image, console: &Console, turn: &Turn) -> Result<(Option<Hvc>, Serial)> {
+pub fn consoles(
+    image: &Image,
+    console: &Console,
+    determinism: &Determinism,
+) -> Result<(Option<Hvc>, Serial)> {
     let input = keyboard(console)?;
     if !image.manifest().console.starts_with("hvc") {
         return Ok((
@@ -30,7 +34,7 @@ pub fn consoles(image: &Image, console: &Console, turn: &Turn) -> Result<(Option
         ));
     }
     // A guest that is to run the same way everywhere is not told of this terminal.
-    let terminal = terminal::size().filter(|_| !turn.is_kept());
+    let terminal = terminal::size().filter(|_| !determinism.is_enabled());
     let (columns, rows) = terminal.map_or((0, 0), |(rows, columns)| (columns, rows));
     let main = Arc::new(AtomicBool::new(false));
     let size = HvcSize::new(columns, rows);

@@ -16,7 +16,7 @@ use nix::unistd::{dup2_stdin, dup2_stdout, setsid};
 use super::lock::Lock;
 use super::per_run::PerRun;
 use super::record::Ending;
-use super::store::{Held, Store};
+use super::store::{LockedInstance, Store};
 use super::{Error, Event, InstanceId, Result, descriptors};
 
 /// The hidden command that a detached owner is started with.
@@ -38,7 +38,7 @@ const KEPT: [&str; 6] = [
 
 /// Starts the owner of `held`, which is pending, and returns when its guest runs. `per_run` is what is
 /// asked of this run.
-pub fn spawn(mut held: Held, per_run: &PerRun) -> Result<()> {
+pub fn spawn(mut held: LockedInstance, per_run: &PerRun) -> Result<()> {
     let id = held.record().id.clone();
     let answer = match start_owner(&held, per_run) {
         Ok(answer) if answer == RUNNING => return Ok(()),
@@ -67,7 +67,7 @@ pub fn spawn(mut held: Held, per_run: &PerRun) -> Result<()> {
 }
 
 /// Starts the process and returns the line it sends.
-fn start_owner(held: &Held, per_run: &PerRun) -> Result<String> {
+fn start_owner(held: &LockedInstance, per_run: &PerRun) -> Result<String> {
     let per_run = per_run
         .to_json()
         .map_err(Error::os("handing on what is asked of the run"))?;
@@ -123,7 +123,7 @@ impl Report {
 }
 
 /// In the new process: leaves the terminal, takes over the instance, and frees standard input and output.
-pub fn take_over(store: &Store, id: &InstanceId) -> Result<(Held, Report)> {
+pub fn take_over(store: &Store, id: &InstanceId) -> Result<(LockedInstance, Report)> {
     setsid().map_err(|e| Error::os("leaving the terminal's session")(e.into()))?;
     let inherited = |e: io::Error| Error::os("taking over standard input and output")(e);
     let lock = io::stdin().as_fd().try_clone_to_owned().map_err(inherited)?;

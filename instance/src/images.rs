@@ -29,7 +29,7 @@ use super::{Error, InstanceId, Result, sparse_copy};
 use machine::block::volume;
 
 /// How long a change waits for another command's: copying an image into the store may take its time.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// The tag of a name without one.
 const LATEST: &str = "latest";
 const EXTENSION: &str = "ami";
@@ -299,7 +299,7 @@ impl Images {
 
     fn lock(&self) -> Result<Lock> {
         create_private(&self.directory)?;
-        Lock::take(&self.directory.join(".lock"), PATIENCE)?
+        Lock::take(&self.directory.join(".lock"), TIMEOUT)?
             .ok_or_else(|| Error::Busy("the image store".into()))
     }
 

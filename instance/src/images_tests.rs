@@ -108,7 +108,7 @@ fn an_image_that_a_volume_reads_from_stays_until_the_volume_is_complete() {
 
     world.images.remove("hello", true, &world.store).unwrap();
     let id = world.store.find(&user).unwrap();
-    let root = world.store.truth(&id).unwrap().volumes[0].path.clone();
+    let root = world.store.reconcile(&id).unwrap().volumes[0].path.clone();
     let content = fs::read(root).unwrap();
     assert!(content[..test_image::ROOT as usize].iter().all(|&b| b == 7));
 }

@@ -13,7 +13,7 @@ use super::id::ReservationId;
 use super::image::Image;
 use super::network::{MAX_USER_DATA, USER_DATA};
 use super::record::{Config, FORMAT, ImageRef, Record, Volume, VolumeKind};
-use super::store::{Held, Store};
+use super::store::{LockedInstance, Store};
 use super::{Error, InstanceId, Result, State, VolumeId};
 use machine::block::volume;
 
@@ -282,12 +282,12 @@ impl Launch {
     }
 
     /// Makes instance number `index`, pending and held by this process.
-    pub fn prepare(&self, index: u32) -> Result<Held> {
+    pub fn prepare(&self, index: u32) -> Result<LockedInstance> {
         self.prepare_fresh(index).map(|(held, _)| held)
     }
 
     /// As [`prepare`](Launch::prepare), with what was opened for it: for whoever runs the instance at once.
-    pub fn prepare_fresh(&self, index: u32) -> Result<(Held, Fresh)> {
+    pub fn prepare_fresh(&self, index: u32) -> Result<(LockedInstance, Fresh)> {
         let mut root = None;
         let record = self.plan(index)?;
         let planned = self.store.home().instance(&record.id);

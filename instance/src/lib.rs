@@ -7,7 +7,6 @@
 pub mod agent;
 pub mod api;
 pub mod assemble;
-mod ballast;
 pub mod capture;
 pub mod client;
 mod clock_sync;
@@ -35,6 +34,7 @@ pub mod preflight;
 pub mod process;
 pub mod record;
 mod replace;
+mod reserve;
 pub mod scrub;
 mod search;
 pub mod service;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use machine::limit::Pace;
+use machine::limit::RateLimiter;
 
 /// A guest with less than this could not even boot: bytes a second of a disk, bytes a second of the network.
 const LEAST_DISK: u64 = 64 << 10;
@@ -29,13 +29,13 @@ pub struct Limits {
 
 impl Limits {
     /// The pace of one volume.
-    pub fn volume(&self) -> Pace {
-        Pace::new(self.iops, self.disk)
+    pub fn volume(&self) -> RateLimiter {
+        RateLimiter::new(self.iops, self.disk)
     }
 
     /// The pace of one direction of the network.
-    pub fn network(&self) -> Pace {
-        Pace::new(None, self.net)
+    pub fn network(&self) -> RateLimiter {
+        RateLimiter::new(None, self.net)
     }
 
     /// Whether nothing is limited.

@@ -40,8 +40,8 @@ impl Lock {
     }
 
     /// Takes the lock, waiting for the holder at most `patience`.
-    pub fn take(path: &Path, patience: Duration) -> Result<Option<Lock>> {
-        let deadline = Instant::now() + patience;
+    pub fn take(path: &Path, timeout: Duration) -> Result<Option<Lock>> {
+        let deadline = Instant::now() + timeout;
         loop {
             if let Some(lock) = Lock::try_take(path)? {
                 return Ok(Some(lock));

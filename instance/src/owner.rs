@@ -13,17 +13,17 @@ use serde::Serialize;
 use super::console::Console;
 use super::pause::{GuestControl, Paused, SpaceHook};
 use super::record::{Ending, Record};
-use super::store::Held;
+use super::store::LockedInstance;
 use super::subscription::{Subscribers, Subscription};
 use super::{Error, Event, InstanceId, Result, State};
 use machine::Outcome;
 use machine::sandbox::{self, Kind};
-use machine::virtio::lockstep::Turn;
+use machine::virtio::determinism::Determinism;
 
 mod pause;
 
-/// News that a watcher may lag behind before it is cut off; a life brings about ten.
-const NEWS_BACKLOG: usize = 256;
+/// StatusEvent that a watcher may lag behind before it is cut off; a life brings about ten.
+const EVENT_BACKLOG: usize = 256;
 /// Between two attempts to reach an agent that is not there yet.
 const AGENT_RETRY: Duration = Duration::from_millis(100);
 
@@ -42,7 +42,7 @@ pub trait Guest {
 
 /// What the guest is asked for when it is asked to shut down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Farewell {
+pub enum ShutdownKind {
     /// Power off.
     PowerOff,
     /// Restart.
@@ -50,11 +50,11 @@ pub enum Farewell {
 }
 
 /// Asks the agent in the guest of the instance kept in this directory to shut down.
-pub type Ask = Box<dyn Fn(&Path, Farewell) -> Result<()> + Send + Sync>;
+pub type Ask = Box<dyn Fn(&Path, ShutdownKind) -> Result<()> + Send + Sync>;
 
 /// One line of news: where the instance stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct News {
+pub struct StatusEvent {
     /// Its state.
     pub state: State,
     /// Whether the guest's agent is there.
@@ -71,17 +71,17 @@ pub struct Owner {
     directory: PathBuf,
     console: Console,
     ask: Ask,
-    turn: Turn,
-    /// Held while a request to pause or to go on is carried out. Locked before `life`.
+    determinism: Determinism,
+    /// LockedInstance while a request to pause or to go on is carried out. Locked before `life`.
     pausing: Mutex<()>,
-    // Held while the record is written, and nothing else is locked meanwhile but the console (a leaf).
-    life: Mutex<Life>,
+    // LockedInstance while the record is written, and nothing else is locked meanwhile but the console (a leaf).
+    life: Mutex<Inner>,
     changed: Condvar,
 }
 
-struct Life {
+struct Inner {
     /// `None` once the instance is stopped and handed back.
-    held: Option<Held>,
+    held: Option<LockedInstance>,
     /// The last record, kept after `held` is gone.
     record: Record,
     killer: Option<Arc<dyn Fn() + Send + Sync>>,
@@ -96,21 +96,21 @@ struct Life {
     ran: bool,
     /// How the image's main program has ended in this life, if it has.
     exited: Option<u8>,
-    watchers: Subscribers<News>,
+    watchers: Subscribers<StatusEvent>,
 }
 
 impl Owner {
     /// Takes charge of `held`, which is pending. `turn` is the machine's.
-    pub fn new(held: Held, console: Console, ask: Ask, turn: Turn) -> Arc<Owner> {
+    pub fn new(held: LockedInstance, console: Console, ask: Ask, determinism: Determinism) -> Arc<Owner> {
         let record = held.record().clone();
         Arc::new(Owner {
             id: record.id.clone(),
             directory: held.directory().to_path_buf(),
             console,
             ask,
-            turn,
+            determinism,
             pausing: Mutex::default(),
-            life: Mutex::new(Life {
+            life: Mutex::new(Inner {
                 held: Some(held),
                 record,
                 killer: None,
@@ -157,12 +157,12 @@ impl Owner {
     pub fn run(
         self: &Arc<Self>,
         mut build: impl FnMut(&Record, &Path, &Console) -> Result<Box<dyn Guest>>,
-        surround: impl FnOnce() -> Result<()>,
-    ) -> Result<(Ending, Held)> {
-        let mut surround = Some(surround);
+        on_started: impl FnOnce() -> Result<()>,
+    ) -> Result<(Ending, LockedInstance)> {
+        let mut on_started = Some(on_started);
         let ending = loop {
             let record = self.record();
-            match self.live(&mut build, &record, &mut surround) {
+            match self.live(&mut build, &record, &mut on_started) {
                 Ok(Some(ending)) => break ending,
                 Ok(None) => {}
                 Err(error) => break Ending::Failed(error.to_string()),
@@ -176,7 +176,7 @@ impl Owner {
         self: &Arc<Self>,
         build: &mut impl FnMut(&Record, &Path, &Console) -> Result<Box<dyn Guest>>,
         record: &Record,
-        surround: &mut Option<impl FnOnce() -> Result<()>>,
+        on_started: &mut Option<impl FnOnce() -> Result<()>>,
     ) -> Result<Option<Ending>> {
         let mut guest = build(record, &self.directory, &self.console)?;
         guest.report_space(self.space_hook());
@@ -193,7 +193,7 @@ impl Owner {
         }
         let mut begun = Ok(());
         let outcome = guest.run(&mut || {
-            begun = self.begun(surround.take());
+            begun = self.begun(on_started.take());
             if begun.is_err() {
                 self.kill();
             }
@@ -216,11 +216,11 @@ impl Owner {
     }
 
     /// The guest runs: says so to those who watch, after the first life's surroundings are there.
-    fn begun(&self, surround: Option<impl FnOnce() -> Result<()>>) -> Result<()> {
-        let (event, reason) = match surround {
-            Some(surround) => {
+    fn begun(&self, on_started: Option<impl FnOnce() -> Result<()>>) -> Result<()> {
+        let (event, reason) = match on_started {
+            Some(on_started) => {
                 self.console.prepare();
-                surround()?;
+                on_started()?;
                 (Event::Started, "launched")
             }
             None => (Event::Rebooted, "rebooted by the guest"),
@@ -237,7 +237,7 @@ impl Owner {
         Ok(())
     }
 
-    fn finish(&self, ending: Ending) -> Result<(Ending, Held)> {
+    fn finish(&self, ending: Ending) -> Result<(Ending, LockedInstance)> {
         self.console.close();
         let mut life = self.lock();
         let written = life.update(Event::Ended, &ending.to_string(), |r| {
@@ -274,31 +274,31 @@ impl Owner {
     }
 
     /// Waits until the agent is there. `false` when the instance ended or `patience` ran out before.
-    pub fn wait_ready(&self, patience: Duration) -> bool {
-        let over = |life: &mut Life| !life.record.ready && life.held.is_some();
+    pub fn wait_ready(&self, timeout: Duration) -> bool {
+        let over = |life: &mut Inner| !life.record.ready && life.held.is_some();
         let (life, _) = self
             .changed
-            .wait_timeout_while(self.lock(), patience, over)
+            .wait_timeout_while(self.lock(), timeout, over)
             .unwrap_or_else(PoisonError::into_inner);
         life.record.ready && life.held.is_some()
     }
 
     /// Asks the guest to power off, and ends it without its consent when it has not obeyed after `patience`. Returns at
     /// once. A guest that is paused by request goes on for it, as with `docker stop`.
-    pub fn stop(self: &Arc<Self>, patience: Duration, reason: &str) -> Result<()> {
+    pub fn stop(self: &Arc<Self>, timeout: Duration, reason: &str) -> Result<()> {
         self.lock().begin_stop(reason)?;
         self.changed.notify_all();
-        if patience.is_zero() {
+        if timeout.is_zero() {
             self.kill();
             return Ok(());
         }
         let owner = Arc::clone(self);
-        self.turn.take();
+        self.determinism.take();
         sandbox::spawn("stop", Kind::Control, move || {
-            let deadline = Instant::now() + patience;
+            let deadline = Instant::now() + timeout;
             owner.resume_to_stop();
-            owner.ask_until(Farewell::PowerOff, deadline);
-            owner.turn.give();
+            owner.ask_until(ShutdownKind::PowerOff, deadline);
+            owner.determinism.give();
             if !owner.wait_ended(deadline) {
                 owner.kill();
             }
@@ -323,7 +323,7 @@ impl Owner {
         }
         match (state, ready) {
             (State::Running, true) => {
-                (self.ask)(&self.directory, Farewell::Reboot)?;
+                (self.ask)(&self.directory, ShutdownKind::Reboot)?;
                 // Whoever asks from now on means the next life.
                 let mut life = self.lock();
                 life.change(|r| r.ready = false)?;
@@ -346,9 +346,9 @@ impl Owner {
     }
 
     /// Where the instance stands, and everything new from here on until it ends.
-    pub fn watch(&self) -> Result<(News, Subscription<News>)> {
+    pub fn watch(&self) -> Result<(StatusEvent, Subscription<StatusEvent>)> {
         let mut life = self.lock();
-        let subscribed = life.watchers.add(NEWS_BACKLOG);
+        let subscribed = life.watchers.add(EVENT_BACKLOG);
         if life.held.is_none() {
             life.watchers.clear();
         }
@@ -357,14 +357,14 @@ impl Owner {
     }
 
     /// Where the instance stands.
-    pub fn news(&self) -> News {
+    pub fn news(&self) -> StatusEvent {
         news(&self.lock().record)
     }
 
     /// Tries to reach the agent until it has taken the request, the guest has ended or it is too late.
-    fn ask_until(&self, farewell: Farewell, deadline: Instant) {
+    fn ask_until(&self, shutdown: ShutdownKind, deadline: Instant) {
         while Instant::now() < deadline {
-            match (self.ask)(&self.directory, farewell) {
+            match (self.ask)(&self.directory, shutdown) {
                 Ok(()) => return,
                 Err(error) => tracing::debug!(%error, "the agent is not there yet"),
             }
@@ -376,20 +376,20 @@ impl Owner {
 
     /// Waits until the instance has ended; `false` when that has not happened by `deadline`.
     fn wait_ended(&self, deadline: Instant) -> bool {
-        let patience = deadline.saturating_duration_since(Instant::now());
+        let timeout = deadline.saturating_duration_since(Instant::now());
         let (life, _) = self
             .changed
-            .wait_timeout_while(self.lock(), patience, |life| life.held.is_some())
+            .wait_timeout_while(self.lock(), timeout, |life| life.held.is_some())
             .unwrap_or_else(PoisonError::into_inner);
         life.held.is_none()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Life> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Life {
+impl Inner {
     /// A stop that cannot be written down is one all the same: only a state that forbids it refuses it.
     fn begin_stop(&mut self, reason: &str) -> Result<()> {
         self.stopping = true;
@@ -429,8 +429,8 @@ impl Life {
     }
 }
 
-fn news(record: &Record) -> News {
-    News {
+fn news(record: &Record) -> StatusEvent {
+    StatusEvent {
         state: record.state,
         ready: record.ready,
         paused: record.paused.clone(),

@@ -81,7 +81,7 @@ impl World {
         let store = Store::new(Home::at(dir.path()));
         let held = store.create(draft(Some("web")), |_, _| Ok(())).unwrap();
         let console = Console::new(held.directory());
-        let owner = Owner::new(held, console, ask, Turn::default());
+        let owner = Owner::new(held, console, ask, Determinism::default());
         let (births, lives) = channel();
         let switch = Arc::<Switch>::default();
         let running = {
@@ -107,7 +107,7 @@ impl World {
     }
 
     fn recorded(&self) -> Record {
-        self.store.truth(self.owner.id()).unwrap()
+        self.store.reconcile(self.owner.id()).unwrap()
     }
 
     fn end(self) -> Ending {
@@ -132,7 +132,7 @@ fn a_guest_that_powers_off_leaves_a_stopped_instance() {
     life.send(Outcome::PowerOff).unwrap();
     let (store, id) = (world.store.clone(), world.owner.id().clone());
     let _dir = world.end_keeping(Ending::PoweredOff);
-    let record = store.truth(&id).unwrap();
+    let record = store.reconcile(&id).unwrap();
     assert_eq!(
         (record.state, record.ending),
         (State::Stopped, Some(Ending::PoweredOff))
@@ -173,8 +173,8 @@ fn a_panic_is_not_taken_for_a_reboot() {
 #[test]
 fn a_polite_guest_is_not_killed() {
     let (asked, requests) = channel();
-    let world = World::start(Box::new(move |_, farewell| {
-        let _ = asked.send(farewell);
+    let world = World::start(Box::new(move |_, shutdown| {
+        let _ = asked.send(shutdown);
         Ok(())
     }));
     let life = world.lives.recv().unwrap();
@@ -182,7 +182,7 @@ fn a_polite_guest_is_not_killed() {
         .owner
         .stop(Duration::from_secs(60), "stopped by a test")
         .unwrap();
-    assert_eq!(requests.recv().unwrap(), Farewell::PowerOff);
+    assert_eq!(requests.recv().unwrap(), ShutdownKind::PowerOff);
     assert_eq!(world.recorded().state, State::Stopping);
     life.send(Outcome::PowerOff).unwrap();
     assert_eq!(world.end(), Ending::PoweredOff);
@@ -195,7 +195,7 @@ fn the_end_of_the_main_program_is_the_instances() {
     use std::io::{Read, Write};
     let world = World::start(deaf());
     let life = world.lives.recv().unwrap();
-    super::super::service::listen_for_end(&world.owner, Turn::default()).unwrap();
+    super::super::service::listen_for_end(&world.owner, Determinism::default()).unwrap();
     let name = format!("{}_{END_PORT}", super::super::sockets::VSOCK);
     let connect = || super::super::sockets::connect(world.owner.directory(), &name).unwrap();
     // What is no such word says nothing, and does not keep the next one from being heard.
@@ -259,13 +259,13 @@ fn a_machine_that_cannot_be_built_ends_the_instance_with_the_reason() {
     let held = store.create(draft(None), |_, _| Ok(())).unwrap();
     let id = held.record().id.clone();
     let console = Console::new(held.directory());
-    let owner = Owner::new(held, console, deaf(), Turn::default());
+    let owner = Owner::new(held, console, deaf(), Determinism::default());
     let (ending, held) = owner
         .run(|_, _, _| Err(Error::Machine("no memory".into())), || Ok(()))
         .unwrap();
     assert!(matches!(&ending, Ending::Failed(reason) if reason.contains("no memory")));
     drop(held);
-    assert_eq!(store.truth(&id).unwrap().ending, Some(ending));
+    assert_eq!(store.reconcile(&id).unwrap().ending, Some(ending));
     store.hold(&id, Event::Start).unwrap();
 }
 
@@ -312,8 +312,8 @@ fn a_full_disk_is_in_the_record_until_there_is_space() {
 #[test]
 fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
     let (asked, requests) = channel();
-    let world = World::start(Box::new(move |_, farewell| {
-        let _ = asked.send(farewell);
+    let world = World::start(Box::new(move |_, shutdown| {
+        let _ = asked.send(shutdown);
         Ok(())
     }));
     let life = world.lives.recv().unwrap();
@@ -325,7 +325,7 @@ fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
         .owner
         .stop(Duration::from_secs(60), "stopped by a test")
         .unwrap();
-    assert_eq!(requests.recv().unwrap(), Farewell::PowerOff);
+    assert_eq!(requests.recv().unwrap(), ShutdownKind::PowerOff);
     assert_eq!(*world.switch.asked.lock().unwrap(), ["pause", "resume"]);
     life.send(Outcome::PowerOff).unwrap();
     assert_eq!(world.end(), Ending::PoweredOff);

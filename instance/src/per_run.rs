@@ -8,7 +8,7 @@ use super::Error;
 use super::limits::Limits;
 use machine::accel::Profiling;
 use machine::sandbox::Mode;
-use machine::virtio::lockstep::Turn;
+use machine::virtio::determinism::Determinism;
 use serde::{Deserialize, Serialize};
 
 /// How the process that runs an instance deals with its host.
@@ -125,11 +125,11 @@ impl PerRun {
     }
 
     /// The turn of the machine.
-    pub fn turn(&self) -> Turn {
+    pub fn determinism(&self) -> Determinism {
         if self.icount {
-            Turn::kept()
+            Determinism::enabled()
         } else {
-            Turn::default()
+            Determinism::default()
         }
     }
 }

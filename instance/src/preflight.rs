@@ -40,8 +40,8 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
     per_run.check(&config.limits)?;
     let cpus = config.cpus.unwrap_or(image.manifest().default_cpus);
     let architecture = image.manifest().architecture;
-    let turn = per_run.turn();
-    let chosen = if turn.is_kept() {
+    let determinism = per_run.determinism();
+    let chosen = if determinism.is_enabled() {
         accel::choose_repeatable(choice(config.accel), architecture, None)
     } else {
         let remembered = store.home().kvm_verdict();
@@ -58,7 +58,7 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
         serial: None,
         devices: Vec::new(),
         uuid: None,
-        turn,
+        determinism,
         timeline: Arc::new(Timeline::start()),
     };
     Machine::build(spec)

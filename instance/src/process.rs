@@ -23,7 +23,7 @@ use super::{Error, Result};
 /// The file in the state directory whose lock names the process.
 const FILE: &str = "owner";
 
-/// Held by the process that runs an instance: the kernel names it to whoever asks. The lock ends with the process.
+/// LockedInstance by the process that runs an instance: the kernel names it to whoever asks. The lock ends with the process.
 #[derive(Debug)]
 pub struct Named {
     /// No other descriptor of this file may be closed in this process: that would give up the lock.

@@ -20,12 +20,12 @@ use machine::block::raw::RawFile;
 use machine::sandbox::{self, Kind};
 use machine::timeline::Timeline;
 use machine::virtio::block::{Block, SpaceEvent, SpaceMonitor, Spec as BlockSpec};
-use machine::virtio::lockstep::Turn;
+use machine::virtio::determinism::Determinism;
 use machine::virtio::rng::Rng;
 use machine::{Machine, Outcome, Serial, Spec};
 
 /// How long the boot may take: ten times what the slowest accelerator needs on a busy host.
-const PATIENCE: Duration = Duration::from_secs(180);
+const TIMEOUT: Duration = Duration::from_secs(180);
 /// The end of the console's output that is kept for an error message, in bytes.
 const TAIL: usize = 4096;
 /// RAM: enough for the kernel, the initramfs and a journal to be replayed.
@@ -77,7 +77,7 @@ pub fn scrub(
         }),
         devices: vec![device("vda", disk), device("rng", Rng::default())],
         uuid: None,
-        turn: Turn::default(),
+        determinism: Determinism::default(),
         timeline: Arc::new(Timeline::start()),
     })
     .map_err(|error| Error::Machine(error.to_string()))?;
@@ -104,7 +104,7 @@ fn run(machine: Machine, no_space: Receiver<io::ErrorKind>) -> std::result::Resu
     let handle = machine.handle();
     // The disk holds the other end for as long as the machine is there.
     let watchdog = sandbox::spawn("watchdog", Kind::Control, move || {
-        let seen = no_space.recv_timeout(PATIENCE);
+        let seen = no_space.recv_timeout(TIMEOUT);
         if seen != Err(RecvTimeoutError::Disconnected) {
             handle.kill();
         }

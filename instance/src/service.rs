@@ -11,50 +11,58 @@ use nix::poll::{PollFd, PollFlags, poll};
 use super::api;
 use super::console::Console;
 use super::owner::Owner;
-use super::store::Held;
+use super::store::LockedInstance;
 use super::{Error, Result, agent, clock_sync, network, sockets};
 use machine::footprint;
 use machine::sandbox::{self, Kind};
-use machine::virtio::lockstep::{Times, Turn};
+use machine::virtio::determinism::{Determinism, Times};
 
 /// How long after a guest's readiness its launch is over, in milliseconds: those who waited are told meanwhile, and what tells them is
 /// used once more. At once would unmap some of it, or all, as the threads happen to run.
 const SETTLING: u16 = 500;
 
 /// Takes charge of `held`. The guest itself is run by [`Owner::run`]. `turn` is the machine's.
-pub fn own(mut held: Held, turn: &Turn) -> Arc<Owner> {
+pub fn own(mut held: LockedInstance, determinism: &Determinism) -> Arc<Owner> {
     held.name_process();
     let console = Console::new(held.directory());
-    let asked = turn.clone();
-    let ask = move |directory: &Path, farewell| agent::ask_to_shut_down(directory, &asked, farewell);
-    Owner::new(held, console, Box::new(ask), turn.clone())
+    let asked = determinism.clone();
+    let ask = move |directory: &Path, shutdown| agent::ask_to_shut_down(directory, &asked, shutdown);
+    Owner::new(held, console, Box::new(ask), determinism.clone())
 }
 
 /// Opens the owner's sockets. `on_ready` is called when the guest's agent says that it is there.
-pub fn serve(owner: &Arc<Owner>, turn: &Turn, on_ready: impl Fn() + Send + 'static) -> Result<()> {
-    listen_for_readiness(owner, turn.clone(), on_ready)?;
-    listen_for_end(owner, turn.clone())?;
-    if !turn.is_kept() {
+pub fn serve(
+    owner: &Arc<Owner>,
+    determinism: &Determinism,
+    on_ready: impl Fn() + Send + 'static,
+) -> Result<()> {
+    listen_for_readiness(owner, determinism.clone(), on_ready)?;
+    listen_for_end(owner, determinism.clone())?;
+    if !determinism.is_enabled() {
         clock_sync::start(owner)?;
     }
     api::serve(Arc::clone(owner))
 }
 
 /// The agent says that it is there by connecting; what it sends is of no interest.
-fn listen_for_readiness(owner: &Arc<Owner>, turn: Turn, on_ready: impl Fn() + Send + 'static) -> Result<()> {
+fn listen_for_readiness(
+    owner: &Arc<Owner>,
+    determinism: Determinism,
+    on_ready: impl Fn() + Send + 'static,
+) -> Result<()> {
     let listener = sockets::bind(owner.directory(), &format!("{}_{READY_PORT}", sockets::VSOCK))?;
-    turn.expect(READY_PORT, Times::Always);
+    determinism.expect(READY_PORT, Times::Always);
     let owner = Arc::clone(owner);
     sandbox::spawn("readiness", Kind::Control, move || {
         listener.incoming().flatten().for_each(|stream| {
             // Closed before anything else, so that the guest hears of it first in every run.
             drop(stream);
-            if let Err(error) = configure(&owner, &turn) {
+            if let Err(error) = configure(&owner, &determinism) {
                 tracing::warn!(%error, "the guest could not be configured");
             }
             on_ready();
             owner.set_ready();
-            turn.give();
+            determinism.give();
             if is_quiet(&listener) {
                 footprint::give_back();
             }
@@ -68,9 +76,9 @@ fn listen_for_readiness(owner: &Arc<Owner>, turn: Turn, on_ready: impl Fn() + Se
 const END_SAID_WITHIN: Duration = Duration::from_secs(5);
 
 /// Notes how the image's main program has ended. The guest waits for the end of its connection before it powers off.
-pub(super) fn listen_for_end(owner: &Arc<Owner>, turn: Turn) -> Result<()> {
+pub(super) fn listen_for_end(owner: &Arc<Owner>, determinism: Determinism) -> Result<()> {
     let listener = sockets::bind(owner.directory(), &format!("{}_{END_PORT}", sockets::VSOCK))?;
-    turn.expect(END_PORT, Times::Always);
+    determinism.expect(END_PORT, Times::Always);
     let owner = Arc::clone(owner);
     sandbox::spawn("end", Kind::Control, move || {
         for mut stream in listener.incoming().flatten() {
@@ -83,7 +91,7 @@ pub(super) fn listen_for_end(owner: &Arc<Owner>, turn: Turn) -> Result<()> {
                 owner.set_exited(ended.status());
             }
             drop(stream);
-            turn.give();
+            determinism.give();
         }
     })
     .map_err(Error::os("starting a thread"))?;
@@ -98,7 +106,7 @@ fn is_quiet(listener: &impl AsFd) -> bool {
 
 /// Gives the guest what belongs to this instance, unless there is nothing. cloud-init, where the image has it, asks the
 /// metadata service itself; the agent knows.
-fn configure(owner: &Owner, turn: &Turn) -> Result<()> {
+fn configure(owner: &Owner, determinism: &Determinism) -> Result<()> {
     let record = owner.record();
     let user_data = network::user_data(owner.directory())?;
     if record.config.ssh_keys.is_empty() && user_data.is_none() {
@@ -111,5 +119,5 @@ fn configure(owner: &Owner, turn: &Turn) -> Result<()> {
         // Only a script is the agent's business, and a script is text.
         user_data: user_data.and_then(|data| String::from_utf8(data).ok()),
     });
-    agent::request(owner.directory(), turn, &request).map(drop)
+    agent::request(owner.directory(), determinism, &request).map(drop)
 }

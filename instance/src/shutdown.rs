@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::client::Client;
 use super::process::InstanceProcess;
-use super::store::{Held, Store};
+use super::store::{LockedInstance, Store};
 use super::{Error, Event, InstanceId, Result};
 
 /// After the guest's time is over its process ends it at once; this is for the writing of the record.
@@ -89,7 +89,7 @@ fn kill(directory: &Path) -> Result<bool> {
 ///
 /// # Errors
 /// As [`Store::hold`].
-pub fn hold(store: &Store, id: &InstanceId, event: Event) -> Result<Held> {
+pub fn hold(store: &Store, id: &InstanceId, event: Event) -> Result<LockedInstance> {
     let refused = match store.hold(id, event) {
         Err(Error::Transition { state, .. }) if state.owned() => state,
         done => return done,
@@ -108,7 +108,7 @@ pub fn hold(store: &Store, id: &InstanceId, event: Event) -> Result<Held> {
 
 /// Whether nobody runs `id` any more; with `--rm` nothing is left of it.
 fn has_ended(store: &Store, id: &InstanceId) -> Result<bool> {
-    match store.truth(id) {
+    match store.reconcile(id) {
         Ok(record) => Ok(!record.state.owned()),
         Err(Error::NoInstance(_)) => Ok(true),
         Err(error) => Err(error),
@@ -156,10 +156,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(Home::at(dir.path()));
         let (id, process) = stuck(&store);
-        assert_eq!(store.truth(&id).unwrap().state, State::Pending);
+        assert_eq!(store.reconcile(&id).unwrap().state, State::Pending);
         stop(&store, &id, Duration::ZERO).unwrap();
         assert_eq!(process.end_signal(), Some(libc::SIGKILL));
-        let record = store.truth(&id).unwrap();
+        let record = store.reconcile(&id).unwrap();
         assert_eq!(
             (record.state, record.ending),
             (State::Stopped, Some(Ending::Lost))

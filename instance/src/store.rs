@@ -6,7 +6,7 @@
 //!   i-0123456789abcdef0/     an instance; complete from the moment it bears this name
 //!     instance.json          the record, replaced atomically
 //!     lock                   held by the owner, the process that runs the guest, for as long as it lives
-//!     ballast                room for the record when the guest has filled the file system
+//!     reserve                room for the record when the guest has filled the file system
 //!     …                      volumes, console log, sockets
 //!   i-0123456789abcdef0.ami  a hard link to its image
 //!   .new-i-…/  .gone-i-…/    being made, being removed; swept when their maker has died
@@ -21,7 +21,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::ballast;
 use super::home::{BASE_SUFFIX, Home, base_link, create_private, create_private_new};
 use super::id::valid_name;
 use super::janitor::{Janitor, remove_directory};
@@ -29,12 +28,13 @@ use super::lock::Lock;
 use super::process::Named;
 use super::record::{Ending, FORMAT, Record};
 use super::replace::{Durable, replace};
+use super::reserve;
 use super::{Error, Event, InstanceId, Result, State};
 
 /// The largest record that is read: one with the largest user input is far below.
 const MAX_RECORD: u64 = 1 << 20;
 /// How long a claim on a name or on a stopped instance waits for another command that is about to finish.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 /// After this long an unfinished directory that nobody holds has no maker any more.
 const ABANDONED: Duration = Duration::from_secs(60);
 
@@ -61,7 +61,7 @@ pub enum Entry {
 
 /// An instance that this process owns: nobody else changes it until this is dropped.
 #[derive(Debug)]
-pub struct Held {
+pub struct LockedInstance {
     record: Record,
     directory: PathBuf,
     lock: Lock,
@@ -86,7 +86,7 @@ impl Store {
         &self,
         mut record: Record,
         fill: impl FnOnce(&Path, &mut Record) -> Result<()>,
-    ) -> Result<Held> {
+    ) -> Result<LockedInstance> {
         let _claim = match &record.name {
             Some(name) => {
                 create_private(&self.home.instances())?;
@@ -103,7 +103,7 @@ impl Store {
             first_record(&under_way, &record)?;
             let directory = self.home.instance(&record.id);
             fs::rename(&under_way, &directory).map_err(Error::file("creating", &directory))?;
-            Ok(Held {
+            Ok(LockedInstance {
                 record,
                 directory,
                 lock,
@@ -119,7 +119,7 @@ impl Store {
 
     /// Checks that nobody has `name`; the lock returned keeps it so until the instance exists.
     fn claim(&self, name: &str) -> Result<Lock> {
-        let lock = Lock::take(&self.home.instances().join(".names"), PATIENCE)?
+        let lock = Lock::take(&self.home.instances().join(".names"), TIMEOUT)?
             .ok_or_else(|| Error::Busy("the list of names".into()))?;
         self.check_name(name)?;
         Ok(lock)
@@ -148,24 +148,24 @@ impl Store {
     }
 
     /// Takes hold of an instance that nobody runs.
-    pub fn hold(&self, id: &InstanceId, event: Event) -> Result<Held> {
+    pub fn hold(&self, id: &InstanceId, event: Event) -> Result<LockedInstance> {
         let directory = self.home.instance(id);
         let refused = |state| Error::Transition {
             id: id.to_string(),
             state,
             event,
         };
-        let record = self.truth(id)?;
+        let record = self.reconcile(id)?;
         if record.state.owned() {
             return Err(refused(record.state));
         }
-        let lock = unless_removed(id, &directory, Lock::take(&directory.join(LOCK), PATIENCE))?
+        let lock = unless_removed(id, &directory, Lock::take(&directory.join(LOCK), TIMEOUT))?
             .ok_or_else(|| Error::Busy(id.to_string()))?;
         let record = read_record(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
         if record.state.after(event).is_none() {
             return Err(refused(record.state));
         }
-        Ok(Held {
+        Ok(LockedInstance {
             record,
             directory,
             lock,
@@ -174,10 +174,10 @@ impl Store {
     }
 
     /// Takes over an instance whose lock was inherited from the process that held it.
-    pub fn inherit(&self, id: &InstanceId, lock: Lock) -> Result<Held> {
+    pub fn inherit(&self, id: &InstanceId, lock: Lock) -> Result<LockedInstance> {
         let directory = self.home.instance(id);
         let record = read_record(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
-        Ok(Held {
+        Ok(LockedInstance {
             record,
             directory,
             lock,
@@ -201,7 +201,7 @@ impl Store {
     }
 
     /// The record of `id`, corrected if its owner is gone.
-    pub fn truth(&self, id: &InstanceId) -> Result<Record> {
+    pub fn reconcile(&self, id: &InstanceId) -> Result<Record> {
         let directory = self.home.instance(id);
         loop {
             let record = read_record(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
@@ -219,7 +219,7 @@ impl Store {
             if !record.state.owned() {
                 return Ok(record);
             }
-            let mut held = Held {
+            let mut held = LockedInstance {
                 record,
                 directory: directory.clone(),
                 lock,
@@ -241,7 +241,7 @@ impl Store {
         self.sweep();
         let mut entries = Vec::new();
         for id in self.ids()? {
-            match self.truth(&id) {
+            match self.reconcile(&id) {
                 Ok(record) if record.auto_remove && record.ending == Some(Ending::Lost) => {}
                 Ok(record) => entries.push(Entry::Known(Box::new(record))),
                 Err(Error::NoInstance(_)) => {}
@@ -330,7 +330,7 @@ impl Store {
     }
 }
 
-impl Held {
+impl LockedInstance {
     /// The record.
     pub fn record(&self) -> &Record {
         &self.record
@@ -360,7 +360,7 @@ impl Held {
         self.update(event, reason, |_| {})
     }
 
-    /// As [`apply`](Held::apply), with other changes to the record in the same stroke.
+    /// As [`apply`](LockedInstance::apply), with other changes to the record in the same stroke.
     pub fn update(&mut self, event: Event, reason: &str, change: impl FnOnce(&mut Record)) -> Result<()> {
         let state = self.record.state;
         let next = state.after(event).ok_or_else(|| Error::Transition {
@@ -495,7 +495,7 @@ fn text_of(record: &Record) -> io::Result<Vec<u8>> {
 fn write_record(directory: &Path, record: &Record, durable: Durable) -> Result<()> {
     let path = directory.join(RECORD);
     let written =
-        text_of(record).and_then(|text| ballast::with_room(directory, || replace(&path, &text, durable)));
+        text_of(record).and_then(|text| reserve::with_room(directory, || replace(&path, &text, durable)));
     written.map_err(Error::file("writing", &path))
 }
 

@@ -49,7 +49,7 @@ fn a_record_survives_its_writing() {
     let (_dir, store) = store();
     let held = store.create(draft(Some("web")), nothing).unwrap();
     let id = held.record().id.clone();
-    assert_eq!(store.truth(&id).unwrap(), *held.record());
+    assert_eq!(store.reconcile(&id).unwrap(), *held.record());
     assert_eq!(store.find("web").unwrap(), id);
     assert_eq!(store.find(&id.as_str()[..10]).unwrap(), id);
     assert!(matches!(store.find("i-"), Err(Error::NoInstance(_))));
@@ -61,9 +61,9 @@ fn a_dead_owner_means_stopped_and_is_written_down() {
     let mut held = store.create(draft(None), nothing).unwrap();
     held.apply(Event::Started, "").unwrap();
     let id = held.record().id.clone();
-    assert_eq!(store.truth(&id).unwrap().state, State::Running);
+    assert_eq!(store.reconcile(&id).unwrap().state, State::Running);
     drop(held); // as the kernel does for a killed process
-    let record = store.truth(&id).unwrap();
+    let record = store.reconcile(&id).unwrap();
     assert_eq!(
         (record.state, record.ending),
         (State::Stopped, Some(Ending::Lost))
@@ -100,7 +100,7 @@ fn what_runs_cannot_be_held_and_nothing_is_changed_by_trying() {
             })
         ));
     }
-    assert_eq!(store.truth(&id).unwrap().state, State::Running);
+    assert_eq!(store.reconcile(&id).unwrap().state, State::Running);
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn a_removal_cut_short_is_finished() {
     held.apply(Event::Terminate, "").unwrap(); // killed here
     let id = held.record().id.clone();
     drop(held);
-    assert_eq!(store.truth(&id).unwrap().state, State::Terminated);
+    assert_eq!(store.reconcile(&id).unwrap().state, State::Terminated);
     store.hold(&id, Event::Terminate).unwrap().remove().unwrap();
 
     let remains = store.home.instances().join(".gone-i-0123456789abcdef0"); // or here

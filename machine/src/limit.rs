@@ -62,7 +62,7 @@ fn capacity(rate: NonZeroU64) -> i128 {
 /// What one device may do: operations, and bytes that they carry. Clones share it, so that the threads of a device keep one
 /// limit together. Without limits it takes no lock and never asks for the time.
 #[derive(Debug, Clone, Default)]
-pub struct Pace {
+pub struct RateLimiter {
     /// Each a leaf: nothing else is locked while it is held.
     operations: Option<Arc<Mutex<Bucket>>>,
     bytes: Option<Arc<Mutex<Bucket>>>,
@@ -72,11 +72,11 @@ fn lock(bucket: &Mutex<Bucket>) -> MutexGuard<'_, Bucket> {
     bucket.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Pace {
+impl RateLimiter {
     /// So many operations and bytes a second; `None` is any number.
-    pub fn new(operations: Option<NonZeroU64>, bytes: Option<NonZeroU64>) -> Pace {
+    pub fn new(operations: Option<NonZeroU64>, bytes: Option<NonZeroU64>) -> RateLimiter {
         let bucket = |rate| Arc::new(Mutex::new(Bucket::new(rate, Instant::now())));
-        Pace {
+        RateLimiter {
             operations: operations.map(bucket),
             bytes: bytes.map(bucket),
         }
@@ -183,15 +183,15 @@ mod tests {
 
     #[test]
     fn the_stricter_limit_counts_and_none_never_waits() {
-        let free = Pace::default();
+        let free = RateLimiter::default();
         free.take(u64::MAX);
         assert_eq!(free.wait(), None);
         let rate = NonZeroU64::new(1000);
-        let pace = Pace::new(rate, NonZeroU64::new(1_000_000));
-        pace.take(5_000_000);
-        assert!(pace.wait().unwrap() > Duration::from_secs(4), "bytes");
-        let pace = Pace::new(rate, NonZeroU64::new(1_000_000));
-        (0..5000).for_each(|_| pace.take(1));
-        assert!(pace.wait().unwrap() > Duration::from_secs(4), "operations");
+        let limiter = RateLimiter::new(rate, NonZeroU64::new(1_000_000));
+        limiter.take(5_000_000);
+        assert!(limiter.wait().unwrap() > Duration::from_secs(4), "bytes");
+        let limiter = RateLimiter::new(rate, NonZeroU64::new(1_000_000));
+        (0..5000).for_each(|_| limiter.take(1));
+        assert!(limiter.wait().unwrap() > Duration::from_secs(4), "operations");
     }
 }

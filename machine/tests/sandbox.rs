@@ -14,10 +14,10 @@ use std::process::{Command, Output, Stdio};
 
 use machine::sandbox::{self, Kind, Mode, Plan, Right};
 
-#[path = "sandbox/deeds.rs"]
-mod deeds;
+#[path = "sandbox/attempts.rs"]
+mod attempts;
 
-use deeds::{DEEDS, DISK};
+use attempts::{ATTEMPTS, DISK};
 
 const TRY: &str = "KILN_TRY";
 /// The directory that the process may use, and one beside it that it may not.
@@ -38,9 +38,13 @@ enum End {
 
 /// In the child: confines the process and does the deed in a thread of the kind.
 fn child(what: &str, home: &Path) -> ! {
-    let (kind, deed) = what.split_once(' ').expect("a kind and a deed");
+    let (kind, attempt) = what.split_once(' ').expect("a kind and an attempt");
     let kind = Kind::ALL.into_iter().find(|k| k.name() == kind).expect("a kind");
-    let deed = DEEDS.iter().find(|(name, _)| *name == deed).expect("a deed").1;
+    let attempt = ATTEMPTS
+        .iter()
+        .find(|(name, _)| *name == attempt)
+        .expect("an attempt")
+        .1;
     let disk = OpenOptions::new()
         .read(true)
         .write(true)
@@ -61,7 +65,7 @@ fn child(what: &str, home: &Path) -> ! {
     };
     sandbox::confine(Mode::Required, &plan).unwrap();
     let home = home.to_owned();
-    let done = sandbox::spawn("tried", kind, move || deed(&home))
+    let done = sandbox::spawn("tried", kind, move || attempt(&home))
         .unwrap()
         .join()
         .unwrap();
@@ -87,19 +91,19 @@ fn prepare() -> tempfile::TempDir {
     home
 }
 
-fn attempt(home: &Path, kind: Kind, deed: &str) -> Output {
-    let _socket = (deed == "unix_socket").then(|| {
+fn run_attempt(home: &Path, kind: Kind, attempt: &str) -> Output {
+    let _socket = (attempt == "unix_socket").then(|| {
         let _ = fs::remove_file(home.join("own/socket"));
         UnixListener::bind(home.join("own/socket")).unwrap()
     });
-    command(home, kind, deed).output().unwrap()
+    command(home, kind, attempt).output().unwrap()
 }
 
-fn command(home: &Path, kind: Kind, deed: &str) -> Command {
+fn command(home: &Path, kind: Kind, attempt: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", "tries_what_it_is_told", "--nocapture"])
-        .env(TRY, format!("{} {deed}", kind.name()))
+        .env(TRY, format!("{} {attempt}", kind.name()))
         .env(HOME, home)
         .stdin(Stdio::null());
     command
@@ -116,9 +120,9 @@ fn tries_what_it_is_told() {
 /// Tries each deed, and says all that is not as expected.
 fn expect(kind: Kind, table: &[(&str, End)]) {
     let mut wrong = Vec::new();
-    for &(deed, end) in table {
+    for &(attempt, end) in table {
         let home = prepare();
-        let output = attempt(home.path(), kind, deed);
+        let output = run_attempt(home.path(), kind, attempt);
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         let as_expected = match end {
             End::Done => output.status.code() == Some(DONE),
@@ -132,7 +136,7 @@ fn expect(kind: Kind, table: &[(&str, End)]) {
             }
         };
         if !as_expected {
-            wrong.push(format!("{deed} should be {end:?}: {:?} {told}", output.status));
+            wrong.push(format!("{attempt} should be {end:?}: {:?} {told}", output.status));
         }
     }
     assert!(wrong.is_empty(), "{}:\n{}", kind.name(), wrong.join("\n"));
@@ -329,7 +333,7 @@ fn capabilities_are_dropped_and_cannot_come_back() {
         .unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(lines.map_while(Result::ok).any(|line| line == "confined"));
-    for name in ["tried", "nursery"] {
+    for name in ["tried", "spawner"] {
         for field in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
             assert_eq!(
                 status_of(child.id(), name, field),

@@ -95,7 +95,7 @@ impl Gpr for u64 {
 }
 
 /// How a memory operand's address comes about. The two frequent ways have handlers of their own.
-pub(crate) trait Reach: 'static {
+pub(crate) trait AddressingMode: 'static {
     /// Linear address of the operand.
     fn address(cpu: &Cpu, op: &Op) -> u64;
     /// Effective address, which is what LEA gives.
@@ -103,13 +103,13 @@ pub(crate) trait Reach: 'static {
 }
 
 /// A base register (or the block's start, or none) and a displacement; 64 bits, no segment base.
-pub(crate) struct Based;
+pub(crate) struct BaseDisp;
 /// The same with an index register.
 pub(crate) struct Indexed;
 /// Any other way.
-pub(crate) struct Anyhow;
+pub(crate) struct General;
 
-impl Reach for Based {
+impl AddressingMode for BaseDisp {
     #[inline(always)]
     fn address(cpu: &Cpu, op: &Op) -> u64 {
         cpu.gpr[(op.base & 31) as usize].wrapping_add(op.disp as i64 as u64)
@@ -120,10 +120,10 @@ impl Reach for Based {
     }
 }
 
-impl Reach for Indexed {
+impl AddressingMode for Indexed {
     #[inline(always)]
     fn address(cpu: &Cpu, op: &Op) -> u64 {
-        Based::address(cpu, op).wrapping_add(cpu.gpr[(op.index & 31) as usize] << (op.scale & 3))
+        BaseDisp::address(cpu, op).wrapping_add(cpu.gpr[(op.index & 31) as usize] << (op.scale & 3))
     }
     #[inline(always)]
     fn offset(cpu: &Cpu, op: &Op) -> u64 {
@@ -131,7 +131,7 @@ impl Reach for Indexed {
     }
 }
 
-impl Reach for Anyhow {
+impl AddressingMode for General {
     #[inline(always)]
     fn address(cpu: &Cpu, op: &Op) -> u64 {
         cpu.address(op)

@@ -45,8 +45,8 @@ impl Cpu {
     fn run_blocks<const PROFILE: bool>(&mut self) -> Exit {
         self.check_at = 0;
         loop {
-            if self.is_wanted()
-                && let Some(exit) = self.attend()
+            if self.needs_service()
+                && let Some(exit) = self.service_pending()
             {
                 return exit;
             }
@@ -63,7 +63,7 @@ impl Cpu {
 
     /// Whether something has to be looked at before the next block.
     #[inline(always)]
-    fn is_wanted(&self) -> bool {
+    fn needs_service(&self) -> bool {
         self.retired >= self.check_at || self.mailbox.has_events()
     }
 
@@ -79,7 +79,7 @@ impl Cpu {
             if let Some(before) = before {
                 self.profile_after(before, current.flow);
             }
-            if !complete || self.is_wanted() {
+            if !complete || self.needs_service() {
                 return;
             }
             // SAFETY: as above.
@@ -222,7 +222,7 @@ impl Cpu {
     /// Looks at everything that happens between blocks; sleeps while halted.
     #[cold]
     #[inline(never)]
-    fn attend(&mut self) -> Option<Exit> {
+    fn service_pending(&mut self) -> Option<Exit> {
         self.running = std::ptr::null();
         self.bound_cache();
         loop {

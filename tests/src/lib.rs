@@ -5,8 +5,8 @@
 
 pub mod arch;
 pub mod dist;
-pub mod ground;
 pub mod lab;
 pub mod pty;
 pub mod repository;
 pub mod rootless;
+pub mod test_host;

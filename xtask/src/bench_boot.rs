@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kiln_tests::arch::Arch;
 use kiln_tests::dist::{Dist, Profile, kiln_dir};
-use kiln_tests::ground::Ground;
 use kiln_tests::lab::quote;
+use kiln_tests::test_host::TestHost;
 use serde_json::Value;
 
 use crate::packages;
@@ -38,7 +38,7 @@ pub fn bench(rounds: u32, recipes: &[String], options: &[String]) -> Result<u8> 
     words.extend_from_slice(options);
     let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
     let line = format!("OUT={OUT}\nset -- {}\n{SCRIPT}", words.join(" "));
-    let lab = Ground::lab(arch, Profile::Release);
+    let lab = TestHost::lab(arch, Profile::Release);
     // Warm-ups, the first lane's second launch and two states of the cache.
     let launches = (rounds + 2) * 2 * (recipes.len() as u32 + 2);
     let measured = lab.sh_within(&line, LAUNCH_LIMIT * launches)?;
@@ -61,7 +61,7 @@ pub fn bench(rounds: u32, recipes: &[String], options: &[String]) -> Result<u8> 
 }
 
 /// Brings a file of the report here.
-fn fetch(lab: &Ground, extension: &str) -> Result<PathBuf> {
+fn fetch(lab: &TestHost, extension: &str) -> Result<PathBuf> {
     let to = kiln_dir().join("bench").join(format!("boot.{extension}"));
     let output = lab.sh(&format!("cat {OUT}.{extension}"))?;
     ensure!(output.status == 0, "there is no report in the lab: {output:?}");

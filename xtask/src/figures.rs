@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kiln_tests::arch::Arch;
 use kiln_tests::dist::{Dist, Profile};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
 use crate::packages;
 use crate::spread::Spread;
@@ -24,7 +24,7 @@ pub fn measure(recipe: &str, script: &str, limit: Duration) -> Result<u8> {
     let arch = Arch::X86_64;
     packages::ensure(packages::lab(arch))?;
     Dist::build(Profile::Release)?.image(recipe)?;
-    let output = Ground::lab(arch, Profile::Release).sh_within(&format!("{TURNS}\n{script}"), limit)?;
+    let output = TestHost::lab(arch, Profile::Release).sh_within(&format!("{TURNS}\n{script}"), limit)?;
     ensure!(output.status == 0, "the script failed in the lab: {output:?}");
     let figures = Figures::parse(&output.stdout)?;
     ensure!(!figures.0.is_empty(), "nothing was measured: {output:?}");

@@ -12,7 +12,7 @@ use nix::sys::socket::{
 use super::{Error, os};
 
 /// A disk that is not there by now will not come: virtio disks appear within milliseconds of their driver.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The kernel's multicast group for device events.
 const KERNEL_EVENTS: u32 = 1;
@@ -25,13 +25,13 @@ pub fn wait_for(device: &str) -> Result<(), Error> {
     }
     // Listen first, look second: an event between the two is not lost.
     let events = listen().map_err(os("listening for devices"))?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !path.exists() {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Error::NoDisk {
                 device: device.to_owned(),
-                seconds: PATIENCE.as_secs(),
+                seconds: TIMEOUT.as_secs(),
             });
         }
         wait(&events, left);

@@ -20,7 +20,7 @@ pub enum End {
 }
 
 /// How long processes have to end by themselves.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Ends everything in order.
 pub fn shut_down(end: End) -> ! {
@@ -58,7 +58,7 @@ fn stop_processes() {
     let _ = kill(everyone, Signal::SIGTERM);
     // Shells ignore the first and understand the second.
     let _ = kill(everyone, Signal::SIGHUP);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut pause = Duration::from_millis(1);
     while others_left() && Instant::now() < deadline {
         std::thread::sleep(pause);

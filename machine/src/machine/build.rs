@@ -20,7 +20,7 @@ use crate::devices::serial::Serial;
 use crate::memory::{self, Memory};
 use crate::timeline::Event;
 use crate::vcpu::{Buses, Control, ExitTable};
-use crate::virtio::lockstep::{Baton, Turn};
+use crate::virtio::determinism::{Determinism, WorkerGate};
 use crate::virtio::mmio::{Mmio, register};
 
 /// RAM comes in this unit, so that its end is aligned for everyone.
@@ -41,7 +41,7 @@ impl Machine {
             serial,
             devices,
             uuid,
-            turn,
+            determinism,
             timeline,
         } = spec;
         let layout = arch::layout(architecture);
@@ -67,8 +67,8 @@ impl Machine {
         timeline.mark(Event::MemoryReady);
 
         // Where instructions are time, the guest's time is not the host's.
-        let tells_time = !turn.is_kept();
-        let mut board = Board::new(Arc::clone(&vm), memory, layout, turn);
+        let tells_time = !determinism.is_enabled();
+        let mut board = Board::new(Arc::clone(&vm), memory, layout, determinism);
         match architecture {
             Architecture::X86_64 => board.add_power()?,
             Architecture::Arm64 => board.add_clock()?,
@@ -110,7 +110,7 @@ impl Machine {
 
 /// Whether such a machine can be.
 fn check(spec: &Spec) -> Result<(), Error> {
-    if spec.turn.is_kept() != spec.accel.is_repeatable() {
+    if spec.determinism.is_enabled() != spec.accel.is_repeatable() {
         return Err(Error::Spec {
             what: "the accelerator",
             allowed: "one that counts instructions exactly where every run is to be the same".into(),
@@ -131,7 +131,7 @@ fn check(spec: &Spec) -> Result<(), Error> {
         );
         return refuse("memory", allowed, format!("{} bytes", spec.memory));
     }
-    if spec.turn.is_kept() && spec.cpus != 1 {
+    if spec.determinism.is_enabled() && spec.cpus != 1 {
         let allowed = "1 where instructions are counted".into();
         return refuse("the number of CPUs", allowed, spec.cpus.to_string());
     }
@@ -164,7 +164,7 @@ fn boot_timer(shared: &Arc<Shared>, tells_time: bool) -> SharedDevice {
 struct Board {
     vm: Arc<dyn Vm>,
     memory: Memory,
-    turn: Turn,
+    determinism: Determinism,
     buses: Buses,
     transports: Vec<Arc<Mutex<Mmio>>>,
     places: Vec<Place>,
@@ -172,7 +172,7 @@ struct Board {
 }
 
 impl Board {
-    fn new(vm: Arc<dyn Vm>, memory: Memory, layout: &'static Layout, turn: Turn) -> Self {
+    fn new(vm: Arc<dyn Vm>, memory: Memory, layout: &'static Layout, determinism: Determinism) -> Self {
         let boot_timer = Place {
             device: "boot timer".into(),
             ports: false,
@@ -183,7 +183,7 @@ impl Board {
         Board {
             vm,
             memory,
-            turn,
+            determinism,
             buses: Buses::default(),
             transports: Vec::new(),
             places: vec![boot_timer],
@@ -234,13 +234,13 @@ impl Board {
                 .map_err(io::Error::other)
         };
         let mut transport = Mmio::new(device, Arc::clone(&self.memory), line, Box::new(connect));
-        if self.turn.is_kept() {
-            let baton = Baton::new(self.turn.clone()).map_err(|source| Error::Io {
+        if self.determinism.is_enabled() {
+            let gate = WorkerGate::new(self.determinism.clone()).map_err(|source| Error::Io {
                 what: "keeping devices in step",
                 source,
             })?;
-            transport.keep_step(Arc::clone(&baton));
-            self.buses.batons.push(baton);
+            transport.keep_step(Arc::clone(&gate));
+            self.buses.batons.push(gate);
         }
         let transport = Arc::new(Mutex::new(transport));
         let shared: SharedDevice = Arc::clone(&transport) as _;

@@ -9,7 +9,7 @@ use crate::arch::Architecture;
 use crate::memory::Part;
 use crate::timeline::Timeline;
 use crate::virtio::VirtioDevice;
-use crate::virtio::lockstep::Turn;
+use crate::virtio::determinism::Determinism;
 
 /// Everything that `Machine::build` needs to know. A reset of the machine means to build anew from
 /// a new spec.
@@ -36,7 +36,7 @@ pub struct Spec {
     pub uuid: Option<[u8; 16]>,
     /// Makes every run the same, if this turn is kept: instructions are time, and devices work in step with the one
     /// processor. Those on the host who answer the guest keep the turn.
-    pub turn: Turn,
+    pub determinism: Determinism,
     /// Where boot events are noted.
     pub timeline: Arc<Timeline>,
 }

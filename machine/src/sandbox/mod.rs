@@ -12,7 +12,7 @@
 //!
 //! Filters are a thread's own and are inherited, so a thread with a short list cannot start one with a longer list. A
 //! processor's thread has to: the guest's driver wakes a device by a write to its register. So every thread that is started
-//! once the process is confined is started by the *nursery*, a thread that does nothing else; see [`spawn`].
+//! once the process is confined is started by the *spawner*, a thread that does nothing else; see [`spawn`].
 
 mod allow;
 mod files;
@@ -65,7 +65,7 @@ impl Mode {
 /// What a thread does, and so which system calls it may make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Builds machines, waits for their end, writes the record; the nursery. All that any other kind may do, and more.
+    /// Builds machines, waits for their end, writes the record; the spawner. All that any other kind may do, and more.
     Owner,
     /// Runs a processor of KVM.
     Kvm,
@@ -183,9 +183,9 @@ impl Offer {
 }
 
 /// A thread to be started.
-type Birth = Box<dyn FnOnce() + Send>;
-/// The way to the nursery, once the process is confined by filters.
-static NURSERY: OnceLock<Sender<Birth>> = OnceLock::new();
+type SpawnRequest = Box<dyn FnOnce() + Send>;
+/// The way to the spawner, once the process is confined by filters.
+static SPAWNER: OnceLock<Sender<SpawnRequest>> = OnceLock::new();
 
 thread_local! {
     /// What this thread is; `None` while it is not confined. Read by the handler of SIGSYS, so it is constant at first and
@@ -229,13 +229,13 @@ pub fn confine(mode: Mode, plan: &Plan) -> Result<Option<String>, Error> {
 
 /// Starts the thread that starts threads.
 fn open_nursery() -> io::Result<()> {
-    let (births, born) = channel::<Birth>();
-    Builder::new().name("nursery".into()).spawn(move || {
+    let (births, born) = channel::<SpawnRequest>();
+    Builder::new().name("spawner".into()).spawn(move || {
         KIND.set(Some(Kind::Owner));
         born.into_iter().for_each(|birth| birth());
     })?;
     // Nobody else can have set it: a process is confined once.
-    let _ = NURSERY.set(births);
+    let _ = SPAWNER.set(births);
     Ok(())
 }
 
@@ -250,7 +250,7 @@ pub fn spawn<T: Send + 'static>(
     run: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     let builder = Builder::new().name(name.to_owned());
-    let Some(nursery) = NURSERY.get() else {
+    let Some(spawner) = SPAWNER.get() else {
         return builder.spawn(run);
     };
     let confined = move || {
@@ -264,7 +264,7 @@ pub fn spawn<T: Send + 'static>(
     let (made, wait) = sync_channel(1);
     let birth = move || drop(made.send(builder.spawn(confined)));
     let closed = || io::Error::other("the thread that starts threads has ended");
-    nursery.send(Box::new(birth)).map_err(|_| closed())?;
+    spawner.send(Box::new(birth)).map_err(|_| closed())?;
     wait.recv().map_err(|_| closed())?
 }
 

@@ -23,7 +23,7 @@ use crate::accel::{Exit, ExitHandler, Stop, Vcpu};
 use crate::bus::{Action, Bus};
 use crate::sandbox;
 use crate::timeline::{Event, Timeline};
-use crate::virtio::lockstep::{Baton, Occasion};
+use crate::virtio::determinism::{Trigger, WorkerGate};
 
 use control::Next;
 pub use control::{Control, End, Hold};
@@ -37,7 +37,7 @@ pub struct Buses {
     /// Guest-physical addresses outside RAM.
     pub memory: Bus,
     /// Devices that are kept in step with the processor.
-    pub batons: Vec<Arc<Baton>>,
+    pub batons: Vec<Arc<WorkerGate>>,
 }
 
 /// Serves the exits of one vCPU.
@@ -53,10 +53,7 @@ struct Server {
 impl ExitHandler for Server {
     fn exit(&mut self, exit: Exit<'_>) -> Action {
         if matches!(exit, Exit::Poll) {
-            self.buses
-                .batons
-                .iter()
-                .for_each(|baton| baton.pass(Occasion::Poll));
+            self.buses.batons.iter().for_each(|gate| gate.pass(Trigger::Poll));
             return Action::None;
         }
         self.exits.count(&exit);

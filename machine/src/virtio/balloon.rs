@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::VolatileSlice;
 
-use super::ring::{Broken, Chain};
+use super::ring::{Chain, QueueError};
 use super::worker::{Context, Engine, Service};
 use super::{Activation, DeviceInterrupt, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -133,7 +133,7 @@ impl VirtioDevice for Balloon {
 struct Pages;
 
 impl Service for Pages {
-    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), QueueError> {
         let Context {
             memory,
             rings,

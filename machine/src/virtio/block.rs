@@ -11,20 +11,20 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_queue::QueueT;
 use vm_memory::VolatileSlice;
 
-use super::ring::{Broken, Chain, Segments};
+use super::ring::{Chain, QueueError, Segments};
 use super::worker::{Context, Engine, Service};
 use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::block::Backend;
 use crate::block::space::is_full;
 use crate::event::EventSet;
-use crate::limit::Pace;
+use crate::limit::RateLimiter;
 use crate::memory::Memory;
 use crate::sandbox::Kind;
 
-mod flight;
+mod async_io;
 mod waiting;
 
-pub use flight::Flight;
+pub use async_io::AsyncIo;
 use waiting::WaitList;
 pub use waiting::{SpaceEvent, SpaceMonitor, SpaceReport};
 
@@ -73,12 +73,12 @@ pub struct Block {
 impl Block {
     /// A disk over `backend`. Its capacity is the backend's size, rounded down to whole sectors.
     pub fn new(backend: Arc<dyn Backend>, spec: Spec) -> Self {
-        Block::paced(backend, spec, Vec::new(), Pace::default())
+        Block::paced(backend, spec, Vec::new(), RateLimiter::default())
     }
 
     /// The same with requests that are on their way to the file at once, one of `flights` for each queue, as far as they reach; and doing no
     /// more than `pace` allows, all queues and both directions together.
-    pub fn paced(backend: Arc<dyn Backend>, spec: Spec, flights: Vec<Flight>, pace: Pace) -> Self {
+    pub fn paced(backend: Arc<dyn Backend>, spec: Spec, flights: Vec<AsyncIo>, limiter: RateLimiter) -> Self {
         let queues = spec.queues.clamp(1, MAX_QUEUES);
         let mut features = [
             blk::VIRTIO_BLK_F_SIZE_MAX,
@@ -114,7 +114,7 @@ impl Block {
         let servers = flights.take(queues).map(|flight| Server {
             disk: disk.clone(),
             flight,
-            pace: pace.clone(),
+            limiter: limiter.clone(),
             held: false,
             waiting: None,
         });
@@ -180,7 +180,7 @@ impl VirtioDevice for Block {
     }
 
     fn start(&mut self, active: Activation) -> Result<(), Error> {
-        if active.baton.is_some() {
+        if active.gate.is_some() {
             if let Engine::Idle(server) = &mut self.engines[0] {
                 // Who keeps step has done everything when its turn ends.
                 server.flight = None;
@@ -195,7 +195,7 @@ impl VirtioDevice for Block {
             features,
             queues,
             interrupt,
-            baton,
+            gate,
         } = active;
         let several = self.engines.len() > 1;
         for ((number, queue), engine) in (0..).zip(queues).zip(&mut self.engines) {
@@ -204,7 +204,7 @@ impl VirtioDevice for Block {
                 features,
                 queues: vec![queue],
                 interrupt: Arc::clone(&interrupt),
-                baton: baton.clone(),
+                gate: gate.clone(),
             };
             let name = if several {
                 format!("blk{number}")
@@ -255,8 +255,8 @@ struct Faults {
 /// Serves the requests of a queue: one after the other, or with a flight as many at once as it carries.
 struct Server {
     disk: Disk,
-    flight: Option<Flight>,
-    pace: Pace,
+    flight: Option<AsyncIo>,
+    limiter: RateLimiter,
     /// Whether requests wait for the pace, or for those in `waiting`.
     held: bool,
     /// Requests that wait for space; `None` lets them fail.
@@ -264,7 +264,7 @@ struct Server {
 }
 
 /// Why a request fails, as the driver sees it.
-enum Refusal {
+enum RequestError {
     /// `VIRTIO_BLK_S_IOERR`.
     Io,
     /// `VIRTIO_BLK_S_UNSUPP`.
@@ -274,9 +274,9 @@ enum Refusal {
 }
 
 impl Service for Server {
-    const MAKES_WAY: bool = true;
+    const BATCH_SCHEDULED: bool = true;
 
-    fn begin(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn begin(&mut self, context: &mut Context) -> Result<(), QueueError> {
         if let Some(waiting) = &self.waiting {
             waiting.watch(&context.poller)?;
         }
@@ -285,23 +285,23 @@ impl Service for Server {
             .map_or(Ok(()), |flight| flight.watch(context))
     }
 
-    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), QueueError> {
         let served = self.serve(context, index);
         self.forget_if_broken(served)
     }
 
     fn timeout(&mut self) -> Option<Duration> {
-        (self.held && !self.waits()).then(|| self.pace.wait().unwrap_or_default())
+        (self.held && !self.waits()).then(|| self.limiter.wait().unwrap_or_default())
     }
 
-    fn tick(&mut self, context: &mut Context) -> Result<(), Broken> {
-        if self.held && !self.waits() && self.pace.wait().is_none() {
+    fn tick(&mut self, context: &mut Context) -> Result<(), QueueError> {
+        if self.held && !self.waits() && self.limiter.wait().is_none() {
             return self.queue(context, 0);
         }
         Ok(())
     }
 
-    fn source(&mut self, context: &mut Context, id: u32, _events: EventSet) -> Result<(), Broken> {
+    fn source(&mut self, context: &mut Context, id: u32, _events: EventSet) -> Result<(), QueueError> {
         if id == waiting::RETRY {
             let retried = self.retry(context);
             return self.forget_if_broken(retried);
@@ -316,7 +316,7 @@ impl Service for Server {
         // Who starts the device again rings every doorbell.
         self.held = false;
         if let Some(flight) = &mut self.flight {
-            flight.land_all(&self.disk, &mut self.waiting, context);
+            flight.drain(&self.disk, &mut self.waiting, context);
         }
         if let Some(waiting) = &self.waiting {
             waiting.unwatch(&context.poller);
@@ -326,7 +326,7 @@ impl Service for Server {
 
 impl Server {
     /// Serves what is available in a queue, unless a request waits.
-    fn serve(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+    fn serve(&mut self, context: &mut Context, index: usize) -> Result<(), QueueError> {
         if self.flight.is_none() && self.waits() {
             self.held = true;
             return Ok(());
@@ -334,12 +334,12 @@ impl Server {
         let Server {
             disk,
             flight,
-            pace,
+            limiter,
             held,
             waiting,
         } = self;
         if let Some(flight) = flight {
-            *held = !flight.serve(disk, waiting, pace, context)?;
+            *held = !flight.serve(disk, waiting, limiter, context)?;
             return Ok(());
         }
         let write_through = is_write_through(context.features);
@@ -357,9 +357,9 @@ impl Server {
             queue: index,
         };
         let full = Cell::new(false);
-        let may = || !full.get() && pace.wait().is_none();
+        let may = || !full.get() && limiter.wait().is_none();
         let all = rings[index].drain_while(memory, &**interrupt, may, |chain| {
-            pace.take(chain.data_len());
+            limiter.take(chain.data_len());
             let request = Request::of(chain)?;
             let len = finish.request(request, chain, write_through);
             full.set(len.is_none());
@@ -375,7 +375,7 @@ impl Server {
     }
 
     /// Carries out again what waits, and goes on with the queues when nothing waits any more.
-    fn retry(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn retry(&mut self, context: &mut Context) -> Result<(), QueueError> {
         let Some(waiting) = &mut self.waiting else {
             return Ok(());
         };
@@ -397,7 +397,7 @@ impl Server {
     }
 
     /// The same when the driver has broken its queues: nothing could be given back to it.
-    fn forget_if_broken(&mut self, served: Result<(), Broken>) -> Result<(), Broken> {
+    fn forget_if_broken(&mut self, served: Result<(), QueueError>) -> Result<(), QueueError> {
         served.inspect_err(|_| self.forget())
     }
 }
@@ -416,7 +416,7 @@ impl Finish<'_> {
     /// when it waits for space from now on.
     fn request(&mut self, request: Request<'_>, chain: &mut Chain<'_>, write_through: bool) -> Option<u32> {
         let done = match self.disk.carry_out(&request, chain, write_through) {
-            Err(Refusal::NoSpace(error)) => match self.waiting {
+            Err(RequestError::NoSpace(error)) => match self.waiting {
                 Some(waiting) if waiting.in_step => {
                     waiting.wait_here(self.disk, &request, chain, write_through, error)
                 }
@@ -461,13 +461,13 @@ impl Chain<'_> {
 
 impl<'m> Request<'m> {
     /// Takes header and status off `chain`.
-    fn of(chain: &mut Chain<'m>) -> Result<Self, Broken> {
+    fn of(chain: &mut Chain<'m>) -> Result<Self, QueueError> {
         let mut header = [0; HEADER];
         if chain.readable.read(0, &mut header) != HEADER {
-            return Err(Broken::Request("a block request without a whole header"));
+            return Err(QueueError::Request("a block request without a whole header"));
         }
         let Some(room) = chain.writable.len().checked_sub(1) else {
-            return Err(Broken::Request("a block request without room for its status"));
+            return Err(QueueError::Request("a block request without room for its status"));
         };
         let status = chain.writable.part(room, 1);
         chain.readable.skip(HEADER);
@@ -481,11 +481,11 @@ impl<'m> Request<'m> {
     }
 
     /// Tells the driver how it went, with the bytes of data given to it; returns how many were written in all.
-    fn end(self, done: Result<u32, Refusal>) -> u32 {
+    fn end(self, done: Result<u32, RequestError>) -> u32 {
         let (written, status) = match done {
             Ok(written) => (written, blk::VIRTIO_BLK_S_OK),
-            Err(Refusal::Io | Refusal::NoSpace(_)) => (0, blk::VIRTIO_BLK_S_IOERR),
-            Err(Refusal::Unsupported) => (0, blk::VIRTIO_BLK_S_UNSUPP),
+            Err(RequestError::Io | RequestError::NoSpace(_)) => (0, blk::VIRTIO_BLK_S_IOERR),
+            Err(RequestError::Unsupported) => (0, blk::VIRTIO_BLK_S_UNSUPP),
         };
         if let Some(status_byte) = self.status {
             status_byte.copy_from(&[status as u8]);
@@ -507,7 +507,7 @@ impl Disk {
         request: &Request<'_>,
         chain: &Chain<'_>,
         write_through: bool,
-    ) -> Result<u32, Refusal> {
+    ) -> Result<u32, RequestError> {
         let done = self.execute(request.kind, request.sector, &chain.readable, &chain.writable);
         let (written, changed) = done?;
         if changed && write_through {
@@ -517,9 +517,9 @@ impl Disk {
     }
 
     /// Makes what was written durable. Once that has failed it is never said to have succeeded.
-    fn flush(&self) -> Result<(), Refusal> {
+    fn flush(&self) -> Result<(), RequestError> {
         if self.faults.unflushed.load(Ordering::Acquire) {
-            return Err(Refusal::Io);
+            return Err(RequestError::Io);
         }
         self.backend.flush().map_err(|error| {
             self.faults.unflushed.store(true, Ordering::Release);
@@ -528,19 +528,19 @@ impl Disk {
     }
 
     /// Logs why the backend has failed, a few times.
-    fn failed(&self, what: &str, error: &io::Error) -> Refusal {
+    fn failed(&self, what: &str, error: &io::Error) -> RequestError {
         if self.faults.logged.fetch_add(1, Ordering::Relaxed) < LOGGED_ERRORS {
             let id = String::from_utf8_lossy(&self.id);
             let id = id.trim_end_matches('\0');
             tracing::warn!("{what} of the volume {id} has failed: {error}; the guest sees an I/O error");
         }
-        Refusal::Io
+        RequestError::Io
     }
 
     /// What the driver is to see of an error of the backend, which was asked for `what`.
-    fn refusal(&self, what: &str, error: io::Error) -> Refusal {
+    fn refusal(&self, what: &str, error: io::Error) -> RequestError {
         if is_full(&error) {
-            Refusal::NoSpace(error)
+            RequestError::NoSpace(error)
         } else {
             self.failed(what, &error)
         }
@@ -553,13 +553,13 @@ impl Disk {
         sector: u64,
         from_driver: &Segments<'_>,
         to_driver: &Segments<'_>,
-    ) -> Result<(u32, bool), Refusal> {
+    ) -> Result<(u32, bool), RequestError> {
         let changes = !matches!(
             kind,
             blk::VIRTIO_BLK_T_IN | blk::VIRTIO_BLK_T_GET_ID | blk::VIRTIO_BLK_T_FLUSH
         );
         if changes && self.read_only {
-            return Err(Refusal::Io);
+            return Err(RequestError::Io);
         }
         match kind {
             blk::VIRTIO_BLK_T_IN => {
@@ -585,12 +585,12 @@ impl Disk {
                 self.ranges(kind == blk::VIRTIO_BLK_T_DISCARD, from_driver)?;
                 Ok((0, true))
             }
-            _ => Err(Refusal::Unsupported),
+            _ => Err(RequestError::Unsupported),
         }
     }
 
     /// The byte offset of `sector`, when `len` bytes from there are whole sectors of the disk.
-    fn range(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
+    fn range(&self, sector: u64, len: u64) -> Result<u64, RequestError> {
         let inside = sector
             .checked_add(len / SECTOR)
             .is_some_and(|end| end <= self.sectors);
@@ -598,12 +598,12 @@ impl Disk {
         if inside && bounded && len.is_multiple_of(SECTOR) {
             Ok(sector * SECTOR)
         } else {
-            Err(Refusal::Io)
+            Err(RequestError::Io)
         }
     }
 
     /// Serves the ranges of a discard or write-zeroes request. All are checked before any is touched.
-    fn ranges(&self, discard: bool, from_driver: &Segments<'_>) -> Result<(), Refusal> {
+    fn ranges(&self, discard: bool, from_driver: &Segments<'_>) -> Result<(), RequestError> {
         let (max_ranges, max_sectors) = if discard {
             (MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS)
         } else {
@@ -611,7 +611,7 @@ impl Disk {
         };
         let count = from_driver.len() / HEADER;
         if !from_driver.len().is_multiple_of(HEADER) || count == 0 || count > max_ranges as usize {
-            return Err(Refusal::Io);
+            return Err(RequestError::Io);
         }
         let mut ranges = Vec::with_capacity(count);
         for index in 0..count {
@@ -626,14 +626,14 @@ impl Disk {
                 blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
             };
             if flags & !allowed != 0 {
-                return Err(Refusal::Unsupported);
+                return Err(RequestError::Unsupported);
             }
             if sectors > max_sectors
                 || sector
                     .checked_add(sectors.into())
                     .is_none_or(|end| end > self.sectors)
             {
-                return Err(Refusal::Io);
+                return Err(RequestError::Io);
             }
             ranges.push((sector * SECTOR, u64::from(sectors) * SECTOR, flags != 0));
         }

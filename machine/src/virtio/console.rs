@@ -8,7 +8,7 @@ use std::time::Duration;
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use virtio_queue::QueueT;
 
-use super::ring::{Broken, Chain};
+use super::ring::{Chain, QueueError};
 use super::worker::{Context, Engine, Service, Wake};
 use super::{Activation, DeviceInterrupt, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::event::EventSet;
@@ -155,19 +155,19 @@ struct Port {
 }
 
 impl Service for Port {
-    fn begin(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn begin(&mut self, context: &mut Context) -> Result<(), QueueError> {
         self.polled = false;
         self.watch_input(context)
     }
 
-    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), QueueError> {
         match index {
             TRANSMIT => self.print(context),
             _ => self.watch_input(context),
         }
     }
 
-    fn source(&mut self, context: &mut Context, _id: u32, _events: EventSet) -> Result<(), Broken> {
+    fn source(&mut self, context: &mut Context, _id: u32, _events: EventSet) -> Result<(), QueueError> {
         self.read(context)
     }
 
@@ -175,7 +175,7 @@ impl Service for Port {
         self.stalled.map(|_| RETRY)
     }
 
-    fn tick(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn tick(&mut self, context: &mut Context) -> Result<(), QueueError> {
         if self.stalled.is_some() {
             self.print(context)
         } else {
@@ -186,7 +186,7 @@ impl Service for Port {
 
 impl Port {
     /// Prints what the guest has sent.
-    fn print(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn print(&mut self, context: &mut Context) -> Result<(), QueueError> {
         let Context {
             memory,
             rings,
@@ -252,7 +252,7 @@ impl Port {
     }
 
     /// Gives the guest what the input has, one buffer at a time: level-triggered polling comes again for the rest.
-    fn read(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn read(&mut self, context: &mut Context) -> Result<(), QueueError> {
         let Context {
             memory,
             rings,
@@ -265,7 +265,7 @@ impl Port {
             return self.watch_input(context);
         }
         if chain.writable.is_empty() {
-            return Err(Broken::Request("a console buffer without room"));
+            return Err(QueueError::Request("a console buffer without room"));
         }
         let mut piece = [0; PIECE];
         let room = chain.writable.len().min(PIECE);
@@ -295,7 +295,7 @@ impl Port {
     }
 
     /// Watches the input exactly while the guest has room for it.
-    fn watch_input(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn watch_input(&mut self, context: &mut Context) -> Result<(), QueueError> {
         let Context {
             memory,
             rings,

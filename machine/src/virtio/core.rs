@@ -11,7 +11,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::lockstep::{Baton, Occasion};
+use super::determinism::{Trigger, WorkerGate};
 use super::{Activation, DeviceInterrupt, DeviceTraits, Error, Line, Queue, VirtioDevice};
 use crate::memory::{GuestAddress, Memory};
 
@@ -140,10 +140,10 @@ impl QueueRegisters {
 
 /// Makes a store of a queue's number to the transport's notification register ring its doorbell, where there is a short
 /// cut; without one the store arrives at [`Core::notify`].
-pub type Connect = Box<dyn FnMut(u32, &EventFd) -> io::Result<()> + Send>;
+pub type IoeventfdRegistrar = Box<dyn FnMut(u32, &EventFd) -> io::Result<()> + Send>;
 
 /// Whether the device serves its queues.
-enum Life {
+enum RunState {
     /// Before `DRIVER_OK`, after a reset, or failed.
     Idle,
     /// The device owns the queues.
@@ -158,18 +158,23 @@ pub struct Core {
     traits: DeviceTraits,
     memory: Memory,
     shared: Arc<Shared>,
-    connect: Connect,
+    connect: IoeventfdRegistrar,
     /// One for each queue, made at the first start: a device that the guest has no driver for costs none.
     doorbells: Vec<EventFd>,
     driver_features: u64,
     queues: Vec<QueueRegisters>,
-    life: Life,
-    baton: Option<Arc<Baton>>,
+    run_state: RunState,
+    gate: Option<Arc<WorkerGate>>,
 }
 
 impl Core {
     /// Puts `device` behind the interrupt `line`. `connect` is told of each queue's doorbell.
-    pub fn new(device: Box<dyn VirtioDevice>, memory: Memory, line: Line, connect: Connect) -> Self {
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: Memory,
+        line: Line,
+        connect: IoeventfdRegistrar,
+    ) -> Self {
         let traits = device.traits();
         let shared = Arc::new(Shared {
             line,
@@ -193,14 +198,14 @@ impl Core {
             doorbells: Vec::new(),
             driver_features: 0,
             queues,
-            life: Life::Idle,
-            baton: None,
+            run_state: RunState::Idle,
+            gate: None,
         }
     }
 
     /// Keeps the device in step with the processor from its next start on.
-    pub fn keep_step(&mut self, baton: Arc<Baton>) {
-        self.baton = Some(baton);
+    pub fn keep_step(&mut self, gate: Arc<WorkerGate>) {
+        self.gate = Some(gate);
     }
 
     /// What the device is.
@@ -287,11 +292,11 @@ impl Core {
                     features: self.driver_features,
                     queues: queues.into_iter().zip(doorbells).collect(),
                     interrupt: self.shared.clone(),
-                    baton: self.baton.clone(),
+                    gate: self.gate.clone(),
                 })
             });
         match started {
-            Ok(()) => self.life = Life::Running,
+            Ok(()) => self.run_state = RunState::Running,
             Err(error) => self.fail(&error),
         }
     }
@@ -310,22 +315,22 @@ impl Core {
 
     /// Stops the device where it is, for as long as the machine is paused. Nothing is in flight afterwards.
     pub fn pause(&mut self) {
-        if matches!(self.life, Life::Running) {
-            self.life = Life::Paused(self.device.stop());
+        if matches!(self.run_state, RunState::Running) {
+            self.run_state = RunState::Paused(self.device.stop());
         }
     }
 
     /// Goes on after [`pause`](Core::pause).
     pub fn resume(&mut self) {
-        match std::mem::replace(&mut self.life, Life::Idle) {
-            Life::Paused(queues) => {
+        match std::mem::replace(&mut self.run_state, RunState::Idle) {
+            RunState::Paused(queues) => {
                 self.start(queues);
                 // A ring that was heard but not served before the pause must not be forgotten.
                 for index in 0..self.doorbells.len() {
                     self.notify(index as u32);
                 }
             }
-            other => self.life = other,
+            other => self.run_state = other,
         }
     }
 
@@ -340,14 +345,14 @@ impl Core {
             doorbells,
             driver_features,
             queues,
-            life,
-            baton: _,
+            run_state,
+            gate: _,
         } = self;
-        if matches!(life, Life::Running) {
+        if matches!(run_state, RunState::Running) {
             device.stop();
         }
         device.reset();
-        *life = Life::Idle;
+        *run_state = RunState::Idle;
         *driver_features = 0;
         for (queue, &max) in queues.iter_mut().zip(traits.queue_sizes) {
             *queue = QueueRegisters::new(max);
@@ -411,8 +416,8 @@ impl Core {
         if let Some(doorbell) = self.doorbells.get(index as usize) {
             // It fails only when the counter is full, and then it is rung already.
             let _ = doorbell.write(1);
-            if let Some(baton) = &self.baton {
-                baton.pass(Occasion::Doorbell);
+            if let Some(gate) = &self.gate {
+                gate.pass(Trigger::Doorbell);
             }
         }
     }
@@ -454,7 +459,7 @@ impl Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        if matches!(self.life, Life::Running) {
+        if matches!(self.run_state, RunState::Running) {
             self.device.stop();
         }
     }

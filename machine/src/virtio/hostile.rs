@@ -119,7 +119,7 @@ pub fn drive(driver: &mut Driver, input: &[u8]) {
 mod tests {
     use super::*;
     use crate::block::raw::RawFile;
-    use crate::limit::Pace;
+    use crate::limit::RateLimiter;
     use crate::virtio::*;
     use proptest::prelude::*;
     use std::sync::Arc;
@@ -172,8 +172,8 @@ mod tests {
             let backend = Arc::new(RawFile::new(file).unwrap());
             let spec = block::Spec { read_only: false, id: String::new(), queues: 2 };
             // Where the kernel gives no ring, this is the case above again.
-            let flights = (0..2).filter_map(|_| block::Flight::new().ok()).collect();
-            survives(block::Block::paced(backend, spec, flights, Pace::default()), &input);
+            let flights = (0..2).filter_map(|_| block::AsyncIo::new().ok()).collect();
+            survives(block::Block::paced(backend, spec, flights, RateLimiter::default()), &input);
         }
 
         #[test]

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::core::{Connect, Core};
-use super::lockstep::Baton;
+use super::core::{Core, IoeventfdRegistrar};
+use super::determinism::WorkerGate;
 use super::{Line, VirtioDevice};
 use crate::bus::{Action, BusDevice};
 use crate::memory::Memory;
@@ -62,7 +62,12 @@ impl Mmio {
     /// Puts `device` behind registers and the interrupt `line`. `connect` is told of each doorbell, when the driver first
     /// starts the device, with the value that rings it: a 4-byte store of that value at
     /// [`QUEUE_NOTIFY`](register::QUEUE_NOTIFY). A store that arrives over the bus rings it all the same.
-    pub fn new(device: Box<dyn VirtioDevice>, memory: Memory, line: Line, connect: Connect) -> Self {
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: Memory,
+        line: Line,
+        connect: IoeventfdRegistrar,
+    ) -> Self {
         Mmio {
             core: Core::new(device, memory, line, connect),
             device_features_sel: 0,
@@ -72,8 +77,8 @@ impl Mmio {
     }
 
     /// Keeps the device in step with the processor from its next start on.
-    pub fn keep_step(&mut self, baton: Arc<Baton>) {
-        self.core.keep_step(baton);
+    pub fn keep_step(&mut self, gate: Arc<WorkerGate>) {
+        self.core.keep_step(gate);
     }
 
     /// Stops the device for as long as the machine is paused.

@@ -17,8 +17,8 @@ pub mod console;
 pub mod core;
 #[cfg(test)]
 mod core_tests;
+pub mod determinism;
 pub mod hostile;
-pub mod lockstep;
 pub mod mmio;
 pub mod net;
 pub mod ring;
@@ -87,7 +87,7 @@ pub struct Activation {
     /// Tells the driver.
     pub interrupt: Arc<dyn DeviceInterrupt>,
     /// Without it the device works whenever the host lets it.
-    pub baton: Option<Arc<lockstep::Baton>>,
+    pub gate: Option<Arc<determinism::WorkerGate>>,
 }
 
 /// A virtio device. The transport core owns status, features and queue registers; the device owns its queues only

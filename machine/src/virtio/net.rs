@@ -7,11 +7,11 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net as net;
 use virtio_queue::QueueT;
 
-use super::ring::{Broken, Chain};
+use super::ring::{Chain, QueueError};
 use super::worker::{Context, Engine, Service, Wake};
 use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
 use crate::event::EventSet;
-use crate::limit::Pace;
+use crate::limit::RateLimiter;
 use crate::net::Backend;
 use crate::sandbox::Kind;
 
@@ -47,11 +47,11 @@ pub struct Net {
 impl Net {
     /// A card with the address `mac` on `backend`.
     pub fn new(backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
-        Net::paced(backend, mac, Pace::default(), Pace::default())
+        Net::paced(backend, mac, RateLimiter::default(), RateLimiter::default())
     }
 
     /// A card that sends and receives no more than these allow.
-    pub fn paced(backend: Box<dyn Backend>, mac: [u8; 6], send: Pace, receive: Pace) -> Self {
+    pub fn paced(backend: Box<dyn Backend>, mac: [u8; 6], send: RateLimiter, receive: RateLimiter) -> Self {
         let mut features =
             1 << net::VIRTIO_NET_F_MAC | 1 << net::VIRTIO_NET_F_STATUS | 1 << net::VIRTIO_NET_F_MTU;
         let offloads = backend.offloads();
@@ -117,8 +117,8 @@ struct Card {
     wake_at: Option<Instant>,
     /// Whether there may be more frames for the guest than one wakeup may give.
     more: bool,
-    send: Pace,
-    receive: Pace,
+    send: RateLimiter,
+    receive: RateLimiter,
     /// Frames of the guest wait for the pace.
     unsent: bool,
     /// Frames for the guest may wait for the pace.
@@ -126,15 +126,15 @@ struct Card {
 }
 
 impl Service for Card {
-    const MAKES_WAY: bool = true;
+    const BATCH_SCHEDULED: bool = true;
 
-    fn begin(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn begin(&mut self, context: &mut Context) -> Result<(), QueueError> {
         self.backend.accept_features(context.features);
         self.watched.clear();
         self.watch(context, true)
     }
 
-    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), QueueError> {
         if index != TRANSMIT {
             return Ok(()); // the room is used in `tick`
         }
@@ -167,7 +167,7 @@ impl Service for Card {
         timer.into_iter().chain(unsent).chain(unreceived).min()
     }
 
-    fn tick(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn tick(&mut self, context: &mut Context) -> Result<(), QueueError> {
         if self.unsent {
             self.queue(context, TRANSMIT)?;
         }
@@ -189,7 +189,7 @@ impl Card {
     }
 
     /// Gives the guest the frames that there are, as far as it has room.
-    fn receive(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn receive(&mut self, context: &mut Context) -> Result<(), QueueError> {
         let mut room = context.rings[RECEIVE].queue.ready();
         let Context {
             memory,
@@ -240,7 +240,7 @@ impl Card {
     }
 
     /// Watches the backend's descriptors, or stops to.
-    fn watch(&mut self, context: &Context, on: bool) -> Result<(), Broken> {
+    fn watch(&mut self, context: &Context, on: bool) -> Result<(), QueueError> {
         if on != self.watched.is_empty() {
             return Ok(());
         }
@@ -333,8 +333,8 @@ mod tests {
             event: event.try_clone().unwrap(),
             offloads,
         };
-        let pace = || Pace::new(None, rate.and_then(std::num::NonZeroU64::new));
-        let device = Net::paced(Box::new(backend), [2, 0, 0, 0, 0, 7], pace(), pace());
+        let limiter = || RateLimiter::new(None, rate.and_then(std::num::NonZeroU64::new));
+        let device = Net::paced(Box::new(backend), [2, 0, 0, 0, 0, 7], limiter(), limiter());
         (Driver::started(device, u64::MAX), wire, event)
     }
 

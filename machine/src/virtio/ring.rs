@@ -13,7 +13,7 @@ const MAX_CHAINS_PER_WAKEUP: usize = 1024;
 
 /// How a driver broke its queue. The device is beyond use until the driver resets it.
 #[derive(Debug, thiserror::Error)]
-pub enum Broken {
+pub enum QueueError {
     /// the available ring is out of order: {0}
     #[error("the available ring is out of order: {0}")]
     Ring(#[from] virtio_queue::Error),
@@ -191,12 +191,12 @@ impl Ring {
     /// Takes the next available chain into `chain`; `false` when there is none.
     ///
     /// # Errors
-    /// When the ring or the chain breaks the rules; see [`Broken`].
+    /// When the ring or the chain breaks the rules; see [`QueueError`].
     pub fn pop<'m>(
         &mut self,
         memory: &'m GuestMemoryMmap<()>,
         chain: &mut Chain<'m>,
-    ) -> Result<bool, Broken> {
+    ) -> Result<bool, QueueError> {
         let Some(descriptors) = self.queue.iter(memory)?.next() else {
             return Ok(false);
         };
@@ -210,16 +210,16 @@ impl Ring {
         for descriptor in descriptors {
             count += 1;
             if count > self.queue.size() {
-                return Err(Broken::Chain { head });
+                return Err(QueueError::Chain { head });
             }
             let segments = match (descriptor.is_write_only(), chain.writable.slices.is_empty()) {
                 (true, _) => &mut chain.writable,
                 (false, true) => &mut chain.readable,
-                (false, false) => return Err(Broken::Order { head }),
+                (false, false) => return Err(QueueError::Order { head }),
             };
             let (address, len) = (descriptor.addr(), descriptor.len());
             for slice in GuestMemoryBackend::get_slices(memory, address, len as usize) {
-                segments.push(slice.map_err(|_| Broken::Buffer {
+                segments.push(slice.map_err(|_| QueueError::Buffer {
                     address: address.0,
                     len,
                 })?);
@@ -229,12 +229,12 @@ impl Ring {
         if complete {
             Ok(true)
         } else {
-            Err(Broken::Chain { head })
+            Err(QueueError::Chain { head })
         }
     }
 
     /// Gives the chain back to the driver with `len` bytes written.
-    pub fn push(&mut self, memory: &GuestMemoryMmap<()>, head: u16, len: u32) -> Result<(), Broken> {
+    pub fn push(&mut self, memory: &GuestMemoryMmap<()>, head: u16, len: u32) -> Result<(), QueueError> {
         Ok(self.queue.add_used(memory, head, len)?)
     }
 
@@ -243,7 +243,7 @@ impl Ring {
         &mut self,
         memory: &GuestMemoryMmap<()>,
         interrupt: &dyn DeviceInterrupt,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), QueueError> {
         if self.queue.needs_notification(memory)? {
             interrupt.queue(self.index)?;
         }
@@ -256,8 +256,8 @@ impl Ring {
         &mut self,
         memory: &'m GuestMemoryMmap<()>,
         interrupt: &dyn DeviceInterrupt,
-        mut serve: impl FnMut(&mut Chain<'m>) -> Result<u32, Broken>,
-    ) -> Result<(), Broken> {
+        mut serve: impl FnMut(&mut Chain<'m>) -> Result<u32, QueueError>,
+    ) -> Result<(), QueueError> {
         self.drain_while(memory, interrupt, || true, |chain| serve(chain).map(Some))
             .map(drop)
     }
@@ -270,8 +270,8 @@ impl Ring {
         memory: &'m GuestMemoryMmap<()>,
         interrupt: &dyn DeviceInterrupt,
         mut may: impl FnMut() -> bool,
-        mut serve: impl FnMut(&mut Chain<'m>) -> Result<Option<u32>, Broken>,
-    ) -> Result<bool, Broken> {
+        mut serve: impl FnMut(&mut Chain<'m>) -> Result<Option<u32>, QueueError>,
+    ) -> Result<bool, QueueError> {
         let mut chain = Chain::default();
         let mut left = MAX_CHAINS_PER_WAKEUP;
         let mut allowed = true;

@@ -2,7 +2,7 @@
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use super::ring::{Broken, Chain};
+use super::ring::{Chain, QueueError};
 use super::worker::{Context, Engine, Service};
 use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice};
 use crate::entropy;
@@ -66,7 +66,7 @@ impl VirtioDevice for Rng {
 }
 
 impl Service for Source {
-    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), QueueError> {
         let Context {
             memory,
             rings,
@@ -78,9 +78,9 @@ impl Service for Source {
 }
 
 impl Source {
-    fn fill(&mut self, chain: &mut Chain<'_>) -> Result<u32, Broken> {
+    fn fill(&mut self, chain: &mut Chain<'_>) -> Result<u32, QueueError> {
         if chain.writable.is_empty() {
-            return Err(Broken::Request("a request for entropy without room for any"));
+            return Err(QueueError::Request("a request for entropy without room for any"));
         }
         chain.writable.truncate(MAX_ENTROPY);
         for slice in chain.writable.slices() {

@@ -28,7 +28,7 @@ const RINGS: u64 = 1 << 20;
 /// Buffers lie from here to the end of RAM, one after the other, over and over.
 const BUFFERS: u64 = 4 << 20;
 /// How long a device may take. Long, because a loaded machine must not make a test fail.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An interrupt line that counts its edges.
 #[derive(Debug, Default)]
@@ -44,11 +44,11 @@ impl CountingLine {
     }
 
     /// Waits until there are more than `seen` edges; `false` when `patience` runs out first.
-    pub fn wait_beyond(&self, seen: u64, patience: Duration) -> bool {
+    pub fn wait_beyond(&self, seen: u64, timeout: Duration) -> bool {
         let edges = self.edges.lock().expect("no test panics while it counts");
         let (edges, _) = self
             .changed
-            .wait_timeout_while(edges, patience, |edges| *edges <= seen)
+            .wait_timeout_while(edges, timeout, |edges| *edges <= seen)
             .expect("as above");
         *edges > seen
     }
@@ -427,7 +427,7 @@ impl Driver {
 
     /// Waits for the next used request, or until patience runs out.
     pub fn wait_used(&mut self, queue: usize) -> Used {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let seen = self.line.edges();
             if let Some(used) = self.take_used(queue) {
@@ -458,7 +458,7 @@ impl Driver {
 
     /// Waits until the device has asked for a reset.
     pub fn wait_needs_reset(&mut self) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while self.read(register::STATUS) & status::NEEDS_RESET == 0
             || self.read(register::INTERRUPT_STATUS) & isr::CONFIG == 0
         {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::lockstep::{Attached, Baton, Occasion, Turn};
-use super::ring::{Broken, Ring};
+use super::determinism::{Attached, Determinism, Trigger, WorkerGate};
+use super::ring::{QueueError, Ring};
 use super::{Activation, DeviceInterrupt, Error, Queue, scheduling};
 use crate::event::{EventSet, Poller, Token, WorkerThread};
 use crate::memory::Memory;
@@ -58,7 +58,7 @@ pub struct Context {
     /// Tells the driver.
     pub interrupt: Arc<dyn DeviceInterrupt>,
     /// Whose turn it is.
-    pub turn: Turn,
+    pub determinism: Determinism,
     /// Whether what came from outside may be taken now. Always, but in step with the processor.
     pub outside: bool,
     /// Where a service watches descriptors of its own, under [`Wake::Source`].
@@ -71,16 +71,16 @@ pub trait Service: Send + 'static {
     /// Whether the worker leaves the processor to the guest until that has asked for all it wants; see [`scheduling`]. Only for
     /// a device whose driver does something else until it is interrupted: one that spins until its request is done, as the
     /// console's does, would spin until its time is up.
-    const MAKES_WAY: bool = false;
+    const BATCH_SCHEDULED: bool = false;
 
     /// Called once when the queues begin to be served, before any other call: watch own descriptors here.
-    fn begin(&mut self, _context: &mut Context) -> Result<(), Broken> {
+    fn begin(&mut self, _context: &mut Context) -> Result<(), QueueError> {
         Ok(())
     }
     /// The driver rang queue `index`, which is ready.
-    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken>;
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), QueueError>;
     /// The descriptor watched as [`Wake::Source`]`(id)` is ready.
-    fn source(&mut self, _context: &mut Context, _id: u32, _events: EventSet) -> Result<(), Broken> {
+    fn source(&mut self, _context: &mut Context, _id: u32, _events: EventSet) -> Result<(), QueueError> {
         Ok(())
     }
     /// How long the worker may sleep at most; asked before each sleep.
@@ -88,7 +88,7 @@ pub trait Service: Send + 'static {
         None
     }
     /// Called after each sleep, whatever ended it, and after its events were served.
-    fn tick(&mut self, _context: &mut Context) -> Result<(), Broken> {
+    fn tick(&mut self, _context: &mut Context) -> Result<(), QueueError> {
         Ok(())
     }
     /// Whether the host processes that the service speaks with have taken all that it has given them. Asked only in step with
@@ -136,7 +136,7 @@ impl<S: Service> Engine<S> {
             features,
             queues,
             interrupt,
-            baton,
+            gate,
         } = active;
         let poller = Poller::new().map_err(Error::start("epoll_create"))?;
         let rings: Vec<Ring> = (first..)
@@ -153,14 +153,14 @@ impl<S: Service> Engine<S> {
             features,
             rings,
             interrupt,
-            turn: baton
+            determinism: gate
                 .as_ref()
-                .map(|baton| baton.turn().clone())
+                .map(|gate| gate.determinism().clone())
                 .unwrap_or_default(),
-            outside: baton.is_none(),
+            outside: gate.is_none(),
             poller,
         };
-        let attached = baton.as_ref().map(Baton::attach);
+        let attached = gate.as_ref().map(WorkerGate::attach);
         match std::mem::replace(self, Engine::Lost) {
             Engine::Idle(service) => {
                 let worker =
@@ -200,7 +200,7 @@ fn run<S: Service>(
 ) -> (S, Vec<Queue>) {
     let served = match &attached {
         None => serve(&mut service, &mut context, stop),
-        Some(Attached(baton)) => serve_in_step(&mut service, &mut context, baton, stop),
+        Some(Attached(gate)) => serve_in_step(&mut service, &mut context, gate, stop),
     };
     if let Err(broken) = served {
         context.interrupt.needs_reset(&broken);
@@ -215,8 +215,8 @@ fn run<S: Service>(
 }
 
 /// Serves until `stop` is readable.
-fn serve<S: Service>(service: &mut S, context: &mut Context, stop: &EventFd) -> Result<(), Broken> {
-    if S::MAKES_WAY
+fn serve<S: Service>(service: &mut S, context: &mut Context, stop: &EventFd) -> Result<(), QueueError> {
+    if S::BATCH_SCHEDULED
         && let Err(error) = scheduling::in_batches()
     {
         tracing::debug!("the host schedules a device's thread like any other: {error}");
@@ -246,13 +246,13 @@ fn serve<S: Service>(service: &mut S, context: &mut Context, stop: &EventFd) -> 
 fn serve_in_step<S: Service>(
     service: &mut S,
     context: &mut Context,
-    baton: &Baton,
+    gate: &WorkerGate,
     stop: &EventFd,
-) -> Result<(), Broken> {
+) -> Result<(), QueueError> {
     const BATON: u64 = 1;
     let outer = Poller::<u64>::new()?;
     outer.add(stop, EventSet::IN, 0)?;
-    outer.add(baton.wake(), EventSet::IN, BATON)?;
+    outer.add(gate.wake(), EventSet::IN, BATON)?;
     service.begin(context)?;
     let mut woken = Vec::new();
     // What came from outside and waits for the next poll.
@@ -262,12 +262,12 @@ fn serve_in_step<S: Service>(
         if woken.iter().any(|&(token, _)| token != BATON) {
             return Ok(());
         }
-        if let Some(occasion) = baton.take() {
-            if occasion == Occasion::Poll {
-                context.turn.wait(|| service.settled());
+        if let Some(trigger) = gate.take() {
+            if trigger == Trigger::Poll {
+                context.determinism.wait(|| service.settled());
             }
-            serve_occasion(service, context, occasion, &mut outside)?;
-            baton.give_back();
+            serve_occasion(service, context, trigger, &mut outside)?;
+            gate.give_back();
         }
     }
 }
@@ -276,11 +276,11 @@ fn serve_in_step<S: Service>(
 fn serve_occasion<S: Service>(
     service: &mut S,
     context: &mut Context,
-    occasion: Occasion,
+    trigger: Trigger,
     outside: &mut Vec<(u32, EventSet)>,
-) -> Result<(), Broken> {
+) -> Result<(), QueueError> {
     let mut ready = Vec::new();
-    context.outside = occasion == Occasion::Poll;
+    context.outside = trigger == Trigger::Poll;
     for _ in 0..MAX_ROUNDS {
         context.poller.wait(&mut ready, Some(Duration::ZERO))?;
         let before = outside.len();
@@ -299,7 +299,7 @@ fn serve_occasion<S: Service>(
             }
         }
         let mut progress = ready.iter().any(|(wake, _)| matches!(wake, Wake::Queue(_)));
-        if occasion == Occasion::Poll {
+        if trigger == Trigger::Poll {
             progress |= outside.len() > before || !outside.is_empty();
             for (id, events) in std::mem::take(outside) {
                 service.source(context, id, events)?;

@@ -1,6 +1,6 @@
 //! Addition, subtraction, logic, comparison, and their one-operand relatives.
 
-use crate::access::{Gpr, Reach};
+use crate::access::{AddressingMode, Gpr};
 use crate::flags::{Flags, Width};
 use crate::op::{Flow, Op};
 use crate::state::Cpu;
@@ -104,7 +104,7 @@ pub(crate) fn ri<W: Gpr, O: Alu>(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// register, memory
 #[inline(always)]
-pub(crate) fn rm<W: Gpr, O: Alu, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+pub(crate) fn rm<W: Gpr, O: Alu, A: AddressingMode>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b: W = cpu.load(A::address(cpu, op))?;
     let (r, flags) = O::apply::<W>(cpu.flags, W::get(cpu, op.a).zext(), b.zext());
     if O::WRITES {
@@ -116,14 +116,14 @@ pub(crate) fn rm<W: Gpr, O: Alu, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// memory, register
 #[inline(always)]
-pub(crate) fn mr<W: Gpr, O: Alu, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+pub(crate) fn mr<W: Gpr, O: Alu, A: AddressingMode>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b = W::get(cpu, op.b).zext();
     memory::<W, O>(cpu, A::address(cpu, op), b)
 }
 
 /// memory, immediate
 #[inline(always)]
-pub(crate) fn mi<W: Gpr, O: Alu, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+pub(crate) fn mi<W: Gpr, O: Alu, A: AddressingMode>(cpu: &mut Cpu, op: &Op) -> Flow {
     memory::<W, O>(cpu, A::address(cpu, op), <W as Width>::from(op.imm).zext())
 }
 

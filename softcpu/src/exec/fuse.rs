@@ -7,7 +7,7 @@
 use super::arith::Alu;
 use super::branch::jump_if;
 use super::chain::halt;
-use crate::access::{Based, Gpr, Reach};
+use crate::access::{AddressingMode, BaseDisp, Gpr};
 use crate::flags::Width;
 use crate::op::{Flow, Op, Stop};
 use crate::state::Cpu;
@@ -36,11 +36,11 @@ operands! {
     /// register, immediate
     RegImm |W, cpu, op| W::get(cpu, op.a).zext(), <W as Width>::from(op.imm).zext();
     /// register, memory
-    RegMem |W, cpu, op| W::get(cpu, op.a).zext(), cpu.load::<W>(Based::address(cpu, op))?.zext();
+    RegMem |W, cpu, op| W::get(cpu, op.a).zext(), cpu.load::<W>(BaseDisp::address(cpu, op))?.zext();
     /// memory, register
-    MemReg |W, cpu, op| cpu.load::<W>(Based::address(cpu, op))?.zext(), W::get(cpu, op.b).zext();
+    MemReg |W, cpu, op| cpu.load::<W>(BaseDisp::address(cpu, op))?.zext(), W::get(cpu, op.b).zext();
     /// memory, immediate
-    MemImm |W, cpu, op| cpu.load::<W>(Based::address(cpu, op))?.zext(), <W as Width>::from(op.imm).zext();
+    MemImm |W, cpu, op| cpu.load::<W>(BaseDisp::address(cpu, op))?.zext(), <W as Width>::from(op.imm).zext();
 }
 
 /// An operation on two registers or a register and a constant, or a comparison with memory; then Jcc.

@@ -1,6 +1,6 @@
 //! MOV and everything that only moves: extensions, exchanges, conditional moves, LEA.
 
-use crate::access::{Gpr, Reach};
+use crate::access::{AddressingMode, Gpr};
 use crate::flags::Width;
 use crate::op::{Flow, Op};
 use crate::state::{Cpu, reg};
@@ -16,20 +16,20 @@ pub(crate) fn ri<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 #[inline(always)]
-pub(crate) fn rm<W: Gpr, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+pub(crate) fn rm<W: Gpr, A: AddressingMode>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = cpu.load(A::address(cpu, op))?;
     W::set(cpu, op.a, value);
     Ok(())
 }
 
 #[inline(always)]
-pub(crate) fn mr<W: Gpr, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+pub(crate) fn mr<W: Gpr, A: AddressingMode>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = W::get(cpu, op.b);
     cpu.store(A::address(cpu, op), value)
 }
 
 #[inline(always)]
-pub(crate) fn mi<W: Gpr, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+pub(crate) fn mi<W: Gpr, A: AddressingMode>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.store(A::address(cpu, op), <W as Width>::from(op.imm))
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn movzx_r<D: Gpr, S: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 #[inline(always)]
-pub(crate) fn movzx_m<D: Gpr, S: Gpr, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+pub(crate) fn movzx_m<D: Gpr, S: Gpr, A: AddressingMode>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value: S = cpu.load(A::address(cpu, op))?;
     D::set(cpu, op.a, <D as Width>::from(value.zext()));
     Ok(())
@@ -68,13 +68,13 @@ pub(crate) fn movsx_r<D: Gpr, S: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 #[inline(always)]
-pub(crate) fn movsx_m<D: Gpr, S: Gpr, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+pub(crate) fn movsx_m<D: Gpr, S: Gpr, A: AddressingMode>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value: S = cpu.load(A::address(cpu, op))?;
     D::set(cpu, op.a, <D as Width>::from(value.sext()));
     Ok(())
 }
 
-pub(crate) fn lea<W: Gpr, A: Reach>(cpu: &mut Cpu, op: &Op) -> Flow {
+pub(crate) fn lea<W: Gpr, A: AddressingMode>(cpu: &mut Cpu, op: &Op) -> Flow {
     W::set(cpu, op.a, <W as Width>::from(A::offset(cpu, op)));
     Ok(())
 }

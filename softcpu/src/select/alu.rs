@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::{Form, Way, form, size_of_operand, sized, sized_reach, sized_wide, way};
-use crate::access::{Anyhow, Based, Indexed};
+use crate::access::{BaseDisp, General, Indexed};
 use crate::decode::Choice;
 use crate::exec::chain::chain;
 use crate::exec::{

@@ -3,7 +3,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::{Form, Way, form, size_of_operand, sized, sized_reach, sized_wide, way};
-use crate::access::{Anyhow, Based, Indexed};
+use crate::access::{BaseDisp, General, Indexed};
 use crate::decode::{Choice, is_absolute64};
 use crate::exec::chain::chain;
 use crate::exec::{atomic, decimal, flag, misc, mov, segment, stack, string, system};
@@ -17,12 +17,12 @@ pub(super) fn select(instr: &Instruction, code: CodeSize) -> Option<Choice> {
     let op1 = || size_of_operand(instr, 1);
     let run: Chained = match instr.mnemonic() {
         M::Mov => return mov(instr, code),
-        M::Movnti => sized_wide!(op0(); mov::mr, Anyhow),
+        M::Movnti => sized_wide!(op0(); mov::mr, General),
         M::Movzx | M::Movsx | M::Movsxd => return extend(instr, code),
         M::Lea => match way(instr, code) {
-            Way::Based => sized_wide!(op0(); mov::lea, Based),
+            Way::BaseDisp => sized_wide!(op0(); mov::lea, BaseDisp),
             Way::Indexed => sized_wide!(op0(); mov::lea, Indexed),
-            Way::Any => sized_wide!(op0(); mov::lea, Anyhow),
+            Way::Any => sized_wide!(op0(); mov::lea, General),
         },
         M::Xchg => match form(instr)? {
             Form::RegReg => sized!(op0(); mov::xchg_rr),
@@ -118,9 +118,9 @@ macro_rules! extension {
         match ($sizes, $way) {
             $(
                 (($to, $from), None) => chain(mov::$r::<$d, $s>),
-                (($to, $from), Some(Way::Based)) => chain(mov::$m::<$d, $s, Based>),
+                (($to, $from), Some(Way::BaseDisp)) => chain(mov::$m::<$d, $s, BaseDisp>),
                 (($to, $from), Some(Way::Indexed)) => chain(mov::$m::<$d, $s, Indexed>),
-                (($to, $from), Some(Way::Any)) => chain(mov::$m::<$d, $s, Anyhow>),
+                (($to, $from), Some(Way::Any)) => chain(mov::$m::<$d, $s, General>),
             )*
             _ => return None,
         }

@@ -42,9 +42,9 @@ macro_rules! sized_wide {
 macro_rules! sized_reach {
     ($size:expr, $way:expr; $($f:ident)::+ $(, $g:ty)*) => {
         match $way {
-            Way::Based => sized!($size; $($f)::+ $(, $g)*, Based),
+            Way::BaseDisp => sized!($size; $($f)::+ $(, $g)*, BaseDisp),
             Way::Indexed => sized!($size; $($f)::+ $(, $g)*, Indexed),
-            Way::Any => sized!($size; $($f)::+ $(, $g)*, Anyhow),
+            Way::Any => sized!($size; $($f)::+ $(, $g)*, General),
         }
     };
 }
@@ -95,10 +95,10 @@ fn form(instr: &Instruction) -> Option<Form> {
     })
 }
 
-/// How a memory operand is reached: the names of the [`Reach`](crate::access::Reach)es.
+/// How a memory operand is reached: the names of the [`AddressingMode`](crate::access::AddressingMode)es.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    Based,
+    BaseDisp,
     Indexed,
     Any,
 }
@@ -112,7 +112,7 @@ fn way(instr: &Instruction, size: CodeSize) -> Way {
     if size != CodeSize::Bits64 || !flat || !full {
         Way::Any
     } else if index == Register::None {
-        Way::Based
+        Way::BaseDisp
     } else {
         Way::Indexed
     }

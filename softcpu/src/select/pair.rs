@@ -37,7 +37,7 @@ pub(crate) fn fused(first: &Instruction, jump: &Instruction, code: CodeSize) -> 
     let cc = jump.condition_code() as u8 - 1;
     let size = size_of_operand(first, 0);
     let form = form(first)?;
-    if matches!(form, Form::RegMem | Form::MemReg | Form::MemImm) && way(first, code) != Way::Based {
+    if matches!(form, Form::RegMem | Form::MemReg | Form::MemImm) && way(first, code) != Way::BaseDisp {
         return None;
     }
     Some(match (first.mnemonic(), form) {

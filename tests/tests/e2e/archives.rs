@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 use crate::trouble::{attempt, refused};
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     ("a_signed_archive_is_built_from", a_signed_archive_is_built_from),
     ("a_bad_signature_is_refused", a_bad_signature_is_refused),
     ("an_expired_release_is_refused", an_expired_release_is_refused),
@@ -61,37 +61,37 @@ build() {
 "#;
 
 /// Runs `line` after the functions above.
-fn told(ground: &Ground, line: &str) -> Result<kiln_tests::lab::Output> {
-    attempt(ground, &format!("{ARCHIVE}{line}"))
+fn told(host: &TestHost, line: &str) -> Result<kiln_tests::lab::Output> {
+    attempt(host, &format!("{ARCHIVE}{line}"))
 }
 
 /// Else the others could be refused for any reason.
-fn a_signed_archive_is_built_from(ground: &Ground) -> Result<()> {
+fn a_signed_archive_is_built_from(host: &TestHost) -> Result<()> {
     let line = "archive; index $(digest archive/pool/x.deb); sign ''; build file://$PWD/archive; \
                 imgtool cat x.ami /usr/share/x | cmp - package/usr/share/x; rm x.ami";
-    let output = told(ground, line)?;
+    let output = told(host, line)?;
     ensure!(output.status == 0 && output.stdout.is_empty(), "{output:?}");
     Ok(())
 }
 
-fn a_bad_signature_is_refused(ground: &Ground) -> Result<()> {
+fn a_bad_signature_is_refused(host: &TestHost) -> Result<()> {
     let line = "archive; index $(digest archive/pool/x.deb); sign ''; \
                 sed -i 's/^Codename: test$/Codename: best/' archive/dists/test/InRelease; build file://$PWD/archive";
-    refused(&told(ground, line)?, &["InRelease", "does not fit the text"])?;
+    refused(&told(host, line)?, &["InRelease", "does not fit the text"])?;
     let line = "archive; index $(digest archive/pool/x.deb); sign ''; mv gpg gpg.old; key; \
                 build file://$PWD/archive";
-    refused(&told(ground, line)?, &["InRelease", "not in the keyring"])
+    refused(&told(host, line)?, &["InRelease", "not in the keyring"])
 }
 
-fn an_expired_release_is_refused(ground: &Ground) -> Result<()> {
+fn an_expired_release_is_refused(host: &TestHost) -> Result<()> {
     let line = "archive; index $(digest archive/pool/x.deb); \
                 sign 'Valid-Until: Sat, 21 Nov 2020 09:15:44 UTC\n'; build file://$PWD/archive";
-    refused(&told(ground, line)?, &["expired on 2020-11-21", "snapshot"])
+    refused(&told(host, line)?, &["expired on 2020-11-21", "snapshot"])
 }
 
-fn a_wrong_digest_is_refused(ground: &Ground) -> Result<()> {
+fn a_wrong_digest_is_refused(host: &TestHost) -> Result<()> {
     let line = "archive; index $(digest key.gpg); sign ''; build file://$PWD/archive";
-    refused(&told(ground, line)?, &["digest", "x.deb"])
+    refused(&told(host, line)?, &["digest", "x.deb"])
 }
 
 /// A server of files that breaks off in the middle of a package until it is told to be honest.
@@ -170,7 +170,7 @@ impl Server {
     }
 }
 
-fn an_interrupted_download_continues_later(ground: &Ground) -> Result<()> {
+fn an_interrupted_download_continues_later(host: &TestHost) -> Result<()> {
     let dir = tempfile::tempdir().context("a folder for the archive")?;
     let server = Server::start(dir.path().to_owned(), 100_000)?;
     // The attempt's folder goes: archive, key and cache have to stay for the second one.
@@ -179,14 +179,14 @@ fn an_interrupted_download_continues_later(ground: &Ground) -> Result<()> {
         "archive; index $(digest archive/pool/x.deb); sign ''; cp -r archive/. {place}; cp key.gpg {place}; \
          export XDG_CACHE_HOME={place}/cache; build http://127.0.0.1:{port}"
     );
-    refused(&told(ground, &line)?, &["x.deb", "4 attempts"])?;
+    refused(&told(host, &line)?, &["x.deb", "4 attempts"])?;
     let before = server.ranges().len();
     server.cut.store(0, Ordering::Relaxed);
     let line = format!(
         "cp {place}/key.gpg .; export XDG_CACHE_HOME={place}/cache; build http://127.0.0.1:{port}; \
          imgtool cat x.ami /usr/share/x | wc -c >&2; rm x.ami"
     );
-    let output = told(ground, &line)?;
+    let output = told(host, &line)?;
     ensure!(output.status == 0 && output.stdout.is_empty(), "{output:?}");
     ensure!(output.stderr.lines().any(|line| line == "300000"), "{output:?}");
     let later = &server.ranges()[before..];

@@ -1,28 +1,27 @@
 //! `vmm bench`: that it measures real launches and writes what it says. Times are nobody's business here.
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 use serde_json::Value;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[(
+pub const TESTS: &[(&str, Test)] = &[(
     "bench_measures_a_launch_and_concludes_nothing_from_it",
     bench_measures_a_launch_and_concludes_nothing_from_it,
 )];
 
 /// Where QEMU is on the host.
-pub const LAB_STORIES: &[(&str, Story)] =
-    &[("bench_measures_qemu_beside_vmm", bench_measures_qemu_beside_vmm)];
+pub const LAB_TESTS: &[(&str, Test)] = &[("bench_measures_qemu_beside_vmm", bench_measures_qemu_beside_vmm)];
 
 /// One cold round beside a peer, then against itself: each has to be told from the other, and one round concludes nothing.
-fn bench_measures_qemu_beside_vmm(ground: &Ground) -> Result<()> {
-    let output = ground.sh(
+fn bench_measures_qemu_beside_vmm(host: &TestHost) -> Result<()> {
+    let output = host.sh(
         "mount -t tracefs tracefs /sys/kernel/tracing; \
          vmm bench hello.ami -n 1 --warmups 0 --cache cold --peer qemu --json $HOME/b.json --html $HOME/b.html",
     )?;
     ensure!(output.status == 2, "one round concludes nothing: {output:?}");
-    let written = ground.sh("cat $HOME/b.json")?;
+    let written = host.sh("cat $HOME/b.json")?;
     let found: Value = serde_json::from_str(&written.stdout).context("the JSON")?;
     let names: Vec<_> = found["lanes"]
         .as_array()
@@ -56,9 +55,7 @@ fn bench_measures_qemu_beside_vmm(ground: &Ground) -> Result<()> {
             "{found:#}"
         );
     }
-    let page = ground
-        .sh("cat $HOME/b.html; rm $HOME/b.json $HOME/b.html")?
-        .stdout;
+    let page = host.sh("cat $HOME/b.html; rm $HOME/b.json $HOME/b.html")?.stdout;
     for text in [
         "qemu-microvm kvm",
         "guest entered",
@@ -70,9 +67,9 @@ fn bench_measures_qemu_beside_vmm(ground: &Ground) -> Result<()> {
     Ok(())
 }
 
-fn bench_measures_a_launch_and_concludes_nothing_from_it(ground: &Ground) -> Result<()> {
-    let accelerator = ground.accelerator();
-    let output = ground.sh(&format!(
+fn bench_measures_a_launch_and_concludes_nothing_from_it(host: &TestHost) -> Result<()> {
+    let accelerator = host.accelerator();
+    let output = host.sh(&format!(
         "vmm bench hello.ami -n 1 --warmups 0 --cache warm --peer none --accel {accelerator} --json $HOME/b.json --html $HOME/b.html"
     ))?;
     ensure!(output.status == 2, "one round concludes nothing: {output:?}");
@@ -82,7 +79,7 @@ fn bench_measures_a_launch_and_concludes_nothing_from_it(ground: &Ground) -> Res
         "{output:?}"
     );
 
-    let written = ground.sh("cat $HOME/b.json")?;
+    let written = host.sh("cat $HOME/b.json")?;
     let found: Value = serde_json::from_str(&written.stdout).context("the JSON")?;
     ensure!(found["schema"] == 1 && found["kind"] == "kiln-bench", "{found:#}");
     ensure!(found["conclusive"] == false, "{found:#}");
@@ -99,9 +96,7 @@ fn bench_measures_a_launch_and_concludes_nothing_from_it(ground: &Ground) -> Res
         }
     }
 
-    let page = ground
-        .sh("cat $HOME/b.html; rm $HOME/b.json $HOME/b.html")?
-        .stdout;
+    let page = host.sh("cat $HOME/b.html; rm $HOME/b.json $HOME/b.html")?.stdout;
     ensure!(
         page.starts_with("<!DOCTYPE html>") && page.trim_end().ends_with("</html>"),
         "{page}"

@@ -6,13 +6,13 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 use crate::directory::ok;
 
 /// cloud-init takes two minutes a boot on a processor in software.
-pub const LONG: &[(&str, Story)] = &[(
+pub const LONG: &[(&str, Test)] = &[(
     "stock_cloud_init_configures_an_instance_and_one_of_its_image",
     stock_cloud_init,
 )];
@@ -40,61 +40,61 @@ runcmd:
   - [sh, -c, \"echo @ >> /var/lib/ran\"]
 ";
 
-fn stock_cloud_init(ground: &Ground) -> Result<()> {
-    let told = tell(ground);
-    ground.sh(
+fn stock_cloud_init(host: &TestHost) -> Result<()> {
+    let told = tell(host);
+    host.sh(
         "for i in $(vmm ps -aq --tag story=cloud); do vmm terminate --time 0 $i; done; vmm image rm captured; \
          rm -f $HOME/cloud-key $HOME/cloud-key.pub",
     )?;
     told
 }
 
-fn tell(ground: &Ground) -> Result<()> {
-    make_key(ground)?;
-    launch(ground, "cloud.ami", "clouded", "ada")?;
-    is_configured(ground, "clouded", "ada")?;
-    has_its_address_by_dhcp(ground, "clouded")?;
-    logs_in(ground, "clouded", "ada")?;
+fn tell(host: &TestHost) -> Result<()> {
+    make_key(host)?;
+    launch(host, "cloud.ami", "clouded", "ada")?;
+    is_configured(host, "clouded", "ada")?;
+    has_its_address_by_dhcp(host, "clouded")?;
+    logs_in(host, "clouded", "ada")?;
 
     // The same instance once more: what is done once per instance is not done again.
-    let boot = boot_of(ground, "clouded")?;
-    ok(ground, "vmm reboot clouded")?;
-    is_configured(ground, "clouded", "ada")?;
-    ensure!(boot_of(ground, "clouded")? != boot, "it was not rebooted");
+    let boot = boot_of(host, "clouded")?;
+    ok(host, "vmm reboot clouded")?;
+    is_configured(host, "clouded", "ada")?;
+    ensure!(boot_of(host, "clouded")? != boot, "it was not rebooted");
 
     // An instance of its image is another one: it is configured by its own data, and keeps what the image has.
     ok(
-        ground,
+        host,
         "vmm stop --time 120 clouded && vmm create-image clouded captured && vmm terminate clouded",
     )?;
-    launch(ground, "captured", "second", "grace")?;
-    ok(ground, "vmm exec second -- cloud-init status --wait")?;
+    launch(host, "captured", "second", "grace")?;
+    ok(host, "vmm exec second -- cloud-init status --wait")?;
     let ran = ok(
-        ground,
+        host,
         "vmm exec second -- sh -c 'cat /var/lib/ran; id -nu ada; id -nu grace; cat /etc/motd'",
     )?;
     ensure!(
         ran == "ada\ngrace\nada\ngrace\nFor grace, by cloud-init.\n",
         "{ran:?}"
     );
-    has_its_address_by_dhcp(ground, "second")
+    has_its_address_by_dhcp(host, "second")
 }
 
 /// A key of this story's own where there is OpenSSH to use it; the lab has none, and gets one that cannot be used.
-fn make_key(ground: &Ground) -> Result<()> {
-    let line = match ground {
-        Ground::Here { .. } => {
+fn make_key(host: &TestHost) -> Result<()> {
+    let line = match host {
+        TestHost::Here { .. } => {
             "rm -f $HOME/cloud-key*; ssh-keygen -q -t ed25519 -N '' -C story -f $HOME/cloud-key".to_owned()
         }
-        Ground::Lab { .. } => format!("echo '{KEY}' > $HOME/cloud-key.pub"),
+        TestHost::Lab { .. } => format!("echo '{KEY}' > $HOME/cloud-key.pub"),
     };
-    ok(ground, &line).map(drop)
+    ok(host, &line).map(drop)
 }
 
-fn launch(ground: &Ground, image: &str, name: &str, user: &str) -> Result<()> {
+fn launch(host: &TestHost, image: &str, name: &str, user: &str) -> Result<()> {
     let data = USER_DATA.replace('@', user);
     ok(
-        ground,
+        host,
         &format!(
             "cat > $HOME/user-data <<'END'\n{data}END\n\
              sed -i \"s|KEY|$(cat $HOME/cloud-key.pub)|\" $HOME/user-data\n\
@@ -106,9 +106,9 @@ fn launch(ground: &Ground, image: &str, name: &str, user: &str) -> Result<()> {
 }
 
 /// cloud-init has ended without an error, has taken the instance for what it is, and has done each thing once.
-fn is_configured(ground: &Ground, name: &str, user: &str) -> Result<()> {
+fn is_configured(host: &TestHost, name: &str, user: &str) -> Result<()> {
     let line = format!("vmm exec --wait-timeout 300 {name} -- cloud-init status --wait --format json");
-    let status = ground.sh_within(&line, LIMIT)?;
+    let status = host.sh_within(&line, LIMIT)?;
     let printed: serde_json::Value =
         serde_json::from_str(status.stdout.trim_start_matches('.')).unwrap_or_default();
     ensure!(
@@ -118,9 +118,9 @@ fn is_configured(ground: &Ground, name: &str, user: &str) -> Result<()> {
             && printed["errors"] == serde_json::json!([]),
         "{status:?}"
     );
-    let id = ok(ground, "vmm ps -q --tag story=cloud")?;
+    let id = ok(host, "vmm ps -q --tag story=cloud")?;
     let told = ok(
-        ground,
+        host,
         &format!(
             "vmm exec {name} -- sh -c 'cloud-id; cloud-init query v1.instance_id; hostname; cat /var/lib/ran /etc/motd; \
              su {user} -c \"sudo -n id -u\"; systemctl is-system-running --wait'"
@@ -133,7 +133,7 @@ fn is_configured(ground: &Ground, name: &str, user: &str) -> Result<()> {
     ensure!(told == expected, "{told:?} instead of {expected:?}");
     for user in [user, "debian"] {
         ok(
-            ground,
+            host,
             &format!(
                 "test \"$(vmm exec {name} -- cat /home/{user}/.ssh/authorized_keys)\" = \"$(cat $HOME/cloud-key.pub)\""
             ),
@@ -143,9 +143,9 @@ fn is_configured(ground: &Ground, name: &str, user: &str) -> Result<()> {
 }
 
 /// systemd-networkd has the lease, and so had dhcpcd.
-fn has_its_address_by_dhcp(ground: &Ground, name: &str) -> Result<()> {
+fn has_its_address_by_dhcp(host: &TestHost, name: &str) -> Result<()> {
     let told = ok(
-        ground,
+        host,
         &format!(
             "vmm exec {name} -- sh -c 'cat /run/systemd/netif/leases/*; journalctl -b -t dhcpcd; ip -4 -o address show dynamic; \
              ip route show default'"
@@ -165,10 +165,10 @@ fn has_its_address_by_dhcp(ground: &Ground, name: &str) -> Result<()> {
 }
 
 /// A person logs in with the key, through the published port.
-fn logs_in(ground: &Ground, name: &str, user: &str) -> Result<()> {
-    if matches!(ground, Ground::Here { .. }) {
+fn logs_in(host: &TestHost, name: &str, user: &str) -> Result<()> {
+    if matches!(host, TestHost::Here { .. }) {
         let told = ok(
-            ground,
+            host,
             &format!("vmm ssh -i $HOME/cloud-key {user}@{name} 'id -un; sudo -n id -un'"),
         )?;
         ensure!(told == format!("{user}\nroot\n"), "{told:?}");
@@ -176,9 +176,9 @@ fn logs_in(ground: &Ground, name: &str, user: &str) -> Result<()> {
     Ok(())
 }
 
-fn boot_of(ground: &Ground, name: &str) -> Result<String> {
+fn boot_of(host: &TestHost, name: &str) -> Result<String> {
     ok(
-        ground,
+        host,
         &format!("vmm exec {name} -- cat /proc/sys/kernel/random/boot_id"),
     )
 }

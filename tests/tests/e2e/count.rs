@@ -2,13 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::dist::workspace;
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 use serde_json::Value;
 
-use crate::Story;
+use crate::Test;
 use crate::run::timed;
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     ("two_counted_boots_are_the_same", two_counted_boots_are_the_same),
     ("who_cannot_count_says_so", who_cannot_count_says_so),
     (
@@ -21,9 +21,9 @@ pub const STORIES: &[(&str, Story)] = &[
 const TOLERANCE: f64 = 0.01;
 
 /// Boots the image with the pinned kernel, which was built before the stories began, twice, to the command's end and power-off.
-fn two_counted_boots_are_the_same(ground: &Ground) -> Result<()> {
+fn two_counted_boots_are_the_same(host: &TestHost) -> Result<()> {
     let boot = || {
-        let (timing, said) = timed(ground, "linux-6.12.ami --icount --memory 512M")?;
+        let (timing, said) = timed(host, "linux-6.12.ami --icount --memory 512M")?;
         let total = counted(&timing, "/instructions")?;
         ensure!(said.contains(&format!("{total} in all")), "{said}");
         anyhow::Ok(timing)
@@ -75,12 +75,12 @@ fn near_the_record(count: u64) -> Result<()> {
     Ok(())
 }
 
-fn who_cannot_count_says_so(ground: &Ground) -> Result<()> {
+fn who_cannot_count_says_so(host: &TestHost) -> Result<()> {
     for (flags, reasons) in [
         ("--cpus 2", ["number of CPUs", "--cpus 1"]),
         ("--accel kvm", ["KVM cannot count", "--accel soft"]),
     ] {
-        let output = ground.sh(&format!("vmm run hello.ami --rm --icount {flags} -- true"))?;
+        let output = host.sh(&format!("vmm run hello.ami --rm --icount {flags} -- true"))?;
         ensure!(output.status == 125, "{flags}: {output:?}");
         for reason in reasons {
             ensure!(output.stderr.contains(reason), "{flags}: {output:?}");
@@ -89,13 +89,13 @@ fn who_cannot_count_says_so(ground: &Ground) -> Result<()> {
     Ok(())
 }
 
-fn a_profile_names_where_the_kernel_was(ground: &Ground) -> Result<()> {
+fn a_profile_names_where_the_kernel_was(host: &TestHost) -> Result<()> {
     let line = "dir=$(mktemp -d) && \
                 vmm profile hello.ami --top 12 --folded $dir/boot.folded --svg $dir/boot.svg && echo && \
                 awk '{ sum += $NF } END { printf \"%.0f\\n\", sum }' $dir/boot.folded && \
                 grep -c '^start_kernel;\\|;start_kernel;' $dir/boot.folded && tail -n 1 $dir/boot.svg; \
                 status=$?; rm -rf $dir; exit $status";
-    let output = ground.sh(line)?;
+    let output = host.sh(line)?;
     ensure!(output.status == 0, "{output:?}");
     let (table, rest) = output.stdout.split_once("\n\n").context("no table")?;
     ensure!(table.lines().count() == 13, "{output:?}");

@@ -8,13 +8,13 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::dist::workspace;
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 use serde_json::Value;
 
-use crate::Story;
+use crate::Test;
 use crate::instance::owner_of;
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     (
         "system_calls_before_the_first_run",
         system_calls_before_the_first_run,
@@ -83,27 +83,27 @@ fn hold(name: &str, measured: u64) -> Result<()> {
 }
 
 /// What a launch itself makes.
-fn system_calls_before_the_first_run(ground: &Ground) -> Result<()> {
-    hold_system_calls(ground, "--sandbox off", "system_calls_before_first_run")
+fn system_calls_before_the_first_run(host: &TestHost) -> Result<()> {
+    hold_system_calls(host, "--sandbox off", "system_calls_before_first_run")
 }
 
 /// The same with what it takes to confine the process, which root does more for than others: there are capabilities to drop.
-fn system_calls_of_confinement(ground: &Ground) -> Result<()> {
+fn system_calls_of_confinement(host: &TestHost) -> Result<()> {
     hold_system_calls(
-        ground,
+        host,
         "--sandbox required",
         "system_calls_before_first_run_confined",
     )
 }
 
 /// The second launch, so that kernel and initramfs are known to be whole already.
-fn hold_system_calls(ground: &Ground, option: &str, name: &str) -> Result<()> {
+fn hold_system_calls(host: &TestHost, option: &str, name: &str) -> Result<()> {
     let run = format!("vmm run hello.ami --rm --accel kvm {option} -- true");
     let line = format!(
         "set -e; {run}; strace -f -o $HOME/trace {run}; grep -q KVM_RUN $HOME/trace; \
          sed '/KVM_RUN/q' $HOME/trace | grep -v resumed | grep -v KVM_RUN; rm $HOME/trace"
     );
-    let output = ground.sh(&line)?;
+    let output = host.sh(&line)?;
     ensure!(output.status == 0, "{output:?}");
     let calls: Vec<&str> = output.stdout.lines().filter(|line| line.contains('(')).collect();
     hold(name, calls.len() as u64).with_context(|| format!("the calls were:\n{}", calls.join("\n")))
@@ -128,8 +128,8 @@ fn launch() -> String {
 
 /// Exits to user space until the kernel starts its PID 1; what is copied to guest RAM and how many pages are touched before the guest
 /// runs; what is mapped when it is up.
-fn exits_and_memory_of_a_launch(ground: &Ground) -> Result<()> {
-    let output = ground.sh(&launch())?;
+fn exits_and_memory_of_a_launch(host: &TestHost) -> Result<()> {
+    let output = host.sh(&launch())?;
     ensure!(output.status == 0, "{output:?}");
     let (maps, timing) = output.stdout.split_once("\n{").context("no timing")?;
     let timing: Value = serde_json::from_str(&format!("{{{timing}"))?;

@@ -5,12 +5,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::ground::Ground;
 use kiln_tests::lab::Output;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[("an_application_installed_captured_and_launched_twice", directory)];
+pub const TESTS: &[(&str, Test)] = &[("an_application_installed_captured_and_launched_twice", directory)];
 
 /// Installing and booting on a processor in software take their time.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -21,70 +21,67 @@ const ARCHIVE: u16 = 28_080;
 /// A public key whose private half nobody has.
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBqZ2yUu4pD2gk4jQbqz5v8m0yQKxQ4n0B1kq1rj8w3X story";
 
-fn directory(ground: &Ground) -> Result<()> {
+fn directory(host: &TestHost) -> Result<()> {
     ok(
-        ground,
+        host,
         "imgtool cat hello.ami /usr/bin/busybox > $HOME/busybox && chmod +x $HOME/busybox",
     )?;
     let serve = format!(
         "$HOME/busybox httpd -f -p 127.0.0.1:{ARCHIVE} -h ../shared/repository >/dev/null 2>&1 & echo $!"
     );
-    let server = ok(ground, &serve)?.trim().to_owned();
-    let told = tell(ground);
+    let server = ok(host, &serve)?.trim().to_owned();
+    let told = tell(host);
     // What a failed story leaves must not hold ports that the next one needs.
     let cleanup = format!(
         "kill {server}; for i in $(vmm ps -aq --tag story=directory); do vmm terminate --time 0 $i; done; vmm image rm directory"
     );
-    ground.sh(&cleanup)?;
+    host.sh(&cleanup)?;
     told
 }
 
-fn tell(ground: &Ground) -> Result<()> {
-    launch(ground)?;
-    install(ground)?;
-    let port = port_of(ground, "first")?;
-    add(ground, &port, "Ada")?;
+fn tell(host: &TestHost) -> Result<()> {
+    launch(host)?;
+    install(host)?;
+    let port = port_of(host, "first")?;
+    add(host, &port, "Ada")?;
     ensure!(
-        employees(ground, &port)? == ["Ada"],
+        employees(host, &port)? == ["Ada"],
         "the application does not keep what it is told"
     );
-    let first = identity(ground, "first")?;
+    let first = identity(host, "first")?;
 
-    ok(ground, "vmm create-image first directory")?;
-    ok(ground, "vmm exec --wait-timeout 300 first -- true")?;
+    ok(host, "vmm create-image first directory")?;
+    ok(host, "vmm exec --wait-timeout 300 first -- true")?;
     ensure!(
-        identity(ground, "first")? == first,
+        identity(host, "first")? == first,
         "making an image changed the instance's own identity"
     );
-    ok(ground, "vmm terminate first")?;
+    ok(host, "vmm terminate first")?;
 
     let launched = ok(
-        ground,
+        host,
         "vmm run directory -d --count 2 -p 80 --tag story=directory --wait port=8000 --wait-timeout 600",
     )?;
     let [one, two] = launched.lines().collect::<Vec<_>>()[..] else {
         anyhow::bail!("two ids were expected: {launched:?}")
     };
-    let (port_one, port_two) = (port_of(ground, one)?, port_of(ground, two)?);
+    let (port_one, port_two) = (port_of(host, one)?, port_of(host, two)?);
     ensure!(port_one != port_two, "two instances share {port_one}");
     for port in [&port_one, &port_two] {
-        ensure!(
-            employees(ground, port)? == ["Ada"],
-            "the image has other employees"
-        );
+        ensure!(employees(host, port)? == ["Ada"], "the image has other employees");
     }
-    add(ground, &port_one, "Grace")?;
-    add(ground, &port_two, "Edsger")?;
+    add(host, &port_one, "Grace")?;
+    add(host, &port_two, "Edsger")?;
     ensure!(
-        employees(ground, &port_one)? == ["Ada", "Grace"],
+        employees(host, &port_one)? == ["Ada", "Grace"],
         "the first instance"
     );
     ensure!(
-        employees(ground, &port_two)? == ["Ada", "Edsger"],
+        employees(host, &port_two)? == ["Ada", "Edsger"],
         "the second instance"
     );
 
-    let (one, two) = (identity(ground, one)?, identity(ground, two)?);
+    let (one, two) = (identity(host, one)?, identity(host, two)?);
     for (index, what) in ["machine-id", "host key", "host name"].iter().enumerate() {
         let all = [&first[index], &one[index], &two[index]];
         ensure!(
@@ -96,9 +93,9 @@ fn tell(ground: &Ground) -> Result<()> {
 }
 
 /// A machine that knows no archive but ours.
-fn launch(ground: &Ground) -> Result<()> {
+fn launch(host: &TestHost) -> Result<()> {
     ok(
-        ground,
+        host,
         &format!(
             "echo '{KEY}' > $HOME/key.pub; vmm run plain.ami -d --name first --tag story=directory -p 80 --net user,loopback \
              --root-size 1G --ssh-key $HOME/key.pub --wait ssh --wait-timeout 300"
@@ -108,31 +105,31 @@ fn launch(ground: &Ground) -> Result<()> {
         "vmm exec first -- sh -c 'rm -rf /etc/apt/sources.list.d/*; \
          echo deb [trusted=yes] http://10.0.2.2:{ARCHIVE} ./ > /etc/apt/sources.list'"
     );
-    ok(ground, &sources)?;
-    let keys = ok(ground, "vmm exec first -- cat .ssh/authorized_keys")?;
+    ok(host, &sources)?;
+    let keys = ok(host, "vmm exec first -- cat .ssh/authorized_keys")?;
     ensure!(keys.trim() == KEY, "the key that may log in: {keys:?}");
     Ok(())
 }
 
-fn install(ground: &Ground) -> Result<()> {
-    ok(ground, "vmm cp ../shared/employee-directory first:")?;
-    let output = ground.sh_within("vmm exec first -- /root/employee-directory/install.sh", PATIENCE)?;
+fn install(host: &TestHost) -> Result<()> {
+    ok(host, "vmm cp ../shared/employee-directory first:")?;
+    let output = host.sh_within("vmm exec first -- /root/employee-directory/install.sh", PATIENCE)?;
     ensure!(output.status == 0, "{output:?}");
     // apt writes its log through a terminal of its own.
     ensure!(!output.stderr.contains("/dev/pts"), "{output:?}");
     // The script has waited for the application: it needs no second try.
-    let port = port_of(ground, "first")?;
+    let port = port_of(host, "first")?;
     ok(
-        ground,
+        host,
         &format!("$HOME/busybox wget -T 60 -qO- http://{port}/api/employees"),
     )?;
     Ok(())
 }
 
 /// Machine id, public host key and host name.
-fn identity(ground: &Ground, instance: &str) -> Result<Vec<String>> {
+fn identity(host: &TestHost, instance: &str) -> Result<Vec<String>> {
     let told = ok(
-        ground,
+        host,
         &format!(
             "vmm exec {instance} -- cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub /proc/sys/kernel/hostname"
         ),
@@ -143,18 +140,18 @@ fn identity(ground: &Ground, instance: &str) -> Result<Vec<String>> {
 }
 
 /// Where the instance's port 80 is on the host.
-fn port_of(ground: &Ground, instance: &str) -> Result<String> {
-    let address = ok(ground, &format!("vmm port {instance} 80"))?.trim().to_owned();
+fn port_of(host: &TestHost, instance: &str) -> Result<String> {
+    let address = ok(host, &format!("vmm port {instance} 80"))?.trim().to_owned();
     ensure!(address.starts_with("127.0.0.1:"), "published at {address}");
     Ok(address)
 }
 
 /// The names in the directory, in its order, asked over the forwarded port.
-fn employees(ground: &Ground, address: &str) -> Result<Vec<String>> {
+fn employees(host: &TestHost, address: &str) -> Result<Vec<String>> {
     let ask = format!(
         "for i in $(seq 100); do $HOME/busybox wget -T 60 -qO- http://{address}/api/employees && exit; sleep 0.5; done; exit 1"
     );
-    let list: serde_json::Value = serde_json::from_str(&ok(ground, &ask)?)?;
+    let list: serde_json::Value = serde_json::from_str(&ok(host, &ask)?)?;
     let names = list.as_array().context("a list")?.iter();
     let mut names: Vec<String> = names
         .filter_map(|employee| Some(employee["name"].as_str()?.to_owned()))
@@ -163,24 +160,24 @@ fn employees(ground: &Ground, address: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn add(ground: &Ground, address: &str, name: &str) -> Result<()> {
+fn add(host: &TestHost, address: &str, name: &str) -> Result<()> {
     // The answer leads back to the list, which this client would ask for with the form once more: whether it worked is seen in
     // the list itself.
-    employees(ground, address)?;
+    employees(host, address)?;
     let form = format!("name={name}&department=Research&email={name}%40example.org");
-    ground.sh(&format!(
+    host.sh(&format!(
         "$HOME/busybox wget -T 60 -qO /dev/null --post-data '{form}' http://{address}/add"
     ))?;
     Ok(())
 }
 
 /// What a command prints that must succeed.
-pub fn ok(ground: &Ground, line: &str) -> Result<String> {
+pub fn ok(host: &TestHost, line: &str) -> Result<String> {
     let Output {
         status,
         stdout,
         stderr,
-    } = ground.sh_within(line, PATIENCE)?;
+    } = host.sh_within(line, PATIENCE)?;
     ensure!(status == 0, "{line}: {status}\n{stdout}\n{stderr}");
     Ok(stdout)
 }

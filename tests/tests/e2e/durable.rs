@@ -6,14 +6,14 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 use serde_json::Value;
 
-use crate::Story;
+use crate::Test;
 use crate::directory::ok;
 use crate::instance::owner_of;
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     (
         "no_acknowledged_write_is_lost_by_kill_9",
         no_acknowledged_write_is_lost,
@@ -45,22 +45,22 @@ const CHECKER: &str = "bad=0; i=0; while [ $i -lt $0 ]; do i=$((i+1)); \
     yes $i | head -c 4096 > /tmp/want; dd if=/d/log bs=4096 skip=$((i%50)) count=1 2>/dev/null | \
     cmp -s - /tmp/want || echo block of $i; i=$((i+1)); done; echo $bad; dmesg | grep -i 'EXT4-fs error'";
 
-fn no_acknowledged_write_is_lost(ground: &Ground) -> Result<()> {
+fn no_acknowledged_write_is_lost(host: &TestHost) -> Result<()> {
     let long = std::env::var_os("KILN_LONG_TESTS").is_some();
     let lives = if long { LONG_LIVES } else { LIVES };
-    ok(ground, "vmm run hello.ami -d --name durable --wait agent")?;
+    ok(host, "vmm run hello.ami -d --name durable --wait agent")?;
     let mut acknowledged = 0;
     for life in 1..=lives {
         if life == lives {
-            wait_until_it_stands_alone(ground)?;
+            wait_until_it_stands_alone(host)?;
         }
-        acknowledged = write_until_killed(ground, acknowledged)?;
+        acknowledged = write_until_killed(host, acknowledged)?;
         if life == lives {
-            fsck(ground)?;
+            fsck(host)?;
         }
-        ok(ground, "vmm start durable --wait agent")?;
+        ok(host, "vmm start durable --wait agent")?;
         let told = ok(
-            ground,
+            host,
             &format!(
                 "vmm exec durable -- sh -c '{}' {acknowledged}; true",
                 quoted(CHECKER)
@@ -75,7 +75,7 @@ fn no_acknowledged_write_is_lost(ground: &Ground) -> Result<()> {
             "life {life}, {acknowledged} writes acknowledged: {told}"
         );
     }
-    ok(ground, "vmm terminate --time 0 durable").map(drop)
+    ok(host, "vmm terminate --time 0 durable").map(drop)
 }
 
 /// A block of the log may hold the write after the last one that was acknowledged.
@@ -89,15 +89,15 @@ fn quoted(script: &str) -> String {
     script.replace('\'', "'\\''")
 }
 
-fn record(ground: &Ground) -> Result<Value> {
-    Ok(serde_json::from_str(&ok(ground, "vmm inspect durable")?)?)
+fn record(host: &TestHost) -> Result<Value> {
+    Ok(serde_json::from_str(&ok(host, "vmm inspect durable")?)?)
 }
 
 /// Lets the guest write on after number `from`, kills the process that runs it, and returns the last number that arrived.
-fn write_until_killed(ground: &Ground, from: u32) -> Result<u32> {
-    let owner = ok(ground, &owner_of("durable"))?;
+fn write_until_killed(host: &TestHost, from: u32) -> Result<u32> {
+    let owner = ok(host, &owner_of("durable"))?;
     let owner = owner.trim();
-    let mut writer = ground
+    let mut writer = host
         .command("vmm")?
         .args(["exec", "durable", "--", "sh", "-c", WRITER, &from.to_string()])
         .stdin(Stdio::null())
@@ -114,12 +114,12 @@ fn write_until_killed(ground: &Ground, from: u32) -> Result<u32> {
         }
         last = number;
         if last == from + WRITES {
-            ok(ground, &format!("kill -9 {owner}"))?;
+            ok(host, &format!("kill -9 {owner}"))?;
         }
     }
     writer.wait()?;
     let start = Instant::now();
-    while self::record(ground)?.pointer("/0/state").and_then(Value::as_str) != Some("stopped") {
+    while self::record(host)?.pointer("/0/state").and_then(Value::as_str) != Some("stopped") {
         ensure!(
             start.elapsed() < FILLED,
             "the killed process is not gone after {FILLED:?}"
@@ -130,16 +130,16 @@ fn write_until_killed(ground: &Ground, from: u32) -> Result<u32> {
     Ok(last)
 }
 
-fn root_volume(ground: &Ground) -> Result<(String, u64)> {
-    let record = record(ground)?;
+fn root_volume(host: &TestHost) -> Result<(String, u64)> {
+    let record = record(host)?;
     let path = record.pointer("/0/volumes/0/path").and_then(Value::as_str);
     let size = record.pointer("/0/volumes/0/size").and_then(Value::as_u64);
     Ok((path.context("a path")?.to_owned(), size.context("a size")?))
 }
 
 /// A volume that is filled is as long as the disk; before, it ends with a trailer.
-fn wait_until_it_stands_alone(ground: &Ground) -> Result<()> {
-    let (path, size) = root_volume(ground)?;
+fn wait_until_it_stands_alone(host: &TestHost) -> Result<()> {
+    let (path, size) = root_volume(host)?;
     let start = Instant::now();
     while Path::new(&path).metadata()?.len() != size {
         ensure!(start.elapsed() < FILLED, "{path} is not filled after {FILLED:?}");
@@ -149,10 +149,10 @@ fn wait_until_it_stands_alone(ground: &Ground) -> Result<()> {
 }
 
 /// The file system's journal makes it whole, and then there is nothing wrong with it.
-fn fsck(ground: &Ground) -> Result<()> {
-    let (path, _) = root_volume(ground)?;
+fn fsck(host: &TestHost) -> Result<()> {
+    let (path, _) = root_volume(host)?;
     ok(
-        ground,
+        host,
         &format!("e2fsck -p {path}; test $? -le 1 && e2fsck -fn {path}"),
     )
     .map(drop)
@@ -160,28 +160,24 @@ fn fsck(ground: &Ground) -> Result<()> {
 
 /// Killed before, while and after it copies: what bears a name in the store is whole, what does not is gone with the next image, and the
 /// instance runs on, thawed.
-fn a_killed_create_image_leaves_a_whole_image_or_none(ground: &Ground) -> Result<()> {
-    ok(ground, "vmm run hello.ami -d --name model --wait agent")?;
+fn a_killed_create_image_leaves_a_whole_image_or_none(host: &TestHost) -> Result<()> {
+    ok(host, "vmm run hello.ami -d --name model --wait agent")?;
     for seconds in ["0.02", "0.1", "0.2", "0.5", "1", "2"] {
         let killed = format!("timeout --signal=KILL {seconds} vmm create-image model cut --no-reboot");
-        let output = ground.sh(&killed)?;
+        let output = host.sh(&killed)?;
         // 137: it was killed. On a fast machine the last ones are done before.
         ensure!(matches!(output.status, 0 | 137), "{output:?}");
         ok(
-            ground,
+            host,
             "vmm exec model -- sh -c 'echo $$ > /root/alive && sync' && \
              for image in $XDG_DATA_HOME/kiln/images/ami-*.ami; do [ ! -e $image ] || imgtool verify $image || exit 1; done",
         )?;
     }
-    ok(ground, "vmm create-image model whole --no-reboot")?;
+    ok(host, "vmm create-image model whole --no-reboot")?;
     let left = ok(
-        ground,
+        host,
         "cd $XDG_DATA_HOME/kiln/images; find . -name '.capture-*' -o -name '.new-*' -o -name '.kiln-*'",
     )?;
     ensure!(left.is_empty(), "left behind: {left}");
-    ok(
-        ground,
-        "vmm run whole --rm -- true && vmm terminate --time 0 model",
-    )
-    .map(drop)
+    ok(host, "vmm run whole --rm -- true && vmm terminate --time 0 model").map(drop)
 }

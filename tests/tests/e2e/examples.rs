@@ -4,11 +4,11 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     (
         "the_employee_directory_lists_searches_adds_and_removes",
         the_employee_directory_lists_searches_adds_and_removes,
@@ -17,7 +17,7 @@ pub const STORIES: &[(&str, Story)] = &[
 ];
 
 /// Stories that build for minutes.
-pub const LONG: &[(&str, Story)] = &[
+pub const LONG: &[(&str, Test)] = &[
     ("the_microvm_kernel_boots", the_microvm_kernel_boots),
     (
         "every_example_is_sound_mounts_and_boots",
@@ -31,7 +31,7 @@ pub const LONG: &[(&str, Story)] = &[
 ];
 
 /// Stories that need images which are built for minutes, told in a lab.
-pub const LAB_LONG: &[(&str, Story)] = &[(
+pub const LAB_LONG: &[(&str, Test)] = &[(
     "every_example_boots_with_both_kernels",
     every_example_boots_with_both_kernels,
 )];
@@ -51,7 +51,7 @@ fn free_port() -> Result<u16> {
     Ok(listener.local_addr()?.port())
 }
 
-fn the_employee_directory_lists_searches_adds_and_removes(ground: &Ground) -> Result<()> {
+fn the_employee_directory_lists_searches_adds_and_removes(host: &TestHost) -> Result<()> {
     let (recipe, port) = (recipe("employee-directory"), free_port()?);
     let line = format!(
         r#"set -e
@@ -74,7 +74,7 @@ post -d id=1 $site/remove
 post -d id=1 $site/remove
 get '/api/employees?q=ada'"#
     );
-    let output = ground.sh_within(&line, LIMIT)?;
+    let output = host.sh_within(&line, LIMIT)?;
     ensure!(output.status == 0, "{output:?}");
     let ada = r#"[{"id": 1, "name": "Ada Lovelace", "department": "Engines", "email": "ada@example.org"}]"#;
     let odd = r#"[{"id": 2, "name": "<b>100%</b>", "department": "Odd_names", "email": "odd@example.org"}]"#;
@@ -97,7 +97,7 @@ get '/api/employees?q=ada'"#
 }
 
 /// Files come on top, packages are added by the base's own dpkg, and the rest is the base's.
-fn an_image_is_built_upon_another(ground: &Ground) -> Result<()> {
+fn an_image_is_built_upon_another(host: &TestHost) -> Result<()> {
     let line = r#"set -e
 D=$(mktemp -d); trap 'rm -rf $D' EXIT; hello=$PWD/hello.ami; cd $D
 cat >child.toml <<EOF
@@ -121,7 +121,7 @@ imgtool build more.toml --quiet >/dev/null
 imgtool diff minbase.ami more.ami | grep -A1 '^package:'
 imgtool cat more.ami /var/lib/dpkg/status | grep -A1 '^Package: hello$'
 imgtool extract more.ami --part root -o root.ext4 >/dev/null; e2fsck -fn root.ext4 >/dev/null 2>&1; echo e2fsck $?"#;
-    let output = ground.sh_within(line, LIMIT)?;
+    let output = host.sh_within(line, LIMIT)?;
     ensure!(output.status == 0, "{output:?}");
     ensure!(output.stdout.starts_with("on top\nLinux\n"), "{output:?}");
     let mut images = serde_json::Deserializer::from_str(&output.stdout["on top\nLinux\n".len()..])
@@ -145,10 +145,10 @@ imgtool extract more.ami --part root -o root.ext4 >/dev/null; e2fsck -fn root.ex
 }
 
 /// The image was built before the stories began. Its kernel is ours, and says itself that nothing is a module.
-fn the_microvm_kernel_boots(ground: &Ground) -> Result<()> {
+fn the_microvm_kernel_boots(host: &TestHost) -> Result<()> {
     let command =
         "vmm run microvm.ami --rm -- sh -c 'uname -r; ls /proc/modules; zcat /proc/config.gz; true'";
-    let output = ground.sh_within(command, LIMIT)?;
+    let output = host.sh_within(command, LIMIT)?;
     ensure!(output.status == 0, "{output:?}");
     let release = output.stdout.lines().next().unwrap_or_default();
     ensure!(release.ends_with("-microvm"), "{output:?}");
@@ -176,7 +176,7 @@ fn the_microvm_kernel_boots(ground: &Ground) -> Result<()> {
 
 /// The file system is sound to e2fsck, this machine's kernel mounts and reads all of it, and the image boots. Some were built before
 /// the stories began.
-fn every_example_is_sound_mounts_and_boots(ground: &Ground) -> Result<()> {
+fn every_example_is_sound_mounts_and_boots(host: &TestHost) -> Result<()> {
     for example in [
         "hello",
         "debian",
@@ -199,7 +199,7 @@ umount $D/root
 vmm run $D/x.ami --rm -- sh -c 'read name </proc/1/comm; echo $name'"#,
             recipe(example)
         );
-        let output = ground.sh_within(&line, LIMIT)?;
+        let output = host.sh_within(&line, LIMIT)?;
         ensure!(
             output.status == 0 && output.stdout == "sound\nmounted\ninit\n",
             "{example}: {output:?}"
@@ -210,7 +210,7 @@ vmm run $D/x.ami --rm -- sh -c 'read name </proc/1/comm; echo $name'"#,
 
 /// Debian's user space on its own kernel and on ours: systemd says that everything runs, and no unit failed. The kernel is the
 /// microvm image's, which was built before the stories began.
-fn systemd_runs_on_both_kernels(ground: &Ground) -> Result<()> {
+fn systemd_runs_on_both_kernels(host: &TestHost) -> Result<()> {
     for kernel in ["", "[kernel]\npath = \"kernel\"\n"] {
         let line = format!(
             r#"set -e
@@ -229,7 +229,7 @@ vmm exec systemd -- systemctl --failed --no-legend --plain
 vmm exec systemd -- cat /proc/1/comm"#,
             recipe("debian")
         );
-        let output = ground.sh_within(&line, LIMIT)?;
+        let output = host.sh_within(&line, LIMIT)?;
         ensure!(
             output.status == 0 && output.stdout == "running\nsystemd\n",
             "`{kernel}`: {output:?}"
@@ -239,7 +239,7 @@ vmm exec systemd -- cat /proc/1/comm"#,
 }
 
 /// Every example with the kernel of its recipe; and Debian's user space, put upon our kernel as an image built upon the image.
-fn every_example_boots_with_both_kernels(ground: &Ground) -> Result<()> {
+fn every_example_boots_with_both_kernels(host: &TestHost) -> Result<()> {
     let init = "vmm run $image --rm -- sh -c 'read name </proc/1/comm; echo $name $(uname -r)'";
     let line = format!(
         r#"set -e
@@ -252,7 +252,7 @@ for name in debian web employee-directory plain cloud; do
     image=$D/x.ami; {init}
 done"#
     );
-    let output = ground.sh_within(&line, LIMIT)?;
+    let output = host.sh_within(&line, LIMIT)?;
     ensure!(output.status == 0, "{output:?}");
     let lines: Vec<&str> = output.stdout.lines().collect();
     ensure!(

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     ("minisigns_keys_sign_and_verify", minisigns_keys_sign_and_verify),
     (
         "a_root_survives_tar_ext4_and_container_archive",
@@ -30,9 +30,9 @@ pub const STORIES: &[(&str, Story)] = &[
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// In a folder of its own, with the hello image as `$hello`; ends at the first command that fails.
-fn told(ground: &Ground, line: &str) -> Result<String> {
+fn told(host: &TestHost, line: &str) -> Result<String> {
     let line = format!("set -e; hello=$PWD/hello.ami; D=$(mktemp -d); trap 'rm -rf $D' EXIT; cd $D\n{line}");
-    let output = ground.sh_within(&line, LIMIT)?;
+    let output = host.sh_within(&line, LIMIT)?;
     ensure!(output.status == 0, "{output:?}");
     Ok(output.stdout)
 }
@@ -46,7 +46,7 @@ fn expect(said: &str, lines: &[&str]) -> Result<()> {
 }
 
 /// Keys of either program serve the other, and the key that did not sign is refused.
-fn minisigns_keys_sign_and_verify(ground: &Ground) -> Result<()> {
+fn minisigns_keys_sign_and_verify(host: &TestHost) -> Result<()> {
     let line = r#"
 minisign -G -W -p theirs.pub -s theirs.key >/dev/null
 imgtool keygen ours.key >/dev/null 2>&1
@@ -60,7 +60,7 @@ minisign -V -q -p ours.key.pub -m message && echo our key signs
 minisign -R -W -s ours.key -p again.pub >/dev/null
 [ "$(tail -n 1 again.pub)" = "$(tail -n 1 ours.key.pub)" ] && echo the halves belong together
 "#;
-    let said = told(ground, line)?;
+    let said = told(host, line)?;
     expect(
         &said,
         &["their key signs", "our key signs", "the halves belong together"],
@@ -73,7 +73,7 @@ minisign -R -W -s ours.key -p again.pub >/dev/null
 }
 
 /// The hello image's root, out and in again by each way, boots and has the same files.
-fn a_root_survives_tar_ext4_and_container_archive(ground: &Ground) -> Result<()> {
+fn a_root_survives_tar_ext4_and_container_archive(host: &TestHost) -> Result<()> {
     let line = r#"
 imgtool convert $hello --to tar -o root.tar >/dev/null
 imgtool extract $hello --part root -o root.ext4 >/dev/null
@@ -91,7 +91,7 @@ for source in root.tar root.ext4 docker.tar; do
     rm x.ami
 done
 "#;
-    let said = told(ground, line)?;
+    let said = told(host, line)?;
     for source in ["root.tar", "root.ext4", "docker.tar"] {
         let (same, boots) = (format!("{source} has the same files"), format!("{source} boots"));
         expect(&said, &[&same, &boots])?;
@@ -102,7 +102,7 @@ done
 /// An OCI image that umoci makes of the hello image's root, in two layers: the second changes, adds and removes. What is imported is
 /// what umoci unpacks. A run of it shows the command's output on the console and ends with its status, as `docker run` does; a command of the run
 /// takes its place.
-fn an_oci_image_in_layers_is_imported(ground: &Ground) -> Result<()> {
+fn an_oci_image_in_layers_is_imported(host: &TestHost) -> Result<()> {
     let line = r#"
 imgtool convert $hello --to tar -o root.tar >/dev/null
 umoci init --layout oci
@@ -132,7 +132,7 @@ imgtool inspect x.ami | grep ^command
 vmm run x.ami --rm </dev/null || echo status $?
 vmm run x.ami --rm -- echo replaced
 "#;
-    let said = told(ground, line)?;
+    let said = told(host, line)?;
     expect(
         &said,
         &[
@@ -189,7 +189,7 @@ fn upper_entries() -> String {
 }
 
 /// Whiteouts before and after the entries of their own layer, by way of a link and without.
-fn whiteouts_in_any_order_are_as_umocis(ground: &Ground) -> Result<()> {
+fn whiteouts_in_any_order_are_as_umocis(host: &TestHost) -> Result<()> {
     let line = format!(
         "cat >entries <<'END'\n{}END\nlast={}\n{}",
         upper_entries(),
@@ -213,7 +213,7 @@ ls ours/cases | wc -l
 diff -r --no-dereference ours/cases theirs/rootfs/cases && echo the same files
 "#
     );
-    let said = told(ground, &line)?;
+    let said = told(host, &line)?;
     expect(&said, &[&ORDERS.to_string(), "the same files"])
 }
 
@@ -246,7 +246,7 @@ stat -c "%n %F %a" pipe
 "#;
 
 /// Made by Debian's own tools while the image is built, read by them in the guest, and by this machine's after `extract`.
-fn attributes_survive_to_the_guest_and_back(ground: &Ground) -> Result<()> {
+fn attributes_survive_to_the_guest_and_back(host: &TestHost) -> Result<()> {
     let line = format!(
         "cat >all.toml <<'END'\n{ATTRIBUTES}END\ncat >look <<'END'\n{LOOK}END\n{}",
         r#"
@@ -261,7 +261,7 @@ imgtool convert all.ami --to tar -o all.tar >/dev/null
 tar -tvf all.tar | awk '/srv\/all\/(null|disk)$/ { print $1, $3, $NF }'
 "#
     );
-    let said = told(ground, &line)?;
+    let said = told(host, &line)?;
     expect(&said, &["the file system is clean"])?;
     let wanted = [
         "capable cap_net_raw=ep",

@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 
 use anyhow::{Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 use crate::directory::ok;
 use crate::hostile_kernel::{Program, SCRATCH, register};
 
-pub const STORIES: &[(&str, Story)] = &[(
+pub const TESTS: &[(&str, Test)] = &[(
     "a_hostile_kernel_harms_its_own_devices_only",
     a_hostile_kernel_harms_its_own_devices,
 )];
@@ -25,10 +25,10 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
-fn a_hostile_kernel_harms_its_own_devices(ground: &Ground) -> Result<()> {
-    write_kernel(ground)?;
-    ok(ground, "vmm run hello.ami -d --name bystander --wait agent")?;
-    let output = ground.sh("vmm run hello.ami --rm --kernel $HOME/hostile.elf --memory 64M")?;
+fn a_hostile_kernel_harms_its_own_devices(host: &TestHost) -> Result<()> {
+    write_kernel(host)?;
+    ok(host, "vmm run hello.ami -d --name bystander --wait agent")?;
+    let output = host.sh("vmm run hello.ami --rm --kernel $HOME/hostile.elf --memory 64M")?;
     ensure!(
         output.status == 0 && output.stdout.contains("it is over"),
         "{output:?}"
@@ -41,16 +41,16 @@ fn a_hostile_kernel_harms_its_own_devices(ground: &Ground) -> Result<()> {
     );
     ensure!(!output.stderr.contains("panicked"), "{}", output.stderr);
     ok(
-        ground,
+        host,
         "vmm exec bystander -- true && vmm terminate --time 0 bystander",
     )
     .map(drop)
 }
 
 /// The kernel's file, by way of a command line, which reaches every ground.
-fn write_kernel(ground: &Ground) -> Result<()> {
+fn write_kernel(host: &TestHost) -> Result<()> {
     let kernel = program().elf();
-    ok(ground, ": > $HOME/hostile.elf")?;
+    ok(host, ": > $HOME/hostile.elf")?;
     for chunk in kernel.chunks(8 << 10) {
         let mut line = String::from("printf '");
         for byte in chunk {
@@ -58,7 +58,7 @@ fn write_kernel(ground: &Ground) -> Result<()> {
             let _ = write!(line, "\\{byte:03o}");
         }
         line += "' >> $HOME/hostile.elf";
-        ok(ground, &line)?;
+        ok(host, &line)?;
     }
     Ok(())
 }
@@ -238,8 +238,8 @@ fn configuration_writes(program: &mut Program, slot: u64) {
 }
 
 fn a_storm_of_notifications(program: &mut Program, slot: u64) {
-    for turn in 0..400 {
-        program.set(slot, register::QUEUE_NOTIFY, turn % 5);
+    for determinism in 0..400 {
+        program.set(slot, register::QUEUE_NOTIFY, determinism % 5);
     }
     program.set(slot, register::QUEUE_NOTIFY, u32::MAX);
 }

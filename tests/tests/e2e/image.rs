@@ -1,18 +1,18 @@
 //! The hello image: the same bytes twice, a clean file system, and no damage goes unnoticed.
 
 use anyhow::{Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     ("two_builds_are_identical", two_builds_are_identical),
     ("the_root_passes_e2fsck", the_root_passes_e2fsck),
     ("damage_is_refused_by_name", damage_is_refused_by_name),
     ("a_truncated_image_is_refused", a_truncated_image_is_refused),
 ];
 
-fn two_builds_are_identical(ground: &Ground) -> Result<()> {
+fn two_builds_are_identical(host: &TestHost) -> Result<()> {
     let recipe = kiln_tests::dist::workspace().join("examples/hello.toml");
     let recipe = recipe.display();
     let line = format!(
@@ -20,21 +20,21 @@ fn two_builds_are_identical(ground: &Ground) -> Result<()> {
          cd $HOME/b2/deeper; umask 077; LC_ALL=C.UTF-8 TZ=Asia/Tokyo imgtool build {recipe} -o b.ami; \
          cmp $HOME/b1/a.ami b.ami; rm $HOME/b1/a.ami b.ami"
     );
-    let output = ground.sh(&line)?;
+    let output = host.sh(&line)?;
     ensure!(output.status == 0, "{output:?}");
     Ok(())
 }
 
-fn the_root_passes_e2fsck(ground: &Ground) -> Result<()> {
+fn the_root_passes_e2fsck(host: &TestHost) -> Result<()> {
     let line = "imgtool extract hello.ami --part root -o $HOME/root.ext4 && e2fsck -fn $HOME/root.ext4 && rm $HOME/root.ext4";
-    let output = ground.sh(line)?;
+    let output = host.sh(line)?;
     ensure!(output.status == 0, "{output:?}");
     Ok(())
 }
 
 /// Flips a byte in the middle of each part; the offsets come from the image itself.
-fn damage_is_refused_by_name(ground: &Ground) -> Result<()> {
-    let inspected = ground.sh("imgtool inspect --json hello.ami")?;
+fn damage_is_refused_by_name(host: &TestHost) -> Result<()> {
+    let inspected = host.sh("imgtool inspect --json hello.ami")?;
     ensure!(inspected.status == 0, "{inspected:?}");
     let image: serde_json::Value = serde_json::from_str(&inspected.stdout)?;
     for part in ["kernel", "initramfs", "root"] {
@@ -52,18 +52,18 @@ fn damage_is_refused_by_name(ground: &Ground) -> Result<()> {
              printf \"\\\\$(printf %o $((byte ^ 1)))\" | dd of=$HOME/damaged.ami bs=1 seek={at} conv=notrunc status=none && \
              imgtool verify $HOME/damaged.ami; status=$?; rm -f $HOME/damaged.ami; exit $status"
         );
-        let output = ground.sh(&line)?;
+        let output = host.sh(&line)?;
         ensure!(output.status != 0, "{part}: damage went unnoticed: {output:?}");
         ensure!(output.stderr.contains(part), "{part} is not named: {output:?}");
     }
     Ok(())
 }
 
-fn a_truncated_image_is_refused(ground: &Ground) -> Result<()> {
+fn a_truncated_image_is_refused(host: &TestHost) -> Result<()> {
     for keep in ["100", "1000000", "20000000"] {
         let line =
             format!("head -c {keep} hello.ami > $HOME/short.ami; vmm run $HOME/short.ami --rm -- true");
-        let output = ground.sh(&line)?;
+        let output = host.sh(&line)?;
         ensure!(output.status == 125, "{keep} bytes: {output:?}");
         ensure!(output.stderr.contains("short.ami"), "{keep} bytes: {output:?}");
     }

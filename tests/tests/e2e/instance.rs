@@ -1,14 +1,14 @@
 //! Instances: what a person does with one, and what must not disturb it.
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::ground::Ground;
 use kiln_tests::lab::Output;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 use crate::directory::ok;
 
 /// The life of an instance: what must hold on every accelerator each time.
-pub const LIFE: &[(&str, Story)] = &[
+pub const LIFE: &[(&str, Test)] = &[
     (
         "a_published_port_is_this_hosts_own",
         a_published_port_is_this_hosts_own,
@@ -25,7 +25,7 @@ pub const LIFE: &[(&str, Story)] = &[
 ];
 
 /// The rest.
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     ("files_go_both_ways", files_go_both_ways),
     (
         "what_is_taken_or_unknown_is_refused",
@@ -58,11 +58,11 @@ pub const STORIES: &[(&str, Story)] = &[
 ];
 
 /// Stories that mount file systems, or need a network of their own: in the lab only.
-pub const LAB_STORIES: &[(&str, Story)] = &[("a_full_disk_is_an_error_and_loses_nothing", a_full_disk)];
+pub const LAB_TESTS: &[(&str, Test)] = &[("a_full_disk_is_an_error_and_loses_nothing", a_full_disk)];
 
 /// A command that must fail, with this in its message.
-fn refused(ground: &Ground, line: &str, status: u8, word: &str) -> Result<()> {
-    let output = ground.sh(line)?;
+fn refused(host: &TestHost, line: &str, status: u8, word: &str) -> Result<()> {
+    let output = host.sh(line)?;
     ensure!(
         output.status == status && output.stderr.contains(word),
         "{line}: {status} and {word:?} were expected: {output:?}"
@@ -70,35 +70,35 @@ fn refused(ground: &Ground, line: &str, status: u8, word: &str) -> Result<()> {
     Ok(())
 }
 
-fn files_go_both_ways(ground: &Ground) -> Result<()> {
-    ok(ground, "vmm run hello.ami -d --name copier --wait agent")?;
+fn files_go_both_ways(host: &TestHost) -> Result<()> {
+    ok(host, "vmm run hello.ami -d --name copier --wait agent")?;
     ok(
-        ground,
+        host,
         "mkdir -p $HOME/tree/deep && seq 1 200000 > $HOME/tree/deep/numbers && chmod 640 $HOME/tree/deep/numbers && \
          ln -sf deep/numbers $HOME/tree/link",
     )?;
     ok(
-        ground,
+        host,
         "vmm cp $HOME/tree copier:/root/ && vmm cp copier:tree/deep $HOME/back",
     )?;
-    ok(ground, "cmp $HOME/tree/deep/numbers $HOME/back/numbers")?;
+    ok(host, "cmp $HOME/tree/deep/numbers $HOME/back/numbers")?;
     let told = ok(
-        ground,
+        host,
         "vmm exec copier -- sh -c 'stat -c %a tree/deep/numbers; readlink tree/link'",
     )?;
     ensure!(told == "640\ndeep/numbers\n", "{told:?}");
     ok(
-        ground,
+        host,
         "vmm cp $HOME/tree/deep/numbers copier:renamed && vmm exec copier -- test -s /root/renamed",
     )?;
     // A file that somebody writes to meanwhile, in either direction, and one whose size is fiction.
     ok(
-        ground,
+        host,
         "yes > $HOME/growing & writer=$!; for i in 1 2 3; do vmm cp $HOME/growing copier:growing || break; done; \
          status=$?; kill $writer; rm $HOME/growing; exit $status",
     )?;
     ok(
-        ground,
+        host,
         "vmm exec copier -- sh -c ': > /tmp/growing; (yes | head -c 50000000 > /tmp/growing) </dev/null >/dev/null 2>&1 &' && \
          vmm cp copier:/tmp/growing $HOME/grown && vmm cp copier:/proc/version $HOME/grown && \
          vmm exec copier -- cat /proc/version | cmp - $HOME/grown",
@@ -106,48 +106,48 @@ fn files_go_both_ways(ground: &Ground) -> Result<()> {
     // A tree with a device and a socket comes without them, and says so.
     let line = "vmm exec copier -- sh -c 'mkdir /srv/odd; cd /srv/odd; echo x > file; mkfifo fifo; mknod null c 1 3' && \
          vmm cp copier:/srv/odd $HOME/odd && ls $HOME/odd";
-    let odd = ground.sh(line)?;
+    let odd = host.sh(line)?;
     ensure!(
         odd.status == 0 && odd.stdout == "fifo\nfile\n" && odd.stderr.contains("odd/null is a device"),
         "{odd:?}"
     );
     ok(
-        ground,
+        host,
         "vmm exec copier -- sh -c 'mkdir /mnt/full && mount -t tmpfs -o size=64k none /mnt/full'",
     )?;
     let line = "vmm cp $HOME/tree/deep/numbers copier:/mnt/full/x";
-    refused(ground, line, 125, "/mnt/full/x: No space left on device")?;
-    refused(ground, "vmm cp copier:/nowhere $HOME/x", 125, "nowhere")?;
-    refused(ground, "vmm cp $HOME/nowhere copier:", 125, "nowhere")?;
-    refused(ground, "vmm cp $HOME/tree copier:/no/such/folder", 125, "folder")?;
+    refused(host, line, 125, "/mnt/full/x: No space left on device")?;
+    refused(host, "vmm cp copier:/nowhere $HOME/x", 125, "nowhere")?;
+    refused(host, "vmm cp $HOME/nowhere copier:", 125, "nowhere")?;
+    refused(host, "vmm cp $HOME/tree copier:/no/such/folder", 125, "folder")?;
     // The image has no `shutdown` of its own.
     let line = "vmm exec copier -- shutdown -h now; for i in $(seq 600); do vmm inspect copier | grep -q powered-off && exit; \
                 sleep 0.1; done; exit 1";
-    let output = ground.sh(line)?;
+    let output = host.sh(line)?;
     ensure!(output.status == 0, "{output:?}");
     ok(
-        ground,
+        host,
         "vmm terminate --time 0 copier && rm -rf $HOME/tree $HOME/back $HOME/grown $HOME/odd",
     )
     .map(drop)
 }
 
 /// 127.0.0.2 is this host, too: a port that is bound to 127.0.0.1 alone does not answer there.
-fn a_published_port_is_this_hosts_own(ground: &Ground) -> Result<()> {
+fn a_published_port_is_this_hosts_own(host: &TestHost) -> Result<()> {
     ok(
-        ground,
+        host,
         "imgtool cat hello.ami /usr/bin/busybox > $HOME/busybox.port && chmod +x $HOME/busybox.port",
     )?;
     ok(
-        ground,
+        host,
         "vmm run hello.ami -d --name open -p 80 -p 0.0.0.0:0:81 --wait agent && \
          vmm exec open -- sh -c 'mkdir -p /srv; echo hello > /srv/index.html; httpd -p 80 -h /srv; httpd -p 81 -h /srv'",
     )?;
-    let fetch = |port: &str, host: &str| -> Result<Output> {
-        let address = ok(ground, &format!("vmm port open {port}"))?;
+    let fetch = |port: &str, at: &str| -> Result<Output> {
+        let address = ok(host, &format!("vmm port open {port}"))?;
         let (_, number) = address.trim().rsplit_once(':').context("a port")?;
-        ground.sh(&format!(
-            "$HOME/busybox.port wget -q -T 20 -O - http://{host}:{number}/index.html"
+        host.sh(&format!(
+            "$HOME/busybox.port wget -q -T 20 -O - http://{at}:{number}/index.html"
         ))
     };
     let here = fetch("80", "127.0.0.1")?;
@@ -157,9 +157,9 @@ fn a_published_port_is_this_hosts_own(ground: &Ground) -> Result<()> {
         elsewhere.stdout == "hello\n",
         "asked for every address: {elsewhere:?}"
     );
-    let address = ok(ground, "vmm port open 80")?;
+    let address = ok(host, "vmm port open 80")?;
     let (_, number) = address.trim().rsplit_once(':').context("a port")?;
-    let other = ground.sh(&format!(
+    let other = host.sh(&format!(
         "$HOME/busybox.port nc -w 20 127.0.0.2 {number} </dev/null"
     ))?;
     ensure!(
@@ -168,19 +168,19 @@ fn a_published_port_is_this_hosts_own(ground: &Ground) -> Result<()> {
     );
     // The port belongs to the instance: another cannot have it, and loses nothing but its launch.
     refused(
-        ground,
+        host,
         &format!("vmm run hello.ami -d --name late -p {number}:80"),
         125,
         &format!("127.0.0.1:{number}"),
     )?;
-    let listed = ok(ground, "vmm ps -a")?;
+    let listed = ok(host, "vmm ps -a")?;
     ensure!(!listed.contains("late"), "{listed}");
-    ok(ground, "vmm terminate --time 0 open").map(drop)
+    ok(host, "vmm terminate --time 0 open").map(drop)
 }
 
-fn what_is_taken_or_unknown_is_refused(ground: &Ground) -> Result<()> {
-    ok(ground, "vmm run hello.ami --name taken -- true")?;
-    refused(ground, "vmm run hello.ami -d --name taken", 125, "belongs to i-")?;
+fn what_is_taken_or_unknown_is_refused(host: &TestHost) -> Result<()> {
+    ok(host, "vmm run hello.ami --name taken -- true")?;
+    refused(host, "vmm run hello.ami -d --name taken", 125, "belongs to i-")?;
     for command in [
         "start",
         "stop",
@@ -192,18 +192,18 @@ fn what_is_taken_or_unknown_is_refused(ground: &Ground) -> Result<()> {
         "port",
     ] {
         refused(
-            ground,
+            host,
             &format!("vmm {command} i-00000000000000000"),
             125,
             "no instance",
         )?;
     }
-    refused(ground, "vmm exec nobody -- true", 125, "no instance")?;
-    refused(ground, "vmm create-image nobody image", 125, "no instance")?;
-    refused(ground, "vmm exec taken -- true", 125, "stopped")?;
-    refused(ground, "vmm image rm nothing", 125, "no image")?;
-    refused(ground, "vmm run hello.ami -d --wait port=0", 125, "port")?;
-    ok(ground, "vmm terminate taken").map(drop)
+    refused(host, "vmm exec nobody -- true", 125, "no instance")?;
+    refused(host, "vmm create-image nobody image", 125, "no instance")?;
+    refused(host, "vmm exec taken -- true", 125, "stopped")?;
+    refused(host, "vmm image rm nothing", 125, "no image")?;
+    refused(host, "vmm run hello.ami -d --wait port=0", 125, "port")?;
+    ok(host, "vmm terminate taken").map(drop)
 }
 
 /// A command line that prints the number of the process that runs the instance.
@@ -212,15 +212,12 @@ pub fn owner_of(name: &str) -> String {
 }
 
 /// `kill -9` of the process that runs the guest: the next command says so, and what was flushed is there after a start.
-fn a_killed_vmm_is_noticed(ground: &Ground) -> Result<()> {
-    ok(ground, "vmm run hello.ami -d --name victim --wait agent")?;
-    ok(ground, "vmm run hello.ami -d --name witness --wait agent")?;
-    ok(
-        ground,
-        "vmm exec victim -- sh -c 'echo flushed > /root/file; sync'",
-    )?;
-    ok(ground, &format!("kill -9 $({})", owner_of("victim")))?;
-    let listed = ok(ground, "sleep 0.2; vmm ps -a --json")?;
+fn a_killed_vmm_is_noticed(host: &TestHost) -> Result<()> {
+    ok(host, "vmm run hello.ami -d --name victim --wait agent")?;
+    ok(host, "vmm run hello.ami -d --name witness --wait agent")?;
+    ok(host, "vmm exec victim -- sh -c 'echo flushed > /root/file; sync'")?;
+    ok(host, &format!("kill -9 $({})", owner_of("victim")))?;
+    let listed = ok(host, "sleep 0.2; vmm ps -a --json")?;
     let list: serde_json::Value = serde_json::from_str(&listed)?;
     let state = |name: &str| {
         let all = list.as_array()?;
@@ -236,15 +233,15 @@ fn a_killed_vmm_is_noticed(ground: &Ground) -> Result<()> {
     );
     ensure!(state("witness") == Some(("running".into(), None)), "{listed}");
     let file = ok(
-        ground,
+        host,
         "vmm start victim --wait agent >/dev/null && vmm exec victim -- cat /root/file",
     )?;
     ensure!(file == "flushed\n", "{file:?}");
     // The kernel is still taking the process apart when the kill returns.
     let again = format!("kill -9 $({}) && vmm start victim", owner_of("victim"));
-    ok(ground, &again)?;
+    ok(host, &again)?;
     ok(
-        ground,
+        host,
         "vmm exec witness -- true && vmm terminate --time 0 victim witness",
     )
     .map(drop)
@@ -252,14 +249,14 @@ fn a_killed_vmm_is_noticed(ground: &Ground) -> Result<()> {
 
 /// What commands use of the process that runs the instance is given back, what they print arrives or is an error, and the instance
 /// can be ended though its socket is gone.
-fn commands_leave_nothing_behind(ground: &Ground) -> Result<()> {
+fn commands_leave_nothing_behind(host: &TestHost) -> Result<()> {
     ok(
-        ground,
+        host,
         "exec 9>$HOME/callers-file; CALLERS_SECRET=x vmm run hello.ami -d --name used --wait agent",
     )?;
     let owner = owner_of("used");
     let kept = ok(
-        ground,
+        host,
         &format!("P=$({owner}); tr '\\0' '\\n' </proc/$P/environ; ls -l /proc/$P/fd"),
     )?;
     ensure!(
@@ -273,10 +270,10 @@ fn commands_leave_nothing_behind(ground: &Ground) -> Result<()> {
          vmm exec used -- true; before=$(count); for i in $(seq 30); do vmm exec used -- true || exit 1; done; \
          i=0; while [ $(count) -gt $before ]; do i=$((i + 1)); [ $i -lt 600 ] || {{ ls -l /proc/$P/fd; exit 1; }}; sleep 0.1; done"
     );
-    ok(ground, &many)?;
+    ok(host, &many)?;
 
     let words = ok(
-        ground,
+        host,
         "printf 'one\\ntwo\\n' | while read word; do vmm exec used -- cat; echo $word; done",
     )?;
     ensure!(
@@ -284,38 +281,38 @@ fn commands_leave_nothing_behind(ground: &Ground) -> Result<()> {
         "a command without -i has read the list: {words:?}"
     );
     refused(
-        ground,
+        host,
         "vmm exec used -- echo lost >/dev/full",
         120,
         "standard output",
     )?;
-    refused(ground, "vmm ps >/dev/full", 120, "standard output")?;
+    refused(host, "vmm ps >/dev/full", 120, "standard output")?;
     refused(
-        ground,
+        host,
         "vmm exec -w /nowhere used -- true",
         125,
         "no directory /nowhere",
     )?;
-    let left = ground.sh("{ vmm exec used -- yes; echo $? >&2; } | head -n 1")?;
+    let left = host.sh("{ vmm exec used -- yes; echo $? >&2; } | head -n 1")?;
     ensure!(left.stdout == "y\n" && left.stderr == "141\n", "{left:?}");
 
     let directory = r#"$(vmm inspect used | sed -n 's/.*"directory": "\(.*\)".*/\1/p')"#;
     ok(
-        ground,
+        host,
         &format!("rm {directory}/control.sock && vmm terminate --time 0 used"),
     )?;
-    refused(ground, "vmm inspect used", 125, "no instance")
+    refused(host, "vmm inspect used", 125, "no instance")
 }
 
-fn an_image_has_no_identity_unless_asked(ground: &Ground) -> Result<()> {
-    ok(ground, "vmm run hello.ami -d --name source --wait agent")?;
+fn an_image_has_no_identity_unless_asked(host: &TestHost) -> Result<()> {
+    ok(host, "vmm run hello.ami -d --name source --wait agent")?;
     ok(
-        ground,
+        host,
         "vmm exec source -- sh -c 'mkdir -p /var/log/app; echo visit > /var/log/app/log; echo typed > /root/.ash_history; \
          echo kept > /root/data; sync'",
     )?;
     ok(
-        ground,
+        host,
         "vmm stop source && vmm create-image source bare && vmm create-image source whole --keep-identity",
     )?;
     // The second time over the same volume: the instance still has what the image has not.
@@ -325,21 +322,21 @@ fn an_image_has_no_identity_unless_asked(ground: &Ground) -> Result<()> {
         )
     };
     for (image, log, history) in [("bare", "", ""), ("whole", "visit\n", "typed\n")] {
-        ensure!(ok(ground, &path(image, "/root/data"))? == "kept\n", "{image}");
+        ensure!(ok(host, &path(image, "/root/data"))? == "kept\n", "{image}");
         ensure!(
-            ok(ground, &path(image, "/var/log/app/log"))? == log,
+            ok(host, &path(image, "/var/log/app/log"))? == log,
             "the log in {image}"
         );
-        let machine = ok(ground, &path(image, "/etc/machine-id"))?;
+        let machine = ok(host, &path(image, "/etc/machine-id"))?;
         ensure!(
             machine.trim().is_empty() == log.is_empty(),
             "{image}: {machine:?}"
         );
-        let found = ground.sh(&path(image, "/root/.ash_history"))?;
+        let found = host.sh(&path(image, "/root/.ash_history"))?;
         ensure!(found.stdout == history, "the history in {image}: {found:?}");
     }
     let verified = ok(
-        ground,
+        host,
         "vmm image rm whole >/dev/null && vmm run bare --rm --name renewed -- sh -c 'cat /root/data /etc/machine-id; \
          grep -q source /etc/hosts || ping -q -c 1 -w 60 renewed >/dev/null && echo resolves'",
     )?;
@@ -347,78 +344,78 @@ fn an_image_has_no_identity_unless_asked(ground: &Ground) -> Result<()> {
         verified.starts_with("kept\n") && verified.ends_with("resolves\n") && verified.lines().count() == 3,
         "{verified:?}"
     );
-    ok(ground, "vmm image rm bare && vmm terminate source").map(drop)
+    ok(host, "vmm image rm bare && vmm terminate source").map(drop)
 }
 
-fn a_frozen_copy_needs_no_reboot(ground: &Ground) -> Result<()> {
-    ok(ground, "vmm run hello.ami -d --name busy --wait agent")?;
+fn a_frozen_copy_needs_no_reboot(host: &TestHost) -> Result<()> {
+    ok(host, "vmm run hello.ami -d --name busy --wait agent")?;
     let boot = ok(
-        ground,
+        host,
         "vmm exec busy -- sh -c 'echo before > /root/file; cat /proc/sys/kernel/random/boot_id'",
     )?;
-    ok(ground, "vmm create-image busy snapshot --no-reboot")?;
+    ok(host, "vmm create-image busy snapshot --no-reboot")?;
     let after = ok(
-        ground,
+        host,
         "vmm exec busy -- sh -c 'echo after > /root/file; cat /proc/sys/kernel/random/boot_id'",
     )?;
     ensure!(boot == after, "it was rebooted");
-    let copy = ok(ground, "vmm run snapshot --rm -- cat /root/file")?;
+    let copy = ok(host, "vmm run snapshot --rm -- cat /root/file")?;
     ensure!(copy == "before\n", "{copy:?}");
-    ok(ground, "vmm image rm snapshot && vmm terminate --time 0 busy").map(drop)
+    ok(host, "vmm image rm snapshot && vmm terminate --time 0 busy").map(drop)
 }
 
 /// With `--rm` the root volume is not filled in the background: it reads from the image for as long as it lives.
-fn a_deleted_image_stays(ground: &Ground) -> Result<()> {
+fn a_deleted_image_stays(host: &TestHost) -> Result<()> {
     ok(
-        ground,
+        host,
         "vmm image import hello.ami lazy && vmm run lazy -d --rm --name reader --wait agent",
     )?;
-    ok(ground, "vmm image rm lazy")?;
-    refused(ground, "vmm run lazy -d", 125, "no image")?;
+    ok(host, "vmm image rm lazy")?;
+    refused(host, "vmm run lazy -d", 125, "no image")?;
     let read = ok(
-        ground,
+        host,
         "vmm exec reader -- find / -xdev -type f -exec md5sum {} + | sort | md5sum",
     )?;
     let again = ok(
-        ground,
+        host,
         "vmm exec reader -- sh -c 'echo 3 > /proc/sys/vm/drop_caches; find / -xdev -type f -exec md5sum {} +' | sort | md5sum",
     )?;
     ensure!(read == again, "{read} {again}");
-    ok(ground, "vmm terminate --time 0 reader").map(drop)
+    ok(host, "vmm terminate --time 0 reader").map(drop)
 }
 
-fn volumes_stay_or_go_as_asked(ground: &Ground) -> Result<()> {
+fn volumes_stay_or_go_as_asked(host: &TestHost) -> Result<()> {
     ok(
-        ground,
+        host,
         "truncate -s 8M $HOME/own.img && vmm run hello.ami -d --name disks --volume 16M --volume 24M,keep \
          --volume 32M,ephemeral --volume $HOME/own.img --wait agent",
     )?;
-    let sizes = ok(ground, "vmm exec disks -- sh -c 'cat /sys/block/vd[b-e]/size'")?;
+    let sizes = ok(host, "vmm exec disks -- sh -c 'cat /sys/block/vd[b-e]/size'")?;
     ensure!(sizes == "32768\n49152\n65536\n16384\n", "{sizes:?}");
     ok(
-        ground,
+        host,
         "vmm exec disks -- sh -c 'for d in b c d e; do echo mark | dd of=/dev/vd$d conv=fsync 2>/dev/null; done'",
     )?;
-    ok(ground, "vmm stop disks && vmm start disks --wait agent")?;
+    ok(host, "vmm stop disks && vmm start disks --wait agent")?;
     let marks = ok(
-        ground,
+        host,
         "vmm exec disks -- sh -c 'for d in b c d e; do head -c 4 /dev/vd$d | tr \"\\0\" -; echo; done'",
     )?;
     ensure!(marks == "mark\nmark\n----\nmark\n", "{marks:?}");
-    let record: serde_json::Value = serde_json::from_str(&ok(ground, "vmm inspect disks")?)?;
+    let record: serde_json::Value = serde_json::from_str(&ok(host, "vmm inspect disks")?)?;
     let volume = |index: usize| record[0]["volumes"][index]["path"].as_str().unwrap_or_default();
-    let terminated = ground.sh("vmm terminate --time 0 disks")?;
+    let terminated = host.sh("vmm terminate --time 0 disks")?;
     ensure!(terminated.stderr.contains("vol-"), "{terminated:?}");
     for (index, stays) in [(0, false), (1, false), (2, true), (3, false), (4, true)] {
-        let found = ground.sh(&format!("test -e {}", volume(index)))?;
+        let found = host.sh(&format!("test -e {}", volume(index)))?;
         ensure!((found.status == 0) == stays, "{}: {found:?}", volume(index));
     }
-    ok(ground, &format!("rm {} $HOME/own.img", volume(2))).map(drop)
+    ok(host, &format!("rm {} $HOME/own.img", volume(2))).map(drop)
 }
 
-fn several_instances_of_one_launch(ground: &Ground) -> Result<()> {
+fn several_instances_of_one_launch(host: &TestHost) -> Result<()> {
     let launched = ok(
-        ground,
+        host,
         "vmm run hello.ami -d --count 2 --tag kind=pair --wait agent",
     )?;
     let ids: Vec<&str> = launched.lines().collect();
@@ -427,54 +424,54 @@ fn several_instances_of_one_launch(ground: &Ground) -> Result<()> {
     for (index, id) in ids.iter().enumerate() {
         let token = "wget -qO- --post-data '' --header 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169.254.169.254/";
         // busybox's wget cannot PUT: what it gets without a token is a refusal.
-        let bare = ground.sh(&format!("vmm exec {id} -- sh -c \"{token}\""))?;
+        let bare = host.sh(&format!("vmm exec {id} -- sh -c \"{token}\""))?;
         ensure!(bare.status != 0, "{index}: {bare:?}");
         machines.push(ok(
-            ground,
+            host,
             &format!("vmm exec {id} -- cat /etc/machine-id /etc/hostname"),
         )?);
     }
     ensure!(machines[0] != machines[1], "{machines:?}");
-    let listed = ok(ground, "vmm ps -q --tag kind=pair")?;
+    let listed = ok(host, "vmm ps -q --tag kind=pair")?;
     ensure!(listed.lines().count() == 2, "{listed:?}");
-    refused(ground, "vmm run hello.ami --count 2", 125, "one instance")?;
-    ok(ground, &format!("vmm terminate --time 0 {}", ids.join(" "))).map(drop)
+    refused(host, "vmm run hello.ami --count 2", 125, "one instance")?;
+    ok(host, &format!("vmm terminate --time 0 {}", ids.join(" "))).map(drop)
 }
 
-fn a_shutdown_tells_how_commands_ended(ground: &Ground) -> Result<()> {
-    ok(ground, "vmm run hello.ami -d --name short --wait agent")?;
+fn a_shutdown_tells_how_commands_ended(host: &TestHost) -> Result<()> {
+    ok(host, "vmm run hello.ami -d --name short --wait agent")?;
     let line = "(sleep 2; vmm stop --time 60 short) >/dev/null 2>&1 & vmm exec short -- sleep 100; status=$?; wait; exit $status";
-    let output = ground.sh(line)?;
+    let output = host.sh(line)?;
     ensure!(output.status == 128 + 15, "SIGTERM was expected: {output:?}");
-    let listed = ok(ground, "vmm ps -a --json")?;
+    let listed = ok(host, "vmm ps -a --json")?;
     ensure!(listed.contains("powered-off"), "{listed}");
-    ok(ground, "vmm terminate short").map(drop)
+    ok(host, "vmm terminate short").map(drop)
 }
 
 /// Packets that a guest has sent when it is a flood: a boot sends some ten.
 const FLOOD: u32 = 2000;
 
 /// DHCP, DNS, metadata and addresses that do not exist, as fast as the guest can; the instance and its neighbour go on.
-fn a_flood_disturbs_nobody(ground: &Ground) -> Result<()> {
+fn a_flood_disturbs_nobody(host: &TestHost) -> Result<()> {
     ok(
-        ground,
+        host,
         "vmm run hello.ami -d --name flooder --wait agent && vmm run hello.ami -d --name neighbour --wait agent",
     )?;
-    let told = under_flood(ground);
+    let told = under_flood(host);
     // What a failed story leaves must not take the processor from the next one.
-    ok(ground, "vmm terminate --time 0 flooder neighbour")?;
+    ok(host, "vmm terminate --time 0 flooder neighbour")?;
     told
 }
 
-fn under_flood(ground: &Ground) -> Result<()> {
+fn under_flood(host: &TestHost) -> Result<()> {
     // Only a lab has a resolver that is nobody's.
-    let dns = match ground {
-        Ground::Lab { .. } => "-R 10.0.2.3:53",
-        Ground::Here { .. } => "-R 10.0.2.3:9",
+    let dns = match host {
+        TestHost::Lab { .. } => "-R 10.0.2.3:53",
+        TestHost::Here { .. } => "-R 10.0.2.3:9",
     };
     // syslogd sends each line that logger reads to all of its hosts, one datagram for each.
     ok(
-        ground,
+        host,
         &format!(
             "vmm exec flooder -- sh -c '(busybox syslogd -n -O /dev/null -R 10.0.2.2:67 {dns} -R 169.254.169.254:80 \
              -R 10.0.2.255:9 -R 10.0.2.77:9 >/dev/null 2>&1 </dev/null &); sleep 2; \
@@ -488,15 +485,15 @@ fn under_flood(ground: &Ground) -> Result<()> {
     let rise = format!(
         "i=0; until n=$({sent}) && [ $n -gt {FLOOD} ]; do i=$((i + 1)); test $i -lt 60 || {{ echo only $n packets >&2; exit 1; }}; sleep 2; done"
     );
-    ok(ground, &rise)?;
+    ok(host, &rise)?;
     let line = "vmm exec flooder -- echo alive && vmm exec neighbour -- sh -c \
                 'wget -qO- http://169.254.169.254/ 2>&1 | head -n 1; echo alive'";
-    let told = ok(ground, line)?;
+    let told = ok(host, line)?;
     ensure!(
         told.matches("alive").count() == 2 && told.contains("401"),
         "{told:?}"
     );
-    let listed = ok(ground, "vmm ps --json")?;
+    let listed = ok(host, "vmm ps --json")?;
     ensure!(
         listed.contains("flooder") && listed.contains("neighbour"),
         "{listed}"
@@ -504,92 +501,92 @@ fn under_flood(ground: &Ground) -> Result<()> {
     Ok(())
 }
 
-fn user_data_runs_once(ground: &Ground) -> Result<()> {
+fn user_data_runs_once(host: &TestHost) -> Result<()> {
     ok(
-        ground,
+        host,
         "printf '#!/bin/sh\\necho run >> /root/runs\\n' > $HOME/data.sh",
     )?;
     ok(
-        ground,
+        host,
         "vmm run hello.ami -d --name data --user-data $HOME/data.sh --wait agent",
     )?;
     let count = "vmm exec data -- sh -c 'for i in 1 2 3 4 5 6 7 8 9 10; do [ -s runs ] && break; sleep 1; done; cat runs'";
-    ensure!(ok(ground, count)? == "run\n", "the first boot");
-    ok(ground, "vmm stop data && vmm start data --wait agent")?;
+    ensure!(ok(host, count)? == "run\n", "the first boot");
+    ok(host, "vmm stop data && vmm start data --wait agent")?;
     ensure!(
-        ok(ground, &format!("sleep 1; {count}"))? == "run\n",
+        ok(host, &format!("sleep 1; {count}"))? == "run\n",
         "the second boot"
     );
-    ok(ground, "vmm terminate --time 0 data").map(drop)
+    ok(host, "vmm terminate --time 0 data").map(drop)
 }
 
 /// Asked for from outside, and from within: it comes back with its files and its published ports, and another boot id.
-fn a_reboot_is_another_life(ground: &Ground) -> Result<()> {
+fn a_reboot_is_another_life(host: &TestHost) -> Result<()> {
     ok(
-        ground,
+        host,
         "vmm run hello.ami -d --name phoenix -p 80 --wait agent && vmm exec phoenix -- sh -c 'echo kept > /root/file'",
     )?;
     let life = "vmm exec phoenix -- cat /root/file /proc/sys/kernel/random/boot_id";
-    let (port, mut lives) = (ok(ground, "vmm port phoenix")?, vec![ok(ground, life)?]);
-    ok(ground, "vmm reboot phoenix")?;
-    lives.push(ok(ground, life)?);
+    let (port, mut lives) = (ok(host, "vmm port phoenix")?, vec![ok(host, life)?]);
+    ok(host, "vmm reboot phoenix")?;
+    lives.push(ok(host, life)?);
     // The answer to this command may be lost with the life that it ends.
-    ground.sh("vmm exec phoenix -- reboot -f; sleep 1")?;
-    lives.push(ok(ground, life)?);
+    host.sh("vmm exec phoenix -- reboot -f; sleep 1")?;
+    lives.push(ok(host, life)?);
     ensure!(
         lives.iter().all(|life| life.starts_with("kept\n"))
             && lives[0] != lives[1]
             && lives[1] != lives[2]
-            && ok(ground, "vmm port phoenix")? == port,
+            && ok(host, "vmm port phoenix")? == port,
         "{lives:?}"
     );
-    ok(ground, "vmm terminate --time 0 phoenix").map(drop)
+    ok(host, "vmm terminate --time 0 phoenix").map(drop)
 }
 
-fn a_boot_without_its_disk_says_why(ground: &Ground) -> Result<()> {
+fn a_boot_without_its_disk_says_why(host: &TestHost) -> Result<()> {
     refused(
-        ground,
+        host,
         "vmm run hello.ami --rm --append root=/dev/vdz -- true",
         125,
         "/dev/vdz",
     )?;
-    let output = ground.sh("vmm run hello.ami --rm --append root=/dev/vdz </dev/null")?;
+    let output = host.sh("vmm run hello.ami --rm --append root=/dev/vdz </dev/null")?;
     ensure!(output.status == 121, "a panic was expected: {output:?}");
     Ok(())
 }
 
 /// The state directory on a file system of 48 MiB: the guest's writes fail, the instance lives, and what was flushed stays.
-fn a_full_disk(ground: &Ground) -> Result<()> {
+fn a_full_disk(host: &TestHost) -> Result<()> {
     let within = |line: &str| format!("export XDG_STATE_HOME=/work/small; {line}");
     ok(
-        ground,
+        host,
         "mkdir -p /work/small && mount -t tmpfs -o size=48m none /work/small",
     )?;
     ok(
-        ground,
+        host,
         &within("vmm run hello.ami -d --name full --root-size 512M --wait agent"),
     )?;
     ok(
-        ground,
+        host,
         &within("vmm exec full -- sh -c 'echo flushed > /root/file; sync'"),
     )?;
-    let written = ground.sh(&within(
+    let written = host.sh(&within(
         "vmm exec full -- sh -c 'dd if=/dev/urandom of=/root/big bs=1M count=200 conv=fsync; echo status $?; exit 0'",
     ))?;
     ensure!(
         written.stderr.contains("error") || written.stdout.contains("status 1"),
         "the guest saw no error: {written:?}"
     );
-    let listed = ok(ground, &within("vmm ps"))?;
+    let listed = ok(host, &within("vmm ps"))?;
     ensure!(listed.contains("full"), "{listed}");
     ok(
-        ground,
+        host,
         &within("vmm stop --time 20 full && mount -o remount,size=400m /work/small"),
     )?;
     let file = ok(
-        ground,
+        host,
         &within("vmm start full --wait agent >/dev/null && vmm exec full -- cat /root/file"),
     )?;
     ensure!(file == "flushed\n", "{file:?}");
-    ok(ground, &within("vmm terminate --time 0 full; umount /work/small")).map(drop)
+    ok(host, &within("vmm terminate --time 0 full; umount /work/small")).map(drop)
 }

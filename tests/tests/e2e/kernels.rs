@@ -1,19 +1,19 @@
 //! Debian's stock kernels: each boots to PID 1 and runs a command.
 
 use anyhow::{Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[
-    ("linux_6_1_boots", |ground| boots(ground, "6.1")),
-    ("linux_6_12_boots", |ground| boots(ground, "6.12")),
-    ("linux_7_boots", |ground| boots(ground, "7")),
+pub const TESTS: &[(&str, Test)] = &[
+    ("linux_6_1_boots", |host| boots(host, "6.1")),
+    ("linux_6_12_boots", |host| boots(host, "6.12")),
+    ("linux_7_boots", |host| boots(host, "7")),
 ];
 
 /// Boots `tests/kernels/linux-VERSION.toml`, which was built before the stories began, and lets it say what it is.
-fn boots(ground: &Ground, version: &str) -> Result<()> {
-    let output = ground.sh(&format!(
+fn boots(host: &TestHost, version: &str) -> Result<()> {
+    let output = host.sh(&format!(
         "vmm run linux-{version}.ami --rm -- sh -c 'uname -r; head -n 1 /proc/1/status'"
     ))?;
     ensure!(output.status == 0, "{output:?}");

@@ -1,11 +1,11 @@
 //! What only genuine KVM can show.
 
 use anyhow::{Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[(
+pub const TESTS: &[(&str, Test)] = &[(
     "an_instruction_that_kvm_cannot_emulate_is_named",
     an_instruction_that_kvm_cannot_emulate_is_named,
 )];
@@ -47,12 +47,12 @@ fn elf(code: &[u8]) -> Vec<u8> {
     file
 }
 
-fn an_instruction_that_kvm_cannot_emulate_is_named(ground: &Ground) -> Result<()> {
+fn an_instruction_that_kvm_cannot_emulate_is_named(host: &TestHost) -> Result<()> {
     let octal: String = elf(&FLD).iter().map(|byte| format!("\\{byte:03o}")).collect();
     let line = format!(
         "printf '{octal}' > $HOME/fld.elf && vmm run hello.ami --rm --accel kvm --memory 128M --kernel $HOME/fld.elf -- true"
     );
-    let output = ground.sh(&line)?;
+    let output = host.sh(&line)?;
     ensure!(output.status == 125, "{output:?}");
     for text in ["RIP 0x1000000", "d9 04 25 00 00 00 20", "fld ", "--accel soft"] {
         ensure!(output.stderr.contains(text), "{text} is missing in {output:?}");

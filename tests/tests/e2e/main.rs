@@ -37,39 +37,39 @@ use std::time::{Duration, Instant};
 
 use kiln_tests::arch::Arch;
 use kiln_tests::dist::{Dist, Profile};
-use kiln_tests::ground::Ground;
 use kiln_tests::lab::Lab;
 use kiln_tests::repository;
+use kiln_tests::test_host::TestHost;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// A test: a story told on a ground.
-type Story = fn(&Ground) -> anyhow::Result<()>;
+type Test = fn(&TestHost) -> anyhow::Result<()>;
 /// A name and a story each.
-type Table = &'static [(&'static str, Story)];
+type Table = &'static [(&'static str, Test)];
 
 /// What is told on the software processor, here. Of these only what launches nothing or depends on no accelerator (`ONCE`, images and what
 /// other tools make of them, the rules of `vmm bench`) is not told on KVM, nor what only the software processor can: counting
 /// instructions.
 const SOFT: &[Table] = &[
-    bench::STORIES,
-    image::STORIES,
-    exchange::STORIES,
-    run::STORIES,
+    bench::TESTS,
+    image::TESTS,
+    exchange::TESTS,
+    run::TESTS,
     run::ONCE,
-    work::STORIES,
-    kernels::STORIES,
-    count::STORIES,
+    work::TESTS,
+    kernels::TESTS,
+    count::TESTS,
     instance::LIFE,
-    instance::STORIES,
-    network::STORIES,
-    limits::STORIES,
-    memory::STORIES,
-    hostile::STORIES,
-    durable::STORIES,
-    pause::STORIES,
-    directory::STORIES,
-    terminal::STORIES,
-    sandbox::STORIES,
+    instance::TESTS,
+    network::TESTS,
+    limits::TESTS,
+    memory::TESTS,
+    hostile::TESTS,
+    durable::TESTS,
+    pause::TESTS,
+    directory::TESTS,
+    terminal::TESTS,
+    sandbox::TESTS,
     sandbox::ONCE,
 ];
 /// What a table takes for granted of a lab besides KVM.
@@ -99,20 +99,20 @@ impl Need {
 
 /// What is told on genuine KVM in a lab each time.
 const ON_KVM: &[(Need, Table)] = &[
-    (Need::Kvm, run::STORIES),
+    (Need::Kvm, run::TESTS),
     (Need::Kvm, instance::LIFE),
-    (Need::Kvm, network::STORIES),
-    (Need::Kvm, network::LAB_STORIES),
-    (Need::Kvm, sandbox::STORIES),
-    (Need::X86, hostile::STORIES),
-    (Need::X86, kvm::STORIES),
-    (Need::X86, kernels::STORIES),
-    (Need::Kvm, terminal::LAB_STORIES),
-    (Need::X86, bench::LAB_STORIES),
-    (Need::Configured, directory::STORIES),
-    (Need::Time, work::STORIES),
-    (Need::Time, instance::STORIES),
-    (Need::Time, instance::LAB_STORIES),
+    (Need::Kvm, network::TESTS),
+    (Need::Kvm, network::LAB_TESTS),
+    (Need::Kvm, sandbox::TESTS),
+    (Need::X86, hostile::TESTS),
+    (Need::X86, kvm::TESTS),
+    (Need::X86, kernels::TESTS),
+    (Need::Kvm, terminal::LAB_TESTS),
+    (Need::X86, bench::LAB_TESTS),
+    (Need::Configured, directory::TESTS),
+    (Need::Time, work::TESTS),
+    (Need::Time, instance::TESTS),
+    (Need::Time, instance::LAB_TESTS),
 ];
 /// What takes more minutes there than a change can wait for.
 const ON_KVM_LONG: &[(Need, Table)] = &[
@@ -133,7 +133,7 @@ fn on_kvm(arch: Arch) -> (Vec<Table>, Vec<Table>) {
 }
 
 /// What is counted, with the programs as they ship.
-const SHIPPING: &[Table] = &[counters::STORIES];
+const SHIPPING: &[Table] = &[counters::TESTS];
 
 /// Why a test that could run does not.
 #[derive(Default)]
@@ -210,7 +210,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let home = tempfile::tempdir().expect("a temporary folder for the tests' state");
-    let here = || Ground::here(home.path().to_owned()).expect("this architecture is known");
+    let here = || TestHost::here(home.path().to_owned()).expect("this architecture is known");
     let Missing {
         all,
         oracle,
@@ -218,28 +218,28 @@ fn main() -> ExitCode {
         time,
         lab,
     } = missing;
-    let built: &[Table] = &[trouble::STORIES, archives::STORIES, examples::STORIES];
+    let built: &[Table] = &[trouble::TESTS, archives::TESTS, examples::TESTS];
     let rootless_long = user.clone().or(time.clone());
     let mut trials = on("soft", here(), None, SOFT);
     trials.extend(on("soft", here(), time.clone(), &[examples::LONG, cloud::LONG]));
     trials.extend(on("build", here(), None, built));
-    trials.extend(on("build", here(), oracle, &[oracle::STORIES]));
-    trials.extend(on("build", here(), user, &[rootless::STORIES]));
+    trials.extend(on("build", here(), oracle, &[oracle::TESTS]));
+    trials.extend(on("build", here(), user, &[rootless::TESTS]));
     trials.extend(on("build", here(), rootless_long, &[rootless::LONG]));
     for (arch, why) in lab {
         let name = format!("lab-{arch}");
         let (short, long) = on_kvm(arch);
-        trials.extend(on(&name, Ground::lab(arch, Profile::Dev), why.clone(), &short));
+        trials.extend(on(&name, TestHost::lab(arch, Profile::Dev), why.clone(), &short));
         trials.extend(on(
             &name,
-            Ground::lab(arch, Profile::Dev),
+            TestHost::lab(arch, Profile::Dev),
             why.or(time.clone()),
             &long,
         ));
     }
     if Arch::host().is_ok_and(|host| host == Arch::X86_64) {
-        let ground = Ground::lab(Arch::X86_64, Profile::Release);
-        trials.extend(on("shipping", ground, all, SHIPPING));
+        let host = TestHost::lab(Arch::X86_64, Profile::Release);
+        trials.extend(on("shipping", host, all, SHIPPING));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     tell_slowest();
@@ -288,16 +288,16 @@ fn prepare(long: bool) -> anyhow::Result<PathBuf> {
 }
 
 /// One trial per story; all ignored when the ground is missing.
-fn on(name: &str, ground: Ground, missing: Option<String>, tables: &[Table]) -> Vec<Trial> {
-    let ground = Arc::new(ground);
-    let trial = |&(story, tell): &(&str, Story)| {
-        let ground = Arc::clone(&ground);
+fn on(name: &str, host: TestHost, missing: Option<String>, tables: &[Table]) -> Vec<Trial> {
+    let host = Arc::new(host);
+    let trial = |&(story, tell): &(&str, Test)| {
+        let host = Arc::clone(&host);
         let full = format!("{name}::{story}");
         let told = {
             let full = full.clone();
             move || {
                 let start = Instant::now();
-                let told = tell(&ground).map_err(|error| Failed::from(format!("{error:#}")));
+                let told = tell(&host).map_err(|error| Failed::from(format!("{error:#}")));
                 let mut took = TOOK.lock().unwrap_or_else(PoisonError::into_inner);
                 took.push((start.elapsed(), full));
                 told

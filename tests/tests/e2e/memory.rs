@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 use crate::directory::ok;
 
-pub const STORIES: &[(&str, Story)] = &[(
+pub const TESTS: &[(&str, Test)] = &[(
     "what_a_guest_frees_goes_back_to_the_host",
     what_a_guest_frees_goes_back,
 )];
@@ -20,26 +20,26 @@ const RETURNED: u64 = 80;
 /// Linux reports every two seconds, in small portions.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-fn what_a_guest_frees_goes_back(ground: &Ground) -> Result<()> {
+fn what_a_guest_frees_goes_back(host: &TestHost) -> Result<()> {
     ok(
-        ground,
+        host,
         "vmm run hello.ami -d --name breather --balloon --memory 256M --wait agent",
     )?;
-    let before = resident(ground)?;
+    let before = resident(host)?;
     let fill = format!(
         "mount -t tmpfs none /mnt && head -c {} /dev/zero > /mnt/f",
         FILLED << 20
     );
-    ok(ground, &format!("vmm exec breather -- sh -c '{fill}'"))?;
-    let full = resident(ground)?;
+    ok(host, &format!("vmm exec breather -- sh -c '{fill}'"))?;
+    let full = resident(host)?;
     ensure!(
         full >= before + FILLED - 8,
         "the guest filled {FILLED} MiB, and {before} MiB became {full}"
     );
-    ok(ground, "vmm exec breather -- sh -c 'rm /mnt/f; umount /mnt'")?;
+    ok(host, "vmm exec breather -- sh -c 'rm /mnt/f; umount /mnt'")?;
     let start = Instant::now();
     loop {
-        let now = resident(ground)?;
+        let now = resident(host)?;
         if now + RETURNED <= full {
             break;
         }
@@ -49,14 +49,14 @@ fn what_a_guest_frees_goes_back(ground: &Ground) -> Result<()> {
         );
         std::thread::sleep(Duration::from_millis(500));
     }
-    ok(ground, "vmm terminate --time 0 breather").map(drop)
+    ok(host, "vmm terminate --time 0 breather").map(drop)
 }
 
 /// MiB of the host's memory that the owner holds.
-fn resident(ground: &Ground) -> Result<u64> {
+fn resident(host: &TestHost) -> Result<u64> {
     let line = "owner=$(vmm inspect breather | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'); \
                 sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/$owner/status";
-    let text = ok(ground, line)?;
+    let text = ok(host, line)?;
     let kilobytes: u64 = text.trim().parse().with_context(|| format!("{text:?}"))?;
     Ok(kilobytes >> 10)
 }

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     ("resolution_is_the_same_as_apts", resolution_is_the_same_as_apts),
     (
         "minbase_is_what_mmdebstrap_makes",
@@ -71,7 +71,7 @@ export APT_CONFIG=$R/apt.conf
 apt-get -qq update
 "#;
 
-fn resolution_is_the_same_as_apts(ground: &Ground) -> Result<()> {
+fn resolution_is_the_same_as_apts(host: &TestHost) -> Result<()> {
     let mut line = APT.to_owned();
     line += "mkdir -p $HOME/sets; cd $HOME/sets\n";
     for (i, set) in SETS.iter().enumerate() {
@@ -88,7 +88,7 @@ fn resolution_is_the_same_as_apts(ground: &Ground) -> Result<()> {
         );
     }
     line += "tail -n +1 *.apt; echo === lock files; tail -n +1 *.lock";
-    let output = ground.sh_within(&line, LIMIT)?;
+    let output = host.sh_within(&line, LIMIT)?;
     ensure!(output.status == 0, "{}", output.stderr);
     let (apt, locks) = output
         .stdout
@@ -190,7 +190,7 @@ const DIFFERENT: &[&str] = &[
 
 /// Every file of both roots by name: kind, mode, owner, link target, size, digest. The times of the roots' making are
 /// left out.
-fn minbase_is_what_mmdebstrap_makes(ground: &Ground) -> Result<()> {
+fn minbase_is_what_mmdebstrap_makes(host: &TestHost) -> Result<()> {
     let line = r#"
 set -e
 mkdir -p $HOME/trees; cd $HOME/trees
@@ -212,7 +212,7 @@ for tree in ours theirs; do
 done
 cd ..; rm -rf trees
 "#;
-    let output = ground.sh_within(line, LIMIT)?;
+    let output = host.sh_within(line, LIMIT)?;
     ensure!(output.status == 0, "{}", output.stderr);
     let (ours, theirs) = output
         .stdout

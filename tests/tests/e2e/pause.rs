@@ -2,13 +2,13 @@
 //! after.
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 use crate::directory::ok;
 
 /// On the software processor only: the script needs GNU `date`, and the host of the lab has BusyBox.
-pub const STORIES: &[(&str, Story)] = &[(
+pub const TESTS: &[(&str, Test)] = &[(
     "a_full_host_disk_and_a_request_pause_the_guest_and_nothing_is_lost",
     a_full_host_disk_and_a_request_pause_the_guest,
 )];
@@ -58,14 +58,14 @@ vmm terminate full --time 0; echo terminate $?
 vmm ps -aq
 "#;
 
-fn a_full_host_disk_and_a_request_pause_the_guest(ground: &Ground) -> Result<()> {
+fn a_full_host_disk_and_a_request_pause_the_guest(host: &TestHost) -> Result<()> {
     // The state directory of an instance is in a mount namespace of this test's own.
     let script = format!("{READ_CLOCKS}{FILL}");
     let line = format!(
         "export IMAGES=$PWD; D=$(mktemp -d); mkdir $D/small; cat >$D/script <<'END'\n{script}\nEND\n\
          cd $D; unshare --mount --map-root-user sh script; status=$?; cd /; rm -rf $D; exit $status"
     );
-    let said = ok(ground, &line)?;
+    let said = ok(host, &line)?;
     let lines: Vec<_> = said.lines().collect();
     for expected in [
         "resume 125",

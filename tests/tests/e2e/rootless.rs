@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kiln_tests::ground::Ground;
 use kiln_tests::rootless;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     (
         "the_web_example_is_the_same_rootless",
         the_web_example_is_the_same_rootless,
@@ -20,7 +20,7 @@ pub const STORIES: &[(&str, Story)] = &[
 ];
 
 /// Stories that build for minutes.
-pub const LONG: &[(&str, Story)] = &[
+pub const LONG: &[(&str, Test)] = &[
     (
         "the_other_examples_are_the_same_rootless",
         the_other_examples_are_the_same_rootless,
@@ -33,24 +33,22 @@ pub const LONG: &[(&str, Story)] = &[
 
 const LIMIT: Duration = Duration::from_secs(1800);
 
-fn the_web_example_is_the_same_rootless(ground: &Ground) -> Result<()> {
-    build_both(ground, "web")
+fn the_web_example_is_the_same_rootless(host: &TestHost) -> Result<()> {
+    build_both(host, "web")
 }
 
-fn the_other_examples_are_the_same_rootless(ground: &Ground) -> Result<()> {
+fn the_other_examples_are_the_same_rootless(host: &TestHost) -> Result<()> {
     let examples = ["hello", "debian", "employee-directory", "plain", "cloud"];
-    examples
-        .iter()
-        .try_for_each(|example| build_both(ground, example))
+    examples.iter().try_for_each(|example| build_both(host, example))
 }
 
 /// Its kernel is compiled twice.
-fn the_microvm_example_is_the_same_rootless(ground: &Ground) -> Result<()> {
-    build_both(ground, "microvm")
+fn the_microvm_example_is_the_same_rootless(host: &TestHost) -> Result<()> {
+    build_both(host, "microvm")
 }
 
 /// All walls stand without root, the namespace of the network included, which takes one of users then.
-fn a_user_launches_confined(ground: &Ground) -> Result<()> {
+fn a_user_launches_confined(host: &TestHost) -> Result<()> {
     let user = rootless::USER;
     let line = format!(
         "set -e
@@ -62,7 +60,7 @@ fn a_user_launches_confined(ground: &Ground) -> Result<()> {
          }}
          run '--net none' | sed 's/^/alone /'; run | sed 's/^/with /'"
     );
-    let output = ground.sh(&line)?;
+    let output = host.sh(&line)?;
     let told = |what: &str| output.stdout.lines().any(|line| line.starts_with(what));
     ensure!(
         output.status == 0 && told("alone 1: lo") && told("with 2: eth0") && !told("alone 2: eth0"),
@@ -72,7 +70,7 @@ fn a_user_launches_confined(ground: &Ground) -> Result<()> {
 }
 
 /// Builds with all that may differ being different: user, cache, directory, umask, locale, time zone.
-fn build_both(ground: &Ground, example: &str) -> Result<()> {
+fn build_both(host: &TestHost, example: &str) -> Result<()> {
     let examples = kiln_tests::dist::workspace().join("examples");
     let examples = examples.display();
     let user = rootless::USER;
@@ -95,7 +93,7 @@ fn build_both(ground: &Ground, example: &str) -> Result<()> {
              $D/bin/imgtool build recipes/{example}.toml --locked --offline -o image.ami --quiet
          cmp $D/root/image.ami image.ami"
     );
-    let output = ground.sh_within(&line, LIMIT)?;
+    let output = host.sh_within(&line, LIMIT)?;
     ensure!(output.status == 0, "{example}: {output:?}");
     let ids: Vec<&str> = output
         .stdout

@@ -1,11 +1,11 @@
 //! `vmm run`: what the guest prints, how it ends, what it keeps.
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     (
         "a_command_has_its_streams_and_its_status",
         a_command_has_its_streams_and_its_status,
@@ -23,23 +23,23 @@ pub const STORIES: &[(&str, Story)] = &[
 ];
 
 /// What does not depend on the accelerator: told once.
-pub const ONCE: &[(&str, Story)] = &[
+pub const ONCE: &[(&str, Test)] = &[
     ("exits_are_shown_by_register", exits_are_shown_by_register),
     ("a_person_may_choose_what_boots", a_person_may_choose_what_boots),
     ("a_dry_run_changes_nothing", a_dry_run_changes_nothing),
 ];
 
 /// One launch: what the command reads, prints on either stream and returns, and every step of the boot.
-fn a_command_has_its_streams_and_its_status(ground: &Ground) -> Result<()> {
-    let output = ground.sh(
+fn a_command_has_its_streams_and_its_status(host: &TestHost) -> Result<()> {
+    let output = host.sh(
         "file=$(mktemp); seq 1 100000 | vmm run hello.ami --rm -i --timing $file -- \
          sh -c 'uname -sm; nproc; md5sum; echo to-err >&2; exit 7'; status=$?; cat $file; rm $file; exit $status",
     )?;
-    let expected = ground.sh("seq 1 100000 | md5sum")?;
+    let expected = host.sh("seq 1 100000 | md5sum")?;
     ensure!(output.status == 7, "{output:?}");
     let (printed, timing) = output.stdout.split_once('{').context("no timing")?;
     ensure!(
-        printed == format!("Linux {}\n1\n{}", ground.arch(), expected.stdout),
+        printed == format!("Linux {}\n1\n{}", host.arch(), expected.stdout),
         "{output:?}"
     );
     ensure!(output.stderr.contains("to-err"), "{output:?}");
@@ -52,31 +52,31 @@ fn a_command_has_its_streams_and_its_status(ground: &Ground) -> Result<()> {
     Ok(())
 }
 
-fn a_command_that_is_not_there_is_127(ground: &Ground) -> Result<()> {
-    let output = ground.sh("vmm run hello.ami --rm -- no-such-program")?;
+fn a_command_that_is_not_there_is_127(host: &TestHost) -> Result<()> {
+    let output = host.sh("vmm run hello.ami --rm -- no-such-program")?;
     ensure!(output.status == 127, "{output:?}");
     // Ctrl-C, during the boot or while the command runs.
-    let output = ground.sh("timeout --preserve-status --signal=INT 1 vmm run hello.ami --rm -- sleep 100")?;
+    let output = host.sh("timeout --preserve-status --signal=INT 1 vmm run hello.ami --rm -- sleep 100")?;
     ensure!(output.status == 128 + 2, "{output:?}");
     Ok(())
 }
 
-fn a_file_survives_stop_and_start(ground: &Ground) -> Result<()> {
-    let first = ground.sh("vmm run hello.ami --name keeper -- sh -c 'echo kept > /root/file'")?;
+fn a_file_survives_stop_and_start(host: &TestHost) -> Result<()> {
+    let first = host.sh("vmm run hello.ami --name keeper -- sh -c 'echo kept > /root/file'")?;
     ensure!(first.status == 0, "{first:?}");
-    let started = ground.sh("vmm start keeper")?;
+    let started = host.sh("vmm start keeper")?;
     ensure!(started.status == 0, "{started:?}");
-    let read = ground.sh("vmm exec keeper -- cat /root/file")?;
+    let read = host.sh("vmm exec keeper -- cat /root/file")?;
     ensure!(read.status == 0 && read.stdout == "kept\n", "{read:?}");
-    let ended = ground.sh("vmm terminate keeper")?;
+    let ended = host.sh("vmm terminate keeper")?;
     ensure!(ended.status == 0, "{ended:?}");
     Ok(())
 }
 
 /// Processors and memory; the larger memory does not fit below the devices, which begin at 3 GiB.
-fn the_machine_is_what_was_asked_for(ground: &Ground) -> Result<()> {
+fn the_machine_is_what_was_asked_for(host: &TestHost) -> Result<()> {
     for (cpus, mib) in [(2, 128_u64), (4, 5120)] {
-        let output = ground.sh(&format!(
+        let output = host.sh(&format!(
             "vmm run hello.ami --rm --cpus {cpus} --memory {mib}M -- sh -c 'nproc; head -n 1 /proc/meminfo'"
         ))?;
         let (processors, memory) = output.stdout.split_once('\n').context("two lines")?;
@@ -99,8 +99,8 @@ fn the_machine_is_what_was_asked_for(ground: &Ground) -> Result<()> {
     Ok(())
 }
 
-fn power_off_ends_well_and_says_so(ground: &Ground) -> Result<()> {
-    let output = ground.sh("vmm run hello.ami --rm -- sh -c 'poweroff -f; sleep 60'")?;
+fn power_off_ends_well_and_says_so(host: &TestHost) -> Result<()> {
+    let output = host.sh("vmm run hello.ami --rm -- sh -c 'poweroff -f; sleep 60'")?;
     // The command was cut off: that is the launcher's failure to report, not a status of the command.
     ensure!(output.status == 125, "{output:?}");
     ensure!(output.stderr.contains("the guest went away"), "{output:?}");
@@ -108,8 +108,8 @@ fn power_off_ends_well_and_says_so(ground: &Ground) -> Result<()> {
 }
 
 /// Runs `true` in an instance launched with `arguments`; returns the times of the launch, and what `vmm` said.
-pub fn timed(ground: &Ground, arguments: &str) -> Result<(serde_json::Value, String)> {
-    let output = ground.sh(&format!(
+pub fn timed(host: &TestHost, arguments: &str) -> Result<(serde_json::Value, String)> {
+    let output = host.sh(&format!(
         "file=$(mktemp) && vmm run {arguments} --rm --timing $file -- true && cat $file; \
          status=$?; rm -f $file; exit $status"
     ))?;
@@ -117,8 +117,8 @@ pub fn timed(ground: &Ground, arguments: &str) -> Result<(serde_json::Value, Str
     Ok((serde_json::from_str(&output.stdout)?, output.stderr))
 }
 
-fn exits_are_shown_by_register(ground: &Ground) -> Result<()> {
-    let output = ground.sh("vmm run hello.ami --rm --exits --timing - -- true")?;
+fn exits_are_shown_by_register(host: &TestHost) -> Result<()> {
+    let output = host.sh("vmm run hello.ami --rm --exits --timing - -- true")?;
     ensure!(output.status == 0 && output.stdout.is_empty(), "{output:?}");
     for text in [
         "to PID 1",
@@ -137,8 +137,8 @@ fn exits_are_shown_by_register(ground: &Ground) -> Result<()> {
 }
 
 /// Kernel, initramfs, command line and a root volume that is copied before the launch.
-fn a_person_may_choose_what_boots(ground: &Ground) -> Result<()> {
-    let output = ground.sh(
+fn a_person_may_choose_what_boots(host: &TestHost) -> Result<()> {
+    let output = host.sh(
         "set -e; cd $HOME; for part in kernel initramfs; do \
          imgtool extract $OLDPWD/hello.ami --part $part -o $part >/dev/null; done; \
          vmm run $OLDPWD/hello.ami --rm --kernel kernel --initrd initramfs --append 'kiln.word=1' --root-copy full \
@@ -152,8 +152,8 @@ fn a_person_may_choose_what_boots(ground: &Ground) -> Result<()> {
     Ok(())
 }
 
-fn a_dry_run_changes_nothing(ground: &Ground) -> Result<()> {
-    let output = ground.sh("vmm ps -a; vmm run hello.ami --cpus 3 --dry-run && vmm ps -a")?;
+fn a_dry_run_changes_nothing(host: &TestHost) -> Result<()> {
+    let output = host.sh("vmm ps -a; vmm run hello.ami --cpus 3 --dry-run && vmm ps -a")?;
     ensure!(output.status == 0, "{output:?}");
     let Some((before, rest)) = output.stdout.split_once('{') else {
         anyhow::bail!("no plan in {output:?}")

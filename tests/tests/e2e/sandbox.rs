@@ -1,13 +1,13 @@
 //! Confinement through the command line: who is confined, by what, and that nothing of an instance's life suffers.
 
 use anyhow::{Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 use crate::directory::ok;
 use crate::instance::owner_of;
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     ("every_thread_is_confined_by_default", every_thread_is_confined),
     ("off_is_off_and_start_takes_it_too", off_is_off),
     (
@@ -19,10 +19,10 @@ pub const STORIES: &[(&str, Story)] = &[
 ];
 
 /// A mebibyte on the console is a hundred thousand exits: minutes in the lab.
-pub const ONCE: &[(&str, Story)] = &[("a_confined_owner_turns_its_log_over", a_log_is_turned_over)];
+pub const ONCE: &[(&str, Test)] = &[("a_confined_owner_turns_its_log_over", a_log_is_turned_over)];
 
 /// `NAME FILTERS` of each thread of the owner of `name`, one a line, without the kernel's own.
-fn threads(ground: &Ground, name: &str) -> Result<Vec<(String, u32)>> {
+fn threads(host: &TestHost, name: &str) -> Result<Vec<(String, u32)>> {
     let line = format!(
         "owner=$({}); \
          for t in /proc/$owner/task/*; do \
@@ -30,7 +30,7 @@ fn threads(ground: &Ground, name: &str) -> Result<Vec<(String, u32)>> {
          echo; done",
         owner_of(name)
     );
-    let text = ok(ground, &line)?;
+    let text = ok(host, &line)?;
     let mut threads = Vec::new();
     for line in text.lines().filter(|line| !line.starts_with("kvm-")) {
         let words: Vec<_> = line.split_whitespace().collect();
@@ -50,58 +50,58 @@ fn threads(ground: &Ground, name: &str) -> Result<Vec<(String, u32)>> {
     Ok(threads)
 }
 
-fn every_thread_is_confined(ground: &Ground) -> Result<()> {
+fn every_thread_is_confined(host: &TestHost) -> Result<()> {
     ok(
-        ground,
+        host,
         "vmm run hello.ami -d --name walled --sandbox required --wait agent -p 80 --volume 1M",
     )?;
-    let threads = threads(ground, "walled")?;
+    let threads = threads(host, "walled")?;
     for (name, filters) in &threads {
         // What is refused and the process's own list; on top of them the list of the thread's kind.
-        let expected = if ["vmm", "exe", "nursery"].contains(&name.as_str()) {
+        let expected = if ["vmm", "exe", "spawner"].contains(&name.as_str()) {
             2
         } else {
             3
         };
         ensure!(*filters == expected, "{name} has {filters}: {threads:?}");
     }
-    for name in ["cpu0", "blk", "net", "vsock", "console", "control", "nursery"] {
+    for name in ["cpu0", "blk", "net", "vsock", "console", "control", "spawner"] {
         ensure!(
             threads.iter().any(|(known, _)| known == name),
             "no {name} in {threads:?}"
         );
     }
-    ok(ground, "vmm exec walled -- true && vmm terminate --time 0 walled")?;
+    ok(host, "vmm exec walled -- true && vmm terminate --time 0 walled")?;
     // By default, and in the foreground, where the instance is removed in the end.
     ok(
-        ground,
+        host,
         "before=$(ls -A $XDG_STATE_HOME/kiln/instances | wc -l); vmm run hello.ami --rm -- true; \
          test $(ls -A $XDG_STATE_HOME/kiln/instances | wc -l) = $before",
     )
     .map(drop)
 }
 
-fn off_is_off(ground: &Ground) -> Result<()> {
+fn off_is_off(host: &TestHost) -> Result<()> {
     ok(
-        ground,
+        host,
         "vmm run hello.ami -d --name open --sandbox off --wait agent",
     )?;
-    let unconfined = threads(ground, "open")?;
+    let unconfined = threads(host, "open")?;
     ensure!(
         unconfined.iter().all(|(_, filters)| *filters == 0),
         "{unconfined:?}"
     );
     ok(
-        ground,
+        host,
         "vmm stop open && vmm start open --sandbox required --wait agent",
     )?;
-    let confined = threads(ground, "open")?;
+    let confined = threads(host, "open")?;
     ensure!(confined.iter().all(|(_, filters)| *filters >= 2), "{confined:?}");
-    ok(ground, "vmm terminate --time 0 open").map(drop)
+    ok(host, "vmm terminate --time 0 open").map(drop)
 }
 
 /// Whether the owner is in the host's network namespace shows which one it could reach anything in.
-fn without_a_network_nothing_is_reached(ground: &Ground) -> Result<()> {
+fn without_a_network_nothing_is_reached(host: &TestHost) -> Result<()> {
     let network_of_owner = |name: &str, options: &str| {
         let line = format!(
             "vmm run hello.ami -d --name {name} --sandbox required --wait agent {options} && \
@@ -109,9 +109,9 @@ fn without_a_network_nothing_is_reached(ground: &Ground) -> Result<()> {
              readlink /proc/$owner/ns/net && vmm exec {name} -- true && vmm terminate --time 0 {name} >/dev/null",
             owner_of(name)
         );
-        ok(ground, &line)
+        ok(host, &line)
     };
-    let host = ok(ground, "readlink /proc/self/ns/net")?;
+    let host = ok(host, "readlink /proc/self/ns/net")?;
     let (alone, with) = (
         network_of_owner("alone", "--net none")?,
         network_of_owner("with", "")?,
@@ -122,19 +122,19 @@ fn without_a_network_nothing_is_reached(ground: &Ground) -> Result<()> {
 }
 
 /// The thread that brings the output may not open the new log itself.
-fn a_log_is_turned_over(ground: &Ground) -> Result<()> {
-    ok(ground, "vmm run hello.ami -d --name wordy --wait agent")?;
+fn a_log_is_turned_over(host: &TestHost) -> Result<()> {
+    ok(host, "vmm run hello.ami -d --name wordy --wait agent")?;
     ok(
-        ground,
+        host,
         "vmm exec wordy -- sh -c 'for i in 1 2 3 4; do seq 1 60000 >/dev/console; done; echo the-end >/dev/console'",
     )?;
     ok(
-        ground,
+        host,
         "i=0; until vmm logs wordy | tail -3 | grep -q the-end; do i=$((i + 1)); test $i -lt 60 || exit 1; sleep 1; done; \
          vmm inspect wordy >/dev/null; vmm exec wordy -- true",
     )?;
     ok(
-        ground,
+        host,
         "ls $XDG_STATE_HOME/kiln/instances/*/console.log.1 && vmm terminate --time 0 wordy",
     )
     .map(drop)
@@ -142,14 +142,14 @@ fn a_log_is_turned_over(ground: &Ground) -> Result<()> {
 
 /// The resolver's name is in a file, which the thread of the network may not open itself. Nobody has to answer: a question
 /// that is sent is enough, and a process that died could not answer the next command.
-fn names_are_looked_up(ground: &Ground) -> Result<()> {
-    ok(ground, "vmm run hello.ami -d --name asker --wait agent")?;
-    ground.sh("vmm exec asker -- timeout 5 nslookup kiln.invalid 10.0.2.3")?;
-    ok(ground, "vmm exec asker -- true && vmm terminate --time 0 asker").map(drop)
+fn names_are_looked_up(host: &TestHost) -> Result<()> {
+    ok(host, "vmm run hello.ami -d --name asker --wait agent")?;
+    host.sh("vmm exec asker -- timeout 5 nslookup kiln.invalid 10.0.2.3")?;
+    ok(host, "vmm exec asker -- true && vmm terminate --time 0 asker").map(drop)
 }
 
-fn doctor_tells(ground: &Ground) -> Result<()> {
-    let told = ok(ground, "vmm doctor --json")?;
+fn doctor_tells(host: &TestHost) -> Result<()> {
+    let told = ok(host, "vmm doctor --json")?;
     for what in ["\"system calls\"", "\"files\"", "\"own network\""] {
         ensure!(told.contains(what), "{told}");
     }

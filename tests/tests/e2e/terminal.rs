@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kiln_tests::ground::Ground;
 use kiln_tests::pty::Terminal;
+use kiln_tests::test_host::TestHost;
 use nix::sys::signal::Signal;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     ("the_console_is_a_terminal", the_console_is_a_terminal),
     (
         "power_off_gives_the_terminal_back",
@@ -22,7 +22,7 @@ pub const STORIES: &[(&str, Story)] = &[
 ];
 
 /// The same within one command line.
-pub const LAB_STORIES: &[(&str, Story)] = &[(
+pub const LAB_TESTS: &[(&str, Test)] = &[(
     "the_console_is_a_terminal_and_gives_it_back",
     the_console_is_a_terminal_and_gives_it_back,
 )];
@@ -37,16 +37,16 @@ const CTRL_C: &str = "\x03";
 const CTRL_BRACKET: &str = "\x1d";
 
 /// `vmm --ami hello.ami --rm` with its prompt on the screen.
-fn console(ground: &Ground) -> Result<Terminal> {
-    let mut vmm = ground.command("vmm")?;
+fn console(host: &TestHost) -> Result<Terminal> {
+    let mut vmm = host.command("vmm")?;
     vmm.args(["--ami", "hello.ami", "--rm"]);
     let mut terminal = Terminal::start(vmm, 30, 90)?;
     terminal.wait_for(PROMPT, BOOT)?;
     Ok(terminal)
 }
 
-fn the_console_is_a_terminal(ground: &Ground) -> Result<()> {
-    let mut terminal = console(ground)?;
+fn the_console_is_a_terminal(host: &TestHost) -> Result<()> {
+    let mut terminal = console(host)?;
     ensure!(terminal.is_raw()?, "keys do not go through as they are");
     terminal.press("stty size\r")?;
     terminal.wait_for("30 90", SOON)?;
@@ -65,16 +65,16 @@ fn the_console_is_a_terminal(ground: &Ground) -> Result<()> {
     Ok(())
 }
 
-fn power_off_gives_the_terminal_back(ground: &Ground) -> Result<()> {
-    let mut terminal = console(ground)?;
+fn power_off_gives_the_terminal_back(host: &TestHost) -> Result<()> {
+    let mut terminal = console(host)?;
     terminal.press("poweroff -f\r")?;
     let status = terminal.end(SOON)?;
     ensure!(status == Some(0), "power-off ends with {status:?}");
     Ok(())
 }
 
-fn a_signal_gives_the_terminal_back(ground: &Ground) -> Result<()> {
-    let mut vmm = ground.command("vmm")?;
+fn a_signal_gives_the_terminal_back(host: &TestHost) -> Result<()> {
+    let mut vmm = host.command("vmm")?;
     vmm.args(["--ami", "hello.ami", "--rm"]);
     let terminal = Terminal::start(vmm, 24, 80)?;
     terminal.wait_raw(SOON)?;
@@ -85,7 +85,7 @@ fn a_signal_gives_the_terminal_back(ground: &Ground) -> Result<()> {
 }
 
 /// `script` makes the terminal; its keys come out of a pipe, and what the screen shows goes to a file.
-fn the_console_is_a_terminal_and_gives_it_back(ground: &Ground) -> Result<()> {
+fn the_console_is_a_terminal_and_gives_it_back(host: &TestHost) -> Result<()> {
     let line = r#"D=$(mktemp -d); mkfifo $D/keys
 script -qefc "stty rows 30 cols 90; vmm --ami hello.ami --rm; echo ended with \$?; stty -a" $D/screen <$D/keys >/dev/null 2>&1 &
 exec 8>$D/keys
@@ -98,7 +98,7 @@ shows '# ' && printf 'stty size\r' >&8 &&
 status=$?
 exec 8>&-; wait
 cat $D/screen; rm -r $D; exit $status"#;
-    let output = ground.sh(line)?;
+    let output = host.sh(line)?;
     ensure!(output.status == 0, "{output:?}");
     for word in ["ended with 0", " icanon", " echo "] {
         ensure!(output.stdout.contains(word), "`{word}` is missing: {output:?}");

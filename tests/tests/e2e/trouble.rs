@@ -3,12 +3,12 @@
 
 use anyhow::{Result, ensure};
 use kiln_tests::dist::kiln_dir;
-use kiln_tests::ground::Ground;
 use kiln_tests::lab::Output;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[
+pub const TESTS: &[(&str, Test)] = &[
     ("a_missing_package_is_named", a_missing_package_is_named),
     ("an_unreachable_mirror_is_named", an_unreachable_mirror_is_named),
     ("a_full_disk_leaves_no_image", a_full_disk_leaves_no_image),
@@ -38,8 +38,8 @@ pub fn refused(output: &Output, words: &[&str]) -> Result<()> {
 }
 
 /// Runs `line` in a new folder and prints what it left there, images and what may become one.
-pub fn attempt(ground: &Ground, line: &str) -> Result<Output> {
-    ground.sh(&format!(
+pub fn attempt(host: &TestHost, line: &str) -> Result<Output> {
+    host.sh(&format!(
         "D=$(mktemp -d); cd $D; ({line}) >/dev/null; status=$?; find . -name '*.ami' -o -name '.kiln-*'; cd /; rm -rf $D; exit $status"
     ))
 }
@@ -51,33 +51,33 @@ fn hello() -> String {
         .to_string()
 }
 
-fn a_missing_package_is_named(ground: &Ground) -> Result<()> {
+fn a_missing_package_is_named(host: &TestHost) -> Result<()> {
     let line = "printf 'name = \"x\"\npackages = [\"ngnix-light\"]\n' >x.toml; imgtool build x.toml -o x.ami --quiet";
-    refused(&attempt(ground, line)?, &["ngnix-light", "nginx-light"])?;
+    refused(&attempt(host, line)?, &["ngnix-light", "nginx-light"])?;
     let line = "printf 'name = \"x\"\npackages = [\"nginx (>= 99)\"]\n' >x.toml; imgtool build x.toml -o x.ami --quiet";
-    refused(&attempt(ground, line)?, &["nginx", ">= 99"])
+    refused(&attempt(host, line)?, &["nginx", ">= 99"])
 }
 
-fn an_unreachable_mirror_is_named(ground: &Ground) -> Result<()> {
+fn an_unreachable_mirror_is_named(host: &TestHost) -> Result<()> {
     // Port 9 of this machine: nobody listens.
     let line = "printf 'name = \"x\"\n[distribution]\nmirror = \"http://127.0.0.1:9/debian\"\n' >x.toml; \
                 imgtool build x.toml -o x.ami --quiet";
-    refused(&attempt(ground, line)?, &["http://127.0.0.1:9/debian", "refused"])
+    refused(&attempt(host, line)?, &["http://127.0.0.1:9/debian", "refused"])
 }
 
-fn a_full_disk_leaves_no_image(ground: &Ground) -> Result<()> {
+fn a_full_disk_leaves_no_image(host: &TestHost) -> Result<()> {
     let hello = hello();
     let warm = format!("imgtool build {hello} -o warm.ami --quiet && rm warm.ami");
-    let output = attempt(ground, &warm)?;
+    let output = attempt(host, &warm)?;
     ensure!(output.status == 0, "{output:?}");
     let line = format!(
         "mkdir small && unshare --mount --map-root-user sh -c 'mount -t tmpfs -o size=8m none small && \
          imgtool build {hello} -o small/x.ami --quiet; status=$?; ls -A small; exit $status'"
     );
-    refused(&attempt(ground, &line)?, &["disk is full", "x.ami"])
+    refused(&attempt(host, &line)?, &["disk is full", "x.ami"])
 }
 
-fn a_read_only_cache_serves_what_it_has(ground: &Ground) -> Result<()> {
+fn a_read_only_cache_serves_what_it_has(host: &TestHost) -> Result<()> {
     let hello = hello();
     let read_only = |command: &str| {
         format!(
@@ -86,22 +86,22 @@ fn a_read_only_cache_serves_what_it_has(ground: &Ground) -> Result<()> {
         )
     };
     let output = attempt(
-        ground,
+        host,
         &format!("imgtool build {hello} -o warm.ami --quiet && rm warm.ami"),
     )?;
     ensure!(output.status == 0, "{output:?}");
     let output = attempt(
-        ground,
+        host,
         &read_only(&format!("imgtool build {hello} -o x.ami --quiet && rm x.ami")),
     )?;
     ensure!(output.status == 0, "{output:?}");
     // A package that nothing else here uses.
     let line = "printf 'name = \"x\"\nvariant = \"extract\"\npackages = [\"hello\"]\n' >x.toml; ".to_owned()
         + &read_only("imgtool build x.toml -o x.ami --quiet");
-    refused(&attempt(ground, &line)?, &["cannot write", "read-only"])
+    refused(&attempt(host, &line)?, &["cannot write", "read-only"])
 }
 
-fn a_killed_build_leaves_a_whole_image_or_none(ground: &Ground) -> Result<()> {
+fn a_killed_build_leaves_a_whole_image_or_none(host: &TestHost) -> Result<()> {
     let hello = hello();
     for seconds in ["0.2", "0.5", "1", "2"] {
         // The kill can also fall between the image's last step, its name, and the program's end: what has the name is whole.
@@ -109,7 +109,7 @@ fn a_killed_build_leaves_a_whole_image_or_none(ground: &Ground) -> Result<()> {
             "timeout --signal=KILL {seconds} imgtool build {hello} -o x.ami --quiet; status=$?; \
              [ ! -e x.ami ] || {{ imgtool verify x.ami && rm x.ami; }}; exit $status"
         );
-        let output = attempt(ground, &line)?;
+        let output = attempt(host, &line)?;
         // 137: it was killed. On a fast machine the last ones are done before.
         ensure!(matches!(output.status, 0 | 137), "{output:?}");
         ensure!(output.stdout.is_empty(), "something is left: {output:?}");
@@ -118,7 +118,7 @@ fn a_killed_build_leaves_a_whole_image_or_none(ground: &Ground) -> Result<()> {
 }
 
 /// A kernel's `make` would go on for minutes; here it is a step that sleeps.
-fn a_killed_build_takes_along_what_it_runs(ground: &Ground) -> Result<()> {
+fn a_killed_build_takes_along_what_it_runs(host: &TestHost) -> Result<()> {
     let base = kiln_dir().join("images/plain.ami");
     let base = base.display();
     let line = format!(
@@ -128,7 +128,7 @@ fn a_killed_build_takes_along_what_it_runs(ground: &Ground) -> Result<()> {
          sleeping 0; began=$?; kill -9 $build; wait $build; sleeping 1; ended=$?; \
          cd /; rm -rf $D; echo began $began ended $ended"
     );
-    let output = ground.sh(&line)?;
+    let output = host.sh(&line)?;
     ensure!(output.stdout == "began 0 ended 0\n", "{output:?}");
     Ok(())
 }

@@ -1,23 +1,23 @@
 //! A long run: what the guest computes is what the host computes.
 
 use anyhow::{Result, ensure};
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 
-pub const STORIES: &[(&str, Story)] = &[(
+pub const TESTS: &[(&str, Test)] = &[(
     "what_is_compressed_and_digested_is_right",
     what_is_compressed_and_digested_is_right,
 )];
 
 /// The guest digests and compresses two megabytes; the host does the first, undoes the second and compares.
-fn what_is_compressed_and_digested_is_right(ground: &Ground) -> Result<()> {
+fn what_is_compressed_and_digested_is_right(host: &TestHost) -> Result<()> {
     let line = "vmm run hello.ami --rm -- sh -c \
                 'seq 1 300000 > /tmp/plain; sha256sum < /tmp/plain >&2; gzip -9 < /tmp/plain' > packed.$$ && \
                 gunzip -c < packed.$$ | sha256sum; status=$?; rm -f packed.$$; exit $status";
-    let guest = ground.sh(line)?;
+    let guest = host.sh(line)?;
     ensure!(guest.status == 0, "{guest:?}");
-    let host = ground.sh("seq 1 300000 | sha256sum")?;
+    let host = host.sh("seq 1 300000 | sha256sum")?;
     ensure!(host.status == 0 && host.stdout.len() > 64, "{host:?}");
     ensure!(
         guest.stdout == host.stdout,

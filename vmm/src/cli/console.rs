@@ -103,7 +103,7 @@ pub struct Logs {
 impl Logs {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         let id = context.store.find(&self.instance)?;
-        let live = context.store.truth(&id)?.state.owned();
+        let live = context.store.reconcile(&id)?.state.owned();
         if self.follow && live {
             copy_out(&mut client(context, &id).logs()?)?;
         } else {

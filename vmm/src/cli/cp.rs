@@ -17,7 +17,7 @@ use super::lifecycle::{running, wait_ready};
 use super::{Context, Status, value};
 use instance::Event;
 use instance::agent::{Incoming, Sender, Session};
-use machine::virtio::lockstep::Turn;
+use machine::virtio::determinism::Determinism;
 
 /// Bytes of an archive in one piece: a frame of the protocol holds as many.
 const PIECE: usize = guest_init::proto::frame::PAYLOAD_CAP;
@@ -112,7 +112,11 @@ impl Cp {
 fn put(directory: &Path, from: &Path, to: &str) -> anyhow::Result<Status> {
     // Before the guest is asked for anything.
     std::fs::symlink_metadata(from)?;
-    let session = Session::open(directory, &Turn::default(), &Request::CopyIn { path: to.into() })?;
+    let session = Session::open(
+        directory,
+        &Determinism::default(),
+        &Request::CopyIn { path: to.into() },
+    )?;
     let sender = session.sender();
     let pieces = io::BufWriter::with_capacity(PIECE, Pieces(sender.clone()));
     let report = archive::pack(from, pieces)?;
@@ -138,7 +142,7 @@ fn get(directory: &Path, from: &str, to: &Path) -> anyhow::Result<Status> {
     let mut stream = Stream {
         session: Session::open(
             directory,
-            &Turn::default(),
+            &Determinism::default(),
             &Request::CopyOut {
                 path: from.into(),
                 notes: true,

@@ -17,7 +17,7 @@ use instance::Event;
 use instance::agent::{self, Incoming, Sender};
 use instance::terminal;
 use machine::sandbox::{self, Kind};
-use machine::virtio::lockstep::Turn;
+use machine::virtio::determinism::Determinism;
 
 /// Run a command in a running instance
 #[derive(Debug, Args)]
@@ -68,8 +68,14 @@ impl Exec {
         let by_signal = resize.clone();
         signals::hold()?.deliver(move |signal| by_signal.signal(signal))?;
         let directory = context.home().instance(&id);
-        run_in(&directory, &Turn::default(), &self.command, &self.how, &resize)
-            .with_context(|| format!("cannot run {} in {}", self.command[0], self.instance))
+        run_in(
+            &directory,
+            &Determinism::default(),
+            &self.command,
+            &self.how,
+            &resize,
+        )
+        .with_context(|| format!("cannot run {} in {}", self.command[0], self.instance))
     }
 }
 
@@ -114,7 +120,7 @@ impl Resize {
 /// Runs `command` through the agent of the instance kept in `directory`, on this process's standard streams.
 pub fn run_in(
     directory: &Path,
-    turn: &Turn,
+    determinism: &Determinism,
     command: &[String],
     how: &How,
     signals: &Resize,
@@ -127,17 +133,17 @@ pub fn run_in(
         user: how.user.clone(),
         terminal: tty.then(own_terminal),
     };
-    let mut session = agent::exec(directory, turn, exec)?;
+    let mut session = agent::exec(directory, determinism, exec)?;
     let raw = if tty { terminal::Raw::enter_stdin()? } else { None };
     signals.connect(Some(session.sender()));
     // What was not asked for is not read: it may be the rest of a script, or the list that a loop goes through.
     if how.interactive {
-        let (sender, turn) = (session.sender(), turn.clone());
-        turn.take();
+        let (sender, determinism) = (session.sender(), determinism.clone());
+        determinism.take();
         // Ends with the process: a thread that waits for input cannot be woken.
         sandbox::spawn("input", Kind::Control, move || {
-            pass_input(&sender, &turn);
-            turn.give();
+            pass_input(&sender, &determinism);
+            determinism.give();
         })?;
     } else {
         session.sender().end_input()?;
@@ -158,11 +164,11 @@ fn own_terminal() -> Terminal {
 }
 
 /// Standard input to the command, to its end.
-fn pass_input(sender: &Sender, turn: &Turn) {
+fn pass_input(sender: &Sender, determinism: &Determinism) {
     let mut stdin = io::stdin().lock();
     let mut chunk = vec![0; 32 << 10];
     loop {
-        turn.readable(&io::stdin());
+        determinism.readable(&io::stdin());
         match stdin.read(&mut chunk) {
             Ok(0) => break,
             Ok(n) if sender.input(&chunk[..n]).is_ok() => {}

@@ -11,11 +11,11 @@ use super::options::HostOptions;
 use super::stream::{line, note};
 use super::wait::Waiting;
 use super::{Context, Status, failure, value};
-use instance::client::{Client, News};
+use instance::client::{Client, StatusEvent};
 use instance::launch::empty_ephemeral;
 use instance::pause::Paused;
 use instance::per_run::PerRun;
-use instance::store::Held;
+use instance::store::LockedInstance;
 use instance::{Error, Event, InstanceId, State, api, detach, shutdown};
 
 /// Start stopped instances
@@ -46,7 +46,7 @@ impl Start {
 }
 
 /// Makes a stopped instance pending again.
-pub fn begin(held: &mut Held) -> Result<(), Error> {
+pub fn begin(held: &mut LockedInstance) -> Result<(), Error> {
     empty_ephemeral(held.record())?;
     held.update(Event::Start, "started", |record| {
         record.ending = None;
@@ -85,7 +85,7 @@ impl Reboot {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         for_each(context, "reboot", &self.instances, |id| {
             running(context, id, Event::Rebooted)?;
-            wait_ready(context, id, api::STOP_PATIENCE)?;
+            wait_ready(context, id, api::STOP_TIMEOUT)?;
             Ok(client(context, id).reboot()?)
         })
     }
@@ -110,8 +110,8 @@ impl Terminate {
     }
 }
 
-fn terminate(context: &Context, id: &InstanceId, patience: Duration) -> anyhow::Result<()> {
-    match shutdown::stop(&context.store, id, patience) {
+fn terminate(context: &Context, id: &InstanceId, timeout: Duration) -> anyhow::Result<()> {
+    match shutdown::stop(&context.store, id, timeout) {
         Err(Error::Damaged { .. }) => return Ok(shutdown::remove_damaged(&context.store, id)?),
         // Its process has removed it (`--rm`) since it was looked up.
         Err(Error::NoInstance(_)) => return Ok(()),
@@ -125,7 +125,7 @@ fn terminate(context: &Context, id: &InstanceId, patience: Duration) -> anyhow::
 }
 
 /// Removes an instance and says which volumes stay.
-fn remove(held: Held) -> anyhow::Result<()> {
+fn remove(held: LockedInstance) -> anyhow::Result<()> {
     let kept: Vec<_> = held
         .record()
         .volumes
@@ -147,7 +147,7 @@ pub fn running(context: &Context, id: &InstanceId, event: Event) -> Result<(), E
 
 /// Checks that `id` runs, be it paused or not, and says why it is paused.
 pub fn alive(context: &Context, id: &InstanceId, event: Event) -> Result<Option<Paused>, Error> {
-    let record = context.store.truth(id)?;
+    let record = context.store.reconcile(id)?;
     match record.state {
         State::Pending | State::Running => Ok(record.paused),
         state => Err(Error::Transition {
@@ -164,17 +164,17 @@ fn stands_still(id: &InstanceId, paused: &Paused) -> Error {
 }
 
 /// Waits until the agent of `id` answers.
-pub fn wait_ready(context: &Context, id: &InstanceId, patience: Duration) -> anyhow::Result<()> {
+pub fn wait_ready(context: &Context, id: &InstanceId, timeout: Duration) -> anyhow::Result<()> {
     let client = client(context, id);
     let (sender, receiver) = std::sync::mpsc::channel();
     // The thread ends with the process, or when the instance does.
     std::thread::Builder::new().name("wait".into()).spawn(move || {
-        let paused_or_ready = |news: &News| news.paused.is_some() || news.ready;
+        let paused_or_ready = |news: &StatusEvent| news.paused.is_some() || news.ready;
         let found = client.watch().map(|mut news| news.find(paused_or_ready));
         let _ = sender.send(found);
     })?;
-    match receiver.recv_timeout(patience) {
-        Ok(Ok(Some(News {
+    match receiver.recv_timeout(timeout) {
+        Ok(Ok(Some(StatusEvent {
             paused: Some(paused), ..
         }))) => Err(stands_still(id, &paused).into()),
         Ok(Ok(Some(_))) => Ok(()),
@@ -185,7 +185,7 @@ pub fn wait_ready(context: &Context, id: &InstanceId, patience: Duration) -> any
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Err(TimedOut(format!(
             "the agent of {id} has not answered within {} s",
-            patience.as_secs()
+            timeout.as_secs()
         ))
         .into()),
     }

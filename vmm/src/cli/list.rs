@@ -129,7 +129,7 @@ impl Inspect {
         let mut found = Vec::new();
         for text in &self.instances {
             let id = context.store.find(text)?;
-            let record = context.store.truth(&id)?;
+            let record = context.store.reconcile(&id)?;
             let mut value = serde_json::to_value(&record)?;
             if let Value::Object(fields) = &mut value {
                 let directory = context.store.home().instance(&id);

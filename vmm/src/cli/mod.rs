@@ -18,13 +18,13 @@ mod bench;
 mod console;
 mod cp;
 mod create_image;
+mod deferred;
 mod directories;
 mod doctor;
 mod exec;
 mod failure;
 mod generate;
 mod images;
-mod later;
 mod lifecycle;
 mod list;
 mod options;
@@ -40,8 +40,8 @@ mod stream;
 mod value;
 mod wait;
 
+use deferred::DeferredArgs;
 pub use failure::Status;
-use later::Later;
 
 /// Launch instances of machine images.
 #[derive(Debug, Parser)]
@@ -72,59 +72,59 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Launch instances of an image
-    Run(Later<Box<run::Run>>),
+    Run(DeferredArgs<Box<run::Run>>),
     /// List instances
     #[command(visible_alias = "ls")]
-    Ps(Later<list::Ps>),
+    Ps(DeferredArgs<list::Ps>),
     /// Show all that is known of instances, as JSON
-    Inspect(Later<list::Inspect>),
+    Inspect(DeferredArgs<list::Inspect>),
     /// Start stopped instances
-    Start(Later<lifecycle::Start>),
+    Start(DeferredArgs<lifecycle::Start>),
     /// Ask instances to power off
-    Stop(Later<lifecycle::Stop>),
+    Stop(DeferredArgs<lifecycle::Stop>),
     /// Ask instances to restart
-    Reboot(Later<lifecycle::Reboot>),
+    Reboot(DeferredArgs<lifecycle::Reboot>),
     /// Stop instances where they are, without the guest's knowledge
-    Pause(Later<pause::Pause>),
+    Pause(DeferredArgs<pause::Pause>),
     /// Let paused instances go on
-    Resume(Later<pause::Resume>),
+    Resume(DeferredArgs<pause::Resume>),
     /// Stop instances and remove them with their volumes
     #[command(visible_alias = "rm")]
-    Terminate(Later<lifecycle::Terminate>),
+    Terminate(DeferredArgs<lifecycle::Terminate>),
     /// Show what an instance has printed on its console
-    Logs(Later<console::Logs>),
+    Logs(DeferredArgs<console::Logs>),
     /// Attach to the console of an instance; Ctrl-] leaves
-    Console(Later<console::Console>),
+    Console(DeferredArgs<console::Console>),
     /// Run a command in a running instance
-    Exec(Later<exec::Exec>),
+    Exec(DeferredArgs<exec::Exec>),
     /// Copy a file or folder to or from a running instance
-    Cp(Later<cp::Cp>),
+    Cp(DeferredArgs<cp::Cp>),
     /// Log in to a running instance with OpenSSH
-    Ssh(Later<ssh::Ssh>),
+    Ssh(DeferredArgs<ssh::Ssh>),
     /// Show where the published ports of an instance can be reached
-    Port(Later<list::Ports>),
+    Port(DeferredArgs<list::Ports>),
     /// Boot an image, and show where its kernel spends its instructions
-    Profile(Later<Box<profile::Profile>>),
+    Profile(DeferredArgs<Box<profile::Profile>>),
     /// Make an image of an instance
-    CreateImage(Later<create_image::CreateImage>),
+    CreateImage(DeferredArgs<create_image::CreateImage>),
     /// List the images in the store
-    Images(Later<images::List>),
+    Images(DeferredArgs<images::List>),
     /// Work on images in the store
-    Image(Later<images::One>),
+    Image(DeferredArgs<images::One>),
     /// Check what this host offers for running instances
-    Doctor(Later<doctor::Doctor>),
+    Doctor(DeferredArgs<doctor::Doctor>),
     /// Measure launches: interleaved, with min, median, p99 and paired ratios
-    Bench(Later<Box<bench::Bench>>),
+    Bench(DeferredArgs<Box<bench::Bench>>),
     /// Print a completion script for a shell
-    Completions(Later<generate::Completions>),
+    Completions(DeferredArgs<generate::Completions>),
     /// Write manual pages into a directory
-    Man(Later<generate::Man>),
+    Man(DeferredArgs<generate::Man>),
     /// Pass standard input and output to a TCP port of an instance (used by `ssh`)
     #[command(hide = true)]
-    Tunnel(Later<ssh::Tunnel>),
+    Tunnel(DeferredArgs<ssh::Tunnel>),
     /// Run an instance whose lock is inherited (used by `run --detach` and `start`)
     #[command(name = instance::detach::COMMAND, hide = true)]
-    Own(Later<own::Own>),
+    Own(DeferredArgs<own::Own>),
 }
 
 /// What every command gets.
@@ -169,31 +169,31 @@ fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
         return Ok(Status::VMM_FAILED);
     };
     match command {
-        Command::Run(Later(args)) => args.run(&context),
-        Command::Ps(Later(args)) => args.run(&context),
-        Command::Inspect(Later(args)) => args.run(&context),
-        Command::Start(Later(args)) => args.run(&context),
-        Command::Stop(Later(args)) => args.run(&context),
-        Command::Reboot(Later(args)) => args.run(&context),
-        Command::Pause(Later(args)) => args.run(&context),
-        Command::Resume(Later(args)) => args.run(&context),
-        Command::Terminate(Later(args)) => args.run(&context),
-        Command::Logs(Later(args)) => args.run(&context),
-        Command::Console(Later(args)) => args.run(&context),
-        Command::Exec(Later(args)) => args.run(&context),
-        Command::Cp(Later(args)) => args.run(&context),
-        Command::Ssh(Later(args)) => args.run(&context),
-        Command::Tunnel(Later(args)) => args.run(&context),
-        Command::Port(Later(args)) => args.run(&context),
-        Command::Profile(Later(args)) => args.run(&context),
-        Command::CreateImage(Later(args)) => args.run(&context),
-        Command::Images(Later(args)) => args.run(&context),
-        Command::Image(Later(args)) => args.run(&context),
-        Command::Doctor(Later(args)) => args.run(&context),
-        Command::Bench(Later(args)) => args.run(&context),
-        Command::Completions(Later(args)) => args.run(Cli::command()),
-        Command::Man(Later(args)) => args.run(Cli::command()),
-        Command::Own(Later(args)) => args.run(&context),
+        Command::Run(DeferredArgs(args)) => args.run(&context),
+        Command::Ps(DeferredArgs(args)) => args.run(&context),
+        Command::Inspect(DeferredArgs(args)) => args.run(&context),
+        Command::Start(DeferredArgs(args)) => args.run(&context),
+        Command::Stop(DeferredArgs(args)) => args.run(&context),
+        Command::Reboot(DeferredArgs(args)) => args.run(&context),
+        Command::Pause(DeferredArgs(args)) => args.run(&context),
+        Command::Resume(DeferredArgs(args)) => args.run(&context),
+        Command::Terminate(DeferredArgs(args)) => args.run(&context),
+        Command::Logs(DeferredArgs(args)) => args.run(&context),
+        Command::Console(DeferredArgs(args)) => args.run(&context),
+        Command::Exec(DeferredArgs(args)) => args.run(&context),
+        Command::Cp(DeferredArgs(args)) => args.run(&context),
+        Command::Ssh(DeferredArgs(args)) => args.run(&context),
+        Command::Tunnel(DeferredArgs(args)) => args.run(&context),
+        Command::Port(DeferredArgs(args)) => args.run(&context),
+        Command::Profile(DeferredArgs(args)) => args.run(&context),
+        Command::CreateImage(DeferredArgs(args)) => args.run(&context),
+        Command::Images(DeferredArgs(args)) => args.run(&context),
+        Command::Image(DeferredArgs(args)) => args.run(&context),
+        Command::Doctor(DeferredArgs(args)) => args.run(&context),
+        Command::Bench(DeferredArgs(args)) => args.run(&context),
+        Command::Completions(DeferredArgs(args)) => args.run(Cli::command()),
+        Command::Man(DeferredArgs(args)) => args.run(Cli::command()),
+        Command::Own(DeferredArgs(args)) => args.run(&context),
     }
 }
 

@@ -25,20 +25,20 @@ pub struct Own {
 impl Own {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         let (held, report) = detach::take_over(&context.store, &self.id)?;
-        let turn = self.per_run.turn();
+        let determinism = self.per_run.determinism();
         let timeline = Arc::clone(&context.timeline);
-        let served = turn.clone();
+        let served = determinism.clone();
         let signals = signals::hold()?;
-        let owner = service::own(held, &turn);
+        let owner = service::own(held, &determinism);
         let mut report = Some(report);
-        let surround = || {
+        let on_started = || {
             service::serve(&owner, &served, move || {
                 timeline.mark(machine::timeline::Event::Ready)
             })?;
             let stopper = Arc::clone(&owner);
             let stop = move |signal| {
                 if signal != Signal::SIGWINCH {
-                    let _ = stopper.stop(api::STOP_PATIENCE, &format!("its process received {signal}"));
+                    let _ = stopper.stop(api::STOP_TIMEOUT, &format!("its process received {signal}"));
                 }
             };
             signals.deliver(stop).map_err(Error::os("starting a thread"))
@@ -46,7 +46,7 @@ impl Own {
         let mut assembly = Assembly::new(
             context.home().clone(),
             self.per_run,
-            turn,
+            determinism,
             Arc::clone(&context.timeline),
         );
         let (ending, held) = owner.run(
@@ -60,7 +60,7 @@ impl Own {
                 }
                 assembly.build(record, directory, console)
             },
-            surround,
+            on_started,
         )?;
         assembly.finish()?;
         if let Some(counted) = assembly.counted() {

@@ -95,7 +95,7 @@ impl Profile {
             per_run,
             command,
         );
-        let status = run.patience(self.wait_timeout).run(context)?;
+        let status = run.timeout(self.wait_timeout).run(context)?;
 
         let profile = profiling.result.lock().ok().and_then(|mut result| result.take());
         let report = profile.map_or_else(Report::default, |profile| Report::new(&profile, &symbols));

@@ -24,11 +24,11 @@ use instance::launch::{Fresh, Launch};
 use instance::owner::Owner;
 use instance::per_run::PerRun;
 use instance::record::Ending;
-use instance::store::Held;
+use instance::store::LockedInstance;
 use instance::terminal;
 use instance::{Error, Event, Record, State, api, detach, preflight, service};
 use machine::sandbox::{self, Kind};
-use machine::virtio::lockstep::{Times, Turn};
+use machine::virtio::determinism::{Determinism, Times};
 
 /// Launch instances of an image
 #[derive(Debug, Args)]
@@ -111,7 +111,7 @@ impl Run {
     }
 
     /// The same, waiting this long for the agent.
-    pub fn patience(self, wait_timeout: Duration) -> Run {
+    pub fn timeout(self, wait_timeout: Duration) -> Run {
         let waiting = Waiting {
             wait_timeout,
             ..self.waiting
@@ -195,43 +195,43 @@ impl Run {
     }
 
     /// Owns the instance in this process.
-    fn foreground(self, context: &Context, (held, fresh): (Held, Fresh)) -> anyhow::Result<Status> {
-        let turn = self.per_run.0.turn();
+    fn foreground(self, context: &Context, (held, fresh): (LockedInstance, Fresh)) -> anyhow::Result<Status> {
+        let determinism = self.per_run.0.determinism();
         let timeline = Arc::clone(&context.timeline);
         let signals = signals::hold()?;
-        let owner = service::own(held, &turn);
+        let owner = service::own(held, &determinism);
         let with_console = self.command.is_empty();
         if with_console {
             owner.console().show_on(Box::new(Stream::Output));
         }
-        let mut attendance = Attendance::default();
-        let surround = || {
-            service::serve(&owner, &turn, move || {
+        let mut session = ConsoleSession::default();
+        let on_started = || {
+            service::serve(&owner, &determinism, move || {
                 timeline.mark(machine::timeline::Event::Ready)
             })?;
-            attendance = self
-                .attend(&owner, &turn, signals)
+            session = self
+                .attend(&owner, &determinism, signals)
                 .map_err(Error::os("connecting the terminal"))?;
             Ok(())
         };
         let mut assembly = Assembly::new(
             context.home().clone(),
             self.per_run.0.clone(),
-            turn.clone(),
+            determinism.clone(),
             Arc::clone(&context.timeline),
         )
         .with(fresh)
         .without_main(!with_console);
         let (ending, held) = owner.run(
             |record, directory, console| assembly.build(record, directory, console),
-            surround,
+            on_started,
         )?;
         let log = owner.console().last_lines(12);
-        let Attendance {
+        let ConsoleSession {
             raw,
             command,
             ended_by,
-        } = attendance;
+        } = session;
         drop(raw);
         assembly.finish()?;
         if let Some(counted) = assembly.counted() {
@@ -255,7 +255,12 @@ impl Run {
     }
 
     /// Connects the person or the command to the guest, which runs.
-    fn attend(&self, owner: &Arc<Owner>, turn: &Turn, signals: signals::Held) -> io::Result<Attendance> {
+    fn attend(
+        &self,
+        owner: &Arc<Owner>,
+        determinism: &Determinism,
+        signals: signals::Held,
+    ) -> io::Result<ConsoleSession> {
         let impatient = Arc::new(AtomicBool::new(false));
         let leave = {
             let (owner, auto_remove) = (Arc::clone(owner), self.rm);
@@ -285,15 +290,15 @@ impl Run {
             }
         })?;
         Ok(if self.command.is_empty() {
-            Attendance {
+            ConsoleSession {
                 raw: self.connect_keys(owner, leave)?,
                 command: None,
                 ended_by,
             }
         } else {
-            Attendance {
+            ConsoleSession {
                 raw: None,
-                command: Some(self.start_command(owner, turn, to_command)?),
+                command: Some(self.start_command(owner, determinism, to_command)?),
                 ended_by,
             }
         })
@@ -331,26 +336,26 @@ impl Run {
     fn start_command(
         &self,
         owner: &Arc<Owner>,
-        turn: &Turn,
+        determinism: &Determinism,
         signals: Resize,
     ) -> io::Result<JoinHandle<CommandEnd>> {
         // Waiting for the agent is no work; the agent's call is.
-        turn.expect(READY_PORT, Times::Once);
-        let turn = turn.clone();
+        determinism.expect(READY_PORT, Times::Once);
+        let determinism = determinism.clone();
         let (owner, command) = (Arc::clone(owner), self.command.clone());
         let how = How {
             interactive: self.interactive,
             tty: self.tty,
             ..How::default()
         };
-        let (patience, auto_remove) = (self.waiting.wait_timeout, self.rm);
+        let (timeout, auto_remove) = (self.waiting.wait_timeout, self.rm);
         let run = move || {
-            let done = if owner.wait_ready(patience) {
-                Some(run_in(owner.directory(), &turn, &command, &how, &signals))
+            let done = if owner.wait_ready(timeout) {
+                Some(run_in(owner.directory(), &determinism, &command, &how, &signals))
             } else if owner.record().state.owned() {
                 let message = format!(
                     "the guest's agent has not answered within {} s",
-                    patience.as_secs()
+                    timeout.as_secs()
                 );
                 let log = owner.console().last_lines(12);
                 Some(Err(Advice::new(
@@ -362,13 +367,13 @@ impl Run {
                 None
             };
             // Nothing that is removed anyway needs a clean shutdown, but a count of instructions needs an end.
-            let patience = if auto_remove && !turn.is_kept() {
+            let timeout = if auto_remove && !determinism.is_enabled() {
                 Duration::ZERO
             } else {
-                api::STOP_PATIENCE
+                api::STOP_TIMEOUT
             };
-            let _ = owner.stop(patience, "its command has ended");
-            turn.give();
+            let _ = owner.stop(timeout, "its command has ended");
+            determinism.give();
             done
         };
         sandbox::spawn("command", Kind::Control, run)
@@ -380,7 +385,7 @@ type CommandEnd = Option<anyhow::Result<Status>>;
 
 /// What connects a person to the guest.
 #[derive(Default)]
-struct Attendance {
+struct ConsoleSession {
     /// The terminal, raw for as long as this lives.
     raw: Option<terminal::Raw>,
     command: Option<JoinHandle<CommandEnd>>,
@@ -392,7 +397,7 @@ struct Attendance {
 fn leave(owner: &Arc<Owner>, impatient: &AtomicBool, auto_remove: bool, reason: &str) {
     if auto_remove || impatient.swap(true, Ordering::Relaxed) {
         owner.kill();
-    } else if owner.stop(api::STOP_PATIENCE, reason).is_ok() && io::stderr().is_terminal() {
+    } else if owner.stop(api::STOP_TIMEOUT, reason).is_ok() && io::stderr().is_terminal() {
         let text = format!("\r\nstopping {}; once more ends it at once\r\n", owner.id());
         let _ = Stream::Error.put(text.as_bytes());
     }

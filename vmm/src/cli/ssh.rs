@@ -19,7 +19,7 @@ use super::wait::WaitFor;
 use super::{Context, Status, value};
 use instance::agent::{self, Incoming, Sender, Session};
 use instance::{Event, InstanceId};
-use machine::virtio::lockstep::Turn;
+use machine::virtio::determinism::Determinism;
 
 /// The file in the state directory that holds the instance's host keys.
 const KNOWN_HOSTS: &str = "known_hosts";
@@ -101,7 +101,7 @@ fn only_identity(identity: &Path) -> [&OsStr; 4] {
 fn host_keys(directory: &Path) -> anyhow::Result<String> {
     let mut session = agent::exec(
         directory,
-        &Turn::default(),
+        &Determinism::default(),
         Exec {
             argv: ["/bin/sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub"]
                 .map(String::from)
@@ -146,7 +146,7 @@ impl Tunnel {
         let id = context.store.find(&self.instance)?;
         let mut session = Session::open(
             &context.home().instance(&id),
-            &Turn::default(),
+            &Determinism::default(),
             &Request::Connect { port: self.port },
         )?;
         let sender = session.sender();

@@ -12,7 +12,7 @@ use super::lifecycle::wait_ready;
 use super::{Context, value};
 use instance::InstanceId;
 use instance::agent::{Incoming, Session};
-use machine::virtio::lockstep::Turn;
+use machine::virtio::determinism::Determinism;
 
 /// The SSH server's port and how it greets (RFC 4253 §4.2).
 const SSH: u16 = 22;
@@ -65,9 +65,9 @@ impl Waiting {
 
 impl WaitFor {
     /// Waits for it on `id`, for at most `patience`.
-    pub fn wait(self, context: &Context, id: &InstanceId, patience: Duration) -> anyhow::Result<()> {
-        let deadline = Instant::now() + patience;
-        wait_ready(context, id, patience)?;
+    pub fn wait(self, context: &Context, id: &InstanceId, timeout: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + timeout;
+        wait_ready(context, id, timeout)?;
         let port = match self {
             WaitFor::Agent => return Ok(()),
             WaitFor::Ssh => SSH,
@@ -77,7 +77,7 @@ impl WaitFor {
         let (sender, receiver) = channel();
         // The thread ends with the process, or when the instance does.
         std::thread::Builder::new().name("wait".into()).spawn(move || {
-            let listening = Session::open(&directory, &Turn::default(), &Request::WaitPort { port })
+            let listening = Session::open(&directory, &Determinism::default(), &Request::WaitPort { port })
                 .and_then(Session::finish)
                 .map_err(anyhow::Error::from);
             let greeted = listening.and_then(|_| match self {
@@ -94,7 +94,7 @@ impl WaitFor {
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(TimedOut(format!(
                 "nothing listens on port {port} of {id} after {} s",
-                patience.as_secs()
+                timeout.as_secs()
             ))
             .into()),
         }
@@ -103,7 +103,11 @@ impl WaitFor {
 
 /// Returns when the SSH server has greeted.
 fn greeting(directory: &std::path::Path) -> anyhow::Result<()> {
-    let mut session = Session::open(directory, &Turn::default(), &Request::Connect { port: SSH })?;
+    let mut session = Session::open(
+        directory,
+        &Determinism::default(),
+        &Request::Connect { port: SSH },
+    )?;
     let mut said = Vec::new();
     while said.len() < SSH_GREETING.len() {
         match session.receive()? {

@@ -15,7 +15,7 @@ use crate::bus::Action;
 use crate::memory::Memory;
 
 /// After this long the routine is stopped. Hardware needs a hundredth of it.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A routine and how to follow it.
 pub(super) struct Routine {
@@ -57,7 +57,7 @@ pub(in crate::accel) fn try_out_in(
     let (done, waiting) = channel::<()>();
     let stop = thread::scope(|scope| {
         scope.spawn(move || {
-            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            if waiting.recv_timeout(TIMEOUT) == Err(RecvTimeoutError::Timeout) {
                 kicker.kick();
             }
         });
@@ -74,7 +74,7 @@ pub(in crate::accel) fn try_out_in(
     match stop {
         Ok(Stop::Action(Action::Shutdown)) if watch.at_end() => Ok(watch.speed()),
         Ok(Stop::Action(_)) => wrong("the result is wrong"),
-        Ok(Stop::Kicked) => wrong(&format!("no end after {} s", PATIENCE.as_secs())),
+        Ok(Stop::Kicked) => wrong(&format!("no end after {} s", TIMEOUT.as_secs())),
         Ok(Stop::TripleFault) => wrong("an exception that must not be"),
         Err(error) => wrong(&error.to_string()),
     }

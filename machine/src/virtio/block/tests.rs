@@ -335,7 +335,7 @@ fn queues_are_served_at_once_and_come_back_in_order() {
 
 /// A disk with a flight for its queue; `None`, and a word on it, where the kernel gives no ring.
 fn flying() -> Option<(std::fs::File, Driver)> {
-    let flight = Flight::new()
+    let flight = AsyncIo::new()
         .inspect_err(|error| eprintln!("no io_uring here ({error}): this test shows nothing"))
         .ok()?;
     let file = tempfile::tempfile().unwrap();
@@ -346,7 +346,7 @@ fn flying() -> Option<(std::fs::File, Driver)> {
         id: "flying".into(),
         queues: 1,
     };
-    let device = Block::paced(backend, spec, vec![flight], Pace::default());
+    let device = Block::paced(backend, spec, vec![flight], RateLimiter::default());
     Some((file, Driver::started(device, u64::MAX)))
 }
 
@@ -426,12 +426,12 @@ use crate::memory::{Bytes, GuestAddress};
 fn a_paced_disk_serves_everything_in_its_time() {
     paced_disk(Vec::new());
     // Where the host has no io_uring there is nothing more to try.
-    if let Ok(flight) = Flight::new() {
+    if let Ok(flight) = AsyncIo::new() {
         paced_disk(vec![flight]);
     }
 }
 
-fn paced_disk(flights: Vec<Flight>) {
+fn paced_disk(flights: Vec<AsyncIo>) {
     let file = tempfile::tempfile().unwrap();
     file.set_len(DISK).unwrap();
     let spec = Spec {
@@ -440,8 +440,8 @@ fn paced_disk(flights: Vec<Flight>) {
         queues: 1,
     };
     // 100 requests pass at once, 60 more in as many milliseconds.
-    let pace = Pace::new(std::num::NonZeroU64::new(1000), None);
-    let device = Block::paced(Arc::new(RawFile::new(file).unwrap()), spec, flights, pace);
+    let limiter = RateLimiter::new(std::num::NonZeroU64::new(1000), None);
+    let device = Block::paced(Arc::new(RawFile::new(file).unwrap()), spec, flights, limiter);
     let mut driver = Driver::started(device, u64::MAX);
     let start = std::time::Instant::now();
     for _ in 0..4 {

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Disk, Refusal, Request};
+use super::{Disk, Request, RequestError};
 use crate::event::{EventSet, Poller};
 use crate::memory::Memory;
-use crate::virtio::ring::{Broken, Chain};
+use crate::virtio::ring::{Chain, QueueError};
 use crate::virtio::worker::{Context, Wake};
 
 /// The descriptor that a worker watches for retries; 0 is the ring's.
@@ -139,7 +139,7 @@ impl WaitList {
     }
 
     /// Has the worker woken for retries. What waited when the device was paused is tried at once.
-    pub fn watch(&self, poller: &Poller<Wake>) -> Result<(), Broken> {
+    pub fn watch(&self, poller: &Poller<Wake>) -> Result<(), QueueError> {
         poller.add(&self.retry, EventSet::IN, Wake::Source(RETRY))?;
         if !self.is_empty() {
             self.retry.write(1)?;
@@ -195,15 +195,15 @@ impl WaitList {
         chain: &Chain<'_>,
         write_through: bool,
         error: io::Error,
-    ) -> Result<u32, Refusal> {
+    ) -> Result<u32, RequestError> {
         self.monitor.waits(1, &error);
         let done = loop {
             if self.wait_for_retry().is_err() {
-                break Err(Refusal::Io);
+                break Err(RequestError::Io);
             }
             match disk.carry_out(request, chain, write_through) {
-                _ if self.monitor.is_abandoned() => break Err(Refusal::Io),
-                Err(Refusal::NoSpace(error)) => self.monitor.waits(0, &error),
+                _ if self.monitor.is_abandoned() => break Err(RequestError::Io),
+                Err(RequestError::NoSpace(error)) => self.monitor.waits(0, &error),
                 done => break done,
             }
         };
@@ -223,7 +223,7 @@ impl WaitList {
     }
 
     /// Carries out again what waits, and gives back what is done. `true` when nothing waits any more.
-    pub fn retry(&mut self, disk: &Disk, context: &mut Context) -> Result<bool, Broken> {
+    pub fn retry(&mut self, disk: &Disk, context: &mut Context) -> Result<bool, QueueError> {
         let _ = self.retry.read();
         let mut kept = Vec::new();
         let mut done = 0;
@@ -234,7 +234,7 @@ impl WaitList {
                 continue;
             }
             match disk.carry_out(&waiting.request, &waiting.chain, waiting.write_through) {
-                Err(Refusal::NoSpace(error)) => {
+                Err(RequestError::NoSpace(error)) => {
                     full = Some(error);
                     kept.push(waiting);
                 }

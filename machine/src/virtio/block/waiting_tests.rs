@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, channel};
 
 use super::*;
 use crate::block::raw::RawFile;
-use crate::limit::Pace;
-use crate::virtio::lockstep::{Baton, Turn};
+use crate::limit::RateLimiter;
+use crate::virtio::determinism::{Determinism, WorkerGate};
 use crate::virtio::mmio::register;
 use crate::virtio::testing::{Driver, Request as Sent};
 
@@ -82,7 +82,7 @@ struct World {
 }
 
 impl World {
-    fn new(flights: Vec<Flight>, prepare: impl FnOnce(&mut Driver)) -> World {
+    fn new(flights: Vec<AsyncIo>, prepare: impl FnOnce(&mut Driver)) -> World {
         let file = tempfile::tempfile().unwrap();
         file.set_len(DISK).unwrap();
         let tight = Arc::new(Tight {
@@ -101,7 +101,7 @@ impl World {
         let monitor = SpaceMonitor::new(Box::new(move |event| {
             let _ = report.send(matches!(event, SpaceEvent::Exhausted(_)));
         }));
-        let device = Block::paced(Arc::clone(&tight) as _, spec, flights, Pace::default())
+        let device = Block::paced(Arc::clone(&tight) as _, spec, flights, RateLimiter::default())
             .waiting_for_space(&monitor)
             .unwrap();
         let mut driver = Driver::new(device);
@@ -118,7 +118,7 @@ impl World {
 
     /// With the host's threads, one request after the other and several at once.
     fn both() -> Vec<World> {
-        let flight = Flight::new().into_iter().collect();
+        let flight = AsyncIo::new().into_iter().collect();
         [Vec::new(), flight]
             .map(|flights| World::new(flights, |_| {}))
             .into()
@@ -291,7 +291,9 @@ fn without_a_monitor_the_guest_sees_an_error() {
 /// A disk in step with the processor: its worker waits, and so does the processor that has rung.
 fn in_step() -> World {
     World::new(Vec::new(), |driver| {
-        driver.transport().keep_step(Baton::new(Turn::kept()).unwrap());
+        driver
+            .transport()
+            .keep_step(WorkerGate::new(Determinism::enabled()).unwrap());
     })
 }
 

@@ -13,8 +13,8 @@ use super::greeting::{Greeting, Said};
 use super::packet::{HEADER, Header, STREAM, op, shutdown};
 use super::{HOST_CID, unix};
 use crate::event::{EventSet, Poller};
-use crate::virtio::lockstep::Turn;
-use crate::virtio::ring::{Broken, Chain};
+use crate::virtio::determinism::Determinism;
+use crate::virtio::ring::{Chain, QueueError};
 use crate::virtio::worker::{Context, Service, Wake};
 
 /// Queues of the device (VIRTIO 1.3 §5.10.2).
@@ -104,7 +104,7 @@ impl Hub {
     }
 
     /// Accepts host processes. Beyond [`MAX_STREAMS`] they are turned away.
-    fn accept(&mut self, poller: &Poller<Wake>) -> Result<(), Broken> {
+    fn accept(&mut self, poller: &Poller<Wake>) -> Result<(), QueueError> {
         loop {
             match self.listener.accept() {
                 Ok((stream, _)) => {
@@ -163,14 +163,19 @@ impl Hub {
     }
 
     /// Serves one packet from the guest.
-    fn packet(&mut self, poller: &Poller<Wake>, turn: &Turn, chain: &Chain<'_>) -> Result<(), Broken> {
+    fn packet(
+        &mut self,
+        poller: &Poller<Wake>,
+        determinism: &Determinism,
+        chain: &Chain<'_>,
+    ) -> Result<(), QueueError> {
         let mut bytes = [0; HEADER];
         if chain.readable.read(0, &mut bytes) != HEADER {
-            return Err(Broken::Request("a vsock packet without a whole header"));
+            return Err(QueueError::Request("a vsock packet without a whole header"));
         }
         let header = Header::decode(bytes);
         if header.len > MAX_PACKET || chain.readable.len() - HEADER < header.len as usize {
-            return Err(Broken::Request(
+            return Err(QueueError::Request(
                 "a vsock packet with less data than its header says, or too much",
             ));
         }
@@ -183,7 +188,7 @@ impl Hub {
         }
         let id = self.by_ports.get(&(header.dst_port, header.src_port)).copied();
         match (id, header.op) {
-            (None, op::REQUEST) => self.open(poller, turn, &header)?,
+            (None, op::REQUEST) => self.open(poller, determinism, &header)?,
             (None, op::RST) => {}
             (None, _) => self.reset(&header),
             (Some(id), op::RST) => self.close(id),
@@ -193,7 +198,12 @@ impl Hub {
     }
 
     /// The guest asks for a stream.
-    fn open(&mut self, poller: &Poller<Wake>, turn: &Turn, header: &Header) -> Result<(), Broken> {
+    fn open(
+        &mut self,
+        poller: &Poller<Wake>,
+        determinism: &Determinism,
+        header: &Header,
+    ) -> Result<(), QueueError> {
         let mut path = self.path.clone().into_os_string();
         path.push(format!("_{}", header.dst_port));
         let stream = if self.peers.len() < MAX_STREAMS {
@@ -205,7 +215,7 @@ impl Hub {
             self.reset(header);
             return Ok(());
         };
-        turn.opened(header.dst_port);
+        determinism.opened(header.dst_port);
         let id = self.free_id();
         watch(poller, &stream, id)?;
         let mut connection = Connection::new(stream, header.dst_port, header.src_port, Phase::Open);
@@ -349,7 +359,7 @@ impl Hub {
     }
 
     /// Gives the guest what there is, as far as it has room.
-    fn fill(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn fill(&mut self, context: &mut Context) -> Result<(), QueueError> {
         self.more = false;
         if !context.rings[RECEIVE].queue.ready() {
             return Ok(());
@@ -371,7 +381,9 @@ impl Hub {
                 break;
             }
             if chain.writable.len() < HEADER {
-                return Err(Broken::Request("a vsock receive buffer too small for a header"));
+                return Err(QueueError::Request(
+                    "a vsock receive buffer too small for a header",
+                ));
             }
             match self.next_packet(&chain) {
                 Some(header) => {
@@ -429,13 +441,13 @@ impl Hub {
 }
 
 /// Watches a stream for every change. A stream that is closed is no longer watched.
-fn watch(poller: &Poller<Wake>, stream: &UnixStream, id: u32) -> Result<(), Broken> {
+fn watch(poller: &Poller<Wake>, stream: &UnixStream, id: u32) -> Result<(), QueueError> {
     let changes = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
     Ok(poller.add(stream, changes, Wake::Source(id))?)
 }
 
 impl Service for Hub {
-    fn begin(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn begin(&mut self, context: &mut Context) -> Result<(), QueueError> {
         context
             .poller
             .add(&self.listener, EventSet::IN, Wake::Source(LISTENER))?;
@@ -449,7 +461,7 @@ impl Service for Hub {
         Ok(())
     }
 
-    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), Broken> {
+    fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), QueueError> {
         if index != TRANSMIT {
             return Ok(()); // room in the receive queue is used in `tick`; the event queue is never used
         }
@@ -458,15 +470,15 @@ impl Service for Hub {
             rings,
             interrupt,
             poller,
-            turn,
+            determinism,
             ..
         } = context;
         rings[TRANSMIT].drain(memory, &**interrupt, |chain| {
-            self.packet(poller, turn, chain).map(|()| 0)
+            self.packet(poller, determinism, chain).map(|()| 0)
         })
     }
 
-    fn source(&mut self, context: &mut Context, id: u32, events: EventSet) -> Result<(), Broken> {
+    fn source(&mut self, context: &mut Context, id: u32, events: EventSet) -> Result<(), QueueError> {
         if id == LISTENER {
             return self.accept(&context.poller);
         }
@@ -486,9 +498,9 @@ impl Service for Hub {
         self.more.then_some(Duration::ZERO)
     }
 
-    fn tick(&mut self, context: &mut Context) -> Result<(), Broken> {
+    fn tick(&mut self, context: &mut Context) -> Result<(), QueueError> {
         self.outside = context.outside;
-        if context.turn.is_kept() && context.outside {
+        if context.determinism.is_enabled() && context.outside {
             // Those that were passed over meanwhile, in an order that every run has.
             let mut ids: Vec<u32> = self.peers.keys().copied().collect();
             ids.sort_unstable();

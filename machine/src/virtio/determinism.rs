@@ -1,9 +1,9 @@
 //! Devices in step with the processor, for machines whose every run is to be the same.
 //!
-//! A worker's thread runs only while it holds the [`Baton`], and the processor waits meanwhile: what the guest asks of a device is done
+//! A worker's thread runs only while it holds the [`WorkerGate`], and the processor waits meanwhile: what the guest asks of a device is done
 //! when its doorbell's store is, whatever the host's scheduler does. What comes from outside waits until the processor polls
 //! its devices, at an instant that its instruction count decides, and until those on the host who are to
-//! answer the guest have done so: while it is the host's [`Turn`], the processor waits.
+//! answer the guest have done so: while it is the host's [`Determinism`], the processor waits.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -15,13 +15,13 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// How long the host may take over its turn before the guest goes on without it: a host process that neither reads nor
 /// answers must not hold the machine for good.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks whether the host is done.
 const LOOK_EVERY: Duration = Duration::from_micros(50);
 
 /// What a worker is to do with the baton.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Occasion {
+pub enum Trigger {
     /// The guest has rung a doorbell: its queues are served, and nothing from outside is taken.
     Doorbell,
     /// The processor polls: what came from outside is brought in.
@@ -30,42 +30,42 @@ pub enum Occasion {
 
 /// Passes between the processor's thread and one worker's.
 #[derive(Debug)]
-pub struct Baton {
+pub struct WorkerGate {
     wake: EventFd,
     /// A leaf.
     state: Mutex<State>,
     changed: Condvar,
-    turn: Turn,
+    determinism: Determinism,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// A worker is there to take it.
     attached: bool,
-    passed: Option<Occasion>,
+    passed: Option<Trigger>,
 }
 
-impl Baton {
+impl WorkerGate {
     /// The baton of one device of a machine with this `turn`.
     ///
     /// # Errors
     /// When the host has no descriptor left.
-    pub fn new(turn: Turn) -> io::Result<Arc<Baton>> {
-        Ok(Arc::new(Baton {
+    pub fn new(determinism: Determinism) -> io::Result<Arc<WorkerGate>> {
+        Ok(Arc::new(WorkerGate {
             wake: EventFd::new(EFD_NONBLOCK)?,
             state: Mutex::default(),
             changed: Condvar::new(),
-            turn,
+            determinism,
         }))
     }
 
     /// Gives the worker its turn and waits until it is over. Nothing happens while there is no worker.
-    pub fn pass(&self, occasion: Occasion) {
+    pub fn pass(&self, trigger: Trigger) {
         let mut state = self.lock();
         if !state.attached {
             return;
         }
-        state.passed = Some(occasion);
+        state.passed = Some(trigger);
         // The counter can only be full when it is readable already.
         let _ = self.wake.write(1);
         while state.attached && state.passed.is_some() {
@@ -88,7 +88,7 @@ impl Baton {
     }
 
     /// Takes the baton if it was passed.
-    pub(super) fn take(&self) -> Option<Occasion> {
+    pub(super) fn take(&self) -> Option<Trigger> {
         // Empties the counter; an error says that it was empty.
         let _ = self.wake.read();
         self.lock().passed
@@ -101,8 +101,8 @@ impl Baton {
     }
 
     /// The machine's turn.
-    pub(super) fn turn(&self) -> &Turn {
-        &self.turn
+    pub(super) fn determinism(&self) -> &Determinism {
+        &self.determinism
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -111,7 +111,7 @@ impl Baton {
 }
 
 /// A worker's tie to its baton: once it is gone, nobody waits for the worker any more.
-pub(super) struct Attached(pub(super) Arc<Baton>);
+pub(super) struct Attached(pub(super) Arc<WorkerGate>);
 
 impl Drop for Attached {
     fn drop(&mut self) {
@@ -123,7 +123,7 @@ impl Drop for Attached {
 /// Whose turn it is: the host's while any of its threads works on an answer for the guest. The default is nobody's: all calls do
 /// nothing.
 #[derive(Debug, Clone, Default)]
-pub struct Turn(Option<Arc<Mutex<Host>>>);
+pub struct Determinism(Option<Arc<Mutex<Host>>>);
 
 /// How often a thread is set to work by the guest's streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,19 +144,19 @@ struct Host {
     late: bool,
 }
 
-impl Turn {
+impl Determinism {
     /// A turn that is kept.
-    pub fn kept() -> Turn {
-        Turn(Some(Arc::default()))
+    pub fn enabled() -> Determinism {
+        Determinism(Some(Arc::default()))
     }
 
     /// Whether it is kept.
-    pub fn is_kept(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         self.0.is_some()
     }
 
     /// A thread of the host begins to work when the guest opens a stream to the host's `port`, and then is to
-    /// [`give`](Turn::give).
+    /// [`give`](Determinism::give).
     pub fn expect(&self, port: u32, times: Times) {
         self.change(|host| host.services.push((port, times)));
     }
@@ -182,7 +182,7 @@ impl Turn {
 
     /// Waits until `fd` can be read. The calling thread, which is at work, is not while it waits.
     pub fn readable(&self, fd: &impl AsFd) {
-        if !self.is_kept() {
+        if !self.is_enabled() {
             return;
         }
         let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
@@ -201,11 +201,11 @@ impl Turn {
         let start = Instant::now();
         // In this order: who has taken what it was sent says so before it is found to have taken it.
         while !(settled() && lock(host).at_work == 0) {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > TIMEOUT {
                 if !std::mem::replace(&mut lock(host).late, true) {
                     tracing::warn!(
                         "the host has not answered the guest within {} s: this run will not repeat exactly",
-                        PATIENCE.as_secs()
+                        TIMEOUT.as_secs()
                     );
                 }
                 return;
@@ -234,14 +234,14 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_a_worker_that_is_not_there() {
-        let baton = Baton::new(Turn::default()).unwrap();
-        baton.pass(Occasion::Doorbell);
-        let attached = baton.attach();
+        let gate = WorkerGate::new(Determinism::default()).unwrap();
+        gate.pass(Trigger::Doorbell);
+        let attached = gate.attach();
         let passer = {
-            let baton = Arc::clone(&baton);
-            std::thread::spawn(move || baton.pass(Occasion::Poll))
+            let gate = Arc::clone(&gate);
+            std::thread::spawn(move || gate.pass(Trigger::Poll))
         };
-        while baton.take().is_none() {
+        while gate.take().is_none() {
             std::thread::yield_now();
         }
         assert!(!passer.is_finished());
@@ -251,47 +251,47 @@ mod tests {
 
     #[test]
     fn the_guest_waits_for_those_that_its_stream_sets_to_work() {
-        let turn = Turn::kept();
-        turn.expect(7, Times::Once);
-        turn.expect(7, Times::Always);
-        turn.opened(8);
-        turn.wait(|| true);
-        turn.opened(7);
-        turn.opened(7);
-        turn.give();
+        let determinism = Determinism::enabled();
+        determinism.expect(7, Times::Once);
+        determinism.expect(7, Times::Always);
+        determinism.opened(8);
+        determinism.wait(|| true);
+        determinism.opened(7);
+        determinism.opened(7);
+        determinism.give();
         let done = Arc::new(AtomicBool::new(false));
         let waiter = {
-            let (turn, done) = (turn.clone(), Arc::clone(&done));
+            let (determinism, done) = (determinism.clone(), Arc::clone(&done));
             std::thread::spawn(move || {
-                turn.wait(|| true);
+                determinism.wait(|| true);
                 assert!(done.load(Ordering::SeqCst));
             })
         };
-        turn.give();
+        determinism.give();
         std::thread::sleep(Duration::from_millis(5));
         done.store(true, Ordering::SeqCst);
-        turn.give();
+        determinism.give();
         waiter.join().unwrap();
     }
 
     #[test]
     fn a_reader_is_at_work_only_while_it_has_something_to_read() {
-        let turn = Turn::kept();
+        let determinism = Determinism::enabled();
         let (mut near, mut far) = UnixStream::pair().unwrap();
-        turn.take();
+        determinism.take();
         let reader = {
-            let turn = turn.clone();
+            let determinism = determinism.clone();
             std::thread::spawn(move || {
-                turn.readable(&far);
+                determinism.readable(&far);
                 let mut byte = [0];
                 far.read_exact(&mut byte).unwrap();
-                turn.give();
+                determinism.give();
                 byte[0]
             })
         };
-        turn.wait(|| true);
+        determinism.wait(|| true);
         near.write_all(b"x").unwrap();
         assert_eq!(reader.join().unwrap(), b'x');
-        turn.wait(|| true);
+        determinism.wait(|| true);
     }
 }

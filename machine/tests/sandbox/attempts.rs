@@ -11,10 +11,10 @@ use machine::sandbox::{self, Kind};
 use machine::virtio::scheduling;
 
 /// Something that a thread may try.
-pub type Deed = fn(&Path) -> io::Result<()>;
+pub type Attempt = fn(&Path) -> io::Result<()>;
 
 /// By name.
-pub const DEEDS: &[(&str, Deed)] = &[
+pub const ATTEMPTS: &[(&str, Attempt)] = &[
     ("nothing", |_| Ok(())),
     ("wait", |_| wait()),
     ("allocate", |_| {
@@ -197,6 +197,6 @@ fn map(protection: i32) -> io::Result<()> {
 /// A file that was opened before the process was confined.
 pub static DISK: std::sync::OnceLock<File> = std::sync::OnceLock::new();
 
-fn with_disk(deed: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
-    deed(DISK.get().expect("opened in the beginning"))
+fn with_disk(attempt: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+    attempt(DISK.get().expect("opened in the beginning"))
 }

@@ -7,9 +7,9 @@ use clap::{ArgMatches, Args, Error, FromArgMatches};
 
 /// The arguments `T` of a command.
 #[derive(Debug)]
-pub struct Later<T>(pub T);
+pub struct DeferredArgs<T>(pub T);
 
-impl<T: Args> Args for Later<T> {
+impl<T: Args> Args for DeferredArgs<T> {
     fn augment_args(command: clap::Command) -> clap::Command {
         command.defer(T::augment_args)
     }
@@ -19,9 +19,9 @@ impl<T: Args> Args for Later<T> {
     }
 }
 
-impl<T: FromArgMatches> FromArgMatches for Later<T> {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Later<T>, Error> {
-        T::from_arg_matches(matches).map(Later)
+impl<T: FromArgMatches> FromArgMatches for DeferredArgs<T> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<DeferredArgs<T>, Error> {
+        T::from_arg_matches(matches).map(DeferredArgs)
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {

@@ -12,9 +12,9 @@ use vm_memory::VolatileSlice;
 use super::{Disk, Finish, QUEUE_SIZE, Request, WaitList, is_write_through};
 use crate::block::uring::{Direction, MAX_BUFFERS, Ring};
 use crate::event::EventSet;
-use crate::limit::Pace;
+use crate::limit::RateLimiter;
 use crate::memory::GuestMemoryMmap;
-use crate::virtio::ring::{Broken, Chain, Ring as Queue, Segments};
+use crate::virtio::ring::{Chain, QueueError, Ring as Queue, Segments};
 use crate::virtio::worker::{Context, Wake};
 
 /// Requests on their way at once: what a queue of small requests without indirect descriptors can hold.
@@ -27,12 +27,12 @@ const RETRY: Duration = Duration::from_millis(1);
 
 /// The requests of one queue that are on their way. All have landed before the service ends, which is what keeps file and guest
 /// memory in place until then.
-pub struct Flight {
-    ring: Ring<Passenger>,
+pub struct AsyncIo {
+    ring: Ring<InFlightRequest>,
 }
 
 /// A request on its way.
-struct Passenger {
+struct InFlightRequest {
     head: u16,
     request: Request<'static>,
     direction: Direction,
@@ -42,21 +42,21 @@ struct Passenger {
 }
 
 // SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it, only volatile accesses.
-unsafe impl Send for Passenger {}
+unsafe impl Send for InFlightRequest {}
 
-impl Flight {
+impl AsyncIo {
     /// An empty one.
     ///
     /// # Errors
     /// Where there is no io_uring to be had; see [`Ring::new`].
-    pub fn new() -> io::Result<Flight> {
-        Ok(Flight {
+    pub fn new() -> io::Result<AsyncIo> {
+        Ok(AsyncIo {
             ring: Ring::new(DEPTH)?,
         })
     }
 
     /// Has the worker woken when requests land.
-    pub(super) fn watch(&self, context: &mut Context) -> Result<(), Broken> {
+    pub(super) fn watch(&self, context: &mut Context) -> Result<(), QueueError> {
         context
             .poller
             .add(self.ring.done(), EventSet::IN, Wake::Source(0))?;
@@ -69,9 +69,9 @@ impl Flight {
         &mut self,
         disk: &Disk,
         waiting: &mut Option<WaitList>,
-        pace: &Pace,
+        limiter: &RateLimiter,
         context: &mut Context,
-    ) -> Result<bool, Broken> {
+    ) -> Result<bool, QueueError> {
         let write_through = is_write_through(context.features);
         // Empty where a queue rang.
         let _ = self.ring.done().read();
@@ -93,15 +93,15 @@ impl Flight {
         let mut chain = Chain::default();
         let mut allowed = true;
         loop {
-            self.land(finish, queue)?;
+            self.reap(finish, queue)?;
             queue.queue.disable_notification(ram)?;
             while left > 0 && self.ring.has_room() {
-                allowed = !finish.waits() && pace.wait().is_none();
+                allowed = !finish.waits() && limiter.wait().is_none();
                 if !allowed || !queue.pop(memory, &mut chain)? {
                     break;
                 }
                 left -= 1;
-                pace.take(chain.data_len());
+                limiter.take(chain.data_len());
                 if let Some(len) = self.take(finish, &mut chain, write_through)? {
                     queue.push(memory, chain.head, len)?;
                 }
@@ -118,7 +118,7 @@ impl Flight {
             }
         }
         // Pages that the host has in memory have come while they were asked for.
-        self.land(finish, queue)?;
+        self.reap(finish, queue)?;
         queue.notify(memory, &**interrupt)?;
         Ok(allowed && !finish.waits())
     }
@@ -129,7 +129,7 @@ impl Flight {
         finish: &mut Finish<'_>,
         chain: &mut Chain<'_>,
         write_through: bool,
-    ) -> Result<Option<u32>, Broken> {
+    ) -> Result<Option<u32>, QueueError> {
         let disk = finish.disk;
         let request = Request::of(chain)?;
         let (direction, data) = match request.kind {
@@ -146,7 +146,7 @@ impl Flight {
         let Some((file, at)) = place.filter(|_| len > 0 && data.slices().len() <= MAX_BUFFERS) else {
             return Ok(finish.request(request, chain, write_through));
         };
-        let passenger = Passenger {
+        let in_flight = InFlightRequest {
             head: chain.head,
             request: Request {
                 status: request.status.map(lasting),
@@ -157,21 +157,21 @@ impl Flight {
             len,
         };
         // SAFETY: the file is the backend's, which this service holds, and the buffers are in guest memory, which the worker's context
-        // holds; `land_all` is called before either is given away.
-        match unsafe { self.ring.begin(direction, file, at, data.slices(), passenger) } {
+        // holds; `drain` is called before either is given away.
+        match unsafe { self.ring.begin(direction, file, at, data.slices(), in_flight) } {
             Ok(()) => Ok(None),
-            Err(passenger) => Ok(passenger.walk(finish)),
+            Err(in_flight) => Ok(in_flight.complete_sync(finish)),
         }
     }
 
     /// Gives back what has landed. What was carried in part, or not at all, is done on the spot: it says best what is wrong.
-    fn land(&mut self, finish: &mut Finish<'_>, queue: &mut Queue) -> Result<(), Broken> {
-        while let Some((passenger, result)) = self.ring.ended() {
-            let head = passenger.head;
-            let len = if result.is_ok_and(|count| count == passenger.len) {
-                Some(passenger.arrive())
+    fn reap(&mut self, finish: &mut Finish<'_>, queue: &mut Queue) -> Result<(), QueueError> {
+        while let Some((in_flight, result)) = self.ring.ended() {
+            let head = in_flight.head;
+            let len = if result.is_ok_and(|count| count == in_flight.len) {
+                Some(in_flight.complete())
             } else {
-                passenger.walk(finish)
+                in_flight.complete_sync(finish)
             };
             if let Some(len) = len {
                 queue.push(finish.memory, head, len)?;
@@ -181,7 +181,7 @@ impl Flight {
     }
 
     /// Waits for all that is on its way and gives it back.
-    pub(super) fn land_all(&mut self, disk: &Disk, waiting: &mut Option<WaitList>, context: &mut Context) {
+    pub(super) fn drain(&mut self, disk: &Disk, waiting: &mut Option<WaitList>, context: &mut Context) {
         let Context {
             memory,
             rings,
@@ -198,8 +198,8 @@ impl Flight {
         };
         while !self.ring.is_idle() {
             // A queue that was broken takes nothing back any more; its requests have to land all the same.
-            let landed = self.ring.wait().map_err(Broken::from);
-            if let Err(error) = landed.and_then(|()| self.land(finish, queue)) {
+            let landed = self.ring.wait().map_err(QueueError::from);
+            if let Err(error) = landed.and_then(|()| self.reap(finish, queue)) {
                 tracing::debug!("a request of a disk that stops was not given back: {error}");
                 std::thread::sleep(RETRY);
             }
@@ -211,9 +211,9 @@ impl Flight {
     }
 }
 
-impl Passenger {
+impl InFlightRequest {
     /// All of it was carried.
-    fn arrive(self) -> u32 {
+    fn complete(self) -> u32 {
         let given = match self.direction {
             Direction::Read => self.len as u32,
             Direction::Write => 0,
@@ -222,8 +222,8 @@ impl Passenger {
     }
 
     /// Does all of it without the ring. `None` when it waits for space.
-    fn walk(self, finish: &mut Finish<'_>) -> Option<u32> {
-        let Passenger {
+    fn complete_sync(self, finish: &mut Finish<'_>) -> Option<u32> {
+        let InFlightRequest {
             head,
             request,
             direction,

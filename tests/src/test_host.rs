@@ -15,7 +15,7 @@ use crate::lab::{COMMAND_LIMIT, Lab, Output, Session};
 
 /// A place with `vmm` and `imgtool` on PATH, images in the current folder, and a state directory of its own.
 #[derive(Debug)]
-pub enum Ground {
+pub enum TestHost {
     /// This machine.
     Here {
         /// XDG directories and HOME; thrown away at the end.
@@ -35,18 +35,18 @@ pub enum Ground {
     },
 }
 
-impl Ground {
+impl TestHost {
     /// This machine, with `home` for everything that the programs write.
-    pub fn here(home: PathBuf) -> Result<Ground> {
-        Ok(Ground::Here {
+    pub fn here(home: PathBuf) -> Result<TestHost> {
+        Ok(TestHost::Here {
             home,
             dist: Dist::at(Arch::host()?, Profile::Dev),
         })
     }
 
     /// A lab for `arch` with the programs of `profile`.
-    pub fn lab(arch: Arch, profile: Profile) -> Ground {
-        Ground::Lab {
+    pub fn lab(arch: Arch, profile: Profile) -> TestHost {
+        TestHost::Lab {
             arch,
             profile,
             hosts: Mutex::default(),
@@ -56,28 +56,28 @@ impl Ground {
     /// The accelerator that tests expect here.
     pub fn accelerator(&self) -> &'static str {
         match self {
-            Ground::Here { .. } => "soft",
-            Ground::Lab { .. } => "kvm",
+            TestHost::Here { .. } => "soft",
+            TestHost::Lab { .. } => "kvm",
         }
     }
 
     /// The architecture that guests have.
     pub fn arch(&self) -> Arch {
         match self {
-            Ground::Here { .. } => Arch::X86_64,
-            Ground::Lab { arch, .. } => *arch,
+            TestHost::Here { .. } => Arch::X86_64,
+            TestHost::Lab { arch, .. } => *arch,
         }
     }
 
     /// One of our programs, to be started by the caller: on this machine only.
     pub fn command(&self, program: &str) -> Result<Command> {
         match self {
-            Ground::Here { home, dist } => Ok(command_here(
+            TestHost::Here { home, dist } => Ok(command_here(
                 home,
                 dist,
                 &dist.program(program).display().to_string(),
             )),
-            Ground::Lab { .. } => bail!("a lab takes whole command lines only"),
+            TestHost::Lab { .. } => bail!("a lab takes whole command lines only"),
         }
     }
 
@@ -89,8 +89,8 @@ impl Ground {
     /// The same with another limit.
     pub fn sh_within(&self, line: &str, limit: Duration) -> Result<Output> {
         match self {
-            Ground::Here { home, dist } => run_here(home, dist, line, limit),
-            Ground::Lab { arch, profile, hosts } => {
+            TestHost::Here { home, dist } => run_here(home, dist, line, limit),
+            TestHost::Lab { arch, profile, hosts } => {
                 let hosts = || hosts.lock().unwrap_or_else(PoisonError::into_inner);
                 let this = thread::current().id();
                 let idle = hosts().remove(&this);

@@ -14,12 +14,12 @@ use machine::block::space::is_full;
 /// Bytes: some ten records of ordinary size, with what file systems need beside them.
 const SIZE: usize = 64 << 10;
 /// Its name in the state directory.
-const BALLAST: &str = "ballast";
+const RESERVE: &str = "ballast";
 
-/// Runs `write` in `directory`, and once more without the ballast when there is no room for it.
+/// Runs `write` in `directory`, and once more without the reserve when there is no room for it.
 pub fn with_room<T>(directory: &Path, mut write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let written = match write() {
-        Err(error) if is_full(&error) && fs::remove_file(directory.join(BALLAST)).is_ok() => write(),
+        Err(error) if is_full(&error) && fs::remove_file(directory.join(RESERVE)).is_ok() => write(),
         written => written,
     };
     if written.is_ok() {
@@ -28,9 +28,9 @@ pub fn with_room<T>(directory: &Path, mut write: impl FnMut() -> io::Result<T>) 
     written
 }
 
-/// Lays the ballast if it is not there. Where there is no room for it, the next write tries again.
+/// Lays the reserve if it is not there. Where there is no room for it, the next write tries again.
 fn lay(directory: &Path) {
-    let path = directory.join(BALLAST);
+    let path = directory.join(RESERVE);
     let Ok(mut file) = File::create_new(&path) else {
         return;
     };
@@ -51,16 +51,16 @@ mod tests {
     #[test]
     fn a_full_file_system_gives_the_ballast_up_and_gets_it_back() {
         let directory = tempfile::tempdir().unwrap();
-        let ballast = directory.path().join(BALLAST);
+        let reserve = directory.path().join(RESERVE);
         with_room(directory.path(), || Ok(())).unwrap();
-        assert_eq!(fs::metadata(&ballast).unwrap().len(), SIZE as u64);
+        assert_eq!(fs::metadata(&reserve).unwrap().len(), SIZE as u64);
         let mut tries = 0;
         let written = with_room(directory.path(), || {
             tries += 1;
-            if ballast.exists() { Err(full()) } else { Ok(tries) }
+            if reserve.exists() { Err(full()) } else { Ok(tries) }
         });
         assert_eq!(written.unwrap(), 2);
-        assert!(ballast.exists());
+        assert!(reserve.exists());
     }
 
     #[test]
@@ -77,6 +77,6 @@ mod tests {
         lay(directory.path());
         assert!(fail(|| io::ErrorKind::PermissionDenied.into()).is_err());
         assert_eq!(tries, 2);
-        assert!(directory.path().join(BALLAST).exists());
+        assert!(directory.path().join(RESERVE).exists());
     }
 }
