@@ -59,7 +59,7 @@ pub(crate) struct Msrs {
     pub sysenter_eip: u64,
     cstar: u64,
     memory_types: MemoryTypes,
-    system_time: u64,
+    pub system_time: u64,
     wall_clock: u64,
     passive: BTreeMap<u32, u64>,
 }
