@@ -413,7 +413,7 @@ fn an_unreadable_file_is_reported_and_the_rest_copied() {
     fs::create_dir(&from).unwrap();
     fs::write(from.join("file"), "text").unwrap();
     fs::write(from.join("secret"), "text").unwrap();
-    fs::set_permissions(from.join("secret"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(from.join("secret"), fs::Permissions::from_mode(0o000)).unwrap();
     let mut bytes = Vec::new();
     let report = pack(&from, &mut bytes).unwrap();
     // Root reads everything.
