@@ -226,7 +226,7 @@ pub fn check(record: &Record) -> Result<()> {
         mac: mac(&record.id),
         addresses: Addresses::default(),
         forwards: as_before(&config.ports, Vec::new()),
-        resolver: Resolver::Host,
+        resolver: Resolver::host(),
         host_loopback: false,
     };
     UserNetwork::new(&spec)
