@@ -172,8 +172,9 @@ fn an_instance_is_paused_and_goes_on_by_request() {
     world.client.resume().unwrap();
     assert_eq!(world.client.describe().unwrap().paused, None);
     world.client.pause().unwrap();
+    let states = world.client.watch().unwrap();
     world.client.stop(Duration::ZERO).unwrap();
-    world.client.wait_ended().unwrap();
+    assert_eq!(states.last().unwrap().state, State::Stopped);
     assert_eq!(world.owner.record().paused, None);
 }
 

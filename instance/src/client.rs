@@ -78,7 +78,7 @@ impl Client {
         self.call("POST", "/v1/instance/resume", b"").map(drop)
     }
 
-    /// StatusEvent until the instance ends. The first is where it stands now.
+    /// What becomes of the instance until it ends. The first is where it stands now.
     pub fn watch(&self) -> Result<impl Iterator<Item = StatusEvent> + use<>> {
         let incoming = self.open("/v1/events", false)?.0;
         let lines = BufReader::new(incoming).lines();

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::dist::workspace;
-use kiln_tests::ground::Ground;
+use kiln_tests::test_host::TestHost;
 
-use crate::Story;
+use crate::Test;
 
 /// Each takes minutes.
-pub const LONG: &[(&str, Story)] = &[
+pub const LONG: &[(&str, Test)] = &[
     ("cpythons_tests_end_as_recorded", cpython),
     ("stress_ngs_stressors_end_as_recorded", stress_ng),
     ("the_kernels_tests_of_x86_end_as_recorded", x86),
@@ -53,11 +53,11 @@ fn record(suite: &str) -> Result<Record> {
 
 /// Runs `script` in a guest, with the names of the record for `@`; `parse` finds a name and its outcome in a line of what it
 /// prints.
-fn run(ground: &Ground, suite: &str, script: &str, parse: fn(&str) -> Option<(&str, &str)>) -> Result<()> {
+fn run(host: &TestHost, suite: &str, script: &str, parse: fn(&str) -> Option<(&str, &str)>) -> Result<()> {
     let record = record(suite)?;
     let names: Vec<&str> = record.iter().map(|(name, ..)| name.as_str()).collect();
     let script = script.replace('@', &names.join(" "));
-    let output = ground.sh_within(&format!("vmm run suites.ami --rm -- sh -c '{script}'"), LIMIT)?;
+    let output = host.sh_within(&format!("vmm run suites.ami --rm -- sh -c '{script}'"), LIMIT)?;
     let found: BTreeMap<&str, &str> = output.stdout.lines().filter_map(parse).collect();
     let unexpected: Vec<String> = record
         .iter()
@@ -96,23 +96,23 @@ fn regrtest(line: &str) -> Option<(&str, &str)> {
     Some((name, known))
 }
 
-fn cpython(ground: &Ground) -> Result<()> {
+fn cpython(host: &TestHost) -> Result<()> {
     // Each module in a process of its own, two at a time.
     let script = "cd /tmp && python3 -m test -j2 @";
-    run(ground, "cpython", script, regrtest)
+    run(host, "cpython", script, regrtest)
 }
 
-fn stress_ng(ground: &Ground) -> Result<()> {
+fn stress_ng(host: &TestHost) -> Result<()> {
     // Its statuses: 3 and 4 say that the kernel or the processor does not have what a stressor is about.
     let script = "cd /tmp; for t in @; do \
                   timeout 300 stress-ng --$t 1 --timeout 2 --verify >out 2>&1; \
                   case $? in 0) o=pass;; 3|4) o=skip;; 124) o=timeout;; *) o=fail; cat out >&2;; esac; echo $t $o; done";
-    run(ground, "stress-ng", script, plain)
+    run(host, "stress-ng", script, plain)
 }
 
-fn x86(ground: &Ground) -> Result<()> {
+fn x86(host: &TestHost) -> Result<()> {
     let script = "cd /opt/selftests; for t in @; do timeout 300 ./$t >/tmp/out 2>&1; \
                   case $? in 0) o=pass;; 4) o=skip;; 124) o=timeout;; *) o=fail; tail -n 20 /tmp/out >&2;; esac; \
                   echo $t $o; done";
-    run(ground, "x86", script, plain)
+    run(host, "x86", script, plain)
 }

@@ -151,7 +151,7 @@ impl Run {
         let launch = self.launch(context)?;
         if self.dry_run {
             let plan = launch.plan(0)?;
-            preflight::check(&context.store, launch.image(), &plan, &self.per_run)?;
+            preflight::check(&context.store, launch.image(), &plan, &self.per_run.0)?;
             output::json(&plan)?;
             return Ok(Status::OK);
         }
