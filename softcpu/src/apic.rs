@@ -178,6 +178,13 @@ impl Apic {
         }
     }
 
+    /// Whether an interrupt or NMI may come in, where RFLAGS lets it.
+    pub fn has_interrupt(&self) -> bool {
+        let ready =
+            |vector: u8| self.svr & ENABLED != 0 && (vector >> 4) as u32 > self.processor_priority() >> 4;
+        self.nmi && !self.in_nmi || self.requested.highest().is_some_and(ready)
+    }
+
     /// Takes the interrupt that comes next, if its priority lets it.
     pub fn take_interrupt(&mut self) -> Option<u8> {
         let vector = self.requested.highest()?;

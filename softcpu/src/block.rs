@@ -34,6 +34,9 @@ const JUMPS: usize = 8192;
 const MOST_UNSETTLED: usize = 64;
 /// Longest instruction.
 const LONGEST: usize = 15;
+/// The hint space (0F 0D, 0F 18 to 0F 1F) does nothing: what later processors put there (shadow stacks, MPX, CLDEMOTE and
+/// other prefetches) is no operation without its CPUID bit, and programs rely on that.
+const DECODING: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
 /// Operations on the heap, at one address for as long as the cache that owns the block lives.
 pub(crate) struct Ops {
@@ -85,6 +88,8 @@ pub(crate) struct Block {
     pub ops: Ops,
     /// Instructions that it retires.
     pub count: u32,
+    /// Its bytes.
+    pub len: u32,
     /// Physical address of its first byte.
     pub phys: u64,
     /// What its last instruction does.
@@ -125,7 +130,7 @@ impl Block {
     /// The link for a way on to `rip`, of a block that began at `begin`.
     #[inline(always)]
     fn link(&self, begin: u64, rip: u64) -> &Cell<Link> {
-        &self.links[(begin.wrapping_add(self.bytes.len() as u64) != rip) as usize]
+        &self.links[(begin.wrapping_add(self.len as u64) != rip) as usize]
     }
 }
 
@@ -290,6 +295,15 @@ impl Cpu {
         self.find_block_slow(linear)
     }
 
+    /// Linear address of the next instruction.
+    pub(crate) fn code_address(&self) -> u64 {
+        if self.is_long() {
+            self.rip
+        } else {
+            self.code_linear()
+        }
+    }
+
     fn code_linear(&self) -> u64 {
         self.seg_base[crate::state::seg::CS].wrapping_add(self.rip) as u32 as u64
     }
@@ -435,7 +449,7 @@ impl Cpu {
         }
         let mut ops = Vec::with_capacity(8);
         let mut count = 0;
-        let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bits, bytes, 0, DECODING);
         let mut instr = Instruction::default();
         // The instruction before, and where its operation is.
         let mut last: Option<(Instruction, usize)> = None;
@@ -460,7 +474,7 @@ impl Cpu {
                     rest.fill(0xff);
                 }
                 second = Some(page);
-                let mut decoder = Decoder::with_ip(bits, &longer[..room + LONGEST], 0, DecoderOptions::NONE);
+                let mut decoder = Decoder::with_ip(bits, &longer[..room + LONGEST], 0, DECODING);
                 decoder.decode_out(&mut instr);
                 let choice = self.choose(&instr);
                 let ends = self.lower(&instr, choice, 0, &mut ops);
@@ -496,6 +510,7 @@ impl Cpu {
         Ok(Block {
             ops: Ops::new(ops),
             count: count as u32,
+            len: len as u32,
             phys,
             flow: instr.flow_control(),
             bytes: all[..len].into(),

@@ -7,13 +7,14 @@ use crate::apic::Apic;
 use crate::block::Cache;
 use crate::clock::{Clock, Time};
 use crate::counters::{Counters, VainStores};
+use crate::debug::Debug;
 use crate::exception::Fault;
 use crate::flags::{Flags, rflag};
 use crate::msr::Msrs;
 use crate::ram::Ram;
 use crate::shared::Platform;
 use crate::simd::mxcsr::Mxcsr;
-use crate::state::{CodeSize, Cpu, Segment, Table};
+use crate::state::{CodeSize, Cpu, Segment, Shadow, Table};
 use crate::tlb::Tlb;
 use crate::x87::Fpu;
 
@@ -36,7 +37,7 @@ impl Cpu {
             stopped: std::ptr::null(),
             code_size: CodeSize::Bits16,
             cpl: 0,
-            shadow: false,
+            shadow: Shadow::None,
             alone: false,
             tlb: Tlb::new(),
             ram,
@@ -55,7 +56,7 @@ impl Cpu {
             cr3: 0,
             cr4: 0,
             efer: 0,
-            dr: [0; 8],
+            debug: Debug::new(),
             xmm: [0; 16],
             mxcsr: Mxcsr::default(),
             x87: Fpu::default(),

@@ -10,7 +10,7 @@ use crate::state::Cpu;
 /// Family 6, model 0x6a, stepping 0.
 pub(crate) const SIGNATURE: u32 = 0x0006_06a0;
 
-/// Bits of leaf 1, EDX: FPU VME DE PSE TSC MSR PAE CX8 APIC MTRR PGE CMOV PAT CLFSH MMX FXSR SSE SSE2 HTT.
+/// Bits of leaf 1, EDX: FPU DE PSE TSC MSR PAE CX8 APIC SEP MTRR PGE CMOV PAT CLFSH MMX FXSR SSE SSE2.
 const LEAF1_EDX: u32 = 1 << 0
     | 1 << 2
     | 1 << 3
@@ -19,6 +19,7 @@ const LEAF1_EDX: u32 = 1 << 0
     | 1 << 6
     | 1 << 8
     | 1 << 9
+    | 1 << 11
     | 1 << 12
     | 1 << 13
     | 1 << 15

@@ -57,10 +57,12 @@ pub struct Fault {
 /// What asks for delivery; decides on privilege checks and on double faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A fault or trap that the processor found.
+    /// A fault that the processor found: its instruction runs again, past its own breakpoint.
     Exception,
     /// INT n, INT3, INTO: the gate's privilege level counts.
     Software,
+    /// A debug exception, but for general detect's: a trap, or the fault before an instruction with a breakpoint.
+    Debug,
     /// An interrupt or NMI from outside.
     External,
 }
@@ -172,7 +174,7 @@ impl Cpu {
     }
 
     fn deliver_long(&mut self, vector: u8, code: Option<u32>, source: Source) -> Flow {
-        let external = (source == Source::External || source == Source::Exception) as u32;
+        let external = (source != Source::Software) as u32;
         let bad = (vector as u32 * 8) | 2 | external;
         if vector as u32 * 16 + 15 > self.idt.limit as u32 {
             return self.general_protection(bad);
@@ -210,7 +212,7 @@ impl Cpu {
         };
         let mut sp = stack & !15;
         let mut saved = self.rflags();
-        if source == Source::Exception && vector != vector::DB {
+        if source == Source::Exception {
             saved |= rflag::RF;
         }
         let frame = [
@@ -262,10 +264,10 @@ impl Cpu {
             self.shut_down();
             return Ok(());
         }
-        let entry = self.load::<u32>(self.idt.base + vector as u64 * 4)?;
+        let entry = self.load_system(self.idt.base + vector as u64 * 4)? as u32;
         for word in [self.rflags() as u16, self.seg[seg::CS].selector, self.rip as u16] {
             let sp = self.gpr[reg::RSP].wrapping_sub(2) & 0xffff;
-            self.store(self.seg_base[seg::SS] + sp, word)?;
+            self.write_linear(self.seg_base[seg::SS] + sp, &word.to_le_bytes(), self.bank())?;
             self.gpr[reg::RSP] = self.gpr[reg::RSP] & !0xffff | sp;
         }
         self.rflags &= !(rflag::IF | rflag::TF | rflag::AC);

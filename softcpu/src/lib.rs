@@ -10,6 +10,7 @@ mod code_page;
 mod counters;
 mod cpu;
 mod cpuid;
+mod debug;
 mod decode;
 pub mod exception;
 mod exec;

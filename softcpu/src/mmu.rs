@@ -104,7 +104,9 @@ impl Cpu {
         if bank == self.bank() {
             if access == Access::Fetch {
                 self.tlb.fill_exec(addr, leaf.phys, leaf.global, leaf.large);
-            } else if let Some(host) = host {
+            } else if let Some(host) = host
+                && !self.debug.watches_page(addr)
+            {
                 let stores = if !leaf.writable {
                     Stores::Walk
                 } else if access == Access::Write
@@ -238,6 +240,7 @@ impl Cpu {
     #[inline(never)]
     pub(crate) fn load_slow<T: Scalar>(&mut self, addr: u64) -> Result<T, Stop> {
         let mut bytes = [0; 16];
+        self.watch(addr, T::SIZE, false)?;
         self.read_linear(addr, &mut bytes[..T::SIZE], self.bank())?;
         Ok(T::from_bytes(&bytes))
     }
@@ -246,6 +249,7 @@ impl Cpu {
     #[inline(never)]
     pub(crate) fn store_slow<T: Scalar>(&mut self, addr: u64, value: T) -> Flow {
         let Some(entry) = self.tlb.watched(addr, T::SIZE) else {
+            self.watch(addr, T::SIZE, true)?;
             return self.write_linear(addr, &value.to_bytes()[..T::SIZE], self.bank());
         };
         self.check_running(entry.phys & PAGE_MASK | addr % PAGE, T::SIZE)?;
@@ -327,6 +331,9 @@ impl Cpu {
     pub(crate) fn check_write(&mut self, addr: u64, size: usize) -> Flow {
         if let Some(entry) = self.tlb.watched(addr, size) {
             return self.check_running(entry.phys & PAGE_MASK | addr % PAGE, size);
+        }
+        if !self.alone {
+            self.watch(addr, size, true)?;
         }
         let bank = self.bank();
         let addr = self.linear(addr, bank);

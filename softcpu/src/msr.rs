@@ -33,10 +33,6 @@ const REMEMBERED: &[(u32, u64)] = &[
     (0x8b, 0),
     // Fast string operations, and no performance monitoring.
     (0x1a0, 1 | 1 << 11 | 1 << 12),
-    (0x174, 0),
-    (0x175, 0),
-    (0x176, 0),
-    (0x1d9, 0),
     (0x277, 0x0007_0406_0007_0406),
     (0x2ff, 0xc06),
     (0x33, 0),
@@ -53,6 +49,9 @@ pub(crate) struct Msrs {
     pub fmask: u64,
     pub kernel_gs_base: u64,
     pub tsc_aux: u64,
+    pub sysenter_cs: u64,
+    pub sysenter_esp: u64,
+    pub sysenter_eip: u64,
     system_time: u64,
     wall_clock: u64,
     remembered: BTreeMap<u32, u64>,
@@ -71,6 +70,9 @@ impl Msrs {
             fmask: 0,
             kernel_gs_base: 0,
             tsc_aux: 0,
+            sysenter_cs: 0,
+            sysenter_esp: 0,
+            sysenter_eip: 0,
             system_time: 0,
             wall_clock: 0,
             remembered,
@@ -86,6 +88,10 @@ mod number {
     pub const MTRR_CAP: u32 = 0xfe;
     pub const ARCH_CAPABILITIES: u32 = 0x10a;
     pub const FLUSH_CMD: u32 = 0x10b;
+    pub const SYSENTER_CS: u32 = 0x174;
+    pub const SYSENTER_ESP: u32 = 0x175;
+    pub const SYSENTER_EIP: u32 = 0x176;
+    pub const DEBUGCTL: u32 = 0x1d9;
     pub const TSC_DEADLINE: u32 = 0x6e0;
     pub const X2APIC: u32 = 0x800;
     pub const X2APIC_END: u32 = 0x8ff;
@@ -110,6 +116,10 @@ impl Cpu {
             TSC_ADJUST => self.time.offset,
             APIC_BASE => self.apic.base,
             MTRR_CAP => 0x508,
+            SYSENTER_CS => self.msrs.sysenter_cs,
+            SYSENTER_ESP => self.msrs.sysenter_esp,
+            SYSENTER_EIP => self.msrs.sysenter_eip,
+            DEBUGCTL => self.debug.control(),
             number::ARCH_CAPABILITIES => self::ARCH_CAPABILITIES,
             TSC_DEADLINE => self.tsc_deadline(),
             X2APIC..=X2APIC_END if self.apic.base & 1 << 10 != 0 => self.read_apic(msr - X2APIC, ahead),
@@ -133,7 +143,11 @@ impl Cpu {
     /// WRMSR.
     pub(crate) fn write_msr(&mut self, msr: u32, value: u64, ahead: u64) -> Flow {
         use number::*;
-        if matches!(msr, LSTAR | FS_BASE | GS_BASE | KERNEL_GS_BASE) && !canonical(value) {
+        if matches!(
+            msr,
+            LSTAR | FS_BASE | GS_BASE | KERNEL_GS_BASE | SYSENTER_ESP | SYSENTER_EIP
+        ) && !canonical(value)
+        {
             return self.general_protection(0);
         }
         match msr {
@@ -141,6 +155,14 @@ impl Cpu {
             TSC_ADJUST => self.time.offset = value,
             APIC_BASE => self.set_apic_base(value),
             PRED_CMD | FLUSH_CMD => {}
+            SYSENTER_CS => self.msrs.sysenter_cs = value & 0xffff_ffff,
+            SYSENTER_ESP => self.msrs.sysenter_esp = value,
+            SYSENTER_EIP => self.msrs.sysenter_eip = value,
+            DEBUGCTL => {
+                if !self.debug.set_control(value) {
+                    return self.general_protection(0);
+                }
+            }
             TSC_DEADLINE => self.set_tsc_deadline(value),
             X2APIC..=X2APIC_END if self.apic.base & 1 << 10 != 0 => {
                 self.write_apic(msr - X2APIC, value, ahead)

@@ -1,7 +1,8 @@
 //! INIT: what a processor is before its first instruction (Intel SDM vol. 3, §10.1.1).
 
+use crate::debug::Debug;
 use crate::flags::rflag;
-use crate::state::{Cpu, Segment, Table, seg};
+use crate::state::{Cpu, Segment, Shadow, Table, seg};
 
 /// A segment of real mode: 64 KiB, present.
 const fn real_mode(selector: u16, base: u64, access: u16) -> Segment {
@@ -36,7 +37,7 @@ impl Cpu {
             ldtr,
             tr,
             cr2,
-            dr,
+            debug,
             apic,
             halted,
             shadow,
@@ -92,9 +93,9 @@ impl Cpu {
         *ldtr = real_mode(0, 0, LDT);
         *tr = real_mode(0, 0, TASK);
         *cr2 = 0;
-        *dr = [0; 8];
+        *debug = Debug::new();
         *halted = false;
-        *shadow = false;
+        *shadow = Shadow::None;
         apic.reset();
         self.set_rflags(rflag::FIXED);
         for number in 0..6 {

@@ -7,10 +7,10 @@ use iced_x86::FlowControl;
 
 use crate::block::Block;
 use crate::bus::Bus;
-use crate::exception::{Fault, Source, vector};
+use crate::exception::{Fault, vector};
 use crate::flags::rflag;
-use crate::op::{Op, REG_BLOCK, SEG_FLAT, Stop};
-use crate::state::{Cpu, reg};
+use crate::op::{Flow, Op, REG_BLOCK, SEG_FLAT, Stop};
+use crate::state::{Cpu, Shadow, reg};
 
 /// Why [`Cpu::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +50,8 @@ impl Cpu {
             {
                 return exit;
             }
-            if self.rflags & rflag::TF != 0 {
-                self.step();
+            if self.looks_before_each() {
+                self.run_carefully::<PROFILE>();
                 continue;
             }
             match self.find_block() {
@@ -75,7 +75,7 @@ impl Cpu {
             let before = PROFILE.then(|| self.profile_before());
             // SAFETY: `find_block` and `follow` answer blocks that live until `bound_cache`, which `attend` calls.
             let current = unsafe { &*block };
-            let complete = self.run_block(current);
+            let complete = self.run_block(current).is_ok();
             if let Some(before) = before {
                 self.profile_after(before, current.flow);
             }
@@ -93,9 +93,9 @@ impl Cpu {
         }
     }
 
-    /// Runs the operations of a block; answers whether it came to its end.
+    /// Runs the operations of a block, to its end or to what stops it.
     #[inline(always)]
-    fn run_block(&mut self, block: &Block) -> bool {
+    fn run_block(&mut self, block: &Block) -> Flow {
         self.gpr[REG_BLOCK as usize] = self.rip;
         self.running = block;
         let first = block.ops.first();
@@ -103,14 +103,14 @@ impl Cpu {
         match unsafe { ((*first).run)(self, first) } {
             Err(Stop::Branch) => {
                 self.retired += block.count as u64;
-                true
+                Ok(())
             }
             Err(stop) => {
                 self.interrupted(stop);
-                false
+                Err(stop)
             }
             // No block ends so; it would be an endless loop to go on.
-            Ok(()) => true,
+            Ok(()) => Ok(()),
         }
     }
 
@@ -130,6 +130,8 @@ impl Cpu {
                 self.deliver_fault();
             }
             Stop::Replay => self.step(),
+            // An interrupt now must not come back to a breakpoint on the same instruction.
+            Stop::Again if self.debug.watches_code() => self.rflags |= rflag::RF,
             Stop::Branch | Stop::Again => {}
         }
     }
@@ -155,26 +157,54 @@ impl Cpu {
         }
     }
 
+    /// Whether something has to be looked at before each instruction: TF, or breakpoints on instructions.
+    #[inline(always)]
+    fn looks_before_each(&self) -> bool {
+        self.rflags & rflag::TF != 0 || self.debug.watches_code()
+    }
+
+    /// Runs a block, or one instruction where a breakpoint lies ahead or TF or RF is set.
+    #[cold]
+    fn run_carefully<const PROFILE: bool>(&mut self) {
+        if self.rflags & (rflag::TF | rflag::RF) != 0 {
+            return self.step_or_break();
+        }
+        match self.find_block() {
+            // SAFETY: see `run_chain`.
+            Ok(block) if !self.has_breakpoint(unsafe { &*block }.len as u64) => {
+                // Comes back after one block: `attend` lets it look at everything.
+                self.run_chain::<PROFILE>(block);
+            }
+            // A breakpoint comes before a fault of the fetch.
+            _ => self.step_or_break(),
+        }
+    }
+
+    /// Runs the one instruction at `rip`, or raises #DB where it has a breakpoint.
+    fn step_or_break(&mut self) {
+        let resumes = self.rflags & rflag::RF != 0;
+        self.rflags &= !rflag::RF;
+        if resumes || !self.stop_at_breakpoint() {
+            self.step();
+        }
+    }
+
     /// Runs the one instruction at `rip`, decoded afresh.
     #[cold]
     fn step(&mut self) {
-        let trap = self.rflags & rflag::TF != 0;
-        match self.decode_single() {
-            Ok(block) => {
-                let before = self.retired;
-                self.alone = true;
-                self.run_block(&block);
-                self.alone = false;
-                self.running = std::ptr::null();
-                if trap && self.retired != before {
-                    self.dr[6] |= 1 << 14;
-                    if self.deliver(vector::DB, None, Source::Exception).is_err() {
-                        self.deliver_fault();
-                    }
-                }
-            }
-            Err(_) => self.deliver_fault(),
-        }
+        let block = match self.decode_single() {
+            Ok(block) => block,
+            Err(_) => return self.deliver_fault(),
+        };
+        let single = self.rflags & rflag::TF != 0;
+        let next = self.rip.wrapping_add(block.len as u64);
+        let earlier = self.begin_step();
+        self.alone = true;
+        let outcome = self.run_block(&block);
+        self.alone = false;
+        self.running = std::ptr::null();
+        let branched = block.flow != FlowControl::Next && self.rip != next;
+        self.end_step(outcome, earlier, single, branched);
     }
 
     /// Makes the loop look at everything before the next block.
@@ -213,10 +243,21 @@ impl Cpu {
                 continue;
             }
             self.update_timer();
-            if std::mem::take(&mut self.shadow) && !self.halted {
+            if !self.shadow.blocks_traps() && self.deliver_debug_trap() {
+                self.shadow = Shadow::None;
+                continue;
+            }
+            let shadow = std::mem::take(&mut self.shadow);
+            // Most STIs keep nothing away: the block ahead may run as a whole.
+            let idle = shadow == Shadow::Sti && !self.apic.has_interrupt() && !self.looks_before_each();
+            if shadow != Shadow::None && !idle && !self.halted {
                 // The one instruction after STI or MOV SS runs first. Where that was HLT, it has.
                 let before = self.profile.is_some().then(|| self.profile_before());
-                self.step();
+                if shadow.blocks_traps() {
+                    self.step();
+                } else {
+                    self.step_or_break();
+                }
                 if let Some(before) = before {
                     self.profile_after(before, FlowControl::Next);
                 }
@@ -231,8 +272,11 @@ impl Cpu {
                 self.halt();
                 continue;
             }
-            let single_step = self.rflags & rflag::TF != 0;
-            self.check_at = if single_step { 0 } else { self.next_check() };
+            self.check_at = if self.looks_before_each() {
+                0
+            } else {
+                self.next_check()
+            };
             return None;
         }
     }

@@ -9,6 +9,7 @@ use crate::block::{Block, Cache};
 use crate::bus::Bus;
 use crate::clock::Time;
 use crate::counters::{Counters, VainStores};
+use crate::debug::Debug;
 use crate::exception::Fault;
 use crate::flags::{Flags, rflag};
 use crate::msr::Msrs;
@@ -42,6 +43,8 @@ pub mod cr0 {
 
 /// Bits of CR4.
 pub mod cr4 {
+    /// Debugging extensions: breakpoints on ports, and no DR4 and DR5.
+    pub const DE: u64 = 1 << 3;
     /// Time stamp disable.
     pub const TSD: u64 = 1 << 2;
     /// Page size extensions.
@@ -60,10 +63,10 @@ pub mod cr4 {
     pub const SMEP: u64 = 1 << 20;
     /// Supervisors may not touch user pages but with RFLAGS.AC.
     pub const SMAP: u64 = 1 << 21;
-    /// What this processor knows; other bits raise #GP. Bits 0, 1, 3, 6, 8 (VME, PVI, DE, MCE, PCE) are kept and
+    /// What this processor knows; other bits raise #GP. Bits 0, 1, 6, 8 (VME, PVI, MCE, PCE) are kept and
     /// without effect.
     pub const KNOWN: u64 =
-        0b1_0100_1011 | TSD | PSE | PAE | PGE | OSFXSR | OSXMMEXCPT | FSGSBASE | SMEP | SMAP;
+        0b1_0100_0011 | DE | TSD | PSE | PAE | PGE | OSFXSR | OSXMMEXCPT | FSGSBASE | SMEP | SMAP;
 }
 
 /// Bits of EFER.
@@ -166,6 +169,25 @@ pub enum CodeSize {
     Bits64 = 2,
 }
 
+/// What the instruction before makes wait until the next one has run (Intel SDM vol. 3, §6.8.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Shadow {
+    /// Nothing.
+    #[default]
+    None,
+    /// Interrupts: STI.
+    Sti,
+    /// Interrupts and debug exceptions: MOV SS and POP SS, which the load of the stack pointer follows.
+    StackSegment,
+}
+
+impl Shadow {
+    /// Whether debug exceptions wait.
+    pub(crate) fn blocks_traps(self) -> bool {
+        self == Shadow::StackSegment
+    }
+}
+
 /// A processor: registers, translations, decoded code and local APIC. One thread owns it.
 #[repr(C)]
 pub struct Cpu {
@@ -189,8 +211,8 @@ pub struct Cpu {
     pub(crate) stopped: *const Op,
     pub(crate) code_size: CodeSize,
     pub(crate) cpl: u8,
-    /// Interrupts wait for one instruction (STI, MOV SS).
-    pub(crate) shadow: bool,
+    /// What waits for one instruction.
+    pub(crate) shadow: Shadow,
     /// Stores to the running block's own bytes are allowed: it has one instruction.
     pub(crate) alone: bool,
     pub(crate) tlb: Tlb,
@@ -212,7 +234,7 @@ pub struct Cpu {
     pub(crate) cr3: u64,
     pub(crate) cr4: u64,
     pub(crate) efer: u64,
-    pub(crate) dr: [u64; 8],
+    pub(crate) debug: Debug,
     /// XMM0 to XMM15.
     pub xmm: [u128; 16],
     /// SSE control and status.

@@ -1,25 +1,10 @@
-//! Transfers between segments and privilege levels: far jumps, calls and returns, IRET, SYSCALL, SYSRET.
+//! Transfers between segments and privilege levels: far jumps, calls and returns, IRET.
 
 use crate::access::Gpr;
 use crate::exception::{canonical, vector};
 use crate::flags::{Width, rflag};
 use crate::op::{Flow, Op, Stop};
 use crate::state::{Cpu, Segment, efer, reg, seg};
-
-/// Access rights that SYSCALL and SYSRET give: present, writable or readable, accessed, 4 GiB.
-const FLAT_DATA: u16 = 0xc093;
-const FLAT_CODE32: u16 = 0xc09b;
-const FLAT_CODE64: u16 = 0xa09b;
-const DPL3: u16 = 3 << 5;
-
-const fn flat(selector: u16, access: u16) -> Segment {
-    Segment {
-        selector,
-        base: 0,
-        limit: u32::MAX,
-        access,
-    }
-}
 
 impl Cpu {
     /// Checks a code segment for a far jump, call or return to privilege `cpl`.
@@ -178,8 +163,12 @@ fn pop_flags<W: Gpr>(cpu: &mut Cpu, flags: u64) {
     if cpu.cpl as u64 <= cpu.rflags >> 12 & 3 {
         writable |= rflag::IF;
     }
-    let old = cpu.rflags();
-    cpu.set_rflags((old & !writable | flags & writable) & !rflag::RF);
+    if !cpu.debug.watches_code() {
+        // Nothing asks for it, and nothing would clear it.
+        writable &= !rflag::RF;
+    }
+    let old = cpu.rflags() & !rflag::RF;
+    cpu.set_rflags(old & !writable | flags & writable);
 }
 
 /// Data segments that code of privilege `rpl` may not see become null.
@@ -234,50 +223,6 @@ pub(crate) fn iret<W: Gpr>(cpu: &mut Cpu, _: &Op) -> Flow {
         }
     }
     cpu.apic.end_of_nmi();
-    cpu.request_check_if_enabled();
-    Err(Stop::Branch)
-}
-
-/// SYSCALL.
-pub(crate) fn syscall(cpu: &mut Cpu, op: &Op) -> Flow {
-    // Intel's processors know it in 64-bit code only.
-    if cpu.efer & efer::SCE == 0 || !cpu.is_long() {
-        return cpu.undefined();
-    }
-    cpu.gpr[reg::RCX] = cpu.next_ip(op);
-    cpu.gpr[reg::R11] = cpu.rflags() & !rflag::RF;
-    let flags = cpu.rflags() & !(cpu.msrs.fmask | rflag::RF);
-    let selector = (cpu.msrs.star >> 32) as u16 & !3;
-    cpu.set_rflags(flags);
-    cpu.seg[seg::SS] = flat(selector.wrapping_add(8), FLAT_DATA);
-    cpu.seg_base[seg::SS] = 0;
-    cpu.set_segment(seg::CS, flat(selector, FLAT_CODE64));
-    cpu.rip = cpu.msrs.lstar;
-    Err(Stop::Branch)
-}
-
-/// SYSRET; `W` tells 64-bit code from compatibility mode.
-pub(crate) fn sysret<W: Gpr>(cpu: &mut Cpu, _: &Op) -> Flow {
-    if cpu.efer & efer::SCE == 0 || !cpu.is_long() {
-        return cpu.undefined();
-    }
-    cpu.privileged()?;
-    let to = cpu.gpr[reg::RCX];
-    let selector = (cpu.msrs.star >> 48) as u16 | 3;
-    let cs = if W::BITS == 64 {
-        if !canonical(to) {
-            return cpu.general_protection(0);
-        }
-        flat(selector.wrapping_add(16) | 3, FLAT_CODE64 | DPL3)
-    } else {
-        flat(selector, FLAT_CODE32 | DPL3)
-    };
-    let flags = cpu.gpr[reg::R11] & !(rflag::RF | rflag::VM) & 0x3f_7fd7 | rflag::FIXED;
-    cpu.set_rflags(flags);
-    cpu.seg[seg::SS] = flat(selector.wrapping_add(8) | 3, FLAT_DATA | DPL3);
-    cpu.seg_base[seg::SS] = 0;
-    cpu.set_segment(seg::CS, cs);
-    cpu.rip = to & cpu.rip_mask;
     cpu.request_check_if_enabled();
     Err(Stop::Branch)
 }

@@ -2,7 +2,7 @@
 
 use crate::flags::{Flags, rflag};
 use crate::op::{Flow, Op};
-use crate::state::Cpu;
+use crate::state::{Cpu, Shadow};
 
 pub(crate) fn clc(cpu: &mut Cpu, _: &Op) -> Flow {
     cpu.flags = cpu.flags.with_carry(false);
@@ -11,6 +11,13 @@ pub(crate) fn clc(cpu: &mut Cpu, _: &Op) -> Flow {
 
 pub(crate) fn stc(cpu: &mut Cpu, _: &Op) -> Flow {
     cpu.flags = cpu.flags.with_carry(true);
+    Ok(())
+}
+
+/// SALC, which no manual of Intel's names and all their processors have outside of 64-bit code: AL from CF.
+pub(crate) fn salc(cpu: &mut Cpu, _: &Op) -> Flow {
+    let value = if cpu.flags.cf() { 0xff } else { 0 };
+    cpu.set_byte(0, value);
     Ok(())
 }
 
@@ -62,7 +69,7 @@ pub(crate) fn sti(cpu: &mut Cpu, op: &Op) -> Flow {
     may_change_if(cpu)?;
     if cpu.rflags & rflag::IF == 0 {
         cpu.rflags |= rflag::IF;
-        cpu.shadow = true;
+        cpu.shadow = Shadow::Sti;
         cpu.request_check_if_enabled();
     }
     super::misc::advance(cpu, op)

@@ -40,8 +40,21 @@ pub(crate) fn into(cpu: &mut Cpu, op: &Op) -> Flow {
 fn software(cpu: &mut Cpu, op: &Op, vector: u8) -> Flow {
     cpu.rip = cpu.next_ip(op);
     let result = cpu.deliver(vector, None, Source::Software);
+    entered(cpu, op, result)
+}
+
+/// INT1, a debug exception whatever the gate's privilege level.
+pub(crate) fn int1(cpu: &mut Cpu, op: &Op) -> Flow {
+    cpu.rip = cpu.next_ip(op);
+    let result = cpu.raise_int1();
+    entered(cpu, op, result)
+}
+
+fn entered(cpu: &mut Cpu, op: &Op, result: Flow) -> Flow {
     if result.is_err() {
         cpu.rip = cpu.ip(op);
+    } else {
+        cpu.debug.enter();
     }
     result.and(Err(Stop::Branch))
 }

@@ -10,6 +10,7 @@ pub(crate) mod branch;
 pub(crate) mod chain;
 pub(crate) mod decimal;
 pub(crate) mod far;
+pub(crate) mod fast_call;
 pub(crate) mod flag;
 pub(crate) mod fuse;
 pub(crate) mod misc;

@@ -4,7 +4,7 @@ use crate::access::Gpr;
 use crate::exception::{canonical, vector};
 use crate::flags::{Flags, Width, rflag};
 use crate::op::{Flow, Op, Stop};
-use crate::state::{Cpu, Segment, Table, cr4, efer, seg};
+use crate::state::{Cpu, Segment, Shadow, Table, cr4, efer, seg};
 
 /// Unpacks a descriptor of 8 bytes.
 pub(crate) fn unpack(selector: u16, raw: u64) -> Segment {
@@ -116,7 +116,7 @@ pub(crate) fn mov_to(cpu: &mut Cpu, op: &Op) -> Flow {
     let number = (op.a % 6) as usize;
     cpu.load_segment(number, selector)?;
     if number == seg::SS {
-        cpu.shadow = true;
+        cpu.shadow = Shadow::StackSegment;
         cpu.request_check();
     }
     super::misc::advance(cpu, op)
@@ -142,7 +142,7 @@ pub(crate) fn pop<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.load_segment(number, selector)?;
     cpu.drop_stack(W::SIZE as u64);
     if number == seg::SS {
-        cpu.shadow = true;
+        cpu.shadow = Shadow::StackSegment;
         cpu.request_check();
     }
     super::misc::advance(cpu, op)
@@ -316,5 +316,29 @@ pub(crate) fn verify<const WRITE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
             }
     });
     set_zf(cpu, allowed);
+    Ok(())
+}
+
+/// ARPL: raises the requested privilege level of the first selector to that of the second.
+pub(crate) fn arpl(cpu: &mut Cpu, op: &Op) -> Flow {
+    if cpu.is_real() {
+        return cpu.undefined();
+    }
+    let other = u16::get(cpu, op.b) & 3;
+    let selector: u16 = if op.has_memory() {
+        cpu.load(cpu.address(op))?
+    } else {
+        u16::get(cpu, op.a)
+    };
+    let raises = selector & 3 < other;
+    if raises {
+        let raised = selector & !3 | other;
+        if op.has_memory() {
+            cpu.store(cpu.address(op), raised)?;
+        } else {
+            u16::set(cpu, op.a, raised);
+        }
+    }
+    set_zf(cpu, raises);
     Ok(())
 }

@@ -65,12 +65,13 @@ fn repeat(
     }
     let mask = mask(op);
     let mut since = 0;
+    let singly = cpu.iterates_singly();
     loop {
         let count = cpu.gpr[reg::RCX] & mask;
         if count == 0 {
             return Ok(());
         }
-        let done = bulk(cpu, count);
+        let done = if singly { 0 } else { bulk(cpu, count) };
         if done > 0 {
             step(cpu, reg::RCX, done.wrapping_neg(), mask);
             since += done;
@@ -81,6 +82,9 @@ fn repeat(
             if !go_on {
                 return Ok(());
             }
+        }
+        if singly && cpu.traps_between_iterations() && cpu.gpr[reg::RCX] & mask != 0 {
+            return Err(Stop::Again);
         }
         // Look for interrupts now and then, as processors do between iterations.
         if since >= PAGE && cpu.mailbox.has_events() && cpu.gpr[reg::RCX] & mask != 0 {
@@ -232,6 +236,7 @@ pub(crate) fn outs<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
         |_, _| 0,
         |cpu| {
             let value: W = cpu.load(source(cpu, op))?;
+            cpu.watch_port(port, W::SIZE)?;
             if cpu.with_bus(|bus| bus.port_write(port, &value.to_bytes()[..W::SIZE])) == Answer::Stop {
                 cpu.request_stop();
             }
@@ -253,6 +258,7 @@ pub(crate) fn ins<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
         |cpu| {
             let to = destination(cpu, op);
             cpu.check_write(to, W::SIZE)?;
+            cpu.watch_port(port, W::SIZE)?;
             let mut data = [0; 4];
             cpu.with_bus(|bus| bus.port_read(port, &mut data[..W::SIZE]));
             cpu.store(to, W::from_bytes(&data))?;

@@ -91,6 +91,9 @@ fn write_cr4(cpu: &mut Cpu, value: u64) -> Flow {
     if changed & (cr4::PGE | cr4::PAE | cr4::PSE | cr4::SMEP | cr4::SMAP) != 0 {
         cpu.tlb.flush_all();
     }
+    if changed & cr4::DE != 0 {
+        cpu.sort_breakpoints();
+    }
     Ok(())
 }
 
@@ -125,40 +128,15 @@ pub(crate) fn lmsw(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// MOV from DR.
 pub(crate) fn mov_from_dr<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
-    cpu.privileged()?;
-    let number = match op.b & 7 {
-        4 => 6,
-        5 => 7,
-        number => number,
-    };
-    let fixed = if number == 6 {
-        0xffff_0ff0
-    } else if number == 7 {
-        0x400
-    } else {
-        0
-    };
-    W::set(cpu, op.a, <W as Width>::from(cpu.dr[number as usize] | fixed));
+    let value = cpu.read_debug(op.b)?;
+    W::set(cpu, op.a, <W as Width>::from(value));
     Ok(())
 }
 
-/// MOV to DR. Breakpoints are kept and never hit.
+/// MOV to DR; ends its block.
 pub(crate) fn mov_to_dr<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
-    cpu.privileged()?;
-    let number = match op.a & 7 {
-        4 => 6,
-        5 => 7,
-        number => number,
-    };
-    let value = W::get(cpu, op.b).zext();
-    if number >= 6 && value >> 32 != 0 {
-        return cpu.general_protection(0);
-    }
-    if number == 7 && value & 0xff != 0 {
-        cpu.report("hardware breakpoints");
-    }
-    cpu.dr[number as usize] = value;
-    Ok(())
+    cpu.write_debug(op.a, W::get(cpu, op.b).zext())?;
+    advance(cpu, op)
 }
 
 /// LGDT (`IDT` false) and LIDT.
@@ -257,6 +235,7 @@ pub(crate) fn input<W: Gpr, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
         cpu.gpr[reg::RDX] as u16
     };
     io_allowed(cpu, port, W::SIZE)?;
+    cpu.watch_port(port, W::SIZE)?;
     let mut data = [0xff; 4];
     cpu.with_bus(|bus| bus.port_read(port, &mut data[..W::SIZE]));
     W::set(cpu, 0, W::from_bytes(&data));
@@ -271,6 +250,7 @@ pub(crate) fn output<W: Gpr, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
         cpu.gpr[reg::RDX] as u16
     };
     io_allowed(cpu, port, W::SIZE)?;
+    cpu.watch_port(port, W::SIZE)?;
     let data = W::get(cpu, 0).to_bytes();
     if cpu.with_bus(|bus| bus.port_write(port, &data[..W::SIZE])) == Answer::Stop {
         cpu.request_stop();

@@ -40,6 +40,7 @@ pub(super) fn select(instr: &Instruction, code: CodeSize) -> Option<Choice> {
         M::Cwd => chain(mov::sign_to_dx::<u16>),
         M::Cdq => chain(mov::sign_to_dx::<u32>),
         M::Cqo => chain(mov::sign_to_dx::<u64>),
+        M::Salc => chain(flag::salc),
         M::Xlatb => chain(mov::xlat),
         M::Aaa => chain(decimal::aaa),
         M::Aas => chain(decimal::aas),
@@ -92,25 +93,7 @@ pub(super) fn select(instr: &Instruction, code: CodeSize) -> Option<Choice> {
         M::Std => chain(flag::std),
         M::Lahf => chain(flag::lahf),
         M::Sahf => chain(flag::sahf),
-        M::Nop
-        | M::Fnop
-        | M::Endbr64
-        | M::Endbr32
-        | M::Prefetch
-        | M::Prefetchw
-        | M::Prefetcht0
-        | M::Prefetcht1
-        | M::Prefetcht2
-        | M::Prefetchnta
-        | M::Prefetchwt1
-        | M::Reservednop
-        | M::Lfence
-        | M::Sfence => {
-            if instr.mnemonic() == M::Fnop {
-                return None;
-            }
-            chain(mov::nop)
-        }
+        M::Nop | M::Reservednop | M::Lfence | M::Sfence => chain(mov::nop),
         M::Mfence => chain(misc::mfence),
         M::Movsb | M::Movsw | M::Movsd | M::Movsq if instr.is_string_instruction() => {
             sized!(op0(); string::movs)
@@ -204,7 +187,7 @@ fn mov(instr: &Instruction, code: CodeSize) -> Option<Choice> {
         return Some(Choice::plain(run));
     }
     if to.is_dr() {
-        return Some(Choice::plain(if from.size() == 8 {
+        return Some(Choice::end(if from.size() == 8 {
             chain(system::mov_to_dr::<u64>)
         } else {
             chain(system::mov_to_dr::<u32>)

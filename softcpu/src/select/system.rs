@@ -5,7 +5,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use super::{size_of_operand, sized_wide};
 use crate::decode::{Choice, Run};
 use crate::exec::chain::chain;
-use crate::exec::{far, flag, misc, segment, system};
+use crate::exec::{fast_call, flag, misc, segment, system};
 use crate::op::Chained;
 use crate::state::CodeSize;
 
@@ -46,6 +46,7 @@ pub(super) fn select(instr: &Instruction, size: CodeSize) -> Option<Choice> {
             }
         }
         M::Lar => sized_wide!(wide(); segment::lar),
+        M::Arpl => chain(segment::arpl),
         M::Lsl => sized_wide!(wide(); segment::lsl),
         M::Verr => chain(segment::verify::<false>),
         M::Verw => chain(segment::verify::<true>),
@@ -124,12 +125,16 @@ fn ending(instr: &Instruction) -> Option<Choice> {
         M::Sti => chain(flag::sti),
         M::Hlt => chain(misc::hlt),
         M::Int3 => chain(misc::int3),
+        M::Int1 => chain(misc::int1),
         M::Int => chain(misc::int),
         M::Into => chain(misc::into),
         M::Pause => chain(misc::pause),
-        M::Syscall => chain(far::syscall),
-        M::Sysret => chain(far::sysret::<u32>),
-        M::Sysretq => chain(far::sysret::<u64>),
+        M::Syscall => chain(fast_call::syscall),
+        M::Sysret => chain(fast_call::sysret::<u32>),
+        M::Sysretq => chain(fast_call::sysret::<u64>),
+        M::Sysenter => chain(fast_call::sysenter),
+        M::Sysexit => chain(fast_call::sysexit::<u32>),
+        M::Sysexitq => chain(fast_call::sysexit::<u64>),
         M::Wrmsr => chain(system::wrmsr),
         M::Invlpg => chain(system::invlpg),
         M::Lmsw => chain(system::lmsw),

@@ -39,6 +39,7 @@ pub const EXCLUDED: &[(Mnemonic, &str)] = &[
     (Mnemonic::Syscall, "enters the host's kernel"),
     (Mnemonic::Sysenter, "enters the host's kernel"),
     (Mnemonic::Sysexit, "privileged; tested with the kernel"),
+    (Mnemonic::Sysexitq, "privileged; tested with the kernel"),
     (Mnemonic::Sysret, "privileged; tested with the kernel"),
     (Mnemonic::Cpuid, "the two processors differ on purpose"),
     (Mnemonic::Rdtsc, "time"),
@@ -84,18 +85,27 @@ pub const EXCLUDED: &[(Mnemonic, &str)] = &[
     (Mnemonic::Clflushopt, "a cache's business"),
     (Mnemonic::Endbr64, "a hint"),
     (Mnemonic::Endbr32, "a hint"),
+    (
+        Mnemonic::Rdsspd,
+        "a hint without shadow stacks; the host may have them",
+    ),
+    (
+        Mnemonic::Rdsspq,
+        "a hint without shadow stacks; the host may have them",
+    ),
+    (Mnemonic::Cldemote, "a hint"),
+    (Mnemonic::Prefetchit0, "a hint"),
+    (Mnemonic::Prefetchit1, "a hint"),
     (Mnemonic::Prefetch, "a hint"),
     (Mnemonic::Prefetchwt1, "a hint"),
     (Mnemonic::Ud0, "vendors disagree on its length"),
     (Mnemonic::Reservednop, "a hint whose encodings vendors reuse"),
     (Mnemonic::Pause, "a hint"),
-    (Mnemonic::Salc, "undocumented"),
     (Mnemonic::Fnsetpm, "no operation since the 387"),
     (Mnemonic::Fsetpm, "no operation since the 387"),
     (Mnemonic::Frstpm, "not an instruction of these processors"),
     (Mnemonic::Fstdw, "not an instruction of these processors"),
     (Mnemonic::Fstsg, "not an instruction of these processors"),
-    (Mnemonic::Arpl, "the host's kernel may intercept segment checks"),
 ];
 
 /// Every legacy-encoded `Code` of the supported features for a mode, without the excluded ones.

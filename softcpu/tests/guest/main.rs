@@ -3,7 +3,9 @@
 mod apic;
 mod changing_code;
 mod counting;
+mod debug;
 mod exceptions;
+mod hints;
 #[allow(unsafe_code)]
 mod machine;
 mod modes;

@@ -1,0 +1,228 @@
+//! Breakpoints on data and on ports.
+
+use iced_x86::code_asm::*;
+use softcpu::state::reg;
+
+use super::{
+    ACCESS, BS, EXECUTE, HANDLER, Hit, PORT, TF, WRITE, Write, addresses, debugged, enabled, hits, places,
+    set_breakpoint,
+};
+use crate::machine::{DATA, DATA_SELECTOR, KERNEL, done};
+
+/// Runs an instruction with one breakpoint on data and answers what was hit.
+fn watched(breakpoint: u64, kind: u64, len: u64, body: Write) -> (Vec<Hit>, Vec<u64>) {
+    let target = KERNEL + 0x800;
+    let mut machine = debugged();
+    machine.kernel(|a| {
+        // Whatever is in the TLB by now must not get past the breakpoint.
+        a.mov(rax, qword_ptr(DATA + 0x100))?;
+        a.mov(qword_ptr(DATA + 0x100), rax)?;
+        a.mov(ebx, DATA as u32 + 0x100)?;
+        a.mov(ecx, 1)?;
+        a.mov(edi, DATA as u32 + 0x100)?;
+        a.mov(esi, DATA as u32 + 0x100)?;
+        set_breakpoint(a, breakpoint, enabled(0, kind, len))?;
+        a.jmp(target)
+    });
+    machine.assemble(target, 64, |a| {
+        body(a)?;
+        a.nop()?;
+        done(a)
+    });
+    machine.done();
+    (hits(&machine), places(target, body))
+}
+
+#[test]
+fn data_breakpoints_are_hit_by_every_byte_that_they_cover() {
+    let store: Write = |a| a.mov(dword_ptr(rbx), eax);
+    let load: Write = |a| a.mov(eax, dword_ptr(rbx));
+    let here = DATA + 0x100;
+    let cases = [
+        (here, WRITE, 1, store, true),
+        (here + 3, WRITE, 1, store, true),
+        (here + 4, WRITE, 1, store, false),
+        (here - 1, WRITE, 1, store, false),
+        (here - 1, WRITE, 2, store, false),
+        (here + 2, WRITE, 2, store, true),
+        // Addresses are aligned to the length.
+        (here + 7, WRITE, 8, store, true),
+        (here + 7, WRITE, 4, store, false),
+        (here, ACCESS, 4, store, true),
+        (here, WRITE, 4, load, false),
+        (here, ACCESS, 4, load, true),
+        (here, PORT, 4, store, false),
+        (here, EXECUTE, 1, load, false),
+    ];
+    for (at, kind, len, body, expected) in cases {
+        let (hits, places) = watched(at, kind, len, body);
+        let seen: Vec<(u64, u64)> = hits.iter().map(|hit| (hit.rip, hit.why)).collect();
+        // A trap: the instruction has run.
+        let all = [(places[1], 1)];
+        let expected = if expected { &all[..] } else { &[] };
+        assert_eq!(seen, expected, "{at:#x}, kind {kind}, {len} bytes");
+    }
+}
+
+#[test]
+fn data_breakpoints_see_every_kind_of_access() {
+    let cases: [(&str, u64, Write); 13] = [
+        ("add to memory", WRITE, |a| a.add(dword_ptr(rbx), 1)),
+        ("lock add", WRITE, |a| a.lock().add(dword_ptr(rbx), 1)),
+        ("xchg", WRITE, |a| a.xchg(qword_ptr(rbx), rax)),
+        ("cmpxchg16b", WRITE, |a| a.lock().cmpxchg16b(xmmword_ptr(rbx))),
+        ("cmpxchg, not equal", ACCESS, |a| a.cmpxchg(dword_ptr(rbx), ecx)),
+        ("compare and jump", ACCESS, |a| {
+            a.cmp(dword_ptr(rbx), 5)?;
+            let mut next = a.create_label();
+            a.je(next)?;
+            a.set_label(&mut next)?;
+            a.zero_bytes()
+        }),
+        ("movaps", WRITE, |a| a.movaps(xmmword_ptr(rbx), xmm0)),
+        ("movdqu load", ACCESS, |a| a.movdqu(xmm0, xmmword_ptr(rbx - 8))),
+        ("fxsave", WRITE, |a| a.fxsave(ptr(rbx))),
+        ("across two pages", ACCESS, |a| {
+            a.mov(rax, qword_ptr(DATA + 0xfff))
+        }),
+        ("fstp", WRITE, |a| {
+            a.fldz()?;
+            a.fstp(tbyte_ptr(rbx))
+        }),
+        ("lods", ACCESS, |a| a.lodsd()),
+        ("movs", WRITE, |a| a.rep().movsd()),
+    ];
+    for (what, kind, body) in cases {
+        let breakpoint = if what == "across two pages" {
+            DATA + 0x1000
+        } else {
+            DATA + 0x104 - 4
+        };
+        let (hits, _) = watched(breakpoint, kind, 8, body);
+        assert_eq!(hits.len(), 1, "{what}");
+        assert_eq!(hits[0].why, 1, "{what}");
+    }
+}
+
+#[test]
+fn the_stack_can_be_watched() {
+    let target = KERNEL + 0x800;
+    let top = DATA + 0x200;
+    let mut machine = debugged();
+    machine.kernel(|a| {
+        set_breakpoint(a, top - 8, enabled(0, WRITE, 8))?;
+        a.mov(rsp, top)?;
+        a.jmp(target)
+    });
+    let body: Write = |a| {
+        let mut next = a.create_label();
+        a.push(rax)?;
+        a.pop(rax)?;
+        a.call(next)?;
+        a.nop()?;
+        a.set_label(&mut next)?;
+        done(a)
+    };
+    machine.assemble(target, 64, body);
+    machine.done();
+    let at = places(target, body);
+    assert_eq!(addresses(&machine), [at[1], at[4]]);
+}
+
+#[test]
+fn a_repeated_store_is_trapped_after_the_iteration_that_hits() {
+    let target = KERNEL + 0x800;
+    let mut machine = debugged();
+    machine.kernel(|a| {
+        set_breakpoint(a, DATA + 0x105, enabled(0, WRITE, 1))?;
+        a.mov(edi, DATA as u32 + 0x100)?;
+        a.mov(ecx, 16)?;
+        a.jmp(target)
+    });
+    machine.assemble(target, 64, |a| {
+        a.rep().stosb()?;
+        done(a)
+    });
+    // The handler's registers are the program's: stop there to look at them.
+    machine.assemble(HANDLER, 64, |a| a.ud2());
+    assert_eq!(machine.trap().vector, 6);
+    assert_eq!(machine.cpu.gpr[reg::RCX], 10);
+    assert_eq!(machine.cpu.gpr[reg::RDI], DATA + 0x106);
+}
+
+#[test]
+fn a_watch_on_one_page_leaves_other_pages_alone_and_ends_with_its_bit() {
+    let mut machine = debugged();
+    machine.kernel(|a| {
+        set_breakpoint(a, DATA, enabled(0, ACCESS, 8))?;
+        a.mov(rax, qword_ptr(DATA + 0x1000))?;
+        a.mov(rax, qword_ptr(DATA + 0x800))?;
+        a.xor(eax, eax)?;
+        a.mov(dr7, rax)?;
+        a.mov(rax, qword_ptr(DATA))?;
+        done(a)
+    });
+    machine.done();
+    assert_eq!(hits(&machine), []);
+}
+
+#[test]
+fn a_trap_on_a_load_of_the_stack_segment_waits_for_the_next_instruction() {
+    let target = KERNEL + 0x800;
+    let body: Write = |a| {
+        a.mov(ss, word_ptr(DATA + 0x100))?;
+        a.nop()?;
+        done(a)
+    };
+    let mut machine = debugged();
+    machine.set_word(DATA + 0x100, u64::from(DATA_SELECTOR));
+    machine.kernel(|a| {
+        set_breakpoint(a, DATA + 0x100, enabled(0, ACCESS, 2))?;
+        a.jmp(target)
+    });
+    machine.assemble(target, 64, body);
+    machine.done();
+    assert_eq!(addresses(&machine), [places(target, body)[2]]);
+}
+
+#[test]
+fn ports_are_watched_with_debugging_extensions() {
+    for (extended, expected) in [(true, 2), (false, 0)] {
+        let mut machine = debugged();
+        machine.kernel(|a| {
+            a.mov(rax, cr4)?;
+            if extended {
+                a.or(eax, 8)?;
+            }
+            a.mov(cr4, rax)?;
+            set_breakpoint(a, 0x81, enabled(0, PORT, 1))?;
+            a.out(0x80, eax)?;
+            a.in_(al, 0x81)?;
+            a.out(0x82, al)?;
+            done(a)
+        });
+        machine.done();
+        let hits = hits(&machine);
+        assert_eq!(hits.len(), expected);
+        assert!(hits.iter().all(|hit| hit.why == 1));
+        // Each instruction has reached its device once.
+        assert_eq!(machine.devices.written.len(), 2);
+    }
+}
+
+#[test]
+fn a_single_step_and_a_breakpoint_are_reported_together() {
+    let target = KERNEL + 0x800;
+    let mut machine = debugged();
+    machine.kernel(|a| {
+        set_breakpoint(a, DATA, enabled(0, WRITE, 1))?;
+        a.pushfq()?;
+        a.or(qword_ptr(rsp), TF as i32)?;
+        a.popfq()?;
+        a.mov(byte_ptr(DATA), al)?;
+        a.jmp(target)
+    });
+    machine.assemble(target, 64, done);
+    machine.done();
+    assert_eq!(hits(&machine)[0].why, BS | 1);
+}
