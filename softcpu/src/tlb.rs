@@ -134,13 +134,19 @@ impl LargePages {
         global: Filter::EMPTY,
     };
 
+    /// The number of its GiB for the filters: kernels have theirs in the upper half of the addresses, apart from users'.
+    fn number(addr: u64) -> u64 {
+        let gigabyte = addr >> LargePages::SHIFT;
+        (gigabyte ^ gigabyte >> 7) & 0x7f | addr >> 63 << 7
+    }
+
     fn insert(&mut self, addr: u64, global: bool) {
         let pages = if global { &mut self.global } else { &mut self.local };
-        pages.insert(addr >> LargePages::SHIFT);
+        pages.insert(LargePages::number(addr));
     }
 
     fn contains(&self, addr: u64) -> bool {
-        let number = addr >> LargePages::SHIFT;
+        let number = LargePages::number(addr);
         self.local.contains(number) || self.global.contains(number)
     }
 }

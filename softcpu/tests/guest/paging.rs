@@ -246,3 +246,31 @@ fn a_changed_entry_counts_after_invlpg() {
     machine.done();
     assert_eq!((machine.cpu.gpr[reg::RBX], machine.cpu.gpr[reg::RCX]), (1, 2));
 }
+
+#[test]
+fn one_address_invalidates_a_whole_large_page() {
+    const LARGE: u64 = 1 << 7;
+    const PAGE_DIRECTORY_ENTRY: u64 = 0x3008;
+    for global in [0, 1 << 8] {
+        let mut machine = Machine::new();
+        let bits = PRESENT | WRITE | LARGE | global;
+        machine.set_word(PAGE_DIRECTORY_ENTRY, USER | bits);
+        machine.set_word(USER + 0x5_1000, 1);
+        machine.set_word(0x5_1000, 2);
+        machine.kernel(|a| {
+            a.mov(rax, cr4)?;
+            a.or(eax, 1 << 7)?; // PGE
+            a.mov(cr4, rax)?;
+            // Two pieces of the large page; then it is mapped elsewhere.
+            a.mov(rbx, qword_ptr(USER + 0x5_1000))?;
+            a.mov(rcx, qword_ptr(USER + 0x7_0000))?;
+            a.mov(dword_ptr(PAGE_DIRECTORY_ENTRY), bits as i32)?;
+            a.invlpg(ptr(USER + 0x7_0000))?;
+            a.mov(rcx, qword_ptr(USER + 0x5_1000))?;
+            done(a)
+        });
+        machine.done();
+        let found = (machine.cpu.gpr[reg::RBX], machine.cpu.gpr[reg::RCX]);
+        assert_eq!(found, (1, 2), "global: {global:#x}");
+    }
+}
