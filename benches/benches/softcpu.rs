@@ -155,16 +155,64 @@ fn vector(code: &mut CodeAssembler) -> Result<(), IcedError> {
     Ok(())
 }
 
+/// Stores to the page that runs, beside its code.
+fn beside_code(code: &mut CodeAssembler) -> Result<(), IcedError> {
+    for n in 0..8_i32 {
+        code.mov(qword_ptr(CODE + 0x800 + n as u64 * 8), rcx)?;
+    }
+    Ok(())
+}
+
+/// A function of one instruction that is changed before each call, as trampolines are; others of its page are called, too.
+fn changing_code(code: &mut CodeAssembler) -> Result<(), IcedError> {
+    const FUNCTION: u64 = CODE + 0x1000;
+    // `mov eax, imm32; ret` three times, 0x100 apart; the loop brings them along.
+    for n in 0..3 {
+        code.mov(dword_ptr(FUNCTION + n * 0x100), 0xb8)?;
+        code.mov(word_ptr(FUNCTION + n * 0x100 + 5), 0xc3)?;
+    }
+    code.mov(dword_ptr(FUNCTION + 1), ecx)?;
+    for n in 0..3 {
+        code.call(FUNCTION + n * 0x100)?;
+    }
+    Ok(())
+}
+
+/// Shuffles of bytes.
+fn shuffle(code: &mut CodeAssembler) -> Result<(), IcedError> {
+    for _ in 0..16 {
+        code.pshufb(xmm0, xmm1)?;
+    }
+    Ok(())
+}
+
+/// String comparisons: any of a set, ranges, and substrings.
+fn text(code: &mut CodeAssembler) -> Result<(), IcedError> {
+    code.mov(eax, 16)?;
+    code.mov(edx, 16)?;
+    for control in [0x00, 0x04, 0x08, 0x0c] {
+        code.push(rcx)?;
+        code.pcmpestri(xmm0, xmm1, control)?;
+        code.pcmpistri(xmm0, xmm1, control)?;
+        code.pop(rcx)?;
+    }
+    Ok(())
+}
+
 fn loops(criterion: &mut Criterion) {
     let ram = ram();
     let mut group = criterion.benchmark_group("softcpu");
-    let bodies: [(&str, Body); 6] = [
+    let bodies: [(&str, Body); 10] = [
         ("arithmetic", arithmetic),
         ("memory", memory),
         ("pages", pages),
         ("calls", calls),
         ("string", string),
         ("vector", vector),
+        ("beside_code", beside_code),
+        ("changing_code", changing_code),
+        ("shuffle", shuffle),
+        ("text", text),
     ];
     for (name, body) in bodies {
         let program = program(body).expect("instructions that there are");
