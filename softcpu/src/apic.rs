@@ -1,45 +1,17 @@
 //! The local APIC: xAPIC registers in memory, the same as x2APIC MSRs, the timer, and what interrupts a
 //! processor (Intel SDM vol. 3, chapter 11).
 
+mod registers;
+
 use std::sync::atomic::Ordering;
 
+use registers::{base, register};
+
 use crate::flags::rflag;
+use crate::op::{Flow, Stop};
 use crate::ram::PAGE_MASK;
 use crate::shared::{Message, event};
 use crate::state::{Cpu, seg};
-
-/// Bits of the APIC base MSR.
-pub(crate) mod base {
-    pub const BSP: u64 = 1 << 8;
-    pub const X2APIC: u64 = 1 << 10;
-    pub const ENABLE: u64 = 1 << 11;
-    pub const ADDRESS: u64 = 0xfee0_0000;
-}
-
-/// Register numbers: MSR minus 0x800, offset in the page divided by 16.
-mod register {
-    pub const ID: u32 = 0x02;
-    pub const VERSION: u32 = 0x03;
-    pub const TPR: u32 = 0x08;
-    pub const PPR: u32 = 0x0a;
-    pub const EOI: u32 = 0x0b;
-    pub const LDR: u32 = 0x0d;
-    pub const DFR: u32 = 0x0e;
-    pub const SVR: u32 = 0x0f;
-    pub const ISR: u32 = 0x10;
-    pub const TMR: u32 = 0x18;
-    pub const IRR: u32 = 0x20;
-    pub const ESR: u32 = 0x28;
-    pub const CMCI: u32 = 0x2f;
-    pub const ICR: u32 = 0x30;
-    pub const ICR_HIGH: u32 = 0x31;
-    pub const TIMER: u32 = 0x32;
-    pub const ERROR: u32 = 0x37;
-    pub const INITIAL: u32 = 0x38;
-    pub const CURRENT: u32 = 0x39;
-    pub const DIVIDE: u32 = 0x3e;
-    pub const SELF_IPI: u32 = 0x3f;
-}
 
 /// Version 0x14, highest LVT entry 5.
 const VERSION: u32 = 0x0005_0014;
@@ -125,13 +97,28 @@ impl Apic {
         };
     }
 
+    /// Turned off by its base: all but what is the processor's own is as after reset.
+    fn disable(&mut self) {
+        *self = Apic {
+            base: self.base,
+            nmi: self.nmi,
+            in_nmi: self.in_nmi,
+            ..Apic::new(self.id)
+        };
+    }
+
+    /// Whether it is there at all, for CPUID.
+    pub fn is_enabled(&self) -> bool {
+        self.base & base::ENABLE != 0
+    }
+
     /// Whether the register page answers at this physical address.
     pub fn decodes(&self, phys: u64) -> bool {
-        phys & PAGE_MASK == self.base & 0xffff_f000
+        phys & PAGE_MASK == self.base & base::ADDRESSES
             && self.base & (base::ENABLE | base::X2APIC) == base::ENABLE
     }
 
-    fn is_x2apic(&self) -> bool {
+    pub fn is_x2apic(&self) -> bool {
         self.base & base::X2APIC != 0
     }
 
@@ -164,9 +151,10 @@ impl Apic {
         now
     }
 
-    /// IRET lets the next NMI come in.
-    pub fn end_of_nmi(&mut self) {
+    /// IRET lets the next NMI come in. Answers whether one waits.
+    pub fn end_of_nmi(&mut self) -> bool {
         self.in_nmi = false;
+        self.nmi
     }
 
     fn processor_priority(&self) -> u32 {
@@ -188,7 +176,10 @@ impl Apic {
     /// Takes the interrupt that comes next, if its priority lets it.
     pub fn take_interrupt(&mut self) -> Option<u8> {
         let vector = self.requested.highest()?;
-        if self.svr & ENABLED == 0 || (vector >> 4) as u32 <= self.processor_priority() >> 4 {
+        if !self.is_enabled()
+            || self.svr & ENABLED == 0
+            || (vector >> 4) as u32 <= self.processor_priority() >> 4
+        {
             return None;
         }
         self.requested.clear(vector);
@@ -266,9 +257,34 @@ impl Cpu {
     }
 
     /// Sets the APIC base MSR.
-    pub(crate) fn set_apic_base(&mut self, value: u64) {
-        self.apic.base = value & (base::ENABLE | base::X2APIC | 0x3f_ffff_f000) | self.apic.base & base::BSP;
+    pub(crate) fn set_apic_base(&mut self, value: u64) -> Flow {
+        let known = base::BSP | base::ENABLE | base::X2APIC | base::ADDRESSES;
+        if value & !known != 0 || !base::may_change(self.apic.base, value) {
+            return self.general_protection(0);
+        }
+        self.apic.base = value;
+        if !self.apic.is_enabled() {
+            self.apic.disable();
+        }
         self.publish();
+        Ok(())
+    }
+
+    /// RDMSR of register `number`, in x2APIC mode.
+    pub(crate) fn read_x2apic(&mut self, number: u32, ahead: u64) -> Result<u64, Stop> {
+        if !register::is_readable(number) {
+            return self.general_protection(0);
+        }
+        Ok(self.read_apic(number, ahead))
+    }
+
+    /// WRMSR of register `number`, in x2APIC mode.
+    pub(crate) fn write_x2apic(&mut self, number: u32, value: u64, ahead: u64) -> Flow {
+        if register::writable_bits(number).is_none_or(|bits| value & !bits != 0) {
+            return self.general_protection(0);
+        }
+        self.write_apic(number, value, ahead);
+        Ok(())
     }
 
     /// Requests the timer's interrupt when it is due.

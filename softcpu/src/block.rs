@@ -427,11 +427,7 @@ impl Cpu {
 
     /// Decodes the single instruction at `rip`, for running it alone.
     pub(crate) fn decode_single(&mut self) -> Result<Block, Stop> {
-        let linear = if self.is_long() {
-            self.rip
-        } else {
-            self.code_linear()
-        };
+        let linear = self.code_address();
         let phys = self.fetch(linear)?;
         self.decode_block(linear, phys, 1)
     }
@@ -476,7 +472,7 @@ impl Cpu {
                 second = Some(page);
                 let mut decoder = Decoder::with_ip(bits, &longer[..room + LONGEST], 0, DECODING);
                 decoder.decode_out(&mut instr);
-                let choice = self.choose(&instr);
+                let choice = self.choose(&instr, decoder.position());
                 let ends = self.lower(&instr, choice, 0, &mut ops);
                 count = 1;
                 if !ends {
@@ -484,7 +480,7 @@ impl Cpu {
                 }
                 break;
             }
-            let choice = self.choose(&instr);
+            let choice = self.choose(&instr, decoder.position() - at);
             if choice.starts && count > 0 {
                 ops.push(fallthrough(at, count));
                 break;
@@ -521,10 +517,16 @@ impl Cpu {
         })
     }
 
-    /// What runs an instruction.
-    fn choose(&mut self, instr: &Instruction) -> Choice {
+    /// What runs an instruction, for which the decoder has read so many bytes.
+    fn choose(&mut self, instr: &Instruction, bytes: usize) -> Choice {
         if instr.is_invalid() {
-            return undefined();
+            // As many as an instruction may have, and it goes on.
+            let too_long = bytes == LONGEST;
+            return if too_long {
+                Choice::end(chain(exec::misc::too_long))
+            } else {
+                undefined()
+            };
         }
         select(instr, self.code_size).unwrap_or_else(|| {
             let name = format!("{:?}", instr.code());

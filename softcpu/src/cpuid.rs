@@ -5,7 +5,7 @@
 //! by every kernel: no return thunks, no retpolines, no page table isolation.
 
 use crate::clock::HERTZ;
-use crate::state::Cpu;
+use crate::state::{Cpu, PHYSICAL_BITS};
 
 /// Family 6, model 0x6a, stepping 0.
 pub(crate) const SIGNATURE: u32 = 0x0006_06a0;
@@ -30,11 +30,14 @@ const LEAF1_EDX: u32 = 1 << 0
     | 1 << 25
     | 1 << 26;
 const HTT: u32 = 1 << 28;
+const APIC: u32 = 1 << 9;
 /// Bits of leaf 1, ECX: SSE3 SSSE3 CX16 SSE4.1 SSE4.2 x2APIC POPCNT TSC-deadline RDRAND hypervisor.
 const LEAF1_ECX: u32 =
     1 << 0 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 21 | 1 << 23 | 1 << 24 | 1 << 30 | 1 << 31;
-/// Leaf 7, EBX: FSGSBASE SMEP ERMS RDSEED SMAP CLFLUSHOPT CLWB.
-const LEAF7_EBX: u32 = 1 << 0 | 1 << 7 | 1 << 9 | 1 << 18 | 1 << 20;
+/// Leaf 7, EBX: FSGSBASE TSC_ADJUST SMEP ERMS RDSEED SMAP CLFLUSHOPT CLWB.
+const LEAF7_EBX: u32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 18 | 1 << 20 | 1 << 23 | 1 << 24;
+/// Leaf 7, ECX: UMIP.
+const LEAF7_ECX: u32 = 1 << 2;
 /// Leaf 7, EDX: FSRM, IBRS/IBPB, STIBP, ARCH_CAPABILITIES, SSBD.
 const LEAF7_EDX: u32 = 1 << 4 | 1 << 26 | 1 << 27 | 1 << 29 | 1 << 31;
 /// Leaf 0x8000_0001, ECX: LAHF.
@@ -63,16 +66,17 @@ pub(crate) fn leaf(cpu: &Cpu, leaf: u32, subleaf: u32) -> [u32; 4] {
         }
         1 => {
             let many = if cpus > 1 { HTT } else { 0 };
+            let off = if cpu.apic.is_enabled() { 0 } else { APIC };
             [
                 SIGNATURE,
                 id << 24 | cpus.next_power_of_two().min(255) << 16 | 8 << 8,
                 LEAF1_ECX,
-                LEAF1_EDX | many,
+                LEAF1_EDX & !off | many,
             ]
         }
         4 => cache(cpus, subleaf),
         6 => [1 << 2, 0, 0, 0],
-        7 if subleaf == 0 => [0, LEAF7_EBX, 0, LEAF7_EDX],
+        7 if subleaf == 0 => [0, LEAF7_EBX, LEAF7_ECX, LEAF7_EDX],
         0xb => topology(cpus, id, subleaf),
         // Crystal of 1 GHz, ratio 1.
         0x15 => [1, 1, HERTZ as u32, 0],
@@ -90,8 +94,8 @@ pub(crate) fn leaf(cpu: &Cpu, leaf: u32, subleaf: u32) -> [u32; 4] {
         0x8000_0006 => [0, 0, 0x0200_6040, 0],
         // Invariant TSC.
         0x8000_0007 => [0, 0, 0, 1 << 8],
-        // 46 physical, 48 linear bits.
-        0x8000_0008 => [0x302e, 0, 0, 0],
+        // Bits of physical addresses, and 48 linear ones.
+        0x8000_0008 => [0x3000 | PHYSICAL_BITS, 0, 0, 0],
         _ => [0; 4],
     }
 }

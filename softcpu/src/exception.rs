@@ -201,6 +201,9 @@ impl Cpu {
         if cs.access & Segment::P == 0 {
             return self.raise_code(vector::NP, (selector & !3) as u32 | external);
         }
+        if !canonical(target) {
+            return self.general_protection(external);
+        }
         let conforming = cs.access & 4 != 0;
         let cpl = if conforming { self.cpl } else { cs.dpl() };
         let stack = if ist != 0 {

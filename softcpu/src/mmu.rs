@@ -25,8 +25,8 @@ mod pte {
     pub const GLOBAL: u64 = 1 << 8;
     pub const NX: u64 = 1 << 63;
     pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-    /// Physical addresses have 46 bits; the others are reserved.
-    pub const RESERVED: u64 = ADDRESS & !((1 << 46) - 1);
+    /// Bits above a physical address are reserved.
+    pub const RESERVED: u64 = ADDRESS & !((1 << crate::state::PHYSICAL_BITS) - 1);
 }
 
 /// Bits of a page fault's error code.

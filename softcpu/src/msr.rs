@@ -1,10 +1,9 @@
-//! Model-specific registers, those of the paravirtual clock among them.
+//! Model-specific registers (Intel SDM vol. 4, chapter 2).
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::clock::Clock;
 use crate::exception::canonical;
+use crate::memory_type::MemoryTypes;
 use crate::op::{Flow, Stop};
 use crate::state::{Cpu, efer, seg};
 
@@ -26,20 +25,26 @@ const ARCH_CAPABILITIES: u64 = 1 << 0
     | 1 << 27
     | 1 << 62;
 
-/// Registers without effect that remember what was written: number and value at reset.
-const REMEMBERED: &[(u32, u64)] = &[
-    (0x17, 0),
-    (0x48, 0),
-    (0x8b, 0),
-    // Fast string operations, and no performance monitoring.
-    (0x1a0, 1 | 1 << 11 | 1 << 12),
-    (0x277, 0x0007_0406_0007_0406),
-    (0x2ff, 0xc06),
-    (0x33, 0),
-    (0x3a, 1),
-    (0x140, 0),
-    (0xc000_0083, 0),
+/// Registers without effect: number, value at reset, and the bits that can be written, where any write is allowed.
+const PASSIVE: &[(u32, u64, Option<u64>)] = &[
+    (PLATFORM_ID, 0, None),
+    // IBRS, STIBP, SSBD.
+    (SPEC_CTRL, 0, Some(7)),
+    (BIOS_SIGN_ID, 0, Some(u64::MAX)),
+    // Fast string operations, and no performance monitoring. Limits of CPUID and of NX are not for the guest to set.
+    (
+        MISC_ENABLE,
+        FAST_STRINGS | NO_BTS | NO_PEBS,
+        Some(FAST_STRINGS | NO_BTS | NO_PEBS),
+    ),
+    // Locked.
+    (FEATURE_CONTROL, 1, None),
+    // CPUID does not fault.
+    (MISC_FEATURES_ENABLES, 0, Some(0)),
 ];
+const FAST_STRINGS: u64 = 1 << 0;
+const NO_BTS: u64 = 1 << 11;
+const NO_PEBS: u64 = 1 << 12;
 
 /// The registers that have no better place.
 #[derive(Debug)]
@@ -52,18 +57,15 @@ pub(crate) struct Msrs {
     pub sysenter_cs: u64,
     pub sysenter_esp: u64,
     pub sysenter_eip: u64,
+    cstar: u64,
+    memory_types: MemoryTypes,
     system_time: u64,
     wall_clock: u64,
-    remembered: BTreeMap<u32, u64>,
+    passive: BTreeMap<u32, u64>,
 }
 
 impl Msrs {
     pub fn new() -> Msrs {
-        let mut remembered: BTreeMap<u32, u64> = REMEMBERED.iter().copied().collect();
-        // Memory type ranges: eight variable pairs and the fixed ones.
-        remembered.extend((0x200..0x210).map(|number| (number, 0)));
-        let fixed = [0x250, 0x258, 0x259].into_iter().chain(0x268..0x270);
-        remembered.extend(fixed.map(|number| (number, 0x0606_0606_0606_0606)));
         Msrs {
             star: 0,
             lstar: 0,
@@ -73,24 +75,35 @@ impl Msrs {
             sysenter_cs: 0,
             sysenter_esp: 0,
             sysenter_eip: 0,
+            cstar: 0,
+            memory_types: MemoryTypes::new(),
             system_time: 0,
             wall_clock: 0,
-            remembered,
+            passive: PASSIVE
+                .iter()
+                .map(|(number, value, _)| (*number, *value))
+                .collect(),
         }
     }
 }
 
+use number::{BIOS_SIGN_ID, FEATURE_CONTROL, MISC_ENABLE, MISC_FEATURES_ENABLES, PLATFORM_ID, SPEC_CTRL};
+
 mod number {
     pub const TSC: u32 = 0x10;
+    pub const PLATFORM_ID: u32 = 0x17;
     pub const APIC_BASE: u32 = 0x1b;
+    pub const FEATURE_CONTROL: u32 = 0x3a;
     pub const TSC_ADJUST: u32 = 0x3b;
+    pub const SPEC_CTRL: u32 = 0x48;
     pub const PRED_CMD: u32 = 0x49;
-    pub const MTRR_CAP: u32 = 0xfe;
+    pub const BIOS_SIGN_ID: u32 = 0x8b;
     pub const ARCH_CAPABILITIES: u32 = 0x10a;
-    pub const FLUSH_CMD: u32 = 0x10b;
+    pub const MISC_FEATURES_ENABLES: u32 = 0x140;
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;
     pub const SYSENTER_EIP: u32 = 0x176;
+    pub const MISC_ENABLE: u32 = 0x1a0;
     pub const DEBUGCTL: u32 = 0x1d9;
     pub const TSC_DEADLINE: u32 = 0x6e0;
     pub const X2APIC: u32 = 0x800;
@@ -100,6 +113,7 @@ mod number {
     pub const EFER: u32 = 0xc000_0080;
     pub const STAR: u32 = 0xc000_0081;
     pub const LSTAR: u32 = 0xc000_0082;
+    pub const CSTAR: u32 = 0xc000_0083;
     pub const FMASK: u32 = 0xc000_0084;
     pub const FS_BASE: u32 = 0xc000_0100;
     pub const GS_BASE: u32 = 0xc000_0101;
@@ -115,57 +129,60 @@ impl Cpu {
             TSC => self.tsc(ahead),
             TSC_ADJUST => self.time.offset,
             APIC_BASE => self.apic.base,
-            MTRR_CAP => 0x508,
             SYSENTER_CS => self.msrs.sysenter_cs,
             SYSENTER_ESP => self.msrs.sysenter_esp,
             SYSENTER_EIP => self.msrs.sysenter_eip,
             DEBUGCTL => self.debug.control(),
             number::ARCH_CAPABILITIES => self::ARCH_CAPABILITIES,
             TSC_DEADLINE => self.tsc_deadline(),
-            X2APIC..=X2APIC_END if self.apic.base & 1 << 10 != 0 => self.read_apic(msr - X2APIC, ahead),
+            X2APIC..=X2APIC_END if self.apic.is_x2apic() => self.read_x2apic(msr - X2APIC, ahead)?,
             KVM_WALL_CLOCK => self.msrs.wall_clock,
             KVM_SYSTEM_TIME => self.msrs.system_time,
             EFER => self.efer,
             STAR => self.msrs.star,
             LSTAR => self.msrs.lstar,
+            CSTAR => self.msrs.cstar,
             FMASK => self.msrs.fmask,
             FS_BASE => self.seg_base[seg::FS],
             GS_BASE => self.seg_base[seg::GS],
             KERNEL_GS_BASE => self.msrs.kernel_gs_base,
             number::TSC_AUX => self.msrs.tsc_aux,
-            _ => match self.msrs.remembered.get(&msr) {
-                Some(value) => *value,
-                None => return self.general_protection(0),
-            },
+            _ => {
+                let passive = self.msrs.passive.get(&msr).copied();
+                match passive.or_else(|| self.msrs.memory_types.read(msr)) {
+                    Some(value) => value,
+                    None => return self.general_protection(0),
+                }
+            }
         })
     }
 
     /// WRMSR.
     pub(crate) fn write_msr(&mut self, msr: u32, value: u64, ahead: u64) -> Flow {
         use number::*;
-        if matches!(
-            msr,
-            LSTAR | FS_BASE | GS_BASE | KERNEL_GS_BASE | SYSENTER_ESP | SYSENTER_EIP
-        ) && !canonical(value)
-        {
+        let allowed = match msr {
+            // Addresses.
+            LSTAR | CSTAR | FS_BASE | GS_BASE | KERNEL_GS_BASE | SYSENTER_ESP | SYSENTER_EIP => {
+                canonical(value)
+            }
+            FMASK | number::TSC_AUX => value >> 32 == 0,
+            PRED_CMD => value & !1 == 0,
+            _ => true,
+        };
+        if !allowed {
             return self.general_protection(0);
         }
         match msr {
             TSC => self.time.offset = value.wrapping_sub(self.now(ahead)),
             TSC_ADJUST => self.time.offset = value,
-            APIC_BASE => self.set_apic_base(value),
-            PRED_CMD | FLUSH_CMD => {}
+            APIC_BASE => self.set_apic_base(value)?,
+            PRED_CMD => {}
             SYSENTER_CS => self.msrs.sysenter_cs = value & 0xffff_ffff,
             SYSENTER_ESP => self.msrs.sysenter_esp = value,
             SYSENTER_EIP => self.msrs.sysenter_eip = value,
-            DEBUGCTL => {
-                if !self.debug.set_control(value) {
-                    return self.general_protection(0);
-                }
-            }
             TSC_DEADLINE => self.set_tsc_deadline(value),
-            X2APIC..=X2APIC_END if self.apic.base & 1 << 10 != 0 => {
-                self.write_apic(msr - X2APIC, value, ahead)
+            X2APIC..=X2APIC_END if self.apic.is_x2apic() => {
+                self.write_x2apic(msr - X2APIC, value, ahead)?;
             }
             KVM_WALL_CLOCK => {
                 self.msrs.wall_clock = value;
@@ -180,17 +197,30 @@ impl Cpu {
             EFER => self.write_efer(value)?,
             STAR => self.msrs.star = value,
             LSTAR => self.msrs.lstar = value,
-            FMASK => self.msrs.fmask = value & 0xffff_ffff,
+            CSTAR => self.msrs.cstar = value,
+            FMASK => self.msrs.fmask = value,
             FS_BASE => self.set_base(seg::FS, value),
             GS_BASE => self.set_base(seg::GS, value),
             KERNEL_GS_BASE => self.msrs.kernel_gs_base = value,
-            number::TSC_AUX => self.msrs.tsc_aux = value & 0xffff_ffff,
-            _ => match self.msrs.remembered.get_mut(&msr) {
-                Some(remembered) => *remembered = value,
-                None => return self.general_protection(0),
-            },
+            number::TSC_AUX => self.msrs.tsc_aux = value,
+            _ => return self.write_passive(msr, value),
         }
         Ok(())
+    }
+
+    fn write_passive(&mut self, msr: u32, value: u64) -> Flow {
+        let done = match PASSIVE.iter().find(|(number, ..)| *number == msr) {
+            Some((_, _, writable)) => {
+                let fits = writable.is_some_and(|bits| value & !bits == 0);
+                if fits {
+                    self.msrs.passive.insert(msr, value);
+                }
+                fits
+            }
+            None if msr == number::DEBUGCTL => self.debug.set_control(value),
+            None => self.msrs.memory_types.write(msr, value),
+        };
+        if done { Ok(()) } else { self.general_protection(0) }
     }
 
     fn set_base(&mut self, number: usize, value: u64) {
@@ -209,38 +239,5 @@ impl Cpu {
             self.tlb.flush_all();
         }
         Ok(())
-    }
-
-    /// `struct pvclock_vcpu_time_info` (Linux, Documentation/virt/kvm/x86/msr.rst): the TSC counts nanoseconds, so the
-    /// relation never changes and one write is enough.
-    fn write_system_time(&mut self, at: u64) {
-        let mut info = [0; 32];
-        info[0..4].copy_from_slice(&2u32.to_le_bytes());
-        info[8..16].copy_from_slice(&self.time.offset.to_le_bytes());
-        // system_time stays 0: nanoseconds = ((tsc - timestamp) << 1) * 2^31 / 2^32.
-        info[24..28].copy_from_slice(&0x8000_0000u32.to_le_bytes());
-        info[28] = 1;
-        // PVCLOCK_TSC_STABLE_BIT
-        info[29] = 1;
-        self.ram.write(at, &info);
-    }
-
-    /// `struct pvclock_wall_clock`: when the machine's clock was zero.
-    fn write_wall_clock(&mut self, at: u64) {
-        // Where instructions are time, every boot is at the same moment: 2026-01-01.
-        const REPEATABLE: u64 = 1_767_225_600;
-        let (seconds, nanoseconds) = match self.platform.clock {
-            Clock::Instructions => (REPEATABLE, 0),
-            Clock::Host => {
-                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                let boot = since.saturating_sub(self.platform.start.elapsed());
-                (boot.as_secs(), boot.subsec_nanos())
-            }
-        };
-        let mut info = [0; 12];
-        info[0..4].copy_from_slice(&2u32.to_le_bytes());
-        info[4..8].copy_from_slice(&(seconds as u32).to_le_bytes());
-        info[8..12].copy_from_slice(&nanoseconds.to_le_bytes());
-        self.ram.write(at, &info);
     }
 }

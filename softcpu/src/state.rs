@@ -21,6 +21,9 @@ use crate::simd::mxcsr::Mxcsr;
 use crate::tlb::{Bank, Tlb};
 use crate::x87::Fpu;
 
+/// Bits of a physical address.
+pub(crate) const PHYSICAL_BITS: u32 = 46;
+
 /// Bits of CR0.
 pub mod cr0 {
     /// Protection enable.
@@ -37,6 +40,10 @@ pub mod cr0 {
     pub const NE: u64 = 1 << 5;
     /// Supervisors respect read-only pages.
     pub const WP: u64 = 1 << 16;
+    /// Not write-through, which needs [`CD`].
+    pub const NW: u64 = 1 << 29;
+    /// Cache disable.
+    pub const CD: u64 = 1 << 30;
     /// Paging.
     pub const PG: u64 = 1 << 31;
 }
@@ -57,16 +64,19 @@ pub mod cr4 {
     pub const OSFXSR: u64 = 1 << 9;
     /// #XM for SSE exceptions.
     pub const OSXMMEXCPT: u64 = 1 << 10;
+    /// Performance counters for programs, of which there are none.
+    pub const PCE: u64 = 1 << 8;
+    /// User-mode instruction prevention.
+    pub const UMIP: u64 = 1 << 11;
     /// RDFSBASE and its kin.
     pub const FSGSBASE: u64 = 1 << 16;
     /// Supervisors may not execute user pages.
     pub const SMEP: u64 = 1 << 20;
     /// Supervisors may not touch user pages but with RFLAGS.AC.
     pub const SMAP: u64 = 1 << 21;
-    /// What this processor knows; other bits raise #GP. Bits 0, 1, 6, 8 (VME, PVI, MCE, PCE) are kept and
-    /// without effect.
+    /// What this processor knows; other bits raise #GP. CPUID says the same of each.
     pub const KNOWN: u64 =
-        0b1_0100_0011 | DE | TSD | PSE | PAE | PGE | OSFXSR | OSXMMEXCPT | FSGSBASE | SMEP | SMAP;
+        DE | PCE | UMIP | TSD | PSE | PAE | PGE | OSFXSR | OSXMMEXCPT | FSGSBASE | SMEP | SMAP;
 }
 
 /// Bits of EFER.

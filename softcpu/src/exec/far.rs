@@ -38,6 +38,10 @@ impl Cpu {
             self.set_real_segment(seg::CS, selector);
         } else {
             let segment = self.code_segment(selector, self.cpl, false)?;
+            let to_long = segment.access & Segment::L != 0 && self.efer & efer::LMA != 0;
+            if to_long && !canonical(offset) {
+                return self.general_protection(0);
+            }
             self.set_segment(seg::CS, segment);
         }
         self.rip = offset & self.rip_mask;
@@ -210,6 +214,10 @@ pub(crate) fn iret<W: Gpr>(cpu: &mut Cpu, _: &Op) -> Flow {
         .load::<W>(cpu.stack_address(sp.wrapping_add(2 * size)))?
         .zext();
     let at = sp.wrapping_add(3 * size);
+    if cpu.efer & efer::LMA != 0 && cpu.rflags & rflag::NT != 0 {
+        // A return from a nested task, of which long mode has none.
+        return cpu.general_protection(0);
+    }
     if cpu.is_real() {
         cpu.set_stack(at);
         cpu.set_real_segment(seg::CS, selector);
@@ -222,7 +230,9 @@ pub(crate) fn iret<W: Gpr>(cpu: &mut Cpu, _: &Op) -> Flow {
             return result;
         }
     }
-    cpu.apic.end_of_nmi();
+    if cpu.apic.end_of_nmi() {
+        cpu.request_check();
+    }
     cpu.request_check_if_enabled();
     Err(Stop::Branch)
 }

@@ -19,6 +19,11 @@ pub(crate) fn undefined(cpu: &mut Cpu, _: &Op) -> Flow {
     cpu.undefined()
 }
 
+/// #GP for an instruction of more than 15 bytes.
+pub(crate) fn too_long(cpu: &mut Cpu, _: &Op) -> Flow {
+    cpu.general_protection(0)
+}
+
 /// INT n and INT3 (`imm` is the vector), INTO.
 pub(crate) fn int(cpu: &mut Cpu, op: &Op) -> Flow {
     software(cpu, op, op.imm as u8)
@@ -71,6 +76,20 @@ pub(crate) fn cpuid(cpu: &mut Cpu, _: &Op) -> Flow {
     for (register, value) in [reg::RAX, reg::RBX, reg::RCX, reg::RDX].into_iter().zip(leaf) {
         cpu.gpr[register] = value as u64;
     }
+    Ok(())
+}
+
+/// VMCALL and VMMCALL: CPUID's hypervisor leaves are KVM's, and a guest may ask it (Linux,
+/// Documentation/virt/kvm/x86/hypercalls.rst). No call is known; programs may not ask at all.
+pub(crate) fn hypercall(cpu: &mut Cpu, _: &Op) -> Flow {
+    const NOT_PERMITTED: i64 = -1;
+    const UNKNOWN: i64 = -1000;
+    let result = if cpu.cpl == 0 { UNKNOWN } else { NOT_PERMITTED } as u64;
+    cpu.gpr[reg::RAX] = if cpu.is_long() {
+        result
+    } else {
+        result as u32 as u64
+    };
     Ok(())
 }
 

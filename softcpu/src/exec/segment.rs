@@ -223,7 +223,12 @@ fn system_segment(cpu: &mut Cpu, op: &Op, kind: u16) -> Result<(Segment, u64, u6
         return cpu.raise_code(vector::NP, code);
     }
     if cpu.efer & efer::LMA != 0 {
-        segment.base |= cpu.load_system(at.wrapping_add(8))? << 32;
+        let high = cpu.load_system(at.wrapping_add(8))?;
+        segment.base |= high << 32;
+        // Where a descriptor of 8 bytes has its type, there is none.
+        if !canonical(segment.base) || high >> 40 & 0x1f != 0 {
+            return cpu.general_protection(code);
+        }
     }
     Ok((segment, raw, at))
 }
@@ -245,6 +250,7 @@ pub(crate) fn ltr(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// SLDT and STR to a register of width `W`.
 pub(crate) fn store_selector<W: Gpr, const TASK: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+    super::system::may_look(cpu)?;
     let selector = if TASK { cpu.tr.selector } else { cpu.ldtr.selector };
     if op.has_memory() {
         return cpu.store(cpu.address(op), selector);

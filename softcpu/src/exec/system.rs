@@ -5,7 +5,7 @@ use crate::bus::Answer;
 use crate::exception::canonical;
 use crate::flags::Width;
 use crate::op::{Flow, Op};
-use crate::state::{Cpu, Table, cr0, cr4, efer, reg};
+use crate::state::{Cpu, PHYSICAL_BITS, Table, cr0, cr4, efer, reg};
 
 use super::misc::advance;
 
@@ -32,7 +32,7 @@ pub(crate) fn mov_to_cr<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
         0 => write_cr0(cpu, value)?,
         2 => cpu.cr2 = value,
         3 => {
-            if value >> 52 != 0 {
+            if value >> PHYSICAL_BITS != 0 {
                 return cpu.general_protection(0);
             }
             cpu.cr3 = value;
@@ -54,7 +54,9 @@ pub(crate) fn mov_to_cr<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
 fn write_cr0(cpu: &mut Cpu, value: u64) -> Flow {
     let value = value | cr0::ET;
     let known = 0xe005_003f;
-    if value >> 32 != 0 || (value & cr0::PG != 0 && value & cr0::PE == 0) {
+    let pages_unprotected = value & cr0::PG != 0 && value & cr0::PE == 0;
+    let writes_through_uncached = value & cr0::NW != 0 && value & cr0::CD == 0;
+    if value >> 32 != 0 || pages_unprotected || writes_through_uncached {
         return cpu.general_protection(0);
     }
     let value = value & known;
@@ -106,10 +108,19 @@ pub(crate) fn clts(cpu: &mut Cpu, _: &Op) -> Flow {
 
 /// SMSW.
 pub(crate) fn smsw<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
+    may_look(cpu)?;
     if op.has_memory() {
         return cpu.store(cpu.address(op), cpu.cr0 as u16);
     }
     W::set(cpu, op.a, <W as Width>::from(cpu.cr0));
+    Ok(())
+}
+
+/// SGDT, SIDT, SLDT, SMSW and STR tell programs where the system's tables are, unless UMIP keeps that from them.
+pub(crate) fn may_look(cpu: &mut Cpu) -> Flow {
+    if cpu.cr4 & cr4::UMIP != 0 && cpu.cpl != 0 {
+        return cpu.general_protection(0);
+    }
     Ok(())
 }
 
@@ -166,6 +177,7 @@ pub(crate) fn load_table<W: Gpr, const IDT: bool>(cpu: &mut Cpu, op: &Op) -> Flo
 
 /// SGDT (`IDT` false) and SIDT.
 pub(crate) fn store_table<W: Gpr, const IDT: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+    may_look(cpu)?;
     let table = if IDT { cpu.idt } else { cpu.gdt };
     let addr = cpu.address(op);
     cpu.check_write(addr, 2 + if W::BITS == 64 { 8 } else { 4 })?;
@@ -206,6 +218,11 @@ pub(crate) fn wrmsr(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = cpu.gpr[reg::RDX] << 32 | cpu.gpr[reg::RAX] as u32 as u64;
     cpu.write_msr(cpu.gpr[reg::RCX] as u32, value, op.idx as u64)?;
     advance(cpu, op)
+}
+
+/// RDPMC. There are no counters, so that every number of one is wrong.
+pub(crate) fn rdpmc(cpu: &mut Cpu, _: &Op) -> Flow {
+    cpu.general_protection(0)
 }
 
 /// Whether a program may use a port: the I/O privilege level, or the bitmap of the task state segment.

@@ -27,6 +27,8 @@ pub(super) fn select(instr: &Instruction, size: CodeSize) -> Option<Choice> {
         M::Rdtsc => chain(misc::rdtsc),
         M::Rdtscp => chain(misc::rdtscp),
         M::Rdmsr => chain(system::rdmsr),
+        M::Rdpmc => chain(system::rdpmc),
+        M::Vmcall | M::Vmmcall => chain(misc::hypercall),
         M::Swapgs => chain(segment::swapgs),
         M::Rdfsbase => sized_wide!(wide(); segment::read_base, 4),
         M::Rdgsbase => sized_wide!(wide(); segment::read_base, 5),

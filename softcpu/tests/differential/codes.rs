@@ -41,6 +41,8 @@ pub const EXCLUDED: &[(Mnemonic, &str)] = &[
     (Mnemonic::Sysexit, "privileged; tested with the kernel"),
     (Mnemonic::Sysexitq, "privileged; tested with the kernel"),
     (Mnemonic::Sysret, "privileged; tested with the kernel"),
+    (Mnemonic::Vmcall, "the host's hypervisor"),
+    (Mnemonic::Vmmcall, "the host's hypervisor"),
     (Mnemonic::Cpuid, "the two processors differ on purpose"),
     (Mnemonic::Rdtsc, "time"),
     (Mnemonic::Rdpmc, "counters"),

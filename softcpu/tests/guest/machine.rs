@@ -2,7 +2,7 @@
 //! handler that stops the processor, and a few ports.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -18,7 +18,7 @@ const PDPT: u64 = 0x2000;
 const PD: u64 = 0x3000;
 /// Two page tables, one for each of the two halves.
 const PT: u64 = 0x4000;
-const GDT: u64 = 0x6000;
+pub const GDT: u64 = 0x6000;
 pub const IDT: u64 = 0x7000;
 const TSS: u64 = 0x8000;
 const HANDLERS: u64 = 0x9000;
@@ -216,13 +216,7 @@ impl Machine {
         self.set_word(TSS + 36, IST1);
         for vector in 0..=255u8 {
             let at = HANDLERS + 16 * u64::from(vector);
-            self.assemble(at, 64, |a| {
-                if !WITH_CODE.contains(&vector) {
-                    a.push(0)?;
-                }
-                a.push(i32::from(vector))?;
-                a.out(TRAP_PORT as u32, al)
-            });
+            assert!(self.ram.write(at, &handlers()[usize::from(vector)]));
             self.set_gate(vector, at, 0, 0);
         }
     }
@@ -372,6 +366,23 @@ impl Machine {
         (self.cpu.rip, self.cpu.gpr[reg::RAX]) = saved;
         value
     }
+}
+
+/// Every exception's handler. Tests make many machines: the code is made once.
+fn handlers() -> &'static [Vec<u8>] {
+    static CODE: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    CODE.get_or_init(|| {
+        let handler = |vector: u8| {
+            assembled(0, 64, |a| {
+                if !WITH_CODE.contains(&vector) {
+                    a.push(0)?;
+                }
+                a.push(i32::from(vector))?;
+                a.out(TRAP_PORT as u32, al)
+            })
+        };
+        (0..=255).map(handler).collect()
+    })
 }
 
 /// The bytes of code for `at`.

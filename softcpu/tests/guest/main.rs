@@ -1,14 +1,22 @@
 //! Small guests, assembled by hand, that look at one concept each: paging, exceptions, interrupts, changing code, modes, time.
 
+mod access;
 mod apic;
 mod changing_code;
 mod counting;
 mod debug;
+mod emulator;
+mod events;
 mod exceptions;
+mod features;
 mod hints;
+mod idt;
+mod kvmclock;
 #[allow(unsafe_code)]
 mod machine;
 mod modes;
 mod paging;
 mod processors;
+mod refusals;
+mod umip;
 mod unknown;

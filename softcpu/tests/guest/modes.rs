@@ -248,7 +248,10 @@ fn sysexit_returns_to_the_stack_in_rcx_and_the_code_in_rdx() {
             (base + 16, USER_STACK)
         };
         assert_eq!((trap.vector, trap.rip), (6, USER + 5));
-        assert_eq!((trap.cs, trap.ss), (u64::from(code | 3), u64::from(code + 8 | 3)));
+        assert_eq!(
+            (trap.cs, trap.ss),
+            (u64::from(code | 3), u64::from((code + 8) | 3))
+        );
         assert_eq!((trap.rsp, trap.top), (stack, ENTRY_STACK));
     }
 }

@@ -160,3 +160,65 @@ fn what_is_stored_first_is_seen_first() {
         done(a)
     });
 }
+
+#[test]
+fn interrupts_go_both_ways_and_to_groups() {
+    // To all but the sender, to all, and to one by its number: the second processor answers each time.
+    for command in [3 << 18, 2 << 18, 1 << 32] {
+        let mut machine = Machine::with(Clock::Host, 2);
+        let (handler, answer) = (KERNEL + 0x2000, KERNEL + 0x2800);
+        machine.set_gate(0x62, handler, 0, 0);
+        machine.set_gate(0x61, answer, 0, 0);
+        for (at, word) in [(handler, DATA + 8), (answer, DATA + 16)] {
+            machine.assemble(at, 64, |a| {
+                a.push(rax)?;
+                a.push(rcx)?;
+                a.push(rdx)?;
+                a.inc(dword_ptr(word))?;
+                wrmsr(a, 0x80b, 0)?;
+                a.pop(rdx)?;
+                a.pop(rcx)?;
+                a.pop(rax)?;
+                a.iretq()
+            });
+        }
+        // Real mode's table: the handler of 0x61 is in the second processor's segment.
+        const OTHERS: u16 = 0x800;
+        machine.set_word(
+            (4 * 0x61) & !7,
+            (START >> 4 << 16 | u64::from(OTHERS)) << (8 * (4 * 0x61 % 8)),
+        );
+        let other = assembled(START + u64::from(OTHERS), 16, |a| {
+            wrmsr(a, 0x80b, 0)?;
+            wrmsr(a, INTERRUPT_COMMAND, 0x62)?;
+            done(a)
+        });
+        assert!(machine.ram.write(START + u64::from(OTHERS), &other));
+        machine.kernel(|a| {
+            start_the_other(a)?;
+            a.sti()?;
+            wait(a, DATA)?;
+            wrmsr(a, INTERRUPT_COMMAND, command | 0x61)?;
+            wait(a, DATA + 8)?;
+            done(a)
+        });
+        run_both(&mut machine, |a| {
+            let mut again = a.create_label();
+            wrmsr(a, 0x1b, 0xfee0_0c00)?;
+            wrmsr(a, 0x80f, 0x1ff)?;
+            a.mov(ax, (DATA >> 4) as i32)?;
+            a.mov(ds, ax)?;
+            a.sti()?;
+            a.mov(dword_ptr(0), 1)?;
+            a.set_label(&mut again)?;
+            a.hlt()?;
+            a.jmp(again)
+        });
+        assert_eq!(machine.word(DATA + 8) as u32, 1, "the answer, to {command:#x}");
+        assert_eq!(
+            machine.word(DATA + 16) as u32,
+            u32::from(command == 2 << 18),
+            "the sender's own"
+        );
+    }
+}

@@ -14,7 +14,7 @@ fn debug_registers_have_fixed_bits_and_reserved_ones() {
         a.mov(dr6, rax)?;
         a.mov(rbx, dr6)?;
         // Without general detect, which would stop the next access.
-        a.mov(eax, u32::MAX & !(GD as u32) & !0xff)?;
+        a.mov(eax, !(GD as u32) & !0xff)?;
         a.mov(dr7, rax)?;
         a.mov(rcx, dr7)?;
         // DR4 and DR5 are other names, without debugging extensions.
