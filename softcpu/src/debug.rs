@@ -315,16 +315,21 @@ impl Cpu {
         why != 0
     }
 
+    /// Raises #DB. A trap that waits for the end of MOV SS's shadow comes with it, and not once more in the handler.
     fn raise_debug(&mut self, why: u64) {
-        self.debug.note(why);
+        let waiting = std::mem::take(&mut self.debug.pending);
+        self.debug.note(why | waiting);
         if self.deliver(vector::DB, None, Source::Debug).is_err() {
             self.deliver_fault();
         }
     }
 
-    /// INT1: the exception without a reason in DR6.
+    /// INT1: the exception without a reason of its own in DR6; a trap that waits comes with it.
     pub(crate) fn raise_int1(&mut self) -> Flow {
-        self.debug.dr7 &= !dr7::GD;
+        match std::mem::take(&mut self.debug.pending) {
+            0 => self.debug.dr7 &= !dr7::GD,
+            waiting => self.debug.note(waiting),
+        }
         self.deliver(vector::DB, None, Source::Debug)
     }
 }

@@ -186,6 +186,27 @@ fn a_trap_on_a_load_of_the_stack_segment_waits_for_the_next_instruction() {
 }
 
 #[test]
+fn a_trap_that_waits_for_the_stack_pointer_comes_with_the_exception_in_between() {
+    // Linux's #DB handler has a stack of the interrupt stack table: once more at its first instruction is an endless loop.
+    let target = KERNEL + 0x800;
+    let body: Write = |a| {
+        a.mov(ss, word_ptr(DATA + 0x100))?;
+        a.int1()?;
+        done(a)
+    };
+    let mut machine = debugged();
+    machine.set_word(DATA + 0x100, u64::from(DATA_SELECTOR));
+    machine.kernel(|a| {
+        set_breakpoint(a, DATA + 0x100, enabled(0, ACCESS, 2))?;
+        a.jmp(target)
+    });
+    machine.assemble(target, 64, body);
+    machine.done();
+    let seen: Vec<_> = hits(&machine).iter().map(|hit| (hit.rip, hit.why)).collect();
+    assert_eq!(seen, [(places(target, body)[2], 1)]);
+}
+
+#[test]
 fn ports_are_watched_with_debugging_extensions() {
     for (extended, expected) in [(true, 2), (false, 0)] {
         let mut machine = debugged();
