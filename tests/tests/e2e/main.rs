@@ -25,6 +25,7 @@ mod oracle;
 mod rootless;
 mod run;
 mod sandbox;
+mod suites;
 mod terminal;
 mod trouble;
 mod work;
@@ -210,7 +211,12 @@ fn main() -> ExitCode {
     let built: &[Table] = &[trouble::STORIES, archives::STORIES, examples::STORIES];
     let rootless_long = user.clone().or(time.clone());
     let mut trials = on("soft", here(), None, SOFT);
-    trials.extend(on("soft", here(), time.clone(), &[examples::LONG, cloud::LONG]));
+    trials.extend(on(
+        "soft",
+        here(),
+        time.clone(),
+        &[examples::LONG, cloud::LONG, suites::LONG],
+    ));
     trials.extend(on("build", here(), None, built));
     trials.extend(on("build", here(), oracle, &[oracle::STORIES]));
     trials.extend(on("build", here(), user, &[rootless::STORIES]));
@@ -256,6 +262,9 @@ fn prepare(long: bool) -> anyhow::Result<PathBuf> {
     if long {
         for recipe in ["microvm", "cloud", "debian", "web"] {
             dist.image(&format!("examples/{recipe}.toml"))?;
+        }
+        if arch == Arch::X86_64 {
+            dist.image("tests/suites/suites.toml")?;
         }
     }
     for recipe in ["linux-6.1", "linux-6.12", "linux-7"] {
