@@ -252,7 +252,7 @@ impl Cpu {
             self.watch(addr, T::SIZE, true)?;
             return self.write_linear(addr, &value.to_bytes()[..T::SIZE], self.bank());
         };
-        self.check_running(entry.phys & PAGE_MASK | addr % PAGE, T::SIZE)?;
+        self.check_running(entry.phys & PAGE_MASK | (addr % PAGE), T::SIZE)?;
         let host = with_exposed_provenance_mut::<T>(addr.wrapping_add(entry.addend) as usize);
         order_before_store();
         // SAFETY: the tag says that all bytes lie in a page of guest RAM that may be written.
@@ -266,7 +266,7 @@ impl Cpu {
         let Some(entry) = self.tlb.watched(addr, size) else {
             return;
         };
-        let phys = entry.phys & PAGE_MASK | addr % PAGE;
+        let phys = entry.phys & PAGE_MASK | (addr % PAGE);
         if self.stored(phys, size) == Stored::NoCode {
             let vain = self.vain_stores.count(phys);
             if self.ram.page(phys).is_some_and(|page| page.open(vain)) {
@@ -330,7 +330,7 @@ impl Cpu {
     #[cold]
     pub(crate) fn check_write(&mut self, addr: u64, size: usize) -> Flow {
         if let Some(entry) = self.tlb.watched(addr, size) {
-            return self.check_running(entry.phys & PAGE_MASK | addr % PAGE, size);
+            return self.check_running(entry.phys & PAGE_MASK | (addr % PAGE), size);
         }
         if !self.alone {
             self.watch(addr, size, true)?;
