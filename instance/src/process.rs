@@ -168,7 +168,7 @@ pub(super) mod tests {
     impl Stuck {
         /// Starts it; it holds `lock` for as long as it lives.
         pub fn start(directory: &Path, lock: Stdio) -> Stuck {
-            let this = "instance::process::tests::a_process_of_its_own";
+            let this = "process::tests::a_process_of_its_own";
             let mut child = Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "--ignored", "--nocapture", this])
                 .env(DIRECTORY, directory)

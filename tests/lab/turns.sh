@@ -16,7 +16,7 @@ in_turns() {
 }
 
 # Puts what a monitor boots of image $1 into $D: kernel, initramfs and root. QEMU puts the initramfs of a microvm where its firmware puts the ACPI tables,
-# so it is lengthened by zeros until it leaves most of its last page free: see `spare_last_page` in vmm/src/bench/lane.rs.
+# so it is lengthened by zeros until it leaves most of its last page free: see `spare_last_page` in benches/src/lane.rs.
 take_apart() {
     local part=
     for part in kernel initramfs root; do imgtool extract $1 --part $part -o $D/$part >/dev/null 2>&1; done

@@ -286,9 +286,6 @@ fn prepare(long: bool) -> anyhow::Result<PathBuf> {
         if arch == Arch::X86_64 {
             dist.image("tests/suites/suites.toml")?;
         }
-        if arch == Arch::X86_64 {
-            dist.image("tests/suites/suites.toml")?;
-        }
     }
     for recipe in ["linux-6.1", "linux-6.12", "linux-7"] {
         dist.image(&format!("tests/kernels/{recipe}.toml"))?;

@@ -135,7 +135,7 @@ fn conclude(report: &Report) -> anyhow::Result<Status> {
 }
 
 fn note(line: &str) {
-    eprintln!("vmm: {}", printable(Path::new(line)));
+    super::stream::note(format_args!("vmm: {}", printable(Path::new(line))));
 }
 
 fn get(directory: &Path, from: &str, to: &Path) -> anyhow::Result<Status> {

@@ -334,7 +334,7 @@ mod tests {
         // So large that its bytes in the file do not fit, either.
         let (_file, kernel) = part(&elf(0x100_0000, &vec![1; 17 << 20], 17 << 20));
         let refused = load(&memory, &kernel, None).unwrap_err().to_string();
-        assert!(refused.contains("larger --memory"), "{refused}");
+        assert!(refused.contains("more memory"), "{refused}");
         let (_file, kernel) = part(&elf(0x100_0000, &[0; 16], 1 << 20));
         let (_file, initrd) = part(&vec![0; 15 << 20]);
         assert!(load(&memory, &kernel, Some(&initrd)).is_ok());
