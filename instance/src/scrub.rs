@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,11 +51,12 @@ pub fn scrub(
         id: "root".into(),
         queues: 1,
     };
-    let (full, no_space) = channel();
+    let (events, watched) = channel();
+    let full = events.clone();
     // Nobody waits for space here: the machine is ended, and the image is not made.
     let monitor = SpaceMonitor::new(Box::new(move |event| {
         if let SpaceEvent::Exhausted(error) = event {
-            let _ = full.send(error.kind());
+            let _ = full.send(Watched::NoSpace(error.kind()));
         }
     }));
     let disk = Block::new(Arc::new(RawFile::part(file, part.0, part.1)), disk)
@@ -81,7 +82,7 @@ pub fn scrub(
         timeline: Arc::new(Timeline::start()),
     })
     .map_err(|error| Error::Machine(error.to_string()))?;
-    let outcome = run(machine, no_space).map_err(|error| match error {
+    let outcome = run(machine, events, watched).map_err(|error| match error {
         Stopped::NoSpace(kind) => Error::file("removing the identity from", path)(kind.into()),
         Stopped::Failed(error) => error,
     })?;
@@ -93,27 +94,43 @@ pub fn scrub(
     Err(Error::Scrub(lines[lines.len().saturating_sub(6)..].join("\n")))
 }
 
+/// What the watchdog hears of.
+enum Watched {
+    /// The disk's file has no space on the host.
+    NoSpace(io::ErrorKind),
+    /// The machine has ended.
+    Ended,
+}
+
 /// Why the machine did not come to an end of its own.
 enum Stopped {
     NoSpace(io::ErrorKind),
     Failed(Error),
 }
 
-/// Runs the machine to its end, or ends it when that takes too long or `no_space` is left for its disk.
-fn run(machine: Machine, no_space: Receiver<io::ErrorKind>) -> std::result::Result<Outcome, Stopped> {
+/// Runs the machine to its end, or ends it when that takes too long or no space is left for its disk.
+fn run(
+    machine: Machine,
+    events: Sender<Watched>,
+    watched: Receiver<Watched>,
+) -> std::result::Result<Outcome, Stopped> {
     let handle = machine.handle();
-    // The disk holds the other end for as long as the machine is there.
     let watchdog = sandbox::spawn("watchdog", Kind::Control, move || {
-        let seen = no_space.recv_timeout(TIMEOUT);
-        if seen != Err(RecvTimeoutError::Disconnected) {
+        let seen = watched.recv_timeout(TIMEOUT);
+        if !matches!(seen, Ok(Watched::Ended)) {
             handle.kill();
         }
-        seen.ok()
+        match seen {
+            Ok(Watched::NoSpace(kind)) => Some(kind),
+            _ => None,
+        }
     })
     .map_err(|error| Stopped::Failed(Error::os("starting a thread")(error)))?;
     let outcome = machine
         .run(|| {})
         .map_err(|error| Stopped::Failed(Error::Machine(error.to_string())));
+    // The disk's end of the channel lives as long as the watchdog's handle of the machine: this ends the wait.
+    let _ = events.send(Watched::Ended);
     match watchdog.join() {
         Ok(Some(kind)) => Err(Stopped::NoSpace(kind)),
         _ => outcome,

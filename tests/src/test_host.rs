@@ -13,6 +13,12 @@ use crate::arch::Arch;
 use crate::dist::{Dist, Profile, kiln_dir};
 use crate::lab::{COMMAND_LIMIT, Lab, Output, Session};
 
+/// What `imgtool inspect --json` says, as far as it matters here.
+#[derive(Debug, serde::Deserialize)]
+struct Inspected {
+    id: String,
+}
+
 /// A place with `vmm` and `imgtool` on PATH, images in the current folder, and a state directory of its own.
 #[derive(Debug)]
 pub enum TestHost {
@@ -51,6 +57,35 @@ impl TestHost {
             profile,
             hosts: Mutex::default(),
         }
+    }
+
+    /// Whether `imgtool` is there: images for a lab of another architecture than this machine's are built on this machine.
+    pub fn has_imgtool(&self) -> bool {
+        match self {
+            TestHost::Here { .. } => true,
+            TestHost::Lab { arch, .. } => Arch::host().is_ok_and(|host| host == *arch),
+        }
+    }
+
+    /// The id of an image that was built for this host, as `imgtool` tells it on this machine.
+    pub fn image_id(&self, name: &str) -> Result<String> {
+        let (arch, profile) = match self {
+            TestHost::Here { .. } => (Arch::host()?, Profile::Dev),
+            TestHost::Lab { arch, profile, .. } => (*arch, *profile),
+        };
+        let file = match arch == Arch::host()? {
+            true => format!("{name}.ami"),
+            false => format!("{name}-{}.ami", arch.debian()),
+        };
+        let host = Dist::at(Arch::host()?, profile);
+        let output = Command::new(host.program("imgtool"))
+            .args(["inspect", "--json"])
+            .arg(host.images().join(&file))
+            .output()
+            .context("imgtool could not be started")?;
+        let inspected: Inspected =
+            serde_json::from_slice(&output.stdout).with_context(|| format!("imgtool inspect {file}"))?;
+        Ok(inspected.id)
     }
 
     /// The accelerator that tests expect here.

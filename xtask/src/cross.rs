@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use kiln_tests::arch::Arch;
-use kiln_tests::dist::{Dist, PROGRAMS, Profile, cargo, kiln_dir};
+use kiln_tests::dist::{Dist, LAUNCHING, PROGRAMS, Profile, cargo, kiln_dir};
 
 use crate::packages;
 
@@ -42,7 +42,15 @@ pub fn cross(arch: Arch, profile: Profile) -> Result<Dist> {
             }
         }
     }
-    Dist::build_by(build, arch, profile, &PROGRAMS)
+    // What is tried in a lab needs no optimized dependencies, and no imgtool: images are built on this machine.
+    let programs: &[&str] = match profile {
+        Profile::Dev => {
+            build.args(["--config", "profile.dev.package.\"*\".opt-level=1"]);
+            &LAUNCHING
+        }
+        Profile::Release => &PROGRAMS,
+    };
+    Dist::build_by(build, arch, profile, programs)
 }
 
 /// How the compiler comes to a standard library for the target.

@@ -128,6 +128,23 @@ impl Hardware {
         self.kernel.as_deref()
     }
 
+    /// Whether such a machine can count instructions; `default_cpus` is the image's number of processors.
+    pub(super) fn check_counting(&self, default_cpus: u32) -> Result<(), Advice> {
+        if self.accel == Accel::Kvm {
+            return Err(Advice::new(
+                "KVM cannot count instructions",
+                "--accel soft with --icount, or leave --icount out",
+            ));
+        }
+        match self.cpus.unwrap_or(default_cpus) {
+            1 => Ok(()),
+            cpus => Err(Advice::new(
+                format!("the number of CPUs must be 1 where instructions are counted (--icount), not {cpus}"),
+                "--cpus 1",
+            )),
+        }
+    }
+
     pub(super) fn config(&self) -> anyhow::Result<Config> {
         let absolute = |path: &Option<PathBuf>| {
             path.as_ref()

@@ -165,6 +165,9 @@ impl Run {
     fn launch(&self, context: &Context) -> anyhow::Result<Launch> {
         let image = Image::open(&context.images().resolve(&self.image)?)?;
         runnable(&image)?;
+        if self.per_run.0.icount {
+            self.hardware.check_counting(image.manifest().default_cpus)?;
+        }
         Ok(Launch::new(&context.store, image)
             .name(self.name.clone())
             .tags(self.tag.iter().cloned().collect())
