@@ -151,15 +151,19 @@ struct Missing {
     lab: Vec<(Arch, Option<String>)>,
 }
 
+/// Whether tests that take many minutes are to run.
+fn long_tests() -> bool {
+    std::env::var_os("KILN_LONG_TESTS").is_some()
+}
+
 impl Missing {
     fn look() -> Missing {
-        let long = std::env::var_os("KILN_LONG_TESTS").is_some();
         let all = std::env::var_os("KILN_ALL_TESTS").is_some();
         Missing {
             all: (!all).then(|| "they run with cargo xtask test --all, and when one is named".to_owned()),
             oracle: oracle::missing(),
             user: kiln_tests::rootless::missing(),
-            time: (!long).then(|| "KILN_LONG_TESTS is not set".to_owned()),
+            time: (!long_tests()).then(|| "KILN_LONG_TESTS is not set".to_owned()),
             lab: [Arch::X86_64, Arch::Aarch64]
                 .into_iter()
                 .filter(|arch| all || Arch::host().is_ok_and(|host| host == *arch))
@@ -198,8 +202,7 @@ impl Missing {
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let missing = Missing::look();
-    let host = match prepare(missing.time.is_none()) {
+    let host = match prepare(long_tests()) {
         Ok(image) => image,
         Err(error) => {
             eprintln!("the programs or the images could not be built: {error:#}");
@@ -207,6 +210,8 @@ fn main() -> ExitCode {
         }
     };
     eprintln!("e2e: images are in {}", host.with_file_name("").display());
+    // A lab has what `prepare` has built.
+    let missing = Missing::look();
     if missing.report() && std::env::var_os("CI").is_some() {
         return ExitCode::FAILURE;
     }
