@@ -538,7 +538,14 @@ fn a_reboot_is_another_life(host: &TestHost) -> Result<()> {
     ok(host, "vmm reboot phoenix")?;
     lives.push(ok(host, life)?);
     // The answer to this command may be lost with the life that it ends.
-    host.sh("vmm exec phoenix -- reboot -f; sleep 1")?;
+    let before = lives[1].lines().last().unwrap_or_default();
+    ok(
+        host,
+        &format!(
+            "vmm exec phoenix -- reboot -f >/dev/null 2>&1; \
+             until boot=$(vmm exec phoenix -- cat /proc/sys/kernel/random/boot_id 2>/dev/null) && test \"$boot\" != {before}; do sleep 0.2; done"
+        ),
+    )?;
     lives.push(ok(host, life)?);
     ensure!(
         lives.iter().all(|life| life.starts_with("kept\n"))
