@@ -447,7 +447,7 @@ fn several_instances_of_one_launch(host: &TestHost) -> Result<()> {
 
 fn a_shutdown_tells_how_commands_ended(host: &TestHost) -> Result<()> {
     ok(host, "vmm run hello.ami -d --name short --wait agent")?;
-    let line = "(sleep 2; vmm stop --time 60 short) >/dev/null 2>&1 & vmm exec short -- sleep 100; status=$?; wait; exit $status";
+    let line = "(until vmm exec short -- pidof sleep; do sleep 0.2; done; vmm stop --time 60 short) >/dev/null 2>&1 & vmm exec short -- sleep 100; status=$?; wait; exit $status";
     let output = host.sh(line)?;
     ensure!(output.status == 128 + 15, "SIGTERM was expected: {output:?}");
     let listed = ok(host, "vmm ps -a --json")?;
