@@ -1,4 +1,4 @@
-//! The commands a person types: `cargo demo`, `cargo xtask test|lab|dist|cross|fuzz|bench-boot|bench-block|bench-net|bench-tcg|bench-image`.
+//! The commands a person types: `cargo demo`, `cargo xtask test|lab|dist|deb|cross|fuzz|bench-boot|bench-block|bench-net|bench-tcg|bench-image`.
 
 mod bench_block;
 mod bench_boot;
@@ -7,6 +7,7 @@ mod bench_net;
 mod bench_tcg;
 mod cpu_time;
 mod cross;
+mod deb;
 mod demo;
 mod figures;
 mod fuzz;
@@ -49,6 +50,8 @@ enum Command {
     },
     /// Build the static programs as they ship, small and fast, into target/dist/ARCH.
     Dist,
+    /// Build a Debian package of the programs as they ship: target/dist/kiln_VERSION_ARCH.deb.
+    Deb,
     /// Boot the hello image and draw the steps of its boot: docs/boot.svg.
     Picture,
     /// Run the fuzz targets with libFuzzer, one after the other.
@@ -70,7 +73,7 @@ enum Command {
     },
     /// Measure launches in the lab beside QEMU's microvm; the report comes to target/kiln/bench/boot.html.
     BenchBoot {
-        /// Launches of each lane for each state of the page cache.
+        /// Launches of each configuration for each state of the page cache.
         #[arg(long, default_value_t = 10)]
         rounds: u32,
         /// A recipe of an image; may be given many times.
@@ -137,6 +140,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Picture => picture::picture(),
         Command::Dist => Dist::build(Profile::Release).map(|_| 0),
+        Command::Deb => deb::deb(),
         Command::Cross { arch } => cross::cross(arch, Profile::Release).map(|_| 0),
         Command::Lab { arch, command } => {
             packages::ensure(packages::lab(arch))?;

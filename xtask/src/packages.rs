@@ -49,6 +49,14 @@ pub fn image() -> Vec<Need> {
     E2FSPROGS.into_iter().chain([debstrap]).collect()
 }
 
+/// What `cargo xtask deb` needs.
+pub fn deb() -> Vec<Need> {
+    [("dpkg-deb", "dpkg"), ("gzip", "gzip"), ("git", "git")]
+        .into_iter()
+        .map(|(program, package)| Need { program, package })
+        .collect()
+}
+
 /// What `cargo xtask cross ARCH` needs. The C library's package is known by a file of it.
 pub fn cross(arch: Arch) -> Vec<Need> {
     let needs = match arch {
