@@ -13,8 +13,10 @@ use crate::arch::Arch;
 pub const PROGRAMS: [&str; 3] = ["vmm", "imgtool", "guest-init"];
 /// Those without which no guest runs. Images for a foreign lab are baked on this machine.
 pub const LAUNCHING: [&str; 2] = ["vmm", "guest-init"];
+/// Packages that have no unit tests: the end-to-end tests, and benchmarks, whose measuring takes its time to build.
+pub const UNTESTED: [&str; 2] = ["kiln-tests", "kiln-benches"];
 
-/// The root of the workspace. Cargo tells where the package is that it runs; what was compiled in may be another checkout's,
+/// The root of the workspace. Cargo passes the directory of the package that it runs; what was compiled in may be another checkout's,
 /// when a target folder was copied along with the sources.
 pub fn workspace() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
@@ -44,8 +46,8 @@ pub fn kiln_dir() -> PathBuf {
     Profile::Dev.dir()
 }
 
-/// The cargo that runs us, without what it tells us of our own package: a build script that reads such a variable (that of
-/// the crate `ring` does) would take each of our programs for another surrounding, and be run again, and all that needs it.
+/// The cargo that runs this program, without what it passes of this program's package: a build script that reads such a variable (that of
+/// the crate `ring` does) would see another environment for each program, and run again, with all that needs it.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
@@ -65,6 +67,9 @@ pub enum Profile {
     Dev,
     /// As they ship: small, fast, and minutes of link-time optimization. What is measured is measured with these.
     Release,
+    /// What a launch runs (`LAUNCHING`) as it ships. Images are composed by the development build of imgtool: they have the
+    /// same bytes, and nobody waits for imgtool's link-time optimization.
+    Launch,
 }
 
 impl Profile {
@@ -72,7 +77,23 @@ impl Profile {
     fn name(self) -> &'static str {
         match self {
             Profile::Dev => "dev",
-            Profile::Release => "release",
+            Profile::Release | Profile::Launch => "release",
+        }
+    }
+
+    /// The programs that are built.
+    fn programs(self) -> &'static [&'static str] {
+        match self {
+            Profile::Dev | Profile::Release => &PROGRAMS,
+            Profile::Launch => &LAUNCHING,
+        }
+    }
+
+    /// The build whose imgtool composes the images.
+    fn composer(self) -> Profile {
+        match self {
+            Profile::Dev | Profile::Launch => Profile::Dev,
+            Profile::Release => Profile::Release,
         }
     }
 
@@ -80,7 +101,7 @@ impl Profile {
     fn folder(self) -> &'static str {
         match self {
             Profile::Dev => "debug",
-            Profile::Release => "release",
+            Profile::Release | Profile::Launch => "release",
         }
     }
 
@@ -88,7 +109,7 @@ impl Profile {
     pub fn dir(self) -> PathBuf {
         target_dir().join(match self {
             Profile::Dev => "kiln",
-            Profile::Release => "dist",
+            Profile::Release | Profile::Launch => "dist",
         })
     }
 }
@@ -101,20 +122,48 @@ pub struct Dist {
 }
 
 impl Dist {
-    /// Builds the programs for this machine's architecture.
+    /// Builds the programs for this machine's architecture. Those of the development build have the features that unit tests
+    /// have, so that nothing that these have compiled is compiled again.
     pub fn build(profile: Profile) -> Result<Dist> {
-        Dist::build_by(cargo(), Arch::host()?, profile, &PROGRAMS)
+        let mut selection = Vec::new();
+        if profile.composer() == Profile::Dev {
+            // Cargo counts the features of development dependencies only where a test is built: `layers` is the smallest. The packages
+            // are those of the unit tests.
+            selection.extend(["--workspace", "--test", "layers"]);
+            selection.extend(UNTESTED.iter().flat_map(|package| ["--exclude", package]));
+            selection.extend(PROGRAMS.iter().flat_map(|program| ["--bin", program]));
+            Dist::build_by(cargo(), Arch::host()?, Profile::Dev, &PROGRAMS, &selection)?;
+        }
+        match profile {
+            Profile::Dev => Ok(Dist::at(Arch::host()?, profile)),
+            Profile::Release | Profile::Launch => {
+                Dist::build_programs(cargo(), Arch::host()?, profile, profile.programs())
+            }
+        }
     }
 
-    /// Builds `programs` with a cargo that has been prepared for `arch`. `.cargo/config.toml` makes them static.
-    pub fn build_by(mut build: Command, arch: Arch, profile: Profile, programs: &[&str]) -> Result<Dist> {
+    /// Builds `programs` and what they need, with a cargo that has been prepared for `arch`.
+    pub fn build_programs(cargo: Command, arch: Arch, profile: Profile, programs: &[&str]) -> Result<Dist> {
+        let selection: Vec<&str> = programs
+            .iter()
+            .flat_map(|program| ["--package", program])
+            .collect();
+        Dist::build_by(cargo, arch, profile, programs, &selection)
+    }
+
+    /// Builds what `selection` (options of `cargo build`) names, `programs` among it. `.cargo/config.toml` makes them static.
+    fn build_by(
+        mut build: Command,
+        arch: Arch,
+        profile: Profile,
+        programs: &[&str],
+        selection: &[&str],
+    ) -> Result<Dist> {
         build
             .args(["build", "--profile", profile.name(), "--target", &arch.target()])
             .arg("--target-dir")
-            .arg(build_dir(arch)?);
-        for program in programs {
-            build.args(["--package", program]);
-        }
+            .arg(build_dir(arch)?)
+            .args(selection);
         let status = build.status().context("cargo could not be started")?;
         if !status.success() {
             bail!("the programs for {arch} did not build ({status}); cargo says why above");
@@ -166,8 +215,13 @@ impl Dist {
         self.dir().join(name)
     }
 
+    /// The imgtool that composes this build's images.
+    pub fn imgtool(&self) -> Result<PathBuf> {
+        Ok(Dist::at(Arch::host()?, self.profile.composer()).program("imgtool"))
+    }
+
     /// Builds `recipe` (relative to the workspace) into `images/NAME.ami` beside the programs' folder, for their architecture, and returns the
-    /// path. An image for another architecture than the host's is built with the host's imgtool.
+    /// path. The imgtool that does it is always the host's.
     pub fn image(&self, recipe: &str) -> Result<PathBuf> {
         let stem = Path::new(recipe)
             .file_stem()
@@ -182,7 +236,7 @@ impl Dist {
         let images = self.images();
         fs::create_dir_all(&images).with_context(|| format!("{} could not be made", images.display()))?;
         let image = images.join(name);
-        let mut build = Command::new(Dist::at(host, self.profile).program("imgtool"));
+        let mut build = Command::new(self.imgtool()?);
         build
             .current_dir(workspace())
             .arg("build")
@@ -190,10 +244,10 @@ impl Dist {
             .arg("-o")
             .arg(&image);
         if self.arch != host {
-            build
-                .args(["--arch", &self.arch.to_string()])
-                .arg("--guest-init")
-                .arg(self.program("guest-init"));
+            build.args(["--arch", &self.arch.to_string()]);
+        }
+        if (self.arch, self.profile) != (host, self.profile.composer()) {
+            build.arg("--guest-init").arg(self.program("guest-init"));
         }
         let status = build.status().context("imgtool could not be started")?;
         if !status.success() {

@@ -49,8 +49,9 @@ pub fn cross(arch: Arch, profile: Profile) -> Result<Dist> {
             &LAUNCHING
         }
         Profile::Release => &PROGRAMS,
+        Profile::Launch => &LAUNCHING,
     };
-    Dist::build_by(build, arch, profile, programs)
+    Dist::build_programs(build, arch, profile, programs)
 }
 
 /// How the compiler comes to a standard library for the target.
@@ -74,7 +75,7 @@ impl Library {
         let version = rustc(&["--version", "--verbose"])?
             .lines()
             .find_map(|line| line.strip_prefix("release: "))
-            .context("rustc does not tell its release")?
+            .context("rustc does not print its release")?
             .to_owned();
         let dir = kiln_dir().join("toolchain").join(&version);
         let compiler = dir.join("sysroot/rustc");

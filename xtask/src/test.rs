@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use kiln_tests::arch::Arch;
-use kiln_tests::dist::{Profile, cargo, workspace};
+use kiln_tests::dist::{Profile, UNTESTED, cargo, workspace};
 
 use crate::cross::cross;
 use crate::packages;
@@ -26,19 +26,6 @@ const CHECKS: &[(&str, &[&str])] = &[
             "warnings",
         ],
     ),
-    (
-        "unit tests",
-        // Benchmarks have no tests, and what they are measured with takes its time to build.
-        &[
-            "test",
-            "--quiet",
-            "--workspace",
-            "--exclude",
-            "kiln-tests",
-            "--exclude",
-            "kiln-benches",
-        ],
-    ),
 ];
 
 /// Runs the checks, then the end-to-end tests whose name contains `filter`; with `all`, or where a name is asked for, also those that
@@ -51,6 +38,10 @@ pub fn test(filter: Option<&str>, all: bool) -> Result<u8> {
         for (name, args) in CHECKS {
             step(name, cargo().args(*args))?;
         }
+        let mut unit = cargo();
+        unit.args(["test", "--quiet", "--workspace"])
+            .args(UNTESTED.iter().flat_map(|package| ["--exclude", package]));
+        step("unit tests", &mut unit)?;
     }
     let all = all || filter.is_some();
     let builds: Vec<_> = builds(Arch::host()?)
@@ -90,7 +81,7 @@ fn builds(host: Arch) -> Vec<Build> {
     };
     let shipping = Build {
         arch: Arch::X86_64,
-        profile: Profile::Release,
+        profile: Profile::Launch,
         tests: "shipping::",
     };
     let labs = [Arch::X86_64, Arch::Aarch64].into_iter().filter(foreign).map(lab);

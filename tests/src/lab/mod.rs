@@ -93,7 +93,7 @@ impl Lab {
             let path = dir.join(name);
             if !is_newer(&path, image) {
                 let _ = fs::remove_file(&path);
-                let mut extract = Command::new(host.program("imgtool"));
+                let mut extract = Command::new(host.imgtool()?);
                 extract
                     .arg("extract")
                     .arg(image)
