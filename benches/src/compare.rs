@@ -3,11 +3,11 @@
 use super::outcome::{Cache, NOISE_LIMIT, Outcome};
 use super::stats::{self, Ratio};
 
-/// A lane now against the same lane then.
+/// A configuration now against the same configuration then.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
-    /// The lane's name.
-    pub lane: String,
+    /// The configuration's name.
+    pub configuration: String,
     /// State of the page cache.
     pub cache: Cache,
     /// Median now to median then, and its interval.
@@ -21,7 +21,7 @@ pub struct Change {
 pub enum Changes {
     /// They cannot be compared.
     Incomparable(String),
-    /// Each lane that both have.
+    /// Each configuration that both have.
     Found(Vec<Change>),
 }
 
@@ -32,14 +32,15 @@ pub fn compare(now: &Outcome, then: &Outcome) -> Changes {
         return Changes::Incomparable(reason);
     }
     let mut changes = Vec::new();
-    for (index, lane) in now.lanes.iter().enumerate() {
-        let same = |other: &super::outcome::LaneInfo| {
-            other.name == lane.name && (other.cpus, other.memory) == (lane.cpus, lane.memory)
+    for (index, configuration) in now.configurations.iter().enumerate() {
+        let same = |other: &super::outcome::ConfigurationInfo| {
+            other.name == configuration.name
+                && (other.cpus, other.memory) == (configuration.cpus, configuration.memory)
         };
-        let Some(old) = then.lanes.iter().position(same) else {
+        let Some(old) = then.configurations.iter().position(same) else {
             continue;
         };
-        if lane.again_of.is_some() {
+        if configuration.again_of.is_some() {
             continue;
         }
         for cache in now.caches() {
@@ -50,7 +51,7 @@ pub fn compare(now: &Outcome, then: &Outcome) -> Changes {
             };
             if let Some(ratio) = stats::unpaired_ratio(&this, &that, now.seed) {
                 changes.push(Change {
-                    lane: lane.name.clone(),
+                    configuration: configuration.name.clone(),
                     cache,
                     ratio,
                     regression: ratio.low > 1.0 + NOISE_LIMIT,
@@ -59,7 +60,7 @@ pub fn compare(now: &Outcome, then: &Outcome) -> Changes {
         }
     }
     if changes.is_empty() {
-        return Changes::Incomparable("they have no lane in common".into());
+        return Changes::Incomparable("they have no configuration in common".into());
     }
     Changes::Found(changes)
 }
@@ -97,7 +98,7 @@ mod tests {
         let mut outcome = outcome(12, 1.0, 1.0);
         for sample in &mut outcome.samples {
             let marker = 1e9 * (1.0 + f64::from(sample.round) / 1000.0);
-            let factor = if sample.lane == 1 { factor } else { 1.0 };
+            let factor = if sample.configuration == 1 { factor } else { 1.0 };
             sample
                 .ns
                 .insert(super::super::outcome::MARKER.into(), (marker * factor) as u64);
@@ -118,7 +119,10 @@ mod tests {
         let mut elsewhere = steady(1.1);
         elsewhere.host.kernel = "7".into();
         let mut renamed = steady(1.1);
-        renamed.lanes.iter_mut().for_each(|lane| lane.name.push('x'));
+        renamed
+            .configurations
+            .iter_mut()
+            .for_each(|configuration| configuration.name.push('x'));
         for now in [elsewhere, renamed, outcome(3, 1.0, 1.0)] {
             assert!(matches!(compare(&now, &then), Changes::Incomparable(_)));
         }

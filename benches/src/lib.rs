@@ -1,13 +1,13 @@
 //! `vmm bench`: many cold launches, interleaved, and what may be concluded from them.
 //!
-//! A *lane* is one way of launching (a monitor, an image, a command line, an accelerator). In each round every lane launches
+//! A *configuration* is one way of launching (a monitor, an image, a command line, an accelerator). In each round every configuration launches
 //! once, in an order that turns round from round to round (A B A', A' B A, …), so that drift of the host hits all alike.
-//! Lane A runs twice a round: what its two launches differ by is the noise, and a run whose noise is above
+//! Configuration A runs twice a round: what its two launches differ by is the noise, and a run whose noise is above
 //! [`outcome::NOISE_LIMIT`] draws no conclusion.
 
 pub mod cache;
 pub mod compare;
-pub mod lane;
+pub mod configuration;
 pub mod outcome;
 pub mod peer;
 pub mod report;
@@ -18,7 +18,7 @@ pub mod trace;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lane::{Lane, Scratch};
+use configuration::{Configuration, Scratch};
 use outcome::{Cache, End, Host, Outcome, Sample};
 use sample::Launcher;
 
@@ -43,23 +43,25 @@ pub enum Error {
         /// How much stays.
         percent: u32,
     },
-    /// {lane} did not reach the end of its boot within {seconds} s; the end of what it printed:\n{output}
+    /// {configuration} did not reach the end of its boot within {seconds} s; the end of what it printed:\n{output}
     #[error(
-        "{lane} did not reach the end of its boot within {seconds} s; the end of what it printed:\n{output}"
+        "{configuration} did not reach the end of its boot within {seconds} s; the end of what it printed:\n{output}"
     )]
     Late {
-        /// The lane's name.
-        lane: String,
+        /// The configuration's name.
+        configuration: String,
         /// How long was waited.
         seconds: u64,
         /// Its last output.
         output: String,
     },
-    /// {lane} ended ({status}) before the end of its boot; the end of what it printed:\n{output}
-    #[error("{lane} ended ({status}) before the end of its boot; the end of what it printed:\n{output}")]
+    /// {configuration} ended ({status}) before the end of its boot; the end of what it printed:\n{output}
+    #[error(
+        "{configuration} ended ({status}) before the end of its boot; the end of what it printed:\n{output}"
+    )]
     Died {
-        /// The lane's name.
-        lane: String,
+        /// The configuration's name.
+        configuration: String,
         /// How it ended.
         status: String,
         /// Its last output.
@@ -106,11 +108,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// What is to be measured.
 #[derive(Debug)]
 pub struct Plan {
-    /// The lanes; the first is what the others are compared with.
-    pub lanes: Vec<Lane>,
-    /// Launches of each lane for each state of the cache.
+    /// The configurations; the first is what the others are compared with.
+    pub configurations: Vec<Configuration>,
+    /// Launches of each configuration for each state of the cache.
     pub rounds: u32,
-    /// Launches of each lane before those, thrown away.
+    /// Launches of each configuration before those, thrown away.
     pub warmups: u32,
     /// States of the page cache, one after the other.
     pub caches: Vec<Cache>,
@@ -131,35 +133,35 @@ pub struct Progress<'a> {
     pub done: u32,
     /// Launches to do.
     pub total: u32,
-    /// The lane that launches now.
-    pub lane: &'a str,
+    /// The configuration that launches now.
+    pub configuration: &'a str,
 }
 
 impl Plan {
     /// Measures. `progress` is called before each launch.
     pub fn run(self, scratch: &Scratch, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Outcome> {
         let mut launcher = Launcher::new(scratch, self.end, self.limit);
-        let turns = self.lanes.len() + 1;
+        let turns = self.configurations.len() + 1;
         let rounds = self.rounds + self.warmups;
         let total = rounds * turns as u32 * self.caches.len() as u32;
         let mut samples = Vec::new();
         let mut done = 0;
         for &cache in &self.caches {
             for round in 0..rounds {
-                for (position, determinism) in order(turns, round).enumerate() {
-                    let lane = &self.lanes[determinism % self.lanes.len()];
+                for (position, turn) in order(turns, round).enumerate() {
+                    let configuration = &self.configurations[turn % self.configurations.len()];
                     progress(Progress {
                         done,
                         total,
-                        lane: &lane.name,
+                        configuration: &configuration.name,
                     });
-                    let ns = launcher.launch(lane, cache)?;
+                    let ns = launcher.launch(configuration, cache)?;
                     done += 1;
                     // The first launches fill caches that no later one finds empty: of the host, and our own.
                     if let Some(round) = round.checked_sub(self.warmups) {
                         samples.push(Sample {
                             cache,
-                            lane: determinism,
+                            configuration: turn,
                             round,
                             position: position as u32,
                             ns,
@@ -168,16 +170,16 @@ impl Plan {
                 }
             }
         }
-        let mut lanes: Vec<_> = self.lanes.iter().map(Lane::describe).collect();
-        for (info, lane) in lanes.iter_mut().zip(&self.lanes) {
-            info.exits = launcher.exits(lane);
+        let mut configurations: Vec<_> = self.configurations.iter().map(Configuration::describe).collect();
+        for (info, configuration) in configurations.iter_mut().zip(&self.configurations) {
+            info.exits = launcher.exits(configuration);
         }
-        let mut again = lanes[0].clone();
+        let mut again = configurations[0].clone();
         again.name = format!("{} (again)", again.name);
         again.again_of = Some(0);
-        lanes.push(again);
+        configurations.push(again);
         let mut outcome = Outcome::new(Host::this(), self.end, self.rounds, self.warmups, self.seed);
-        outcome.lanes = lanes;
+        outcome.configurations = configurations;
         outcome.samples = samples;
         outcome.skipped = self.skipped;
         outcome.conclude();
@@ -185,7 +187,7 @@ impl Plan {
     }
 }
 
-/// The turns of a round: the lanes in order, then lane A again; every other round backwards.
+/// The turns of a round: the configurations in order, then configuration A again; every other round backwards.
 fn order(turns: usize, round: u32) -> impl Iterator<Item = usize> {
     (0..turns).map(move |n| if round.is_multiple_of(2) { n } else { turns - 1 - n })
 }
@@ -198,9 +200,11 @@ mod tests {
     fn rounds_turn_around() {
         assert_eq!(order(3, 0).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(order(3, 1).collect::<Vec<_>>(), [2, 1, 0]);
-        // Over two rounds each lane has the same mean position.
-        for lane in 0..3 {
-            let positions: usize = (0..2).map(|r| order(3, r).position(|l| l == lane).unwrap()).sum();
+        // Over two rounds each configuration has the same mean position.
+        for configuration in 0..3 {
+            let positions: usize = (0..2)
+                .map(|r| order(3, r).position(|l| l == configuration).unwrap())
+                .sum();
             assert_eq!(positions, 2);
         }
     }

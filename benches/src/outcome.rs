@@ -11,7 +11,7 @@ use super::{Error, Result};
 
 /// Version of the JSON.
 const SCHEMA: u32 = 1;
-/// How far from 1 the ratio of the two launches of lane A may be before the run is noise.
+/// How far from 1 the ratio of the two launches of configuration A may be before the run is noise.
 pub const NOISE_LIMIT: f64 = 0.02;
 /// How far from 1 the ends of its interval may be: a median that is where it should be by luck says nothing.
 pub const NOISE_SPREAD: f64 = 0.1;
@@ -98,10 +98,10 @@ impl Host {
 
 /// One way of launching.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LaneInfo {
+pub struct ConfigurationInfo {
     /// Its name, unique in the run.
     pub name: String,
-    /// The lane that this one repeats, for the noise.
+    /// The configuration that this one repeats, for the noise.
     pub again_of: Option<usize>,
     /// The program.
     pub program: String,
@@ -136,8 +136,9 @@ pub struct ExitInfo {
 pub struct Sample {
     /// State of the page cache.
     pub cache: Cache,
-    /// Index of the lane.
-    pub lane: usize,
+    /// Index of the configuration.
+    #[serde(rename = "lane")]
+    pub configuration: usize,
     /// Round, from 0.
     pub round: u32,
     /// Position in the round, from 0.
@@ -146,13 +147,14 @@ pub struct Sample {
     pub ns: BTreeMap<String, u64>,
 }
 
-/// One metric of one lane.
+/// One metric of one configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// State of the page cache.
     pub cache: Cache,
-    /// Index of the lane.
-    pub lane: usize,
+    /// Index of the configuration.
+    #[serde(rename = "lane")]
+    pub configuration: usize,
     /// The metric.
     pub metric: String,
     /// Number of launches.
@@ -200,14 +202,15 @@ impl Verdict {
     }
 }
 
-/// A lane against the first one: below 1, the lane took less time.
+/// A configuration against the first one: below 1, the configuration took less time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// State of the page cache.
     pub cache: Cache,
-    /// Index of the lane.
-    pub lane: usize,
-    /// Index of the lane that it is compared with.
+    /// Index of the configuration.
+    #[serde(rename = "lane")]
+    pub configuration: usize,
+    /// Index of the configuration that it is compared with.
     pub against: usize,
     /// The metric.
     pub metric: String,
@@ -218,7 +221,7 @@ pub struct Comparison {
     pub verdict: Verdict,
 }
 
-/// Lane A against itself.
+/// Configuration A against itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Noise {
     /// State of the page cache.
@@ -247,24 +250,25 @@ pub struct Outcome {
     pub end: End,
     /// The metric that says so.
     pub metric: String,
-    /// Launches of each lane for each state of the cache.
+    /// Launches of each configuration for each state of the cache.
     pub rounds: u32,
     /// Launches thrown away before.
     pub warmups: u32,
     /// Seed of the bootstrap.
     pub seed: u64,
-    /// The lanes.
-    pub lanes: Vec<LaneInfo>,
+    /// The configurations.
+    #[serde(rename = "lanes")]
+    pub configurations: Vec<ConfigurationInfo>,
     /// Why peers did not take part.
     #[serde(default)]
     pub skipped: Vec<String>,
     /// Every launch.
     pub samples: Vec<Sample>,
-    /// Every metric of every lane.
+    /// Every metric of every configuration.
     pub summaries: Vec<Summary>,
-    /// Every lane against the first.
+    /// Every configuration against the first.
     pub comparisons: Vec<Comparison>,
-    /// The A/A lane.
+    /// The A/A configuration.
     pub noise: Vec<Noise>,
     /// Whether conclusions may be drawn for every state of the cache.
     pub conclusive: bool,
@@ -286,7 +290,7 @@ impl Outcome {
             rounds,
             warmups,
             seed,
-            lanes: Vec::new(),
+            configurations: Vec::new(),
             skipped: Vec::new(),
             samples: Vec::new(),
             summaries: Vec::new(),
@@ -314,19 +318,26 @@ impl Outcome {
                 outcome.kind, outcome.schema
             )));
         }
-        let lanes = outcome.lanes.len();
-        match outcome.samples.iter().find(|sample| sample.lane >= lanes) {
-            Some(sample) => Err(not(format!("a sample of lane {} of {lanes}", sample.lane))),
+        let configurations = outcome.configurations.len();
+        match outcome
+            .samples
+            .iter()
+            .find(|sample| sample.configuration >= configurations)
+        {
+            Some(sample) => Err(not(format!(
+                "a sample of configuration {} of {configurations}",
+                sample.configuration
+            ))),
             None => Ok(outcome),
         }
     }
 
-    /// The values of a metric of a lane in nanoseconds, round by round; `None` if a launch has none.
-    pub fn values(&self, cache: Cache, lane: usize, metric: &str) -> Option<Vec<f64>> {
+    /// The values of a metric of a configuration in nanoseconds, round by round; `None` if a launch has none.
+    pub fn values(&self, cache: Cache, configuration: usize, metric: &str) -> Option<Vec<f64>> {
         let mut rows: Vec<&Sample> = self
             .samples
             .iter()
-            .filter(|s| s.cache == cache && s.lane == lane)
+            .filter(|s| s.cache == cache && s.configuration == configuration)
             .collect();
         rows.sort_by_key(|sample| sample.round);
         if rows.is_empty() {
@@ -345,18 +356,18 @@ impl Outcome {
         caches
     }
 
-    /// How a lane compares with the first by what is compared, if it does.
-    pub fn comparison(&self, cache: Cache, lane: usize) -> Option<&Comparison> {
+    /// How a configuration compares with the first by what is compared, if it does.
+    pub fn comparison(&self, cache: Cache, configuration: usize) -> Option<&Comparison> {
         self.comparisons
             .iter()
-            .find(|c| c.cache == cache && c.lane == lane && c.metric == self.metric)
+            .find(|c| c.cache == cache && c.configuration == configuration && c.metric == self.metric)
     }
 
-    /// The summary of a metric of a lane.
-    pub fn summary(&self, cache: Cache, lane: usize, metric: &str) -> Option<&Summary> {
+    /// The summary of a metric of a configuration.
+    pub fn summary(&self, cache: Cache, configuration: usize, metric: &str) -> Option<&Summary> {
         self.summaries
             .iter()
-            .find(|s| s.cache == cache && s.lane == lane && s.metric == metric)
+            .find(|s| s.cache == cache && s.configuration == configuration && s.metric == metric)
     }
 
     /// Works out all that follows from the samples.
@@ -369,11 +380,11 @@ impl Outcome {
         };
         for cache in self.caches() {
             let quiet = self.measure_noise(cache);
-            for lane in 0..self.lanes.len() {
+            for configuration in 0..self.configurations.len() {
                 for metric in &metrics {
-                    self.summarize(cache, lane, metric);
-                    if lane > 0 && self.lanes[lane].again_of.is_none() {
-                        self.compare(cache, lane, metric, quiet);
+                    self.summarize(cache, configuration, metric);
+                    if configuration > 0 && self.configurations[configuration].again_of.is_none() {
+                        self.compare(cache, configuration, metric, quiet);
                     }
                 }
             }
@@ -382,10 +393,17 @@ impl Outcome {
     }
 
     fn measure_noise(&mut self, cache: Cache) -> bool {
-        let Some(again) = self.lanes.iter().position(|lane| lane.again_of == Some(0)) else {
+        let Some(again) = self
+            .configurations
+            .iter()
+            .position(|configuration| configuration.again_of == Some(0))
+        else {
             return false;
         };
-        let values = |lane| self.values(cache, lane, &self.metric).unwrap_or_default();
+        let values = |configuration| {
+            self.values(cache, configuration, &self.metric)
+                .unwrap_or_default()
+        };
         let (this, that) = (values(again), values(0));
         let Some(ratio) = stats::paired_ratio(&this, &that, self.seed) else {
             return false;
@@ -399,15 +417,15 @@ impl Outcome {
         quiet
     }
 
-    fn summarize(&mut self, cache: Cache, lane: usize, metric: &str) {
-        let Some(values) = self.values(cache, lane, metric) else {
+    fn summarize(&mut self, cache: Cache, configuration: usize, metric: &str) {
+        let Some(values) = self.values(cache, configuration, metric) else {
             return;
         };
         let at = |q| stats::quantile(&values, q);
         if let (Some(min), Some(p50), Some(p99)) = (at(0.0), at(0.5), at(0.99)) {
             self.summaries.push(Summary {
                 cache,
-                lane,
+                configuration,
                 metric: metric.into(),
                 n: values.len(),
                 min,
@@ -417,15 +435,17 @@ impl Outcome {
         }
     }
 
-    fn compare(&mut self, cache: Cache, lane: usize, metric: &str, quiet: bool) {
-        let (Some(this), Some(that)) = (self.values(cache, lane, metric), self.values(cache, 0, metric))
-        else {
+    fn compare(&mut self, cache: Cache, configuration: usize, metric: &str, quiet: bool) {
+        let (Some(this), Some(that)) = (
+            self.values(cache, configuration, metric),
+            self.values(cache, 0, metric),
+        ) else {
             return;
         };
         if let Some(ratio) = stats::paired_ratio(&this, &that, self.seed) {
             self.comparisons.push(Comparison {
                 cache,
-                lane,
+                configuration,
                 against: 0,
                 metric: metric.into(),
                 ratio,

@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn lane(name: &str, again_of: Option<usize>) -> LaneInfo {
-    LaneInfo {
+fn configuration(name: &str, again_of: Option<usize>) -> ConfigurationInfo {
+    ConfigurationInfo {
         name: name.into(),
         again_of,
         program: "vmm".into(),
@@ -17,7 +17,7 @@ fn lane(name: &str, again_of: Option<usize>) -> LaneInfo {
     }
 }
 
-/// Two lanes, the second `factor` times as slow, and lane A again, `noise` times as slow.
+/// Two configurations, the second `factor` times as slow, and configuration A again, `noise` times as slow.
 pub fn outcome(rounds: u32, factor: f64, noise: f64) -> Outcome {
     let host = Host {
         processor: "P".into(),
@@ -25,16 +25,20 @@ pub fn outcome(rounds: u32, factor: f64, noise: f64) -> Outcome {
         kernel: "6".into(),
     };
     let mut outcome = Outcome::new(host, End::Init, rounds, 1, 1);
-    outcome.lanes = vec![lane("A", None), lane("B", None), lane("A (again)", Some(0))];
+    outcome.configurations = vec![
+        configuration("A", None),
+        configuration("B", None),
+        configuration("A (again)", Some(0)),
+    ];
     for round in 0..rounds {
-        for (lane, factor) in [(0, 1.0), (1, factor), (2, noise)] {
+        for (configuration, factor) in [(0, 1.0), (1, factor), (2, noise)] {
             let marker = 1e9 * f64::from(1 + round % 3) * factor;
             let ns = [(MARKER.into(), marker as u64), ("T4".into(), 1000)].into();
             outcome.samples.push(Sample {
                 cache: Cache::Warm,
-                lane,
+                configuration,
                 round,
-                position: lane as u32,
+                position: configuration as u32,
                 ns,
             });
         }
@@ -76,7 +80,10 @@ fn a_noisy_or_short_run_does_not() {
 #[test]
 fn a_median_that_is_right_by_luck_is_no_silence() {
     let mut outcome = outcome(5, 2.0, 1.0);
-    let again = outcome.samples.iter_mut().filter(|sample| sample.lane == 2);
+    let again = outcome
+        .samples
+        .iter_mut()
+        .filter(|sample| sample.configuration == 2);
     for (sample, factor) in again.zip([0.6, 0.7, 1.0, 1.5, 2.1]) {
         if let Some(marker) = sample.ns.get_mut(MARKER) {
             *marker = (*marker as f64 * factor) as u64;
@@ -103,7 +110,7 @@ fn the_json_reads_back() {
     std::fs::write(&path, serde_json::to_string(&other).unwrap()).unwrap();
     assert!(Outcome::read(&path).unwrap_err().to_string().contains("schema 2"));
     let mut other = before.clone();
-    other.samples[0].lane = 9;
+    other.samples[0].configuration = 9;
     std::fs::write(&path, serde_json::to_string(&other).unwrap()).unwrap();
     assert!(Outcome::read(&path).is_err());
     std::fs::write(&path, "{}").unwrap();

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::lane::{self, Lane, Launch, Scratch};
+use super::configuration::{self, Configuration, Launch, Scratch};
 use super::outcome::{Cache, EXIT, End, ExitInfo, KVM_ENTRY, MARKER};
 use super::trace::KvmTrace;
 use super::{Error, Result, cache};
@@ -25,13 +25,13 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the trace is looked at. The entry has its own time; looking seldom leaves the processor to the launch.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Launches lanes.
+/// Launches configurations.
 pub struct Launcher<'a> {
     scratch: &'a Scratch,
     end: End,
     limit: Duration,
     trace: Option<KvmTrace>,
-    /// By lane: the exits of its last launch.
+    /// By configuration: the exits of its last launch.
     exits: BTreeMap<String, Vec<ExitInfo>>,
 }
 
@@ -47,20 +47,25 @@ impl<'a> Launcher<'a> {
         }
     }
 
-    /// The exits to user space of the lane's last launch up to the end of its boot; none where nobody counts them.
-    pub fn exits(&self, lane: &Lane) -> Vec<ExitInfo> {
-        self.exits.get(&lane.name).cloned().unwrap_or_default()
+    /// The exits to user space of the configuration's last launch up to the end of its boot; none where nobody counts them.
+    pub fn exits(&self, configuration: &Configuration) -> Vec<ExitInfo> {
+        self.exits.get(&configuration.name).cloned().unwrap_or_default()
     }
 
     /// Launches once and returns nanoseconds from the start by metric.
-    pub fn launch(&mut self, lane: &Lane, cache: Cache) -> Result<BTreeMap<String, u64>> {
-        let launch = lane.prepare(self.scratch, self.end)?;
-        let result = self.measure(lane, &launch, cache);
-        launch.remove.iter().for_each(|path| lane::remove(path));
+    pub fn launch(&mut self, configuration: &Configuration, cache: Cache) -> Result<BTreeMap<String, u64>> {
+        let launch = configuration.prepare(self.scratch, self.end)?;
+        let result = self.measure(configuration, &launch, cache);
+        launch.remove.iter().for_each(|path| configuration::remove(path));
         result
     }
 
-    fn measure(&mut self, lane: &Lane, launch: &Launch, state: Cache) -> Result<BTreeMap<String, u64>> {
+    fn measure(
+        &mut self,
+        configuration: &Configuration,
+        launch: &Launch,
+        state: Cache,
+    ) -> Result<BTreeMap<String, u64>> {
         for path in &launch.reads {
             match state {
                 Cache::Cold => cache::drop_file(path)?,
@@ -71,13 +76,13 @@ impl<'a> Launcher<'a> {
             trace.arm();
         }
         let errors = self.scratch.path("stderr");
-        let mut watched = Watched::start(lane, launch, &errors, self.limit)?;
+        let mut watched = Watched::start(configuration, launch, &errors, self.limit)?;
         // A guest that has a command to run prints no marker: it is done when it ends.
         let marker = match self.end {
             End::Init => watched.marker()?,
             End::Ready | End::Entry => None,
         };
-        let timeout = if lane.ends_itself() {
+        let timeout = if configuration.ends_itself() {
             TIMEOUT
         } else {
             Duration::ZERO
@@ -106,7 +111,8 @@ impl<'a> Launcher<'a> {
             let text = std::fs::read_to_string(path).unwrap_or_default();
             let timing: Value = serde_json::from_str(&text).unwrap_or_default();
             ns.extend(events(&timing));
-            self.exits.insert(lane.name.clone(), exits(&timing, self.end));
+            self.exits
+                .insert(configuration.name.clone(), exits(&timing, self.end));
         }
         if ns.contains_key(self.end.metric()) {
             return Ok(ns);
@@ -152,7 +158,7 @@ fn exits(timing: &Value, end: End) -> Vec<ExitInfo> {
 
 /// A monitor that runs. It does not outlive this value.
 struct Watched<'a> {
-    lane: &'a Lane,
+    configuration: &'a Configuration,
     child: Child,
     errors: &'a Path,
     started: Instant,
@@ -164,7 +170,12 @@ struct Watched<'a> {
 }
 
 impl<'a> Watched<'a> {
-    fn start(lane: &'a Lane, launch: &Launch, errors: &'a Path, limit: Duration) -> Result<Watched<'a>> {
+    fn start(
+        configuration: &'a Configuration,
+        launch: &Launch,
+        errors: &'a Path,
+        limit: Duration,
+    ) -> Result<Watched<'a>> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| Error::File {
@@ -174,7 +185,7 @@ impl<'a> Watched<'a> {
             }
         };
         let stderr = std::fs::File::create(errors).map_err(failed(errors))?;
-        let mut command = Command::new(&lane.program);
+        let mut command = Command::new(&configuration.program);
         command
             .args(&launch.arguments)
             .stdin(Stdio::null())
@@ -182,9 +193,9 @@ impl<'a> Watched<'a> {
             .stderr(stderr);
         let started = Instant::now();
         let started_mono = monotonic();
-        let child = command.spawn().map_err(failed(&lane.program))?;
+        let child = command.spawn().map_err(failed(&configuration.program))?;
         Ok(Watched {
-            lane,
+            configuration,
             child,
             errors,
             started,
@@ -260,7 +271,7 @@ impl<'a> Watched<'a> {
                 let mut chunk = [0; 4096];
                 let read = stdout.read(&mut chunk).map_err(|source| Error::File {
                     what: "reading the output of",
-                    path: self.lane.program.clone(),
+                    path: self.configuration.program.clone(),
                     source,
                 })?;
                 self.output.extend_from_slice(&chunk[..read]);
@@ -274,14 +285,14 @@ impl<'a> Watched<'a> {
     fn lost(&self, source: io::Error) -> Error {
         Error::File {
             what: "watching",
-            path: self.lane.program.clone(),
+            path: self.configuration.program.clone(),
             source,
         }
     }
 
     fn late(&self) -> Error {
         Error::Late {
-            lane: self.lane.name.clone(),
+            configuration: self.configuration.name.clone(),
             seconds: self.limit.as_secs(),
             output: self.said(),
         }
@@ -289,7 +300,7 @@ impl<'a> Watched<'a> {
 
     fn died(&self, status: String) -> Error {
         Error::Died {
-            lane: self.lane.name.clone(),
+            configuration: self.configuration.name.clone(),
             status,
             output: self.said(),
         }
@@ -323,18 +334,18 @@ fn monotonic() -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::super::lane::Monitor;
+    use super::super::configuration::Monitor;
     use super::*;
 
-    /// A lane whose program is a shell that runs `script` and takes no notice of its arguments.
-    fn shell(directory: &Path, script: &str) -> Lane {
+    /// A configuration whose program is a shell that runs `script` and takes no notice of its arguments.
+    fn shell(directory: &Path, script: &str) -> Configuration {
         use std::os::unix::fs::PermissionsExt;
         let program = directory.join("monitor");
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let image = directory.join("x.ami");
         std::fs::write(&image, "x").unwrap();
-        Lane {
+        Configuration {
             name: "shell".into(),
             program,
             version: None,

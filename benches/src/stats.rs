@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_disturbance_that_hits_a_whole_round_cancels_out() {
-        // Rounds differ by a factor of ten, the second lane always takes twice as long.
+        // Rounds differ by a factor of ten, the second configuration always takes twice as long.
         let that: Vec<f64> = (1..=20).map(|n| f64::from(n * n)).collect();
         let this: Vec<f64> = that.iter().map(|v| v * 2.0).collect();
         let ratio = paired_ratio(&this, &that, 1).unwrap();

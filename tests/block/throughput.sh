@@ -7,7 +7,7 @@
 # both of its engines that such a cache allows.
 set -e
 ROUNDS=${ROUNDS:-2} SECONDS_EACH=${SECONDS_EACH:-4} CPUS=${CPUS:-1}
-LANES=${LANES:-vmm vmm-unconfined qemu-threads qemu-io_uring}
+CONFIGURATIONS=${CONFIGURATIONS:-vmm vmm-unconfined qemu-threads qemu-io_uring}
 SIZE=$((256 << 20))
 D=$(mktemp -d)
 take_apart fio.ami
@@ -28,16 +28,16 @@ run randread-4k-32-IOPS 8 "--rw=randread --bs=4k --iodepth=32"
 run randwrite-4k-32-IOPS 49 "--rw=randwrite --bs=4k --iodepth=32"
 END
 
-vmm_lane() {
+vmm_configuration() {
     vmm run fio.ami --rm --accel kvm --cpus $CPUS --memory 256M --net none --sandbox $1 --disk-engine $2 --volume $D/disk -- sh -c "$(cat $D/measure)"
 }
 
-qemu_lane() {
+qemu_configuration() {
     under_qemu qemu-$1 $D/measure -smp $CPUS -object iothread,id=io \
         -drive id=disk,if=none,format=raw,file=$D/disk,cache=writeback,aio=$1 -device virtio-blk-device,drive=disk,iothread=io,num-queues=$CPUS
 }
 
-lane() {
+configuration() {
     case $1 in
     vmm) vmm_lane required sync ;;
     vmm-io_uring) vmm_lane required io_uring ;;

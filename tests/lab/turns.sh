@@ -1,22 +1,22 @@
-# How several ways of doing one thing are compared in the lab: `lane WAY` does it, for each of $LANES there and back (A B C C B A) in each of
+# How several ways of doing one thing are compared in the lab: `configuration WAY` does it, for each of $CONFIGURATIONS there and back (A B C C B A) in each of
 # $ROUNDS rounds, and prints lines `result WHAT VALUE` among others. What comes out is a line for each: round, way, what, value. The script before
 # whose end this is called makes the folder $D.
 measure() {
     rm -f $D/output.$2 $D/ended
-    lane $2 2>$D/errors.$2 | tee $D/output.$2 | tr -d '\r' | sed -n "s/^result \\([^ ]* [0-9.]*\\).*/$1 $2 \\1/p"
+    configuration $2 2>$D/errors.$2 | tee $D/output.$2 | tr -d '\r' | sed -n "s/^result \\([^ ]* [0-9.]*\\).*/$1 $2 \\1/p"
     cat $D/errors.$2 >&2
 }
 
 in_turns() {
-    local back= lane= round=
-    for lane in $LANES; do back="$lane $back"; done
+    local back= configuration= round=
+    for configuration in $CONFIGURATIONS; do back="$configuration $back"; done
     for round in $(seq $ROUNDS); do
-        for lane in $LANES $back; do measure $round $lane; done
+        for configuration in $CONFIGURATIONS $back; do measure $round $configuration; done
     done
 }
 
 # Puts what a monitor boots of image $1 into $D: kernel, initramfs and root. QEMU puts the initramfs of a microvm where its firmware puts the ACPI tables,
-# so it is lengthened by zeros until it leaves most of its last page free: see `spare_last_page` in benches/src/lane.rs.
+# so it is lengthened by zeros until it leaves most of its last page free: see `spare_last_page` in benches/src/configuration.rs.
 take_apart() {
     local part=
     for part in kernel initramfs root; do imgtool extract $1 --part $part -o $D/$part >/dev/null 2>&1; done

@@ -3,7 +3,7 @@
 # lab.
 set -e
 ROUNDS=${ROUNDS:-2} SECONDS_EACH=${SECONDS_EACH:-5}
-LANES=${LANES:-vmm vmm-unconfined qemu}
+CONFIGURATIONS=${CONFIGURATIONS:-vmm vmm-unconfined qemu}
 # An address of the host that is not loopback: neither network leads a guest to the host's loopback addresses.
 HOST=192.0.2.1
 ip addr add $HOST/32 dev lo 2>/dev/null || true
@@ -18,12 +18,12 @@ iperf3 -c $HOST -t $SECONDS_EACH -f m -R | awk '/receiver/ { print "result host-
 ping -q -c 200 -A 10.0.2.2 | awk -F/ '/round-trip/ { print "result round-trip-ms", \$4 }'
 END
 
-vmm_lane() {
+vmm_configuration() {
     vmm run iperf.ami --rm --accel kvm --cpus 1 --memory 256M --sandbox $1 -- sh -c "$(cat $D/measure)"
 }
 
 # Nobody has set up the network of QEMU's guest.
-qemu_lane() {
+qemu_configuration() {
     {
         echo "ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2"
         cat $D/measure
@@ -31,7 +31,7 @@ qemu_lane() {
     under_qemu qemu $D/measure.qemu -smp 1 -netdev user,id=net -device virtio-net-device,netdev=net
 }
 
-lane() {
+configuration() {
     case $1 in
     vmm) vmm_lane required ;;
     vmm-unconfined) vmm_lane off ;;

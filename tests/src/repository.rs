@@ -36,7 +36,7 @@ struct Package {
     kernel: bool,
 }
 
-/// What tests share with guests, on both grounds: `../shared` from where commands run.
+/// What tests share with guests, on every test host: `../shared` from where commands run.
 pub fn shared_dir() -> PathBuf {
     kiln_dir().join("shared")
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 /// The user; `cargo xtask test` makes it where it may.
 pub const USER: &str = "kiln-rootless";
 
-/// Why stories that change between root and a user cannot be told here, if they cannot.
+/// Why tests that change between root and a user cannot run here, if they cannot.
 pub fn missing() -> Option<String> {
     let id = Command::new("id").arg("-u").output();
     if !id.is_ok_and(|output| output.stdout.trim_ascii() == b"0") {

@@ -35,7 +35,7 @@ pub enum TestHost {
         arch: Arch,
         /// Which programs are tried there.
         profile: Profile,
-        /// Each thread that tells stories has a host of its own, booted on first use, so that a filtered run does not boot what
+        /// Each thread that runs tests has a host of its own, booted on first use, so that a filtered run does not boot what
         /// it does not need. While a thread's host runs a command, it is not in here.
         hosts: Mutex<HashMap<ThreadId, Session>>,
     },
@@ -67,7 +67,7 @@ impl TestHost {
         }
     }
 
-    /// The id of an image that was built for this host, as `imgtool` tells it on this machine.
+    /// The id of an image that was built for this host, as `imgtool` on this machine says.
     pub fn image_id(&self, name: &str) -> Result<String> {
         let (arch, profile) = match self {
             TestHost::Here { .. } => (Arch::host()?, Profile::Dev),

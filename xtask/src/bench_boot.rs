@@ -1,6 +1,6 @@
 //! `cargo xtask bench-boot`: `vmm bench` in the lab, on genuine KVM beside QEMU's microvm, and its report brought here.
 //!
-//! The lab is an emulated host: its times are no machine's, but all lanes are slowed alike. So the ratios are printed once more,
+//! The lab is an emulated host: its times are no machine's, but all configurations are slowed alike. So the ratios are printed once more,
 //! each metric that both have, as what `vmm` takes in units of what the peer takes.
 
 use std::fs;
@@ -39,7 +39,7 @@ pub fn bench(rounds: u32, recipes: &[String], options: &[String]) -> Result<u8> 
     let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
     let line = format!("OUT={OUT}\nset -- {}\n{SCRIPT}", words.join(" "));
     let lab = TestHost::lab(arch, Profile::Release);
-    // Warm-ups, the first lane's second launch and two states of the cache.
+    // Warm-ups, the first configuration's second launch and two states of the cache.
     let launches = (rounds + 2) * 2 * (recipes.len() as u32 + 2);
     let measured = lab.sh_within(&line, LAUNCH_LIMIT * launches)?;
     print!("{}", measured.stdout);
@@ -71,11 +71,14 @@ fn fetch(lab: &TestHost, extension: &str) -> Result<PathBuf> {
     Ok(to)
 }
 
-/// A line for each metric that a lane has in common with the first: the first lane's time in units of the other's.
+/// A line for each metric that a configuration has in common with the first: the first configuration's time in units of the other's.
 fn rows(outcome: &Value) -> Vec<String> {
-    let name = |lane: &Value| {
-        let lane = lane.as_u64().and_then(|lane| usize::try_from(lane).ok());
-        lane.and_then(|lane| outcome["lanes"][lane]["name"].as_str())
+    let name = |configuration: &Value| {
+        let configuration = configuration
+            .as_u64()
+            .and_then(|configuration| usize::try_from(configuration).ok());
+        configuration
+            .and_then(|configuration| outcome["lanes"][configuration]["name"].as_str())
             .unwrap_or("?")
             .to_owned()
     };

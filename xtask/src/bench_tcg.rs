@@ -26,22 +26,22 @@ use crate::spread::Spread;
 /// What `vmm` puts on the command line, less what names an instance or its network.
 const WORDS: &str = "quiet panic=-1 console=ttyS0 console=hvc0 kiln.boot_timer=0xc0000000";
 /// For both: on a busy machine QEMU's timer is late at times, and the kernel would take it for broken and panic.
-const PATIENCE: &str = "no_timer_check";
+const TIMEOUT: &str = "no_timer_check";
 /// MiB of RAM, the image's default.
 const MEMORY: &str = "256M";
 
 /// Who boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lane {
+enum Configuration {
     Soft,
     Tcg,
 }
 
-impl fmt::Display for Lane {
+impl fmt::Display for Configuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Lane::Soft => "vmm --accel soft",
-            Lane::Tcg => "qemu -accel tcg",
+            Configuration::Soft => "vmm --accel soft",
+            Configuration::Tcg => "qemu -accel tcg",
         })
     }
 }
@@ -68,16 +68,21 @@ pub fn bench(rounds: u32) -> Result<u8> {
     let parts = prepare()?;
     let (mut soft, mut tcg) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
-        for lane in [Lane::Soft, Lane::Tcg, Lane::Tcg, Lane::Soft] {
-            let boot = boot(lane, &parts)?;
+        for configuration in [
+            Configuration::Soft,
+            Configuration::Tcg,
+            Configuration::Tcg,
+            Configuration::Soft,
+        ] {
+            let boot = boot(configuration, &parts)?;
             println!(
-                "round {round}  {lane:<18} {:6.2} s  CPU {:6.2} s",
+                "round {round}  {configuration:<18} {:6.2} s  CPU {:6.2} s",
                 boot.wall.as_secs_f64(),
                 boot.cpu.as_secs_f64()
             );
-            match lane {
-                Lane::Soft => soft.push(boot),
-                Lane::Tcg => tcg.push(boot),
+            match configuration {
+                Configuration::Soft => soft.push(boot),
+                Configuration::Tcg => tcg.push(boot),
             }
         }
     }
@@ -118,21 +123,21 @@ fn prepare() -> Result<Parts> {
     })
 }
 
-/// Starts a lane and answers what in its log says that the mark was reached.
-fn start(lane: Lane, parts: &Parts) -> Result<(Child, &'static str)> {
-    let (mut command, mark) = match lane {
-        Lane::Soft => {
+/// Starts a configuration and answers what in its log says that the mark was reached.
+fn start(configuration: Configuration, parts: &Parts) -> Result<(Child, &'static str)> {
+    let (mut command, mark) = match configuration {
+        Configuration::Soft => {
             let mut vmm = Command::new(&parts.vmm);
             vmm.arg("run")
                 .arg(&parts.image)
                 .args(["--rm", "--accel", "soft", "--memory", MEMORY])
-                .args(["--append", PATIENCE, "--wait-timeout", "600", "--", "true"])
+                .args(["--append", TIMEOUT, "--wait-timeout", "600", "--", "true"])
                 .env("XDG_STATE_HOME", &parts.dir)
                 .env("XDG_DATA_HOME", &parts.dir)
                 .env("KILN_LOG", "debug");
             (vmm, "reached kernel_ready")
         }
-        Lane::Tcg => {
+        Configuration::Tcg => {
             let mut qemu = Command::new("qemu-system-x86_64");
             qemu.args([
                 "-M",
@@ -159,13 +164,13 @@ fn start(lane: Lane, parts: &Parts) -> Result<(Child, &'static str)> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("{lane} could not be started"))?;
+        .with_context(|| format!("{configuration} could not be started"))?;
     Ok((child, mark))
 }
 
-fn boot(lane: Lane, parts: &Parts) -> Result<Boot> {
+fn boot(configuration: Configuration, parts: &Parts) -> Result<Boot> {
     let begin = Instant::now();
-    let (mut child, mark) = start(lane, parts)?;
+    let (mut child, mark) = start(configuration, parts)?;
     let mut log = BufReader::new(child.stderr.take().context("there is no log")?);
     let mut said = String::new();
     let reached = loop {
@@ -186,7 +191,7 @@ fn boot(lane: Lane, parts: &Parts) -> Result<Boot> {
     let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
     log.read_to_end(&mut Vec::new())?;
     child.wait()?;
-    reached.with_context(|| format!("{lane} ended before guest-init's first mark; it said:\n{said}"))
+    reached.with_context(|| format!("{configuration} ended before guest-init's first mark; it said:\n{said}"))
 }
 
 fn report(what: &str, soft: &[Boot], tcg: &[Boot], of: fn(&Boot) -> Duration) {
@@ -194,10 +199,10 @@ fn report(what: &str, soft: &[Boot], tcg: &[Boot], of: fn(&Boot) -> Duration) {
     let (soft, tcg) = (spread(soft), spread(tcg));
     println!(
         "{what}: {} {:.2} s at least, {:.2} s median; {} {:.2} s and {:.2} s; ratio {:.2} of the least, {:.2} of the medians",
-        Lane::Soft,
+        Configuration::Soft,
         soft.least,
         soft.median,
-        Lane::Tcg,
+        Configuration::Tcg,
         tcg.least,
         tcg.median,
         soft.least / tcg.least,

@@ -13,7 +13,7 @@ use crate::spread::Spread;
 
 /// What every script may call.
 const TURNS: &str = include_str!("../../tests/lab/turns.sh");
-/// The lane whose figures are put in units of the others'.
+/// The configuration whose figures are put in units of the others'.
 const OURS: &str = "vmm";
 
 /// Values by what was measured, then by who.
@@ -44,8 +44,8 @@ impl Figures {
             let value: f64 = value
                 .parse()
                 .with_context(|| format!("no figure in the line {line:?}"))?;
-            let lanes = figures.entry(what.to_owned()).or_default();
-            lanes.entry(who.to_owned()).or_default().push(value);
+            let configurations = figures.entry(what.to_owned()).or_default();
+            configurations.entry(who.to_owned()).or_default().push(value);
         }
         Ok(Figures(figures))
     }
@@ -56,11 +56,11 @@ impl Figures {
             "{:<24}{:>12}  {:<16}{:>12}{:>8}\n",
             "median", OURS, "peer", "", "ratio"
         );
-        for (what, lanes) in &self.0 {
-            let ours = lanes
+        for (what, configurations) in &self.0 {
+            let ours = configurations
                 .get(OURS)
                 .map_or(f64::NAN, |values| Spread::of(values.iter().copied()).median);
-            for (who, values) in lanes.iter().filter(|(who, _)| *who != OURS) {
+            for (who, values) in configurations.iter().filter(|(who, _)| *who != OURS) {
                 let theirs = Spread::of(values.iter().copied()).median;
                 text += &format!(
                     "{what:<24}{ours:>12.3}  {who:<16}{theirs:>12.3}{:>8.2}\n",
@@ -68,8 +68,8 @@ impl Figures {
                 );
             }
         }
-        for (what, lanes) in &self.0 {
-            for (who, values) in lanes {
+        for (what, configurations) in &self.0 {
+            for (who, values) in configurations {
                 text += &format!("{what} {who}: {values:?}\n");
             }
         }

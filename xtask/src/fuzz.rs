@@ -147,7 +147,7 @@ fn build(targets: &[String], sanitizer: bool) -> Result<PathBuf> {
     Ok(dir.join(triple).join("fuzz"))
 }
 
-/// Runs a target for `time` of the processor and tells what came of it; `false` when it found something.
+/// Runs a target for `time` of the processor and reports the result; `false` when it found something.
 fn run(target: &str, programs: &Path, time: Duration) -> Result<bool> {
     let fuzzer = Fuzzer::new(target, programs)?;
     let start = Instant::now();

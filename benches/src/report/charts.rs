@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::super::outcome::{Cache, ExitInfo, Outcome};
-use super::svg::{Scale, WIDTH, bar, chart, escape, lane_class, line, text, time, time_axis};
+use super::svg::{Scale, WIDTH, bar, chart, escape, line, series_class, text, time, time_axis};
 
 const LEFT: f64 = 60.0;
 const RIGHT: f64 = WIDTH - 20.0;
@@ -12,44 +12,49 @@ const HEIGHT: f64 = 240.0;
 /// Bars of the exit profile; the rest is one more.
 const MOST: usize = 24;
 
-/// The values of each lane that has some.
-fn lanes(outcome: &Outcome, cache: Cache) -> Vec<(usize, Vec<f64>)> {
-    (0..outcome.lanes.len())
-        .filter_map(|lane| Some((lane, outcome.values(cache, lane, &outcome.metric)?)))
+/// The values of each configuration that has some.
+fn configurations(outcome: &Outcome, cache: Cache) -> Vec<(usize, Vec<f64>)> {
+    (0..outcome.configurations.len())
+        .filter_map(|configuration| {
+            Some((
+                configuration,
+                outcome.values(cache, configuration, &outcome.metric)?,
+            ))
+        })
         .collect()
 }
 
-fn extent(lanes: &[(usize, Vec<f64>)]) -> (f64, f64) {
-    let all = lanes.iter().flat_map(|(_, values)| values);
+fn extent(configurations: &[(usize, Vec<f64>)]) -> (f64, f64) {
+    let all = configurations.iter().flat_map(|(_, values)| values);
     all.fold((f64::INFINITY, 0.0_f64), |(low, high), &value| {
         (low.min(value), high.max(value))
     })
 }
 
-fn legend(outcome: &Outcome, lanes: &[(usize, Vec<f64>)]) -> String {
+fn legend(outcome: &Outcome, configurations: &[(usize, Vec<f64>)]) -> String {
     let mut x = LEFT;
     let mut body = String::new();
-    for (lane, _) in lanes {
-        let name = &outcome.lanes[*lane].name;
-        body += &bar(x, 5.0, (10.0, 10.0), &lane_class(*lane), name);
+    for (configuration, _) in configurations {
+        let name = &outcome.configurations[*configuration].name;
+        body += &bar(x, 5.0, (10.0, 10.0), &series_class(*configuration), name);
         body += &text(x + 15.0, 14.0, "tick", name);
         x += name.chars().count() as f64 * 6.8 + 34.0;
     }
     body
 }
 
-/// The empirical distribution of each lane.
+/// The empirical distribution of each configuration.
 pub fn distribution(outcome: &Outcome, cache: Cache) -> String {
-    let lanes = lanes(outcome, cache);
-    if lanes.is_empty() {
+    let configurations = configurations(outcome, cache);
+    if configurations.is_empty() {
         return String::new();
     }
-    let (low, high) = extent(&lanes);
+    let (low, high) = extent(&configurations);
     let margin = (high - low) * 0.05;
     let bottom = TOP + HEIGHT;
     let across = Scale::new((low - margin).max(0.0), high + margin, LEFT, RIGHT);
     let up = Scale::new(0.0, 1.0, bottom, TOP);
-    let mut body = legend(outcome, &lanes) + &time_axis(&across, TOP, bottom);
+    let mut body = legend(outcome, &configurations) + &time_axis(&across, TOP, bottom);
     for share in [0.0, 0.25, 0.5, 0.75, 1.0] {
         let y = up.at(share);
         body += &line((LEFT, y), (RIGHT, y), "grid");
@@ -60,7 +65,7 @@ pub fn distribution(outcome: &Outcome, cache: Cache) -> String {
             &format!("{:.0} %", share * 100.0),
         );
     }
-    for (lane, values) in &lanes {
+    for (configuration, values) in &configurations {
         let mut sorted = values.clone();
         sorted.sort_by(f64::total_cmp);
         let mut path = format!("M{:.1} {bottom:.1}", across.at(sorted[0]));
@@ -72,8 +77,8 @@ pub fn distribution(outcome: &Outcome, cache: Cache) -> String {
         let _ = writeln!(
             body,
             "<path d=\"{path}\" class=\"curve {}\"><title>{}</title></path>",
-            lane_class(*lane),
-            escape(&outcome.lanes[*lane].name)
+            series_class(*configuration),
+            escape(&outcome.configurations[*configuration].name)
         );
     }
     chart(bottom + 26.0, "Distribution of launch times", &body)
@@ -81,16 +86,20 @@ pub fn distribution(outcome: &Outcome, cache: Cache) -> String {
 
 /// Every launch as a dot.
 pub fn rounds(outcome: &Outcome, cache: Cache) -> String {
-    let lanes = lanes(outcome, cache);
-    let count = lanes.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
+    let configurations = configurations(outcome, cache);
+    let count = configurations
+        .iter()
+        .map(|(_, values)| values.len())
+        .max()
+        .unwrap_or(0);
     if count == 0 {
         return String::new();
     }
-    let (_, high) = extent(&lanes);
+    let (_, high) = extent(&configurations);
     let bottom = TOP + HEIGHT * 0.6;
     let across = Scale::new(-0.5, count as f64 - 0.5, LEFT, RIGHT);
     let up = Scale::new(0.0, high * 1.05, bottom, TOP);
-    let mut body = legend(outcome, &lanes);
+    let mut body = legend(outcome, &configurations);
     for tick in up.ticks(5) {
         let y = up.at(tick);
         body += &line((LEFT, y), (RIGHT, y), "grid");
@@ -113,17 +122,17 @@ pub fn rounds(outcome: &Outcome, cache: Cache) -> String {
             &format!("{}", tick + 1.0),
         );
     }
-    for (lane, values) in &lanes {
-        // Side by side, so that lanes that agree do not hide each other.
-        let beside = (*lane as f64 - (outcome.lanes.len() - 1) as f64 / 2.0) * 3.0;
+    for (configuration, values) in &configurations {
+        // Side by side, so that configurations that agree do not hide each other.
+        let beside = (*configuration as f64 - (outcome.configurations.len() - 1) as f64 / 2.0) * 3.0;
         for (round, &value) in values.iter().enumerate() {
             let _ = writeln!(
                 body,
                 "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" class=\"{}\"><title>{}, round {}: {}</title></circle>",
                 across.at(round as f64) + beside,
                 up.at(value),
-                lane_class(*lane),
-                escape(&outcome.lanes[*lane].name),
+                series_class(*configuration),
+                escape(&outcome.configurations[*configuration].name),
                 round + 1,
                 time(value)
             );
@@ -133,7 +142,7 @@ pub fn rounds(outcome: &Outcome, cache: Cache) -> String {
 }
 
 /// Exits by what caused them.
-pub fn exits(exits: &[ExitInfo], lane: usize) -> String {
+pub fn exits(exits: &[ExitInfo], configuration: usize) -> String {
     const ROW: f64 = 18.0;
     const NAMES: f64 = 330.0;
     let mut rows: Vec<(String, u64)> = exits
@@ -152,7 +161,13 @@ pub fn exits(exits: &[ExitInfo], lane: usize) -> String {
         let y = n as f64 * ROW + 4.0;
         body += &text(NAMES - 8.0, y + 12.0, "label end", name);
         let width = scale.at(*count as f64) - NAMES;
-        body += &bar(NAMES, y + 2.0, (width, ROW - 5.0), &lane_class(lane), name);
+        body += &bar(
+            NAMES,
+            y + 2.0,
+            (width, ROW - 5.0),
+            &series_class(configuration),
+            name,
+        );
         body += &text(NAMES + width + 6.0, y + 12.0, "value", &count.to_string());
     }
     chart(rows.len() as f64 * ROW + 10.0, "Exits by cause", &body)

@@ -6,9 +6,9 @@ mod waterfall;
 
 use std::fmt::Write as _;
 
-use super::outcome::{Cache, Comparison, LaneInfo, Outcome, Verdict};
+use super::outcome::{Cache, Comparison, ConfigurationInfo, Outcome, Verdict};
 pub use svg::time;
-use svg::{escape, lane_class};
+use svg::{escape, series_class};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -58,7 +58,7 @@ fn header(outcome: &Outcome) -> String {
         super::outcome::End::Entry => "to the first entry into the guest",
     };
     let mut text = format!(
-        "<header>\n<h1>vmm bench</h1>\n<p>From the start of the process {what}: {} launches of each lane for each state of the page \
+        "<header>\n<h1>vmm bench</h1>\n<p>From the start of the process {what}: {} launches of each configuration for each state of the page \
          cache, {} warm-ups dropped. {} on {} ({} processors), Linux {}.</p>\n",
         outcome.rounds,
         outcome.warmups,
@@ -84,7 +84,7 @@ fn noise(outcome: &Outcome, cache: Cache) -> String {
     };
     let word = if noise.quiet { "quiet" } else { "noisy" };
     format!(
-        "<p class=\"note\">The first lane against itself: {:.3} ({:.3} to {:.3}), {word}. It must read 1.00 ± 0.02, and its interval lie \
+        "<p class=\"note\">The first configuration against itself: {:.3} ({:.3} to {:.3}), {word}. It must read 1.00 ± 0.02, and its interval lie \
          within ± 0.1, over at least {} rounds.</p>\n",
         noise.ratio.ratio,
         noise.ratio.low,
@@ -95,9 +95,9 @@ fn noise(outcome: &Outcome, cache: Cache) -> String {
 
 fn table(outcome: &Outcome, cache: Cache) -> String {
     let mut text = String::from(
-        "<table>\n<tr><th>lane</th><th>n</th><th>min</th><th>p50</th><th>p99</th><th>ratio to the first</th><th></th></tr>\n",
+        "<table>\n<tr><th>configuration</th><th>n</th><th>min</th><th>p50</th><th>p99</th><th>ratio to the first</th><th></th></tr>\n",
     );
-    for (index, lane) in outcome.lanes.iter().enumerate() {
+    for (index, configuration) in outcome.configurations.iter().enumerate() {
         let Some(summary) = outcome.summary(cache, index, &outcome.metric) else {
             continue;
         };
@@ -106,8 +106,8 @@ fn table(outcome: &Outcome, cache: Cache) -> String {
         let _ = writeln!(
             text,
             "<tr><td><span class=\"key {}\"></span>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{ratio}</td><td>{verdict}</td></tr>",
-            lane_class(index),
-            lane_cell(lane),
+            series_class(index),
+            configuration_cell(configuration),
             summary.n,
             time(summary.min),
             time(summary.p50),
@@ -117,18 +117,18 @@ fn table(outcome: &Outcome, cache: Cache) -> String {
     text + "</table>\n"
 }
 
-fn lane_cell(lane: &LaneInfo) -> String {
-    let version = lane.version.as_deref().unwrap_or(&lane.program);
+fn configuration_cell(configuration: &ConfigurationInfo) -> String {
+    let version = configuration.version.as_deref().unwrap_or(&configuration.program);
     format!(
         "{}<br><small>{}; {} CPU, {} MiB{}</small>",
-        escape(&lane.name),
+        escape(&configuration.name),
         escape(version),
-        lane.cpus,
-        lane.memory >> 20,
-        if lane.append.is_empty() {
+        configuration.cpus,
+        configuration.memory >> 20,
+        if configuration.append.is_empty() {
             String::new()
         } else {
-            format!("; {}", escape(&lane.append))
+            format!("; {}", escape(&configuration.append))
         }
     )
 }
@@ -158,15 +158,15 @@ fn figure(title: &str, caption: &str, chart: &str) -> String {
 
 fn exits(outcome: &Outcome) -> String {
     let mut text = String::new();
-    for (index, lane) in outcome.lanes.iter().enumerate() {
-        if lane.exits.is_empty() || lane.again_of.is_some() {
+    for (index, configuration) in outcome.configurations.iter().enumerate() {
+        if configuration.exits.is_empty() || configuration.again_of.is_some() {
             continue;
         }
-        let total: u64 = lane.exits.iter().map(|exit| exit.count).sum();
+        let total: u64 = configuration.exits.iter().map(|exit| exit.count).sum();
         text += &figure(
-            &format!("{}: {total} exits", escape(&lane.name)),
+            &format!("{}: {total} exits", escape(&configuration.name)),
             "Times that the guest left to the monitor, by what it reached for, up to the end of the boot.",
-            &charts::exits(&lane.exits, index),
+            &charts::exits(&configuration.exits, index),
         );
     }
     if text.is_empty() {
@@ -177,8 +177,8 @@ fn exits(outcome: &Outcome) -> String {
 
 fn method(outcome: &Outcome) -> String {
     format!(
-        "<section>\n<h2>Method</h2>\n<p>In each round every lane launches once, in an order that turns round from round to round; the \
-         first lane launches twice. A ratio is the median of the ratios within rounds, so what disturbs a whole round cancels out; its \
+        "<section>\n<h2>Method</h2>\n<p>In each round every configuration launches once, in an order that turns round from round to round; the \
+         first configuration launches twice. A ratio is the median of the ratios within rounds, so what disturbs a whole round cancels out; its \
          interval holds 95 % of 2,000 bootstrap resamples of the rounds (seed {}). The percentiles interpolate; with fewer than \
          100 launches, p99 is close to the largest. Absolute times are of this host at that time; compare ratios.</p>\n</section>\n",
         outcome.seed
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn the_page_is_whole_and_loads_nothing() {
         let mut outcome = outcome(6, 0.5, 1.0);
-        outcome.lanes[0].exits = vec![
+        outcome.configurations[0].exits = vec![
             ExitInfo {
                 name: "read <vda> Status".into(),
                 count: 12,
@@ -236,8 +236,8 @@ mod tests {
     #[test]
     fn names_cannot_break_out_of_the_page() {
         let mut outcome = outcome(5, 1.0, 1.0);
-        outcome.lanes[1].name = "<script>alert(1)</script>\"'&".into();
-        outcome.lanes[1].append = "</small><script>".into();
+        outcome.configurations[1].name = "<script>alert(1)</script>\"'&".into();
+        outcome.configurations[1].append = "</small><script>".into();
         assert!(!html(&outcome).contains("<script"));
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 /// Width of a chart in its own units.
 pub const WIDTH: f64 = 860.0;
-/// Lanes that have a colour of their own; more share them.
+/// Configurations that have a colour of their own; more share them.
 const COLOURS: usize = 6;
 
 /// Text for HTML, attributes included.
@@ -38,9 +38,9 @@ pub fn time(ns: f64) -> String {
     format!("{value:.decimals$} {unit}")
 }
 
-/// The class that gives a lane its colour.
-pub fn lane_class(lane: usize) -> String {
-    format!("lane{}", lane % COLOURS)
+/// The class that gives a configuration its colour.
+pub fn series_class(configuration: usize) -> String {
+    format!("series{}", configuration % COLOURS)
 }
 
 /// A chart of this height whose content is `body`, described for who cannot see it.

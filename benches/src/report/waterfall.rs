@@ -1,4 +1,4 @@
-//! The boot waterfall: a bar per lane, cut where each step was reached.
+//! The boot waterfall: a bar per configuration, cut where each step was reached.
 
 use super::super::outcome::{Cache, KVM_ENTRY, Outcome};
 use super::svg::{Scale, WIDTH, bar, chart as svg_chart, text, time, time_axis};
@@ -21,7 +21,7 @@ const fn step(metric: &'static str, class: &'static str, what: &'static str) -> 
     Step { metric, class, what }
 }
 
-/// A lane's name, and its steps with where each begins and ends, in nanoseconds.
+/// A configuration's name, and its steps with where each begins and ends, in nanoseconds.
 type Row<'a> = (&'a str, Vec<(Step, f64, f64)>);
 
 /// What `vmm` tells of itself and its guest.
@@ -51,8 +51,8 @@ fn outside(outcome: &Outcome) -> [Step; 2] {
 pub fn chart(outcome: &Outcome, cache: Cache) -> String {
     let mut rows = Vec::new();
     let mut longest = 0.0_f64;
-    for (index, lane) in outcome.lanes.iter().enumerate() {
-        if lane.again_of.is_some() {
+    for (index, configuration) in outcome.configurations.iter().enumerate() {
+        if configuration.again_of.is_some() {
             continue;
         }
         let median = |metric: &str| outcome.summary(cache, index, metric).map(|s| s.p50);
@@ -72,7 +72,7 @@ pub fn chart(outcome: &Outcome, cache: Cache) -> String {
             }
         }
         longest = longest.max(from);
-        rows.push((lane.name.as_str(), segments));
+        rows.push((configuration.name.as_str(), segments));
     }
     if longest <= 0.0 {
         return String::new();

@@ -71,8 +71,8 @@ fn release(arch: Arch) -> Option<(u32, u32)> {
     parse_release(&String::from_utf8_lossy(&output.stdout))
 }
 
-fn parse_release(told: &str) -> Option<(u32, u32)> {
-    let mut numbers = told
+fn parse_release(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text
         .split_once("version ")?
         .1
         .split(|c: char| !c.is_ascii_digit());

@@ -160,8 +160,8 @@ impl Session {
     /// Powers the host off.
     pub fn stop(mut self) {
         let _ = self.commands.shutdown(std::net::Shutdown::Write);
-        let patience = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < patience && matches!(self.qemu.try_wait(), Ok(None)) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline && matches!(self.qemu.try_wait(), Ok(None)) {
             thread::sleep(Duration::from_millis(20));
         }
     }

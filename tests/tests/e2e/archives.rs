@@ -1,6 +1,6 @@
 //! Archives that lie, are too old, or break off: a build refuses them with what, why and what to try, and leaves no image.
 //!
-//! Each story makes an archive of one package, signed with a key of its own.
+//! Each test makes an archive of one package, signed with a key of its own.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -61,7 +61,7 @@ build() {
 "#;
 
 /// Runs `line` after the functions above.
-fn told(host: &TestHost, line: &str) -> Result<kiln_tests::lab::Output> {
+fn capture(host: &TestHost, line: &str) -> Result<kiln_tests::lab::Output> {
     attempt(host, &format!("{ARCHIVE}{line}"))
 }
 
@@ -69,7 +69,7 @@ fn told(host: &TestHost, line: &str) -> Result<kiln_tests::lab::Output> {
 fn a_signed_archive_is_built_from(host: &TestHost) -> Result<()> {
     let line = "archive; index $(digest archive/pool/x.deb); sign ''; build file://$PWD/archive; \
                 imgtool cat x.ami /usr/share/x | cmp - package/usr/share/x; rm x.ami";
-    let output = told(host, line)?;
+    let output = capture(host, line)?;
     ensure!(output.status == 0 && output.stdout.is_empty(), "{output:?}");
     Ok(())
 }
@@ -77,24 +77,24 @@ fn a_signed_archive_is_built_from(host: &TestHost) -> Result<()> {
 fn a_bad_signature_is_refused(host: &TestHost) -> Result<()> {
     let line = "archive; index $(digest archive/pool/x.deb); sign ''; \
                 sed -i 's/^Codename: test$/Codename: best/' archive/dists/test/InRelease; build file://$PWD/archive";
-    refused(&told(host, line)?, &["InRelease", "does not fit the text"])?;
+    refused(&capture(host, line)?, &["InRelease", "does not fit the text"])?;
     let line = "archive; index $(digest archive/pool/x.deb); sign ''; mv gpg gpg.old; key; \
                 build file://$PWD/archive";
-    refused(&told(host, line)?, &["InRelease", "not in the keyring"])
+    refused(&capture(host, line)?, &["InRelease", "not in the keyring"])
 }
 
 fn an_expired_release_is_refused(host: &TestHost) -> Result<()> {
     let line = "archive; index $(digest archive/pool/x.deb); \
                 sign 'Valid-Until: Sat, 21 Nov 2020 09:15:44 UTC\n'; build file://$PWD/archive";
-    refused(&told(host, line)?, &["expired on 2020-11-21", "snapshot"])
+    refused(&capture(host, line)?, &["expired on 2020-11-21", "snapshot"])
 }
 
 fn a_wrong_digest_is_refused(host: &TestHost) -> Result<()> {
     let line = "archive; index $(digest key.gpg); sign ''; build file://$PWD/archive";
-    refused(&told(host, line)?, &["digest", "x.deb"])
+    refused(&capture(host, line)?, &["digest", "x.deb"])
 }
 
-/// A server of files that breaks off in the middle of a package until it is told to be honest.
+/// A server of files that breaks off in the middle of a package until it is told not to.
 struct Server {
     port: u16,
     root: PathBuf,
@@ -179,14 +179,14 @@ fn an_interrupted_download_continues_later(host: &TestHost) -> Result<()> {
         "archive; index $(digest archive/pool/x.deb); sign ''; cp -r archive/. {place}; cp key.gpg {place}; \
          export XDG_CACHE_HOME={place}/cache; build http://127.0.0.1:{port}"
     );
-    refused(&told(host, &line)?, &["x.deb", "4 attempts"])?;
+    refused(&capture(host, &line)?, &["x.deb", "4 attempts"])?;
     let before = server.ranges().len();
     server.cut.store(0, Ordering::Relaxed);
     let line = format!(
         "cp {place}/key.gpg .; export XDG_CACHE_HOME={place}/cache; build http://127.0.0.1:{port}; \
          imgtool cat x.ami /usr/share/x | wc -c >&2; rm x.ami"
     );
-    let output = told(host, &line)?;
+    let output = capture(host, &line)?;
     ensure!(output.status == 0 && output.stdout.is_empty(), "{output:?}");
     ensure!(output.stderr.lines().any(|line| line == "300000"), "{output:?}");
     let later = &server.ranges()[before..];

@@ -1,6 +1,6 @@
 //! Debian's own cloud-init in an image with systemd: what it does on EC2, it does here.
 //!
-//! Both DHCP clients of the story are Debian's: dhcpcd, which cloud-init starts to reach the metadata service before there is
+//! Both DHCP clients of the test are Debian's: dhcpcd, which cloud-init starts to reach the metadata service before there is
 //! a network, and systemd-networkd after it.
 
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub const LONG: &[(&str, Test)] = &[(
 const LIMIT: Duration = Duration::from_secs(1200);
 
 /// A public key whose private half nobody has.
-const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBqZ2yUu4pD2gk4jQbqz5v8m0yQKxQ4n0B1kq1rj8w3X story";
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBqZ2yUu4pD2gk4jQbqz5v8m0yQKxQ4n0B1kq1rj8w3X test";
 
 /// A user with a key, a file, and a command that leaves a line each time it runs. `@` stands for what differs.
 const USER_DATA: &str = "#cloud-config
@@ -41,15 +41,15 @@ runcmd:
 ";
 
 fn stock_cloud_init(host: &TestHost) -> Result<()> {
-    let told = tell(host);
+    let result = check(host);
     host.sh(
-        "for i in $(vmm ps -aq --tag story=cloud); do vmm terminate --time 0 $i; done; vmm image rm captured; \
+        "for i in $(vmm ps -aq --tag test=cloud); do vmm terminate --time 0 $i; done; vmm image rm captured; \
          rm -f $HOME/cloud-key $HOME/cloud-key.pub",
     )?;
-    told
+    result
 }
 
-fn tell(host: &TestHost) -> Result<()> {
+fn check(host: &TestHost) -> Result<()> {
     make_key(host)?;
     launch(host, "cloud.ami", "clouded", "ada")?;
     is_configured(host, "clouded", "ada")?;
@@ -80,11 +80,11 @@ fn tell(host: &TestHost) -> Result<()> {
     has_its_address_by_dhcp(host, "second")
 }
 
-/// A key of this story's own where there is OpenSSH to use it; the lab has none, and gets one that cannot be used.
+/// A key of this test's own where there is OpenSSH to use it; the lab has none, and gets one that cannot be used.
 fn make_key(host: &TestHost) -> Result<()> {
     let line = match host {
         TestHost::Here { .. } => {
-            "rm -f $HOME/cloud-key*; ssh-keygen -q -t ed25519 -N '' -C story -f $HOME/cloud-key".to_owned()
+            "rm -f $HOME/cloud-key*; ssh-keygen -q -t ed25519 -N '' -C test -f $HOME/cloud-key".to_owned()
         }
         TestHost::Lab { .. } => format!("echo '{KEY}' > $HOME/cloud-key.pub"),
     };
@@ -98,7 +98,7 @@ fn launch(host: &TestHost, image: &str, name: &str, user: &str) -> Result<()> {
         &format!(
             "cat > $HOME/user-data <<'END'\n{data}END\n\
              sed -i \"s|KEY|$(cat $HOME/cloud-key.pub)|\" $HOME/user-data\n\
-             vmm run {image} -d --name {name} --tag story=cloud -p 22 --ssh-key $HOME/cloud-key.pub \
+             vmm run {image} -d --name {name} --tag test=cloud -p 22 --ssh-key $HOME/cloud-key.pub \
              --user-data $HOME/user-data --wait agent --wait-timeout 300"
         ),
     )
@@ -118,8 +118,8 @@ fn is_configured(host: &TestHost, name: &str, user: &str) -> Result<()> {
             && printed["errors"] == serde_json::json!([]),
         "{status:?}"
     );
-    let id = ok(host, "vmm ps -q --tag story=cloud")?;
-    let told = ok(
+    let id = ok(host, "vmm ps -q --tag test=cloud")?;
+    let printed = ok(
         host,
         &format!(
             "vmm exec {name} -- sh -c 'cloud-id; cloud-init query v1.instance_id; hostname; cat /var/lib/ran /etc/motd; \
@@ -130,7 +130,7 @@ fn is_configured(host: &TestHost, name: &str, user: &str) -> Result<()> {
         "aws\n{}\n{name}\n{user}\nFor {user}, by cloud-init.\n0\nrunning\n",
         id.trim()
     );
-    ensure!(told == expected, "{told:?} instead of {expected:?}");
+    ensure!(printed == expected, "{printed:?} instead of {expected:?}");
     for user in [user, "debian"] {
         ok(
             host,
@@ -144,7 +144,7 @@ fn is_configured(host: &TestHost, name: &str, user: &str) -> Result<()> {
 
 /// systemd-networkd has the lease, and so had dhcpcd.
 fn has_its_address_by_dhcp(host: &TestHost, name: &str) -> Result<()> {
-    let told = ok(
+    let printed = ok(
         host,
         &format!(
             "vmm exec {name} -- sh -c 'cat /run/systemd/netif/leases/*; journalctl -b -t dhcpcd; ip -4 -o address show dynamic; \
@@ -159,7 +159,7 @@ fn has_its_address_by_dhcp(host: &TestHost, name: &str) -> Result<()> {
         "inet 10.0.2.15/24 ",
         "default via 10.0.2.2 ",
     ] {
-        ensure!(told.contains(word), "{word:?} is missing in {told}");
+        ensure!(printed.contains(word), "{word:?} is missing in {printed}");
     }
     Ok(())
 }
@@ -167,11 +167,11 @@ fn has_its_address_by_dhcp(host: &TestHost, name: &str) -> Result<()> {
 /// A person logs in with the key, through the published port.
 fn logs_in(host: &TestHost, name: &str, user: &str) -> Result<()> {
     if matches!(host, TestHost::Here { .. }) {
-        let told = ok(
+        let printed = ok(
             host,
             &format!("vmm ssh -i $HOME/cloud-key {user}@{name} 'id -un; sudo -n id -un'"),
         )?;
-        ensure!(told == format!("{user}\nroot\n"), "{told:?}");
+        ensure!(printed == format!("{user}\nroot\n"), "{printed:?}");
     }
     Ok(())
 }

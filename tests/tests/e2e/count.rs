@@ -20,7 +20,7 @@ pub const TESTS: &[(&str, Test)] = &[
 /// How far the instructions up to PID 1 may be from the recorded ones.
 const TOLERANCE: f64 = 0.01;
 
-/// Boots the image with the pinned kernel, which was built before the stories began, twice, to the command's end and power-off.
+/// Boots the image with the pinned kernel, which was built before the tests began, twice, to the command's end and power-off.
 fn two_counted_boots_are_the_same(host: &TestHost) -> Result<()> {
     let boot = || {
         let (timing, said) = timed(host, "linux-6.12.ami --icount --memory 512M")?;

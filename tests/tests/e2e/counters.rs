@@ -12,7 +12,7 @@ use kiln_tests::test_host::TestHost;
 use serde_json::Value;
 
 use crate::Test;
-use crate::instance::owner_of;
+use crate::instance::process_of;
 
 pub const TESTS: &[(&str, Test)] = &[
     (
@@ -111,18 +111,18 @@ fn hold_system_calls(host: &TestHost, option: &str, name: &str) -> Result<()> {
 
 /// The second launch, so that the image is known to be whole already, in the background; its root volume is not filled. All of the program
 /// is in the page cache: of what is not there a fault maps less. Looks two
-/// seconds after the guest's agent has answered at the memory of the owner and of what it has started, and ends it: prints the mappings
-/// and then what the launch was measured by, which the owner writes last of all.
+/// seconds after the guest's agent has answered at the memory of the process and of what it has started, and ends it: prints the mappings
+/// and then what the launch was measured by, which the process writes last of all.
 fn launch() -> String {
     format!(
         "set -e; cat $(command -v vmm) >/dev/null; vmm run hello.ami --rm --accel kvm -- true; \
          vmm run hello.ami -d --rm --name counted --accel kvm --timing $HOME/timing --wait agent >/dev/null; sleep 2; \
-         owner=$({}); \
-         for process in $owner $(cat /proc/$owner/task/*/children); do cat /proc/$process/smaps; done; \
+         process=$({}); \
+         for process in $process $(cat /proc/$process/task/*/children); do cat /proc/$process/smaps; done; \
          vmm stop counted >/dev/null; \
          for n in $(seq 300); do grep -q '^}}' $HOME/timing 2>/dev/null && break; sleep 0.1; done; \
          echo; cat $HOME/timing; rm $HOME/timing",
-        owner_of("counted")
+        process_of("counted")
     )
 }
 
@@ -145,7 +145,7 @@ fn exits_and_memory_of_a_launch(host: &TestHost) -> Result<()> {
         ("guest_ram_resident_kib", memory.guest),
         ("pss_beyond_guest_ram_kib", memory.beyond),
     ];
-    // Each is told, whatever became of the one before.
+    // Each is reported, whatever became of the one before.
     let off = counters.map(|(name, measured)| hold(name, measured).err());
     let off: Vec<String> = off.iter().flatten().map(|error| format!("{error:#}")).collect();
     // What is off stands last: of a long report that is cut, the end is what is read.

@@ -1,4 +1,4 @@
-//! The story: launch a plain machine, install an application in it, make an image of it, launch two more.
+//! Launch a plain machine, install an application in it, make an image of it, launch two more.
 //!
 //! The guest installs with apt over its own network from an archive that this host serves on its loopback address.
 
@@ -13,13 +13,13 @@ use crate::Test;
 pub const TESTS: &[(&str, Test)] = &[("an_application_installed_captured_and_launched_twice", directory)];
 
 /// Installing and booting on a processor in software take their time.
-const PATIENCE: Duration = Duration::from_secs(900);
+const TIMEOUT: Duration = Duration::from_secs(900);
 
-/// The port of the archive on the host's loopback address; stories of one ground that use it do not run at once.
+/// The port of the archive on the host's loopback address; tests of one test host that use it do not run at once.
 const ARCHIVE: u16 = 28_080;
 
 /// A public key whose private half nobody has.
-const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBqZ2yUu4pD2gk4jQbqz5v8m0yQKxQ4n0B1kq1rj8w3X story";
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBqZ2yUu4pD2gk4jQbqz5v8m0yQKxQ4n0B1kq1rj8w3X test";
 
 fn directory(host: &TestHost) -> Result<()> {
     ok(
@@ -30,16 +30,16 @@ fn directory(host: &TestHost) -> Result<()> {
         "$HOME/busybox httpd -f -p 127.0.0.1:{ARCHIVE} -h ../shared/repository >/dev/null 2>&1 & echo $!"
     );
     let server = ok(host, &serve)?.trim().to_owned();
-    let told = tell(host);
-    // What a failed story leaves must not hold ports that the next one needs.
+    let result = check(host);
+    // What a failed test leaves must not hold ports that the next one needs.
     let cleanup = format!(
-        "kill {server}; for i in $(vmm ps -aq --tag story=directory); do vmm terminate --time 0 $i; done; vmm image rm directory"
+        "kill {server}; for i in $(vmm ps -aq --tag test=directory); do vmm terminate --time 0 $i; done; vmm image rm directory"
     );
     host.sh(&cleanup)?;
-    told
+    result
 }
 
-fn tell(host: &TestHost) -> Result<()> {
+fn check(host: &TestHost) -> Result<()> {
     launch(host)?;
     install(host)?;
     let port = port_of(host, "first")?;
@@ -60,7 +60,7 @@ fn tell(host: &TestHost) -> Result<()> {
 
     let launched = ok(
         host,
-        "vmm run directory -d --count 2 -p 80 --tag story=directory --wait port=8000 --wait-timeout 600",
+        "vmm run directory -d --count 2 -p 80 --tag test=directory --wait port=8000 --wait-timeout 600",
     )?;
     let [one, two] = launched.lines().collect::<Vec<_>>()[..] else {
         anyhow::bail!("two ids were expected: {launched:?}")
@@ -97,7 +97,7 @@ fn launch(host: &TestHost) -> Result<()> {
     ok(
         host,
         &format!(
-            "echo '{KEY}' > $HOME/key.pub; vmm run plain.ami -d --name first --tag story=directory -p 80 --net user,loopback \
+            "echo '{KEY}' > $HOME/key.pub; vmm run plain.ami -d --name first --tag test=directory -p 80 --net user,loopback \
              --root-size 1G --ssh-key $HOME/key.pub --wait ssh --wait-timeout 300"
         ),
     )?;
@@ -113,7 +113,7 @@ fn launch(host: &TestHost) -> Result<()> {
 
 fn install(host: &TestHost) -> Result<()> {
     ok(host, "vmm cp ../shared/employee-directory first:")?;
-    let output = host.sh_within("vmm exec first -- /root/employee-directory/install.sh", PATIENCE)?;
+    let output = host.sh_within("vmm exec first -- /root/employee-directory/install.sh", TIMEOUT)?;
     ensure!(output.status == 0, "{output:?}");
     // apt writes its log through a terminal of its own.
     ensure!(!output.stderr.contains("/dev/pts"), "{output:?}");
@@ -128,13 +128,13 @@ fn install(host: &TestHost) -> Result<()> {
 
 /// Machine id, public host key and host name.
 fn identity(host: &TestHost, instance: &str) -> Result<Vec<String>> {
-    let told = ok(
+    let printed = ok(
         host,
         &format!(
             "vmm exec {instance} -- cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub /proc/sys/kernel/hostname"
         ),
     )?;
-    let lines: Vec<String> = told.lines().map(str::to_owned).collect();
+    let lines: Vec<String> = printed.lines().map(str::to_owned).collect();
     ensure!(lines.len() == 3, "{lines:?}");
     Ok(lines)
 }
@@ -177,7 +177,7 @@ pub fn ok(host: &TestHost, line: &str) -> Result<String> {
         status,
         stdout,
         stderr,
-    } = host.sh_within(line, PATIENCE)?;
+    } = host.sh_within(line, TIMEOUT)?;
     ensure!(status == 0, "{line}: {status}\n{stdout}\n{stderr}");
     Ok(stdout)
 }

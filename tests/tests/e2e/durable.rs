@@ -1,4 +1,4 @@
-//! What a guest was told is on disk is there after the process that ran it was killed, at any moment.
+//! What was acknowledged to a guest as written is there after the process that ran it was killed, at any moment.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::Test;
 use crate::directory::ok;
-use crate::instance::owner_of;
+use crate::instance::process_of;
 
 pub const TESTS: &[(&str, Test)] = &[
     (
@@ -24,10 +24,10 @@ pub const TESTS: &[(&str, Test)] = &[
     ),
 ];
 
-/// Lives that end by a kill. The first one's root volume still reads from the image, in the last it stands alone.
-const LIVES: u32 = 2;
+/// Boots that end by a kill. The first one's root volume still reads from the image, in the last it stands alone.
+const BOOTS: u32 = 2;
 /// The same where there is time.
-const LONG_LIVES: u32 = 12;
+const LONG_BOOTS: u32 = 12;
 /// Writes that are acknowledged before the kill.
 const WRITES: u32 = 60;
 /// How long filling a small root volume may take.
@@ -47,32 +47,32 @@ const CHECKER: &str = "bad=0; i=0; while [ $i -lt $0 ]; do i=$((i+1)); \
 
 fn no_acknowledged_write_is_lost(host: &TestHost) -> Result<()> {
     let long = std::env::var_os("KILN_LONG_TESTS").is_some();
-    let lives = if long { LONG_LIVES } else { LIVES };
+    let boots = if long { LONG_BOOTS } else { BOOTS };
     ok(host, "vmm run hello.ami -d --name durable --wait agent")?;
     let mut acknowledged = 0;
-    for life in 1..=lives {
-        if life == lives {
+    for boot in 1..=boots {
+        if boot == boots {
             wait_until_it_stands_alone(host)?;
         }
         acknowledged = write_until_killed(host, acknowledged)?;
-        if life == lives {
+        if boot == boots {
             fsck(host)?;
         }
         ok(host, "vmm start durable --wait agent")?;
-        let told = ok(
+        let printed = ok(
             host,
             &format!(
                 "vmm exec durable -- sh -c '{}' {acknowledged}; true",
                 quoted(CHECKER)
             ),
         )?;
-        let complaints: Vec<_> = told
+        let complaints: Vec<_> = printed
             .lines()
             .filter(|line| !may_be_newer(line, acknowledged))
             .collect();
         ensure!(
             complaints == ["0"],
-            "life {life}, {acknowledged} writes acknowledged: {told}"
+            "boot {boot}, {acknowledged} writes acknowledged: {printed}"
         );
     }
     ok(host, "vmm terminate --time 0 durable").map(drop)
@@ -95,8 +95,8 @@ fn record(host: &TestHost) -> Result<Value> {
 
 /// Lets the guest write on after number `from`, kills the process that runs it, and returns the last number that arrived.
 fn write_until_killed(host: &TestHost, from: u32) -> Result<u32> {
-    let owner = ok(host, &owner_of("durable"))?;
-    let owner = owner.trim();
+    let process = ok(host, &process_of("durable"))?;
+    let process = process.trim();
     let mut writer = host
         .command("vmm")?
         .args(["exec", "durable", "--", "sh", "-c", WRITER, &from.to_string()])
@@ -114,7 +114,7 @@ fn write_until_killed(host: &TestHost, from: u32) -> Result<u32> {
         }
         last = number;
         if last == from + WRITES {
-            ok(host, &format!("kill -9 {owner}"))?;
+            ok(host, &format!("kill -9 {process}"))?;
         }
     }
     writer.wait()?;

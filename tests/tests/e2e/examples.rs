@@ -1,4 +1,4 @@
-//! The example images as people use them, and images built upon images.
+//! The example images as people use them, and images layered on images.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("an_image_is_built_upon_another", an_image_is_built_upon_another),
 ];
 
-/// Stories that build for minutes.
+/// Tests that build for minutes.
 pub const LONG: &[(&str, Test)] = &[
     ("the_microvm_kernel_boots", the_microvm_kernel_boots),
     (
@@ -30,7 +30,7 @@ pub const LONG: &[(&str, Test)] = &[
     ),
 ];
 
-/// Stories that need images which are built for minutes, told in a lab.
+/// Tests that need images which take minutes to build, run in a lab.
 pub const LAB_LONG: &[(&str, Test)] = &[(
     "every_example_boots_with_both_kernels",
     every_example_boots_with_both_kernels,
@@ -144,7 +144,7 @@ imgtool extract more.ami --part root -o root.ext4 >/dev/null; e2fsck -fn root.ex
     Ok(())
 }
 
-/// The image was built before the stories began. Its kernel is ours, and says itself that nothing is a module.
+/// The image was built before the tests began. Its kernel is ours, and says itself that nothing is a module.
 fn the_microvm_kernel_boots(host: &TestHost) -> Result<()> {
     let command =
         "vmm run microvm.ami --rm -- sh -c 'uname -r; ls /proc/modules; zcat /proc/config.gz; true'";
@@ -175,7 +175,7 @@ fn the_microvm_kernel_boots(host: &TestHost) -> Result<()> {
 }
 
 /// The file system is sound to e2fsck, this machine's kernel mounts and reads all of it, and the image boots. Some were built before
-/// the stories began.
+/// the tests began.
 fn every_example_is_sound_mounts_and_boots(host: &TestHost) -> Result<()> {
     for example in [
         "hello",
@@ -209,7 +209,7 @@ vmm run $D/x.ami --rm -- sh -c 'read name </proc/1/comm; echo $name'"#,
 }
 
 /// Debian's user space on its own kernel and on ours: systemd says that everything runs, and no unit failed. The kernel is the
-/// microvm image's, which was built before the stories began.
+/// microvm image's, which was built before the tests began.
 fn systemd_runs_on_both_kernels(host: &TestHost) -> Result<()> {
     for kernel in ["", "[kernel]\npath = \"kernel\"\n"] {
         let line = format!(
@@ -238,7 +238,7 @@ vmm exec systemd -- cat /proc/1/comm"#,
     Ok(())
 }
 
-/// Every example with the kernel of its recipe; and Debian's user space, put upon our kernel as an image built upon the image.
+/// Every example with the kernel of its recipe; and Debian's user space, with Kiln's kernel, as an image layered on the image.
 fn every_example_boots_with_both_kernels(host: &TestHost) -> Result<()> {
     let init = "vmm run $image --rm -- sh -c 'read name </proc/1/comm; echo $name $(uname -r)'";
     let line = format!(

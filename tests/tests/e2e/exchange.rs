@@ -30,7 +30,7 @@ pub const TESTS: &[(&str, Test)] = &[
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// In a folder of its own, with the hello image as `$hello`; ends at the first command that fails.
-fn told(host: &TestHost, line: &str) -> Result<String> {
+fn capture(host: &TestHost, line: &str) -> Result<String> {
     let line = format!("set -e; hello=$PWD/hello.ami; D=$(mktemp -d); trap 'rm -rf $D' EXIT; cd $D\n{line}");
     let output = host.sh_within(&line, LIMIT)?;
     ensure!(output.status == 0, "{output:?}");
@@ -60,7 +60,7 @@ minisign -V -q -p ours.key.pub -m message && echo our key signs
 minisign -R -W -s ours.key -p again.pub >/dev/null
 [ "$(tail -n 1 again.pub)" = "$(tail -n 1 ours.key.pub)" ] && echo the halves belong together
 "#;
-    let said = told(host, line)?;
+    let said = capture(host, line)?;
     expect(
         &said,
         &["their key signs", "our key signs", "the halves belong together"],
@@ -91,7 +91,7 @@ for source in root.tar root.ext4 docker.tar; do
     rm x.ami
 done
 "#;
-    let said = told(host, line)?;
+    let said = capture(host, line)?;
     for source in ["root.tar", "root.ext4", "docker.tar"] {
         let (same, boots) = (format!("{source} has the same files"), format!("{source} boots"));
         expect(&said, &[&same, &boots])?;
@@ -132,7 +132,7 @@ imgtool inspect x.ami | grep ^command
 vmm run x.ami --rm </dev/null || echo status $?
 vmm run x.ami --rm -- echo replaced
 "#;
-    let said = told(host, line)?;
+    let said = capture(host, line)?;
     expect(
         &said,
         &[
@@ -213,7 +213,7 @@ ls ours/cases | wc -l
 diff -r --no-dereference ours/cases theirs/rootfs/cases && echo the same files
 "#
     );
-    let said = told(host, &line)?;
+    let said = capture(host, &line)?;
     expect(&said, &[&ORDERS.to_string(), "the same files"])
 }
 
@@ -261,7 +261,7 @@ imgtool convert all.ami --to tar -o all.tar >/dev/null
 tar -tvf all.tar | awk '/srv\/all\/(null|disk)$/ { print $1, $3, $NF }'
 "#
     );
-    let said = told(host, &line)?;
+    let said = capture(host, &line)?;
     expect(&said, &["the file system is clean"])?;
     let wanted = [
         "capable cap_net_raw=ep",

@@ -47,7 +47,7 @@ fn a_hostile_kernel_harms_its_own_devices(host: &TestHost) -> Result<()> {
     .map(drop)
 }
 
-/// The kernel's file, by way of a command line, which reaches every ground.
+/// The kernel's file, by way of a command line, which works on every test host.
 fn write_kernel(host: &TestHost) -> Result<()> {
     let kernel = program().elf();
     ok(host, ": > $HOME/hostile.elf")?;
@@ -238,8 +238,8 @@ fn configuration_writes(program: &mut Program, slot: u64) {
 }
 
 fn a_storm_of_notifications(program: &mut Program, slot: u64) {
-    for determinism in 0..400 {
-        program.set(slot, register::QUEUE_NOTIFY, determinism % 5);
+    for round in 0..400 {
+        program.set(slot, register::QUEUE_NOTIFY, round % 5);
     }
     program.set(slot, register::QUEUE_NOTIFY, u32::MAX);
 }

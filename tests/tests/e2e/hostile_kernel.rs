@@ -1,4 +1,4 @@
-//! A kernel that means harm to its machine: an ELF of a page of code that carries out a list of loads and stores.
+//! A malicious kernel: an ELF of a page of code that carries out a list of loads and stores.
 //!
 //! All that is clever about it happens here, where the list is written; the code only follows it.
 

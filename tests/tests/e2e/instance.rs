@@ -7,8 +7,8 @@ use kiln_tests::test_host::TestHost;
 use crate::Test;
 use crate::directory::ok;
 
-/// The life of an instance: what must hold on every accelerator each time.
-pub const LIFE: &[(&str, Test)] = &[
+/// From launch to termination: what must hold on every accelerator each time.
+pub const LIFECYCLE: &[(&str, Test)] = &[
     (
         "a_published_port_is_this_hosts_own",
         a_published_port_is_this_hosts_own,
@@ -57,7 +57,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ),
 ];
 
-/// Stories that mount file systems, or need a network of their own: in the lab only.
+/// Tests that mount file systems, or need a network of their own: in the lab only.
 pub const LAB_TESTS: &[(&str, Test)] = &[("a_full_disk_pauses_the_guest_and_loses_nothing", a_full_disk)];
 
 /// A command that must fail, with this in its message.
@@ -82,11 +82,11 @@ fn files_go_both_ways(host: &TestHost) -> Result<()> {
         "vmm cp $HOME/tree copier:/root/ && vmm cp copier:tree/deep $HOME/back",
     )?;
     ok(host, "cmp $HOME/tree/deep/numbers $HOME/back/numbers")?;
-    let told = ok(
+    let printed = ok(
         host,
         "vmm exec copier -- sh -c 'stat -c %a tree/deep/numbers; readlink tree/link'",
     )?;
-    ensure!(told == "640\ndeep/numbers\n", "{told:?}");
+    ensure!(printed == "640\ndeep/numbers\n", "{printed:?}");
     ok(
         host,
         "vmm cp $HOME/tree/deep/numbers copier:renamed && vmm exec copier -- test -s /root/renamed",
@@ -212,7 +212,7 @@ fn what_is_taken_or_unknown_is_refused(host: &TestHost) -> Result<()> {
 }
 
 /// A command line that prints the number of the process that runs the instance.
-pub fn owner_of(name: &str) -> String {
+pub fn process_of(name: &str) -> String {
     format!("vmm inspect {name} | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'")
 }
 
@@ -221,7 +221,7 @@ fn a_killed_vmm_is_noticed(host: &TestHost) -> Result<()> {
     ok(host, "vmm run hello.ami -d --name victim --wait agent")?;
     ok(host, "vmm run hello.ami -d --name witness --wait agent")?;
     ok(host, "vmm exec victim -- sh -c 'echo flushed > /root/file; sync'")?;
-    ok(host, &format!("kill -9 $({})", owner_of("victim")))?;
+    ok(host, &format!("kill -9 $({})", process_of("victim")))?;
     let listed = ok(host, "sleep 0.2; vmm ps -a --json")?;
     let list: serde_json::Value = serde_json::from_str(&listed)?;
     let state = |name: &str| {
@@ -243,7 +243,7 @@ fn a_killed_vmm_is_noticed(host: &TestHost) -> Result<()> {
     )?;
     ensure!(file == "flushed\n", "{file:?}");
     // The kernel is still taking the process apart when the kill returns.
-    let again = format!("kill -9 $({}) && vmm start victim", owner_of("victim"));
+    let again = format!("kill -9 $({}) && vmm start victim", process_of("victim"));
     ok(host, &again)?;
     ok(
         host,
@@ -259,10 +259,10 @@ fn commands_leave_nothing_behind(host: &TestHost) -> Result<()> {
         host,
         "exec 9>$HOME/callers-file; CALLERS_SECRET=x vmm run hello.ami -d --name used --wait agent",
     )?;
-    let owner = owner_of("used");
+    let process = process_of("used");
     let kept = ok(
         host,
-        &format!("P=$({owner}); tr '\\0' '\\n' </proc/$P/environ; ls -l /proc/$P/fd"),
+        &format!("P=$({process}); tr '\\0' '\\n' </proc/$P/environ; ls -l /proc/$P/fd"),
     )?;
     ensure!(
         kept.contains("HOME=") && !kept.contains("CALLERS_SECRET"),
@@ -271,7 +271,7 @@ fn commands_leave_nothing_behind(host: &TestHost) -> Result<()> {
     ensure!(!kept.contains("callers-file"), "{kept}");
 
     let many = format!(
-        "P=$({owner}); count() {{ ls /proc/$P/fd /proc/$P/task | wc -l; }}; \
+        "P=$({process}); count() {{ ls /proc/$P/fd /proc/$P/task | wc -l; }}; \
          vmm exec used -- true; before=$(count); for i in $(seq 30); do vmm exec used -- true || exit 1; done; \
          i=0; while [ $(count) -gt $before ]; do i=$((i + 1)); [ $i -lt 600 ] || {{ ls -l /proc/$P/fd; exit 1; }}; sleep 0.1; done"
     );
@@ -371,7 +371,7 @@ fn a_frozen_copy_needs_no_reboot(host: &TestHost) -> Result<()> {
     ok(host, "vmm image rm snapshot && vmm terminate --time 0 busy").map(drop)
 }
 
-/// With `--rm` the root volume is not filled in the background: it reads from the image for as long as it lives.
+/// With `--rm` the root volume is not filled in the background: it reads from the image for as long as it runs.
 fn a_deleted_image_stays(host: &TestHost) -> Result<()> {
     ok(
         host,
@@ -464,10 +464,10 @@ fn a_flood_disturbs_nobody(host: &TestHost) -> Result<()> {
         host,
         "vmm run hello.ami -d --name flooder --wait agent && vmm run hello.ami -d --name neighbour --wait agent",
     )?;
-    let told = under_flood(host);
-    // What a failed story leaves must not take the processor from the next one.
+    let result = under_flood(host);
+    // What a failed test leaves must not take the processor from the next one.
     ok(host, "vmm terminate --time 0 flooder neighbour")?;
-    told
+    result
 }
 
 fn under_flood(host: &TestHost) -> Result<()> {
@@ -495,10 +495,10 @@ fn under_flood(host: &TestHost) -> Result<()> {
     ok(host, &rise)?;
     let line = "vmm exec flooder -- echo alive && vmm exec neighbour -- sh -c \
                 'wget -qO- http://169.254.169.254/ 2>&1 | head -n 1; echo alive'";
-    let told = ok(host, line)?;
+    let printed = ok(host, line)?;
     ensure!(
-        told.matches("alive").count() == 2 && told.contains("401"),
-        "{told:?}"
+        printed.matches("alive").count() == 2 && printed.contains("401"),
+        "{printed:?}"
     );
     let listed = ok(host, "vmm ps --json")?;
     ensure!(
@@ -533,12 +533,12 @@ fn a_reboot_is_another_life(host: &TestHost) -> Result<()> {
         host,
         "vmm run hello.ami -d --name phoenix -p 80 --wait agent && vmm exec phoenix -- sh -c 'echo kept > /root/file'",
     )?;
-    let life = "vmm exec phoenix -- cat /root/file /proc/sys/kernel/random/boot_id";
-    let (port, mut lives) = (ok(host, "vmm port phoenix")?, vec![ok(host, life)?]);
+    let boot = "vmm exec phoenix -- cat /root/file /proc/sys/kernel/random/boot_id";
+    let (port, mut boots) = (ok(host, "vmm port phoenix")?, vec![ok(host, boot)?]);
     ok(host, "vmm reboot phoenix")?;
-    lives.push(ok(host, life)?);
-    // The answer to this command may be lost with the life that it ends.
-    let before = lives[1].lines().last().unwrap_or_default();
+    boots.push(ok(host, boot)?);
+    // The answer to this command may be lost when the boot ends.
+    let before = boots[1].lines().last().unwrap_or_default();
     ok(
         host,
         &format!(
@@ -546,13 +546,13 @@ fn a_reboot_is_another_life(host: &TestHost) -> Result<()> {
              until boot=$(vmm exec phoenix -- cat /proc/sys/kernel/random/boot_id 2>/dev/null) && test \"$boot\" != {before}; do sleep 0.2; done"
         ),
     )?;
-    lives.push(ok(host, life)?);
+    boots.push(ok(host, boot)?);
     ensure!(
-        lives.iter().all(|life| life.starts_with("kept\n"))
-            && lives[0] != lives[1]
-            && lives[1] != lives[2]
+        boots.iter().all(|boot| boot.starts_with("kept\n"))
+            && boots[0] != boots[1]
+            && boots[1] != boots[2]
             && ok(host, "vmm port phoenix")? == port,
-        "{lives:?}"
+        "{boots:?}"
     );
     ok(host, "vmm terminate --time 0 phoenix").map(drop)
 }

@@ -1,7 +1,7 @@
-//! Kiln through its command line: every test of a table, on every ground that this machine can offer.
+//! Kiln through its command line: every test of a table, on every test host that this machine can offer.
 //!
-//! A ground that is not there (no QEMU, no programs for it) makes its tests ignored, by name and with the reason on standard error;
-//! under CI that is a failure. Stories that take many minutes are ignored, and named, unless `KILN_LONG_TESTS` is set.
+//! Where a test host cannot be had (no QEMU, no programs for it), its tests are ignored, by name and with the reason on standard error;
+//! under CI that is a failure. Tests that take many minutes are ignored, and named, unless `KILN_LONG_TESTS` is set.
 
 mod archives;
 mod bench;
@@ -43,14 +43,14 @@ use kiln_tests::repository;
 use kiln_tests::test_host::TestHost;
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// A test: a story told on a ground.
+/// A test, run on a test host.
 type Test = fn(&TestHost) -> anyhow::Result<()>;
-/// A name and a story each.
+/// Tests and their names.
 type Table = &'static [(&'static str, Test)];
 
-/// What is told on the software processor, here. Of these only what launches nothing or depends on no accelerator (`ONCE`, images and what
-/// other tools make of them, the rules of `vmm bench`) is not told on KVM, nor what only the software processor can: counting
-/// instructions.
+/// What runs on the software processor, on this machine. All of it runs on KVM as well, but for what launches nothing or depends on
+/// no accelerator (`ONCE`, images and what other tools make of them, the rules of `vmm bench`), and what only the software processor
+/// can do: counting instructions.
 const SOFT: &[Table] = &[
     bench::TESTS,
     image::TESTS,
@@ -60,7 +60,7 @@ const SOFT: &[Table] = &[
     work::TESTS,
     kernels::TESTS,
     count::TESTS,
-    instance::LIFE,
+    instance::LIFECYCLE,
     instance::TESTS,
     network::TESTS,
     limits::TESTS,
@@ -73,17 +73,17 @@ const SOFT: &[Table] = &[
     sandbox::TESTS,
     sandbox::ONCE,
 ];
-/// What a table takes for granted of a lab besides KVM.
+/// What a table requires of a lab besides KVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
-    /// Nothing: it is told in every lab.
+    /// Nothing: it runs in every lab.
     Kvm,
     /// Guests whose instructions are those of x86.
     X86,
     /// Images whose packages were configured, which takes an emulator where they are foreign.
     Configured,
-    /// Nothing, but what it shows is the same on every architecture: in a lab of another than this machine's, it is
-    /// told when there is time.
+    /// Nothing, but what it shows is the same on every architecture: in a lab of another architecture than this machine's it is a
+    /// long test.
     Time,
 }
 
@@ -98,10 +98,10 @@ impl Need {
     }
 }
 
-/// What is told on genuine KVM in a lab each time.
+/// What runs on genuine KVM in a lab each time.
 const ON_KVM: &[(Need, Table)] = &[
     (Need::Kvm, run::TESTS),
-    (Need::Kvm, instance::LIFE),
+    (Need::Kvm, instance::LIFECYCLE),
     (Need::Kvm, network::TESTS),
     (Need::Kvm, network::LAB_TESTS),
     (Need::Kvm, sandbox::TESTS),
@@ -115,13 +115,13 @@ const ON_KVM: &[(Need, Table)] = &[
     (Need::Time, instance::TESTS),
     (Need::Time, instance::LAB_TESTS),
 ];
-/// What takes more minutes there than a change can wait for.
+/// What takes too many minutes there for each change.
 const ON_KVM_LONG: &[(Need, Table)] = &[
     (Need::Configured, cloud::LONG),
     (Need::Configured, examples::LAB_LONG),
 ];
 
-/// What the lab for `arch` tells each time, and what only when there is time.
+/// What the lab for `arch` runs each time, and its long tests.
 fn on_kvm(arch: Arch) -> (Vec<Table>, Vec<Table>) {
     let pick = |tables: &[(Need, Table)], wanted: &dyn Fn(Need) -> bool| {
         let wanted = tables.iter().filter(|(need, _)| wanted(*need));
@@ -133,7 +133,7 @@ fn on_kvm(arch: Arch) -> (Vec<Table>, Vec<Table>) {
     (short, long)
 }
 
-/// What is counted, with the programs as they ship.
+/// Counters of the programs as they ship.
 const SHIPPING: &[Table] = &[counters::TESTS];
 
 /// Why a test that could run does not.
@@ -181,18 +181,18 @@ impl Missing {
             time,
             lab,
         } = self;
-        let tell = |what: &str, why: &Option<String>| {
+        let report = |what: &str, why: &Option<String>| {
             why.iter().for_each(|why| eprintln!("e2e: {what}: {why}"));
             why.is_some()
         };
-        tell("tests that take many minutes do not run", time);
-        tell("KVM on arm64 and the programs that ship are not tested", all);
+        report("tests that take many minutes do not run", time);
+        report("KVM on arm64 and the programs that ship are not tested", all);
         let labs = lab
             .iter()
-            .map(|(arch, why)| tell(&format!("no lab for {arch}"), why));
+            .map(|(arch, why)| report(&format!("no lab for {arch}"), why));
         [
-            tell("builds are not compared with apt's", oracle),
-            tell("builds without root are not compared", user),
+            report("builds are not compared with apt's", oracle),
+            report("builds without root are not compared", user),
         ]
         .into_iter()
         .chain(labs)
@@ -249,34 +249,30 @@ fn main() -> ExitCode {
         ));
     }
     if Arch::host().is_ok_and(|host| host == Arch::X86_64) {
-        let host = TestHost::lab(Arch::X86_64, Profile::Release);
+        let host = TestHost::lab(Arch::X86_64, Profile::Launch);
         trials.extend(on("shipping", host, all, SHIPPING));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
-    tell_slowest();
+    print_slowest();
     conclusion.exit_code()
 }
 
-/// How long each story took.
+/// How long each test took.
 static TOOK: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 
 /// Where the time went: a change waits for these.
-fn tell_slowest() {
-    const TOLD: usize = 10;
+fn print_slowest() {
+    const PRINTED: usize = 10;
     let mut took = TOOK.lock().unwrap_or_else(PoisonError::into_inner);
     took.sort_unstable_by(|a, b| b.cmp(a));
     let all: Duration = took.iter().map(|(time, _)| *time).sum();
-    eprintln!(
-        "e2e: {} stories took {} s; the slowest:",
-        took.len(),
-        all.as_secs()
-    );
-    for (time, story) in took.iter().take(TOLD) {
-        eprintln!("e2e: {:>6.1} s  {story}", time.as_secs_f64());
+    eprintln!("e2e: {} tests took {} s; the slowest:", took.len(), all.as_secs());
+    for (time, test) in took.iter().take(PRINTED) {
+        eprintln!("e2e: {:>6.1} s  {test}", time.as_secs_f64());
     }
 }
 
-/// Builds the programs, and the images and the archive that stories take for granted; with `long`, also those that long stories
+/// Builds the programs, and the images and the archive that tests need; with `long`, also those that long tests
 /// need. Returns the hello image.
 fn prepare(long: bool) -> anyhow::Result<PathBuf> {
     const HELLO: &str = "examples/hello.toml";
@@ -301,23 +297,23 @@ fn prepare(long: bool) -> anyhow::Result<PathBuf> {
     dist.image(HELLO)
 }
 
-/// One trial per story; all ignored when the ground is missing.
+/// A trial for each test; all are ignored where the test host is missing.
 fn on(name: &str, host: TestHost, missing: Option<String>, tables: &[Table]) -> Vec<Trial> {
     let host = Arc::new(host);
-    let trial = |&(story, tell): &(&str, Test)| {
+    let trial = |&(name_of_test, test): &(&str, Test)| {
         let host = Arc::clone(&host);
-        let full = format!("{name}::{story}");
-        let told = {
+        let full = format!("{name}::{name_of_test}");
+        let timed = {
             let full = full.clone();
             move || {
                 let start = Instant::now();
-                let told = tell(&host).map_err(|error| Failed::from(format!("{error:#}")));
+                let result = test(&host).map_err(|error| Failed::from(format!("{error:#}")));
                 let mut took = TOOK.lock().unwrap_or_else(PoisonError::into_inner);
                 took.push((start.elapsed(), full));
-                told
+                result
             }
         };
-        Trial::test(full, told).with_ignored_flag(missing.is_some())
+        Trial::test(full, timed).with_ignored_flag(missing.is_some())
     };
     tables.iter().flat_map(|table| table.iter()).map(trial).collect()
 }

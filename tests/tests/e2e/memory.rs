@@ -18,7 +18,7 @@ const FILLED: u64 = 96;
 /// MiB of it that must come back: the guest's allocator keeps small pieces.
 const RETURNED: u64 = 80;
 /// Linux reports every two seconds, in small portions.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 fn what_a_guest_frees_goes_back(host: &TestHost) -> Result<()> {
     ok(
@@ -44,18 +44,18 @@ fn what_a_guest_frees_goes_back(host: &TestHost) -> Result<()> {
             break;
         }
         ensure!(
-            start.elapsed() < PATIENCE,
-            "{full} MiB became only {now} after {PATIENCE:?}"
+            start.elapsed() < TIMEOUT,
+            "{full} MiB became only {now} after {TIMEOUT:?}"
         );
         std::thread::sleep(Duration::from_millis(500));
     }
     ok(host, "vmm terminate --time 0 breather").map(drop)
 }
 
-/// MiB of the host's memory that the owner holds.
+/// MiB of the host's memory that the instance process holds.
 fn resident(host: &TestHost) -> Result<u64> {
-    let line = "owner=$(vmm inspect breather | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'); \
-                sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/$owner/status";
+    let line = "process=$(vmm inspect breather | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'); \
+                sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/$process/status";
     let text = ok(host, line)?;
     let kilobytes: u64 = text.trim().parse().with_context(|| format!("{text:?}"))?;
     Ok(kilobytes >> 10)

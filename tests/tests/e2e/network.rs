@@ -12,7 +12,7 @@ pub const TESTS: &[(&str, Test)] = &[(
     metadata_is_for_who_has_a_token,
 )];
 
-/// Stories for which the host's own files change: in the lab only.
+/// Tests for which the host's own files change: in the lab only.
 pub const LAB_TESTS: &[(&str, Test)] = &[(
     "the_hosts_resolver_answers_at_the_guests",
     the_hosts_resolver_answers,
@@ -28,17 +28,17 @@ fn metadata_is_for_who_has_a_token(host: &TestHost) -> Result<()> {
         wget -T 60 -qO- --header \"X-aws-ec2-metadata-token: $token\" http://$at/latest/meta-data/$path; echo; done; \
         wget -T 60 -qO- http://$at/latest/meta-data/instance-id 2>&1 | head -n 1";
     ok(host, "vmm run hello.ami -d --name asker --wait agent")?;
-    let told = ok(host, &format!("vmm exec asker -- sh -c '{SCRIPT}'"))?;
+    let printed = ok(host, &format!("vmm exec asker -- sh -c '{SCRIPT}'"))?;
     let record: Value = serde_json::from_str(&ok(host, "vmm inspect asker")?)?;
     let image = host.image_id("hello")?;
-    let lines: Vec<&str> = told.lines().collect();
+    let lines: Vec<&str> = printed.lines().collect();
     let [id, ami, name, address, refusal] = lines[..] else {
-        anyhow::bail!("five answers were expected: {told:?}")
+        anyhow::bail!("five answers were expected: {printed:?}")
     };
     ensure!(record[0]["id"] == id, "{id} is not of {record:#}");
     ensure!(image == ami, "{ami} is not {image}");
-    ensure!(name == "asker" && address == "10.0.2.15", "{told:?}");
-    ensure!(refusal.contains("401"), "without a token: {told:?}");
+    ensure!(name == "asker" && address == "10.0.2.15", "{printed:?}");
+    ensure!(refusal.contains("401"), "without a token: {printed:?}");
     let said = ok(host, "vmm exec asker -- ping -q -c 2 -W 30 10.0.2.2")?;
     ensure!(said.contains("2 packets received"), "the gateway: {said}");
     ok(host, "vmm terminate --time 0 asker").map(drop)
@@ -48,12 +48,15 @@ fn metadata_is_for_who_has_a_token(host: &TestHost) -> Result<()> {
 /// the answer; a connection will do, for a host that has no name server.
 fn the_hosts_resolver_answers(host: &TestHost) -> Result<()> {
     ok(host, "echo nameserver 127.0.0.1 > /etc/resolv.conf")?;
-    let told = ok(
+    let printed = ok(
         host,
         "(echo answer | nc -l -p 53 > $HOME/asked &) ; \
          vmm run hello.ami --rm -- sh -c 'cat /etc/resolv.conf; echo question | nc -w 60 10.0.2.3 53' && cat $HOME/asked",
     )?;
     ok(host, "rm /etc/resolv.conf $HOME/asked")?;
-    ensure!(told == "nameserver 10.0.2.3\nanswer\nquestion\n", "{told:?}");
+    ensure!(
+        printed == "nameserver 10.0.2.3\nanswer\nquestion\n",
+        "{printed:?}"
+    );
     Ok(())
 }

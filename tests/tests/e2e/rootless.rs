@@ -19,7 +19,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ),
 ];
 
-/// Stories that build for minutes.
+/// Tests that build for minutes.
 pub const LONG: &[(&str, Test)] = &[
     (
         "the_other_examples_are_the_same_rootless",
@@ -61,9 +61,9 @@ fn a_user_launches_confined(host: &TestHost) -> Result<()> {
          run '--net none' | sed 's/^/alone /'; run | sed 's/^/with /'"
     );
     let output = host.sh(&line)?;
-    let told = |what: &str| output.stdout.lines().any(|line| line.starts_with(what));
+    let printed = |what: &str| output.stdout.lines().any(|line| line.starts_with(what));
     ensure!(
-        output.status == 0 && told("alone 1: lo") && told("with 2: eth0") && !told("alone 2: eth0"),
+        output.status == 0 && printed("alone 1: lo") && printed("with 2: eth0") && !printed("alone 2: eth0"),
         "{output:?}"
     );
     Ok(())

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use kiln_tests::test_host::TestHost;
 
 use crate::Test;
-use crate::instance::owner_of;
+use crate::instance::process_of;
 
 pub const TESTS: &[(&str, Test)] = &[
     (
@@ -23,7 +23,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("power_off_ends_well_and_says_so", power_off_ends_well_and_says_so),
 ];
 
-/// What does not depend on the accelerator: told once.
+/// What does not depend on the accelerator: it runs once.
 pub const ONCE: &[(&str, Test)] = &[
     ("exits_are_shown_by_register", exits_are_shown_by_register),
     ("a_person_may_choose_what_boots", a_person_may_choose_what_boots),
@@ -60,7 +60,7 @@ fn a_command_that_fails_or_is_interrupted_says_so(host: &TestHost) -> Result<()>
     let line = format!(
         "(until vmm ps | grep -q 'interrupted .*ready'; do sleep 0.2; done; kill -INT $({})) >/dev/null 2>&1 & \
          vmm run hello.ami --rm --name interrupted -- sleep 100",
-        owner_of("interrupted")
+        process_of("interrupted")
     );
     let output = host.sh(&line)?;
     ensure!(output.status == 128 + 2, "{output:?}");

@@ -1,11 +1,11 @@
-//! Confinement through the command line: who is confined, by what, and that nothing of an instance's life suffers.
+//! Confinement through the command line: who is confined, by what, and that everything that an instance does still works.
 
 use anyhow::{Result, ensure};
 use kiln_tests::test_host::TestHost;
 
 use crate::Test;
 use crate::directory::ok;
-use crate::instance::owner_of;
+use crate::instance::process_of;
 
 pub const TESTS: &[(&str, Test)] = &[
     ("every_thread_is_confined_by_default", every_thread_is_confined),
@@ -21,14 +21,14 @@ pub const TESTS: &[(&str, Test)] = &[
 /// A mebibyte on the console is a hundred thousand exits: minutes in the lab.
 pub const ONCE: &[(&str, Test)] = &[("a_confined_owner_turns_its_log_over", a_log_is_turned_over)];
 
-/// `NAME FILTERS` of each thread of the owner of `name`, one a line, without the kernel's own.
+/// `NAME FILTERS` of each thread of the process of instance `name`, one a line, without the kernel's own.
 fn threads(host: &TestHost, name: &str) -> Result<Vec<(String, u32)>> {
     let line = format!(
-        "owner=$({}); \
-         for t in /proc/$owner/task/*; do \
+        "process=$({}); \
+         for t in /proc/$process/task/*; do \
          sed -n 's/^Name:\\t//p; s/^NoNewPrivs:\\t//p; s/^CapEff:\\t//p; s/^Seccomp_filters:\\t//p' $t/status | tr '\\n' ' '; \
          echo; done",
-        owner_of(name)
+        process_of(name)
     );
     let text = ok(host, &line)?;
     let mut threads = Vec::new();
@@ -100,14 +100,14 @@ fn off_is_off(host: &TestHost) -> Result<()> {
     ok(host, "vmm terminate --time 0 open").map(drop)
 }
 
-/// Whether the owner is in the host's network namespace shows which one it could reach anything in.
+/// Whether the instance process is in the host's network namespace shows which one it could reach anything in.
 fn without_a_network_nothing_is_reached(host: &TestHost) -> Result<()> {
     let network_of_owner = |name: &str, options: &str| {
         let line = format!(
             "vmm run hello.ami -d --name {name} --sandbox required --wait agent {options} && \
-             owner=$({}) && \
-             readlink /proc/$owner/ns/net && vmm exec {name} -- true && vmm terminate --time 0 {name} >/dev/null",
-            owner_of(name)
+             process=$({}) && \
+             readlink /proc/$process/ns/net && vmm exec {name} -- true && vmm terminate --time 0 {name} >/dev/null",
+            process_of(name)
         );
         ok(host, &line)
     };
@@ -149,9 +149,9 @@ fn names_are_looked_up(host: &TestHost) -> Result<()> {
 }
 
 fn doctor_tells(host: &TestHost) -> Result<()> {
-    let told = ok(host, "vmm doctor --json")?;
+    let printed = ok(host, "vmm doctor --json")?;
     for what in ["\"system calls\"", "\"files\"", "\"own network\""] {
-        ensure!(told.contains(what), "{told}");
+        ensure!(printed.contains(what), "{printed}");
     }
     Ok(())
 }

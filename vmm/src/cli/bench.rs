@@ -13,14 +13,14 @@ use super::{Context, Status, options, output, value};
 use instance::image::{Image, runnable};
 use instance::record::Accel;
 use kiln_benches::compare::{Changes, compare};
-use kiln_benches::lane::{Lane, Monitor, Scratch, peer_machine};
+use kiln_benches::configuration::{Configuration, Monitor, Scratch, peer_machine};
 use kiln_benches::outcome::{Cache, End, Outcome};
 use kiln_benches::peer::{self, Peer};
 use kiln_benches::report::{html, time};
 use kiln_benches::{Plan, Progress};
 use machine::accel::{Choice, choose};
 
-/// A lane has become slower than in the run that `--compare` names.
+/// A configuration has become slower than in the run that `--compare` names.
 const REGRESSION: Status = Status::of_command(1);
 /// The run was too noisy or too short to say anything.
 const NO_CONCLUSION: Status = Status::of_command(2);
@@ -28,7 +28,7 @@ const NO_CONCLUSION: Status = Status::of_command(2);
 /// Measure launches: interleaved, with min, median, p99 and paired ratios
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The first lane is what the others are compared with; it runs twice a round, to know the noise. Lanes are every image \
+    after_help = "The first configuration is what the others are compared with; it runs twice a round, to know the noise. Configurations are every image \
     with every --append, --accel and --vmm, then the peers.\n\nExit status: 0 when conclusions may be drawn, 1 when --compare found \
     a regression, 2 when the run draws no conclusion (too noisy, or fewer than five rounds), 125 when it failed."
 )]
@@ -37,10 +37,10 @@ pub struct Bench {
     #[arg(required = true)]
     image: Vec<String>,
 
-    /// Launches of each lane for each state of the page cache
+    /// Launches of each configuration for each state of the page cache
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: u32,
-    /// Launches of each lane before those, thrown away
+    /// Launches of each configuration before those, thrown away
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(..=1000))]
     warmups: u32,
     /// Whether the image is in the page cache before a launch
@@ -147,12 +147,12 @@ impl Bench {
             runnable(&image)?;
             images.push(image);
         }
-        let mut lanes = self.own_lanes(context, &images)?;
+        let mut configurations = self.own_configurations(context, &images)?;
         let mut skipped = Vec::new();
-        self.add_peers(&images[0], scratch, &mut lanes, &mut skipped)?;
-        name_apart(&mut lanes);
+        self.add_peers(&images[0], scratch, &mut configurations, &mut skipped)?;
+        name_apart(&mut configurations);
         Ok(Plan {
-            lanes,
+            configurations,
             rounds: self.rounds,
             warmups: self.warmups,
             caches: match self.cache {
@@ -167,7 +167,7 @@ impl Bench {
         })
     }
 
-    fn own_lanes(&self, context: &Context, images: &[Image]) -> anyhow::Result<Vec<Lane>> {
+    fn own_configurations(&self, context: &Context, images: &[Image]) -> anyhow::Result<Vec<Configuration>> {
         let mut programs = vec![std::env::current_exe().context("finding this program")?];
         for other in &self.vmm {
             let other = other.canonicalize();
@@ -187,12 +187,12 @@ impl Bench {
         } else {
             self.append.clone()
         };
-        let mut lanes = Vec::new();
+        let mut configurations = Vec::new();
         for image in images {
             for append in &appends {
                 for accel in &accels {
                     for program in &programs {
-                        lanes.push(Lane {
+                        configurations.push(Configuration {
                             name: format!("vmm {accel}"),
                             program: program.clone(),
                             version: Peer::version(program),
@@ -207,10 +207,10 @@ impl Bench {
                 }
             }
         }
-        Ok(lanes)
+        Ok(configurations)
     }
 
-    /// `auto` is decided once: all launches of a lane are to be of one kind.
+    /// `auto` is decided once: all launches of a configuration are to be of one kind.
     fn accelerators(
         &self,
         guest: ami::Architecture,
@@ -236,10 +236,10 @@ impl Bench {
         &self,
         image: &Image,
         scratch: &Scratch,
-        lanes: &mut Vec<Lane>,
+        configurations: &mut Vec<Configuration>,
         skipped: &mut Vec<String>,
     ) -> anyhow::Result<()> {
-        let first = lanes[0].clone();
+        let first = configurations[0].clone();
         let accel = match &first.monitor {
             Monitor::Vmm(accel) if accel == "kvm" => peer::Accel::Kvm,
             _ => peer::Accel::Tcg,
@@ -262,7 +262,7 @@ impl Bench {
             };
             let machine = (first.cpus, first.memory, first.append.as_str());
             let machine = peer_machine(image, machine, accel, scratch)?;
-            lanes.push(Lane {
+            configurations.push(Configuration {
                 name: format!("{} {}", peer.name(), accel.name()),
                 version: Peer::version(&program),
                 program,
@@ -295,31 +295,33 @@ impl Bench {
     }
 }
 
-/// Gives lanes of the same name what tells them apart.
-fn name_apart(lanes: &mut [Lane]) {
-    let distinct = |of: &dyn Fn(&Lane) -> String| {
-        let first = of(&lanes[0]);
-        lanes.iter().any(|lane| of(lane) != first)
+/// Gives configurations of the same name what tells them apart.
+fn name_apart(configurations: &mut [Configuration]) {
+    let distinct = |of: &dyn Fn(&Configuration) -> String| {
+        let first = of(&configurations[0]);
+        configurations
+            .iter()
+            .any(|configuration| of(configuration) != first)
     };
-    let images = distinct(&|lane| lane.id.clone());
-    let appends = distinct(&|lane| lane.append.clone());
-    for lane in lanes.iter_mut() {
+    let images = distinct(&|configuration| configuration.id.clone());
+    let appends = distinct(&|configuration| configuration.append.clone());
+    for configuration in configurations.iter_mut() {
         if images {
-            let stem = lane.image.file_stem().unwrap_or_default();
-            lane.name += &format!(" {}", stem.to_string_lossy());
+            let stem = configuration.image.file_stem().unwrap_or_default();
+            configuration.name += &format!(" {}", stem.to_string_lossy());
         }
         if appends {
-            lane.name += &format!(" [{}]", lane.append);
+            configuration.name += &format!(" [{}]", configuration.append);
         }
     }
     // What is still the same gets a number: another program, or an image of the same file name.
-    for index in 1..lanes.len() {
-        let same = lanes[..index]
+    for index in 1..configurations.len() {
+        let same = configurations[..index]
             .iter()
-            .filter(|lane| lane.name == lanes[index].name)
+            .filter(|configuration| configuration.name == configurations[index].name)
             .count();
         if same > 0 {
-            lanes[index].name += &format!(" #{}", same + 1);
+            configurations[index].name += &format!(" #{}", same + 1);
         }
     }
 }
@@ -330,7 +332,7 @@ fn show(progress: Progress<'_>) {
             "\r\x1b[K{} of {}: {}",
             progress.done + 1,
             progress.total,
-            progress.lane
+            progress.configuration
         );
         let _ = Stream::Error.put(text.as_bytes());
     }
@@ -344,7 +346,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 fn print(outcome: &Outcome) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for cache in outcome.caches() {
-        for (index, lane) in outcome.lanes.iter().enumerate() {
+        for (index, configuration) in outcome.configurations.iter().enumerate() {
             let Some(summary) = outcome.summary(cache, index, &outcome.metric) else {
                 continue;
             };
@@ -352,7 +354,7 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
             let noise = outcome
                 .noise
                 .iter()
-                .find(|n| n.cache == cache && lane.again_of.is_some());
+                .find(|n| n.cache == cache && configuration.again_of.is_some());
             let ratio = compared.map(|c| c.ratio).or(noise.map(|n| n.ratio));
             let words = match (compared, noise) {
                 (Some(compared), _) => compared.verdict.words(),
@@ -362,7 +364,7 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
             };
             rows.push(vec![
                 cache.name().to_owned(),
-                lane.name.clone(),
+                configuration.name.clone(),
                 summary.n.to_string(),
                 time(summary.min),
                 time(summary.p50),
@@ -378,7 +380,7 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
     outcome.skipped.iter().for_each(note);
     if !outcome.conclusive {
         note(format_args!(
-            "no conclusion: lane A must read 1.00 ± 0.02 against itself, its interval within ± 0.1, over at least five rounds; try -n {} on an idle host",
+            "no conclusion: configuration A must read 1.00 ± 0.02 against itself, its interval within ± 0.1, over at least five rounds; try -n {} on an idle host",
             (outcome.rounds * 2).max(20)
         ));
     }
@@ -400,7 +402,7 @@ fn print_changes(now: &Outcome, then: &Outcome) -> anyhow::Result<Status> {
             let ratio = change.ratio;
             vec![
                 change.cache.name().to_owned(),
-                change.lane.clone(),
+                change.configuration.clone(),
                 format!("{:.3} ({:.3} to {:.3})", ratio.ratio, ratio.low, ratio.high),
                 if change.regression { "regression" } else { "" }.to_owned(),
             ]
@@ -416,8 +418,8 @@ fn print_changes(now: &Outcome, then: &Outcome) -> anyhow::Result<Status> {
 mod tests {
     use super::*;
 
-    fn lane(image: &str, append: &str, program: &str) -> Lane {
-        Lane {
+    fn configuration(image: &str, append: &str, program: &str) -> Configuration {
+        Configuration {
             name: "vmm kvm".into(),
             program: program.into(),
             version: None,
@@ -430,24 +432,27 @@ mod tests {
         }
     }
 
-    fn names(mut lanes: Vec<Lane>) -> Vec<String> {
-        name_apart(&mut lanes);
-        lanes.into_iter().map(|lane| lane.name).collect()
+    fn names(mut configurations: Vec<Configuration>) -> Vec<String> {
+        name_apart(&mut configurations);
+        configurations
+            .into_iter()
+            .map(|configuration| configuration.name)
+            .collect()
     }
 
     #[test]
     fn lanes_are_named_by_what_differs() {
-        assert_eq!(names(vec![lane("a", "", "v")]), ["vmm kvm"]);
+        assert_eq!(names(vec![configuration("a", "", "v")]), ["vmm kvm"]);
         assert_eq!(
-            names(vec![lane("a", "", "v"), lane("b", "", "v")]),
+            names(vec![configuration("a", "", "v"), configuration("b", "", "v")]),
             ["vmm kvm a", "vmm kvm b"]
         );
         assert_eq!(
-            names(vec![lane("a", "x", "v"), lane("a", "y", "v")]),
+            names(vec![configuration("a", "x", "v"), configuration("a", "y", "v")]),
             ["vmm kvm [x]", "vmm kvm [y]"]
         );
         assert_eq!(
-            names(vec![lane("a", "", "v"), lane("a", "", "w")]),
+            names(vec![configuration("a", "", "v"), configuration("a", "", "w")]),
             ["vmm kvm", "vmm kvm #2"]
         );
     }

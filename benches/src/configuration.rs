@@ -1,4 +1,4 @@
-//! Lanes: the ways of launching that are compared, and the files that they share.
+//! Configurations: the ways of launching that are compared, and the files that they share.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ami::PartName;
 
-use super::outcome::{End, LaneInfo};
+use super::outcome::{ConfigurationInfo, End};
 use super::peer::{self, Peer};
 use super::{Error, Result};
 use instance::image::Image;
@@ -18,7 +18,7 @@ const STOP: &str = "kiln.stop=init";
 
 /// One way of launching.
 #[derive(Debug, Clone)]
-pub struct Lane {
+pub struct Configuration {
     /// Its name, unique in the run.
     pub name: String,
     /// The program that is started.
@@ -39,7 +39,7 @@ pub struct Lane {
     pub monitor: Monitor,
 }
 
-/// What a lane launches with.
+/// What a configuration launches with.
 #[derive(Debug, Clone)]
 pub enum Monitor {
     /// `vmm run` with this `--accel`.
@@ -66,10 +66,10 @@ pub struct Launch {
     pub remove: Vec<PathBuf>,
 }
 
-impl Lane {
-    /// The lane as the outcome has it.
-    pub fn describe(&self) -> LaneInfo {
-        LaneInfo {
+impl Configuration {
+    /// The configuration as the outcome has it.
+    pub fn describe(&self) -> ConfigurationInfo {
+        ConfigurationInfo {
             name: self.name.clone(),
             again_of: None,
             program: self.program.display().to_string(),
@@ -157,11 +157,11 @@ fn run_peer(peer: Peer, machine: &peer::Machine, scratch: &Scratch) -> Result<La
 /// only `vmm` has devices for.
 pub fn peer_machine(
     image: &Image,
-    lane: (u32, u64, &str),
+    configuration: (u32, u64, &str),
     accel: peer::Accel,
     scratch: &Scratch,
 ) -> Result<peer::Machine> {
-    let (cpus, memory, append) = lane;
+    let (cpus, memory, append) = configuration;
     let command_line = [
         image.manifest().command_line.as_str(),
         "panic=-1 console=ttyS0",
@@ -280,8 +280,8 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
 mod tests {
     use super::*;
 
-    fn lane() -> Lane {
-        Lane {
+    fn configuration() -> Configuration {
+        Configuration {
             name: "vmm soft".into(),
             program: "/bin/vmm".into(),
             version: None,
@@ -304,13 +304,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let scratch = Scratch::new(directory.path()).unwrap();
         let timing = scratch.path("timing.json");
-        let init = lane().prepare(&scratch, End::Init).unwrap();
+        let init = configuration().prepare(&scratch, End::Init).unwrap();
         let common = format!(
             "run /x.ami --rm --accel soft --cpus 2 --memory 262144K --timing {}",
             timing.display()
         );
         assert_eq!(words(&init), format!("{common} --append a=1 kiln.stop=init"));
-        let ready = lane().prepare(&scratch, End::Ready).unwrap();
+        let ready = configuration().prepare(&scratch, End::Ready).unwrap();
         assert_eq!(words(&ready), format!("{common} --append a=1 -- true"));
         assert_eq!(init.reads, [Path::new("/x.ami")]);
     }
