@@ -17,7 +17,7 @@ use machine::net::metadata::{InstanceDocuments, PublicKey, WithMetadata};
 use machine::net::tap::Tap;
 use machine::net::user::{self, Forward, Resolver, UserNetwork};
 use machine::net::{Addresses, Backend};
-use machine::virtio::net::Net;
+use machine::virtio::net::NetSpec;
 
 /// The file in the state directory that holds the user data, byte for byte.
 pub const USER_DATA: &str = "user-data";
@@ -150,7 +150,7 @@ impl fmt::Display for Port {
 /// A card for the guest, and what its kernel is told about the network.
 pub struct Card {
     /// The device.
-    pub device: Net,
+    pub device: NetSpec,
     /// Words for the kernel command line, for a guest that does not ask by DHCP.
     pub words: Option<String>,
 }
@@ -160,6 +160,12 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
     let mac = mac(&record.id);
     let limits = record.config.limits;
     let failed = |e: machine::net::Error| Error::Network(e.to_string());
+    let with = |backend: Box<dyn Backend>| NetSpec {
+        backend,
+        mac,
+        send: limits.network(),
+        receive: limits.network(),
+    };
     let addresses = Addresses::default();
     Ok(match &record.config.network {
         Network::None => None,
@@ -197,7 +203,7 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
             let documents = documents(record, directory, image, Some(addresses))?;
             let backend = Box::new(WithMetadata::new(network, documents));
             Some(Card {
-                device: Net::paced(backend, mac, limits.network(), limits.network()),
+                device: with(backend),
                 words: Some(words),
             })
         }
@@ -205,7 +211,7 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
             let tap = Tap::open(name).map_err(failed)?;
             let backend = Box::new(WithMetadata::new(tap, documents(record, directory, image, None)?));
             Some(Card {
-                device: Net::paced(backend, mac, limits.network(), limits.network()),
+                device: with(backend),
                 words: None,
             })
         }

@@ -29,6 +29,18 @@ pub trait BusDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]) -> Action;
 }
 
+/// Where a device's registers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// From this I/O port on.
+    Port(u16),
+    /// From this guest-physical address on.
+    Memory(u64),
+}
+
+/// What a device's specification calls its registers, by offset, sorted.
+pub type RegisterNames = &'static [(u64, &'static str)];
+
 /// A device as the bus holds it.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 pub use ami::Architecture;
 
+use crate::bus::At;
 use crate::memory::{Memory, Part, PartError};
 
 /// Bytes of one virtio-mmio transport's registers, device configuration included.
@@ -73,15 +74,6 @@ pub enum Error {
         /// The reason.
         source: vm_memory::GuestMemoryError,
     },
-}
-
-/// Where a device's registers are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum At {
-    /// From this I/O port on.
-    Port(u16),
-    /// From this guest-physical address on.
-    Memory(u64),
 }
 
 /// The address map as the machine needs it. All addresses are guest-physical.

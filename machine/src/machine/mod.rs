@@ -47,7 +47,7 @@ pub enum Error {
     Device {
         /// Its name.
         name: String,
-        /// The reason.
+        /// Why it could not be built.
         source: virtio::Error,
     },
     /// {what}: {source}

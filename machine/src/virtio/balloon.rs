@@ -70,6 +70,19 @@ impl Target {
     }
 }
 
+/// The balloon of a machine.
+pub struct BalloonSpec {
+    /// How large it is to be.
+    pub target: Target,
+}
+
+impl BalloonSpec {
+    /// Builds the device.
+    pub fn build(self) -> Balloon {
+        Balloon::new(self.target)
+    }
+}
+
 /// A balloon.
 pub struct Balloon {
     target: Target,

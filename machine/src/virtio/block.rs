@@ -22,9 +22,11 @@ use crate::memory::Memory;
 use crate::sandbox::Kind;
 
 mod async_io;
+mod spec;
 mod waiting;
 
 pub use async_io::AsyncIo;
+pub use spec::{DiskSpec, IoEngine, Spec};
 use waiting::WaitList;
 pub use waiting::{SpaceEvent, SpaceMonitor, SpaceReport};
 
@@ -51,17 +53,6 @@ const HEADER: usize = 16;
 /// Errors of a disk's backend that are logged: a guest could have them logged as often as it asks.
 const LOGGED_ERRORS: u32 = 5;
 
-/// What a block device is, besides its backend.
-#[derive(Debug, Clone)]
-pub struct Spec {
-    /// Refuse writes, and say so to the driver.
-    pub read_only: bool,
-    /// Serial number that the guest sees in `/dev/disk/by-id`; the first 20 bytes count.
-    pub id: String,
-    /// Number of queues, 1 to [`MAX_QUEUES`].
-    pub queues: usize,
-}
-
 /// A disk. Each queue has a thread of its own: requests of one queue are served one after the other, those of several at once.
 pub struct Block {
     config: Vec<u8>,
@@ -73,12 +64,17 @@ pub struct Block {
 impl Block {
     /// A disk over `backend`. Its capacity is the backend's size, rounded down to whole sectors.
     pub fn new(backend: Arc<dyn Backend>, spec: Spec) -> Self {
-        Block::paced(backend, spec, Vec::new(), RateLimiter::default())
+        Block::with_limits(backend, spec, Vec::new(), RateLimiter::default())
     }
 
-    /// The same with requests that are on their way to the file at once, one of `flights` for each queue, as far as they reach; and doing no
-    /// more than `pace` allows, all queues and both directions together.
-    pub fn paced(backend: Arc<dyn Backend>, spec: Spec, flights: Vec<AsyncIo>, limiter: RateLimiter) -> Self {
+    /// The same with asynchronous requests, one of `rings` for each queue, as far as they reach; and doing no more than
+    /// `limiter` allows, all queues and both directions together.
+    pub fn with_limits(
+        backend: Arc<dyn Backend>,
+        spec: Spec,
+        rings: Vec<AsyncIo>,
+        limiter: RateLimiter,
+    ) -> Self {
         let queues = spec.queues.clamp(1, MAX_QUEUES);
         let mut features = [
             blk::VIRTIO_BLK_F_SIZE_MAX,
@@ -107,13 +103,10 @@ impl Block {
             id,
             faults: Arc::default(),
         };
-        let flights = flights
-            .into_iter()
-            .map(Some)
-            .chain(std::iter::repeat_with(|| None));
-        let servers = flights.take(queues).map(|flight| Server {
+        let rings = rings.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        let servers = rings.take(queues).map(|ring| Server {
             disk: disk.clone(),
-            flight,
+            ring,
             limiter: limiter.clone(),
             held: false,
             waiting: None,
@@ -183,7 +176,7 @@ impl VirtioDevice for Block {
         if active.gate.is_some() {
             if let Engine::Idle(server) = &mut self.engines[0] {
                 // Who keeps step has done everything when its turn ends.
-                server.flight = None;
+                server.ring = None;
                 if let Some(waiting) = &mut server.waiting {
                     waiting.in_step = true;
                 }
@@ -252,10 +245,10 @@ struct Faults {
     unflushed: AtomicBool,
 }
 
-/// Serves the requests of a queue: one after the other, or with a flight as many at once as it carries.
+/// Serves the requests of a queue: one after the other, or with a ring as many at once as it holds.
 struct Server {
     disk: Disk,
-    flight: Option<AsyncIo>,
+    ring: Option<AsyncIo>,
     limiter: RateLimiter,
     /// Whether requests wait for the pace, or for those in `waiting`.
     held: bool,
@@ -280,9 +273,7 @@ impl Service for Server {
         if let Some(waiting) = &self.waiting {
             waiting.watch(&context.poller)?;
         }
-        self.flight
-            .as_ref()
-            .map_or(Ok(()), |flight| flight.watch(context))
+        self.ring.as_ref().map_or(Ok(()), |ring| ring.watch(context))
     }
 
     fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), QueueError> {
@@ -306,7 +297,7 @@ impl Service for Server {
             let retried = self.retry(context);
             return self.forget_if_broken(retried);
         }
-        match self.flight {
+        match self.ring {
             Some(_) => self.queue(context, 0),
             None => Ok(()),
         }
@@ -315,8 +306,8 @@ impl Service for Server {
     fn end(&mut self, context: &mut Context) {
         // Who starts the device again rings every doorbell.
         self.held = false;
-        if let Some(flight) = &mut self.flight {
-            flight.drain(&self.disk, &mut self.waiting, context);
+        if let Some(ring) = &mut self.ring {
+            ring.drain(&self.disk, &mut self.waiting, context);
         }
         if let Some(waiting) = &self.waiting {
             waiting.unwatch(&context.poller);
@@ -327,19 +318,19 @@ impl Service for Server {
 impl Server {
     /// Serves what is available in a queue, unless a request waits.
     fn serve(&mut self, context: &mut Context, index: usize) -> Result<(), QueueError> {
-        if self.flight.is_none() && self.waits() {
+        if self.ring.is_none() && self.waits() {
             self.held = true;
             return Ok(());
         }
         let Server {
             disk,
-            flight,
+            ring,
             limiter,
             held,
             waiting,
         } = self;
-        if let Some(flight) = flight {
-            *held = !flight.serve(disk, waiting, limiter, context)?;
+        if let Some(ring) = ring {
+            *held = !ring.serve(disk, waiting, limiter, context)?;
             return Ok(());
         }
         let write_through = is_write_through(context.features);

@@ -76,6 +76,23 @@ impl Size {
     }
 }
 
+/// A console of a machine.
+pub struct ConsoleSpec {
+    /// What a person types; `None` for output only.
+    pub input: Option<OwnedFd>,
+    /// Takes what the guest prints.
+    pub output: Box<dyn Write + Send>,
+    /// The terminal's size.
+    pub size: Size,
+}
+
+impl ConsoleSpec {
+    /// Builds the device.
+    pub fn build(self) -> Console {
+        Console::new(self.input, self.output, self.size)
+    }
+}
+
 /// A console.
 pub struct Console {
     size: Size,
