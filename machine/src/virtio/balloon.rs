@@ -40,7 +40,7 @@ pub struct Target {
 struct TargetInner {
     wanted: AtomicU32,
     actual: AtomicU32,
-    /// A leaf: the interrupt takes no lock.
+    /// Held while the interrupt is raised; see `Bus` for what that locks.
     interrupt: Mutex<Option<Arc<dyn DeviceInterrupt>>>,
 }
 

@@ -33,6 +33,7 @@ pub struct Size {
     inner: Arc<Mutex<SizeInner>>,
 }
 
+/// Locked while its interrupt is raised; see `Bus` for what that locks.
 #[derive(Default)]
 struct SizeInner {
     columns: u16,
