@@ -112,7 +112,7 @@ impl Assembly {
         if removes && Offer::of_host().files.is_ok() {
             self.janitor = Some(Janitor::start(directory)?);
         }
-        let missing = sandbox::confine(mode, &plan).map_err(|error| Error::Refused(error.to_string()))?;
+        let missing = sandbox::confine(mode, &plan).map_err(Error::Confinement)?;
         if let Some(missing) = missing {
             tracing::warn!("this host confines the process in part only: {missing}");
         }
@@ -130,7 +130,7 @@ impl Assembly {
         } else {
             accel::choose(asked, guest, self.home.kvm_verdict().as_deref())
         };
-        let chosen = Arc::new(chosen.map_err(|error| Error::Machine(error.to_string()))?);
+        let chosen = Arc::new(chosen.map_err(Error::machine)?);
         self.accelerator = Some(Arc::clone(&chosen));
         Ok(chosen)
     }
@@ -200,7 +200,7 @@ impl Assembly {
             determinism: self.determinism.clone(),
             timeline: Arc::clone(&self.timeline),
         };
-        let machine = Machine::build(spec).map_err(|e| Error::Machine(e.to_string()))?;
+        let machine = Machine::build(spec).map_err(Error::machine)?;
         self.measured.machine(machine.handle());
         if self.per_run.timing.is_some() {
             let placed = parts.iter().map(Part::placed);
@@ -314,7 +314,7 @@ impl Guest for GuestRun {
         if let Some(watch) = watch {
             watch.stop();
         }
-        outcome.map_err(|e| Error::Machine(e.to_string()))
+        outcome.map_err(Error::machine)
     }
 }
 
@@ -368,7 +368,7 @@ pub fn choice(accel: Accel) -> Choice {
 /// The file at `path`, or the image's own part.
 pub fn part_or(path: Option<&Path>, otherwise: impl FnOnce() -> Result<Part>) -> Result<Part> {
     match path {
-        Some(path) => Part::open(path).map_err(|e| Error::Machine(e.to_string())),
+        Some(path) => Part::open(path).map_err(Error::machine),
         None => otherwise(),
     }
 }

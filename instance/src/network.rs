@@ -159,7 +159,6 @@ pub struct Card {
 pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<Card>> {
     let mac = mac(&record.id);
     let limits = record.config.limits;
-    let failed = |e: machine::net::Error| Error::Network(e.to_string());
     let with = |backend: Box<dyn Backend>| NetSpec {
         backend,
         mac,
@@ -188,7 +187,7 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
                     spec.forwards = as_before(ports, Vec::new());
                     UserNetwork::new(&spec)
                 })
-                .map_err(failed)?;
+                .map_err(Error::Network)?;
             if !ports.is_empty() {
                 write_ports(directory, &network.forwards())?;
             }
@@ -208,7 +207,7 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
             })
         }
         Network::Tap(name) => {
-            let tap = Tap::open(name).map_err(failed)?;
+            let tap = Tap::open(name).map_err(Error::Network)?;
             let backend = Box::new(WithMetadata::new(tap, documents(record, directory, image, None)?));
             Some(Card {
                 device: with(backend),
@@ -235,9 +234,7 @@ pub fn check(record: &Record) -> Result<()> {
         resolver: Resolver::host(),
         host_loopback: false,
     };
-    UserNetwork::new(&spec)
-        .map(drop)
-        .map_err(|error| Error::Network(error.to_string()))
+    UserNetwork::new(&spec).map(drop).map_err(Error::Network)
 }
 
 /// Checks that the device of a network is there, if it has one.
@@ -246,7 +243,7 @@ pub fn check(record: &Record) -> Result<()> {
 /// When it is not.
 pub fn check_device(network: &Network) -> Result<()> {
     match network {
-        Network::Tap(name) => Tap::find(name).map_err(|error| Error::Network(error.to_string())),
+        Network::Tap(name) => Tap::find(name).map_err(Error::Network),
         Network::User | Network::UserLoopback | Network::None => Ok(()),
     }
 }

@@ -89,7 +89,7 @@ pub fn scrub(
         determinism: Determinism::default(),
         timeline: Arc::new(Timeline::start()),
     })
-    .map_err(|error| Error::Machine(error.to_string()))?;
+    .map_err(Error::machine)?;
     let outcome = run(machine, events, watched).map_err(|error| match error {
         Stopped::NoSpace(kind) => Error::file("removing the identity from", path)(kind.into()),
         Stopped::Failed(error) => error,
@@ -136,7 +136,7 @@ fn run(
     .map_err(|error| Stopped::Failed(Error::os("starting a thread")(error)))?;
     let outcome = machine
         .run(|| {})
-        .map_err(|error| Stopped::Failed(Error::Machine(error.to_string())));
+        .map_err(|error| Stopped::Failed(Error::machine(error)));
     // The disk's end of the channel lives as long as the watchdog's handle of the machine: this ends the wait.
     let _ = events.send(Watched::Ended);
     match watchdog.join() {

@@ -5,11 +5,13 @@
 //! tree), and the first CPU's registers at the kernel's entry.
 
 pub mod aarch64;
+mod kernel;
 pub mod x86_64;
 
 use std::path::PathBuf;
 
 pub use ami::Architecture;
+pub use kernel::KernelError;
 
 use crate::bus::At;
 use crate::memory::{Memory, Part, PartError};
@@ -18,22 +20,18 @@ use crate::memory::{Memory, Part, PartError};
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 
 /// Why the guest's memory could not be prepared.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
-    /// the kernel {path} cannot be used: {why}; try {wanted}
-    #[error("the kernel {path} cannot be used: {why}; try {wanted}")]
+    /// the kernel {path} cannot be used: {source}; try {wanted}
     Kernel {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        why: String,
+        source: KernelError,
         /// What can be used.
         wanted: &'static str,
     },
     /// {what} needs {needed} bytes but only {free} bytes of RAM are free for it; try a machine with more memory
-    #[error(
-        "{what} needs {needed} bytes but only {free} bytes of RAM are free for it; try a machine with more memory"
-    )]
     Room {
         /// Kernel or initramfs.
         what: &'static str,
@@ -43,7 +41,6 @@ pub enum Error {
         free: u64,
     },
     /// the kernel command line has {len} bytes; this kernel takes at most {max}
-    #[error("the kernel command line has {len} bytes; this kernel takes at most {max}")]
     Cmdline {
         /// Its length in bytes.
         len: usize,
@@ -51,10 +48,8 @@ pub enum Error {
         max: usize,
     },
     /// {0}
-    #[error(transparent)]
     Part(#[from] PartError),
     /// {what} of {len} bytes do not fit their {max} bytes of guest memory
-    #[error("{what} of {len} bytes do not fit their {max} bytes of guest memory")]
     Tables {
         /// Which tables.
         what: &'static str,
@@ -64,10 +59,8 @@ pub enum Error {
         max: u64,
     },
     /// the device tree cannot be written: {0}
-    #[error("the device tree cannot be written: {0}")]
     Fdt(#[from] vm_fdt::Error),
     /// writing {what} to guest memory failed: {source}
-    #[error("writing {what} to guest memory failed: {source}")]
     Write {
         /// What was written.
         what: &'static str,

@@ -31,10 +31,9 @@ pub mod worker;
 pub use virtio_queue::Queue;
 
 /// Why a device could not be built or started.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
     /// {what} failed while the virtio device was being started: {source}
-    #[error("{what} failed while the virtio device was being started: {source}")]
     Start {
         /// The step.
         what: &'static str,
@@ -42,7 +41,6 @@ pub enum Error {
         source: std::io::Error,
     },
     /// {what} failed while the virtio device was being built: {source}
-    #[error("{what} failed while the virtio device was being built: {source}")]
     Build {
         /// The step.
         what: &'static str,
@@ -50,7 +48,6 @@ pub enum Error {
         source: std::io::Error,
     },
     /// the virtio device lost its backend when an earlier start failed
-    #[error("the virtio device lost its backend when an earlier start failed")]
     Lost,
 }
 
