@@ -2,6 +2,8 @@ use std::os::unix::fs::FileExt;
 
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
+use std::time::Duration;
+
 use super::*;
 use crate::block::raw::RawFile;
 use crate::virtio::core::status;

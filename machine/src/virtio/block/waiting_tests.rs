@@ -5,6 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, channel};
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vm_memory::VolatileSlice;
+
 use super::*;
 use crate::block::raw::RawFile;
 use crate::limit::RateLimiter;
