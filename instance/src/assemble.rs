@@ -1,6 +1,5 @@
 //! From a record to a machine: one life of an instance's guest.
 
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,23 +13,24 @@ use super::limits::Limits;
 use super::measure::Measured;
 use super::owner::Guest;
 use super::pause::{GuestControl, SpaceHook};
-use super::per_run::{DiskEngine, PerRun};
+use super::per_run::PerRun;
 use super::record::{Accel, Record, Volume, VolumeKind};
 use super::space_watch::{Remote, SpaceWatch};
 use super::{Error, Result, confine, network, search, sockets};
 use machine::accel::{self, Choice, Chosen};
 use machine::arch;
+use machine::block::Backend;
 use machine::block::raw::RawFile;
 use machine::block::volume::{Hydration, Volume as RootVolume};
+use machine::devices::VirtioSpec;
 use machine::memory::Part;
 use machine::sandbox::{self, Mode, Offer};
 use machine::timeline::{Event, MemoryUse, Timeline};
-use machine::virtio::VirtioDevice;
-use machine::virtio::balloon::{Balloon, Target};
-use machine::virtio::block::{AsyncIo, Block, Spec as BlockSpec};
+use machine::virtio::balloon::{BalloonSpec, Target};
+use machine::virtio::block::{DiskSpec, IoEngine, Spec as BlockSpec};
 use machine::virtio::determinism::Determinism;
-use machine::virtio::rng::Rng;
-use machine::virtio::vsock::Vsock;
+use machine::virtio::rng::RngSpec;
+use machine::virtio::vsock::VsockSpec;
 use machine::{Device, Handle, Machine, Outcome, Spec};
 
 /// The guest's vsock address. Each instance has a network of sockets of its own, so all have the same.
@@ -112,7 +112,7 @@ impl Assembly {
         if removes && Offer::of_host().files.is_ok() {
             self.janitor = Some(Janitor::start(directory)?);
         }
-        let missing = sandbox::confine(mode, &plan).map_err(|error| Error::Refused(error.to_string()))?;
+        let missing = sandbox::confine(mode, &plan).map_err(Error::Confinement)?;
         if let Some(missing) = missing {
             tracing::warn!("this host confines the process in part only: {missing}");
         }
@@ -130,7 +130,7 @@ impl Assembly {
         } else {
             accel::choose(asked, guest, self.home.kvm_verdict().as_deref())
         };
-        let chosen = Arc::new(chosen.map_err(|error| Error::Machine(error.to_string()))?);
+        let chosen = Arc::new(chosen.map_err(Error::machine)?);
         self.accelerator = Some(Arc::clone(&chosen));
         Ok(chosen)
     }
@@ -160,7 +160,7 @@ impl Assembly {
             fresh_root: root,
             // A queue for each processor: none waits for another's lock, in the guest or here.
             queues: MAX_QUEUES.min(cpus as usize),
-            engine: self.per_run.host.disk_engine,
+            engine: self.per_run.host.disk_engine.into(),
             limits,
             ..Disks::default()
         };
@@ -168,20 +168,20 @@ impl Assembly {
             disks.attach(volume, &image)?;
         }
         let mut devices = disks.devices;
-        let rng = if self.determinism.is_enabled() {
-            Rng::seeded(image.id().as_bytes())
-        } else {
-            Rng::default()
-        };
-        devices.push(device("rng", rng));
-        devices.push(device("vsock", vsock(directory)?));
+        let seed = self
+            .determinism
+            .is_enabled()
+            .then(|| image.id().as_bytes().to_vec());
+        devices.push(device("rng", VirtioSpec::Rng(RngSpec { seed })));
+        devices.push(device("vsock", VirtioSpec::Vsock(vsock(directory)?)));
         let card = network::card(record, directory, &image)?;
         let words = card.as_ref().and_then(|card| card.words.clone());
-        devices.extend(card.map(|card| device("net0", card.device)));
+        devices.extend(card.map(|card| device("net0", VirtioSpec::Net(card.device))));
         let (hvc, serial) = consoles(&image, console, &self.determinism)?;
-        devices.extend(hvc.map(|hvc| device("console", hvc)));
+        devices.extend(hvc.map(|hvc| device("console", VirtioSpec::Console(hvc))));
         if record.config.balloon {
-            devices.push(device("balloon", Balloon::new(Target::default())));
+            let target = Target::default();
+            devices.push(device("balloon", VirtioSpec::Balloon(BalloonSpec { target })));
         }
         let kernel = part_or(record.config.kernel.as_deref(), || image.kernel())?;
         let initrd = part_or(record.config.initrd.as_deref(), || image.initramfs())?;
@@ -200,7 +200,7 @@ impl Assembly {
             determinism: self.determinism.clone(),
             timeline: Arc::clone(&self.timeline),
         };
-        let machine = Machine::build(spec).map_err(|e| Error::Machine(e.to_string()))?;
+        let machine = Machine::build(spec).map_err(Error::machine)?;
         self.measured.machine(machine.handle());
         if self.per_run.timing.is_some() {
             let placed = parts.iter().map(Part::placed);
@@ -314,7 +314,7 @@ impl Guest for GuestRun {
         if let Some(watch) = watch {
             watch.stop();
         }
-        outcome.map_err(|e| Error::Machine(e.to_string()))
+        outcome.map_err(Error::machine)
     }
 }
 
@@ -368,7 +368,7 @@ pub fn choice(accel: Accel) -> Choice {
 /// The file at `path`, or the image's own part.
 pub fn part_or(path: Option<&Path>, otherwise: impl FnOnce() -> Result<Part>) -> Result<Part> {
     match path {
-        Some(path) => Part::open(path).map_err(|e| Error::Machine(e.to_string())),
+        Some(path) => Part::open(path).map_err(Error::machine),
         None => otherwise(),
     }
 }
@@ -396,22 +396,19 @@ pub(super) fn command_line(image: &Image, record: &Record, launch: &[String]) ->
 }
 
 /// The device through which host and agent speak.
-fn vsock(directory: &Path) -> Result<Vsock> {
-    let listener = sockets::bind(directory, sockets::VSOCK)?;
-    let failed = Error::file("serving", directory.join(sockets::VSOCK));
-    Vsock::new(
-        GUEST_CID,
-        listener,
-        sockets::lasting_path(directory, sockets::VSOCK)?,
-    )
-    .map_err(failed)
+fn vsock(directory: &Path) -> Result<VsockSpec> {
+    Ok(VsockSpec {
+        guest_cid: GUEST_CID,
+        listener: sockets::bind(directory, sockets::VSOCK)?,
+        path: sockets::lasting_path(directory, sockets::VSOCK)?,
+    })
 }
 
 /// A device under its name.
-pub fn device(name: &str, device: impl VirtioDevice + 'static) -> Device {
+pub fn device(name: &str, spec: VirtioSpec) -> Device {
     Device {
         name: name.into(),
-        device: Box::new(device),
+        spec,
     }
 }
 
@@ -427,7 +424,7 @@ struct Disks {
     lazy: Option<Arc<RootVolume>>,
     /// Queues of each disk.
     queues: usize,
-    engine: DiskEngine,
+    engine: IoEngine,
     /// Looks after those whose host has no space left.
     space: SpaceWatch,
 }
@@ -443,7 +440,7 @@ impl Disks {
             id: serial_number(volume),
             queues: self.queues,
         };
-        let device = match volume.kind {
+        let backend: Arc<dyn Backend> = match volume.kind {
             VolumeKind::Lazy | VolumeKind::Full => {
                 let root = match self.fresh_root.take() {
                     Some(root) => root,
@@ -454,34 +451,22 @@ impl Disks {
                 if !root.stands_alone() {
                     self.lazy = Some(Arc::clone(&root));
                 }
-                Block::paced(root, spec, self.flights(), self.limits.volume())
+                root
             }
             VolumeKind::Blank | VolumeKind::Ephemeral | VolumeKind::File => {
-                let file = RawFile::open(path, false).map_err(Error::file("opening", path))?;
-                Block::paced(Arc::new(file), spec, self.flights(), self.limits.volume())
+                Arc::new(RawFile::open(path, false).map_err(Error::file("opening", path))?)
             }
         };
-        let monitor = self.space.disk(&volume.device, path);
-        let device = device
-            .waiting_for_space(&monitor)
-            .map_err(Error::os("preparing a volume"))?;
-        self.devices
-            .push(self::device(volume.device.trim_start_matches("/dev/"), device));
+        let disk = DiskSpec {
+            backend,
+            spec,
+            engine: self.engine,
+            limiter: self.limits.volume(),
+            space: Some(self.space.disk(&volume.device, path)),
+        };
+        let name = volume.device.trim_start_matches("/dev/");
+        self.devices.push(device(name, VirtioSpec::Disk(disk)));
         Ok(())
-    }
-
-    /// One for each queue of a disk, if they are wanted and the kernel has them.
-    fn flights(&self) -> Vec<AsyncIo> {
-        if self.engine == DiskEngine::Sync {
-            return Vec::new();
-        }
-        let flights: io::Result<_> = (0..self.queues).map(|_| AsyncIo::new()).collect();
-        flights.unwrap_or_else(|error| {
-            tracing::warn!(
-                "this host has no io_uring for us ({error}): disks serve one request after the other"
-            );
-            Vec::new()
-        })
     }
 }
 

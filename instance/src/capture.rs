@@ -271,7 +271,7 @@ fn accelerator(store: &Store, record: &Record, image: &Image) -> Result<Arc<Chos
         store.home().kvm_verdict().as_deref(),
     )
     .map(Arc::new)
-    .map_err(|error| Error::Machine(error.to_string()))
+    .map_err(Error::machine)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::image::Image;
 use super::{Error, Result};
 use crate::terminal;
 use machine::Serial;
-use machine::virtio::console::{Console as Hvc, Size as HvcSize};
+use machine::virtio::console::{ConsoleSpec, Size as HvcSize};
 use machine::virtio::determinism::Determinism;
 
 /// The console devices. What a person types goes to the one that the image names. The serial port is always there: until
@@ -22,7 +22,7 @@ pub fn consoles(
     image: &Image,
     console: &Console,
     determinism: &Determinism,
-) -> Result<(Option<Hvc>, Serial)> {
+) -> Result<(Option<ConsoleSpec>, Serial)> {
     let input = keyboard(console)?;
     if !image.manifest().console.starts_with("hvc") {
         return Ok((
@@ -40,11 +40,11 @@ pub fn consoles(
     let size = HvcSize::new(columns, rows);
     let guest_size = size.clone();
     console.connect_size(Some(Box::new(move |columns, rows| guest_size.set(columns, rows))));
-    let hvc = Hvc::new(
-        Some(input),
-        Box::new(Main(console.clone(), Arc::clone(&main))),
+    let hvc = ConsoleSpec {
+        input: Some(input),
+        output: Box::new(Main(console.clone(), Arc::clone(&main))),
         size,
-    );
+    };
     Ok((
         Some(hvc),
         Serial {

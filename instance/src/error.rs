@@ -93,7 +93,7 @@ pub enum Error {
     },
     /// the network: {0}
     #[error("the network: {0}")]
-    Network(String),
+    Network(#[source] machine::net::Error),
     /// the guest's agent: {0}
     #[error("the guest's agent: {0}")]
     Agent(String),
@@ -107,7 +107,10 @@ pub enum Error {
     },
     /// the machine could not be built or run: {0}
     #[error("the machine could not be built or run: {0}")]
-    Machine(String),
+    Machine(#[source] machine::Error),
+    /// {0}
+    #[error("{0}")]
+    Confinement(#[source] machine::sandbox::Error),
     /// the identity could not be removed from the copy
     #[error("the identity could not be removed from the copy; its console says:\n{0}")]
     Scrub(String),
@@ -132,6 +135,11 @@ impl Error {
     /// For `map_err` on other system calls.
     pub fn os(what: &'static str) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Os { what, source }
+    }
+
+    /// For `map_err` on what builds and runs a machine.
+    pub fn machine(error: impl Into<machine::Error>) -> Error {
+        Error::Machine(error.into())
     }
 
     /// What a person may try, if there is something worth saying.

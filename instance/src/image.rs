@@ -102,7 +102,7 @@ impl Image {
         let part = self.ami.part(name)?;
         let file = Arc::clone(self.ami.file());
         memory::Part::new(file, self.ami.length(), &self.path, part.offset, part.length)
-            .map_err(|error| Error::Machine(error.to_string()))
+            .map_err(Error::machine)
     }
 
     /// Verifies every byte of the file.

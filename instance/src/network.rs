@@ -17,7 +17,7 @@ use machine::net::metadata::{InstanceDocuments, PublicKey, WithMetadata};
 use machine::net::tap::Tap;
 use machine::net::user::{self, Forward, Resolver, UserNetwork};
 use machine::net::{Addresses, Backend};
-use machine::virtio::net::Net;
+use machine::virtio::net::NetSpec;
 
 /// The file in the state directory that holds the user data, byte for byte.
 pub const USER_DATA: &str = "user-data";
@@ -150,7 +150,7 @@ impl fmt::Display for Port {
 /// A card for the guest, and what its kernel is told about the network.
 pub struct Card {
     /// The device.
-    pub device: Net,
+    pub device: NetSpec,
     /// Words for the kernel command line, for a guest that does not ask by DHCP.
     pub words: Option<String>,
 }
@@ -159,7 +159,12 @@ pub struct Card {
 pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<Card>> {
     let mac = mac(&record.id);
     let limits = record.config.limits;
-    let failed = |e: machine::net::Error| Error::Network(e.to_string());
+    let with = |backend: Box<dyn Backend>| NetSpec {
+        backend,
+        mac,
+        send: limits.network(),
+        receive: limits.network(),
+    };
     let addresses = Addresses::default();
     Ok(match &record.config.network {
         Network::None => None,
@@ -182,7 +187,7 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
                     spec.forwards = as_before(ports, Vec::new());
                     UserNetwork::new(&spec)
                 })
-                .map_err(failed)?;
+                .map_err(Error::Network)?;
             if !ports.is_empty() {
                 write_ports(directory, &network.forwards())?;
             }
@@ -197,15 +202,15 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
             let documents = documents(record, directory, image, Some(addresses))?;
             let backend = Box::new(WithMetadata::new(network, documents));
             Some(Card {
-                device: Net::paced(backend, mac, limits.network(), limits.network()),
+                device: with(backend),
                 words: Some(words),
             })
         }
         Network::Tap(name) => {
-            let tap = Tap::open(name).map_err(failed)?;
+            let tap = Tap::open(name).map_err(Error::Network)?;
             let backend = Box::new(WithMetadata::new(tap, documents(record, directory, image, None)?));
             Some(Card {
-                device: Net::paced(backend, mac, limits.network(), limits.network()),
+                device: with(backend),
                 words: None,
             })
         }
@@ -229,9 +234,7 @@ pub fn check(record: &Record) -> Result<()> {
         resolver: Resolver::host(),
         host_loopback: false,
     };
-    UserNetwork::new(&spec)
-        .map(drop)
-        .map_err(|error| Error::Network(error.to_string()))
+    UserNetwork::new(&spec).map(drop).map_err(Error::Network)
 }
 
 /// Checks that the device of a network is there, if it has one.
@@ -240,7 +243,7 @@ pub fn check(record: &Record) -> Result<()> {
 /// When it is not.
 pub fn check_device(network: &Network) -> Result<()> {
     match network {
-        Network::Tap(name) => Tap::find(name).map_err(|error| Error::Network(error.to_string())),
+        Network::Tap(name) => Tap::find(name).map_err(Error::Network),
         Network::User | Network::UserLoopback | Network::None => Ok(()),
     }
 }

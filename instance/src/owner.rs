@@ -5,7 +5,7 @@
 //! for those who watch.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -74,6 +74,8 @@ pub struct Owner {
     determinism: Determinism,
     /// LockedInstance while a request to pause or to go on is carried out. Locked before `life`.
     pausing: Mutex<()>,
+    /// What the record says of an error; the error's own message without it.
+    explain: OnceLock<fn(&Error) -> String>,
     // LockedInstance while the record is written, and nothing else is locked meanwhile but the console (a leaf).
     life: Mutex<Inner>,
     changed: Condvar,
@@ -110,6 +112,7 @@ impl Owner {
             ask,
             determinism,
             pausing: Mutex::default(),
+            explain: OnceLock::new(),
             life: Mutex::new(Inner {
                 held: Some(held),
                 record,
@@ -124,6 +127,12 @@ impl Owner {
             }),
             changed: Condvar::new(),
         })
+    }
+
+    /// Has the record say what `explain` makes of an error that ends the machine: its message, and what to try.
+    pub fn explain_failures(&self, explain: fn(&Error) -> String) {
+        // Who has set it first has the same words.
+        let _ = self.explain.set(explain);
     }
 
     /// The instance's id.
@@ -165,7 +174,10 @@ impl Owner {
             match self.live(&mut build, &record, &mut on_started) {
                 Ok(Some(ending)) => break ending,
                 Ok(None) => {}
-                Err(error) => break Ending::Failed(error.to_string()),
+                Err(error) => {
+                    let explain = self.explain.get().copied().unwrap_or(ToString::to_string);
+                    break Ending::Failed(explain(&error));
+                }
             }
         };
         self.finish(ending)

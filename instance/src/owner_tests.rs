@@ -61,7 +61,7 @@ impl Guest for Scripted {
         started();
         self.ends
             .recv()
-            .map_err(|_| Error::Machine("the script is over".into()))
+            .map_err(|_| Error::Refused("the script is over".into()))
     }
 }
 
@@ -261,7 +261,7 @@ fn a_machine_that_cannot_be_built_ends_the_instance_with_the_reason() {
     let console = Console::new(held.directory());
     let owner = Owner::new(held, console, deaf(), Determinism::default());
     let (ending, held) = owner
-        .run(|_, _, _| Err(Error::Machine("no memory".into())), || Ok(()))
+        .run(|_, _, _| Err(Error::Refused("no memory".into())), || Ok(()))
         .unwrap();
     assert!(matches!(&ending, Ending::Failed(reason) if reason.contains("no memory")));
     drop(held);

@@ -8,6 +8,7 @@ use super::Error;
 use super::limits::Limits;
 use machine::accel::Profiling;
 use machine::sandbox::Mode;
+use machine::virtio::block::IoEngine;
 use machine::virtio::determinism::Determinism;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,15 @@ pub enum DiskEngine {
     Sync,
     /// Many at once in each queue, through the kernel's io_uring.
     IoUring,
+}
+
+impl From<DiskEngine> for IoEngine {
+    fn from(engine: DiskEngine) -> IoEngine {
+        match engine {
+            DiskEngine::Sync => IoEngine::Sync,
+            DiskEngine::IoUring => IoEngine::IoUring,
+        }
+    }
 }
 
 /// A [`PerRun`] on its way to a process of its own.

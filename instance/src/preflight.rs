@@ -51,7 +51,7 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
         architecture,
         cpus: cpus.try_into().unwrap_or(u8::MAX),
         memory: config.memory.unwrap_or(image.manifest().default_memory),
-        accel: Arc::new(chosen.map_err(|error| Error::Machine(error.to_string()))?),
+        accel: Arc::new(chosen.map_err(Error::machine)?),
         kernel: part_or(config.kernel.as_deref(), || image.kernel())?,
         initrd: Some(part_or(config.initrd.as_deref(), || image.initramfs())?),
         cmdline: command_line(image, record, &[]),
@@ -61,21 +61,13 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
         determinism,
         timeline: Arc::new(Timeline::start()),
     };
-    Machine::build(spec)
-        .map(drop)
-        .map_err(|error| Error::Machine(error.to_string()))
+    Machine::build(spec).map(drop).map_err(Error::machine)
 }
 
 /// Whether the volume can be made with its size, or is there.
 fn volume_fits(volume: &Volume, image: &Image) -> Result<()> {
     let path = &volume.path;
-    let failed = |source| {
-        Error::Volume(volume::Error::Io {
-            path: path.clone(),
-            action: "created",
-            source,
-        })
-    };
+    let failed = |source| Error::Volume(volume::Error::io(path, "created")(source));
     match volume.kind {
         VolumeKind::File => RawFile::open(path, false)
             .map(drop)

@@ -17,11 +17,13 @@ use super::record::Record;
 use super::{Error, Result};
 use machine::accel::Chosen;
 use machine::block::raw::RawFile;
+use machine::devices::VirtioSpec;
+use machine::limit::RateLimiter;
 use machine::sandbox::{self, Kind};
 use machine::timeline::Timeline;
-use machine::virtio::block::{Block, SpaceEvent, SpaceMonitor, Spec as BlockSpec};
+use machine::virtio::block::{DiskSpec, IoEngine, SpaceEvent, SpaceMonitor, Spec as BlockSpec};
 use machine::virtio::determinism::Determinism;
-use machine::virtio::rng::Rng;
+use machine::virtio::rng::RngSpec;
 use machine::{Machine, Outcome, Serial, Spec};
 
 /// How long the boot may take: ten times what the slowest accelerator needs on a busy host.
@@ -46,11 +48,6 @@ pub fn scrub(
     part: (u64, u64),
 ) -> Result<()> {
     let console = Tail::default();
-    let disk = BlockSpec {
-        read_only: false,
-        id: "root".into(),
-        queues: 1,
-    };
     let (events, watched) = channel();
     let full = events.clone();
     // Nobody waits for space here: the machine is ended, and the image is not made.
@@ -59,9 +56,17 @@ pub fn scrub(
             let _ = full.send(Watched::NoSpace(error.kind()));
         }
     }));
-    let disk = Block::new(Arc::new(RawFile::part(file, part.0, part.1)), disk)
-        .waiting_for_space(&monitor)
-        .map_err(Error::os("preparing a volume"))?;
+    let disk = DiskSpec {
+        backend: Arc::new(RawFile::part(file, part.0, part.1)),
+        spec: BlockSpec {
+            read_only: false,
+            id: "root".into(),
+            queues: 1,
+        },
+        engine: IoEngine::Sync,
+        limiter: RateLimiter::default(),
+        space: Some(monitor),
+    };
     let ours = "panic=-1 console=ttyS0 kiln.scrub=1";
     let cmdline = ami::command_line::join([image.manifest().command_line.as_str(), ours]);
     let machine = Machine::build(Spec {
@@ -76,12 +81,15 @@ pub fn scrub(
             output: Box::new(console.clone()),
             input: None,
         }),
-        devices: vec![device("vda", disk), device("rng", Rng::default())],
+        devices: vec![
+            device("vda", VirtioSpec::Disk(disk)),
+            device("rng", VirtioSpec::Rng(RngSpec::default())),
+        ],
         uuid: None,
         determinism: Determinism::default(),
         timeline: Arc::new(Timeline::start()),
     })
-    .map_err(|error| Error::Machine(error.to_string()))?;
+    .map_err(Error::machine)?;
     let outcome = run(machine, events, watched).map_err(|error| match error {
         Stopped::NoSpace(kind) => Error::file("removing the identity from", path)(kind.into()),
         Stopped::Failed(error) => error,
@@ -128,7 +136,7 @@ fn run(
     .map_err(|error| Stopped::Failed(Error::os("starting a thread")(error)))?;
     let outcome = machine
         .run(|| {})
-        .map_err(|error| Stopped::Failed(Error::Machine(error.to_string())));
+        .map_err(|error| Stopped::Failed(Error::machine(error)));
     // The disk's end of the channel lives as long as the watchdog's handle of the machine: this ends the wait.
     let _ = events.send(Watched::Ended);
     match watchdog.join() {

@@ -29,14 +29,25 @@ pub trait BusDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]) -> Action;
 }
 
+/// Where a device's registers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// From this I/O port on.
+    Port(u16),
+    /// From this guest-physical address on.
+    Memory(u64),
+}
+
+/// What a device's specification calls its registers, by offset, sorted.
+pub type RegisterNames = &'static [(u64, &'static str)];
+
 /// A device as the bus holds it.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
 /// Why a device could not be put on the bus.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, displaydoc::Display, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     /// the range {start:#x}+{len:#x} is empty, wraps around or overlaps the range at {other:#x}
-    #[error("the range {start:#x}+{len:#x} is empty, wraps around or overlaps the range at {other:#x}")]
     Range {
         /// First address of the refused range.
         start: u64,
@@ -50,7 +61,12 @@ pub enum Error {
 /// Devices by address. Built once, before the first vCPU runs; read-only afterwards, so looking up takes no lock.
 #[derive(Default)]
 pub struct Bus {
-    /// start -> (length, device). Each device's lock is a leaf: nothing else is locked while it is held.
+    /// start -> (length, device).
+    ///
+    /// Lock order, outermost first: the machine handle's list of transports; one device, here; what that device locks itself, which is what a
+    /// console or balloon shares with its user, a serial port's output, a worker's gate, the exits up to an event of the boot; last the
+    /// interrupt controller and the mailboxes of software processors. A device stays locked while it waits for its worker: to stop it, and
+    /// in step with the processor to have a doorbell served. So a worker, and whatever a worker waits for, never locks a device.
     ranges: BTreeMap<u64, (u64, SharedDevice)>,
 }
 

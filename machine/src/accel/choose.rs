@@ -9,7 +9,7 @@ use super::{Created, Error, Profiling};
 use crate::arch::Architecture;
 use crate::memory::Memory;
 
-/// Which accelerator a person asks for.
+/// Which accelerator is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum Choice {
     /// KVM where it works and is fast, else the software processor.
@@ -35,7 +35,7 @@ pub struct Chosen {
 }
 
 impl Chosen {
-    /// Its name on the command line: `kvm` or `soft`.
+    /// Its name: `kvm` or `soft`.
     pub fn name(&self) -> &'static str {
         match self.kvm {
             Some(_) => "kvm",
@@ -75,10 +75,7 @@ pub fn choose_repeatable(
     profile: Option<Arc<Profiling>>,
 ) -> Result<Chosen, Error> {
     match choice {
-        Choice::Kvm => Err(Error::Uncounted {
-            accelerator: "KVM",
-            hint: "the software processor, or a run without counting",
-        }),
+        Choice::Kvm => Err(Error::Uncounted { accelerator: "KVM" }),
         Choice::Auto | Choice::Soft => Ok(Chosen {
             repeatable: true,
             profile,
@@ -139,7 +136,10 @@ fn soft(guest: Architecture, why: String) -> Result<Chosen, Error> {
             profile: None,
             why,
         }),
-        Architecture::Arm64 => Err(Error::Foreign { guest, why }),
+        Architecture::Arm64 => Err(Error::Foreign {
+            guest,
+            why: format!("{why}, and the software processor runs x86_64 guests only"),
+        }),
     }
 }
 

@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::{self, Architecture, Controller};
 use crate::bus::Action;
 use crate::irq::Interrupt;
+use crate::memory;
 use crate::sandbox::Kind;
 
 pub use choose::{Choice, Chosen, Measured, choose, choose_repeatable, measure};
@@ -130,46 +131,101 @@ pub trait Vm: Send + Sync {
 }
 
 /// What went wrong in an accelerator.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
     /// {what} failed: {source}
-    #[error("{what} failed: {source}")]
     Os {
         /// The step, by the name of its ioctl or system call.
         what: &'static str,
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// {accelerator} cannot be used: {source}; {hint}
-    #[error("{accelerator} cannot be used: {source}; {hint}")]
+    /// {accelerator} cannot be used: {source}; {remedy}
     Unavailable {
         /// The accelerator's name.
         accelerator: &'static str,
         /// The operating system's reason.
         source: std::io::Error,
-        /// What to try.
-        hint: &'static str,
+        /// What to do about it on this host.
+        remedy: &'static str,
     },
-    /// {guest} guests cannot run here: {why}; they need KVM on an {guest} host, because the software processor runs x86_64 guests only
-    #[error(
-        "{guest} guests cannot run here: {why}; they need KVM on an {guest} host, because the software processor runs \
-         x86_64 guests only"
-    )]
+    /// {guest} guests cannot run here: {why}; they need KVM on an {guest} host
     Foreign {
         /// The guest's architecture.
         guest: Architecture,
-        /// Why not with KVM here.
+        /// Why no accelerator here runs them.
         why: String,
     },
-    /// {accelerator} cannot count instructions; try {hint}
-    #[error("{accelerator} cannot count instructions; try {hint}")]
+    /// {accelerator} cannot count instructions
     Uncounted {
         /// The accelerator's name.
         accelerator: &'static str,
-        /// What to try.
-        hint: &'static str,
     },
-    /// the processor met an internal error: {0}
-    #[error("the processor met an internal error: {0}")]
-    Internal(String),
+    /// this host's interrupt controller is a GICv2, which serves {max} CPUs, not {cpus}
+    GicV2 {
+        /// CPUs that the machine is to have.
+        cpus: u8,
+        /// CPUs that it can have here.
+        max: u8,
+    },
+    /// CPU {cpu}: KVM_RUN failed: {source}
+    Run {
+        /// The CPU's number.
+        cpu: u8,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// CPU {cpu}: the hardware refused to enter the guest (reason {reason:#x}), which is no fault of the guest
+    EntryRefused {
+        /// The CPU's number.
+        cpu: u8,
+        /// The hardware's number for it (KVM API, `KVM_EXIT_FAIL_ENTRY`).
+        reason: u64,
+    },
+    /// CPU {cpu}: KVM came back for an unknown reason ({reason})
+    UnknownExit {
+        /// The CPU's number.
+        cpu: u8,
+        /// `exit_reason` of `kvm_run`.
+        reason: u32,
+    },
+    /// CPU {cpu}: KVM {report}; this host's KVM is not complete
+    Incomplete {
+        /// The CPU's number.
+        cpu: u8,
+        /// What KVM met, and where in the guest.
+        report: String,
+    },
+    /// KVM gives CPU {cpu} the affinity {found:#x}, not {expected:#x}
+    Affinity {
+        /// The CPU's number.
+        cpu: u8,
+        /// What it has.
+        found: u64,
+        /// What the guest's device tree says.
+        expected: u64,
+    },
+    /// KVM does not let MSR {0:#x} be set
+    Msr(u32),
+    /// {count} {what} are too many
+    TooMany {
+        /// What there are too many of.
+        what: &'static str,
+        /// How many.
+        count: usize,
+    },
+    /// the boot state is for another processor
+    ForeignBoot,
+    /// there is no CPU {0}
+    NoCpu(u32),
+    /// the interrupt controller has no pin {0}
+    NoPin(u32),
+    /// guest RAM cannot be used: {0}
+    Ram(#[source] vm_memory::GuestMemoryError),
+    /// the test routine cannot be assembled: {0}
+    Assemble(#[source] iced_x86::IcedError),
+    /// {0}
+    Memory(#[from] memory::Error),
+    /// {0}
+    Arch(#[from] arch::Error),
 }

@@ -5,34 +5,33 @@
 //! tree), and the first CPU's registers at the kernel's entry.
 
 pub mod aarch64;
+mod kernel;
 pub mod x86_64;
 
 use std::path::PathBuf;
 
 pub use ami::Architecture;
+pub use kernel::KernelError;
 
+use crate::bus::At;
 use crate::memory::{Memory, Part, PartError};
 
 /// Bytes of one virtio-mmio transport's registers, device configuration included.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 
 /// Why the guest's memory could not be prepared.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
-    /// the kernel {path} cannot be used: {why}; try {wanted}
-    #[error("the kernel {path} cannot be used: {why}; try {wanted}")]
+    /// the kernel {path} cannot be used: {source}; try {wanted}
     Kernel {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        why: String,
+        source: KernelError,
         /// What can be used.
         wanted: &'static str,
     },
     /// {what} needs {needed} bytes but only {free} bytes of RAM are free for it; try a machine with more memory
-    #[error(
-        "{what} needs {needed} bytes but only {free} bytes of RAM are free for it; try a machine with more memory"
-    )]
     Room {
         /// Kernel or initramfs.
         what: &'static str,
@@ -42,7 +41,6 @@ pub enum Error {
         free: u64,
     },
     /// the kernel command line has {len} bytes; this kernel takes at most {max}
-    #[error("the kernel command line has {len} bytes; this kernel takes at most {max}")]
     Cmdline {
         /// Its length in bytes.
         len: usize,
@@ -50,10 +48,8 @@ pub enum Error {
         max: usize,
     },
     /// {0}
-    #[error(transparent)]
     Part(#[from] PartError),
     /// {what} of {len} bytes do not fit their {max} bytes of guest memory
-    #[error("{what} of {len} bytes do not fit their {max} bytes of guest memory")]
     Tables {
         /// Which tables.
         what: &'static str,
@@ -63,25 +59,14 @@ pub enum Error {
         max: u64,
     },
     /// the device tree cannot be written: {0}
-    #[error("the device tree cannot be written: {0}")]
     Fdt(#[from] vm_fdt::Error),
     /// writing {what} to guest memory failed: {source}
-    #[error("writing {what} to guest memory failed: {source}")]
     Write {
         /// What was written.
         what: &'static str,
         /// The reason.
         source: vm_memory::GuestMemoryError,
     },
-}
-
-/// Where a device's registers are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum At {
-    /// From this I/O port on.
-    Port(u16),
-    /// From this guest-physical address on.
-    Memory(u64),
 }
 
 /// The address map as the machine needs it. All addresses are guest-physical.

@@ -37,11 +37,16 @@ pub fn free_at(file: &impl AsFd) -> io::Result<u64> {
 
 /// `error`, and where it says that there is no space, how much is left for `path`, and what to try.
 pub fn explain(path: &Path, error: &io::Error) -> String {
+    format!("{error}{}", left(path, error))
+}
+
+/// What [`explain`] adds to the error.
+pub fn left(path: &Path, error: &io::Error) -> String {
     if !is_full(error) {
-        return error.to_string();
+        return String::new();
     }
     let free = free(path).map_or_else(|_| "unknown".into(), |bytes| format!("{bytes} bytes"));
-    format!("{error} (free on its file system: {free}); try to delete what is not needed there")
+    format!(" (free on its file system: {free}); try to delete what is not needed there")
 }
 
 #[cfg(test)]

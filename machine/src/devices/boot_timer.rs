@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::bus::{Action, BusDevice};
+use crate::bus::{Action, BusDevice, RegisterNames};
 
 /// What the guest says. Any of it may come, any number of times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,12 @@ impl BootTimer {
     pub const KERNEL_AGE: u64 = 8;
     /// Offset of the register with the host's time.
     pub const HOST_TIME: u64 = 16;
+    /// Its registers' names.
+    pub const REGISTERS: RegisterNames = &[
+        (Self::MARK, "MARK"),
+        (Self::KERNEL_AGE, "KERNEL_AGE"),
+        (Self::HOST_TIME, "HOST_TIME"),
+    ];
 
     /// A timer that calls `note` for each mark, and tells the host's time unless the guest has a time of its own.
     pub fn new(note: Note, tells_time: bool) -> Self {

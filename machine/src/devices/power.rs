@@ -1,7 +1,7 @@
 //! Power-off and reset: the sleep and reset registers of hardware-reduced ACPI, and the two ports that software knows
 //! from PC chipsets.
 
-use crate::bus::{Action, BusDevice};
+use crate::bus::{Action, BusDevice, RegisterNames};
 
 /// Registers of hardware-reduced ACPI (ACPI 6.5 §4.8.3.7, §4.8.3.6), one byte each, in one range.
 #[derive(Debug, Default)]
@@ -20,6 +20,13 @@ impl AcpiPower {
     pub const RESET_VALUE: u8 = 1;
     /// `SLP_TYP` of the state S5, soft off: what the DSDT's `\_S5` must say.
     pub const S5: u8 = 5;
+
+    /// ACPI 6.5 §4.8.3.
+    pub const REGISTERS: RegisterNames = &[
+        (Self::SLEEP_CONTROL, "SLEEP_CONTROL_REG"),
+        (Self::SLEEP_STATUS, "SLEEP_STATUS_REG"),
+        (Self::RESET, "RESET_REG"),
+    ];
 }
 
 /// `SLP_EN` of the sleep control register.

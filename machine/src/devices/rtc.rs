@@ -5,7 +5,7 @@
 use vm_superio::Rtc;
 use vm_superio::rtc_pl031::NoEvents;
 
-use crate::bus::{Action, BusDevice};
+use crate::bus::{Action, BusDevice, RegisterNames};
 
 /// A real-time clock.
 pub struct Clock {
@@ -15,6 +15,17 @@ pub struct Clock {
 impl Clock {
     /// Bytes of address space.
     pub const SIZE: u64 = 0x1000;
+    /// ARM PrimeCell Real Time Clock (PL031) Technical Reference Manual, table 3-1.
+    pub const REGISTERS: RegisterNames = &[
+        (0x00, "RTCDR"),
+        (0x04, "RTCMR"),
+        (0x08, "RTCLR"),
+        (0x0c, "RTCCR"),
+        (0x10, "RTCIMSC"),
+        (0x14, "RTCRIS"),
+        (0x18, "RTCMIS"),
+        (0x1c, "RTCICR"),
+    ];
 
     /// A clock that tells the host's time.
     pub fn new() -> Self {

@@ -7,7 +7,7 @@ use vm_superio::serial::{Error, SerialEvents};
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::bus::{Action, BusDevice};
+use crate::bus::{Action, BusDevice, RegisterNames};
 use crate::irq::Interrupt;
 
 /// What the guest types to, as bytes that go nowhere else.
@@ -47,6 +47,17 @@ impl SerialEvents for Room {
 impl Serial {
     /// Registers, in bytes of address space.
     pub const SIZE: u64 = 8;
+    /// 16550 registers, reading / writing where they differ.
+    pub const REGISTERS: RegisterNames = &[
+        (0, "RBR/THR"),
+        (1, "IER"),
+        (2, "IIR/FCR"),
+        (3, "LCR"),
+        (4, "MCR"),
+        (5, "LSR"),
+        (6, "MSR"),
+        (7, "SCR"),
+    ];
 
     /// A port that interrupts through `line` and writes to `output` byte by byte, flushing each: a byte that `output`
     /// does not take is lost, as on a wire.

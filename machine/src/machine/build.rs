@@ -6,22 +6,19 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::handle::{Handle, Shared};
-use super::registers::{self, Place};
+use super::registers::Place;
 use super::{Device, Error, Machine, Spec, serial};
 use crate::accel::{Created, Vm};
-use crate::arch::aarch64::layout as arm;
-use crate::arch::x86_64::layout as pc;
-use crate::arch::{self, Architecture, At, Layout, Platform, VIRTIO_MMIO_SIZE, VirtioSlot};
-use crate::bus::SharedDevice;
+use crate::arch::{self, Layout, Platform, VIRTIO_MMIO_SIZE, VirtioSlot};
+use crate::bus::{At, SharedDevice};
 use crate::devices::boot_timer::{BootTimer, Mark};
-use crate::devices::power::{AcpiPower, KeyboardReset, ResetControl};
-use crate::devices::rtc::Clock;
 use crate::devices::serial::Serial;
+use crate::devices::{self, Mapped};
 use crate::memory::{self, Memory};
 use crate::timeline::Event;
 use crate::vcpu::{Buses, Control, ExitTable};
 use crate::virtio::determinism::{Determinism, WorkerGate};
-use crate::virtio::mmio::{Mmio, register};
+use crate::virtio::mmio::{self, Mmio, register};
 
 /// RAM comes in this unit, so that its end is aligned for everyone.
 const RAM_UNIT: u64 = 1 << 20;
@@ -69,9 +66,8 @@ impl Machine {
         // Where instructions are time, the guest's time is not the host's.
         let tells_time = !determinism.is_enabled();
         let mut board = Board::new(Arc::clone(&vm), memory, layout, determinism);
-        match architecture {
-            Architecture::X86_64 => board.add_power()?,
-            Architecture::Arm64 => board.add_clock()?,
+        for device in devices::fixed(architecture) {
+            board.add(device)?;
         }
         let feeder = serial
             .map(|serial| board.add_serial(serial))
@@ -173,12 +169,13 @@ struct Board {
 
 impl Board {
     fn new(vm: Arc<dyn Vm>, memory: Memory, layout: &'static Layout, determinism: Determinism) -> Self {
+        // The device itself is put on the bus last: it reports to what is built from this board.
         let boot_timer = Place {
             device: "boot timer".into(),
             ports: false,
             start: layout.boot_timer,
             len: BootTimer::SIZE,
-            names: registers::BOOT_TIMER,
+            names: BootTimer::REGISTERS,
         };
         Board {
             vm,
@@ -191,22 +188,6 @@ impl Board {
         }
     }
 
-    /// The ways in which a PC is switched off or reset.
-    fn add_power(&mut self) -> Result<(), Error> {
-        let acpi = Arc::new(Mutex::new(AcpiPower));
-        self.add_ports("ACPI", pc::ACPI_PM, AcpiPower::SIZE, registers::ACPI_PM, acpi)?;
-        let keyboard = Arc::new(Mutex::new(KeyboardReset));
-        self.add_ports("reset", pc::I8042_COMMAND, 1, registers::ONE, keyboard)?;
-        let control = Arc::new(Mutex::new(ResetControl::default()));
-        self.add_ports("reset", pc::RESET_CONTROL, 1, registers::ONE, control)
-    }
-
-    /// The clock of a machine whose hypervisor tells no time. Power is PSCI's, which the accelerator carries out.
-    fn add_clock(&mut self) -> Result<(), Error> {
-        let clock = Arc::new(Mutex::new(Clock::new()));
-        self.add_memory("RTC", arm::RTC, Clock::SIZE, registers::PL031, clock)
-    }
-
     fn add_serial(&mut self, spec: super::Serial) -> Result<Option<serial::Feeder>, Error> {
         let io = |source| Error::Io {
             what: "the serial port",
@@ -214,18 +195,29 @@ impl Board {
         };
         let line = self.vm.interrupt(self.layout.serial_gsi)?;
         let port = Arc::new(Mutex::new(Serial::new(line, spec.output)));
-        let shared: SharedDevice = Arc::clone(&port) as _;
-        match self.layout.serial {
-            At::Port(port) => self.add_ports("COM1", port, Serial::SIZE, registers::UART, shared)?,
-            At::Memory(addr) => self.add_memory("serial", addr, Serial::SIZE, registers::UART, shared)?,
-        }
+        let at = self.layout.serial;
+        let name = match at {
+            At::Port(_) => "COM1",
+            At::Memory(_) => "serial",
+        };
+        self.add(Mapped {
+            name: name.to_owned(),
+            at,
+            len: Serial::SIZE,
+            registers: Serial::REGISTERS,
+            device: Arc::clone(&port) as _,
+        })?;
         spec.input
             .map(|input| serial::feed(port, input).map_err(io))
             .transpose()
     }
 
     fn add_virtio(&mut self, device: Device, slot: VirtioSlot) -> Result<(), Error> {
-        let Device { name, device } = device;
+        let Device { name, spec } = device;
+        let device = match spec.build() {
+            Ok(device) => device,
+            Err(source) => return Err(Error::Device { name, source }),
+        };
         let line = self.vm.interrupt(slot.gsi)?;
         let vm = Arc::clone(&self.vm);
         let connect = move |queue, doorbell: &EventFd| {
@@ -243,52 +235,38 @@ impl Board {
             self.buses.batons.push(gate);
         }
         let transport = Arc::new(Mutex::new(transport));
-        let shared: SharedDevice = Arc::clone(&transport) as _;
-        self.add_memory(
-            &format!("virtio {name}"),
-            slot.addr,
-            VIRTIO_MMIO_SIZE,
-            registers::VIRTIO_MMIO,
-            shared,
-        )?;
+        self.add(Mapped {
+            name: format!("virtio {name}"),
+            at: At::Memory(slot.addr),
+            len: VIRTIO_MMIO_SIZE,
+            registers: mmio::REGISTERS,
+            device: Arc::clone(&transport) as _,
+        })?;
         self.transports.push(transport);
         Ok(())
     }
 
-    fn add_ports(
-        &mut self,
-        device: &str,
-        start: u16,
-        len: u64,
-        names: registers::Names,
-        shared: SharedDevice,
-    ) -> Result<(), Error> {
-        let start = u64::from(start);
-        self.buses.ports.insert(start, len, shared)?;
-        self.add_place(device, true, start, len, names);
-        Ok(())
-    }
-
-    fn add_memory(
-        &mut self,
-        device: &str,
-        start: u64,
-        len: u64,
-        names: registers::Names,
-        shared: SharedDevice,
-    ) -> Result<(), Error> {
-        self.buses.memory.insert(start, len, shared)?;
-        self.add_place(device, false, start, len, names);
-        Ok(())
-    }
-
-    fn add_place(&mut self, device: &str, ports: bool, start: u64, len: u64, names: registers::Names) {
+    /// Puts a device on its bus and remembers what its registers are called.
+    fn add(&mut self, mapped: Mapped) -> Result<(), Error> {
+        let Mapped {
+            name,
+            at,
+            len,
+            registers,
+            device,
+        } = mapped;
+        let (bus, start, ports) = match at {
+            At::Port(port) => (&mut self.buses.ports, u64::from(port), true),
+            At::Memory(addr) => (&mut self.buses.memory, addr, false),
+        };
+        bus.insert(start, len, device)?;
         self.places.push(Place {
-            device: device.to_owned(),
+            device: name,
             ports,
             start,
             len,
-            names,
+            names: registers,
         });
+        Ok(())
     }
 }

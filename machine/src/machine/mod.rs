@@ -18,10 +18,9 @@ pub use handle::{Handle, NamedExit};
 pub use spec::{Device, Outcome, Serial, Spec};
 
 /// Why a machine could not be built or run.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
     /// {what} must be {allowed}, not {given}
-    #[error("{what} must be {allowed}, not {given}")]
     Spec {
         /// The part of the specification.
         what: &'static str,
@@ -31,27 +30,23 @@ pub enum Error {
         given: String,
     },
     /// {0}
-    #[error(transparent)]
     Memory(#[from] memory::Error),
     /// {0}
-    #[error(transparent)]
+    Part(#[from] memory::PartError),
+    /// {0}
     Arch(#[from] arch::Error),
     /// {0}
-    #[error(transparent)]
     Accel(#[from] accel::Error),
     /// {0}
-    #[error(transparent)]
     Bus(#[from] bus::Error),
     /// the device {name}: {source}
-    #[error("the device {name}: {source}")]
     Device {
         /// Its name.
         name: String,
-        /// The reason.
+        /// Why it could not be built.
         source: virtio::Error,
     },
     /// {what}: {source}
-    #[error("{what}: {source}")]
     Io {
         /// The step.
         what: &'static str,

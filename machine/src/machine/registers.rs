@@ -1,12 +1,9 @@
 //! Names for the addresses at which a guest leaves its processor: the device, and its register as the device's
 //! specification calls it.
 
-use crate::devices::boot_timer::BootTimer;
+use crate::bus::RegisterNames;
 use crate::vcpu::Kind;
-use crate::virtio::mmio::register as virtio;
-
-/// Register names by offset, sorted.
-pub(super) type Names = &'static [(u64, &'static str)];
+use crate::virtio::mmio::{self, register};
 
 /// Where a device is.
 #[derive(Debug)]
@@ -16,76 +13,8 @@ pub(super) struct Place {
     pub(super) ports: bool,
     pub(super) start: u64,
     pub(super) len: u64,
-    pub(super) names: Names,
+    pub(super) names: RegisterNames,
 }
-
-/// VIRTIO 1.3 table 4.1.
-pub(super) const VIRTIO_MMIO: Names = &[
-    (virtio::MAGIC_VALUE, "MagicValue"),
-    (virtio::VERSION, "Version"),
-    (virtio::DEVICE_ID, "DeviceID"),
-    (virtio::VENDOR_ID, "VendorID"),
-    (virtio::DEVICE_FEATURES, "DeviceFeatures"),
-    (virtio::DEVICE_FEATURES_SEL, "DeviceFeaturesSel"),
-    (virtio::DRIVER_FEATURES, "DriverFeatures"),
-    (virtio::DRIVER_FEATURES_SEL, "DriverFeaturesSel"),
-    (virtio::QUEUE_SEL, "QueueSel"),
-    (virtio::QUEUE_SIZE_MAX, "QueueSizeMax"),
-    (virtio::QUEUE_SIZE, "QueueSize"),
-    (virtio::QUEUE_READY, "QueueReady"),
-    (virtio::QUEUE_NOTIFY, "QueueNotify"),
-    (virtio::INTERRUPT_STATUS, "InterruptStatus"),
-    (virtio::INTERRUPT_ACK, "InterruptACK"),
-    (virtio::STATUS, "Status"),
-    (virtio::QUEUE_DESC_LOW, "QueueDescLow"),
-    (virtio::QUEUE_DESC_HIGH, "QueueDescHigh"),
-    (virtio::QUEUE_DRIVER_LOW, "QueueDriverLow"),
-    (virtio::QUEUE_DRIVER_HIGH, "QueueDriverHigh"),
-    (virtio::QUEUE_DEVICE_LOW, "QueueDeviceLow"),
-    (virtio::QUEUE_DEVICE_HIGH, "QueueDeviceHigh"),
-    (0x0ac, "SHMSel"),
-    (virtio::SHM_LEN_LOW, "SHMLenLow"),
-    (0x0b4, "SHMLenHigh"),
-    (0x0b8, "SHMBaseLow"),
-    (virtio::SHM_BASE_HIGH, "SHMBaseHigh"),
-    (virtio::CONFIG_GENERATION, "ConfigGeneration"),
-];
-/// 16550 registers, reading / writing where they differ.
-pub(super) const UART: Names = &[
-    (0, "RBR/THR"),
-    (1, "IER"),
-    (2, "IIR/FCR"),
-    (3, "LCR"),
-    (4, "MCR"),
-    (5, "LSR"),
-    (6, "MSR"),
-    (7, "SCR"),
-];
-/// ARM PrimeCell Real Time Clock (PL031) Technical Reference Manual, table 3-1.
-pub(super) const PL031: Names = &[
-    (0x00, "RTCDR"),
-    (0x04, "RTCMR"),
-    (0x08, "RTCLR"),
-    (0x0c, "RTCCR"),
-    (0x10, "RTCIMSC"),
-    (0x14, "RTCRIS"),
-    (0x18, "RTCMIS"),
-    (0x1c, "RTCICR"),
-];
-/// ACPI 6.5 §4.8.3.
-pub(super) const ACPI_PM: Names = &[
-    (0, "SLEEP_CONTROL_REG"),
-    (1, "SLEEP_STATUS_REG"),
-    (2, "RESET_REG"),
-];
-/// Our own device.
-pub(super) const BOOT_TIMER: Names = &[
-    (BootTimer::MARK, "MARK"),
-    (BootTimer::KERNEL_AGE, "KERNEL_AGE"),
-    (BootTimer::HOST_TIME, "HOST_TIME"),
-];
-/// One register has no name of its own.
-pub(super) const ONE: Names = &[(0, "")];
 
 /// Ports of a PC that this machine does not have, which kernels look for all the same.
 const ABSENT_PORTS: &[(u64, u64, &str)] = &[
@@ -133,8 +62,8 @@ impl Place {
         match self.names.iter().find(|(at, _)| *at == offset) {
             Some((_, "")) => device.clone(),
             Some((_, register)) => format!("{device} {register}"),
-            None if self.names == VIRTIO_MMIO && offset >= virtio::CONFIG => {
-                format!("{device} Config+{:#x}", offset - virtio::CONFIG)
+            None if self.names == mmio::REGISTERS && offset >= register::CONFIG => {
+                format!("{device} Config+{:#x}", offset - register::CONFIG)
             }
             None => format!("{device}+{offset:#x}"),
         }
@@ -144,6 +73,7 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::serial::Serial;
 
     #[test]
     fn addresses_have_the_names_of_the_specifications() {
@@ -153,14 +83,14 @@ mod tests {
                 ports: false,
                 start: 0xc000_1000,
                 len: 0x1000,
-                names: VIRTIO_MMIO,
+                names: mmio::REGISTERS,
             },
             Place {
                 device: "COM1".into(),
                 ports: true,
                 start: 0x3f8,
                 len: 8,
-                names: UART,
+                names: Serial::REGISTERS,
             },
         ];
         for (kind, addr, expected) in [

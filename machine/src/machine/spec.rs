@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::accel::Chosen;
 use crate::arch::Architecture;
+use crate::devices::VirtioSpec;
 use crate::memory::Part;
 use crate::timeline::Timeline;
-use crate::virtio::VirtioDevice;
 use crate::virtio::determinism::Determinism;
 
 /// Everything that `Machine::build` needs to know. A reset of the machine means to build anew from
@@ -41,12 +41,12 @@ pub struct Spec {
     pub timeline: Arc<Timeline>,
 }
 
-/// A virtio device of the machine, with the name that messages and exit profiles give it: `root`, `console`, `net0`.
+/// A virtio device of the machine, with the name that messages and exit profiles give it: `vda`, `console`, `net0`.
 pub struct Device {
     /// Unique in the machine.
     pub name: String,
-    /// The device itself.
-    pub device: Box<dyn VirtioDevice>,
+    /// The device.
+    pub spec: VirtioSpec,
 }
 
 /// What is connected to a serial port.

@@ -19,10 +19,9 @@ pub type Memory = Arc<GuestMemoryMmap<()>>;
 pub const PAGE: u64 = 4096;
 
 /// Why guest RAM could not be made.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
     /// reserving {bytes} bytes of guest RAM failed: {source}; try a machine with less memory
-    #[error("reserving {bytes} bytes of guest RAM failed: {source}; try a machine with less memory")]
     Reserve {
         /// Size of the region in bytes.
         bytes: u64,
@@ -30,7 +29,6 @@ pub enum Error {
         source: io::Error,
     },
     /// the RAM regions overlap, are unsorted or empty
-    #[error("the RAM regions overlap, are unsorted or empty")]
     Regions,
 }
 

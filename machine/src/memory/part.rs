@@ -34,10 +34,9 @@ struct Placed {
 }
 
 /// Why a file part cannot be used.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum PartError {
     /// {path}: {source}
-    #[error("{path}: {source}")]
     Io {
         /// The file.
         path: PathBuf,
@@ -45,9 +44,6 @@ pub enum PartError {
         source: io::Error,
     },
     /// {path} ends at byte {file_len}, but {len} bytes are wanted from byte {offset}; the file is truncated
-    #[error(
-        "{path} ends at byte {file_len}, but {len} bytes are wanted from byte {offset}; the file is truncated"
-    )]
     Truncated {
         /// The file.
         path: PathBuf,

@@ -68,28 +68,23 @@ impl Default for Addresses {
 }
 
 /// Why a network could not be set up.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
     /// {what} failed: {source}
-    #[error("{what} failed: {source}")]
     Os {
         /// The step.
         what: &'static str,
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// port {address} of the host could not be opened: {source}; try another with -p HOST:GUEST
-    #[error("port {address} of the host could not be opened: {source}; try another with -p HOST:GUEST")]
+    /// port {address} of the host could not be opened: {source}
     Port {
         /// Address and port asked for.
         address: std::net::SocketAddr,
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// the tap device {name} could not be opened: {source}; it must exist and belong to you (ip tuntap add {name} mode tap user $USER)
-    #[error(
-        "the tap device {name} could not be opened: {source}; it must exist and belong to you (ip tuntap add {name} mode tap user $USER)"
-    )]
+    /// the tap device {name} could not be opened: {source}; it must exist and belong to you
     Tap {
         /// Name of the device.
         name: String,

@@ -129,16 +129,11 @@ pub struct Plan {
 }
 
 /// Why a process could not be confined.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
-    /// this host cannot confine the process as --sandbox required demands: {0}; try --sandbox auto, which takes what there is, or another kernel (`vmm doctor` says what this one offers)
-    #[error(
-        "this host cannot confine the process as --sandbox required demands: {0}; try --sandbox auto, which takes what \
-         there is, or another kernel (`vmm doctor` says what this one offers)"
-    )]
+    /// this host cannot confine the process as required: {0}
     Missing(String),
-    /// {what} failed: {source}; try --sandbox off
-    #[error("the process cannot be confined: {what}: {source}; try --sandbox off, and tell us of it")]
+    /// the process cannot be confined: {what}: {source}
     Os {
         /// The step.
         what: &'static str,

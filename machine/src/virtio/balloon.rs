@@ -40,7 +40,7 @@ pub struct Target {
 struct TargetInner {
     wanted: AtomicU32,
     actual: AtomicU32,
-    /// A leaf: the interrupt takes no lock.
+    /// Held while the interrupt is raised; see `Bus` for what that locks.
     interrupt: Mutex<Option<Arc<dyn DeviceInterrupt>>>,
 }
 
@@ -67,6 +67,19 @@ impl Target {
             .interrupt
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The balloon of a machine.
+pub struct BalloonSpec {
+    /// How large it is to be.
+    pub target: Target,
+}
+
+impl BalloonSpec {
+    /// Builds the device.
+    pub fn build(self) -> Balloon {
+        Balloon::new(self.target)
     }
 }
 

@@ -33,6 +33,7 @@ pub struct Size {
     inner: Arc<Mutex<SizeInner>>,
 }
 
+/// Locked while its interrupt is raised; see `Bus` for what that locks.
 #[derive(Default)]
 struct SizeInner {
     columns: u16,
@@ -73,6 +74,23 @@ impl Size {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, SizeInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A console of a machine.
+pub struct ConsoleSpec {
+    /// What a person types; `None` for output only.
+    pub input: Option<OwnedFd>,
+    /// Takes what the guest prints.
+    pub output: Box<dyn Write + Send>,
+    /// The terminal's size.
+    pub size: Size,
+}
+
+impl ConsoleSpec {
+    /// Builds the device.
+    pub fn build(self) -> Console {
+        Console::new(self.input, self.output, self.size)
     }
 }
 

@@ -172,8 +172,8 @@ mod tests {
             let backend = Arc::new(RawFile::new(file).unwrap());
             let spec = block::Spec { read_only: false, id: String::new(), queues: 2 };
             // Where the kernel gives no ring, this is the case above again.
-            let flights = (0..2).filter_map(|_| block::AsyncIo::new().ok()).collect();
-            survives(block::Block::paced(backend, spec, flights, RateLimiter::default()), &input);
+            let rings = (0..2).filter_map(|_| block::AsyncIo::new().ok()).collect();
+            survives(block::Block::with_limits(backend, spec, rings, RateLimiter::default()), &input);
         }
 
         #[test]

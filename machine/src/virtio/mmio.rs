@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::core::{Core, IoeventfdRegistrar};
 use super::determinism::WorkerGate;
 use super::{Line, VirtioDevice};
-use crate::bus::{Action, BusDevice};
+use crate::bus::{Action, BusDevice, RegisterNames};
 use crate::memory::Memory;
 
 /// Bytes of address space of one device: a page, so that each device can be mapped and protected by itself.
@@ -42,6 +42,38 @@ pub mod register {
     pub const CONFIG_GENERATION: u64 = 0x0fc;
     pub const CONFIG: u64 = 0x100;
 }
+
+/// The registers' names (VIRTIO 1.3 table 4.1).
+pub const REGISTERS: RegisterNames = &[
+    (register::MAGIC_VALUE, "MagicValue"),
+    (register::VERSION, "Version"),
+    (register::DEVICE_ID, "DeviceID"),
+    (register::VENDOR_ID, "VendorID"),
+    (register::DEVICE_FEATURES, "DeviceFeatures"),
+    (register::DEVICE_FEATURES_SEL, "DeviceFeaturesSel"),
+    (register::DRIVER_FEATURES, "DriverFeatures"),
+    (register::DRIVER_FEATURES_SEL, "DriverFeaturesSel"),
+    (register::QUEUE_SEL, "QueueSel"),
+    (register::QUEUE_SIZE_MAX, "QueueSizeMax"),
+    (register::QUEUE_SIZE, "QueueSize"),
+    (register::QUEUE_READY, "QueueReady"),
+    (register::QUEUE_NOTIFY, "QueueNotify"),
+    (register::INTERRUPT_STATUS, "InterruptStatus"),
+    (register::INTERRUPT_ACK, "InterruptACK"),
+    (register::STATUS, "Status"),
+    (register::QUEUE_DESC_LOW, "QueueDescLow"),
+    (register::QUEUE_DESC_HIGH, "QueueDescHigh"),
+    (register::QUEUE_DRIVER_LOW, "QueueDriverLow"),
+    (register::QUEUE_DRIVER_HIGH, "QueueDriverHigh"),
+    (register::QUEUE_DEVICE_LOW, "QueueDeviceLow"),
+    (register::QUEUE_DEVICE_HIGH, "QueueDeviceHigh"),
+    (0x0ac, "SHMSel"),
+    (register::SHM_LEN_LOW, "SHMLenLow"),
+    (0x0b4, "SHMLenHigh"),
+    (0x0b8, "SHMBaseLow"),
+    (register::SHM_BASE_HIGH, "SHMBaseHigh"),
+    (register::CONFIG_GENERATION, "ConfigGeneration"),
+];
 
 /// "virt", little endian.
 const MAGIC: u32 = 0x7472_6976;

@@ -30,19 +30,24 @@ pub mod worker;
 
 pub use virtio_queue::Queue;
 
-/// Why a device could not start.
-#[derive(Debug, thiserror::Error)]
+/// Why a device could not be built or started.
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
     /// {what} failed while the virtio device was being started: {source}
-    #[error("{what} failed while the virtio device was being started: {source}")]
     Start {
         /// The step.
         what: &'static str,
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// {what} failed while the virtio device was being built: {source}
+    Build {
+        /// The step.
+        what: &'static str,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
     /// the virtio device lost its backend when an earlier start failed
-    #[error("the virtio device lost its backend when an earlier start failed")]
     Lost,
 }
 
@@ -50,6 +55,11 @@ impl Error {
     /// Turns an operating system error of the step `what` into an [`Error`]; for `map_err`.
     pub fn start(what: &'static str) -> impl FnOnce(std::io::Error) -> Error {
         move |source| Error::Start { what, source }
+    }
+
+    /// The same for a step of building a device.
+    pub fn build(what: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+        move |source| Error::Build { what, source }
     }
 }
 

@@ -37,6 +37,25 @@ const OFFLOADS: u64 = 1 << net::VIRTIO_NET_F_CSUM
     | 1 << net::VIRTIO_NET_F_GUEST_TSO4
     | 1 << net::VIRTIO_NET_F_GUEST_TSO6;
 
+/// A network card of a machine.
+pub struct NetSpec {
+    /// What carries its frames.
+    pub backend: Box<dyn Backend>,
+    /// Its address.
+    pub mac: [u8; 6],
+    /// What the guest may send.
+    pub send: RateLimiter,
+    /// What the guest may receive.
+    pub receive: RateLimiter,
+}
+
+impl NetSpec {
+    /// Builds the device.
+    pub fn build(self) -> Net {
+        Net::with_limits(self.backend, self.mac, self.send, self.receive)
+    }
+}
+
 /// A network card.
 pub struct Net {
     features: u64,
@@ -47,11 +66,16 @@ pub struct Net {
 impl Net {
     /// A card with the address `mac` on `backend`.
     pub fn new(backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
-        Net::paced(backend, mac, RateLimiter::default(), RateLimiter::default())
+        Net::with_limits(backend, mac, RateLimiter::default(), RateLimiter::default())
     }
 
     /// A card that sends and receives no more than these allow.
-    pub fn paced(backend: Box<dyn Backend>, mac: [u8; 6], send: RateLimiter, receive: RateLimiter) -> Self {
+    pub fn with_limits(
+        backend: Box<dyn Backend>,
+        mac: [u8; 6],
+        send: RateLimiter,
+        receive: RateLimiter,
+    ) -> Self {
         let mut features =
             1 << net::VIRTIO_NET_F_MAC | 1 << net::VIRTIO_NET_F_STATUS | 1 << net::VIRTIO_NET_F_MTU;
         let offloads = backend.offloads();
@@ -334,7 +358,7 @@ mod tests {
             offloads,
         };
         let limiter = || RateLimiter::new(None, rate.and_then(std::num::NonZeroU64::new));
-        let device = Net::paced(Box::new(backend), [2, 0, 0, 0, 0, 7], limiter(), limiter());
+        let device = Net::with_limits(Box::new(backend), [2, 0, 0, 0, 0, 7], limiter(), limiter());
         (Driver::started(device, u64::MAX), wire, event)
     }
 

@@ -12,25 +12,21 @@ use crate::memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap};
 const MAX_CHAINS_PER_WAKEUP: usize = 1024;
 
 /// How a driver broke its queue. The device is beyond use until the driver resets it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum QueueError {
     /// the available ring is out of order: {0}
-    #[error("the available ring is out of order: {0}")]
     Ring(#[from] virtio_queue::Error),
     /// the descriptor chain at {head} loops, is cut short or leaves its table
-    #[error("the descriptor chain at {head} loops, is cut short or leaves its table")]
     Chain {
         /// First descriptor.
         head: u16,
     },
     /// the descriptor chain at {head} has a device-readable buffer after a device-writable one
-    #[error("the descriptor chain at {head} has a device-readable buffer after a device-writable one")]
     Order {
         /// First descriptor.
         head: u16,
     },
     /// the buffer at {address:#x}+{len:#x} is not in guest memory
-    #[error("the buffer at {address:#x}+{len:#x} is not in guest memory")]
     Buffer {
         /// Guest-physical address.
         address: u64,
@@ -38,10 +34,8 @@ pub enum QueueError {
         len: u32,
     },
     /// the request does not have the form that the device defines: {0}
-    #[error("the request does not have the form that the device defines: {0}")]
     Request(&'static str),
     /// {0}
-    #[error("{0}")]
     Host(#[from] std::io::Error),
 }
 

@@ -20,8 +20,8 @@ use std::io::{IsTerminal, Write};
 
 use nix::sys::signal::Signal;
 
-use super::output;
 use super::stream::{Stream, Unwritten};
+use super::{hint, output};
 use instance::Error;
 use instance::record::Ending;
 
@@ -152,12 +152,33 @@ fn advice(error: &anyhow::Error) -> Option<String> {
     error
         .chain()
         .find_map(|cause| match cause.downcast_ref::<Error>() {
+            Some(Error::Volume(error)) => hint::of(error),
             Some(error) => error.hint(),
             None => match cause.downcast_ref::<kiln_benches::Error>() {
                 Some(error) => error.hint().map(str::to_owned),
-                None => cause.downcast_ref::<Advice>().map(|a| a.advice.clone()),
+                None => {
+                    let advice = cause.downcast_ref::<Advice>().map(|a| a.advice.clone());
+                    advice.or_else(|| hint::of(cause))
+                }
             },
         })
+}
+
+/// An error in one line, with what to try: what is written into the record of an instance whose machine has failed.
+pub fn line(error: &Error) -> String {
+    let causes = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |cause| {
+        cause.source()
+    });
+    let hint = causes
+        .into_iter()
+        .find_map(|cause| match cause.downcast_ref::<Error>() {
+            Some(Error::Volume(error)) => hint::of(error),
+            _ => hint::of(cause),
+        });
+    match hint {
+        Some(hint) => format!("{error}; try {hint}"),
+        None => error.to_string(),
+    }
 }
 
 /// Help and version go to standard output with status 0; a wrong command line is `vmm`'s failure.
@@ -187,6 +208,15 @@ mod tests {
         assert_eq!(lost(std::io::ErrorKind::StorageFull), Status::UNWRITTEN);
         assert_eq!(lost(std::io::ErrorKind::BrokenPipe), Status::NOT_READ);
         assert_eq!(u8::from(Status::NOT_READ), 141);
+    }
+
+    #[test]
+    fn the_record_of_a_failed_machine_says_what_to_try() {
+        let error = |cpu| machine::accel::Error::GicV2 { cpus: cpu, max: 8 };
+        let text = line(&Error::machine(error(9)));
+        assert!(text.contains("8 CPUs, not 9; try --cpus 8"), "{text}");
+        let other = Error::NoInstance("web".into());
+        assert_eq!(line(&other), other.to_string());
     }
 
     #[test]

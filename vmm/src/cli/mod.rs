@@ -24,6 +24,7 @@ mod doctor;
 mod exec;
 mod failure;
 mod generate;
+mod hint;
 mod images;
 mod lifecycle;
 mod list;

@@ -6,7 +6,7 @@ use clap::Args;
 use nix::sys::signal::Signal;
 
 use super::stream::note;
-use super::{Context, Status, signals};
+use super::{Context, Status, failure, signals};
 use instance::assemble::Assembly;
 use instance::owner::Owner;
 use instance::per_run::PerRun;
@@ -30,6 +30,7 @@ impl Own {
         let served = determinism.clone();
         let signals = signals::hold()?;
         let owner = service::own(held, &determinism);
+        owner.explain_failures(failure::line);
         let mut report = Some(report);
         let on_started = || {
             service::serve(&owner, &served, move || {

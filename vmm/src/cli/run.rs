@@ -12,7 +12,7 @@ use guest_init::proto::READY_PORT;
 use nix::sys::signal::Signal;
 
 use super::exec::{How, Resize, run_in};
-use super::failure::Advice;
+use super::failure::{self, Advice};
 use super::options::PerRunOptions;
 use super::request::{Hardware, NetworkArgs, Storage};
 use super::stream::{Stream, Unwritten, line, note};
@@ -203,6 +203,7 @@ impl Run {
         let timeline = Arc::clone(&context.timeline);
         let signals = signals::hold()?;
         let owner = service::own(held, &determinism);
+        owner.explain_failures(failure::line);
         let with_console = self.command.is_empty();
         if with_console {
             owner.console().show_on(Box::new(Stream::Output));

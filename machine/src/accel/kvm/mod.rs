@@ -39,16 +39,6 @@ struct KvmVm {
     _memory: Memory,
 }
 
-/// What to try where KVM is not to be had: whether the software processor is a way out depends on the architecture.
-struct Hints {
-    /// There is no `/dev/kvm`.
-    absent: &'static str,
-    /// It may not be opened.
-    denied: &'static str,
-    /// Anything else.
-    other: &'static str,
-}
-
 /// An error of the step `what`; for `map_err`.
 fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
     move |error| Error::Os {
@@ -62,10 +52,10 @@ pub fn open() -> Result<Kvm, Error> {
     Kvm::new().map_err(|error| Error::Unavailable {
         accelerator: "KVM",
         source: io::Error::from(error),
-        hint: match error.errno() {
-            libc::ENOENT => arch::HINTS.absent,
-            libc::EACCES | libc::EPERM => arch::HINTS.denied,
-            _ => arch::HINTS.other,
+        remedy: match error.errno() {
+            libc::ENOENT => arch::ABSENT,
+            libc::EACCES | libc::EPERM => "add yourself to the group kvm",
+            _ => "look into the kernel's log for what KVM lacks",
         },
     })
 }

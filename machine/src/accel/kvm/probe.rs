@@ -1,4 +1,4 @@
-//! Whether KVM on this host deserves the name: has what is needed, runs guest kernels correctly, and at hardware speed.
+//! Whether KVM on this host is usable: has what is needed, runs guest kernels correctly, and at hardware speed.
 
 use std::fmt;
 use std::path::Path;
@@ -47,32 +47,50 @@ impl fmt::Display for Speed {
 }
 
 /// Why KVM is not to be used.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Unusable {
     /// KVM lacks {0}
-    #[error("KVM lacks {0}")]
     Capability(&'static str),
-    /// KVM fails a kernel-mode test at {step}: {why}{}
-    #[error("KVM fails a kernel-mode test at {step}: {why}{}", emulated())]
+    /// KVM fails a kernel-mode test at {step}: {source}{cause}
+    Failed {
+        /// The step of the test.
+        step: &'static str,
+        /// What came instead of its end.
+        source: Box<super::Error>,
+        /// A known cause, where there is one.
+        cause: &'static str,
+    },
+    /// KVM fails a kernel-mode test at {step}: {why}{cause}
     Incorrect {
         /// The step of the test.
         step: &'static str,
         /// What came instead of its end.
-        why: String,
+        why: Wrong,
+        /// A known cause, where there is one.
+        cause: &'static str,
     },
-    /// KVM runs guest kernels at {mips:.1} million instructions per second only{}
-    #[error(
-        "KVM runs guest kernels at {mips:.1} million instructions per second only{}",
-        emulated()
-    )]
+    /// KVM runs guest kernels at {mips:.1} million instructions per second only{cause}
     Slow {
         /// The speed measured.
         mips: f64,
+        /// A known cause, where there is one.
+        cause: &'static str,
     },
 }
 
-/// A known cause, where there is one.
-fn emulated() -> &'static str {
+/// How a step of the test ended that did not end as it must.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, displaydoc::Display)]
+pub enum Wrong {
+    /// the result is wrong
+    Result,
+    /// an exception that must not be
+    Exception,
+    /// no end after {0} s
+    Endless(u64),
+}
+
+/// A known cause of what is wrong with KVM here, where there is one.
+pub(super) fn known_cause() -> &'static str {
     if Path::new("/sys/module/kvm_pvm").exists() {
         " (kvm_pvm: this host emulates guest kernel mode in software)"
     } else {
@@ -87,7 +105,10 @@ pub fn try_out(kvm: &Kvm) -> Result<Speed, Unusable> {
     }
     let speed = scratch::try_out(kvm)?;
     if speed.mips < MIN_MIPS {
-        return Err(Unusable::Slow { mips: speed.mips });
+        return Err(Unusable::Slow {
+            mips: speed.mips,
+            cause: known_cause(),
+        });
     }
     Ok(speed)
 }
@@ -98,13 +119,19 @@ mod tests {
 
     #[test]
     fn the_verdict_says_why() {
-        let slow = Unusable::Slow { mips: 3.4567 }.to_string();
+        let cause = " (a known cause)";
+        let slow = Unusable::Slow { mips: 3.4567, cause }.to_string();
         assert!(slow.contains("3.5 million"), "{slow}");
         let wrong = Unusable::Incorrect {
             step: "cmpxchg16b",
-            why: "triple fault".into(),
+            why: Wrong::Endless(3),
+            cause,
         };
-        assert!(wrong.to_string().contains("at cmpxchg16b: triple fault"));
+        let wrong = wrong.to_string();
+        assert!(
+            wrong.contains("at cmpxchg16b: no end after 3 s (a known cause)"),
+            "{wrong}"
+        );
         let speed = Speed::new(3_000_000, Duration::from_millis(3));
         assert_eq!(speed.mips, 1000.0);
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
 
-use super::probe::{Speed, Unusable};
+use super::probe::{Speed, Unusable, Wrong, known_cause};
 use super::{arch, create};
 use crate::accel::{self, Created, Exit, ExitHandler, Stop};
 use crate::arch::Boot;
@@ -42,15 +42,18 @@ pub(super) fn try_out(kvm: &Kvm) -> Result<Speed, Unusable> {
 pub(in crate::accel) fn try_out_in(
     create: impl FnOnce(&Memory) -> Result<Created, accel::Error>,
 ) -> Result<Speed, Unusable> {
-    let setup = |why: String| Unusable::Incorrect {
-        step: "the making of a machine",
-        why,
+    let failed = |step| {
+        move |source| Unusable::Failed {
+            step,
+            source: Box::new(source),
+            cause: known_cause(),
+        }
     };
+    let setup = failed("the making of a machine");
     let routine = arch::routine().map_err(setup)?;
-    let mut created = create(&routine.memory).map_err(|error| setup(error.to_string()))?;
+    let mut created = create(&routine.memory).map_err(setup)?;
     let vcpu = &mut created.vcpus[0];
-    vcpu.boot(&routine.boot)
-        .map_err(|error| setup(error.to_string()))?;
+    vcpu.boot(&routine.boot).map_err(setup)?;
 
     let mut watch = Watch::new(&routine);
     let kicker = vcpu.kicker();
@@ -65,18 +68,20 @@ pub(in crate::accel) fn try_out_in(
         drop(done);
         stop
     });
-    let wrong = |why: &str| {
+    let step = routine.steps[watch.step];
+    let wrong = |why| {
         Err(Unusable::Incorrect {
-            step: routine.steps[watch.step],
-            why: why.to_owned(),
+            step,
+            why,
+            cause: known_cause(),
         })
     };
     match stop {
         Ok(Stop::Action(Action::Shutdown)) if watch.at_end() => Ok(watch.speed()),
-        Ok(Stop::Action(_)) => wrong("the result is wrong"),
-        Ok(Stop::Kicked) => wrong(&format!("no end after {} s", TIMEOUT.as_secs())),
-        Ok(Stop::TripleFault) => wrong("an exception that must not be"),
-        Err(error) => wrong(&error.to_string()),
+        Ok(Stop::Action(_)) => wrong(Wrong::Result),
+        Ok(Stop::Kicked) => wrong(Wrong::Endless(TIMEOUT.as_secs())),
+        Ok(Stop::TripleFault) => wrong(Wrong::Exception),
+        Err(error) => Err(failed(step)(error)),
     }
 }
 

@@ -39,7 +39,10 @@ impl KvmVcpu {
             return match error.errno() {
                 libc::EINTR if self.kicker.take() => Break(Ok(Stop::Kicked)),
                 libc::EINTR | libc::EAGAIN => Continue(()),
-                _ => Break(Err(self.failure("KVM_RUN failed", error))),
+                _ => Break(Err(Error::Run {
+                    cpu: self.id,
+                    source: error.into(),
+                })),
             };
         }
         let run = self.fd.get_kvm_run();
@@ -54,23 +57,14 @@ impl KvmVcpu {
             KVM_EXIT_FAIL_ENTRY => {
                 // SAFETY: the exit reason says which member of the union is valid.
                 let reason = unsafe { run.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason };
-                let what = format!("the hardware refused to enter the guest (reason {reason:#x})");
-                let hint = format!("not an error of the guest; {}", arch::HINTS.other);
-                return Break(Err(self.failure(&what, hint)));
+                return Break(Err(Error::EntryRefused { cpu: self.id, reason }));
             }
-            other => {
-                let what = format!("KVM came back for an unknown reason ({other})");
-                return Break(Err(self.failure(&what, arch::HINTS.other)));
-            }
+            reason => return Break(Err(Error::UnknownExit { cpu: self.id, reason })),
         };
         match action {
             Action::None => Continue(()),
             action => Break(Ok(Stop::Action(action))),
         }
-    }
-
-    fn failure(&self, what: &str, why: impl std::fmt::Display) -> Error {
-        Error::Internal(format!("CPU {}: {what}: {why}", self.id))
     }
 }
 

@@ -36,8 +36,8 @@ pub fn create(options: Options, memory: &Memory, cpus: u8) -> Result<Created, Er
     let registers = Arc::new(Mutex::new(ioapic.registers()));
     let vcpus = (0..u32::from(cpus))
         .map(|id| {
-            let cpu = Cpu::new(Arc::clone(&ram), Arc::clone(&platform), id)
-                .ok_or_else(|| Error::Internal(format!("there is no processor {id}")))?;
+            let cpu =
+                Cpu::new(Arc::clone(&ram), Arc::clone(&platform), id).ok_or_else(|| Error::NoCpu(id))?;
             let memory = Arc::clone(memory);
             let registers = Arc::clone(&registers);
             let profile = options.profile.clone().filter(|_| id == 0);
@@ -57,10 +57,8 @@ pub fn create(options: Options, memory: &Memory, cpus: u8) -> Result<Created, Er
 /// # Errors
 /// When the routine around the loop does not run as it must.
 #[cfg(target_arch = "x86_64")]
-pub fn measure() -> Result<f64, Error> {
-    super::kvm::try_out_in(|memory| create(Options::default(), memory, 1))
-        .map(|speed| speed.mips)
-        .map_err(|error| Error::Internal(error.to_string()))
+pub fn measure() -> Result<f64, super::kvm::probe::Unusable> {
+    super::kvm::try_out_in(|memory| create(Options::default(), memory, 1)).map(|speed| speed.mips)
 }
 
 /// Guest RAM as the processors see it.
@@ -71,7 +69,7 @@ fn share(memory: &Memory) -> Result<Arc<Ram>, Error> {
         .map(|region| {
             let host = region
                 .get_host_address(vm_memory::MemoryRegionAddress(0))
-                .map_err(|error| Error::Internal(format!("guest RAM has no host address: {error}")))?;
+                .map_err(Error::Ram)?;
             Ok(RegionSpec {
                 start: vm_memory::Address::raw_value(&region.start_addr()),
                 len: region.len(),
@@ -92,7 +90,7 @@ struct SoftVm {
 impl Vm for SoftVm {
     fn interrupt(&self, gsi: u32) -> Result<Arc<dyn Interrupt>, Error> {
         let pin = self.ioapic.pin(gsi);
-        pin.ok_or_else(|| Error::Internal(format!("the IOAPIC has no pin {gsi}")))
+        pin.ok_or(Error::NoPin(gsi))
     }
 
     fn doorbell(&self, _event: &EventFd, _addr: u64, _value: u32) -> Result<bool, Error> {

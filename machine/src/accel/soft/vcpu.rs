@@ -76,7 +76,7 @@ fn segment(from: x86_64::Segment) -> Segment {
 impl Vcpu for SoftVcpu {
     fn boot(&mut self, boot: &Boot) -> Result<(), Error> {
         let Boot::X86_64(boot) = boot else {
-            return Err(Error::Internal("the boot state is for another processor".into()));
+            return Err(Error::ForeignBoot);
         };
         let cpu = &mut self.cpu;
         cpu.set_control(boot.cr0, boot.cr3, boot.cr4, boot.efer);

@@ -6,6 +6,7 @@
 use std::io::Read;
 
 use super::{Error, layout};
+use crate::arch::KernelError;
 use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory, PAGE, Part};
 
 /// Bytes of the header (Linux, Documentation/arch/arm64/booting.rst, "Call the kernel image").
@@ -30,9 +31,9 @@ pub(super) struct Kernel {
 
 /// Puts `kernel` and `initrd` into RAM.
 pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Result<Kernel, Error> {
-    let mut loaded = place(memory, kernel).map_err(|why| Error::Kernel {
+    let mut loaded = place(memory, kernel).map_err(|source| Error::Kernel {
         path: kernel.path().to_owned(),
-        why,
+        source,
         wanted: "an uncompressed arm64 Image",
     })?;
     let ram = ram_end(memory);
@@ -53,18 +54,18 @@ pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Res
 }
 
 /// Where `kernel` goes, by its header.
-fn place(memory: &Memory, kernel: &Part) -> Result<Kernel, String> {
+fn place(memory: &Memory, kernel: &Part) -> Result<Kernel, KernelError> {
     let mut head = [0; HEADER];
     kernel
         .reader(memory)
         .read_exact(&mut head)
-        .map_err(|error| format!("its header cannot be read: {error}"))?;
+        .map_err(KernelError::Header)?;
     let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| head[at + n]));
     if &head[MAGIC..MAGIC + 4] != b"ARM\x64" {
         return Err(match head {
-            [0x1f, 0x8b, ..] => "it is compressed".to_owned(),
-            [0x7f, b'E', b'L', b'F', ..] => "it is ELF".to_owned(),
-            _ => "it is no Image for arm64".to_owned(),
+            [0x1f, 0x8b, ..] => KernelError::Compressed,
+            [0x7f, b'E', b'L', b'F', ..] => KernelError::Elf,
+            _ => KernelError::NoImage,
         });
     }
     let (offset, size) = match word(IMAGE_SIZE) {
@@ -79,7 +80,7 @@ fn place(memory: &Memory, kernel: &Part) -> Result<Kernel, String> {
             end,
             initrd: None,
         }),
-        _ => Err("its header asks for more memory than there can be".to_owned()),
+        _ => Err(KernelError::TooLarge),
     }
 }
 

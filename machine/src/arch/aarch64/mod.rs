@@ -4,7 +4,8 @@ mod fdt;
 mod image;
 pub mod layout;
 
-use super::{At, Controller, Error, Layout, Platform, put};
+use super::{Controller, Error, Layout, Platform, put};
+use crate::bus::At;
 use crate::memory::{Memory, Part};
 
 /// The address map as the machine needs it.

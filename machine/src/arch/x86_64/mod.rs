@@ -7,7 +7,8 @@ pub mod layout;
 mod params;
 mod smbios;
 
-use super::{At, Error, Layout, Platform, VirtioSlot, put};
+use super::{Error, Layout, Platform, VirtioSlot, put};
+use crate::bus::At;
 use crate::memory::{Memory, Part};
 
 use boot::boot_state;

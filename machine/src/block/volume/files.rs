@@ -10,7 +10,7 @@ use vm_memory::VolatileSlice;
 
 use super::map::Map;
 use super::{BLOCK, Base, Lazy, SIZE_UNIT, Volume};
-use crate::block::space::explain;
+use crate::block::space;
 use crate::block::{sparse, vectored};
 
 /// Begins the tail of a volume file that needs its base.
@@ -21,10 +21,9 @@ const TAIL: usize = 8 + 8 + 32;
 const COPY: u64 = 1 << 20;
 
 /// Why a volume could not be created or opened.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
-    /// the root volume {path} cannot be {action}: {source}
-    #[error("the root volume {path} cannot be {action}: {}", explain(path, source))]
+    /// the root volume {path} cannot be {action}: {source}{space}
     Io {
         /// The volume file.
         path: PathBuf,
@@ -32,41 +31,32 @@ pub enum Error {
         action: &'static str,
         /// The operating system's reason.
         source: io::Error,
+        /// How much space there is, where the reason is that there is none.
+        space: String,
     },
     /// a root volume of {size} bytes is smaller than the image's root partition of {base} bytes
-    #[error("a root volume of {size} bytes is smaller than the image's root partition of {base} bytes")]
     TooSmall {
         /// Size asked for.
         size: u64,
         /// Size of the base.
         base: u64,
     },
-    /// the file system of {path} does not keep holes in blocks of 4 KiB, which a lazy copy needs; copy the root volume in full instead (--root-copy full)
-    #[error(
-        "the file system of {path} does not keep holes in blocks of 4 KiB, which a lazy copy needs; \
-         copy the root volume in full instead (--root-copy full)"
-    )]
+    /// the file system of {path} does not keep holes in blocks of 4 KiB, which a lazy copy needs
     FileSystem {
         /// The volume file.
         path: PathBuf,
     },
     /// the root volume {path} still needs its image, and was opened without it
-    #[error("the root volume {path} still needs its image, and was opened without it")]
     NeedsBase {
         /// The volume file.
         path: PathBuf,
     },
     /// the root volume {path} was made from another image
-    #[error("the root volume {path} was made from another image")]
     OtherBase {
         /// The volume file.
         path: PathBuf,
     },
-    /// {path} is no root volume, or one that was never flushed before the host went down; nothing acknowledged is lost, so remove it and launch again
-    #[error(
-        "{path} is no root volume, or one that was never flushed before the host went down; \
-         nothing acknowledged is lost, so remove it and launch again"
-    )]
+    /// {path} is no root volume, or was never flushed before the host went down: nothing acknowledged is lost
     Damaged {
         /// The volume file.
         path: PathBuf,
@@ -74,10 +64,12 @@ pub enum Error {
 }
 
 impl Error {
-    fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    /// For `map_err` on what was tried with the file at `path`.
+    pub fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Io {
             path: path.to_owned(),
             action,
+            space: space::left(path, &source),
             source,
         }
     }
@@ -147,11 +139,7 @@ impl Volume {
         let filled = fill(&file, base, size).and_then(|()| file.sync_all());
         if let Err(source) = filled {
             remove(path);
-            return Err(Error::Io {
-                path: path.to_owned(),
-                action: "filled from the image",
-                source,
-            });
+            return Err(Error::io(path, "filled from the image")(source));
         }
         Ok(Volume {
             file,

@@ -68,14 +68,14 @@ pub struct Service {
 struct Request<'a> {
     method: &'a str,
     path: &'a str,
-    headers: Vec<(String, &'a str)>,
+    headers: Vec<(&'a str, &'a str)>,
 }
 
 impl Request<'_> {
     fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
-            .find(|(key, _)| key == name)
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
             .map(|(_, value)| *value)
     }
 }
@@ -230,19 +230,20 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|window| window == what)
 }
 
+/// Reads the head that `head` is, and is all of; `None` when it is no such head.
 fn parse(head: &[u8]) -> Option<Request<'_>> {
-    let mut lines = std::str::from_utf8(head).ok()?.trim_end().split("\r\n");
-    let mut first = lines.next()?.split(' ');
-    let (method, path, version) = (first.next()?, first.next()?, first.next()?);
-    if first.next().is_some() || !version.starts_with("HTTP/1.") || !path.starts_with('/') {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_CAP];
+    let mut parsed = httparse::Request::new(&mut headers);
+    if parsed.parse(head) != Ok(httparse::Status::Complete(head.len())) {
         return None;
     }
-    let headers = lines.map(|line| {
-        line.split_once(':')
-            .map(|(key, value)| (key.to_ascii_lowercase(), value.trim()))
+    let (method, path) = (parsed.method?, parsed.path?);
+    let headers = parsed.headers.iter().map(|header| {
+        let value = std::str::from_utf8(header.value).ok()?;
+        Some((header.name, value.trim()))
     });
     let headers = headers.collect::<Option<Vec<_>>>()?;
-    (headers.len() <= HEADERS_CAP).then_some(Request {
+    path.starts_with('/').then_some(Request {
         method,
         path,
         headers,

@@ -312,11 +312,25 @@ fn malformed_requests_are_refused() {
         ("GET /%f HTTP/1.1\n\n", "400"),
         ("GET /%ff HTTP/1.1\n\n", "400"),
         ("GET / HTTP/1.1\nno colon\n\n", "400"),
+        ("GET / HTTP/1.1\nspace : before\n\n", "400"),
+        ("GET / HTTP/1.1\na: b\n folded\n\n", "400"),
         ("DELETE / HTTP/1.1\n\n", "405"),
         ("PUT / HTTP/1.1\nContent-Length: 99999999999999999999\n\n", "413"),
         ("PUT / HTTP/1.1\nTransfer-Encoding: chunked\n\n", "413"),
     ] {
         assert_eq!(ask(&mut service, request).0, expected, "{request}");
+    }
+    // What another parser could take for two requests.
+    let mut bare = b"GET / HTTP/1.1\n\nGET / HTTP/1.1\r\n\r\n".to_vec();
+    let refused = service.take_request(&mut bare).unwrap();
+    assert!(
+        refused.close && refused.bytes.starts_with(b"HTTP/1.1 400 "),
+        "{bare:?}"
+    );
+    let many = "a: b\n".repeat(HEADERS_CAP);
+    for (more, expected) in [("", "401"), ("c: d\n", "400")] {
+        let request = format!("GET / HTTP/1.1\n{many}{more}\n");
+        assert_eq!(ask(&mut service, &request).0, expected);
     }
     let mut endless = vec![b'a'; HEAD_CAP + 1];
     assert!(service.take_request(&mut endless).unwrap().close);

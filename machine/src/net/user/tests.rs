@@ -264,14 +264,9 @@ fn a_port_in_use_is_named() {
         resolver: Resolver::At(Vec::new()),
         host_loopback: false,
     };
-    let error = UserNetwork::new(&spec)
-        .err()
-        .map(|error| error.to_string())
-        .unwrap_or_default();
-    assert!(
-        error.contains(&host.to_string()) && error.contains("-p"),
-        "{error}"
-    );
+    let error = UserNetwork::new(&spec).err().expect("the port is taken");
+    assert!(matches!(error, crate::net::Error::Port { address, .. } if address == host));
+    assert!(error.to_string().contains(&host.to_string()), "{error}");
 }
 
 #[test]

@@ -9,7 +9,10 @@ use virtio_bindings::virtio_blk as blk;
 use virtio_queue::QueueT;
 use vm_memory::VolatileSlice;
 
-use super::{Disk, Finish, QUEUE_SIZE, Request, WaitList, is_write_through};
+use super::QUEUE_SIZE;
+use super::disk::Disk;
+use super::request::{Finish, Request, is_write_through};
+use super::waiting::WaitList;
 use crate::block::uring::{Direction, MAX_BUFFERS, Ring};
 use crate::event::EventSet;
 use crate::limit::RateLimiter;

@@ -2,6 +2,8 @@ use std::os::unix::fs::FileExt;
 
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
+use std::time::Duration;
+
 use super::*;
 use crate::block::raw::RawFile;
 use crate::virtio::core::status;
@@ -333,9 +335,9 @@ fn queues_are_served_at_once_and_come_back_in_order() {
     }
 }
 
-/// A disk with a flight for its queue; `None`, and a word on it, where the kernel gives no ring.
+/// A disk with a ring for its queue; `None`, and a message, where the kernel gives no ring.
 fn flying() -> Option<(std::fs::File, Driver)> {
-    let flight = AsyncIo::new()
+    let ring = AsyncIo::new()
         .inspect_err(|error| eprintln!("no io_uring here ({error}): this test shows nothing"))
         .ok()?;
     let file = tempfile::tempfile().unwrap();
@@ -346,12 +348,12 @@ fn flying() -> Option<(std::fs::File, Driver)> {
         id: "flying".into(),
         queues: 1,
     };
-    let device = Block::paced(backend, spec, vec![flight], RateLimiter::default());
+    let device = Block::with_limits(backend, spec, vec![ring], RateLimiter::default());
     Some((file, Driver::started(device, u64::MAX)))
 }
 
 #[test]
-fn requests_in_flight_all_land() {
+fn requests_in_flight_all_complete() {
     let Some((file, mut driver)) = flying() else {
         return;
     };
@@ -423,15 +425,15 @@ fn what_cannot_fly_is_refused_as_ever() {
 use crate::memory::{Bytes, GuestAddress};
 
 #[test]
-fn a_paced_disk_serves_everything_in_its_time() {
-    paced_disk(Vec::new());
+fn a_limited_disk_serves_everything_in_its_time() {
+    limited_disk(Vec::new());
     // Where the host has no io_uring there is nothing more to try.
-    if let Ok(flight) = AsyncIo::new() {
-        paced_disk(vec![flight]);
+    if let Ok(ring) = AsyncIo::new() {
+        limited_disk(vec![ring]);
     }
 }
 
-fn paced_disk(flights: Vec<AsyncIo>) {
+fn limited_disk(rings: Vec<AsyncIo>) {
     let file = tempfile::tempfile().unwrap();
     file.set_len(DISK).unwrap();
     let spec = Spec {
@@ -441,7 +443,7 @@ fn paced_disk(flights: Vec<AsyncIo>) {
     };
     // 100 requests pass at once, 60 more in as many milliseconds.
     let limiter = RateLimiter::new(std::num::NonZeroU64::new(1000), None);
-    let device = Block::paced(Arc::new(RawFile::new(file).unwrap()), spec, flights, limiter);
+    let device = Block::with_limits(Arc::new(RawFile::new(file).unwrap()), spec, rings, limiter);
     let mut driver = Driver::started(device, u64::MAX);
     let start = std::time::Instant::now();
     for _ in 0..4 {

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Disk, Request, RequestError};
+use super::disk::Disk;
+use super::request::{Request, RequestError};
 use crate::event::{EventSet, Poller};
 use crate::memory::Memory;
 use crate::virtio::ring::{Chain, QueueError};

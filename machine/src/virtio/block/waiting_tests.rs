@@ -5,6 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, channel};
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vm_memory::VolatileSlice;
+
 use super::*;
 use crate::block::raw::RawFile;
 use crate::limit::RateLimiter;
@@ -82,7 +86,7 @@ struct World {
 }
 
 impl World {
-    fn new(flights: Vec<AsyncIo>, prepare: impl FnOnce(&mut Driver)) -> World {
+    fn new(rings: Vec<AsyncIo>, prepare: impl FnOnce(&mut Driver)) -> World {
         let file = tempfile::tempfile().unwrap();
         file.set_len(DISK).unwrap();
         let tight = Arc::new(Tight {
@@ -101,7 +105,7 @@ impl World {
         let monitor = SpaceMonitor::new(Box::new(move |event| {
             let _ = report.send(matches!(event, SpaceEvent::Exhausted(_)));
         }));
-        let device = Block::paced(Arc::clone(&tight) as _, spec, flights, RateLimiter::default())
+        let device = Block::with_limits(Arc::clone(&tight) as _, spec, rings, RateLimiter::default())
             .waiting_for_space(&monitor)
             .unwrap();
         let mut driver = Driver::new(device);
@@ -118,10 +122,8 @@ impl World {
 
     /// With the host's threads, one request after the other and several at once.
     fn both() -> Vec<World> {
-        let flight = AsyncIo::new().into_iter().collect();
-        [Vec::new(), flight]
-            .map(|flights| World::new(flights, |_| {}))
-            .into()
+        let ring = AsyncIo::new().into_iter().collect();
+        [Vec::new(), ring].map(|rings| World::new(rings, |_| {})).into()
     }
 
     fn submit(&mut self, kind: u32, sector: u64, data: &[u8]) -> Sent {

@@ -31,6 +31,26 @@ pub const MIN_GUEST_CID: u64 = 3;
 /// Descriptors of each queue: Linux fills its receive queue with 4 KiB buffers, so this is half a megabyte under way.
 const QUEUE_SIZES: [u16; 3] = [128; 3];
 
+/// The socket device of a machine.
+pub struct VsockSpec {
+    /// The guest's context id, [`MIN_GUEST_CID`] or more.
+    pub guest_cid: u64,
+    /// Where host processes connect.
+    pub listener: UnixListener,
+    /// The guest's connections to the host's port P go to the Unix socket at this path with `_P` appended.
+    pub path: PathBuf,
+}
+
+impl VsockSpec {
+    /// Builds the device.
+    ///
+    /// # Errors
+    /// When the listener cannot be made non-blocking.
+    pub fn build(self) -> Result<Vsock, Error> {
+        Vsock::new(self.guest_cid, self.listener, self.path).map_err(Error::build("serving its Unix socket"))
+    }
+}
+
 /// A socket device.
 pub struct Vsock {
     guest_cid: u64,

@@ -29,10 +29,10 @@ pub(super) fn create(vm: &VmFd, cpus: u8) -> Result<Controller, Error> {
     let (device, addresses, controller) = match device(vm, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3) {
         Ok(device) => (device, V3, Controller::GicV3),
         Err(error) if error.errno() == libc::ENODEV && cpus > layout::GICV2_MAX_CPUS => {
-            return Err(Error::Internal(format!(
-                "this host's interrupt controller is a GICv2, which serves {} CPUs; try --cpus {0}",
-                layout::GICV2_MAX_CPUS
-            )));
+            return Err(Error::GicV2 {
+                cpus,
+                max: layout::GICV2_MAX_CPUS,
+            });
         }
         Err(error) if error.errno() == libc::ENODEV => {
             let v2 = device(vm, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2);

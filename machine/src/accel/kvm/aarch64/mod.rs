@@ -11,18 +11,15 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::{Error, Hints, failed};
+use super::{Error, failed};
 use crate::arch::aarch64::mpidr;
 use crate::arch::{Boot, Controller};
 use crate::memory::Memory;
 
 pub(super) use scratch::routine;
 
-pub(super) const HINTS: Hints = Hints {
-    absent: "the kernel has no KVM here: on hardware, boot it at EL2; in a virtual machine, ask for nested virtualization",
-    denied: "add yourself to the group kvm",
-    other: "look into the kernel's log for what KVM lacks",
-};
+/// What to do where there is no `/dev/kvm`.
+pub(super) const ABSENT: &str = "the kernel has no KVM here: on hardware, boot it at EL2; in a virtual machine, ask for nested virtualization";
 
 /// MPIDR_EL1 as a register of KVM: op0 3, op1 0, CRn 0, CRm 0, op2 5.
 const MPIDR_EL1: u64 = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG as u64 | 3 << 14 | 5;
@@ -57,10 +54,11 @@ impl Template {
             .map_err(failed("KVM_GET_ONE_REG of MPIDR_EL1"))?;
         let affinity = u64::from_le_bytes(bytes) & AFFINITY;
         if affinity != mpidr(id) {
-            return Err(Error::Internal(format!(
-                "KVM gives CPU {id} the affinity {affinity:#x}, not {:#x}",
-                mpidr(id)
-            )));
+            return Err(Error::Affinity {
+                cpu: id,
+                found: affinity,
+                expected: mpidr(id),
+            });
         }
         Ok(())
     }
@@ -77,7 +75,7 @@ pub(super) fn stood_still(_: &VcpuFd) {}
 /// Sets the registers for the kernel's entry.
 pub(super) fn boot(fd: &VcpuFd, boot: &Boot) -> Result<(), Error> {
     let Boot::Aarch64(boot) = boot else {
-        return Err(Error::Internal("the boot state is for another processor".into()));
+        return Err(Error::ForeignBoot);
     };
     for (offset, value) in [
         (offset_of!(user_pt_regs, pc), boot.pc),
@@ -104,7 +102,8 @@ pub(super) fn internal_error(id: u8, fd: &mut VcpuFd, _: &Memory) -> Error {
         Ok(_) => format!("{:#x}", u64::from_le_bytes(pc)),
         Err(_) => "an unknown address".to_owned(),
     };
-    Error::Internal(format!(
-        "CPU {id}: KVM met internal error {suberror} at {place}; this host's KVM is not complete"
-    ))
+    Error::Incomplete {
+        cpu: id,
+        report: format!("met internal error {suberror} at {place}"),
+    }
 }

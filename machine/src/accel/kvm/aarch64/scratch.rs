@@ -1,7 +1,7 @@
 //! What a kernel does in its first moments, as a short routine at EL1 without MMU: an exception, the counter, timed loops.
 
-use crate::accel::Exit;
 use crate::accel::kvm::scratch::Routine;
+use crate::accel::{Error, Exit};
 use crate::arch::Boot;
 use crate::arch::aarch64::{Boot as State, layout};
 use crate::memory::{Bytes, GuestAddress, allocate};
@@ -62,14 +62,12 @@ const fn branch(condition: u32, words: i32) -> u32 {
 }
 
 /// The routine in a memory of its own.
-pub(in crate::accel::kvm) fn routine() -> Result<Routine, String> {
-    let memory = allocate(&[(layout::RAM, RAM)]).map_err(|error| error.to_string())?;
+pub(in crate::accel::kvm) fn routine() -> Result<Routine, Error> {
+    let memory = allocate(&[(layout::RAM, RAM)])?;
     let handler = [MRS_X1_ELR_EL1, ADD_X1_X1_4, MSR_ELR_EL1_X1, ADD_X20_X20_1, ERET];
     for (at, code) in [(CODE, &assemble()[..]), (SYNCHRONOUS, &handler)] {
         let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
-        memory
-            .write_slice(&bytes, GuestAddress(at))
-            .map_err(|error| error.to_string())?;
+        memory.write_slice(&bytes, GuestAddress(at)).map_err(Error::Ram)?;
     }
     Ok(Routine {
         memory,

@@ -81,8 +81,10 @@ pub(super) fn template(supported: &[kvm_cpuid_entry2], cpus: u8) -> Result<CpuId
     {
         entries.extend(topology(leaf, cpus));
     }
-    CpuId::from_entries(&entries)
-        .map_err(|error| Error::Internal(format!("{} CPUID entries are too many: {error:?}", entries.len())))
+    CpuId::from_entries(&entries).map_err(|_| Error::TooMany {
+        what: "CPUID entries",
+        count: entries.len(),
+    })
 }
 
 /// Writes the processor's own number where CPUID shows it.

@@ -9,18 +9,15 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::{Error, Hints, failed};
+use super::{Error, failed};
 use crate::arch::x86_64::{Segment, layout};
 use crate::arch::{Boot, Controller};
 
 pub(super) use report::internal_error;
 pub(super) use scratch::routine;
 
-pub(super) const HINTS: Hints = Hints {
-    absent: "the kernel has no KVM here: load kvm_intel or kvm_amd, or use --accel soft",
-    denied: "add yourself to the group kvm, or use --accel soft",
-    other: "try --accel soft",
-};
+/// What to do where there is no `/dev/kvm`.
+pub(super) const ABSENT: &str = "the kernel has no KVM here: load kvm_intel or kvm_amd";
 
 /// Model-specific registers (Intel SDM volume 4) and what firmware would have set them to: fast string operations on;
 /// memory types on, write-back by default. Linux turns the page attribute table off when it finds them off.
@@ -59,8 +56,10 @@ impl Template {
         });
         Ok(Template {
             cpuid: cpuid::template(supported.as_slice(), cpus)?,
-            msrs: Msrs::from_entries(&entries)
-                .map_err(|error| Error::Internal(format!("{} MSRs: {error:?}", MSRS.len())))?,
+            msrs: Msrs::from_entries(&entries).map_err(|_| Error::TooMany {
+                what: "MSRs",
+                count: MSRS.len(),
+            })?,
         })
     }
 
@@ -71,10 +70,7 @@ impl Template {
         fd.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
         match fd.set_msrs(&self.msrs).map_err(failed("KVM_SET_MSRS"))? {
             count if count == MSRS.len() => Ok(()),
-            count => Err(Error::Internal(format!(
-                "KVM does not let MSR {:#x} be set",
-                MSRS[count].0
-            ))),
+            count => Err(Error::Msr(MSRS[count].0)),
         }
     }
 
@@ -93,7 +89,7 @@ pub(super) fn stood_still(fd: &VcpuFd) {
 /// Sets the registers for the kernel's entry.
 pub(super) fn boot(fd: &VcpuFd, boot: &Boot) -> Result<(), Error> {
     let Boot::X86_64(boot) = boot else {
-        return Err(Error::Internal("the boot state is for another processor".into()));
+        return Err(Error::ForeignBoot);
     };
     let data = segment(boot.ds);
     let sregs = kvm_sregs {

@@ -1,4 +1,4 @@
-//! When KVM gives up on an instruction: which one, where, and what to try.
+//! When KVM gives up on an instruction: which one, and where.
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES};
@@ -19,9 +19,10 @@ pub(in crate::accel::kvm) fn internal_error(id: u8, fd: &mut VcpuFd, memory: &Me
         (union.internal.suberror, union.emulation_failure)
     };
     let (Ok(regs), Ok(sregs)) = (fd.get_regs(), fd.get_sregs()) else {
-        return Error::Internal(format!(
-            "CPU {id}: KVM internal error {suberror}, registers unreadable"
-        ));
+        return Error::Incomplete {
+            cpu: id,
+            report: format!("met internal error {suberror}, registers unreadable"),
+        };
     };
     let mut bytes = Vec::new();
     if suberror == KVM_INTERNAL_ERROR_EMULATION
@@ -41,7 +42,10 @@ pub(in crate::accel::kvm) fn internal_error(id: u8, fd: &mut VcpuFd, memory: &Me
         (_, 1) => 32,
         _ => 16,
     };
-    Error::Internal(message(id, suberror, regs.rip, bitness, &bytes))
+    Error::Incomplete {
+        cpu: id,
+        report: report(suberror, regs.rip, bitness, &bytes),
+    }
 }
 
 /// What there is to read at linear address `at`, up to one instruction and up to the end of its page.
@@ -60,7 +64,7 @@ fn fetch(fd: &VcpuFd, memory: &Memory, at: u64) -> Vec<u8> {
     }
 }
 
-fn message(id: u8, suberror: u32, rip: u64, bitness: u32, bytes: &[u8]) -> String {
+fn report(suberror: u32, rip: u64, bitness: u32, bytes: &[u8]) -> String {
     let mut instruction = String::new();
     let mut shown = bytes;
     let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
@@ -84,8 +88,7 @@ fn message(id: u8, suberror: u32, rip: u64, bitness: u32, bytes: &[u8]) -> Strin
         _ => "met an unknown internal error",
     };
     format!(
-        "CPU {id}: KVM {kind} (suberror {suberror}) at RIP {rip:#x}: {} ({instruction}); \
-         this host's KVM is not complete: try --accel soft",
+        "{kind} (suberror {suberror}) at RIP {rip:#x}: {} ({instruction})",
         hex.join(" ")
     )
 }
@@ -95,23 +98,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_report_names_place_bytes_instruction_and_a_way_out() {
-        let text = message(
-            2,
+    fn the_report_names_place_bytes_and_instruction() {
+        let report = report(
             1,
             0xffff_ffff_8100_1234,
             64,
             &[0x48, 0x0f, 0xc7, 0x0e, 0x90, 0x90],
         );
+        let text = Error::Incomplete { cpu: 2, report }.to_string();
         assert!(text.contains("CPU 2"), "{text}");
         assert!(text.contains("0xffffffff81001234"), "{text}");
         assert!(text.contains("48 0f c7 0e (cmpxchg16b [rsi])"), "{text}");
-        assert!(text.contains("--accel soft"), "{text}");
+        assert!(text.contains("KVM is not complete"), "{text}");
     }
 
     #[test]
     fn unreadable_and_undecodable_bytes_are_said() {
-        assert!(message(0, 4, 0, 64, &[]).contains("no bytes readable"));
-        assert!(message(0, 1, 0, 64, &[0x06]).contains("06 (not an instruction)"));
+        assert!(report(4, 0, 64, &[]).contains("no bytes readable"));
+        assert!(report(1, 0, 64, &[0x06]).contains("06 (not an instruction)"));
     }
 }

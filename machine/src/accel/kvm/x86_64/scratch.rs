@@ -3,8 +3,8 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use crate::accel::Exit;
 use crate::accel::kvm::scratch::Routine;
+use crate::accel::{Error, Exit};
 use crate::arch::Boot;
 use crate::arch::x86_64::{CODE_SELECTOR, boot_state_at};
 use crate::memory::{Bytes, GuestAddress, Memory, PAGE, allocate};
@@ -38,9 +38,9 @@ const END: usize = STEPS.len() - 1;
 const ROUNDS: u32 = 100_000;
 
 /// The routine in a memory of its own.
-pub(in crate::accel::kvm) fn routine() -> Result<Routine, String> {
-    let memory = allocate(&[(0, RAM)]).map_err(|error| error.to_string())?;
-    let mut boot = boot_state_at(&memory, CODE).map_err(|error| error.to_string())?;
+pub(in crate::accel::kvm) fn routine() -> Result<Routine, Error> {
+    let memory = allocate(&[(0, RAM)])?;
+    let mut boot = boot_state_at(&memory, CODE)?;
     boot.idt = (IDT, 4 * 16 - 1);
     boot.rsp = STACK;
     write_routine(&memory)?;
@@ -63,21 +63,20 @@ fn step(exit: &Exit<'_>) -> Option<usize> {
 }
 
 /// Writes the routine's code and its interrupt table with one gate, for breakpoints.
-fn write_routine(memory: &Memory) -> Result<(), String> {
-    let (code, handler) = assemble().map_err(|error| error.to_string())?;
+fn write_routine(memory: &Memory) -> Result<(), Error> {
+    let (code, handler) = assemble().map_err(Error::Assemble)?;
     if code.len() as u64 > PAGE {
-        return Err("the routine outgrew its page".to_owned());
+        return Err(Error::TooMany {
+            what: "bytes of code for a page",
+            count: code.len(),
+        });
     }
     let selector = u64::from(CODE_SELECTOR);
     let gate = [
         handler & 0xffff | selector << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48,
         handler >> 32,
     ];
-    let put = |bytes: &[u8], at: u64| {
-        memory
-            .write_slice(bytes, GuestAddress(at))
-            .map_err(|error| error.to_string())
-    };
+    let put = |bytes: &[u8], at: u64| memory.write_slice(bytes, GuestAddress(at)).map_err(Error::Ram);
     put(&code, CODE)?;
     put(&gate[0].to_le_bytes(), IDT + 3 * 16)?;
     put(&gate[1].to_le_bytes(), IDT + 3 * 16 + 8)

@@ -5,18 +5,18 @@ use vm_memory::ByteValued;
 
 use super::Loaded;
 use super::setup::SetupHeader;
+use crate::arch::KernelError;
 use crate::arch::x86_64::layout;
 use crate::memory::{GuestAddress, Memory, PartReader};
 
 /// Loads an ELF kernel.
-pub(super) fn elf(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Loaded, String> {
+pub(super) fn elf(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Loaded, KernelError> {
     let result = Elf::load(
         memory.as_ref(),
         None,
         reader,
         Some(GuestAddress(layout::HIGH_MEMORY)),
-    )
-    .map_err(|error| error.to_string())?;
+    )?;
     Ok(Loaded {
         start: result.kernel_load.0,
         end: result.kernel_end,
@@ -25,15 +25,14 @@ pub(super) fn elf(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Loaded
 }
 
 /// Loads a bzImage.
-pub(super) fn bzimage(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Loaded, String> {
+pub(super) fn bzimage(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Loaded, KernelError> {
     let result = BzImage::load(
         memory.as_ref(),
         None,
         reader,
         Some(GuestAddress(layout::HIGH_MEMORY)),
-    )
-    .map_err(|error| error.to_string())?;
-    let header = result.setup_header.ok_or("it has no setup header")?;
+    )?;
+    let header = result.setup_header.ok_or(KernelError::NoSetupHeader)?;
     Ok(Loaded {
         start: result.kernel_load.0,
         end: result.kernel_end,

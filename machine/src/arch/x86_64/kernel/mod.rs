@@ -13,6 +13,7 @@ use self::crates as loader;
 #[cfg(not(target_arch = "x86_64"))]
 use self::portable as loader;
 use super::Error;
+use crate::arch::KernelError;
 use crate::memory::{Memory, PAGE, Part, PartReader, low_end};
 
 use setup::at;
@@ -61,9 +62,9 @@ struct Loaded {
 /// Puts `kernel` and `initrd` into RAM.
 pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Result<Kernel, Error> {
     let mut head = [0; HEAD];
-    let unusable = |why: String| Error::Kernel {
+    let unusable = |source| Error::Kernel {
         path: kernel.path().to_owned(),
-        why,
+        source,
         wanted: "a 64-bit x86 vmlinux or bzImage",
     };
     // The loaders read the header again, from what this reader has fetched already.
@@ -71,7 +72,7 @@ pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Res
     reader
         .read_exact(&mut head)
         .and_then(|()| reader.rewind())
-        .map_err(|error| unusable(format!("its header cannot be read: {error}")))?;
+        .map_err(|error| unusable(KernelError::Header(error)))?;
     let ram = low_end(memory);
     let limit = ram.min(MAPPED);
     let no_room = |needed| Error::Room {
@@ -88,7 +89,7 @@ pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Res
     } else if head[HDRS..].starts_with(b"HdrS") {
         load_bzimage(memory, &mut reader)
     } else {
-        Err("it is neither ELF nor bzImage".to_owned())
+        Err(KernelError::Unknown)
     }
     .map_err(unusable)?;
 
@@ -132,14 +133,14 @@ fn elf_end(head: &[u8; HEAD]) -> Option<u64> {
     (0..count).map_while(end).max()
 }
 
-fn load_elf(memory: &Memory, reader: &mut PartReader<'_>, head: &[u8; HEAD]) -> Result<Kernel, String> {
+fn load_elf(memory: &Memory, reader: &mut PartReader<'_>, head: &[u8; HEAD]) -> Result<Kernel, KernelError> {
     let machine = u16::from_le_bytes([head[E_MACHINE], head[E_MACHINE + 1]]);
     if machine != EM_X86_64 {
-        return Err(format!("it is for another processor (ELF machine {machine})"));
+        return Err(KernelError::Processor(machine));
     }
     let Loaded { start, end, .. } = loader::elf(memory, reader)?;
     if end <= start {
-        return Err("its entry point lies outside its segments".to_owned());
+        return Err(KernelError::EntryOutside);
     }
     Ok(Kernel {
         entry: start,
@@ -149,11 +150,11 @@ fn load_elf(memory: &Memory, reader: &mut PartReader<'_>, head: &[u8; HEAD]) -> 
     })
 }
 
-fn load_bzimage(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Kernel, String> {
+fn load_bzimage(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Kernel, KernelError> {
     let Loaded { start, end, header } = loader::bzimage(memory, reader)?;
-    let header = header.ok_or("it has no setup header")?;
+    let header = header.ok_or(KernelError::NoSetupHeader)?;
     if header.u16(at::VERSION) < 0x20c || header.u16(at::XLOADFLAGS) & XLF_KERNEL_64 == 0 {
-        return Err("it has no 64-bit entry point".to_owned());
+        return Err(KernelError::NoEntry64);
     }
     // While it unpacks itself the kernel needs `init_size` bytes from where it runs.
     let preferred = u64::from(header.u64(at::PREF_ADDRESS) as u32);

@@ -4,6 +4,7 @@ use std::io::{Read, Seek, SeekFrom};
 
 use super::Loaded;
 use super::setup::{self, SetupHeader};
+use crate::arch::KernelError;
 use crate::arch::x86_64::layout;
 use crate::memory::{Bytes, GuestAddress, Memory, PartReader};
 
@@ -35,12 +36,12 @@ fn word<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 }
 
 /// Reads `len` bytes at `offset` of the file.
-fn read(reader: &mut PartReader<'_>, offset: u64, len: usize) -> Result<Vec<u8>, String> {
+fn read(reader: &mut PartReader<'_>, offset: u64, len: usize) -> Result<Vec<u8>, KernelError> {
     let mut bytes = vec![0; len];
     reader
         .seek(SeekFrom::Start(offset))
         .and_then(|_| reader.read_exact(&mut bytes))
-        .map_err(|error| format!("{len} bytes at {offset:#x} of the kernel cannot be read: {error}"))?;
+        .map_err(|source| KernelError::Read { offset, len, source })?;
     Ok(bytes)
 }
 
@@ -51,28 +52,28 @@ fn place(
     offset: u64,
     len: u64,
     address: u64,
-) -> Result<(), String> {
+) -> Result<(), KernelError> {
+    let len = usize::try_from(len).map_err(|_| KernelError::TooLarge)?;
     reader
         .seek(SeekFrom::Start(offset))
-        .map_err(|error| format!("the kernel cannot be read at {offset:#x}: {error}"))?;
-    let len = usize::try_from(len).map_err(|_| "a part of the kernel is too large".to_owned())?;
+        .map_err(|source| KernelError::Read { offset, len, source })?;
     memory
         .read_exact_volatile_from(GuestAddress(address), reader, len)
-        .map_err(|error| format!("the kernel cannot be placed at {address:#x}: {error}"))
+        .map_err(|source| KernelError::Place { address, source })
 }
 
 /// Loads an ELF kernel: each loadable segment to its physical address.
-pub(super) fn elf(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Loaded, String> {
+pub(super) fn elf(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Loaded, KernelError> {
     let header = read(reader, 0, FILE_HEADER)?;
     if usize::from(u16::from_le_bytes(word(&header, E_PHENTSIZE))) != PROGRAM_HEADER {
-        return Err("its kernel program headers have an unknown length".to_owned());
+        return Err(KernelError::ProgramHeaders);
     }
     let count = usize::from(u16::from_le_bytes(word(&header, E_PHNUM)));
     let table = u64::from_le_bytes(word(&header, E_PHOFF));
     let table = read(reader, table, count * PROGRAM_HEADER)?;
     let entry = u64::from_le_bytes(word(&header, E_ENTRY));
     if entry < layout::HIGH_MEMORY {
-        return Err("its entry point lies in the first MiB".to_owned());
+        return Err(KernelError::EntryTooLow);
     }
     let mut end = 0;
     for segment in table.chunks_exact(PROGRAM_HEADER) {
@@ -83,7 +84,7 @@ pub(super) fn elf(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Loaded
         place(memory, reader, field(P_OFFSET), field(P_FILESZ), field(P_PADDR))?;
         let after = field(P_PADDR)
             .checked_add(field(P_MEMSZ))
-            .ok_or("a segment of the kernel ends beyond all memory")?;
+            .ok_or(KernelError::TooLarge)?;
         end = after.max(end);
     }
     Ok(Loaded {
@@ -94,24 +95,22 @@ pub(super) fn elf(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Loaded
 }
 
 /// Loads a bzImage: what follows its setup code.
-pub(super) fn bzimage(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Loaded, String> {
+pub(super) fn bzimage(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Loaded, KernelError> {
     let header = SetupHeader::new(&read(reader, setup::START as u64, SetupHeader::LEN)?);
     if header.u16(LOADFLAGS) & LOADED_HIGH == 0 {
-        return Err("it is a kernel for low memory".to_owned());
+        return Err(KernelError::LowMemory);
     }
     let start = header.u32(CODE32_START).into();
     if start < layout::HIGH_MEMORY {
-        return Err("it begins in the first MiB".to_owned());
+        return Err(KernelError::TooLow);
     }
     let sectors = match u64::from(header.bytes()[0]) {
         0 => DEFAULT_SECTORS,
         sectors => sectors,
     };
     let offset = (sectors + 1) * SECTOR;
-    let whole = reader
-        .seek(SeekFrom::End(0))
-        .map_err(|error| format!("its end cannot be found: {error}"))?;
-    let len = whole.checked_sub(offset).ok_or("it ends inside its setup code")?;
+    let whole = reader.seek(SeekFrom::End(0)).map_err(KernelError::Header)?;
+    let len = whole.checked_sub(offset).ok_or(KernelError::InsideSetup)?;
     place(memory, reader, offset, len, start)?;
     Ok(Loaded {
         start,

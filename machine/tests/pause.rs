@@ -1,0 +1,134 @@
+//! A machine that is paused stands still, and goes on where it was: with the software processor, which every host has.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use machine::accel::{Choice, choose};
+use machine::arch::Architecture;
+use machine::devices::VirtioSpec;
+use machine::memory::Part;
+use machine::timeline::Timeline;
+use machine::virtio::determinism::Determinism;
+use machine::virtio::rng::RngSpec;
+use machine::{Device, Handle, Machine, Outcome, Serial, Spec};
+
+/// `mov dx, 0x3f8; mov al, 'x'; again: out dx, al; jmp again`: a kernel that prints for good.
+const KERNEL: &[u8] = b"\x66\xba\xf8\x03\xb0x\xee\xeb\xfd";
+/// Where it lies.
+const ENTRY: u64 = 0x100_0000;
+
+/// An ELF file with one segment, which is entered at its start (System V ABI, chapters 4 and 5).
+fn elf(code: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; 0x1000];
+    file[..20].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0");
+    file[24..32].copy_from_slice(&ENTRY.to_le_bytes());
+    file[32..40].copy_from_slice(&64u64.to_le_bytes());
+    file[54..58].copy_from_slice(&[56, 0, 1, 0]);
+    file[64] = 1;
+    let len = code.len() as u64;
+    for (offset, value) in [(8, 0x1000), (24, ENTRY), (32, len), (40, len)] {
+        file[64 + offset..][..8].copy_from_slice(&u64::to_le_bytes(value));
+    }
+    file.extend(code);
+    file
+}
+
+/// Counts what the guest prints.
+struct Printed {
+    count: Arc<AtomicU64>,
+    /// Hears of each byte; the guest goes on when nobody listens.
+    heard: Sender<()>,
+}
+
+impl Write for Printed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.count.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+        let _ = self.heard.send(());
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The machine, how much its guest has printed, and a message for each byte.
+fn machine() -> (Machine, Arc<AtomicU64>, Receiver<()>) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&elf(KERNEL)).unwrap();
+    let (heard, hear) = channel();
+    let count = Arc::new(AtomicU64::new(0));
+    let machine = Machine::build(Spec {
+        architecture: Architecture::X86_64,
+        cpus: 1,
+        memory: 32 << 20,
+        accel: Arc::new(choose(Choice::Soft, Architecture::X86_64, None).unwrap()),
+        kernel: Part::open(file.path()).unwrap(),
+        initrd: None,
+        cmdline: String::new(),
+        serial: Some(Serial {
+            output: Box::new(Printed {
+                count: Arc::clone(&count),
+                heard,
+            }),
+            input: None,
+        }),
+        devices: vec![Device {
+            name: "rng".into(),
+            spec: VirtioSpec::Rng(RngSpec::default()),
+        }],
+        uuid: None,
+        determinism: Determinism::default(),
+        timeline: Arc::new(Timeline::start()),
+    })
+    .unwrap();
+    (machine, count, hear)
+}
+
+/// Waits until the guest has printed more than it has by now.
+fn wait_for_more(hear: &Receiver<()>, count: &AtomicU64) {
+    let before = count.load(Ordering::SeqCst);
+    while count.load(Ordering::SeqCst) == before {
+        hear.recv().unwrap();
+    }
+}
+
+fn stands_still(handle: &Handle, count: &AtomicU64) {
+    let now = || {
+        (
+            handle.instructions(),
+            count.load(Ordering::SeqCst),
+            handle.exits(),
+        )
+    };
+    let paused = now();
+    for _ in 0..10_000 {
+        thread::yield_now();
+    }
+    assert_eq!(now(), paused);
+}
+
+#[test]
+fn a_paused_guest_runs_no_instruction_until_it_is_resumed() {
+    let (machine, count, hear) = machine();
+    let handle = machine.handle();
+    let runner = thread::spawn(move || machine.run(|| {}));
+    for _ in 0..3 {
+        wait_for_more(&hear, &count);
+        assert!(handle.pause());
+        assert!(!handle.pause(), "it is paused already");
+        stands_still(&handle, &count);
+        // A machine that another reason holds does not go on, either.
+        handle.hold_for_space(true);
+        handle.resume();
+        stands_still(&handle, &count);
+        handle.hold_for_space(false);
+    }
+    wait_for_more(&hear, &count);
+    assert!(handle.pause());
+    handle.kill();
+    assert!(!handle.pause(), "it has ended");
+    assert_eq!(runner.join().unwrap().unwrap(), Outcome::Killed);
+}
