@@ -166,7 +166,7 @@ impl Base {
         }
         let line = manifest
             .command_line
-            .strip_prefix(crate::build::COMMAND_LINE)
+            .strip_prefix(crate::boot::COMMAND_LINE)
             .unwrap_or(&manifest.command_line);
         recipe.command_line = ami::command_line::join([line, &recipe.command_line]);
         recipe

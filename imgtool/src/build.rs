@@ -6,17 +6,13 @@ use ami::boot::{BootConfig, Restart, Service};
 use ami::{Architecture, BlockDeviceMapping, Digest, ExposedPort, INIT_GUEST, Manifest};
 
 use crate::base::{self, Base};
+use crate::boot::{COMMAND_LINE, defaults};
 use crate::compose::kernel::Kernel;
 use crate::compose::{self, Written, initramfs, kernel, modules, sbom};
 use crate::progress::{Progress, Unit};
 use crate::recipe::{self, Arch, Recipe};
 use crate::root::{self, Root};
 use crate::store::{self, Store};
-
-/// What every image's kernel is told, before what the recipe adds. Messages on a console cost a quarter of the boot, and each
-/// character of one two exits: only what is worse than an error is printed (a panic prints all there is). The kernel's
-/// self-tests of its own cryptography are half the instructions of a boot; a recipe asks for them with `cryptomgr.notests=0`.
-pub const COMMAND_LINE: &str = "quiet loglevel=3 cryptomgr.notests";
 
 /// Why an image could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -269,23 +265,6 @@ fn exposed(port: recipe::Port) -> ExposedPort {
     }
 }
 
-/// The orders that every guest-init gets: a writable root that grows, and a shell where PID 1 stays ours.
-pub fn boot_defaults(init: &str) -> BootConfig {
-    BootConfig {
-        schema: BootConfig::SCHEMA,
-        modules: Vec::new(),
-        root_device: "/dev/vda".into(),
-        root_filesystem: "ext4".into(),
-        root_writable: true,
-        grow_root: true,
-        init: init.to_owned(),
-        console: "hvc0".into(),
-        console_shell: init == INIT_GUEST,
-        hostname: None,
-        services: Vec::new(),
-    }
-}
-
 fn boot_config(recipe: &Recipe) -> BootConfig {
     let ours = recipe.init() == INIT_GUEST;
     BootConfig {
@@ -298,7 +277,7 @@ fn boot_config(recipe: &Recipe) -> BootConfig {
         } else {
             Vec::new()
         },
-        ..boot_defaults(recipe.init())
+        ..defaults(recipe.init())
     }
 }
 

@@ -3,20 +3,26 @@
 
 mod accounts;
 mod batches;
+mod chroot;
 mod cleanup;
 mod disk;
-mod dpkg;
 mod edit;
+mod execute;
+mod failure;
 mod files;
 mod helper;
+mod input;
+mod install;
 mod job;
 mod keystore;
 mod mounts;
 mod private_keys;
+mod repack;
 mod sandbox;
 mod secrets;
 mod services;
 mod usable;
+mod worker;
 
 use std::path::PathBuf;
 
@@ -24,6 +30,7 @@ pub use accounts::{add_users, basic_accounts};
 pub use cleanup::clean;
 pub use files::add_files;
 pub use helper::run_if_asked;
+pub use input::Input;
 pub use job::Task;
 pub use private_keys::{private_keys, warning as private_key_warning};
 pub use sandbox::{Error as SandboxError, run};

@@ -4,7 +4,6 @@
 //! Nothing that stands outside of this chain is used.
 
 mod blob;
-pub mod clock;
 mod connect;
 mod debs;
 mod http;

@@ -13,7 +13,7 @@ use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{Signature, SignatureType};
 use pgp::types::{KeyDetails, Tag, Timestamp};
 
-use super::clock::show_time;
+use crate::time::show_time;
 
 /// Clocks differ: a signature may be this many seconds ahead of ours.
 const MAX_CLOCK_SKEW: u64 = 24 * 60 * 60;

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use deb822_fast::borrowed::{BorrowedParagraph, BorrowedParser};
 
-use super::clock::{parse_release_date, show_time};
 use crate::store::Sha256;
+use crate::time::{parse_release_date, show_time};
 
 /// Clocks differ: a Release file may be dated this far in our future.
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(24 * 60 * 60);
@@ -164,7 +164,7 @@ fn show(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fetch::clock::parse_timestamp;
+    use crate::time::parse_timestamp;
 
     const TEXT: &str = "Suite: stable\nCodename: trixie\nDate: Sat, 21 Nov 2026 09:15:44 UTC\n\
         Valid-Until: Sat, 28 Nov 2026 09:15:44 UTC\nAcquire-By-Hash: yes\nArchitectures: all amd64\n\

@@ -11,7 +11,7 @@ use crate::compose::modules::Module;
 use crate::compose::{self, Written, initramfs, kernel};
 use crate::progress::{Progress, Unit};
 use crate::tree::{Meta, Tree};
-use crate::{base, build, unpack};
+use crate::{base, boot, build, unpack};
 
 /// Why a source did not become an image.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub fn image(options: &Options<'_>) -> Result<Written, Error> {
         Some(path) => take_kernel(path, options.architecture)?,
     };
     let mut manifest = Manifest::new(options.name, options.architecture);
-    manifest.command_line = build::COMMAND_LINE.to_owned();
+    manifest.command_line = boot::COMMAND_LINE.to_owned();
     manifest.init = init_of(&tree, &config);
     manifest.exposed_ports = config.ports.iter().filter_map(|port| exposed(port)).collect();
     let boot = boot_config(options.name, &manifest.init, config);
@@ -145,7 +145,7 @@ fn boot_config(name: &str, init: &str, config: Config) -> BootConfig {
         // The console is the command's.
         console_shell: ours && service.is_none(),
         services: service.into_iter().collect(),
-        ..build::boot_defaults(init)
+        ..boot::defaults(init)
     }
 }
 

@@ -16,9 +16,9 @@ pub use image::{Error as ImageError, Options, image};
 
 use layer::Layer;
 
+use crate::decompress::{Capped, xz_streams};
 use crate::imagefs;
 use crate::tree::Tree;
-use crate::unpack::bounds::{self, Capped};
 
 /// What one archive or layer may unpack to: twice the largest container images that are in use. A decompression bomb
 /// ends here.
@@ -123,7 +123,7 @@ fn decompress_stream<'a>(stream: impl Read + 'a) -> io::Result<Box<dyn Read + 'a
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(stream)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(stream)?),
         [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(stream)),
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => Box::new(bounds::xz_streams(stream)?),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => Box::new(xz_streams(stream)?),
         _ => Box::new(stream),
     };
     Ok(Box::new(Capped::new(plain, MAX_UNPACKED)))

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::fetch::Download;
 use crate::recipe::{Arch, Recipe};
 use crate::store::Sha256;
 
@@ -85,18 +84,6 @@ pub struct Package {
 impl fmt::Display for Package {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.name, self.version)
-    }
-}
-
-impl Package {
-    /// What to fetch.
-    pub fn download(&self) -> Download {
-        Download {
-            name: self.to_string(),
-            url: self.url.clone(),
-            sha256: self.sha256,
-            size: self.size,
-        }
     }
 }
 

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{Arch, Recipe, Variant, contents, nearest};
-use crate::fetch::clock::parse_timestamp;
+use super::wrong::{Wrong, check_word, wrong};
+use super::{Arch, Recipe, Variant, contents};
+use crate::spelling::nearest;
+use crate::time::parse_timestamp;
 
 /// A recipe is read whole; one that is longer than this is something else.
 const MAX_RECIPE: u64 = 1 << 20;
@@ -50,9 +52,6 @@ pub enum Error {
 const MIN_MEMORY: u64 = 32 << 20;
 /// x86 takes 2047 characters; what the image and the launcher say themselves comes before.
 const MAX_COMMAND_LINE: usize = 1900;
-
-/// A wrong value: key, what is wrong, what would be right.
-pub(super) type Wrong = (String, String, &'static str);
 
 pub(super) fn load(path: &Path) -> Result<Recipe, Error> {
     let read = |source| Error::Read {
@@ -256,23 +255,4 @@ fn check_volumes(recipe: &Recipe) -> Result<(), Wrong> {
         }
     }
     Ok(())
-}
-
-pub(super) fn check_word(key: &str, word: &str) -> Result<(), Wrong> {
-    let sound = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
-    match word.bytes().all(sound)
-        && word.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
-        && word.len() <= 128
-    {
-        true => Ok(()),
-        false => wrong(
-            key,
-            &format!("`{word}` cannot be a name"),
-            "letters, digits, `.`, `_` and `-`, at most 128",
-        ),
-    }
-}
-
-pub(super) fn wrong(key: &str, message: &str, advice: &'static str) -> Result<(), Wrong> {
-    Err((key.to_owned(), message.to_owned(), advice))
 }

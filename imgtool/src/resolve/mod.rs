@@ -174,7 +174,7 @@ fn check_exists(universe: &Universe<'_>, group: &[relation::Relation<'_>]) -> Re
             });
         }
     }
-    let nearest = crate::recipe::nearest(&name, universe.names())
+    let nearest = crate::spelling::nearest(&name, universe.names())
         .map(|near| format!("; there is {near}"))
         .unwrap_or_default();
     Err(Error::Missing { name, nearest })
