@@ -1,10 +1,13 @@
 //! `imgtool build`: from a recipe file to an AMI file.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use ami::boot::{BootConfig, Restart, Service};
 use ami::{Architecture, BlockDeviceMapping, Digest, ExposedPort, INIT_GUEST, Manifest};
+use displaydoc::Display;
 
+use crate::advice::Advice;
 use crate::base::{self, Base};
 use crate::boot::{COMMAND_LINE, defaults};
 use crate::compose::kernel::Kernel;
@@ -15,24 +18,17 @@ use crate::root::{self, Root};
 use crate::store::{self, Store};
 
 /// Why an image could not be built.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The recipe is wrong.
-    #[error(transparent)]
+    /// {0}
     Recipe(#[from] recipe::Error),
-    /// The cache is unusable.
-    #[error(transparent)]
+    /// {0}
     Store(#[from] store::Error),
-    /// The root could not be made.
-    #[error(transparent)]
+    /// {0}
     Root(#[from] root::Error),
-    /// The image could not be composed.
-    #[error(transparent)]
+    /// {0}
     Compose(#[from] compose::Error),
-    /// The recipe is not for this architecture.
-    #[error(
-        "recipe {recipe} is not for {arch}\n  try: --arch {first}, or add \"{arch}\" to `arch` in the recipe"
-    )]
+    /// recipe {recipe} is not for {arch}
     Architecture {
         /// The recipe.
         recipe: String,
@@ -41,20 +37,34 @@ pub enum Error {
         /// What it is for.
         first: Arch,
     },
-    /// The image to build upon is wrong.
-    #[error(transparent)]
+    /// {0}
     Base(#[from] base::Error),
-    /// A recipe of ours is not what we think.
-    #[error("the built-in recipe of the kernel is wrong: {0}\n  try: report it, and give --kernel meanwhile")]
+    /// the built-in recipe of the kernel is wrong: {0}
     Builtin(String),
-    /// The kernel file cannot be read.
-    #[error("cannot read the kernel {}: {source}\n  try: correct kernel.path in the recipe", path.display())]
+    /// cannot read the kernel {path}: {source}
     KernelFile {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Recipe(error) => error.advice(),
+            Self::Store(error) => error.advice(),
+            Self::Root(error) => error.advice(),
+            Self::Compose(error) => error.advice(),
+            Self::Base(error) => error.advice(),
+            Self::Architecture { arch, first, .. } => {
+                Some(format!("--arch {first}, or add \"{arch}\" to `arch` in the recipe").into())
+            }
+            Self::Builtin(..) => Some("report it, and give --kernel meanwhile".into()),
+            Self::KernelFile { .. } => Some("correct kernel.path in the recipe".into()),
+        }
+    }
 }
 
 /// How to build.

@@ -20,34 +20,36 @@
 //!
 //! | folder | what it is | what it may import |
 //! |---|---|---|
+//! | [`advice`] | what a person can do about an error | |
 //! | [`progress`] | steps that take time, reported to a person or to nobody | |
 //! | [`spelling`] | the known word that is nearest to an unknown one | |
 //! | [`time`] | calendar times as archives and recipes write them | |
 //! | [`decompress`] | compressed streams with bounds | |
-//! | [`store`] | the cache: files by digest | |
-//! | [`tree`] | a root file system in memory, contents by reference | |
+//! | [`store`] | the cache: files by digest | `advice` |
+//! | [`tree`] | a root file system in memory, contents by reference | `advice` |
 //! | [`archive`] | tar archives, read without trust and written | `tree` |
-//! | [`recipe`] | what a person writes, and its checks | `spelling`, `time` |
+//! | [`recipe`] | what a person writes, and its checks | `advice`, `spelling`, `time` |
 //! | [`microvm`] | how the microvm kernel is compiled | `recipe` |
-//! | [`lock`] | which packages exactly | `microvm`, `recipe`, `store` |
-//! | [`fetch`] | from a mirror to verified bytes | `decompress`, `recipe`, `store`, `time` |
-//! | [`resolve`] | from names of packages to a set of packages | `fetch`, `recipe`, `spelling`, `store` |
-//! | [`unpack`] | from `.deb` files to a tree | `archive`, `decompress`, `lock`, `progress`, `store`, `tree` |
+//! | [`lock`] | which packages exactly | `advice`, `microvm`, `recipe`, `store` |
+//! | [`fetch`] | from a mirror to verified bytes | `advice`, `decompress`, `recipe`, `store`, `time` |
+//! | [`resolve`] | from names of packages to a set of packages | `advice`, `fetch`, `recipe`, `spelling`, `store` |
+//! | [`unpack`] | from `.deb` files to a tree | `advice`, `archive`, `decompress`, `lock`, `progress`, `store`, `tree` |
 //! | [`boot`] | what every image boots with | |
-//! | [`compose`] | from a tree and a kernel to an AMI | `decompress`, `lock`, `progress`, `spelling`, `tree` |
-//! | [`imagefs`] | the tree in an ext4 image | `compose`, `tree` |
-//! | [`base`] | an image that another is built upon | `boot`, `compose`, `fetch`, `imagefs`, `lock`, `recipe`, `tree` |
-//! | [`configure`] | the target's own dpkg and commands in a sandbox, and what the recipe adds | `archive`, `lock`, `progress`, `recipe`, `resolve`, `store`, `tree`, `unpack` |
-//! | [`root`] | all stages up to a root, with their results in the cache | `archive`, `base`, `configure`, `fetch`, `lock`, `microvm`, `progress`, `recipe`, `resolve`, `store`, `time`, `tree`, `unpack` |
-//! | [`build`] | from a recipe file to an AMI file | `base`, `boot`, `compose`, `lock`, `progress`, `recipe`, `root`, `store` |
-//! | [`import`] | from a tar, a container image or an ext4 to an AMI | `archive`, `base`, `boot`, `build`, `compose`, `decompress`, `imagefs`, `progress`, `store`, `tree`, `unpack` |
+//! | [`compose`] | from a tree and a kernel to an AMI | `advice`, `decompress`, `lock`, `progress`, `spelling`, `tree` |
+//! | [`imagefs`] | the tree in an ext4 image | `advice`, `compose`, `tree` |
+//! | [`base`] | an image that another is built upon | `advice`, `boot`, `compose`, `fetch`, `imagefs`, `lock`, `recipe`, `tree` |
+//! | [`configure`] | the target's own dpkg and commands in a sandbox, and what the recipe adds | `advice`, `archive`, `lock`, `progress`, `recipe`, `resolve`, `store`, `tree`, `unpack` |
+//! | [`root`] | all stages up to a root, with their results in the cache | `advice`, `archive`, `base`, `configure`, `fetch`, `lock`, `microvm`, `progress`, `recipe`, `resolve`, `store`, `time`, `tree`, `unpack` |
+//! | [`build`] | from a recipe file to an AMI file | `advice`, `base`, `boot`, `compose`, `lock`, `progress`, `recipe`, `root`, `store` |
+//! | [`import`] | from a tar, a container image or an ext4 to an AMI | `advice`, `archive`, `base`, `boot`, `build`, `compose`, `decompress`, `imagefs`, `progress`, `store`, `tree`, `unpack` |
 //! | [`diff`] | how two images differ | `compose`, `tree` |
 //! | [`usage`] | what takes the space in an image | `tree` |
 //! | [`convert`] | an image's root as a disk of another hypervisor | `progress` |
-//! | [`pack`] | an image compressed for transport | `progress` |
-//! | [`sign`] | keys that sign images | |
-//! | [`cli`] | the command line | `base`, `build`, `compose`, `convert`, `diff`, `imagefs`, `import`, `lock`, `pack`, `progress`, `recipe`, `root`, `sign`, `store`, `tree`, `usage` |
+//! | [`pack`] | an image compressed for transport | `advice`, `progress` |
+//! | [`sign`] | keys that sign images | `advice` |
+//! | [`cli`] | the command line | `advice`, `archive`, `base`, `build`, `compose`, `convert`, `diff`, `imagefs`, `import`, `lock`, `pack`, `progress`, `recipe`, `root`, `sign`, `store`, `tree`, `usage` |
 
+pub mod advice;
 pub mod archive;
 pub mod base;
 pub mod boot;

@@ -6,9 +6,9 @@ use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
+use super::Damage;
 use super::pax::Extended;
 use super::sparse::{self, BLOCK, MAX_FILE};
-use super::{Damage, pax};
 use crate::tree::{Piece, show};
 
 /// A path longer than Linux can use.

@@ -242,7 +242,7 @@ fn index(file: &Arc<File>, stream: impl Read) -> Result<Tree, Damage> {
         let mut meta = Meta::new(entry.mode, entry.uid, entry.gid, entry.mtime);
         meta.xattrs.clone_from(&entry.xattrs);
         tree.insert(&entry.path, kind, meta)?;
-        Ok(())
+        Ok::<_, Damage>(())
     })?;
     Ok(tree)
 }

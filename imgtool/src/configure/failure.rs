@@ -1,20 +1,20 @@
 //! Why a job in the sandbox failed.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
+use displaydoc::Display;
 use serde::{Deserialize, Serialize};
 
 use super::disk;
+use crate::advice::Advice;
 use crate::recipe::Arch;
 
 /// Why a job failed. It crosses from one process to another, so it holds texts where other errors hold their source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Display, thiserror::Error)]
 pub enum Failure {
-    /// The host does not allow a sandbox.
-    #[error(
-        "cannot {what}: {why}\n  try: allow user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0 or kernel.unprivileged_userns_clone=1; in a container: --security-opt seccomp=unconfined), or build as root"
-    )]
+    /// cannot {what}: {why}
     Sandbox {
         /// What was attempted.
         what: String,
@@ -22,9 +22,7 @@ pub enum Failure {
         why: String,
     },
     /// A program in the root failed.
-    #[error(
-        "`{command}` failed in the image ({status}):\n{output}\n  try: see what the program says above; the root that it worked on is removed"
-    )]
+    #[displaydoc("`{command}` failed in the image ({status}):\n{output}")]
     Program {
         /// Its command line.
         command: String,
@@ -33,28 +31,60 @@ pub enum Failure {
         /// The end of its output.
         output: String,
     },
-    /// A program of the architecture cannot run here.
-    #[error("programs for {arch} cannot run on this machine: {why}\n  try: install package qemu-user-static")]
+    /// programs for {arch} cannot run on this machine: {why}
     Foreign {
         /// The architecture.
         arch: Arch,
         /// What the kernel said.
         why: String,
     },
-    /// The disk is full.
-    #[error(
-        "the disk is full: {0}\n  try: free some space in the cache directory, or choose another with XDG_CACHE_HOME"
-    )]
+    /// the disk is full: {0}
     Full(String),
-    /// Anything else.
-    #[error("cannot configure the root: {0}")]
-    Other(String),
+    /// cannot configure the root: {what}
+    Other {
+        /// What failed, and why.
+        what: String,
+        /// What to try.
+        advice: Option<String>,
+    },
+}
+
+impl Advice for Failure {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Sandbox { .. } => Some(
+                "allow user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0 or \
+                 kernel.unprivileged_userns_clone=1; in a container: --security-opt \
+                 seccomp=unconfined), or build as root"
+                    .into(),
+            ),
+            Self::Program { .. } => {
+                Some("see what the program says above; the root that it worked on is removed".into())
+            }
+            Self::Foreign { .. } => Some("install package qemu-user-static".into()),
+            Self::Full(..) => {
+                Some("free some space in the cache directory, or choose another with XDG_CACHE_HOME".into())
+            }
+            Self::Other { advice, .. } => advice.clone().map(Cow::Owned),
+        }
+    }
 }
 
 impl Failure {
-    /// Anything without an advice of its own.
+    /// What has no variant of its own.
     pub fn other(error: impl std::fmt::Display) -> Self {
-        Self::Other(error.to_string())
+        Self::Other {
+            what: error.to_string(),
+            advice: None,
+        }
+    }
+
+    /// An error of another layer, with its advice.
+    pub fn of(error: &dyn Advice) -> Self {
+        Self::Other {
+            what: error.to_string(),
+            advice: error.advice().map(Cow::into_owned),
+        }
     }
 
     /// A file failed.
@@ -62,7 +92,7 @@ impl Failure {
         let text = format!("{}: {error}", path.display());
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full(text),
-            _ => Self::Other(text),
+            _ => Self::other(text),
         }
     }
 }

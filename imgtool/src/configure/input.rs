@@ -85,7 +85,7 @@ impl Input {
         let root = InputRoot {
             archive: archive.to_owned(),
             bytes,
-            files: open.iter().map(AsRawFd::as_raw_fd).collect(),
+            files: Vec::new(),
             contents,
         };
         Ok(Self { root, open })
@@ -93,15 +93,19 @@ impl Input {
 
     /// What the job says of it.
     pub fn root(&self) -> InputRoot {
-        self.root.clone()
+        InputRoot {
+            files: self.open.iter().map(AsRawFd::as_raw_fd).collect(),
+            ..self.root.clone()
+        }
     }
 
     /// The descriptors as the process inside has them: nobody else closes them.
     #[cfg(test)]
     fn inherit(self) -> InputRoot {
         use std::os::fd::IntoRawFd;
-        self.open.into_iter().for_each(|fd| drop(fd.into_raw_fd()));
-        self.root
+        let root = self.root();
+        self.open.into_iter().for_each(|fd| _ = fd.into_raw_fd());
+        root
     }
 }
 

@@ -105,7 +105,7 @@ impl Worker<'_> {
             scratch,
             step,
         };
-        unpack.unpack_into(&mut tree).map_err(Failure::other)?;
+        unpack.unpack_into(&mut tree).map_err(|e| Failure::of(&e))?;
         prepare_root(&mut tree, filter, epoch)?;
         disk::write(&tree, self.root)?;
         Message::Finish(format!("{} packages", essential.len())).say();
@@ -180,7 +180,7 @@ fn prepare_root(tree: &mut Tree, filter: &Filter, epoch: i64) -> Result<(), Fail
 fn write_file(tree: &mut Tree, path: &str, text: &str, mode: u16, epoch: i64) -> Result<(), Failure> {
     let meta = Meta::new(mode, 0, 0, epoch);
     let is_new = tree.find(path.as_bytes()).map_err(Failure::other)?.is_none();
-    edit::write_text(tree, path, text.into(), meta).map_err(Failure::other)?;
+    edit::write_text(tree, path, text.into(), meta).map_err(|e| Failure::of(&e))?;
     if let Some(id) = tree.find_followed(path.as_bytes()).map_err(Failure::other)? {
         tree.node_mut(id).meta.mode = mode;
     }

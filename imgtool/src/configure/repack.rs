@@ -72,12 +72,12 @@ pub fn prepare(packages: &[Package], store: &Store, debs: &Path) -> Result<(Vec<
 }
 
 fn prepare_one(package: &Package, store: &Store, path: &Path) -> Result<(Needs, i64), Failure> {
-    let bytes = unpack::from_store(store)(package).map_err(Failure::other)?;
+    let bytes = unpack::from_store(store)(package).map_err(|e| Failure::of(&e))?;
     let refused = |damage: unpack::Damage| match damage {
         unpack::Damage::Archive(archive::Damage::Read(e)) if e.kind() == io::ErrorKind::StorageFull => {
             Failure::io(path, &e)
         }
-        damage => Failure::other(unpack::Error::Package {
+        damage => Failure::of(&unpack::Error::Package {
             package: package.to_string(),
             damage,
         }),

@@ -6,14 +6,17 @@
 //! packages can own their files as they please. A root of another architecture always gets a user namespace:
 //! there it can have its own interpreter for foreign programs without touching the host's.
 
+use std::borrow::Cow;
 use std::io::{BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use displaydoc::Display;
 use nix::unistd::{Gid, Uid};
 
 use super::failure::Failure;
 use super::job::{HELPER, Job, Message, Task};
+use crate::advice::Advice;
 use crate::progress::{Progress, Step, Unit};
 use crate::recipe::Arch;
 
@@ -21,34 +24,45 @@ use crate::recipe::Arch;
 const IDS: u32 = 65_536;
 
 /// Why a sandbox did not do its job.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// No range of numbers.
-    #[error(
-        "user {user} has no range of {IDS} numbers in {file}, which packages need for their own users\n  try: `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`, or build as root"
-    )]
+    /// user {user} has no range of {IDS:} numbers in {file}, which packages need for their own users
     NoRange {
         /// The user.
         user: String,
         /// The file.
         file: &'static str,
     },
-    /// The program that maps numbers failed.
-    #[error("{program} failed: {reason}\n  try: install package uidmap, or build as root")]
+    /// {program} failed: {reason}
     Map {
         /// `newuidmap` or `newgidmap`.
         program: &'static str,
         /// Why.
         reason: String,
     },
-    /// The process did not start or broke off.
-    #[error(
-        "the configuring process {0}\n  try: again; if it stays so, report it with the output of `dmesg | tail`"
-    )]
+    /// the configuring process {0}
     Process(String),
-    /// The job failed.
-    #[error(transparent)]
+    /// {0}
     Job(#[from] Failure),
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Job(error) => error.advice(),
+            Self::NoRange { user, .. } => Some(
+                format!(
+                    "`sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`, or \
+                 build as root"
+                )
+                .into(),
+            ),
+            Self::Map { .. } => Some("install package uidmap, or build as root".into()),
+            Self::Process(..) => {
+                Some("again; if it stays so, report it with the output of `dmesg | tail`".into())
+            }
+        }
+    }
 }
 
 /// Runs a task and writes the resulting root to `output`. `work` is an empty directory that the caller owns.
@@ -170,7 +184,7 @@ impl Maps {
                 })
             };
             write("uid_map", &self.users)?;
-            return write("gid_map", &self.groups);
+            return Ok(write("gid_map", &self.groups)?);
         }
         map_with("newuidmap", pid, &self.users)?;
         map_with("newgidmap", pid, &self.groups)

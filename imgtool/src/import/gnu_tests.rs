@@ -283,9 +283,7 @@ fn sizes_that_an_archive_names_have_caps() {
         ),
     ];
     for (records, words) in cases {
-        let error = import(&with_records(records, &[b'9'; 40]))
-            .unwrap_err()
-            .to_string();
+        let error = import(&with_records(records, &[b'9'; 40])).unwrap_err().report();
         assert!(
             error.contains(words) && error.contains("try:"),
             "{records:?}: {error}"
@@ -311,7 +309,7 @@ fn nothing_is_not_imported() {
         ("none.tar", "no files"),
         ("none.tar.gz", "no files"),
     ] {
-        let error = load_from(dir.path(), name).unwrap_err().to_string();
+        let error = load_from(dir.path(), name).unwrap_err().report();
         assert!(
             error.contains(words) && error.contains(name) && error.contains("try:"),
             "{error}"

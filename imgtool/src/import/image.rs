@@ -1,11 +1,14 @@
 //! `imgtool import`: an AMI around a root that others made.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use ami::boot::{BootConfig, Restart, Service};
 use ami::{Ami, Architecture, ExposedPort, INIT_GUEST, Manifest, Protocol};
+use displaydoc::Display;
 
 use super::{Config, Imported};
+use crate::advice::Advice;
 use crate::compose::kernel::Kernel;
 use crate::compose::modules::Module;
 use crate::compose::{self, Written, initramfs, kernel};
@@ -14,23 +17,30 @@ use crate::tree::{Meta, Tree};
 use crate::{base, boot, build, unpack};
 
 /// Why a source did not become an image.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The source is wrong.
-    #[error(transparent)]
+    /// {0}
     Source(#[from] super::Error),
-    /// The kernel could not be had.
-    #[error(transparent)]
+    /// {0}
     Kernel(#[from] build::Error),
-    /// The image that the kernel is taken from is wrong.
-    #[error("{0}\n  try: {hint}", hint = .0.hint())]
+    /// {0}
     Ami(#[from] ami::Error),
-    /// What is taken over from it is wrong.
-    #[error(transparent)]
+    /// {0}
     Base(#[from] base::Error),
-    /// The image could not be composed.
-    #[error(transparent)]
+    /// {0}
     Compose(#[from] compose::Error),
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Source(error) => error.advice(),
+            Self::Kernel(error) => error.advice(),
+            Self::Ami(error) => error.advice(),
+            Self::Base(error) => error.advice(),
+            Self::Compose(error) => error.advice(),
+        }
+    }
 }
 
 /// How to import.

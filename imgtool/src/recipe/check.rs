@@ -1,10 +1,14 @@
 //! Reading a recipe, and what cannot be said by its types.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use displaydoc::Display;
+
 use super::wrong::{Wrong, check_word, wrong};
 use super::{Arch, Recipe, Variant, contents};
+use crate::advice::Advice;
 use crate::spelling::nearest;
 use crate::time::parse_timestamp;
 
@@ -12,20 +16,16 @@ use crate::time::parse_timestamp;
 const MAX_RECIPE: u64 = 1 << 20;
 
 /// Why a recipe is not usable.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read.
-    #[error(
-        "cannot read recipe {path}: {source}\n  try: check the path; examples/hello.toml is the shortest recipe"
-    )]
+    /// cannot read recipe {path}: {source}
     Read {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
-    /// It is not TOML, or a key is unknown or of the wrong kind.
-    #[error("recipe {path} is not right: {message}\n  try: {advice}")]
+    /// recipe {path} is not right: {message}
     Syntax {
         /// The file.
         path: PathBuf,
@@ -34,8 +34,7 @@ pub enum Error {
         /// The nearest key, or where to read.
         advice: String,
     },
-    /// A value makes no sense.
-    #[error("recipe {path}: {key}: {message}\n  try: {advice}")]
+    /// recipe {path}: {key}: {message}
     Value {
         /// The file.
         path: PathBuf,
@@ -46,6 +45,16 @@ pub enum Error {
         /// What would be right.
         advice: &'static str,
     },
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Read { .. } => "check the path; examples/hello.toml is the shortest recipe".into(),
+            Self::Syntax { advice, .. } => advice.clone().into(),
+            Self::Value { advice, .. } => (*advice).into(),
+        })
+    }
 }
 
 /// The least that any machine of `vmm` has, in bytes.

@@ -101,6 +101,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::advice::Advice as _;
     use crate::progress::Quiet;
     use crate::recipe::Arch;
     use crate::store::Sha256;
@@ -160,7 +161,7 @@ mod tests {
         let (store, packages) = damaged_cache(dir.path());
         let error = renew_damaged(&packages[..1], &options(&store, true))
             .unwrap_err()
-            .to_string();
+            .report();
         assert!(
             error.contains("package a.deb") && error.contains("try:"),
             "{error}"

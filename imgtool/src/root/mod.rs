@@ -11,10 +11,14 @@ mod lock_packages;
 mod sources;
 mod stages;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+
+use displaydoc::Display;
 
 pub use lock_packages::lock_packages;
 
+use crate::advice::Advice;
 use crate::archive;
 use crate::base::{self, Base};
 use crate::configure;
@@ -29,31 +33,23 @@ use crate::tree::Tree;
 use crate::unpack::{self, Filter, Unpack};
 
 /// Why a root could not be made.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// Fetching failed.
-    #[error(transparent)]
+    /// {0}
     Fetch(#[from] fetch::Error),
-    /// No set of packages was found.
-    #[error(transparent)]
+    /// {0}
     Resolve(#[from] resolve::Error),
-    /// The lock file does not serve.
-    #[error(transparent)]
+    /// {0}
     Lock(#[from] lock::Error),
-    /// The cache failed.
-    #[error(transparent)]
+    /// {0}
     Store(#[from] store::Error),
-    /// A package cannot be unpacked.
-    #[error(transparent)]
+    /// {0}
     Unpack(#[from] unpack::Error),
-    /// The root cannot be completed.
-    #[error(transparent)]
+    /// {0}
     Configure(#[from] configure::Error),
-    /// The image cannot be built upon.
-    #[error(transparent)]
+    /// {0}
     Base(#[from] base::Error),
-    /// What a stage wrote cannot be read again.
-    #[error("cannot use {}, which was just written: {damage}\n  try: the same command again", path.display())]
+    /// cannot use {path}, which was just written: {damage}
     Result {
         /// The archive.
         path: PathBuf,
@@ -61,9 +57,24 @@ pub enum Error {
         #[source]
         damage: archive::Damage,
     },
-    /// The root cannot be configured.
-    #[error(transparent)]
+    /// {0}
     Sandbox(#[from] configure::SandboxError),
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Fetch(error) => error.advice(),
+            Self::Resolve(error) => error.advice(),
+            Self::Lock(error) => error.advice(),
+            Self::Store(error) => error.advice(),
+            Self::Unpack(error) => error.advice(),
+            Self::Configure(error) => error.advice(),
+            Self::Base(error) => error.advice(),
+            Self::Sandbox(error) => error.advice(),
+            Self::Result { .. } => Some("the same command again".into()),
+        }
+    }
 }
 
 /// How to make a root.

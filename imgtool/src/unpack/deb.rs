@@ -145,7 +145,7 @@ fn write_member(out: &mut (impl Write + Seek), name: &str, content: &mut impl Re
     if name.ends_with(".tar") {
         archive::visit(&mut tee, |entry, _| {
             newest = newest.max(entry.mtime);
-            Ok(())
+            Ok::<_, Damage>(())
         })?;
     }
     io::copy(&mut tee, &mut io::sink()).map_err(Damage::io)?;

@@ -5,16 +5,20 @@ mod deb;
 mod filter;
 mod layout;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
+use displaydoc::Display;
+
 pub use deb::{Control, Deb, MAX_DATA, repack};
 pub use filter::Filter;
 pub use layout::{complete, merge_usr};
 
+use crate::advice::Advice;
 use crate::archive::{self, Entry, EntryKind};
 use crate::lock::Package;
 use crate::progress::Step;
@@ -22,25 +26,19 @@ use crate::store::{self, Store};
 use crate::tree::{Content, Kind, Meta, Spool, Tree, TreeError, TreePath};
 
 /// What is wrong with a package file.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Damage {
-    /// Not a `.deb`.
-    #[error("it is not a Debian package")]
+    /// it is not a Debian package
     NoDeb,
-    /// The file ends early.
-    #[error("it ends in the middle of a member")]
+    /// it ends in the middle of a member
     Truncated,
-    /// A part is missing.
-    #[error("it has no {0}")]
+    /// it has no {0}
     Lacks(&'static str),
-    /// A member that does not belong there.
-    #[error("the member {0} does not belong there")]
+    /// the member {0} does not belong there
     Member(String),
-    /// Unknown compression.
-    #[error("the compression of {0} is unknown")]
+    /// the compression of {0} is unknown
     Compression(String),
-    /// A tar in it is damaged.
-    #[error(transparent)]
+    /// {0}
     Archive(#[from] archive::Damage),
 }
 
@@ -58,39 +56,43 @@ impl From<TreeError> for Damage {
 }
 
 /// Why packages could not be unpacked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// A package is damaged, or made to do harm.
-    #[error(
-        "refused package {package}: {damage}\n  try: report this to the archive: the file is what its index promises"
-    )]
+    /// refused package {package}: {damage}
     Package {
         /// Name and version.
         package: String,
         /// What is wrong.
+        #[source]
         damage: Damage,
     },
-    /// The cache failed.
-    #[error(transparent)]
+    /// {0}
     Store(#[from] store::Error),
-    /// The package left the cache.
-    #[error(
-        "package {0} disappeared from the cache or was damaged there\n  try: the same command again; it will be downloaded again"
-    )]
+    /// package {0} disappeared from the cache or was damaged there
     Gone(String),
-    /// The place for temporary files failed.
-    #[error(
-        "cannot use {path} for temporary files: {source}\n  try: set TMPDIR to a directory with enough space"
-    )]
+    /// cannot use {path} for temporary files: {source}
     Scratch {
         /// The directory.
         path: std::path::PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// The tree refuses what every root has.
-    #[error("cannot complete the root: {0}")]
+    /// cannot complete the root: {0}
     Layout(#[from] TreeError),
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Store(error) => error.advice(),
+            Self::Package { .. } => {
+                Some("report this to the archive: the file is what its index promises".into())
+            }
+            Self::Gone(..) => Some("the same command again; it will be downloaded again".into()),
+            Self::Scratch { .. } => Some("set TMPDIR to a directory with enough space".into()),
+            Self::Layout(..) => None,
+        }
+    }
 }
 
 /// A package's content, its files in the spool of the thread that unpacked it.
@@ -241,7 +243,7 @@ fn read_deb(bytes: &[u8], spool: &mut Spool) -> Result<Unpacked, Damage> {
             _ => None,
         };
         entries.push((entry.clone(), content));
-        Ok(())
+        Ok::<_, Damage>(())
     })?;
     Ok(Unpacked { control, entries })
 }
