@@ -2,12 +2,13 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use imgtool::fetch::Index;
 use imgtool::fetch::openpgp::Keyring;
 use imgtool::fetch::release::Release;
-use imgtool::fetch::{Index, clock};
 use imgtool::recipe::Variant;
 use imgtool::resolve::{self, Universe, Wanted, relation};
-use imgtool::unpack::{Deb, archive, repack};
+use imgtool::unpack::{Deb, repack};
+use imgtool::{archive, time};
 
 use crate::input::Input;
 
@@ -23,7 +24,7 @@ pub fn run(data: &[u8]) {
         2 => index(input.rest()),
         3 => package(input.rest()),
         4 => {
-            let _ = archive::read(input.rest(), |_, _| Ok(()));
+            let _ = archive::visit(input.rest(), |_, _| Ok::<_, archive::Damage>(()));
         }
         5 => relations(input.rest()),
         _ => {
@@ -48,8 +49,8 @@ fn in_release(bytes: &[u8]) {
 
 fn release(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    clock::parse_release_date(&text);
-    clock::parse_timestamp(&text);
+    time::parse_release_date(&text);
+    time::parse_timestamp(&text);
     if let Ok(release) = Release::parse(&text, "trixie", moment(), true) {
         let _ = release.indexes("main", "amd64");
     }
@@ -84,7 +85,9 @@ fn package(bytes: &[u8]) {
     };
     let _ = package.control();
     if let Ok(data) = package.data() {
-        let _ = archive::read(std::io::Read::take(data, MAX_READ), |_, _| Ok(()));
+        let _ = archive::visit(std::io::Read::take(data, MAX_READ), |_, _| {
+            Ok::<_, archive::Damage>(())
+        });
         // The whole stream is only followed where it is short.
         let mut data = match package.data() {
             Ok(data) => std::io::Read::take(data, MAX_READ),

@@ -1,11 +1,14 @@
 //! An image to build upon: its root, its packages, its kernel, and what its manifest says where the recipe is silent.
 
+use std::borrow::Cow;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ami::boot::BootConfig;
 use ami::{Ami, Architecture, PartName};
+use displaydoc::Display;
 
+use crate::advice::Advice;
 use crate::compose::kernel::{self, Kernel};
 use crate::compose::modules::Module;
 use crate::compose::{self, cpio, sbom};
@@ -26,30 +29,22 @@ const STATUS: &[u8] = b"var/lib/dpkg/status";
 pub const INSTALLED: &str = "installed";
 
 /// Why an image cannot be built upon.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The image is wrong.
-    #[error("{0}\n  try: {hint}", hint = .0.hint())]
+    /// {0}
     Ami(#[from] ami::Error),
-    /// Its root is wrong.
-    #[error(transparent)]
+    /// {0}
     Root(#[from] imagefs::Error),
-    /// Its kernel is wrong.
-    #[error(transparent)]
+    /// {0}
     Kernel(#[from] compose::Error),
-    /// Its initramfs is wrong.
-    #[error("cannot take the modules of {}: {why}\n  try: another image", path.display())]
+    /// cannot take the modules of {path}: {why}
     Initramfs {
         /// The image.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
-    /// It is for another architecture.
-    #[error(
-        "image {} is for {found}, and this build is for {wanted}\n  try: --arch {found}, or build the base for {wanted} first",
-        path.display()
-    )]
+    /// image {path} is for {found}, and this build is for {wanted}
     Architecture {
         /// The image.
         path: PathBuf,
@@ -58,26 +53,36 @@ pub enum Error {
         /// What is built.
         wanted: Architecture,
     },
-    /// Packages are to be added, and it has none.
-    #[error(
-        "image {} has no packages that dpkg knows, so none can be added\n  try: leave out `packages`, or build upon an image of variant `minbase`",
-        path.display()
-    )]
+    /// image {path} has no packages that dpkg knows, so none can be added
     NoPackages {
         /// The image.
         path: PathBuf,
     },
-    /// A module that its initramfs does not have.
-    #[error(
-        "the initramfs of {} has no module `{module}`, and its kernel is taken as it is\n  try: kernel.package in the recipe",
-        path.display()
-    )]
+    /// the initramfs of {path} has no module `{module}`, and its kernel is taken as it is
     NoModule {
         /// The image.
         path: PathBuf,
         /// The module.
         module: String,
     },
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Ami(error) => error.advice(),
+            Self::Root(error) => error.advice(),
+            Self::Kernel(error) => error.advice(),
+            Self::Initramfs { .. } => Some("another image".into()),
+            Self::Architecture { found, wanted, .. } => {
+                Some(format!("--arch {found}, or build the base for {wanted} first").into())
+            }
+            Self::NoPackages { .. } => {
+                Some("leave out `packages`, or build upon an image of variant `minbase`".into())
+            }
+            Self::NoModule { .. } => Some("kernel.package in the recipe".into()),
+        }
+    }
 }
 
 /// An image to build upon, verified.
@@ -166,7 +171,7 @@ impl Base {
         }
         let line = manifest
             .command_line
-            .strip_prefix(crate::build::COMMAND_LINE)
+            .strip_prefix(crate::boot::COMMAND_LINE)
             .unwrap_or(&manifest.command_line);
         recipe.command_line = ami::command_line::join([line, &recipe.command_line]);
         recipe

@@ -1,11 +1,15 @@
 //! `imgtool build`: from a recipe file to an AMI file.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use ami::boot::{BootConfig, Restart, Service};
 use ami::{Architecture, BlockDeviceMapping, Digest, ExposedPort, INIT_GUEST, Manifest};
+use displaydoc::Display;
 
+use crate::advice::Advice;
 use crate::base::{self, Base};
+use crate::boot::{COMMAND_LINE, defaults};
 use crate::compose::kernel::Kernel;
 use crate::compose::{self, Written, initramfs, kernel, modules, sbom};
 use crate::progress::{Progress, Unit};
@@ -13,30 +17,18 @@ use crate::recipe::{self, Arch, Recipe};
 use crate::root::{self, Root};
 use crate::store::{self, Store};
 
-/// What every image's kernel is told, before what the recipe adds. Messages on a console cost a quarter of the boot, and each
-/// character of one two exits: only what is worse than an error is printed (a panic prints all there is). The kernel's
-/// self-tests of its own cryptography are half the instructions of a boot; a recipe asks for them with `cryptomgr.notests=0`.
-pub const COMMAND_LINE: &str = "quiet loglevel=3 cryptomgr.notests";
-
 /// Why an image could not be built.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The recipe is wrong.
-    #[error(transparent)]
+    /// {0}
     Recipe(#[from] recipe::Error),
-    /// The cache is unusable.
-    #[error(transparent)]
+    /// {0}
     Store(#[from] store::Error),
-    /// The root could not be made.
-    #[error(transparent)]
+    /// {0}
     Root(#[from] root::Error),
-    /// The image could not be composed.
-    #[error(transparent)]
+    /// {0}
     Compose(#[from] compose::Error),
-    /// The recipe is not for this architecture.
-    #[error(
-        "recipe {recipe} is not for {arch}\n  try: --arch {first}, or add \"{arch}\" to `arch` in the recipe"
-    )]
+    /// recipe {recipe} is not for {arch}
     Architecture {
         /// The recipe.
         recipe: String,
@@ -45,20 +37,34 @@ pub enum Error {
         /// What it is for.
         first: Arch,
     },
-    /// The image to build upon is wrong.
-    #[error(transparent)]
+    /// {0}
     Base(#[from] base::Error),
-    /// A recipe of ours is not what we think.
-    #[error("the built-in recipe of the kernel is wrong: {0}\n  try: report it, and give --kernel meanwhile")]
+    /// the built-in recipe of the kernel is wrong: {0}
     Builtin(String),
-    /// The kernel file cannot be read.
-    #[error("cannot read the kernel {}: {source}\n  try: correct kernel.path in the recipe", path.display())]
+    /// cannot read the kernel {path}: {source}
     KernelFile {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Recipe(error) => error.advice(),
+            Self::Store(error) => error.advice(),
+            Self::Root(error) => error.advice(),
+            Self::Compose(error) => error.advice(),
+            Self::Base(error) => error.advice(),
+            Self::Architecture { arch, first, .. } => {
+                Some(format!("--arch {first}, or add \"{arch}\" to `arch` in the recipe").into())
+            }
+            Self::Builtin(..) => Some("report it, and give --kernel meanwhile".into()),
+            Self::KernelFile { .. } => Some("correct kernel.path in the recipe".into()),
+        }
+    }
 }
 
 /// How to build.
@@ -269,23 +275,6 @@ fn exposed(port: recipe::Port) -> ExposedPort {
     }
 }
 
-/// The orders that every guest-init gets: a writable root that grows, and a shell where PID 1 stays ours.
-pub fn boot_defaults(init: &str) -> BootConfig {
-    BootConfig {
-        schema: BootConfig::SCHEMA,
-        modules: Vec::new(),
-        root_device: "/dev/vda".into(),
-        root_filesystem: "ext4".into(),
-        root_writable: true,
-        grow_root: true,
-        init: init.to_owned(),
-        console: "hvc0".into(),
-        console_shell: init == INIT_GUEST,
-        hostname: None,
-        services: Vec::new(),
-    }
-}
-
 fn boot_config(recipe: &Recipe) -> BootConfig {
     let ours = recipe.init() == INIT_GUEST;
     BootConfig {
@@ -298,7 +287,7 @@ fn boot_config(recipe: &Recipe) -> BootConfig {
         } else {
             Vec::new()
         },
-        ..boot_defaults(recipe.init())
+        ..defaults(recipe.init())
     }
 }
 

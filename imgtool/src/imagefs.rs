@@ -2,15 +2,18 @@
 //!
 //! Every command that looks into an image works on that tree.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ami::{Ami, PartName};
+use displaydoc::Display;
 use mkext4::reader::{Fs, ReadAt};
 use mkext4::spec::inode::{FileType, Inode};
 
+use crate::advice::Advice;
 use crate::compose::ext4::acl_from_disk;
 use crate::tree::{Content, Kind, Meta, NodeId, Piece, Tree, TreeError};
 
@@ -22,27 +25,34 @@ const MAX_DEPTH: usize = 2048;
 const ROOT_INODE: u32 = 2;
 
 /// Why a file system cannot be read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The image itself is wrong.
-    #[error("{0}\n  try: {hint}", hint = .0.hint())]
+    /// {0}
     Ami(#[from] ami::Error),
-    /// Its root is not an ext4 that is known here.
-    #[error("cannot read the file system of {}: {why}\n  try: `imgtool verify`; `e2fsck -f` on an extracted root", path.display())]
+    /// cannot read the file system of {path}: {why}
     Ext4 {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
-    /// The tree refuses a name or a number.
-    #[error("the file system of {} is not sound: {source}\n  try: `e2fsck -f` on an extracted root", path.display())]
+    /// the file system of {path} is not sound: {source}
     Tree {
         /// The file.
         path: PathBuf,
         /// What was refused.
         source: TreeError,
     },
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Ami(error) => error.advice(),
+            Self::Ext4 { .. } => Some("`imgtool verify`; `e2fsck -f` on an extracted root".into()),
+            Self::Tree { .. } => Some("`e2fsck -f` on an extracted root".into()),
+        }
+    }
 }
 
 /// The root file system of an image.

@@ -1,6 +1,7 @@
 //! `pack` and `unpack`: an AMI for transport, in the seekable format of zstd (contrib/seekable_format of Zstandard):
 //! frames that decompress alone, and a table of them at the end. Any zstd unpacks it; readers of the format can seek.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -9,7 +10,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ami::{Ami, NewFile};
+use displaydoc::Display;
 
+use crate::advice::Advice;
 use crate::progress::Step;
 
 /// Bytes of the image in one frame. Smaller seeks better, larger compresses better: measured in research, 1 MiB costs
@@ -24,23 +27,18 @@ const FOOTER_MAGIC: u32 = 0x8f92_eab1;
 const MAX_FRAMES: u32 = 8 << 20;
 
 /// Why an image cannot be packed or unpacked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The image is wrong.
-    #[error("{0}\n  try: {hint}", hint = .0.hint())]
+    /// {0}
     Ami(#[from] ami::Error),
-    /// The packed file is wrong.
-    #[error(
-        "{path} is not a packed image: {why}\n  try: copy or download it again; `imgtool pack` writes such files"
-    )]
+    /// {path} is not a packed image: {why}
     Malformed {
         /// The file.
         path: String,
         /// What is wrong with it.
         why: String,
     },
-    /// Reading or writing failed.
-    #[error("cannot {action} {path}: {source}\n  try: check the path and the space on the disk")]
+    /// cannot {action} {path}: {source}
     Io {
         /// What was attempted.
         action: &'static str,
@@ -49,6 +47,18 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Ami(error) => error.advice(),
+            Self::Malformed { .. } => {
+                Some("copy or download it again; `imgtool pack` writes such files".into())
+            }
+            Self::Io { .. } => Some("check the path and the space on the disk".into()),
+        }
+    }
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {

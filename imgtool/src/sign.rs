@@ -1,5 +1,7 @@
 //! Keys and signatures in minisign's formats (minisign(1), "Signature format"): one line of comment, one of base64.
 
+use crate::advice::Advice;
+use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use blake2::digest::consts::U32;
 use blake2::{Blake2b, Digest};
+use displaydoc::Display;
 use ed25519_dalek::{SigningKey, VerifyingKey};
 
 /// A key file is two short lines; one that is longer than this is something else.
@@ -24,10 +27,9 @@ const PLAIN: &[u8; 2] = &[0, 0];
 const SECRET_LENGTH: usize = 6 + 32 + 16 + 8 + 64 + 32;
 
 /// Why a key cannot be used.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read or written.
-    #[error("cannot {action} the key {}: {source}\n  try: check the path", path.display())]
+    /// cannot {action} the key {path}: {source}
     Io {
         /// What was attempted.
         action: &'static str,
@@ -36,14 +38,12 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// A key must not take the place of another.
-    #[error("{} exists: a new key does not take its place\n  try: another name", path.display())]
+    /// {path} exists: a new key does not take its place
     Exists {
         /// The file.
         path: PathBuf,
     },
-    /// The file holds something else.
-    #[error("{} is not a minisign {what} key: {why}\n  try: {advice}", path.display())]
+    /// {path} is not a minisign {what} key: {why}
     Malformed {
         /// The file.
         path: PathBuf,
@@ -54,6 +54,16 @@ pub enum Error {
         /// What would be right.
         advice: &'static str,
     },
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Io { .. } => "check the path".into(),
+            Self::Exists { .. } => "another name".into(),
+            Self::Malformed { advice, .. } => (*advice).into(),
+        })
+    }
 }
 
 /// What signs.
@@ -287,7 +297,7 @@ mod tests {
         // Without a checksum, damage still shows in the halves of the key.
         bytes[70] ^= 1;
         write(&bytes);
-        let error = SecretKey::load(&path).err().unwrap().to_string();
+        let error = SecretKey::load(&path).err().unwrap().report();
         assert!(error.contains("halves") && error.contains("try:"), "{error}");
     }
 
@@ -301,7 +311,7 @@ mod tests {
         for (at, word) in [(0, "algorithm"), (2, "password"), (100, "checksum")] {
             bytes[at] ^= 1;
             fs::write(&path, format!("c\n{}\n", STANDARD.encode(&bytes))).unwrap();
-            let error = SecretKey::load(&path).err().unwrap().to_string();
+            let error = SecretKey::load(&path).err().unwrap().report();
             assert!(error.contains(word) && error.contains("try:"), "{error}");
             bytes[at] ^= 1;
         }

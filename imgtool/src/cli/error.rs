@@ -1,84 +1,97 @@
 //! Why a command failed.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
+use displaydoc::Display;
+
+use crate::advice::Advice;
 use crate::{build, imagefs, import, pack, recipe, root, sign, store, tree};
 
 /// What `imgtool: …` says.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// Building failed.
-    #[error(transparent)]
+    /// {0}
     Build(#[from] build::Error),
-    /// The recipe is wrong.
-    #[error(transparent)]
+    /// {0}
     Recipe(#[from] recipe::Error),
-    /// Packages could not be had.
-    #[error(transparent)]
+    /// {0}
     Root(#[from] root::Error),
-    /// The cache is unusable.
-    #[error(transparent)]
+    /// {0}
     Store(#[from] store::Error),
-    /// The image is wrong.
-    #[error("{0}\n  try: {hint}", hint = .0.hint())]
+    /// {0}
     Ami(#[from] ami::Error),
-    /// The image's file system is wrong.
-    #[error(transparent)]
+    /// {0}
     ImageFs(#[from] imagefs::Error),
-    /// The source of an import is wrong.
-    #[error(transparent)]
+    /// {0}
     Import(#[from] import::ImageError),
-    /// Packing failed.
-    #[error(transparent)]
+    /// {0}
     Pack(#[from] pack::Error),
-    /// A key is wrong.
-    #[error(transparent)]
+    /// {0}
     Key(#[from] sign::Error),
-    /// The signature is not the expected one.
-    #[error("{}: {source}\n  try: the key of whoever published the image, or another copy of it", path.display())]
+    /// {path}: {source}
     Signature {
         /// The image.
         path: PathBuf,
         /// Why not.
         source: ami::SignatureError,
     },
-    /// A file name says nothing.
-    #[error("cannot tell a name from {}\n  try: --{option}", path.display())]
+    /// cannot tell a name from {path}
     NoName {
         /// The file.
         path: PathBuf,
         /// The option that says it.
         option: &'static str,
     },
-    /// A path in the image is wrong.
-    #[error("{0}\n  try: `imgtool ls` shows what the image holds")]
+    /// {0}
     Tree(#[from] tree::TreeError),
-    /// A file in the image cannot be printed.
-    #[error("{path} is {what}\n  try: `imgtool ls -l` shows what is a file")]
+    /// {path} is {what}
     NotAFile {
         /// The path in the image.
         path: String,
         /// What it is instead.
         what: &'static str,
     },
-    /// A file on the host cannot be written.
-    #[error("cannot write {}: {source}\n  try: another place, or more space", path.display())]
+    /// cannot write {path}: {source}
     Write {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// Bytes of the image cannot be read.
-    #[error("cannot read {what}: {source}\n  try: `imgtool verify` on the image")]
+    /// cannot read {what}: {source}
     Read {
         /// What.
         what: String,
         /// Why not.
         source: io::Error,
     },
-    /// Standard output is closed or full.
-    #[error("cannot write to standard output: {0}")]
+    /// cannot write to standard output: {0}
     Output(#[from] io::Error),
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Build(error) => error.advice(),
+            Self::Recipe(error) => error.advice(),
+            Self::Root(error) => error.advice(),
+            Self::Store(error) => error.advice(),
+            Self::Ami(error) => error.advice(),
+            Self::ImageFs(error) => error.advice(),
+            Self::Import(error) => error.advice(),
+            Self::Pack(error) => error.advice(),
+            Self::Key(error) => error.advice(),
+            Self::Signature { .. } => {
+                Some("the key of whoever published the image, or another copy of it".into())
+            }
+            Self::NoName { option, .. } => Some(format!("--{option}").into()),
+            Self::Tree(..) => Some("`imgtool ls` shows what the image holds".into()),
+            Self::NotAFile { .. } => Some("`imgtool ls -l` shows what is a file".into()),
+            Self::Write { .. } => Some("another place, or more space".into()),
+            Self::Read { .. } => Some("`imgtool verify` on the image".into()),
+            Self::Output(..) => None,
+        }
+    }
 }

@@ -16,6 +16,7 @@ use clap_complete::Shell;
 
 pub use error::Error;
 
+use crate::advice::Advice;
 use crate::recipe::Arch;
 
 /// Build machine images, and look inside them.
@@ -291,7 +292,7 @@ fn report(error: &Error) -> ExitCode {
         _ => ExitCode::FAILURE,
     };
     // Nothing is left to do when even that fails.
-    let _ = writeln!(std::io::stderr(), "imgtool: {error}");
+    let _ = writeln!(std::io::stderr(), "imgtool: {}", error.report());
     status
 }
 

@@ -10,7 +10,7 @@ use super::{Error, Format};
 use crate::convert::qcow2;
 use crate::progress::{self, Unit};
 use crate::sign::SecretKey;
-use crate::{imagefs, pack as packing, root};
+use crate::{archive, imagefs, pack as packing};
 
 pub(super) fn keygen(file: &Path, out: &mut dyn Write) -> Result<(), Error> {
     let public = with_suffix(file, "pub");
@@ -68,7 +68,7 @@ pub(super) fn convert(image: &Path, to: Format, output: &Path, out: &mut dyn Wri
         }
         _ => {
             let tree = imagefs::of_ami(&ami)?;
-            root::archive::write(&tree, std::io::BufWriter::new(new.file())).map_err(write)?;
+            archive::write(&tree, std::io::BufWriter::new(new.file())).map_err(write)?;
         }
     }
     let length = new.file().metadata().map_err(write)?.len();

@@ -1,31 +1,29 @@
 //! Why an image cannot be composed.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
+use displaydoc::Display;
+
+use crate::advice::Advice;
 use crate::tree::TreeError;
 
 /// What is wrong with the ingredients, or with the disk that the image is written to.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The kernel tree holds no kernel.
-    #[error(
-        "the kernel packages hold no kernel: neither /boot/vmlinuz-* nor /usr/lib/modules/*/vmlinuz\n  try: name a `linux-image-*` package as kernel.package"
-    )]
+    /// the kernel packages hold no kernel: neither /boot/vmlinuz-* nor /usr/lib/modules/*/vmlinuz
     NoKernel,
-    /// The kernel tree holds several.
-    #[error("the kernel packages hold more than one kernel: {0}\n  try: name one kernel package")]
+    /// the kernel packages hold more than one kernel: {0}
     SeveralKernels(String),
-    /// The image is in no form that can be booted directly.
-    #[error("cannot extract the kernel {name}: {why}\n  try: another kernel package or kernel.path")]
+    /// cannot extract the kernel {name}: {why}
     Kernel {
         /// Its file name.
         name: String,
         /// What is wrong with it.
         why: String,
     },
-    /// A module that the recipe wants does not exist.
-    #[error("kernel {release} has no module `{name}`{near}\n  try: correct `modules` in the recipe")]
+    /// kernel {release} has no module `{name}`{near}
     NoModule {
         /// The module.
         name: String,
@@ -34,20 +32,14 @@ pub enum Error {
         /// `, the nearest is …`.
         near: String,
     },
-    /// A module file cannot be read.
-    #[error(
-        "kernel module {path} is damaged: {why}\n  try: remove it from the cache, or use another kernel package"
-    )]
+    /// kernel module {path} is damaged: {why}
     Module {
         /// Its path in the kernel tree.
         path: String,
         /// What is wrong with it.
         why: String,
     },
-    /// No guest-init was found.
-    #[error(
-        "there is no guest-init for {architecture}: looked for {looked}\n  try: `cargo xtask cross {machine}` where Kiln was built, or name the file with --guest-init or KILN_GUEST_INIT"
-    )]
+    /// there is no guest-init for {architecture}: looked for {looked}
     NoGuestInit {
         /// The image's architecture.
         architecture: ami::Architecture,
@@ -56,8 +48,7 @@ pub enum Error {
         /// The kernel's name of the architecture.
         machine: &'static str,
     },
-    /// The guest-init file is not a program for the image's architecture.
-    #[error("{} cannot be guest-init: {why}\n  try: build it static for {architecture}", path.display())]
+    /// {path} cannot be guest-init: {why}
     GuestInit {
         /// The file.
         path: PathBuf,
@@ -66,53 +57,71 @@ pub enum Error {
         /// The image's architecture.
         architecture: ami::Architecture,
     },
-    /// The tree cannot be an ext4.
-    #[error(
-        "{path} cannot be stored in ext4: {why}\n  try: rename the file where it comes from, or leave it out"
-    )]
+    /// {path} cannot be stored in ext4: {why}
     Unstorable {
         /// The path in the image.
         path: String,
         /// What is wrong with it.
         why: String,
     },
-    /// The tree does not fit.
-    #[error(
-        "the root file system of {size} bytes is too small: {why}\n  try: a larger root-size in the recipe, or `auto`"
-    )]
+    /// the root file system of {size} bytes is too small: {why}
     TooSmall {
         /// The size that was asked for.
         size: u64,
         /// What did not fit.
         why: String,
     },
-    /// The size is more than an image can have.
-    #[error(
-        "the root file system of {size} bytes is too large: an image holds at most {largest}\n  try: a smaller root-size, or `auto`; volumes besides the root may be larger"
-    )]
+    /// the root file system of {size} bytes is too large: an image holds at most {largest}
     TooLarge {
         /// The size that was asked for.
         size: u64,
         /// The largest.
         largest: u64,
     },
-    /// The ext4 writer failed.
-    #[error("cannot write the root file system: {0}\n  try: `imgtool build` again; report it if it stays")]
+    /// cannot write the root file system: {0}
     Ext4(String),
-    /// Bytes of a file could not be read.
-    #[error(
-        "cannot read {what}: {source}\n  try: build again; the cache or the source may have changed meanwhile"
-    )]
+    /// cannot read {what}: {source}
     Read {
         /// Which.
         what: String,
         /// Why not.
         source: io::Error,
     },
-    /// The tree refuses.
-    #[error(transparent)]
+    /// {0}
     Tree(#[from] TreeError),
-    /// The AMI cannot be written.
-    #[error("{0}\n  try: {hint}", hint = .0.hint())]
+    /// {0}
     Ami(#[from] ami::Error),
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Tree(error) => error.advice(),
+            Self::Ami(error) => error.advice(),
+            Self::NoKernel => Some("name a `linux-image-*` package as kernel.package".into()),
+            Self::SeveralKernels(..) => Some("name one kernel package".into()),
+            Self::Kernel { .. } => Some("another kernel package or kernel.path".into()),
+            Self::NoModule { .. } => Some("correct `modules` in the recipe".into()),
+            Self::Module { .. } => Some("remove it from the cache, or use another kernel package".into()),
+            Self::NoGuestInit { machine, .. } => Some(
+                format!(
+                    "`cargo xtask cross {machine}` where Kiln was built, or name the file with \
+                 --guest-init or KILN_GUEST_INIT"
+                )
+                .into(),
+            ),
+            Self::GuestInit { architecture, .. } => {
+                Some(format!("build it static for {architecture}").into())
+            }
+            Self::Unstorable { .. } => Some("rename the file where it comes from, or leave it out".into()),
+            Self::TooSmall { .. } => Some("a larger root-size in the recipe, or `auto`".into()),
+            Self::TooLarge { .. } => {
+                Some("a smaller root-size, or `auto`; volumes besides the root may be larger".into())
+            }
+            Self::Ext4(..) => Some("`imgtool build` again; report it if it stays".into()),
+            Self::Read { .. } => {
+                Some("build again; the cache or the source may have changed meanwhile".into())
+            }
+        }
+    }
 }

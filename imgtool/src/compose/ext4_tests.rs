@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use super::*;
+use crate::advice::Advice as _;
 use crate::progress::Quiet;
 use crate::tree::Content;
 use crate::tree::Meta;
@@ -299,7 +300,7 @@ fn what_cannot_be_stored_is_named() {
     )
     .err()
     .unwrap()
-    .to_string();
+    .report();
     assert!(
         error.contains("too small") && error.contains("root-size"),
         "{error}"
@@ -312,6 +313,6 @@ fn a_size_that_no_image_has_is_too_large_and_not_too_small() {
         size: Some(20 << 40),
         epoch: 0,
     };
-    let error = plan(&Tree::new(), settings).map(drop).unwrap_err().to_string();
+    let error = plan(&Tree::new(), settings).map(drop).unwrap_err().report();
     assert!(error.contains("too large") && error.contains("try:"), "{error}");
 }

@@ -129,6 +129,7 @@ fn check_program(elf: &[u8], architecture: Architecture) -> Result<(), &'static 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::advice::Advice as _;
 
     fn config() -> BootConfig {
         BootConfig {
@@ -163,7 +164,7 @@ mod tests {
     fn a_missing_or_dynamic_program_is_explained() {
         let error = find_guest_init(Architecture::Arm64, Some(Path::new("/no/guest-init")))
             .unwrap_err()
-            .to_string();
+            .report();
         assert!(
             error.contains("/no/guest-init") && error.contains("cargo xtask cross aarch64"),
             "{error}"
@@ -177,7 +178,7 @@ mod tests {
         if let Some(host) = Architecture::host()
             && shell.exists()
         {
-            let error = find_guest_init(host, Some(shell)).unwrap_err().to_string();
+            let error = find_guest_init(host, Some(shell)).unwrap_err().report();
             assert!(error.contains("dynamically"), "{error}");
         }
     }

@@ -8,8 +8,8 @@ use std::io::Read;
 use ami::Architecture;
 
 use super::Error;
+use crate::decompress;
 use crate::tree::{Kind, Tree};
-use crate::unpack::bounds;
 
 /// Largest compressed kernel taken, and largest decompressed: distribution kernels have 15 and 65 MB.
 const MAX_COMPRESSED: u64 = 256 << 20;
@@ -176,7 +176,7 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, String> {
     if payload.starts_with(GZIP) {
         limited(flate2::bufread::GzDecoder::new(payload)).map_err(context("gzip"))
     } else if payload.starts_with(XZ) {
-        bounds::xz(payload).and_then(limited).map_err(context("xz"))
+        decompress::xz(payload).and_then(limited).map_err(context("xz"))
     } else if payload.starts_with(ZSTD) {
         let decoder = zstd::stream::read::Decoder::with_buffer(payload).map_err(context("zstd"))?;
         limited(decoder.single_frame()).map_err(context("zstd"))

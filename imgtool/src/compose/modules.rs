@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use super::{Error, modinfo};
+use crate::decompress;
 use crate::tree::{Kind, NodeId, Tree, show};
-use crate::unpack::bounds;
 
 /// What an instance needs before its root is mounted, and for its agent. A kernel may have any of them built in, and an
 /// older one may not know some: those that do not exist are left out.
@@ -152,7 +152,7 @@ impl<'a> Library<'a> {
     }
 
     fn missing(&self, name: &str) -> Error {
-        let near = crate::recipe::nearest(name, self.files.keys().map(String::as_str));
+        let near = crate::spelling::nearest(name, self.files.keys().map(String::as_str));
         let near = near
             .map(|near| format!(", the nearest is `{near}`"))
             .unwrap_or_default();
@@ -223,7 +223,7 @@ fn decompress(path: &[u8], file: Vec<u8>) -> std::io::Result<Vec<u8>> {
     let mut out = Vec::new();
     let mut limited = |reader: &mut dyn Read| reader.take(MAX_MODULE + 1).read_to_end(&mut out);
     if path.ends_with(b".xz") {
-        limited(&mut bounds::xz(&file[..])?)?;
+        limited(&mut decompress::xz(&file[..])?)?;
     } else if path.ends_with(b".zst") {
         limited(&mut zstd::stream::read::Decoder::with_buffer(&file[..])?)?;
     } else if path.ends_with(b".gz") {

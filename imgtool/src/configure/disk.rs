@@ -8,6 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use displaydoc::Display;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod, utimensat};
 use nix::sys::time::TimeSpec;
 
@@ -17,18 +18,16 @@ use crate::tree::{Content, Kind, MAX_XATTRS, Meta, Node, NodeId, Tree, TreeError
 const KEPT_XATTRS: [&str; 3] = ["security.capability", "system.posix_acl_", "user."];
 
 /// Why a tree could not be written or read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// A file failed.
-    #[error("{path}: {source}")]
+    /// {path}: {source}
     Io {
         /// The file on disk.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// The tree refuses what is on disk.
-    #[error("{0}")]
+    /// {0}
     Tree(#[from] TreeError),
 }
 

@@ -4,27 +4,26 @@
 //! that whatever a package starts ends with it.
 
 use std::io::{self, BufRead, Write};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Uid, chroot, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
-use super::dpkg::{self, Failed};
-use super::job::{Failure, Job, Message};
+use super::chroot::{ENTER, enter};
+use super::execute;
+use super::failure::Failure;
+use super::job::{HELPER, Job, Message};
 
 /// The second process.
 const INNER: &str = "inner";
-/// Becomes a program in the root.
-const ENTER: &str = "enter";
 
 /// Runs as the process in the sandbox if the arguments say so; `arguments` are those after the program's name. The
 /// program's `main` calls this before anything else, while it has one thread.
 pub fn run_if_asked(arguments: &[std::ffi::OsString]) -> Option<ExitCode> {
-    if arguments.first()? != super::sandbox::HELPER {
+    if arguments.first()? != HELPER {
         return None;
     }
     let words: Vec<_> = arguments.iter().skip(1).collect();
@@ -36,47 +35,45 @@ pub fn run_if_asked(arguments: &[std::ffi::OsString]) -> Option<ExitCode> {
     })
 }
 
-fn report(result: Result<(), Failed>) -> ExitCode {
+fn report(result: Result<(), Failure>) -> ExitCode {
     let message = match result {
         Ok(()) => return ExitCode::SUCCESS,
-        Err(Failed(failure)) => Message::Failed(failure),
+        Err(failure) => Message::Failed(failure),
     };
     // Nobody listens any more if this fails.
     let _ = message.send(&mut io::stdout());
     ExitCode::SUCCESS
 }
 
-fn sandbox_error(what: &'static str) -> impl Fn(nix::Error) -> Failed {
-    move |e| {
-        Failed(Failure::Sandbox {
-            what: what.into(),
-            why: e.to_string(),
-        })
+fn sandbox_error(what: &'static str) -> impl Fn(nix::Error) -> Failure {
+    move |e| Failure::Sandbox {
+        what: what.into(),
+        why: e.to_string(),
     }
 }
 
-fn read_job(input: &mut impl BufRead) -> Result<(String, Job), Failed> {
+fn read_job(input: &mut impl BufRead) -> Result<(String, Job), Failure> {
     let mut line = String::new();
-    input.read_line(&mut line).map_err(Failed::other)?;
-    let job = serde_json::from_str(&line).map_err(Failed::other)?;
+    input.read_line(&mut line).map_err(Failure::other)?;
+    let job = serde_json::from_str(&line).map_err(Failure::other)?;
     Ok((line, job))
 }
 
 /// Ends this process when its parent has ended, however that was: a build that was killed leaves nothing running. The kernel forgets
 /// it when the process becomes another user (prctl(2), `PR_SET_PDEATHSIG`).
-fn end_with_parent() -> Result<(), Failed> {
+fn end_with_parent() -> Result<(), Failure> {
     set_pdeathsig(Signal::SIGKILL).map_err(sandbox_error("be ended with the program that builds"))
 }
 
-fn outer() -> Result<(), Failed> {
+fn outer() -> Result<(), Failure> {
     end_with_parent()?;
     let mut input = io::stdin().lock();
     let (line, job) = read_job(&mut input)?;
     if job.user_namespace {
         unshare(CloneFlags::CLONE_NEWUSER).map_err(sandbox_error("make a user namespace"))?;
-        Message::MapIds.send(&mut io::stdout()).map_err(Failed::other)?;
+        Message::MapIds.send(&mut io::stdout()).map_err(Failure::other)?;
         let mut answer = String::new();
-        input.read_line(&mut answer).map_err(Failed::other)?;
+        input.read_line(&mut answer).map_err(Failure::other)?;
         become_root()?;
         end_with_parent()?;
     }
@@ -88,18 +85,18 @@ fn outer() -> Result<(), Failed> {
     unshare(flags).map_err(sandbox_error("make namespaces"))?;
     nix::unistd::sethostname("localhost").map_err(sandbox_error("set the host name"))?;
     let mut child = Command::new("/proc/self/exe")
-        .args([super::sandbox::HELPER, INNER])
+        .args([HELPER, INNER])
         .stdin(std::process::Stdio::piped())
         .spawn()
-        .map_err(Failed::other)?;
+        .map_err(Failure::other)?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(line.as_bytes()).map_err(Failed::other)?;
+        stdin.write_all(line.as_bytes()).map_err(Failure::other)?;
     }
-    child.wait().map_err(Failed::other)?;
+    child.wait().map_err(Failure::other)?;
     Ok(())
 }
 
-fn become_root() -> Result<(), Failed> {
+fn become_root() -> Result<(), Failure> {
     let failed = sandbox_error("become root of the user namespace");
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     setresgid(gid, gid, gid).map_err(&failed)?;
@@ -107,33 +104,16 @@ fn become_root() -> Result<(), Failed> {
     setresuid(uid, uid, uid).map_err(&failed)
 }
 
-fn inner() -> Result<(), Failed> {
+fn inner() -> Result<(), Failure> {
     end_with_parent()?;
     let (_, job) = read_job(&mut io::stdin().lock())?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    let result = dpkg::run(&job);
+    let result = execute::run(&job);
     // Files on disk have owners that only this namespace can remove; a root in memory goes with its mount.
     let root = job.work.join("root");
     if nix::mount::umount2(&root, nix::mount::MntFlags::MNT_DETACH).is_err() {
         let _ = std::fs::remove_dir_all(&root);
     }
     result?;
-    Message::Done.send(&mut io::stdout()).map_err(Failed::other)
-}
-
-fn enter(root: &Path, program: &std::ffi::OsStr, rest: &[&std::ffi::OsString]) -> ExitCode {
-    if let Err(e) = chroot(root).and_then(|()| nix::unistd::chdir("/")) {
-        eprintln!("cannot enter the root: {e}");
-        return ExitCode::FAILURE;
-    }
-    let error = Command::new(program).args(rest).exec();
-    eprintln!("cannot run {}: {error}", program.display());
-    ExitCode::FAILURE
-}
-
-/// A command that runs a program in the root.
-pub fn in_root(root: &Path) -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    command.args([super::sandbox::HELPER, ENTER]).arg(root);
-    command
+    Message::Done.send(&mut io::stdout()).map_err(Failure::other)
 }

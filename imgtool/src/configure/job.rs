@@ -5,8 +5,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::failure::Failure;
+use super::input::InputRoot;
 use crate::lock::Package;
 use crate::recipe::Arch;
+
+/// The argument that makes this program the process in the sandbox.
+pub const HELPER: &str = "configure-helper";
 
 /// A task for the process in the sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -28,8 +33,8 @@ pub struct Job {
 pub enum Task {
     /// Install packages.
     Install {
-        /// The root to add to, as an archive; unset, an empty one.
-        base: Option<PathBuf>,
+        /// The root to add to; unset, an empty one.
+        base: Option<InputRoot>,
         /// The packages.
         packages: Vec<Package>,
         /// The cache that holds them.
@@ -45,8 +50,8 @@ pub enum Task {
     },
     /// Run commands in a root.
     Run {
-        /// The root, as an archive.
-        root: PathBuf,
+        /// The root.
+        root: InputRoot,
         /// What to call it.
         name: String,
         /// The commands, for `/bin/sh`.
@@ -75,44 +80,18 @@ pub enum Message {
     Failed(Failure),
 }
 
-/// Why a job failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Failure {
-    /// The host does not allow a sandbox.
-    Sandbox {
-        /// What was attempted.
-        what: String,
-        /// What the kernel said.
-        why: String,
-    },
-    /// A program in the root failed.
-    Program {
-        /// Its command line.
-        command: String,
-        /// How it ended.
-        status: String,
-        /// The end of its output.
-        output: String,
-    },
-    /// A program of the architecture cannot run here.
-    Foreign {
-        /// The architecture.
-        arch: Arch,
-        /// What the kernel said.
-        why: String,
-    },
-    /// The disk is full.
-    Full(String),
-    /// Anything else.
-    Other(String),
-}
-
 impl Message {
     /// Writes it as a line.
     pub fn send(&self, out: &mut impl Write) -> std::io::Result<()> {
         let line = serde_json::to_string(self)?;
         writeln!(out, "{line}")?;
         out.flush()
+    }
+
+    /// Writes it to standard output, for the process outside.
+    pub fn say(&self) {
+        // If nobody listens, the end will show.
+        let _ = self.send(&mut std::io::stdout());
     }
 
     /// Reads the next line; `None` at the end.

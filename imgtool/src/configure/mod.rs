@@ -3,27 +3,37 @@
 
 mod accounts;
 mod batches;
+mod chroot;
 mod cleanup;
 mod disk;
-mod dpkg;
 mod edit;
+mod execute;
+mod failure;
 mod files;
 mod helper;
+mod input;
+mod install;
 mod job;
 mod keystore;
 mod mounts;
 mod private_keys;
+mod repack;
 mod sandbox;
 mod secrets;
 mod services;
 mod usable;
+mod worker;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
+
+use displaydoc::Display;
 
 pub use accounts::{add_users, basic_accounts};
 pub use cleanup::clean;
 pub use files::add_files;
 pub use helper::run_if_asked;
+pub use input::Input;
 pub use job::Task;
 pub use private_keys::{private_keys, warning as private_key_warning};
 pub use sandbox::{Error as SandboxError, run};
@@ -31,31 +41,27 @@ pub use secrets::{first_boot_room, made_by_packages, remove as remove_secrets};
 pub use services::{add_units, set_hostname};
 pub use usable::check_root;
 
+use crate::advice::Advice;
 use crate::tree::TreeError;
 
 /// Why a root could not be completed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The tree refuses a change.
-    #[error("cannot write {path} into the image: {source}\n  try: correct the recipe's path")]
+    /// cannot write {path} into the image: {source}
     Tree {
         /// The path in the image.
         path: String,
         /// Why not.
         source: TreeError,
     },
-    /// A file on this machine cannot be read.
-    #[error(
-        "cannot read {path} for the image: {source}\n  try: correct `source` in the recipe; it is relative to the recipe's directory"
-    )]
+    /// cannot read {path} for the image: {source}
     Source {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
-    /// Something is in the way that must stay.
-    #[error("cannot write {path} into the image: {by} has that name\n  try: {advice}")]
+    /// cannot write {path} into the image: {by} has that name
     Occupied {
         /// The path in the image.
         path: String,
@@ -64,38 +70,28 @@ pub enum Error {
         /// What would work.
         advice: &'static str,
     },
-    /// A file on this machine cannot be in an image.
-    #[error("cannot put {path} into the image: {why}\n  try: rename it, or leave it out of the source")]
+    /// cannot put {path} into the image: {why}
     Unfit {
         /// The file.
         path: PathBuf,
         /// Why not.
         why: &'static str,
     },
-    /// A file of the image that is to be edited is not what it should be.
-    #[error(
-        "{path} in the image cannot be edited: {reason}\n  try: see which package brings it with `imgtool ls`"
-    )]
+    /// {path} in the image cannot be edited: {reason}
     Edit {
         /// The path in the image.
         path: String,
         /// Why not.
         reason: String,
     },
-    /// A user or group does not exist in the image.
-    #[error(
-        "there is no {kind} `{name}` in the image\n  try: add it to `users`, name the package that makes it, or give a number"
-    )]
+    /// there is no {kind} `{name}` in the image
     NoAccount {
         /// `user` or `group`.
         kind: &'static str,
         /// The name.
         name: String,
     },
-    /// A number is another's.
-    #[error(
-        "users, {name}: uid {uid} is that of {owner} in the image\n  try: another uid, or none: the next free one from 1000"
-    )]
+    /// users, {name}: uid {uid} is that of {owner} in the image
     Taken {
         /// The user.
         name: String,
@@ -104,8 +100,7 @@ pub enum Error {
         /// Whose it is, or the number that the user has.
         owner: String,
     },
-    /// The image would not do what the recipe says.
-    #[error("{key}: {why}\n  try: {advice}")]
+    /// {key}: {why}
     Unusable {
         /// The recipe's key.
         key: String,
@@ -114,6 +109,25 @@ pub enum Error {
         /// What would be right.
         advice: &'static str,
     },
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Tree { .. } => "correct the recipe's path".into(),
+            Self::Source { .. } => {
+                "correct `source` in the recipe; it is relative to the recipe's directory".into()
+            }
+            Self::Occupied { advice, .. } => (*advice).into(),
+            Self::Unfit { .. } => "rename it, or leave it out of the source".into(),
+            Self::Edit { .. } => "see which package brings it with `imgtool ls`".into(),
+            Self::NoAccount { .. } => {
+                "add it to `users`, name the package that makes it, or give a number".into()
+            }
+            Self::Taken { .. } => "another uid, or none: the next free one from 1000".into(),
+            Self::Unusable { advice, .. } => (*advice).into(),
+        })
+    }
 }
 
 impl Error {

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::dpkg::Failed;
-use super::job::Failure;
+use super::failure::Failure;
 use crate::recipe::Arch;
 
 const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
@@ -53,44 +52,44 @@ fn available_memory() -> Option<u64> {
 }
 
 /// Makes the mounts of this process its own: nothing that it mounts shall reach the host.
-pub fn make_private() -> Result<(), Failed> {
+pub fn make_private() -> Result<(), Failure> {
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     try_mount("mount tree", NONE, Path::new("/"), NONE, flags, NONE)
 }
 
 impl<'a> Mounts<'a> {
     /// Mounts everything. `debs` becomes visible as `/run/packages`.
-    pub fn new(root: &'a Path, debs: Option<&Path>) -> Result<Self, Failed> {
+    pub fn new(root: &'a Path, debs: Option<&Path>) -> Result<Self, Failure> {
         let mounts = Self { root };
         let harmless = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         for (dir, mode) in [("run", "mode=755"), ("tmp", "mode=1777"), ("dev", "mode=755")] {
             let place = root.join(dir);
-            fs::create_dir_all(&place).map_err(Failed::other)?;
+            fs::create_dir_all(&place).map_err(Failure::other)?;
             try_mount(dir, Some("tmpfs"), &place, Some("tmpfs"), harmless, Some(mode))?;
         }
         mounts.fill_dev()?;
         mounts.mount_proc()?;
         if let Some(debs) = debs {
             let place = root.join("run/packages");
-            fs::create_dir(&place).map_err(Failed::other)?;
+            fs::create_dir(&place).map_err(Failure::other)?;
             try_mount("packages", Some(debs), &place, NONE, MsFlags::MS_BIND, NONE)?;
         }
         Ok(mounts)
     }
 
-    fn fill_dev(&self) -> Result<(), Failed> {
+    fn fill_dev(&self) -> Result<(), Failure> {
         let dev = self.root.join("dev");
         for name in DEVICES {
             let (host, place) = (Path::new("/dev").join(name), dev.join(name));
-            File::create(&place).map_err(Failed::other)?;
+            File::create(&place).map_err(Failure::other)?;
             try_mount(name, Some(&*host), &place, NONE, MsFlags::MS_BIND, NONE)?;
         }
         for (name, target) in LINKS {
-            symlink(target, dev.join(name)).map_err(Failed::other)?;
+            symlink(target, dev.join(name)).map_err(Failure::other)?;
         }
-        fs::create_dir(dev.join("shm")).map_err(Failed::other)?;
+        fs::create_dir(dev.join("shm")).map_err(Failure::other)?;
         let pts = dev.join("pts");
-        fs::create_dir(&pts).map_err(Failed::other)?;
+        fs::create_dir(&pts).map_err(Failure::other)?;
         let options = Some("newinstance,ptmxmode=0666,mode=620");
         // Few scripts need a terminal; a container that forbids it shall not fail the build.
         let _ = mount(
@@ -104,9 +103,9 @@ impl<'a> Mounts<'a> {
     }
 
     /// In a container with parts of /proc hidden the kernel refuses a new one; the container's own then serves.
-    fn mount_proc(&self) -> Result<(), Failed> {
+    fn mount_proc(&self) -> Result<(), Failure> {
         let proc = self.root.join("proc");
-        fs::create_dir_all(&proc).map_err(Failed::other)?;
+        fs::create_dir_all(&proc).map_err(Failure::other)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         if mount(Some("proc"), &proc, Some("proc"), flags, NONE).is_ok() {
             return Ok(());
@@ -132,26 +131,26 @@ fn try_mount<S: nix::NixPath + ?Sized>(
     kind: Option<&str>,
     flags: MsFlags,
     data: Option<&str>,
-) -> Result<(), Failed> {
+) -> Result<(), Failure> {
     mount(source, target, kind, flags, data).map_err(|e| {
         let what = format!("mount {what} at {}", target.display());
-        Failed(Failure::Sandbox {
+        Failure::Sandbox {
             what,
             why: e.to_string(),
-        })
+        }
     })
 }
 
 /// Makes programs of a foreign architecture run: registers QEMU as their interpreter in this user namespace's own
 /// binfmt_misc (Linux 6.7). On older kernels the host's registration, if there is one, has to do.
-pub fn enable_foreign(arch: Arch, place: &Path) -> Result<(), Failed> {
+pub fn enable_foreign(arch: Arch, place: &Path) -> Result<(), Failure> {
     let (qemu, magic, mask) = match arch {
         Arch::Arm64 => ("/usr/bin/qemu-aarch64-static", elf_magic(0xb7), ELF_MASK),
         Arch::X86_64 => ("/usr/bin/qemu-x86_64-static", elf_magic(0x3e), ELF_MASK),
     };
-    let foreign = |why: String| Failed(Failure::Foreign { arch, why });
+    let foreign = |why: String| Failure::Foreign { arch, why };
     let emulator = Path::new(qemu);
-    fs::create_dir_all(place).map_err(Failed::other)?;
+    fs::create_dir_all(place).map_err(Failure::other)?;
     let none = MsFlags::empty();
     if mount(Some("binfmt_misc"), place, Some("binfmt_misc"), none, NONE).is_err() {
         return Ok(());

@@ -6,103 +6,61 @@
 //! packages can own their files as they please. A root of another architecture always gets a user namespace:
 //! there it can have its own interpreter for foreign programs without touching the host's.
 
+use std::borrow::Cow;
 use std::io::{BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use displaydoc::Display;
 use nix::unistd::{Gid, Uid};
 
-use super::job::{Failure, Job, Message, Task};
+use super::failure::Failure;
+use super::job::{HELPER, Job, Message, Task};
+use crate::advice::Advice;
 use crate::progress::{Progress, Step, Unit};
 use crate::recipe::Arch;
 
-/// The argument that makes this program the process in the sandbox.
-pub const HELPER: &str = "configure-helper";
 /// Users and groups that a Debian system needs: 65534 is nobody.
 const IDS: u32 = 65_536;
 
 /// Why a sandbox did not do its job.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// No range of numbers.
-    #[error(
-        "user {user} has no range of {IDS} numbers in {file}, which packages need for their own users\n  try: `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`, or build as root"
-    )]
+    /// user {user} has no range of {IDS:} numbers in {file}, which packages need for their own users
     NoRange {
         /// The user.
         user: String,
         /// The file.
         file: &'static str,
     },
-    /// The program that maps numbers failed.
-    #[error("{program} failed: {reason}\n  try: install package uidmap, or build as root")]
+    /// {program} failed: {reason}
     Map {
         /// `newuidmap` or `newgidmap`.
         program: &'static str,
         /// Why.
         reason: String,
     },
-    /// The process did not start or broke off.
-    #[error(
-        "the configuring process {0}\n  try: again; if it stays so, report it with the output of `dmesg | tail`"
-    )]
+    /// the configuring process {0}
     Process(String),
-    /// The host does not allow a sandbox.
-    #[error(
-        "cannot {what}: {why}\n  try: allow user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0 or kernel.unprivileged_userns_clone=1; in a container: --security-opt seccomp=unconfined), or build as root"
-    )]
-    Sandbox {
-        /// What was attempted.
-        what: String,
-        /// What the kernel said.
-        why: String,
-    },
-    /// A program of the image failed.
-    #[error(
-        "`{command}` failed in the image ({status}):\n{output}\n  try: see what the program says above; the root that it worked on is removed"
-    )]
-    Program {
-        /// Its command line.
-        command: String,
-        /// How it ended.
-        status: String,
-        /// The end of its output.
-        output: String,
-    },
-    /// Programs of the architecture cannot run here.
-    #[error("programs for {arch} cannot run on this machine: {why}\n  try: install package qemu-user-static")]
-    Foreign {
-        /// The architecture.
-        arch: Arch,
-        /// Why.
-        why: String,
-    },
-    /// The disk is full.
-    #[error(
-        "the disk is full: {0}\n  try: free some space in the cache directory, or choose another with XDG_CACHE_HOME"
-    )]
-    Full(String),
-    /// Anything else.
-    #[error("cannot configure the root: {0}")]
-    Other(String),
+    /// {0}
+    Job(#[from] Failure),
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Sandbox { what, why } => Self::Sandbox { what, why },
-            Failure::Program {
-                command,
-                status,
-                output,
-            } => Self::Program {
-                command,
-                status,
-                output,
-            },
-            Failure::Foreign { arch, why } => Self::Foreign { arch, why },
-            Failure::Full(what) => Self::Full(what),
-            Failure::Other(what) => Self::Other(what),
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Job(error) => error.advice(),
+            Self::NoRange { user, .. } => Some(
+                format!(
+                    "`sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`, or \
+                 build as root"
+                )
+                .into(),
+            ),
+            Self::Map { .. } => Some("install package uidmap, or build as root".into()),
+            Self::Process(..) => {
+                Some("again; if it stays so, report it with the output of `dmesg | tail`".into())
+            }
         }
     }
 }
@@ -134,8 +92,7 @@ pub fn run(arch: Arch, task: Task, work: &Path, output: &Path, progress: &dyn Pr
 
 fn start(job: &Job) -> Result<Child, Error> {
     let failed = |e: &dyn std::fmt::Display| Error::Process(format!("did not start: {e}"));
-    let program = std::env::var_os("IMGTOOL_HELPER").map_or_else(|| "/proc/self/exe".into(), PathBuf::from);
-    let mut child = Command::new(program)
+    let mut child = Command::new("/proc/self/exe")
         .arg(HELPER)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -221,13 +178,13 @@ impl Maps {
         if Uid::effective().is_root() {
             let write = |file: &str, map: &[[u32; 3]]| {
                 let text: String = map.iter().map(|[a, b, n]| format!("{a} {b} {n}\n")).collect();
-                std::fs::write(format!("/proc/{pid}/{file}"), text).map_err(|e| Error::Sandbox {
+                std::fs::write(format!("/proc/{pid}/{file}"), text).map_err(|e| Failure::Sandbox {
                     what: format!("write {file}"),
                     why: e.to_string(),
                 })
             };
             write("uid_map", &self.users)?;
-            return write("gid_map", &self.groups);
+            return Ok(write("gid_map", &self.groups)?);
         }
         map_with("newuidmap", pid, &self.users)?;
         map_with("newgidmap", pid, &self.groups)

@@ -107,7 +107,7 @@ fn nobody_gets_the_number_of_another() {
     ] {
         let error = add_users(&mut root(), &recipe(users), EPOCH)
             .unwrap_err()
-            .to_string();
+            .report();
         assert!(
             error.contains(words) && error.contains("try:"),
             "{users}: {error}"
@@ -149,7 +149,7 @@ fn an_unknown_group_is_refused_with_advice() {
         EPOCH,
     )
     .unwrap_err()
-    .to_string();
+    .report();
     assert!(
         error.contains("group `none`") && error.contains("try:"),
         "{error}"
@@ -157,7 +157,7 @@ fn an_unknown_group_is_refused_with_advice() {
     let files = "files = [{ path = '/a', content = '', owner = 'nobody-here' }]";
     let error = add_files(&mut root(), &recipe(files), EPOCH)
         .unwrap_err()
-        .to_string();
+        .report();
     assert!(
         error.contains("user `nobody-here`") && error.contains("try:"),
         "{error}"
@@ -198,7 +198,7 @@ fn files_of_every_kind_have_the_mode_owner_and_time_that_they_should() {
     let missing = "files = [{ path = '/a', source = 'none' }]";
     let error = add_files(&mut tree, &self::recipe(missing), EPOCH)
         .unwrap_err()
-        .to_string();
+        .report();
     assert!(error.contains("none") && error.contains("try:"), "{error}");
 }
 
@@ -325,7 +325,7 @@ fn a_directory_that_exists_is_not_replaced_by_a_file() {
         recipe.directory = dir.path().into();
         let error = add_files(&mut merged_root(), &recipe, EPOCH)
             .unwrap_err()
-            .to_string();
+            .report();
         assert!(
             error.contains(words) && error.contains("try:"),
             "{entry}: {error}"
@@ -344,7 +344,7 @@ fn what_is_edited_is_a_file() {
     let mut tree = root();
     tree.create_dirs(b"etc/hostname/x", &Meta::new(0o755, 0, 0, 1))
         .unwrap();
-    let error = set_hostname(&mut tree, "kiln", EPOCH).unwrap_err().to_string();
+    let error = set_hostname(&mut tree, "kiln", EPOCH).unwrap_err().report();
     assert!(
         error.contains("etc/hostname") && error.contains("not a file"),
         "{error}"
@@ -406,7 +406,7 @@ fn a_source_whose_names_no_image_can_have_is_named() {
     let bad = std::ffi::OsStr::from_bytes(b"caf\xe9");
     let mut recipe = recipe("files = [{ path = '/srv/site', source = 'site' }]");
     recipe.directory = dir.path().into();
-    let refused = || add_files(&mut root(), &recipe, EPOCH).unwrap_err().to_string();
+    let refused = || add_files(&mut root(), &recipe, EPOCH).unwrap_err().report();
     std::fs::write(source.join(bad), "x").unwrap();
     let error = refused();
     assert!(

@@ -246,6 +246,7 @@ impl<'a> Elf<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::advice::Advice as _;
     use crate::configure::edit::{make_parents, write_text};
     use crate::tree::Meta;
 
@@ -336,7 +337,7 @@ mod tests {
             ),
             ("users = [{ name = 'root', sudo = true }]".to_owned(), "no sudo"),
         ] {
-            let error = check(&text).expect_err(&text).to_string();
+            let error = check(&text).expect_err(&text).report();
             assert!(error.contains(words) && error.contains("try:"), "{text}: {error}");
         }
     }

@@ -1,16 +1,19 @@
 //! Fetching one URL: keep-alive, timeouts, retries, resumption; `http`, `https` and `file`.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
+use displaydoc::Display;
 use ureq::http::header::{CONTENT_RANGE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RANGE};
 use ureq::http::{HeaderName, HeaderValue, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
 use super::connect;
 use super::proxy::Proxies;
+use crate::advice::Advice;
 use crate::store::{self, Partial};
 
 /// Attempts at one file before giving up, the first included.
@@ -23,40 +26,28 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 const BUFFER: usize = 1 << 16;
 
 /// Why a URL could not be fetched.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The server does not have it.
-    #[error(
-        "{url} does not exist on the server (HTTP {status})\n  try: check the mirror and the suite; if the lock file names an old version, run `imgtool lock`"
-    )]
+    /// {url} does not exist on the server (HTTP {status})
     NotFound {
         /// The address.
         url: String,
         /// 404 or 410.
         status: u16,
     },
-    /// A local mirror does not have it.
-    #[error(
-        "{url} does not exist\n  try: check the path of the local mirror and the suite; if the lock file names an old version, run `imgtool lock`"
-    )]
+    /// {url} does not exist
     NoFile {
         /// The address.
         url: String,
     },
-    /// The server refuses.
-    #[error(
-        "{url} is refused by the server (HTTP {status})\n  try: another mirror, or see what the proxy in between says"
-    )]
+    /// {url} is refused by the server (HTTP {status})
     Refused {
         /// The address.
         url: String,
         /// The status.
         status: u16,
     },
-    /// The transfer failed each time.
-    #[error(
-        "{url} could not be fetched, {attempts} attempts: {reason}\n  try: again, or another mirror; what arrived is kept and the next attempt continues there"
-    )]
+    /// {url} could not be fetched, {attempts} attempts: {reason}
     Transfer {
         /// The address.
         url: String,
@@ -65,37 +56,54 @@ pub enum Error {
         /// The last failure.
         reason: String,
     },
-    /// More bytes than allowed.
-    #[error(
-        "{url} is longer than the {cap} bytes expected of it\n  try: another mirror; this one serves a different file"
-    )]
+    /// {url} is longer than the {cap} bytes expected of it
     TooLong {
         /// The address.
         url: String,
         /// The cap in bytes.
         cap: u64,
     },
-    /// A local mirror cannot be read.
-    #[error("{url} cannot be read: {source}\n  try: check the path of the local mirror")]
+    /// {url} cannot be read: {source}
     Local {
         /// The address.
         url: String,
         /// Why not.
         source: io::Error,
     },
-    /// A variable names no proxy that can be used.
-    #[error(
-        "cannot use the proxy in the variable {variable}: {why}\n  try: http://HOST:PORT, or `no_proxy` for hosts that need none"
-    )]
+    /// cannot use the proxy in the variable {variable}: {why}
     Proxy {
         /// The environment variable.
         variable: String,
         /// What is wrong with its value.
         why: &'static str,
     },
-    /// The store cannot take it.
-    #[error(transparent)]
+    /// {0}
     Store(#[from] store::Error),
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Store(error) => error.advice(),
+            Self::NotFound { .. } => Some(
+                "check the mirror and the suite; if the lock file names an old version, run `imgtool \
+                 lock`"
+                    .into(),
+            ),
+            Self::NoFile { .. } => Some(
+                "check the path of the local mirror and the suite; if the lock file names an old \
+                 version, run `imgtool lock`"
+                    .into(),
+            ),
+            Self::Refused { .. } => Some("another mirror, or see what the proxy in between says".into()),
+            Self::Transfer { .. } => Some(
+                "again, or another mirror; what arrived is kept and the next attempt continues there".into(),
+            ),
+            Self::TooLong { .. } => Some("another mirror; this one serves a different file".into()),
+            Self::Local { .. } => Some("check the path of the local mirror".into()),
+            Self::Proxy { .. } => Some("http://HOST:PORT, or `no_proxy` for hosts that need none".into()),
+        }
+    }
 }
 
 /// What identifies the version of a file that a server gave us, for asking whether it has changed.

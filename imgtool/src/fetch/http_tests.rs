@@ -93,7 +93,7 @@ fn a_transfer_that_always_breaks_off_is_given_up_and_kept() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::at(dir.path());
     let (url, _) = serve(vec![cut(10); ATTEMPTS as usize]);
-    let error = download(&url, &store).unwrap_err().to_string();
+    let error = download(&url, &store).unwrap_err().report();
     for word in [&*url, "4 attempts", "try:"] {
         assert!(error.contains(word), "`{word}` is missing: {error}");
     }
@@ -115,7 +115,7 @@ fn other_bytes_of_the_right_length_are_refused() {
     let last = answer.len() - 1;
     answer[last] ^= 1;
     let (url, _) = serve(vec![answer]);
-    let error = download(&url, &store).unwrap_err().to_string();
+    let error = download(&url, &store).unwrap_err().report();
     assert!(error.contains("digest") && error.contains("try:"), "{error}");
     assert!(!store.has(&Sha256::of(CONTENT), CONTENT.len() as u64));
 }
@@ -219,6 +219,6 @@ fn an_error_names_the_proxy() {
     let variables = |name: &str| (name == "all_proxy").then(|| format!("http://{address}"));
     let client = Client::through(Proxies::of(variables).unwrap());
     let error = client.get("http://mirror.invalid/x", 1000, &Validators::default());
-    let error = error.map(drop).unwrap_err().to_string();
+    let error = error.map(drop).unwrap_err().report();
     assert!(error.contains(&format!("through the proxy {address}")), "{error}");
 }

@@ -8,8 +8,8 @@ use super::http::{Answer, Client, Validators};
 use super::openpgp::Keyring;
 use super::release::{IndexFile, Release};
 use super::{Error, HttpError, Repository};
+use crate::decompress;
 use crate::store::{Sha256, Store};
-use crate::unpack::bounds;
 
 /// An InRelease file is about 140 kB.
 const MAX_RELEASE: u64 = 16 << 20;
@@ -189,7 +189,7 @@ fn download(
 pub(super) fn decompress(path: &str, data: &[u8]) -> std::io::Result<String> {
     let mut text = String::new();
     let reader: Box<dyn Read + '_> = match path.rsplit_once('.').map(|(_, form)| form) {
-        Some("xz") => Box::new(bounds::xz(data)?),
+        Some("xz") => Box::new(decompress::xz(data)?),
         Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(data)),
         Some("zst") => Box::new(zstd::Decoder::new(data)?),
         _ => Box::new(data),

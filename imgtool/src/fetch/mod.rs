@@ -4,7 +4,6 @@
 //! Nothing that stands outside of this chain is used.
 
 mod blob;
-pub mod clock;
 mod connect;
 mod debs;
 mod http;
@@ -15,8 +14,11 @@ mod proxy;
 pub mod release;
 mod sources;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::SystemTime;
+
+use displaydoc::Display;
 
 pub use debs::{Download, fetch_debs};
 pub use http::{Client, Error as HttpError};
@@ -24,75 +26,83 @@ pub use index::{Index, fetch_indexes};
 pub use offline::cached_indexes;
 pub use sources::repositories;
 
+use crate::advice::Advice;
 use crate::store;
 
 /// What goes wrong while fetching.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// A transfer failed.
-    #[error(transparent)]
+    /// {0}
     Http(#[from] http::Error),
-    /// The store failed.
-    #[error(transparent)]
+    /// {0}
     Store(#[from] store::Error),
-    /// A keyring file cannot be read.
-    #[error("cannot read keyring {path}: {source}\n  try: correct `keyring` in the recipe")]
+    /// cannot read keyring {path}: {source}
     KeyringFile {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
-    /// A keyring is malformed.
-    #[error("cannot use keyring {path}: {source}\n  try: export it with `gpg --export KEY`")]
+    /// cannot use keyring {path}: {source}
     Keyring {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: openpgp::Error,
     },
-    /// The signature does not hold.
-    #[error(
-        "refused {url}: {source}\n  try: another mirror; for an archive that is not Debian's, name its keyring in the recipe"
-    )]
+    /// refused {url}: {source}
     Signature {
         /// The InRelease file.
         url: String,
         /// Why not.
         source: openpgp::Error,
     },
-    /// The Release file is not acceptable.
-    #[error(
-        "refused {url}: {source}\n  try: a mirror that is up to date; to build from old packages on purpose, set `snapshot` in the recipe"
-    )]
+    /// refused {url}: {source}
     Release {
         /// The InRelease file.
         url: String,
         /// Why not.
         source: release::Error,
     },
-    /// An index cannot be used.
-    #[error("cannot use {url}: {reason}\n  try: another mirror")]
+    /// cannot use {url}: {reason}
     Index {
         /// The index file.
         url: String,
         /// Why not.
         reason: String,
     },
-    /// The cache holds damage and cannot be written to.
-    #[error(
-        "{what} is damaged in the cache, and the cache cannot be written to\n  try: set XDG_CACHE_HOME to a writable directory"
-    )]
+    /// {what} is damaged in the cache, and the cache cannot be written to
     Damaged {
         /// What is damaged.
         what: String,
     },
-    /// No network is allowed and the cache lacks something.
-    #[error("{what} is not in the cache, and this run is offline\n  try: run once without --offline")]
+    /// {what} is not in the cache, and this run is offline
     Offline {
         /// What is missing.
         what: String,
     },
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Http(error) => error.advice(),
+            Self::Store(error) => error.advice(),
+            Self::KeyringFile { .. } => Some("correct `keyring` in the recipe".into()),
+            Self::Keyring { .. } => Some("export it with `gpg --export KEY`".into()),
+            Self::Signature { .. } => Some(
+                "another mirror; for an archive that is not Debian's, name its keyring in the recipe".into(),
+            ),
+            Self::Release { .. } => Some(
+                "a mirror that is up to date; to build from old packages on purpose, set `snapshot` \
+                 in the recipe"
+                    .into(),
+            ),
+            Self::Index { .. } => Some("another mirror".into()),
+            Self::Damaged { .. } => Some("set XDG_CACHE_HOME to a writable directory".into()),
+            Self::Offline { .. } => Some("run once without --offline".into()),
+        }
+    }
 }
 
 /// One suite of an archive: what a line of sources.list says.

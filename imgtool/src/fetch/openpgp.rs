@@ -8,12 +8,13 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use displaydoc::Display;
 use pgp::composed::{CleartextSignedMessage, Deserializable, SignedPublicKey, SignedPublicSubKey};
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{Signature, SignatureType};
 use pgp::types::{KeyDetails, Tag, Timestamp};
 
-use super::clock::show_time;
+use crate::time::show_time;
 
 /// Clocks differ: a signature may be this many seconds ahead of ours.
 const MAX_CLOCK_SKEW: u64 = 24 * 60 * 60;
@@ -34,19 +35,15 @@ const MAX_CLOCK_SKEW: u64 = 24 * 60 * 60;
 const DEBIAN_KEYS: &[u8] = include_bytes!("debian-archive-keyring.asc");
 
 /// Why a text does not count as signed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The keyring cannot be read.
-    #[error("the keyring cannot be read: {0}")]
+    /// the keyring cannot be read: {0}
     Keyring(String),
-    /// The file is not a clear-signed OpenPGP message and nothing else.
-    #[error("it is not one clear-signed OpenPGP message: {0}")]
+    /// it is not one clear-signed OpenPGP message: {0}
     Form(String),
-    /// No signature counts.
-    #[error("no signature on it can be trusted: {0}")]
+    /// no signature on it can be trusted: {0}
     Untrusted(String),
-    /// A signature by a trusted key does not fit the text.
-    #[error("the signature of key {0} does not fit the text: it was changed after it was signed")]
+    /// the signature of key {0} does not fit the text: it was changed after it was signed
     Bad(String),
 }
 

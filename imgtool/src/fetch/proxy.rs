@@ -118,6 +118,7 @@ impl Server {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::advice::Advice as _;
 
     fn proxies(variables: &[(&str, &str)]) -> Result<Proxies, HttpError> {
         Proxies::of(|name| {
@@ -179,7 +180,7 @@ mod tests {
             ("http://", "not the address"),
             ("x://a", "not the address"),
         ] {
-            let error = proxies(&[("all_proxy", value)]).unwrap_err().to_string();
+            let error = proxies(&[("all_proxy", value)]).unwrap_err().report();
             assert!(error.contains("all_proxy") && error.contains(words), "{error}");
             assert!(error.contains("try:"), "{error}");
         }

@@ -3,37 +3,31 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use deb822_fast::borrowed::{BorrowedParagraph, BorrowedParser};
+use displaydoc::Display;
 
-use super::clock::{parse_release_date, show_time};
 use crate::store::Sha256;
+use crate::time::{parse_release_date, show_time};
 
 /// Clocks differ: a Release file may be dated this far in our future.
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why a signed Release file is not used.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// A field is missing or malformed.
-    #[error("its field {0} is missing or malformed")]
+    /// its field {0} is missing or malformed
     Field(&'static str),
-    /// It belongs to another suite.
-    #[error(
-        "it is of suite {found}, not {wanted}: the server mixed them up, or someone replays another suite"
-    )]
+    /// it is of suite {found}, not {wanted}: the server mixed them up, or someone replays another suite
     Suite {
         /// The recipe's suite.
         wanted: String,
         /// Its own words.
         found: String,
     },
-    /// It has expired.
-    #[error("it expired on {0}: newer packages exist that this mirror hides or has not received")]
+    /// it expired on {0}: newer packages exist that this mirror hides or has not received
     Expired(String),
-    /// It is dated in the future.
-    #[error("it is dated {0}, in the future: is this machine's clock right?")]
+    /// it is dated {0}, in the future: is this machine's clock right?
     Future(String),
-    /// It lists no index for this component and architecture.
-    #[error("it has no package index for component {component} and architecture {arch}")]
+    /// it has no package index for component {component} and architecture {arch}
     NoIndex {
         /// The component.
         component: String,
@@ -164,7 +158,7 @@ fn show(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fetch::clock::parse_timestamp;
+    use crate::time::parse_timestamp;
 
     const TEXT: &str = "Suite: stable\nCodename: trixie\nDate: Sat, 21 Nov 2026 09:15:44 UTC\n\
         Valid-Until: Sat, 28 Nov 2026 09:15:44 UTC\nAcquire-By-Hash: yes\nArchitectures: all amd64\n\

@@ -1,8 +1,8 @@
 //! From a recipe's `distribution` to repositories.
 
 use crate::fetch::Repository;
-use crate::fetch::clock::parse_timestamp;
 use crate::recipe::Recipe;
+use crate::time::parse_timestamp;
 
 const DEBIAN: &str = "http://deb.debian.org/debian";
 const SNAPSHOT: &str = "http://snapshot.debian.org/archive";

@@ -173,7 +173,7 @@ impl Archive {
 const DATE: &str = "Date: Sat, 21 Nov 2020 09:15:44 UTC\n";
 
 fn refused(archive: &Archive, words: &[&str]) {
-    let error = archive.fetch().unwrap_err().to_string();
+    let error = archive.fetch().unwrap_err().report();
     for word in words.iter().chain(&["try:"]) {
         assert!(error.contains(word), "{word}: {error}");
     }
@@ -234,11 +234,11 @@ fn the_cache_alone_has_what_was_fetched() {
         pinned: None,
     };
     let cached = |suite: &str| cached_indexes(&archive.store(), &[repository(suite)], "amd64");
-    let error = cached("s").unwrap_err().to_string();
+    let error = cached("s").unwrap_err().report();
     assert!(error.contains("dists/s/InRelease is not in the cache"), "{error}");
     let fetched = archive.fetch().unwrap();
     assert_eq!(cached("s").unwrap()[0].text, fetched[0].text);
-    let error = cached("t").unwrap_err().to_string();
+    let error = cached("t").unwrap_err().report();
     assert!(
         error.contains("dists/t/InRelease") && error.contains("try:"),
         "{error}"
@@ -250,7 +250,7 @@ fn the_cache_alone_has_what_was_fetched() {
     {
         std::fs::write(path, "damaged").unwrap();
     }
-    let error = cached("s").unwrap_err().to_string();
+    let error = cached("s").unwrap_err().report();
     assert!(error.contains("binary-amd64/Packages"), "{error}");
 }
 
@@ -306,12 +306,12 @@ fn a_package_of_another_digest_length_or_none_is_refused() {
         (b"de", "longer"),
         (b"debs", "ended after 3 of 4"),
     ] {
-        let error = archive.download(expected).unwrap_err().to_string();
+        let error = archive.download(expected).unwrap_err().report();
         assert!(error.contains(words) && error.contains("try:"), "{error}");
         assert!(!archive.store().has(&Sha256::of(expected), expected.len() as u64));
     }
     std::fs::remove_file(archive.path("pool/hello.deb")).unwrap();
-    let error = archive.download(b"deb").unwrap_err().to_string();
+    let error = archive.download(b"deb").unwrap_err().report();
     assert!(
         error.contains("does not exist") && error.contains("try:") && !error.contains("HTTP"),
         "{error}"

@@ -133,7 +133,7 @@ fn holes_are_written_as_gnu_tar_reads_them() {
     let id = tree.find(b"d/many").unwrap().unwrap();
     tree.link(b"second", id).unwrap();
     let path = dir.path().join("ours.tar");
-    crate::root::archive::write(&tree, File::create(&path).unwrap()).unwrap();
+    crate::archive::write(&tree, File::create(&path).unwrap()).unwrap();
     assert!(std::fs::metadata(&path).unwrap().len() < 5 << 20);
     sh(
         dir.path(),
@@ -145,7 +145,7 @@ fn holes_are_written_as_gnu_tar_reads_them() {
         assert_eq!(std::fs::metadata(&out).unwrap().mtime(), 1_000_000);
     }
     let ours = load_from(dir.path(), "ours.tar").unwrap();
-    let again = crate::root::archive::read(&path).unwrap();
+    let again = crate::archive::read(&path).unwrap();
     for tree in [&ours, &again] {
         for (name, bytes) in &files {
             let path = format!("d/{name}");
@@ -283,9 +283,7 @@ fn sizes_that_an_archive_names_have_caps() {
         ),
     ];
     for (records, words) in cases {
-        let error = import(&with_records(records, &[b'9'; 40]))
-            .unwrap_err()
-            .to_string();
+        let error = import(&with_records(records, &[b'9'; 40])).unwrap_err().report();
         assert!(
             error.contains(words) && error.contains("try:"),
             "{records:?}: {error}"
@@ -311,7 +309,7 @@ fn nothing_is_not_imported() {
         ("none.tar", "no files"),
         ("none.tar.gz", "no files"),
     ] {
-        let error = load_from(dir.path(), name).unwrap_err().to_string();
+        let error = load_from(dir.path(), name).unwrap_err().report();
         assert!(
             error.contains(words) && error.contains(name) && error.contains("try:"),
             "{error}"

@@ -1,36 +1,46 @@
 //! `imgtool import`: an AMI around a root that others made.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use ami::boot::{BootConfig, Restart, Service};
 use ami::{Ami, Architecture, ExposedPort, INIT_GUEST, Manifest, Protocol};
+use displaydoc::Display;
 
 use super::{Config, Imported};
+use crate::advice::Advice;
 use crate::compose::kernel::Kernel;
 use crate::compose::modules::Module;
 use crate::compose::{self, Written, initramfs, kernel};
 use crate::progress::{Progress, Unit};
 use crate::tree::{Meta, Tree};
-use crate::{base, build, unpack};
+use crate::{base, boot, build, unpack};
 
 /// Why a source did not become an image.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The source is wrong.
-    #[error(transparent)]
+    /// {0}
     Source(#[from] super::Error),
-    /// The kernel could not be had.
-    #[error(transparent)]
+    /// {0}
     Kernel(#[from] build::Error),
-    /// The image that the kernel is taken from is wrong.
-    #[error("{0}\n  try: {hint}", hint = .0.hint())]
+    /// {0}
     Ami(#[from] ami::Error),
-    /// What is taken over from it is wrong.
-    #[error(transparent)]
+    /// {0}
     Base(#[from] base::Error),
-    /// The image could not be composed.
-    #[error(transparent)]
+    /// {0}
     Compose(#[from] compose::Error),
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Source(error) => error.advice(),
+            Self::Kernel(error) => error.advice(),
+            Self::Ami(error) => error.advice(),
+            Self::Base(error) => error.advice(),
+            Self::Compose(error) => error.advice(),
+        }
+    }
 }
 
 /// How to import.
@@ -68,7 +78,7 @@ pub fn image(options: &Options<'_>) -> Result<Written, Error> {
         Some(path) => take_kernel(path, options.architecture)?,
     };
     let mut manifest = Manifest::new(options.name, options.architecture);
-    manifest.command_line = build::COMMAND_LINE.to_owned();
+    manifest.command_line = boot::COMMAND_LINE.to_owned();
     manifest.init = init_of(&tree, &config);
     manifest.exposed_ports = config.ports.iter().filter_map(|port| exposed(port)).collect();
     let boot = boot_config(options.name, &manifest.init, config);
@@ -145,7 +155,7 @@ fn boot_config(name: &str, init: &str, config: Config) -> BootConfig {
         // The console is the command's.
         console_shell: ours && service.is_none(),
         services: service.into_iter().collect(),
-        ..build::boot_defaults(init)
+        ..boot::defaults(init)
     }
 }
 

@@ -5,8 +5,8 @@ use std::io::Read;
 use std::path::Path;
 
 use super::Error;
+use crate::archive::{self, Damage, Entry, EntryKind};
 use crate::tree::{Kind, Meta, Spool, Tree, TreeError, TreePath, show};
-use crate::unpack::archive::{self, Entry, EntryKind};
 
 /// The prefix of entries that remove what lower layers have (OCI image specification, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
@@ -42,13 +42,13 @@ impl Layer {
     pub fn apply(&mut self, what: &str, stream: impl Read) -> Result<(), Error> {
         self.upper.clear();
         let mut failed = None;
-        let read = archive::read(stream, |entry, reader| {
+        let read = archive::visit(stream, |entry, reader| {
             if failed.is_none()
                 && let Err(why) = self.entry(entry, reader)
             {
                 failed = Some(why);
             }
-            Ok(())
+            Ok::<_, Damage>(())
         });
         let why = match (read, failed) {
             (Ok(()), None) => return Ok(()),

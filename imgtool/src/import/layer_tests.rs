@@ -1,4 +1,5 @@
 use super::*;
+use crate::advice::Advice as _;
 use crate::import::tests::{docker, import, names, tar, text};
 
 /// Entries of an upper layer in every order.
@@ -116,7 +117,7 @@ fn a_whiteout_of_nothing_and_of_no_name() {
     ];
     assert_eq!(names(&overlaid(&lower, &upper).unwrap()), ["dir", "file"]);
     for name in ["dir/.wh.", "dir/.wh..", "dir/.wh..."] {
-        let error = overlaid(&lower, &[(name, "")]).unwrap_err().to_string();
+        let error = overlaid(&lower, &[(name, "")]).unwrap_err().report();
         assert!(error.contains("whiteout of no name"), "{error}");
     }
 }

@@ -4,6 +4,7 @@ mod container;
 mod image;
 mod layer;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -14,40 +15,49 @@ use std::sync::Arc;
 pub use container::Config;
 pub use image::{Error as ImageError, Options, image};
 
+use displaydoc::Display;
 use layer::Layer;
 
+use crate::advice::Advice;
+use crate::decompress::{Capped, xz_streams};
 use crate::imagefs;
 use crate::tree::Tree;
-use crate::unpack::bounds::{self, Capped};
 
 /// What one archive or layer may unpack to: twice the largest container images that are in use. A decompression bomb
 /// ends here.
 const MAX_UNPACKED: u64 = 64 << 30;
 
 /// Why a source cannot be imported.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read.
-    #[error("cannot read {}: {source}\n  try: check the path", path.display())]
+    /// cannot read {path}: {source}
     Io {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// It is a raw image, but not of an ext4 that is known here.
-    #[error(transparent)]
+    /// {0}
     ImageFs(#[from] imagefs::Error),
-    /// It is a tar, but damaged or with something that an image cannot hold.
-    #[error(
-        "cannot import {what}: {why}\n  try: write the archive again with GNU tar, `docker save` or `skopeo copy`"
-    )]
+    /// cannot import {what}: {why}
     Archive {
         /// The file, and the layer in it.
         what: String,
         /// What is wrong with it.
         why: String,
     },
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::ImageFs(error) => error.advice(),
+            Self::Io { .. } => Some("check the path".into()),
+            Self::Archive { .. } => {
+                Some("write the archive again with GNU tar, `docker save` or `skopeo copy`".into())
+            }
+        }
+    }
 }
 
 /// What was found in a source.
@@ -123,7 +133,7 @@ fn decompress_stream<'a>(stream: impl Read + 'a) -> io::Result<Box<dyn Read + 'a
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(stream)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(stream)?),
         [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(stream)),
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => Box::new(bounds::xz_streams(stream)?),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => Box::new(xz_streams(stream)?),
         _ => Box::new(stream),
     };
     Ok(Box::new(Capped::new(plain, MAX_UNPACKED)))

@@ -77,7 +77,7 @@ fn a_path_out_of_the_root_is_refused() {
     bytes[148..156].copy_from_slice(b"        ");
     let sum: u32 = bytes[..512].iter().map(|b| u32::from(*b)).sum();
     bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let error = import(&bytes).unwrap_err().to_string();
+    let error = import(&bytes).unwrap_err().report();
     assert!(error.contains(".."), "{error}");
 }
 
@@ -146,7 +146,7 @@ fn a_layer_with_another_digest_is_refused() {
     let mut bytes = docker(&[&layer]);
     let at = bytes.windows(10).position(|w| w == b"0123456789").unwrap();
     bytes[at] = b'x';
-    let error = import(&bytes).unwrap_err().to_string();
+    let error = import(&bytes).unwrap_err().report();
     assert!(error.contains("has the digest"), "{error}");
 }
 

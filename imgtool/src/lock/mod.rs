@@ -5,14 +5,16 @@
 //! everything that resolution depends on) and makes it where it is missing. `imgtool lock` asks the archive anew;
 //! `--locked` refuses to build when the lock file would have to change.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use displaydoc::Display;
 use serde::{Deserialize, Serialize};
 
-use crate::fetch::Download;
+use crate::advice::Advice;
 use crate::recipe::{Arch, Recipe};
 use crate::store::Sha256;
 
@@ -23,42 +25,45 @@ const MAX_LOCK: u64 = 64 << 20;
 const HEADER: &str = "# Written by `imgtool lock`: the packages of the recipe beside it. Do not edit.\n\n";
 
 /// Why a lock file is not usable.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// It cannot be read or written.
-    #[error("cannot use lock file {path}: {source}\n  try: check the permissions of its directory")]
+    /// cannot use lock file {path}: {source}
     Io {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
-    /// It is malformed.
-    #[error("lock file {path} is damaged: {reason}\n  try: `imgtool lock` to write it anew")]
+    /// lock file {path} is damaged: {reason}
     Damaged {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         reason: String,
     },
-    /// There is none for the architecture.
-    #[error(
-        "lock file {path} does not lock {arch}, and --locked forbids to change it\n  try: `imgtool lock`, and keep the file with the recipe"
-    )]
+    /// lock file {path} does not lock {arch}, and --locked forbids to change it
     Missing {
         /// The file.
         path: PathBuf,
         /// The architecture.
         arch: Arch,
     },
-    /// The recipe has changed since.
-    #[error(
-        "the recipe asks for other packages than lock file {path} was made for, and --locked forbids to change it\n  try: `imgtool lock`"
-    )]
+    /// the recipe asks for other packages than lock file {path} was made for, and --locked forbids to change it
     Outdated {
         /// The file.
         path: PathBuf,
     },
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Io { .. } => "check the permissions of its directory".into(),
+            Self::Damaged { .. } => "`imgtool lock` to write it anew".into(),
+            Self::Missing { .. } => "`imgtool lock`, and keep the file with the recipe".into(),
+            Self::Outdated { .. } => "`imgtool lock`".into(),
+        })
+    }
 }
 
 /// A package of an image.
@@ -85,18 +90,6 @@ pub struct Package {
 impl fmt::Display for Package {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.name, self.version)
-    }
-}
-
-impl Package {
-    /// What to fetch.
-    pub fn download(&self) -> Download {
-        Download {
-            name: self.to_string(),
-            url: self.url.clone(),
-            sha256: self.sha256,
-            size: self.size,
-        }
     }
 }
 
@@ -305,7 +298,7 @@ mod tests {
         let path = dir.path().join("x.lock");
         for text in ["version = 2", "version = 1\nmore = 1", "version"] {
             std::fs::write(&path, text).unwrap();
-            let error = Lock::load(&path).unwrap_err().to_string();
+            let error = Lock::load(&path).unwrap_err().report();
             assert!(error.contains("damaged") && error.contains("try:"), "{error}");
         }
     }

@@ -1,29 +1,31 @@
 //! Reading a recipe, and what cannot be said by its types.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{Arch, Recipe, Variant, contents, nearest};
-use crate::fetch::clock::parse_timestamp;
+use displaydoc::Display;
+
+use super::wrong::{Wrong, check_word, wrong};
+use super::{Arch, Recipe, Variant, contents};
+use crate::advice::Advice;
+use crate::spelling::nearest;
+use crate::time::parse_timestamp;
 
 /// A recipe is read whole; one that is longer than this is something else.
 const MAX_RECIPE: u64 = 1 << 20;
 
 /// Why a recipe is not usable.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read.
-    #[error(
-        "cannot read recipe {path}: {source}\n  try: check the path; examples/hello.toml is the shortest recipe"
-    )]
+    /// cannot read recipe {path}: {source}
     Read {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
-    /// It is not TOML, or a key is unknown or of the wrong kind.
-    #[error("recipe {path} is not right: {message}\n  try: {advice}")]
+    /// recipe {path} is not right: {message}
     Syntax {
         /// The file.
         path: PathBuf,
@@ -32,8 +34,7 @@ pub enum Error {
         /// The nearest key, or where to read.
         advice: String,
     },
-    /// A value makes no sense.
-    #[error("recipe {path}: {key}: {message}\n  try: {advice}")]
+    /// recipe {path}: {key}: {message}
     Value {
         /// The file.
         path: PathBuf,
@@ -46,13 +47,20 @@ pub enum Error {
     },
 }
 
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Read { .. } => "check the path; examples/hello.toml is the shortest recipe".into(),
+            Self::Syntax { advice, .. } => advice.clone().into(),
+            Self::Value { advice, .. } => (*advice).into(),
+        })
+    }
+}
+
 /// The least that any machine of `vmm` has, in bytes.
 const MIN_MEMORY: u64 = 32 << 20;
 /// x86 takes 2047 characters; what the image and the launcher say themselves comes before.
 const MAX_COMMAND_LINE: usize = 1900;
-
-/// A wrong value: key, what is wrong, what would be right.
-pub(super) type Wrong = (String, String, &'static str);
 
 pub(super) fn load(path: &Path) -> Result<Recipe, Error> {
     let read = |source| Error::Read {
@@ -256,23 +264,4 @@ fn check_volumes(recipe: &Recipe) -> Result<(), Wrong> {
         }
     }
     Ok(())
-}
-
-pub(super) fn check_word(key: &str, word: &str) -> Result<(), Wrong> {
-    let sound = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
-    match word.bytes().all(sound)
-        && word.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
-        && word.len() <= 128
-    {
-        true => Ok(()),
-        false => wrong(
-            key,
-            &format!("`{word}` cannot be a name"),
-            "letters, digits, `.`, `_` and `-`, at most 128",
-        ),
-    }
-}
-
-pub(super) fn wrong(key: &str, message: &str, advice: &'static str) -> Result<(), Wrong> {
-    Err((key.to_owned(), message.to_owned(), advice))
 }

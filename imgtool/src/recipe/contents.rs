@@ -1,5 +1,5 @@
 //! What is checked of users, services, files and names before anything is fetched. The composed root is checked against the same
-//! entries later ([`crate::configure::check_root`]).
+//! entries later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::check::{Wrong, check_word, wrong};
+use super::wrong::{Wrong, check_word, wrong};
 use super::{FileEntry, Recipe, Service, User, expand_braces};
 
 /// A name of Linux has at most 64 bytes, a label of DNS 63.

@@ -3,8 +3,8 @@
 mod braces;
 mod check;
 mod contents;
-mod spelling;
 mod values;
+mod wrong;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 pub use braces::expand_braces;
 pub use check::Error;
 pub use contents::{EMPTY_AT_BOOT, is_below};
-pub use spelling::nearest;
 pub use values::{Arch, Mode, Port, Protocol, Size};
 
 /// A recipe, as `docs/recipe.schema.json` describes it.

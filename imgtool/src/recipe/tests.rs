@@ -1,5 +1,6 @@
 use super::check::parse;
 use super::*;
+use crate::advice::Advice as _;
 
 const SCHEMA: &str = include_str!("../../../docs/recipe.schema.json");
 const EVERY_KEY: &str = include_str!("every-key.toml");
@@ -55,7 +56,7 @@ fn refused(text: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.toml");
     std::fs::write(&path, text).unwrap();
-    Recipe::load(&path).unwrap_err().to_string()
+    Recipe::load(&path).unwrap_err().report()
 }
 
 #[test]

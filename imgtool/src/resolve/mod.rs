@@ -4,37 +4,32 @@ pub mod relation;
 mod solver;
 mod universe;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
+use displaydoc::Display;
 use solver::{Clause, Solver};
 pub use universe::{Id, MalformedIndex, Package, Priority, Universe};
 
+use crate::advice::Advice;
 use crate::fetch::Index;
 use crate::recipe::Variant;
 
 /// Why no set of packages was found.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// An index is malformed.
-    #[error(transparent)]
+    /// {0}
     Index(#[from] MalformedIndex),
-    /// An entry of `packages` is no package.
-    #[error("{0}\n  try: write `name`, `name (>= version)`, `a | b`, or `-name` to leave one out")]
+    /// {0}
     Syntax(#[from] relation::ParseRelationError),
-    /// A package does not exist.
-    #[error(
-        "no repository of the recipe has package {name}{nearest}\n  try: check its name and suite at https://packages.debian.org, or add a component or repository"
-    )]
+    /// no repository of the recipe has package {name}{nearest}
     Missing {
         /// The name.
         name: String,
         /// A similar name that exists, as a sentence.
         nearest: String,
     },
-    /// A package is asked for by another architecture than the image's.
-    #[error(
-        "package {relation} is of another architecture than the image, and an image has one\n  try: {name} without `:{architecture}`"
-    )]
+    /// package {relation} is of another architecture than the image, and an image has one
     Foreign {
         /// As the recipe has it.
         relation: String,
@@ -44,10 +39,30 @@ pub enum Error {
         architecture: String,
     },
     /// The wanted packages contradict each other.
-    #[error(
-        "these packages cannot be installed together:\n    {0}\n  try: change the packages that the recipe asks for or leaves out"
-    )]
+    #[displaydoc("these packages cannot be installed together:\n    {0}")]
     Contradiction(String),
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Index(error) => error.advice(),
+            Self::Syntax(..) => {
+                Some("write `name`, `name (>= version)`, `a | b`, or `-name` to leave one out".into())
+            }
+            Self::Missing { .. } => Some(
+                "check its name and suite at https://packages.debian.org, or add a component or \
+                 repository"
+                    .into(),
+            ),
+            Self::Foreign {
+                architecture, name, ..
+            } => Some(format!("{name} without `:{architecture}`").into()),
+            Self::Contradiction(..) => {
+                Some("change the packages that the recipe asks for or leaves out".into())
+            }
+        }
+    }
 }
 
 /// What to install.
@@ -174,7 +189,7 @@ fn check_exists(universe: &Universe<'_>, group: &[relation::Relation<'_>]) -> Re
             });
         }
     }
-    let nearest = crate::recipe::nearest(&name, universe.names())
+    let nearest = crate::spelling::nearest(&name, universe.names())
         .map(|near| format!("; there is {near}"))
         .unwrap_or_default();
     Err(Error::Missing { name, nearest })

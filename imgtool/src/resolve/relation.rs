@@ -6,6 +6,7 @@ use std::cmp::Ordering;
 use std::fmt;
 
 use debversion::Version;
+use displaydoc::Display;
 
 /// How a version must compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,9 +105,8 @@ pub fn compare(a: &str, b: &str) -> Option<Ordering> {
     Some(parse(a)?.cmp(&parse(b)?))
 }
 
-/// `{0}` is not a relation between packages.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a relation between packages")]
+/// `{0}` is not a relation between packages
+#[derive(Debug, Clone, PartialEq, Eq, Display, thiserror::Error)]
 pub struct ParseRelationError(pub String);
 
 /// Reads a whole dependency field.

@@ -49,7 +49,7 @@ fn chosen(packages: &[(&str, &str, &str)], wanted: &[&str]) -> String {
 fn refused(packages: &[(&str, &str, &str)], wanted: &[&str], words: &[&str]) {
     let error = solve(packages, Variant::Extract, wanted, false)
         .unwrap_err()
-        .to_string();
+        .report();
     for word in words.iter().chain(&["try:"]) {
         assert!(error.contains(word), "`{word}` is missing in: {error}");
     }
@@ -188,7 +188,7 @@ fn a_malformed_index_is_refused() {
         let text = indexes[0].text.clone();
         indexes[0].text = text.replace(from, to);
         assert_ne!(indexes[0].text, text);
-        let error = Universe::new(&indexes, "amd64").unwrap_err().to_string();
+        let error = Universe::new(&indexes, "amd64").unwrap_err().report();
         assert!(error.contains("malformed") && error.contains("try:"), "{error}");
         indexes[0].text = text;
     }

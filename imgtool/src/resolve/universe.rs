@@ -4,8 +4,10 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use deb822_fast::borrowed::{BorrowedParagraph, iter_paragraphs_borrowed};
+use displaydoc::Display;
 
 use super::relation::{self, Group, Relation};
+use crate::advice::Advice;
 use crate::fetch::Index;
 use crate::store::Sha256;
 
@@ -100,12 +102,17 @@ pub struct Universe<'a> {
     by_provided: HashMap<String, Vec<(Id, Option<String>)>>,
 }
 
-/// An index is malformed.
-#[derive(Debug, thiserror::Error)]
-#[error("the package index of {suite} is malformed: {reason}\n  try: another mirror")]
+/// the package index of {suite} is malformed: {reason}
+#[derive(Debug, Display, thiserror::Error)]
 pub struct MalformedIndex {
     suite: String,
     reason: String,
+}
+
+impl Advice for MalformedIndex {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some("another mirror".into())
+    }
 }
 
 impl<'a> Universe<'a> {

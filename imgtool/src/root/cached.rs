@@ -5,10 +5,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Error, archive};
+use super::Error;
+use crate::archive::{self, Damage};
 use crate::store::{self, Sha256, Store};
 use crate::tree::Tree;
-use crate::unpack::{self, Damage};
+use crate::unpack;
 
 /// Where the store keeps results.
 const ROOTS: &str = "roots";
@@ -51,10 +52,8 @@ pub fn cached(
     let place = Place { work, output };
     make(&place)?;
     let (tree, digest) = archive::read_with_digest(&place.output).map_err(|damage| {
-        Error::Unpack(unpack::Error::Package {
-            package: "of the stage's result".into(),
-            damage,
-        })
+        let path = place.output.clone();
+        Error::Result { path, damage }
     })?;
     // The tree keeps the file open: it may change its name, or lose it.
     entry.keep(&place.output, &digest);

@@ -5,20 +5,24 @@
 //!            └── resolve: only when the lock file does not answer
 //! ```
 
-pub mod archive;
 mod cached;
+mod download;
 mod lock_packages;
 mod sources;
 mod stages;
 
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use displaydoc::Display;
 
 pub use lock_packages::lock_packages;
 
+use crate::advice::Advice;
+use crate::archive;
 use crate::base::{self, Base};
 use crate::configure;
-use crate::fetch::{self, Client};
+use crate::fetch;
 use crate::lock::{self, Package};
 use crate::microvm;
 use crate::progress::{Progress, Unit};
@@ -29,32 +33,48 @@ use crate::tree::Tree;
 use crate::unpack::{self, Filter, Unpack};
 
 /// Why a root could not be made.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// Fetching failed.
-    #[error(transparent)]
+    /// {0}
     Fetch(#[from] fetch::Error),
-    /// No set of packages was found.
-    #[error(transparent)]
+    /// {0}
     Resolve(#[from] resolve::Error),
-    /// The lock file does not serve.
-    #[error(transparent)]
+    /// {0}
     Lock(#[from] lock::Error),
-    /// The cache failed.
-    #[error(transparent)]
+    /// {0}
     Store(#[from] store::Error),
-    /// A package cannot be unpacked.
-    #[error(transparent)]
+    /// {0}
     Unpack(#[from] unpack::Error),
-    /// The root cannot be completed.
-    #[error(transparent)]
+    /// {0}
     Configure(#[from] configure::Error),
-    /// The image cannot be built upon.
-    #[error(transparent)]
+    /// {0}
     Base(#[from] base::Error),
-    /// The root cannot be configured.
-    #[error(transparent)]
+    /// cannot use {path}, which was just written: {damage}
+    Result {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        damage: archive::Damage,
+    },
+    /// {0}
     Sandbox(#[from] configure::SandboxError),
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Fetch(error) => error.advice(),
+            Self::Resolve(error) => error.advice(),
+            Self::Lock(error) => error.advice(),
+            Self::Store(error) => error.advice(),
+            Self::Unpack(error) => error.advice(),
+            Self::Configure(error) => error.advice(),
+            Self::Base(error) => error.advice(),
+            Self::Sandbox(error) => error.advice(),
+            Self::Result { .. } => Some("the same command again".into()),
+        }
+    }
 }
 
 /// How to make a root.
@@ -94,7 +114,7 @@ pub struct Root {
 /// Makes the root of a recipe.
 pub fn build(recipe: &Recipe, options: &Options<'_>) -> Result<Root, Error> {
     let section = lock_packages(recipe, options)?;
-    fetch_packages(&section.packages, options)?;
+    download::fetch_packages(&section.packages, options)?;
     let (packages, kernel): (Vec<Package>, Vec<Package>) = section
         .packages
         .iter()
@@ -162,7 +182,7 @@ fn extracted(recipe: &Recipe, packages: &[Package], options: &Options<'_>) -> Re
         scratch: &scratch,
         step: &*step,
     };
-    renew_damaged(packages, options)?;
+    download::renew_damaged(packages, options)?;
     let mut tree = Tree::new();
     let created = stages::created(recipe);
     unpack::merge_usr(&mut tree, options.arch.debian(), 0).map_err(unpack::Error::Layout)?;
@@ -186,150 +206,4 @@ fn overlay(tree: &mut Tree, recipe: &Recipe, epoch: i64) -> Result<(), configure
         configure::add_units(tree, recipe, epoch)?;
     }
     Ok(())
-}
-
-/// Makes sure that packages are whole in the cache just before they are unpacked, and fetches those that are not again.
-fn renew_damaged(packages: &[Package], options: &Options<'_>) -> Result<(), Error> {
-    let damaged = damaged(packages, options.store)?;
-    if damaged.is_empty() {
-        return Ok(());
-    }
-    for package in &damaged {
-        let text = format!("package {package} is damaged in the cache");
-        options.progress.note(&text);
-        // A damaged file that could be removed is.
-        if options.store.has(&package.sha256, package.size) {
-            let what = format!("package {package}");
-            return Err(fetch::Error::Damaged { what }.into());
-        }
-    }
-    fetch_packages(packages, options)
-}
-
-/// The packages whose files do not have their digest, found on all processors.
-fn damaged<'a>(packages: &'a [Package], store: &Store) -> Result<Vec<&'a Package>, store::Error> {
-    let next = AtomicUsize::new(0);
-    let check = || {
-        let mut found = Vec::new();
-        while let Some(package) = packages.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if store.get(&package.sha256, package.size)?.is_none() {
-                found.push(package);
-            }
-        }
-        Ok(found)
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let results: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads.min(packages.len()))
-            .map(|_| scope.spawn(check))
-            .collect();
-        threads
-            .into_iter()
-            .filter_map(|thread| thread.join().ok())
-            .collect()
-    });
-    let lists = results.into_iter().collect::<Result<Vec<_>, store::Error>>()?;
-    Ok(lists.into_iter().flatten().collect())
-}
-
-fn fetch_packages(packages: &[Package], options: &Options<'_>) -> Result<(), Error> {
-    let missing: Vec<_> = packages
-        .iter()
-        .filter(|package| !options.store.has(&package.sha256, package.size))
-        .map(Package::download)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    if options.offline {
-        return Err(fetch::Error::Offline {
-            what: format!("package {}", missing[0].name),
-        }
-        .into());
-    }
-    let total = missing.iter().map(|download| download.size).sum();
-    let step = options
-        .progress
-        .start("download packages", Some(total), Unit::Bytes);
-    fetch::fetch_debs(
-        &Client::new().map_err(fetch::Error::from)?,
-        options.store,
-        &missing,
-        &|n| step.advance(n),
-    )?;
-    step.finish(&format!(
-        "{} packages, {:.1} MB",
-        missing.len(),
-        total as f64 / 1e6
-    ));
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::progress::Quiet;
-    use crate::store::Sha256;
-
-    /// Packages on a local mirror, and a cache that has all of them damaged.
-    fn damaged_cache(dir: &Path) -> (Store, Vec<Package>) {
-        let store = Store::at(dir.join("cache"));
-        let package = |name: &str| {
-            std::fs::write(dir.join(name), name).unwrap();
-            let sha256 = store.put(name.as_bytes()).unwrap();
-            let hex = sha256.to_string();
-            std::fs::write(
-                dir.join("cache/blobs").join(&hex[..2]).join(&hex),
-                "?".repeat(name.len()),
-            )
-            .unwrap();
-            Package {
-                name: name.into(),
-                version: "1".into(),
-                architecture: "all".into(),
-                sha256,
-                size: name.len() as u64,
-                url: format!("file://{}/{name}", dir.display()),
-                kernel: false,
-            }
-        };
-        let packages = ["a.deb", "bb.deb", "ccc.deb"].map(package).to_vec();
-        (store, packages)
-    }
-
-    fn options(store: &Store, offline: bool) -> Options<'_> {
-        Options {
-            arch: Arch::X86_64,
-            base: None,
-            store,
-            lock: None,
-            locked: false,
-            offline,
-            progress: &Quiet,
-        }
-    }
-
-    #[test]
-    fn every_damaged_package_is_fetched_again_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, packages) = damaged_cache(dir.path());
-        renew_damaged(&packages, &options(&store, false)).unwrap();
-        for package in &packages {
-            let bytes = store.get(&package.sha256, package.size).unwrap().unwrap();
-            assert_eq!(Sha256::of(&bytes), package.sha256);
-        }
-    }
-
-    #[test]
-    fn a_damaged_package_is_named_where_it_cannot_be_fetched() {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, packages) = damaged_cache(dir.path());
-        let error = renew_damaged(&packages[..1], &options(&store, true))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("package a.deb") && error.contains("try:"),
-            "{error}"
-        );
-    }
 }

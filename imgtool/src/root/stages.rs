@@ -2,18 +2,19 @@
 //! steps, the files of a kernel.
 
 use std::fs;
-use std::path::PathBuf;
 
 use super::cached::{Place, cached};
-use super::{Error, Options, archive, renew_damaged, sources};
+use super::download::renew_damaged;
+use super::{Error, Options, sources};
+use crate::archive;
 use crate::base::Base;
-use crate::configure::{self, Task};
-use crate::fetch::clock::parse_timestamp;
+use crate::configure::{self, Input, Task};
 use crate::lock::Package;
 use crate::microvm;
 use crate::progress::Unit;
 use crate::recipe::{Arch, Recipe};
 use crate::store::Sha256;
+use crate::time::parse_timestamp;
 use crate::tree::{Kind, Tree};
 use crate::unpack::{self, Filter, Unpack};
 
@@ -73,9 +74,9 @@ pub fn upon(
     );
     let tree = cached(options.store, &key, |place| {
         renew_damaged(packages, options)?;
-        let input = write_input(&base.tree, place)?;
+        let input = input(&base.tree, place)?;
         let filters = (&recipe.exclude[..], &recipe.include[..]);
-        let task = install(Some(input), packages, filters, created(recipe), "", options);
+        let task = install(Some(&input), packages, filters, created(recipe), "", options);
         place.run(options.arch, task, options)
     })?;
     let epoch = time(&tree);
@@ -107,9 +108,9 @@ fn installed(
     })
 }
 
-/// The task of installing packages: in the root that the archive `base` holds, or in an empty one.
+/// The task of installing packages: in the root `base`, or in an empty one.
 fn install(
-    base: Option<PathBuf>,
+    base: Option<&Input>,
     packages: &[Package],
     (exclude, include): Filters<'_>,
     epoch: Option<i64>,
@@ -117,7 +118,7 @@ fn install(
     options: &Options<'_>,
 ) -> Task {
     Task::Install {
-        base,
+        base: base.map(Input::root),
         packages: packages.to_vec(),
         store: options.store.root().to_owned(),
         exclude: exclude.to_vec(),
@@ -139,9 +140,9 @@ fn content(packages: &[Package]) -> Vec<(&str, &str, Sha256)> {
 pub fn run_steps(recipe: &Recipe, tree: &Tree, epoch: i64, options: &Options<'_>) -> Result<Tree, Error> {
     let key = (VERSION, "run", options.arch, digest(tree)?, &recipe.run, epoch);
     cached(options.store, &key, |place| {
-        let root = write_input(tree, place)?;
+        let input = input(tree, place)?;
         let task = Task::Run {
-            root,
+            root: input.root(),
             name: "run".into(),
             steps: recipe.run.clone(),
             keep: None,
@@ -151,15 +152,10 @@ pub fn run_steps(recipe: &Recipe, tree: &Tree, epoch: i64, options: &Options<'_>
     })
 }
 
-fn write_input(tree: &Tree, place: &Place) -> Result<PathBuf, Error> {
-    let root = place.work.path().join("input.tar");
-    let scratch = |source| unpack::Error::Scratch {
-        path: root.clone(),
-        source,
-    };
-    let file = fs::File::create(&root).map_err(scratch)?;
-    archive::write(tree, std::io::BufWriter::new(file)).map_err(scratch)?;
-    Ok(root)
+/// Describes a root for the sandbox.
+fn input(tree: &Tree, place: &Place) -> Result<Input, Error> {
+    let path = place.work.path().join("input.tar");
+    Ok(Input::write(tree, &path).map_err(|source| unpack::Error::Scratch { path, source })?)
 }
 
 /// The microvm kernel for `options.arch`, built of and with `packages`, as the files of a kernel package would be.
@@ -176,8 +172,9 @@ pub fn microvm(packages: &[Package], options: &Options<'_>) -> Result<Tree, Erro
             };
             let tree = installed(packages, (&microvm::exclude(), &[]), None, "", &builder)?;
             let epoch = tree.node(Tree::ROOT).meta.mtime;
+            let input = input(&tree, place)?;
             let task = Task::Run {
-                root: write_input(&tree, place)?,
+                root: input.root(),
                 name: "build the kernel".into(),
                 steps: steps.clone(),
                 keep: Some(microvm::RESULT.into()),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use displaydoc::Display;
 use sha2::Digest as _;
 
 /// A SHA-256 digest. Parsed from and shown as 64 lower-case hexadecimal digits.
@@ -33,9 +34,8 @@ impl fmt::Debug for Sha256 {
     }
 }
 
-/// `{0}` is not a SHA-256 digest: 64 hexadecimal digits are expected.
-#[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not a SHA-256 digest: 64 hexadecimal digits are expected")]
+/// `{0}` is not a SHA-256 digest: 64 hexadecimal digits are expected
+#[derive(Debug, Display, thiserror::Error)]
 pub struct ParseDigestError(String);
 
 impl FromStr for Sha256 {

@@ -14,55 +14,43 @@
 
 mod digest;
 
+use crate::advice::Advice;
+use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use displaydoc::Display;
 use sha2::Digest as _;
 
 pub use digest::{ParseDigestError, Sha256};
 
 /// What goes wrong in the store.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// No place for the cache is known.
-    #[error(
-        "no place for the cache: neither XDG_CACHE_HOME nor HOME is set\n  try: set XDG_CACHE_HOME to a directory"
-    )]
+    /// no place for the cache: neither XDG_CACHE_HOME nor HOME is set
     NoHome,
-    /// The cache is read-only.
-    #[error(
-        "cannot write {path} to the cache: {source}\n  try: set XDG_CACHE_HOME to a writable directory; a read-only cache serves what it already holds"
-    )]
+    /// cannot write {path} to the cache: {source}
     ReadOnly {
         /// What was to be written.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// The disk is full.
-    #[error(
-        "cannot write {path}: the disk is full\n  try: free some space there, or choose another place with XDG_CACHE_HOME or TMPDIR"
-    )]
+    /// cannot write {path}: the disk is full
     Full {
         /// What was to be written.
         path: PathBuf,
     },
-    /// Another input or output error.
-    #[error(
-        "cannot use {path} in the cache: {source}\n  try: check that the file system is healthy and that you own the directory"
-    )]
+    /// cannot use {path} in the cache: {source}
     Io {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// A finished file has another digest than its name.
-    #[error(
-        "the digest of {what} is {found}, but {expected} was promised\n  try: again in a while, or another mirror: this one is out of step, or someone changed the file on its way"
-    )]
+    /// the digest of {what} is {found}, but {expected} was promised
     Digest {
         /// The file, as the user knows it.
         what: String,
@@ -71,6 +59,28 @@ pub enum Error {
         /// The digest of the bytes.
         found: Sha256,
     },
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::NoHome => "set XDG_CACHE_HOME to a directory".into(),
+            Self::ReadOnly { .. } => {
+                "set XDG_CACHE_HOME to a writable directory; a read-only cache serves what it \
+                 already holds"
+                    .into()
+            }
+            Self::Full { .. } => {
+                "free some space there, or choose another place with XDG_CACHE_HOME or TMPDIR".into()
+            }
+            Self::Io { .. } => "check that the file system is healthy and that you own the directory".into(),
+            Self::Digest { .. } => {
+                "again in a while, or another mirror: this one is out of step, or someone changed \
+                 the file on its way"
+                    .into()
+            }
+        })
+    }
 }
 
 impl Error {
@@ -344,7 +354,7 @@ mod tests {
         let digest = Sha256::of(b"right");
         let mut partial = store.partial(&digest, 5).unwrap().unwrap();
         partial.append(b"wrong").unwrap();
-        let error = partial.finish("pkg.deb").unwrap_err().to_string();
+        let error = partial.finish("pkg.deb").unwrap_err().report();
         assert!(error.contains("pkg.deb") && error.contains("try:"), "{error}");
         assert!(!store.has(&digest, 5));
         assert_eq!(fs::read_dir(store.root().join("partial")).unwrap().count(), 0);
@@ -376,9 +386,9 @@ mod tests {
 
     #[test]
     fn errors_say_what_to_try() {
-        let full = Error::io("/x", io::Error::from(io::ErrorKind::StorageFull)).to_string();
+        let full = Error::io("/x", io::Error::from(io::ErrorKind::StorageFull)).report();
         assert!(full.contains("disk is full") && full.contains("try:"), "{full}");
         let read_only = Error::io("/x", io::Error::from(io::ErrorKind::ReadOnlyFilesystem));
-        assert!(read_only.to_string().contains("XDG_CACHE_HOME"));
+        assert!(read_only.report().contains("XDG_CACHE_HOME"));
     }
 }

@@ -40,7 +40,7 @@ pub enum Content {
 }
 
 /// A part of [`Content::Pieces`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Piece {
     /// Bytes of the file.
     Data {

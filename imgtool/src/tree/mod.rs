@@ -18,8 +18,11 @@ pub use holes::{DataReader, Run, runs};
 pub use path::{MAX_NAME, MAX_PATH, TreePath, show};
 pub use walk::Walk;
 
+use crate::advice::Advice;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use displaydoc::Display;
 use resolve::MAX_FOLLOWED;
 
 /// Most inodes that one tree may hold: far above any real system, and at about 200 bytes an inode still below 1 GiB.
@@ -126,43 +129,39 @@ impl Node {
 }
 
 /// Why a tree refuses a change.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum TreeError {
-    /// the path has a `..` component
-    #[error("{0}: a path in an image may not contain `..`")]
+    /// {0}: a path in an image may not contain `..`
     Traversal(String),
-    /// a NUL byte, or an over-long name or path
-    #[error("{path}: {why}")]
+    /// {path}: {why}
     BadPath {
         /// The path as far as it can be shown.
         path: String,
         /// What is wrong with it.
         why: &'static str,
     },
-    /// a component that should be a directory is something else
-    #[error("{0}: not a directory")]
+    /// {0}: not a directory
     NotADirectory(String),
-    /// nothing has this name
-    #[error("{0}: no such file or directory in the image")]
+    /// {0}: no such file or directory in the image
     NotFound(String),
-    /// symbolic links that lead to each other
-    #[error("{0}: more than {MAX_FOLLOWED} symbolic links on the way")]
+    /// {0}: more than {MAX_FOLLOWED:} symbolic links on the way
     TooManyLinks(String),
-    /// a directory cannot have two names
-    #[error("{0}: a hard link to a directory")]
+    /// {0}: a hard link to a directory
     LinkToDirectory(String),
-    /// a directory that is not empty would be replaced by something else
-    #[error("{0}: a directory with entries cannot be replaced by a file")]
+    /// {0}: a directory with entries cannot be replaced by a file
     DirectoryInTheWay(String),
-    /// the symbolic link's target is empty, over-long or has a NUL byte
-    #[error("{0}: the target of a symbolic link must have 1 to {MAX_SYMLINK} bytes and no NUL")]
+    /// {0}: the target of a symbolic link must have 1 to {MAX_SYMLINK:} bytes and no NUL
     BadTarget(String),
-    /// more attributes than ext4 can hold
-    #[error("{0}: more than {MAX_XATTRS} bytes of extended attributes")]
+    /// {0}: more than {MAX_XATTRS:} bytes of extended attributes
     TooManyXattrs(String),
-    /// more inodes than the cap
-    #[error("more than {MAX_NODES} files in one image")]
+    /// more than {MAX_NODES:} files in one image
     TooManyNodes,
+}
+
+impl Advice for TreeError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        None
+    }
 }
 
 /// A root file system. See the module's page.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use super::Damage;
-use super::archive::{self, EntryKind};
-use super::bounds::{self, Capped};
+use crate::archive::{self, EntryKind};
+use crate::decompress::{self, Capped};
 
 /// The control part holds a few scripts and lists of paths; the largest in Debian is below 20 MiB.
 const MAX_CONTROL: u64 = 64 << 20;
@@ -92,7 +92,7 @@ impl<'a> Deb<'a> {
     /// Reads the control part.
     pub fn control(&self) -> Result<Control, Damage> {
         let mut control = Control::default();
-        archive::read(self.control_stream()?, |entry, reader| {
+        archive::visit(self.control_stream()?, |entry, reader| {
             let EntryKind::File(_) = entry.kind else {
                 return Ok(());
             };
@@ -100,12 +100,12 @@ impl<'a> Deb<'a> {
             let name = str::from_utf8(name)
                 .ok()
                 .filter(|name| !name.is_empty() && !name.contains('/'));
-            let name = name.ok_or_else(|| Damage::Path(crate::tree::show(&entry.path)))?;
+            let name = name.ok_or_else(|| archive::Damage::Path(crate::tree::show(&entry.path)))?;
             if entry.pieces.is_some() {
                 return Err(Damage::Member(name.to_owned()));
             }
             let mut content = Vec::new();
-            reader.read_to_end(&mut content).map_err(Damage::Read)?;
+            reader.read_to_end(&mut content).map_err(Damage::io)?;
             if name == "control" {
                 control.paragraph = String::from_utf8(content).map_err(|_| Damage::Lacks("control"))?;
             } else {
@@ -123,19 +123,19 @@ impl<'a> Deb<'a> {
 /// Writes the package again with its members uncompressed, so that the dpkg that unpacks it has nothing to compute.
 /// Returns the newest time of its files, in seconds since 1970.
 pub fn repack(deb: &Deb<'_>, out: &mut (impl Write + Seek)) -> Result<i64, Damage> {
-    out.write_all(AR_MAGIC).map_err(Damage::Read)?;
+    out.write_all(AR_MAGIC).map_err(Damage::io)?;
     write_member(out, "debian-binary", &mut &b"2.0\n"[..])?;
     write_member(out, "control.tar", &mut deb.control_stream()?)?;
     let newest = write_member(out, "data.tar", &mut deb.data()?)?;
-    out.flush().map_err(Damage::Read)?;
+    out.flush().map_err(Damage::io)?;
     Ok(newest)
 }
 
 /// Streams a member and fills in its size afterwards; the newest time of a tar stream is taken on the way.
 fn write_member(out: &mut (impl Write + Seek), name: &str, content: &mut impl Read) -> Result<i64, Damage> {
     let header = |size: u64| format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`\n", 0, 0, 0, "100644");
-    let start = out.stream_position().map_err(Damage::Read)?;
-    out.write_all(header(0).as_bytes()).map_err(Damage::Read)?;
+    let start = out.stream_position().map_err(Damage::io)?;
+    out.write_all(header(0).as_bytes()).map_err(Damage::io)?;
     let mut newest = 0;
     let mut tee = Tee {
         from: content,
@@ -143,24 +143,24 @@ fn write_member(out: &mut (impl Write + Seek), name: &str, content: &mut impl Re
         copied: 0,
     };
     if name.ends_with(".tar") {
-        archive::read(&mut tee, |entry, _| {
+        archive::visit(&mut tee, |entry, _| {
             newest = newest.max(entry.mtime);
-            Ok(())
+            Ok::<_, Damage>(())
         })?;
     }
-    io::copy(&mut tee, &mut io::sink()).map_err(Damage::Read)?;
+    io::copy(&mut tee, &mut io::sink()).map_err(Damage::io)?;
     let size = tee.copied;
     // The field has ten digits.
     if size > 9_999_999_999 {
         return Err(Damage::Member(name.to_owned()));
     }
     if size % 2 == 1 {
-        out.write_all(b"\n").map_err(Damage::Read)?;
+        out.write_all(b"\n").map_err(Damage::io)?;
     }
-    let end = out.stream_position().map_err(Damage::Read)?;
-    out.seek(SeekFrom::Start(start)).map_err(Damage::Read)?;
-    out.write_all(header(size).as_bytes()).map_err(Damage::Read)?;
-    out.seek(SeekFrom::Start(end)).map_err(Damage::Read)?;
+    let end = out.stream_position().map_err(Damage::io)?;
+    out.seek(SeekFrom::Start(start)).map_err(Damage::io)?;
+    out.write_all(header(size).as_bytes()).map_err(Damage::io)?;
+    out.seek(SeekFrom::Start(end)).map_err(Damage::io)?;
     Ok(newest)
 }
 
@@ -220,14 +220,12 @@ fn decompressor<'a>((data, form): (&'a [u8], Form)) -> Result<Box<dyn Read + 'a>
         Form::Plain => Box::new(data),
         Form::Gzip => Box::new(flate2::read::MultiGzDecoder::new(data)),
         Form::Xz => {
-            let decoder = bounds::xz_streams(data).map_err(Damage::Read)?;
+            let decoder = decompress::xz_streams(data).map_err(Damage::io)?;
             Box::new(io::BufReader::with_capacity(1 << 18, decoder))
         }
         Form::Zstd => {
-            let mut decoder = zstd::Decoder::with_buffer(data).map_err(Damage::Read)?;
-            decoder
-                .window_log_max(MAX_ZSTD_WINDOW_LOG)
-                .map_err(Damage::Read)?;
+            let mut decoder = zstd::Decoder::with_buffer(data).map_err(Damage::io)?;
+            decoder.window_log_max(MAX_ZSTD_WINDOW_LOG).map_err(Damage::io)?;
             Box::new(decoder)
         }
     })

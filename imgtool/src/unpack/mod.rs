@@ -1,129 +1,98 @@
 //! From `.deb` files to a [`Tree`], without root and without running anything.
 
-mod acl;
-pub mod archive;
-pub mod bounds;
 mod database;
 mod deb;
 mod filter;
 mod layout;
-mod pax;
-mod sparse;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-pub use archive::{Entry, EntryKind};
+use displaydoc::Display;
+
 pub use deb::{Control, Deb, MAX_DATA, repack};
 pub use filter::Filter;
 pub use layout::{complete, merge_usr};
 
+use crate::advice::Advice;
+use crate::archive::{self, Entry, EntryKind};
 use crate::lock::Package;
 use crate::progress::Step;
 use crate::store::{self, Store};
 use crate::tree::{Content, Kind, Meta, Spool, Tree, TreeError, TreePath};
 
 /// What is wrong with a package file.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Damage {
-    /// Not a `.deb`.
-    #[error("it is not a Debian package")]
+    /// it is not a Debian package
     NoDeb,
-    /// The file ends early.
-    #[error("it ends in the middle of a member")]
+    /// it ends in the middle of a member
     Truncated,
-    /// A part is missing.
-    #[error("it has no {0}")]
+    /// it has no {0}
     Lacks(&'static str),
-    /// A member that does not belong there.
-    #[error("the member {0} does not belong there")]
+    /// the member {0} does not belong there
     Member(String),
-    /// Unknown compression.
-    #[error("the compression of {0} is unknown")]
+    /// the compression of {0} is unknown
     Compression(String),
-    /// A path that leaves the root, or is malformed.
-    #[error("the path {0} is not allowed")]
-    Path(String),
-    /// An unknown kind of entry.
-    #[error("{0} is of the unknown kind `{1}`")]
-    Kind(String, char),
-    /// An unknown pax extension.
-    #[error("the extended header {0} is not understood")]
-    Pax(String),
-    /// A malformed pax header.
-    #[error("an extended header is malformed")]
-    MalformedPax,
-    /// A header that was changed.
-    #[error("the checksum of a header is wrong")]
-    Checksum,
-    /// A list that cannot be read.
-    #[error(
-        "the access control list `{0}` is not understood: names in it need --numeric-owner when the archive is written"
-    )]
-    Acl(String),
-    /// A map that does not fit the file.
-    #[error("the map of the holes of {0} is malformed")]
-    Sparse(String),
-    /// A number above 32 bits.
-    #[error("the owner or group of {0} is {1}, and numbers have 32 bits")]
-    Owner(String, u64),
-    /// A file longer than an image can hold.
-    #[error("{0} is longer than {1} bytes")]
-    TooLong(String, u64),
-    /// A header of a kind that is never long.
-    #[error("a header is longer than {0} bytes")]
-    LongHeader(u64),
-    /// Too many files.
-    #[error("it has more than {0} entries")]
-    TooMany(usize),
-    /// A hard link whose target was not unpacked.
-    #[error("{0} is a hard link to {1}, which is not there")]
-    Hardlink(String, String),
-    /// The tree refuses an entry.
-    #[error("{0}")]
-    Tree(#[from] TreeError),
-    /// The stream cannot be read.
-    #[error("it cannot be unpacked: {0}")]
-    Read(io::Error),
+    /// {0}
+    Archive(#[from] archive::Damage),
+}
+
+impl Damage {
+    /// Reading or writing failed.
+    fn io(source: io::Error) -> Self {
+        archive::Damage::Read(source).into()
+    }
+}
+
+impl From<TreeError> for Damage {
+    fn from(error: TreeError) -> Self {
+        archive::Damage::Tree(error).into()
+    }
 }
 
 /// Why packages could not be unpacked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
-    /// A package is damaged, or made to do harm.
-    #[error(
-        "refused package {package}: {damage}\n  try: report this to the archive: the file is what its index promises"
-    )]
+    /// refused package {package}: {damage}
     Package {
         /// Name and version.
         package: String,
         /// What is wrong.
+        #[source]
         damage: Damage,
     },
-    /// The cache failed.
-    #[error(transparent)]
+    /// {0}
     Store(#[from] store::Error),
-    /// The package left the cache.
-    #[error(
-        "package {0} disappeared from the cache or was damaged there\n  try: the same command again; it will be downloaded again"
-    )]
+    /// package {0} disappeared from the cache or was damaged there
     Gone(String),
-    /// The place for temporary files failed.
-    #[error(
-        "cannot use {path} for temporary files: {source}\n  try: set TMPDIR to a directory with enough space"
-    )]
+    /// cannot use {path} for temporary files: {source}
     Scratch {
         /// The directory.
         path: std::path::PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// The tree refuses what every root has.
-    #[error("cannot complete the root: {0}")]
+    /// cannot complete the root: {0}
     Layout(#[from] TreeError),
+}
+
+impl Advice for Error {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Store(error) => error.advice(),
+            Self::Package { .. } => {
+                Some("report this to the archive: the file is what its index promises".into())
+            }
+            Self::Gone(..) => Some("the same command again; it will be downloaded again".into()),
+            Self::Scratch { .. } => Some("set TMPDIR to a directory with enough space".into()),
+            Self::Layout(..) => None,
+        }
+    }
 }
 
 /// A package's content, its files in the spool of the thread that unpacked it.
@@ -247,7 +216,9 @@ impl Unpack<'_> {
         };
         let bytes = (self.load)(package)?;
         read_deb(&bytes, spool).map_err(|damage| match damage {
-            Damage::Read(source) if source.kind() == io::ErrorKind::StorageFull => scratch(source),
+            Damage::Archive(archive::Damage::Read(source)) if source.kind() == io::ErrorKind::StorageFull => {
+                scratch(source)
+            }
             damage => Error::Package {
                 package: package.to_string(),
                 damage,
@@ -260,19 +231,19 @@ fn read_deb(bytes: &[u8], spool: &mut Spool) -> Result<Unpacked, Damage> {
     let deb = Deb::parse(bytes)?;
     let control = deb.control()?;
     let mut entries = Vec::new();
-    archive::read(deb.data()?, |entry, mut reader| {
+    archive::visit(deb.data()?, |entry, mut reader| {
         let content = match entry.kind {
             EntryKind::File(size) => {
                 let content = match &entry.pieces {
                     Some(pieces) => spool.add_pieces(&mut reader, pieces),
                     None => spool.add(&mut reader, size),
                 };
-                Some(content.map_err(Damage::Read)?)
+                Some(content.map_err(Damage::io)?)
             }
             _ => None,
         };
         entries.push((entry.clone(), content));
-        Ok(())
+        Ok::<_, Damage>(())
     })?;
     Ok(Unpacked { control, entries })
 }
@@ -306,7 +277,7 @@ fn merge_entry(
         EntryKind::Fifo => Kind::Fifo,
         EntryKind::Hardlink(target) => {
             let show = crate::tree::show;
-            let missing = || Damage::Hardlink(show(&absolute), show(&target));
+            let missing = || archive::Damage::Hardlink(show(&absolute), show(&target));
             let id = tree.find(&target)?.ok_or_else(missing)?;
             tree.link(&absolute, id)?;
             return Ok(Some(entry.path));

@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use tar::{EntryType, Header};
 
+use super::Damage;
+use super::entries::{self, EntryKind};
+use super::pax::XATTR;
 use crate::tree::{self, Content, DataReader, Kind, Meta, Node, NodeId, Piece, Run, Tree};
-use crate::unpack::Damage;
-use crate::unpack::archive::{self, EntryKind, XATTR};
 
 /// Files up to this size are read with the index instead of later, one by one.
 const INLINE: u64 = 4096;
@@ -207,7 +208,7 @@ impl Read for Hashing<'_> {
 /// The tree of the archive in `file`, which `stream` reads from its beginning.
 fn index(file: &Arc<File>, stream: impl Read) -> Result<Tree, Damage> {
     let mut tree = Tree::new();
-    archive::read(stream, |entry, reader| {
+    entries::visit(stream, |entry, reader| {
         let kind = match &entry.kind {
             EntryKind::File(_) if entry.pieces.is_some() => {
                 let pieces = entry.pieces.as_deref().unwrap_or_default();
@@ -241,7 +242,7 @@ fn index(file: &Arc<File>, stream: impl Read) -> Result<Tree, Damage> {
         let mut meta = Meta::new(entry.mode, entry.uid, entry.gid, entry.mtime);
         meta.xattrs.clone_from(&entry.xattrs);
         tree.insert(&entry.path, kind, meta)?;
-        Ok(())
+        Ok::<_, Damage>(())
     })?;
     Ok(tree)
 }

@@ -6,12 +6,10 @@ use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
+use super::Damage;
 use super::pax::Extended;
 use super::sparse::{self, BLOCK, MAX_FILE};
-use super::{Damage, pax};
 use crate::tree::{Piece, show};
-
-pub use pax::XATTR;
 
 /// A path longer than Linux can use.
 const MAX_NAME_FIELD: u64 = 8192;
@@ -62,11 +60,11 @@ pub struct Entry {
     pub pieces: Option<Vec<Piece>>,
 }
 
-/// Calls `visit` for each entry, with a reader over the bytes of a file.
-pub fn read(
+/// Calls `take` for each entry, with a reader over the bytes of a file.
+pub fn visit<E: From<Damage>>(
     stream: impl Read,
-    mut visit: impl FnMut(&Entry, &mut dyn Read) -> Result<(), Damage>,
-) -> Result<(), Damage> {
+    mut take: impl FnMut(&Entry, &mut dyn Read) -> Result<(), E>,
+) -> Result<(), E> {
     let mut stream = Stream { inner: stream, at: 0 };
     // What a global header says holds for all that follow.
     let (mut global, mut next) = (Extended::default(), Extended::default());
@@ -74,7 +72,7 @@ pub fn read(
     while let Some(header) = stream.header()? {
         count += 1;
         if count > MAX_ENTRIES {
-            return Err(Damage::TooMany(MAX_ENTRIES));
+            return Err(Damage::TooMany(MAX_ENTRIES).into());
         }
         let size = header.entry_size().map_err(Damage::Read)?;
         match header.entry_type() {
@@ -88,7 +86,7 @@ pub fn read(
             }
             _ => {
                 let extended = std::mem::replace(&mut next, global.clone());
-                stream.entry(&header, extended, &mut visit)?;
+                stream.entry(&header, extended, &mut take)?;
             }
         }
     }
@@ -163,12 +161,12 @@ impl<R: Read> Stream<R> {
         }
     }
 
-    fn entry(
+    fn entry<E: From<Damage>>(
         &mut self,
         header: &Header,
         extended: Extended,
-        visit: &mut impl FnMut(&Entry, &mut dyn Read) -> Result<(), Damage>,
-    ) -> Result<(), Damage> {
+        visit: &mut impl FnMut(&Entry, &mut dyn Read) -> Result<(), E>,
+    ) -> Result<(), E> {
         let size = match extended.size {
             Some(size) => size,
             None => header.entry_size().map_err(Damage::Read)?,
@@ -200,7 +198,7 @@ impl<R: Read> Stream<R> {
         let mut data = self.take(stored);
         visit(&entry, &mut data)?;
         let left = data.limit();
-        self.skip(left + padding(size))
+        Ok(self.skip(left + padding(size))?)
     }
 }
 
