@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::state::{Event, State};
+use crate::store::state::{Event, State};
 use machine::block::space::explain;
 
 /// Why something about an instance or an image did not work.

@@ -9,7 +9,7 @@ use super::lifecycle::{client, running};
 use super::stream::{Stream, note};
 use super::{Context, Status};
 use instance::Event;
-use instance::console::read_whole_log;
+use instance::process::console::read_whole_log;
 use instance::terminal;
 
 /// What leaves a console: Ctrl-], as in telnet and virsh.

@@ -16,7 +16,7 @@ use super::failure::Advice;
 use super::lifecycle::{running, wait_ready};
 use super::{Context, Status, value};
 use instance::Event;
-use instance::agent::{Incoming, Sender, Session};
+use instance::guest::agent::{Incoming, Sender, Session};
 use machine::virtio::determinism::Determinism;
 
 /// Bytes of an archive in one piece: a frame of the protocol holds as many.
@@ -229,7 +229,7 @@ impl Read for Stream {
 mod tests {
     use super::*;
     use guest_init::proto::{Kind, read_frame, write_frame};
-    use instance::sockets;
+    use instance::store::sockets;
 
     #[test]
     fn an_instance_is_before_a_colon_and_a_folder_is_not() {

@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::stream::{line, note};
 use super::{Context, Status};
-use instance::capture::Capture;
+use instance::service::capture::Capture;
 
 /// Make an image of an instance
 #[derive(Debug, Args)]

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::stream::{Unwritten, line};
 use super::{Context, Status, output};
-use instance::home::create_private;
+use instance::store::home::create_private;
 use machine::accel::{Choice, Measured, choose, measure};
 use machine::arch::Architecture;
 use machine::block::volume::{Base, Error as VolumeError, Volume};

@@ -14,7 +14,7 @@ use super::lifecycle::{running, wait_ready};
 use super::stream::Stream;
 use super::{Context, Status, signals, value};
 use instance::Event;
-use instance::agent::{self, Incoming, Sender};
+use instance::guest::agent::{self, Incoming, Sender};
 use instance::terminal;
 use machine::sandbox::{self, Kind};
 use machine::virtio::determinism::Determinism;

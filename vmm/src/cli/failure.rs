@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 use super::output;
 use super::stream::{Stream, Unwritten};
 use instance::Error;
-use instance::record::Ending;
+use instance::store::record::Ending;
 
 /// An exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

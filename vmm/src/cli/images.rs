@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::failure::Advice;
 use super::stream::{Stream, line};
 use super::{Context, Status, failure, output};
-use instance::image::Image;
+use instance::images::image::Image;
 use instance::images::{Images, Removed, Stored};
 
 /// Bytes of an image in one piece.

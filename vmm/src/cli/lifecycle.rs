@@ -11,12 +11,15 @@ use super::options::HostOptions;
 use super::stream::{line, note};
 use super::wait::Waiting;
 use super::{Context, Status, failure, value};
-use instance::client::{Client, StatusEvent};
-use instance::launch::empty_ephemeral;
-use instance::pause::Paused;
-use instance::per_run::PerRun;
+use instance::api;
+use instance::api::client::{Client, StatusEvent};
+use instance::process::detach;
+use instance::process::launch::empty_ephemeral;
+use instance::process::per_run::PerRun;
+use instance::service::shutdown;
 use instance::store::LockedInstance;
-use instance::{Error, Event, InstanceId, State, api, detach, shutdown};
+use instance::store::pause::Paused;
+use instance::{Error, Event, InstanceId, State};
 
 /// Start stopped instances
 #[derive(Debug, Args)]

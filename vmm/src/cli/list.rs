@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::failure::Advice;
 use super::output::READY;
 use super::{Context, Status, failure, output};
-use instance::network::{Port, Protocol, open_ports};
+use instance::process::network::{Port, Protocol, open_ports};
 use instance::store::Entry;
 use instance::{Event, Record, State};
 

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use instance::home::Home;
 use instance::images::Images;
 use instance::store::Store;
+use instance::store::home::Home;
 use machine::timeline::Timeline;
 
 mod bench;
@@ -123,7 +123,7 @@ enum Command {
     #[command(hide = true)]
     Tunnel(DeferredArgs<ssh::Tunnel>),
     /// Run an instance whose lock is inherited (used by `run --detach` and `start`)
-    #[command(name = instance::detach::COMMAND, hide = true)]
+    #[command(name = instance::process::detach::COMMAND, hide = true)]
     Own(DeferredArgs<own::Own>),
 }
 

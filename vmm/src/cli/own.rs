@@ -7,10 +7,13 @@ use nix::sys::signal::Signal;
 
 use super::stream::note;
 use super::{Context, Status, signals};
-use instance::assemble::Assembly;
-use instance::owner::Owner;
-use instance::per_run::PerRun;
-use instance::{Error, InstanceId, Result, State, api, detach, service};
+use instance::api;
+use instance::guest::readiness;
+use instance::process::assemble::Assembly;
+use instance::process::detach;
+use instance::process::owner::Owner;
+use instance::process::per_run::PerRun;
+use instance::{Error, InstanceId, Result, State};
 use machine::sandbox::{self, Kind};
 
 /// Run an instance whose lock is inherited
@@ -29,10 +32,10 @@ impl Own {
         let timeline = Arc::clone(&context.timeline);
         let served = determinism.clone();
         let signals = signals::hold()?;
-        let owner = service::own(held, &determinism);
+        let owner = readiness::own(held, &determinism);
         let mut report = Some(report);
         let on_started = || {
-            service::serve(&owner, &served, move || {
+            readiness::serve(&owner, &served, move || {
                 timeline.mark(machine::timeline::Event::Ready)
             })?;
             let stopper = Arc::clone(&owner);

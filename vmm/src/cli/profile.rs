@@ -13,8 +13,8 @@ use super::run::Run;
 use super::stream::note;
 use super::{Context, Status, output, value};
 use crate::profile::{Report, Symbols, draw};
-use instance::image::Image;
-use instance::per_run::PerRun;
+use instance::images::image::Image;
+use instance::process::per_run::PerRun;
 use machine::accel::Profiling;
 use machine::memory::Part;
 

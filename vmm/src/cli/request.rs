@@ -7,11 +7,11 @@ use clap::Args;
 
 use super::failure::Advice;
 use super::{options, value};
-use instance::keys::public_keys;
-use instance::launch::{RootCopy, VolumeRequest};
-use instance::limits::Limits;
-use instance::network::{Network, Port};
-use instance::record::{Accel, Config};
+use instance::process::launch::{RootCopy, VolumeRequest};
+use instance::process::network::{Network, Port};
+use instance::store::keys::public_keys;
+use instance::store::limits::Limits;
+use instance::store::record::{Accel, Config};
 
 /// What the machine is made of.
 #[derive(Debug, Args)]

@@ -18,15 +18,19 @@ use super::request::{Hardware, NetworkArgs, Storage};
 use super::stream::{Stream, Unwritten, line, note};
 use super::wait::Waiting;
 use super::{Context, Status, console, output, signals, value};
-use instance::assemble::Assembly;
-use instance::image::{Image, runnable};
-use instance::launch::{Fresh, Launch};
-use instance::owner::Owner;
-use instance::per_run::PerRun;
-use instance::record::Ending;
+use instance::api;
+use instance::guest::readiness;
+use instance::images::image::{Image, runnable};
+use instance::process::assemble::Assembly;
+use instance::process::detach;
+use instance::process::launch::{Fresh, Launch};
+use instance::process::owner::Owner;
+use instance::process::per_run::PerRun;
+use instance::process::preflight;
 use instance::store::LockedInstance;
+use instance::store::record::Ending;
 use instance::terminal;
-use instance::{Error, Event, Record, State, api, detach, preflight, service};
+use instance::{Error, Event, Record, State};
 use machine::sandbox::{self, Kind};
 use machine::virtio::determinism::{Determinism, Times};
 
@@ -202,14 +206,14 @@ impl Run {
         let determinism = self.per_run.0.determinism();
         let timeline = Arc::clone(&context.timeline);
         let signals = signals::hold()?;
-        let owner = service::own(held, &determinism);
+        let owner = readiness::own(held, &determinism);
         let with_console = self.command.is_empty();
         if with_console {
             owner.console().show_on(Box::new(Stream::Output));
         }
         let mut session = ConsoleSession::default();
         let on_started = || {
-            service::serve(&owner, &determinism, move || {
+            readiness::serve(&owner, &determinism, move || {
                 timeline.mark(machine::timeline::Event::Ready)
             })?;
             session = self

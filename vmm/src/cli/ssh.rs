@@ -17,7 +17,7 @@ use super::lifecycle::running;
 use super::stream::Stream;
 use super::wait::WaitFor;
 use super::{Context, Status, value};
-use instance::agent::{self, Incoming, Sender, Session};
+use instance::guest::agent::{self, Incoming, Sender, Session};
 use instance::{Event, InstanceId};
 use machine::virtio::determinism::Determinism;
 

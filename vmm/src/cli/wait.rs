@@ -11,7 +11,7 @@ use super::failure::{Advice, TimedOut};
 use super::lifecycle::wait_ready;
 use super::{Context, value};
 use instance::InstanceId;
-use instance::agent::{Incoming, Session};
+use instance::guest::agent::{Incoming, Session};
 use machine::virtio::determinism::Determinism;
 
 /// The SSH server's port and how it greets (RFC 4253 §4.2).
