@@ -1,4 +1,4 @@
-//! The other end of the control socket: what commands use to speak to an owner.
+//! The other end of the control socket: what commands use to speak to an instance process.
 
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 use std::os::unix::net::UnixStream;
@@ -9,20 +9,21 @@ use serde::Deserialize;
 
 use crate::api::StopRequest;
 use crate::api::http::{self, Response};
+use crate::error::{CallError, Code};
 use crate::store::pause::Paused;
 use crate::store::record::{Ending, Record};
 use crate::store::sockets;
 use crate::{Error, InstanceId, Result, State};
 
-/// An owner answers at once; one that takes this long is stuck.
+/// An instance process answers at once; one that takes this long is stuck.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A pending instance binds its socket within milliseconds of its launch.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A stream from the owner, with what came along with the response's head in front.
+/// A stream from the instance process, with what came along with the response's head in front.
 pub type Incoming = Chain<Cursor<Vec<u8>>, UnixStream>;
 
-/// Speaks to the owner of one instance.
+/// Speaks to the instance process of one instance.
 #[derive(Debug, Clone)]
 pub struct Client {
     id: InstanceId,
@@ -44,7 +45,7 @@ pub struct StatusEvent {
 }
 
 impl Client {
-    /// For the owner of `id`, whose state directory is given.
+    /// For the instance process of `id`, whose state directory is given.
     pub fn new(id: InstanceId, directory: PathBuf) -> Client {
         Client { id, directory }
     }
@@ -52,7 +53,7 @@ impl Client {
     /// The record.
     pub fn describe(&self) -> Result<Record> {
         let response = self.call("GET", "/v1/instance", b"")?;
-        serde_json::from_slice(&response.body).map_err(|e| self.odd(&e.to_string()))
+        serde_json::from_slice(&response.body).map_err(|e| self.odd(e.into()))
     }
 
     /// Asks for power-off within `patience` (rounded up to seconds). Whoever is to stop at once is not waited for long.
@@ -86,7 +87,7 @@ impl Client {
         Ok(lines.map_while(|line| serde_json::from_str(&line.ok()?).ok()))
     }
 
-    /// Waits until the instance has ended, it is `deadline`, or its owner says nothing more. Which of them, the record and the
+    /// Waits until the instance has ended, it is `deadline`, or its process says nothing more. Which of them, the record and the
     /// lock know.
     pub fn wait_ended(&self, deadline: Instant) {
         let Ok((news, stream)) = self.open_until("/v1/events", false, deadline) else {
@@ -106,18 +107,18 @@ impl Client {
         self.open("/v1/console", true)
     }
 
-    /// One request and its answer. A refusal is an error with the owner's words.
+    /// One request and its answer. A refusal is an error with the instance process's words.
     fn call(&self, method: &str, target: &str, body: &[u8]) -> Result<Response> {
         self.call_within(method, target, body, ANSWER_TIMEOUT)
     }
 
     fn call_within(&self, method: &str, target: &str, body: &[u8], limit: Duration) -> Result<Response> {
         let mut stream = self.connect()?;
-        let failed = |e: io::Error| self.odd(&explain(&e));
+        let failed = |e: io::Error| self.odd(e.into());
         stream.set_read_timeout(Some(limit)).map_err(failed)?;
         http::send_request(&mut stream, method, target, false, body).map_err(failed)?;
         let received = http::receive(&mut stream, http::parse_response).map_err(failed)?;
-        let (response, _) = received.map_err(|m| self.odd(&m.to_string()))?;
+        let (response, _) = received.map_err(|m| self.odd(m.into()))?;
         self.check(response)
     }
 
@@ -125,17 +126,17 @@ impl Client {
         let opened = self.open_until(target, upgrade, Instant::now() + ANSWER_TIMEOUT)?;
         // What follows comes when there is something.
         let endless = opened.1.set_read_timeout(None);
-        endless.map_err(|e| self.odd(&e.to_string()))?;
+        endless.map_err(|e| self.odd(e.into()))?;
         Ok(opened)
     }
 
     fn open_until(&self, target: &str, upgrade: bool, deadline: Instant) -> Result<(Incoming, UnixStream)> {
         let mut stream = self.connect()?;
-        let failed = |e: io::Error| self.odd(&explain(&e));
+        let failed = |e: io::Error| self.odd(e.into());
         wait_until(&stream, deadline).map_err(failed)?;
         http::send_request(&mut stream, "GET", target, upgrade, b"").map_err(failed)?;
         let received = http::receive(&mut stream, http::parse_response).map_err(failed)?;
-        let (response, rest) = received.map_err(|m| self.odd(&m.to_string()))?;
+        let (response, rest) = received.map_err(|m| self.odd(m.into()))?;
         self.check(response)?;
         let typed = stream.try_clone().map_err(failed)?;
         Ok((Cursor::new(rest).chain(stream), typed))
@@ -148,13 +149,24 @@ impl Client {
         #[derive(Deserialize)]
         struct Problem {
             error: String,
+            // One that is older does not send it.
+            #[serde(default)]
+            code: String,
         }
-        let reason = serde_json::from_slice::<Problem>(&response.body)
-            .map_or_else(|_| format!("status {}", response.status), |p| p.error);
-        Err(Error::Refused(reason))
+        let problem = serde_json::from_slice::<Problem>(&response.body);
+        let (reason, code) = problem.map_or_else(
+            |_| (format!("status {}", response.status), None),
+            |problem| (problem.error, Code::named(&problem.code)),
+        );
+        let code = code.unwrap_or(match response.status {
+            409 => Code::IncorrectState,
+            503 => Code::Busy,
+            _ => Code::Internal,
+        });
+        Err(Error::Declined { code, reason })
     }
 
-    /// Connects. An owner that has only just begun may not have its socket yet.
+    /// Connects. An instance process that has only just begun may not have its socket yet.
     fn connect(&self) -> Result<UnixStream> {
         let deadline = Instant::now() + SOCKET_TIMEOUT;
         loop {
@@ -164,7 +176,7 @@ impl Client {
                     let owned =
                         crate::store::lock::Lock::is_held(&self.directory.join("lock")).unwrap_or(false);
                     if !owned || Instant::now() >= deadline {
-                        return Err(self.odd(&error.to_string()));
+                        return Err(self.odd(CallError::Connect(Box::new(error))));
                     }
                 }
             }
@@ -172,10 +184,10 @@ impl Client {
         }
     }
 
-    fn odd(&self, reason: &str) -> Error {
-        Error::Owner {
+    fn odd(&self, source: CallError) -> Error {
+        Error::Unresponsive {
             id: self.id.to_string(),
-            reason: reason.into(),
+            source,
         }
     }
 }
@@ -185,13 +197,5 @@ fn wait_until(stream: &UnixStream, deadline: Instant) -> io::Result<()> {
     match deadline.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
         left => stream.set_read_timeout(Some(left)),
-    }
-}
-
-/// The reason in words: a time limit is reported by the kernel as a stream that would block.
-fn explain(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "it took too long".into(),
-        _ => error.to_string(),
     }
 }

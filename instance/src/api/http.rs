@@ -1,7 +1,10 @@
 //! As much of HTTP/1.1 (RFC 9112) as the control socket needs, each input with a cap: one request or response per
-//! connection, bodies with `Content-Length` only, and `Upgrade` to a plain stream.
+//! connection, bodies with `Content-Length` only, and `Upgrade` to a plain stream. `httparse` reads the heads; what a head may ask
+//! for is decided here.
 
 use std::io::{self, Read, Write};
+
+use displaydoc::Display;
 
 /// Longest head: our own requests take about 100 bytes, curl's 150.
 pub const MAX_HEAD: usize = 8 << 10;
@@ -39,22 +42,17 @@ pub struct Response {
 }
 
 /// What is wrong with a message. [`status`](Malformed::status) is what a server answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Display, thiserror::Error)]
 pub enum Malformed {
     /// the first line is not one of HTTP/1.1
-    #[error("the first line is not one of HTTP/1.1")]
     FirstLine,
     /// a header line is malformed
-    #[error("a header line is malformed")]
     Header,
-    /// the head is longer than {MAX_HEAD} bytes or has more than {MAX_HEADERS} lines
-    #[error("the head is longer than {MAX_HEAD} bytes or has more than {MAX_HEADERS} lines")]
+    /// the head is longer than 8192 bytes or has more than 64 lines
     LongHead,
-    /// the body is longer than {MAX_BODY} bytes
-    #[error("the body is longer than {MAX_BODY} bytes")]
+    /// the body is longer than 1048576 bytes
     LongBody,
-    /// a transfer encoding is not understood
-    #[error("a transfer encoding is not understood; send Content-Length")]
+    /// a transfer encoding is not understood; send Content-Length
     Encoding,
 }
 
@@ -70,134 +68,133 @@ impl Malformed {
     }
 }
 
-/// A message's first line and the headers that matter here.
-struct Head {
-    first: String,
-    length: usize,
-    upgrade: bool,
-    /// Where the body begins.
-    end: usize,
+impl From<httparse::Error> for Malformed {
+    fn from(error: httparse::Error) -> Malformed {
+        match error {
+            httparse::Error::Token | httparse::Error::Version | httparse::Error::Status => {
+                Malformed::FirstLine
+            }
+            httparse::Error::TooManyHeaders => Malformed::LongHead,
+            httparse::Error::HeaderName | httparse::Error::HeaderValue | httparse::Error::NewLine => {
+                Malformed::Header
+            }
+        }
+    }
 }
 
-/// Reads a head out of `bytes`, or `None` if it is not all there yet.
-fn parse_head(bytes: &[u8]) -> Result<Option<Head>, Malformed> {
-    let Some(end) = bytes.windows(4).take(MAX_HEAD).position(|w| w == b"\r\n\r\n") else {
-        return if bytes.len() >= MAX_HEAD {
-            Err(Malformed::LongHead)
-        } else {
-            Ok(None)
-        };
-    };
-    let text = std::str::from_utf8(&bytes[..end]).map_err(|_| Malformed::Header)?;
-    let mut lines = text.split("\r\n");
-    let first = lines.next().unwrap_or_default().to_owned();
-    let mut length = None;
-    let mut upgrade = false;
-    for (count, line) in lines.enumerate() {
-        if count >= MAX_HEADERS {
-            return Err(Malformed::LongHead);
-        }
-        let (name, value) = line.split_once(':').ok_or(Malformed::Header)?;
-        // No space before the colon and no folded lines: both have been used to smuggle requests (RFC 9112 §5.1, §5.2).
-        if name.is_empty()
-            || !name.bytes().all(|b| b.is_ascii_graphic())
-            || value.bytes().any(|b| b.is_ascii_control() && b != b'\t')
-        {
-            return Err(Malformed::Header);
-        }
-        let value = value.trim();
-        if name.eq_ignore_ascii_case("content-length") {
-            // `parse` alone would take a sign.
-            let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
-            let n = value.parse::<u64>().ok().filter(|_| digits);
-            // Digits that do not fit are a long body; two lengths are an attack.
-            let n = if digits {
-                n.unwrap_or(u64::MAX)
-            } else {
-                return Err(Malformed::Header);
-            };
-            if length.replace(n).is_some_and(|other| other != n) {
-                return Err(Malformed::Header);
+/// The bytes that a head may be in. An empty line before it, which the parser would skip, is none of ours.
+fn head(bytes: &[u8]) -> Result<&[u8], Malformed> {
+    match bytes.first() {
+        Some(b'\r' | b'\n') => Err(Malformed::FirstLine),
+        _ => Ok(&bytes[..bytes.len().min(MAX_HEAD)]),
+    }
+}
+
+/// Where the head ends, or `None` if it is not all there yet.
+fn end_of(parsed: httparse::Status<usize>, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+    match parsed {
+        httparse::Status::Complete(end) => Ok(Some(end)),
+        httparse::Status::Partial if bytes.len() >= MAX_HEAD => Err(Malformed::LongHead),
+        httparse::Status::Partial => Ok(None),
+    }
+}
+
+/// The headers that matter here.
+#[derive(Default)]
+struct Fields {
+    /// Bytes of the body.
+    length: usize,
+    /// Whether [`STREAM`] is among the protocols offered.
+    upgrade: bool,
+}
+
+impl Fields {
+    fn of(headers: &[httparse::Header<'_>]) -> Result<Fields, Malformed> {
+        let mut length = None;
+        let mut upgrade = false;
+        for httparse::Header { name, value } in headers {
+            if name.eq_ignore_ascii_case("content-length") {
+                // Two lengths are an attack (RFC 9112 §6.3).
+                let here = content_length(value)?;
+                if length.replace(here).is_some_and(|other| other != here) {
+                    return Err(Malformed::Header);
+                }
+            } else if name.eq_ignore_ascii_case("transfer-encoding") {
+                return Err(Malformed::Encoding);
+            } else if name.eq_ignore_ascii_case("upgrade") {
+                upgrade |= value.eq_ignore_ascii_case(STREAM.as_bytes());
             }
-        } else if name.eq_ignore_ascii_case("transfer-encoding") {
-            return Err(Malformed::Encoding);
-        } else if name.eq_ignore_ascii_case("upgrade") {
-            upgrade |= value.eq_ignore_ascii_case(STREAM);
         }
+        let length = length.unwrap_or(0);
+        if length > MAX_BODY as u64 {
+            return Err(Malformed::LongBody);
+        }
+        Ok(Fields {
+            length: length as usize,
+            upgrade,
+        })
     }
-    let length = length.unwrap_or(0);
-    if length > MAX_BODY as u64 {
-        return Err(Malformed::LongBody);
+}
+
+/// Digits and no sign, which `parse` alone would take. Digits that do not fit are a long body.
+fn content_length(value: &[u8]) -> Result<u64, Malformed> {
+    let text = std::str::from_utf8(value).map_err(|_| Malformed::Header)?;
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(Malformed::Header);
     }
-    Ok(Some(Head {
-        first,
-        length: length as usize,
-        upgrade,
-        end: end + 4,
-    }))
+    Ok(text.parse().unwrap_or(u64::MAX))
 }
 
 /// Reads a request out of `bytes`; `None` while more is needed. With the request comes its length in bytes.
 pub fn parse_request(bytes: &[u8]) -> Result<Option<(Request, usize)>, Malformed> {
-    let Some(head) = parse_head(bytes)? else {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut headers);
+    let Some(start) = end_of(parsed.parse(head(bytes)?)?, bytes)? else {
         return Ok(None);
     };
-    let mut words = head.first.split(' ');
-    let (Some(method), Some(target), Some("HTTP/1.1" | "HTTP/1.0"), None) =
-        (words.next(), words.next(), words.next(), words.next())
-    else {
-        return Err(Malformed::FirstLine);
-    };
-    let printable = target.bytes().all(|b| b.is_ascii_graphic());
-    if method.is_empty()
-        || !method.bytes().all(|b| b.is_ascii_uppercase())
-        || !target.starts_with('/')
-        || !printable
-    {
+    let (method, target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
+    let upper = method.bytes().all(|b| b.is_ascii_uppercase());
+    if !upper || !target.starts_with('/') || !target.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(Malformed::FirstLine);
     }
+    let Fields { length, upgrade } = Fields::of(parsed.headers)?;
+    let Some(body) = bytes.get(start..start + length) else {
+        return Ok(None);
+    };
     let (path, query) = match target.split_once('?') {
         Some((path, query)) => (path, Some(query.to_owned())),
         None => (target, None),
-    };
-    let end = head.end + head.length;
-    let Some(body) = bytes.get(head.end..end) else {
-        return Ok(None);
     };
     let request = Request {
         method: method.into(),
         path: path.into(),
         query,
-        upgrade: head.upgrade,
+        upgrade,
         body: body.into(),
     };
-    Ok(Some((request, end)))
+    Ok(Some((request, start + length)))
 }
 
 /// Reads a response out of `bytes`; `None` while more is needed. With the response comes its length in bytes.
 pub fn parse_response(bytes: &[u8]) -> Result<Option<(Response, usize)>, Malformed> {
-    let Some(head) = parse_head(bytes)? else {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Response::new(&mut headers);
+    let Some(start) = end_of(parsed.parse(head(bytes)?)?, bytes)? else {
         return Ok(None);
     };
-    let status = head
-        .first
-        .strip_prefix("HTTP/1.1 ")
-        .and_then(|rest| rest.split(' ').next())
-        .filter(|code| code.len() == 3)
-        .and_then(|code| code.parse().ok())
-        .ok_or(Malformed::FirstLine)?;
-    let end = head.end + head.length;
-    let Some(body) = bytes.get(head.end..end) else {
+    let (Some(1), Some(status)) = (parsed.version, parsed.code) else {
+        return Err(Malformed::FirstLine);
+    };
+    let Fields { length, .. } = Fields::of(parsed.headers)?;
+    let Some(body) = bytes.get(start..start + length) else {
         return Ok(None);
     };
-    Ok(Some((
-        Response {
-            status,
-            headers: Vec::new(),
-            body: body.into(),
-        },
-        end,
-    )))
+    let response = Response {
+        status,
+        headers: Vec::new(),
+        body: body.into(),
+    };
+    Ok(Some((response, start + length)))
 }
 
 /// Reads from `stream` until `parse` has its message. Returns it with what came after it. `Ok(Err(_))` is the peer's
@@ -375,6 +372,20 @@ mod tests {
             ),
         ] {
             assert_eq!(parse_request(text.as_bytes()), Err(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_caps_are_those_that_the_messages_name() {
+        for (malformed, caps) in [
+            (Malformed::LongHead, &[MAX_HEAD, MAX_HEADERS][..]),
+            (Malformed::LongBody, &[MAX_BODY]),
+        ] {
+            let text = malformed.to_string();
+            assert!(
+                caps.iter().all(|cap| text.contains(&format!(" {cap} "))),
+                "{text}"
+            );
         }
     }
 

@@ -1,4 +1,4 @@
-//! The control socket: a small HTTP/1.1 API on a unix socket in the state directory, served by the owner.
+//! The control socket: a small HTTP/1.1 API on a unix socket in the state directory, served by the instance process.
 //!
 //! `docs/openapi.json` describes it; a test holds the description against [`ROUTES`] and against what is answered. The
 //! directory is private to the user, which is the whole access control.
@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::api::http::{self, Request, Response};
-use crate::process::owner::{Owner, StatusEvent};
+use crate::error::Code;
+use crate::process::instance_process::{InstanceProcess, StatusEvent};
 use crate::process::subscription::{Next, Subscription};
 use crate::store::sockets;
 use crate::{Error, Result};
@@ -31,7 +32,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Patience with a guest that is to stop, unless the request says another.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What can be asked of an owner.
+/// What can be asked of an instance process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// The record.
@@ -125,20 +126,22 @@ pub struct StopRequest {
     pub time: Option<u32>,
 }
 
-/// Serves `owner` on its control socket for as long as the process lives.
-pub fn serve(owner: Arc<Owner>) -> Result<()> {
-    serve_counted(owner, Arc::default())
+/// Serves `process` on its control socket for as long as the process lives.
+pub fn serve(process: Arc<InstanceProcess>) -> Result<()> {
+    serve_counted(process, Arc::default())
 }
 
 /// The same; `open` is how many connections are being served.
-fn serve_counted(owner: Arc<Owner>, open: Arc<AtomicUsize>) -> Result<()> {
-    let listener = sockets::bind(owner.directory(), sockets::CONTROL)?;
-    sandbox::spawn("control", Kind::Control, move || accept(&listener, &owner, &open))
-        .map_err(Error::os("starting a thread"))?;
+fn serve_counted(process: Arc<InstanceProcess>, open: Arc<AtomicUsize>) -> Result<()> {
+    let listener = sockets::bind(process.directory(), sockets::CONTROL)?;
+    sandbox::spawn("control", Kind::Control, move || {
+        accept(&listener, &process, &open)
+    })
+    .map_err(Error::os("starting a thread"))?;
     Ok(())
 }
 
-fn accept(listener: &UnixListener, owner: &Arc<Owner>, open: &Arc<AtomicUsize>) {
+fn accept(listener: &UnixListener, process: &Arc<InstanceProcess>, open: &Arc<AtomicUsize>) {
     for stream in listener.incoming() {
         let Ok(mut stream) = stream else {
             std::thread::sleep(ACCEPT_RETRY);
@@ -146,13 +149,13 @@ fn accept(listener: &UnixListener, owner: &Arc<Owner>, open: &Arc<AtomicUsize>) 
         };
         let Some(place) = Place::take(open) else {
             let _ = stream.set_write_timeout(Some(PEER_TIMEOUT));
-            let _ = http::send_response(&mut stream, &problem(503, "too many connections"));
+            let _ = http::send_response(&mut stream, &problem(503, Code::Busy, "too many connections"));
             continue;
         };
-        let owner = Arc::clone(owner);
+        let process = Arc::clone(process);
         let served = sandbox::spawn("request", Kind::Control, move || {
             let _place = place;
-            if let Err(error) = converse(&owner, stream) {
+            if let Err(error) = converse(&process, stream) {
                 tracing::debug!(%error, "a control connection ended");
             }
         });
@@ -179,26 +182,28 @@ impl Drop for Place {
 }
 
 /// One connection from request to end.
-fn converse(owner: &Arc<Owner>, mut stream: UnixStream) -> io::Result<()> {
+fn converse(process: &Arc<InstanceProcess>, mut stream: UnixStream) -> io::Result<()> {
     stream.set_read_timeout(Some(PEER_TIMEOUT))?;
     stream.set_write_timeout(Some(PEER_TIMEOUT))?;
     let (request, rest) = match http::receive(&mut stream, http::parse_request)? {
         Ok(received) => received,
         Err(malformed) => {
-            return http::send_response(&mut stream, &problem(malformed.status(), &malformed.to_string()));
+            let text = malformed.to_string();
+            let response = problem(malformed.status(), Code::InvalidValue, &text);
+            return http::send_response(&mut stream, &response);
         }
     };
     match route(&request) {
-        Ok(Operation::Watch) => watch(owner, stream),
+        Ok(Operation::Watch) => watch(process, stream),
         Ok(Operation::Logs) => {
-            let (past, live) = owner.console().view(u64::MAX)?;
+            let (past, live) = process.console().view(u64::MAX)?;
             begin_stream(&mut stream, "application/octet-stream")?;
             stream.write_all(&past)?;
             follow(stream, &live, |stream, chunk| stream.write_all(&chunk), None)
         }
         Ok(Operation::Console) if !request.upgrade => http::send_response(&mut stream, &upgrade_required()),
-        Ok(Operation::Console) => console(owner, stream, &rest),
-        Ok(operation) => http::send_response(&mut stream, &answer(owner, operation, &request)),
+        Ok(Operation::Console) => console(process, stream, &rest),
+        Ok(operation) => http::send_response(&mut stream, &answer(process, operation, &request)),
         Err(response) => http::send_response(&mut stream, &response),
     }
 }
@@ -207,10 +212,10 @@ fn route(request: &Request) -> std::result::Result<Operation, Response> {
     let here: Vec<_> = ROUTES.iter().filter(|r| r.path == request.path).collect();
     match here.iter().find(|r| r.method == request.method) {
         Some(route) => Ok(route.operation),
-        None if here.is_empty() => Err(problem(404, "there is nothing at this path")),
+        None if here.is_empty() => Err(problem(404, Code::InvalidAction, "there is nothing at this path")),
         None => {
             let allowed = here.iter().map(|r| r.method).collect::<Vec<_>>().join(", ");
-            let mut response = problem(405, &format!("this path takes {allowed}"));
+            let mut response = problem(405, Code::InvalidAction, &format!("this path takes {allowed}"));
             // RFC 9110 §15.5.6.
             response.headers.push(("Allow", allowed));
             Err(response)
@@ -221,35 +226,35 @@ fn route(request: &Request) -> std::result::Result<Operation, Response> {
 /// RFC 9110 §15.5.22: the response names the protocol.
 fn upgrade_required() -> Response {
     let text = format!("the console is a stream: send `Upgrade: {}`", http::STREAM);
-    let mut response = problem(426, &text);
+    let mut response = problem(426, Code::InvalidAction, &text);
     response.headers.push(("Upgrade", http::STREAM.into()));
     response
 }
 
 /// Answers the operations that are not streams.
-fn answer(owner: &Arc<Owner>, operation: Operation, request: &Request) -> Response {
+fn answer(process: &Arc<InstanceProcess>, operation: Operation, request: &Request) -> Response {
     let done = match operation {
         Operation::Describe => {
-            return match serde_json::to_vec(&owner.record()) {
+            return match serde_json::to_vec(&process.record()) {
                 Ok(body) => response(200, body),
-                Err(error) => problem(500, &error.to_string()),
+                Err(error) => problem(500, Code::Internal, &error.to_string()),
             };
         }
         Operation::Stop => match stop_request(&request.body) {
             Ok(stop) => {
                 let timeout = stop.time.map_or(STOP_TIMEOUT, |s| Duration::from_secs(s.into()));
-                owner.stop(timeout, "stopped by request")
+                process.stop(timeout, "stopped by request")
             }
-            Err(reason) => return problem(400, &reason),
+            Err(reason) => return problem(400, Code::InvalidValue, &reason),
         },
-        Operation::Reboot => owner.reboot(),
-        Operation::Pause => owner.pause(),
-        Operation::Resume => owner.resume(),
+        Operation::Reboot => process.reboot(),
+        Operation::Pause => process.pause(),
+        Operation::Resume => process.resume(),
         Operation::Watch | Operation::Logs | Operation::Console => return upgrade_required(),
     };
     match done {
-        Ok(()) => json_response(202, &owner.news()),
-        Err(error) => problem(409, &error.to_string()),
+        Ok(()) => json_response(202, &process.news()),
+        Err(error) => problem(409, error.code(), &error.to_string()),
     }
 }
 
@@ -276,8 +281,8 @@ fn json_response(status: u16, value: &impl Serialize) -> Response {
     response(status, serde_json::to_vec(value).unwrap_or_default())
 }
 
-fn problem(status: u16, text: &str) -> Response {
-    json_response(status, &json!({ "error": text }))
+fn problem(status: u16, code: Code, text: &str) -> Response {
+    json_response(status, &json!({ "error": text, "code": code.as_str() }))
 }
 
 /// A response whose body ends with the connection.
@@ -288,8 +293,8 @@ fn begin_stream(stream: &mut UnixStream, kind: &str) -> io::Result<()> {
     )
 }
 
-fn watch(owner: &Owner, mut stream: UnixStream) -> io::Result<()> {
-    let (now, news) = owner.watch().map_err(io::Error::other)?;
+fn watch(process: &InstanceProcess, mut stream: UnixStream) -> io::Result<()> {
+    let (now, news) = process.watch().map_err(io::Error::other)?;
     begin_stream(&mut stream, "application/x-ndjson")?;
     send_news(&mut stream, &now)?;
     follow(stream, &news, |stream, news| send_news(stream, &news), None)
@@ -303,15 +308,15 @@ fn send_news(stream: &mut UnixStream, news: &StatusEvent) -> io::Result<()> {
 
 /// Both ways until one side closes. Every attached console sees the same output, and what any of them types goes to the
 /// guest in the order of arrival.
-fn console(owner: &Owner, mut stream: UnixStream, typed_already: &[u8]) -> io::Result<()> {
-    let (past, live) = owner.console().view(CONSOLE_REPLAY)?;
+fn console(process: &InstanceProcess, mut stream: UnixStream, typed_already: &[u8]) -> io::Result<()> {
+    let (past, live) = process.console().view(CONSOLE_REPLAY)?;
     http::send_upgrade(&mut stream)?;
     stream.set_read_timeout(None)?;
     if !typed_already.is_empty() {
-        owner.console().input(typed_already);
+        process.console().input(typed_already);
     }
     stream.write_all(&past)?;
-    let type_in = |keys: &[u8]| owner.console().input(keys);
+    let type_in = |keys: &[u8]| process.console().input(keys);
     follow(
         stream,
         &live,

@@ -7,59 +7,21 @@ use serde_json::Value;
 use super::*;
 use crate::api::client::Client;
 use crate::process::console::Console;
-use crate::process::owner::Guest;
+use crate::process::guest::Guest;
 use crate::store::Store;
 use crate::store::home::Home;
 use crate::store::instances::tests::draft;
-use crate::store::pause::{GuestControl, NoSpace, Paused, SpaceHook};
+use crate::store::pause::{NoSpace, Paused};
+use crate::test_guest::Forever;
 use crate::{Record, State};
-use machine::Outcome;
 use machine::virtio::determinism::Determinism;
 
 /// After this long a thread does not merely wait for a processor.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// A guest that runs until it is killed.
-struct Forever(Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>);
-
-impl Guest for Forever {
-    fn killer(&self) -> Arc<dyn Fn() + Send + Sync> {
-        let flag = Arc::clone(&self.0);
-        Arc::new(move || {
-            *flag.0.lock().unwrap() = true;
-            flag.1.notify_all();
-        })
-    }
-    fn control(&self) -> Arc<dyn GuestControl> {
-        Arc::new(Nothing)
-    }
-    fn report_space(&mut self, _: SpaceHook) {}
-    fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome> {
-        started();
-        let killed = self
-            .0
-            .1
-            .wait_while(self.0.0.lock().unwrap(), |killed| !*killed)
-            .unwrap();
-        assert!(*killed);
-        Ok(Outcome::Killed)
-    }
-}
-
-/// A guest of which nothing runs.
-struct Nothing;
-
-impl GuestControl for Nothing {
-    fn pause(&self) -> bool {
-        true
-    }
-    fn resume(&self) {}
-    fn retry(&self) {}
-}
-
 struct World {
     _dir: tempfile::TempDir,
-    owner: Arc<Owner>,
+    process: Arc<InstanceProcess>,
     client: Client,
     /// Connections that are being served.
     open: Arc<AtomicUsize>,
@@ -72,25 +34,25 @@ impl World {
         let store = Store::new(Home::at(dir.path()));
         let held = store.create(draft(Some("web")), |_, _| Ok(())).unwrap();
         let console = Console::new(held.directory());
-        let owner = Owner::new(held, console, Box::new(|_, _| Ok(())), Determinism::default());
+        let process = InstanceProcess::new(held, console, Box::new(|_, _| Ok(())), Determinism::default());
         let open = Arc::default();
-        serve_counted(Arc::clone(&owner), Arc::clone(&open)).unwrap();
-        let client = Client::new(owner.id().clone(), owner.directory().to_path_buf());
+        serve_counted(Arc::clone(&process), Arc::clone(&open)).unwrap();
+        let client = Client::new(process.id().clone(), process.directory().to_path_buf());
         let running = {
-            let owner = Arc::clone(&owner);
+            let process = Arc::clone(&process);
             std::thread::spawn(move || {
                 let build = |_: &Record, _: &std::path::Path, _: &Console| {
-                    Ok(Box::new(Forever(Arc::default())) as Box<dyn Guest>)
+                    Ok(Box::new(Forever::default()) as Box<dyn Guest>)
                 };
-                owner.run(build, || Ok(())).unwrap();
+                process.run(build, || Ok(())).unwrap();
             })
         };
-        while owner.record().state != State::Running {
+        while process.record().state != State::Running {
             std::thread::yield_now();
         }
         World {
             _dir: dir,
-            owner,
+            process,
             client,
             open,
             running: Some(running),
@@ -110,7 +72,7 @@ impl World {
     }
 
     fn raw(&self, text: &[u8]) -> Response {
-        let mut stream = sockets::connect(self.owner.directory(), sockets::CONTROL).unwrap();
+        let mut stream = sockets::connect(self.process.directory(), sockets::CONTROL).unwrap();
         stream.write_all(text).unwrap();
         http::receive(&mut stream, http::parse_response)
             .unwrap()
@@ -121,7 +83,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        self.owner.kill();
+        self.process.kill();
         self.running.take().unwrap().join().unwrap();
     }
 }
@@ -129,7 +91,7 @@ impl Drop for World {
 #[test]
 fn describe_tells_the_record() {
     let world = World::start();
-    assert_eq!(world.client.describe().unwrap(), world.owner.record());
+    assert_eq!(world.client.describe().unwrap(), world.process.record());
 }
 
 #[test]
@@ -146,9 +108,10 @@ fn stop_ends_the_guest_and_watchers_hear_it() {
 #[test]
 fn a_reboot_before_the_agent_is_there_is_refused_with_the_reason() {
     let world = World::start();
-    let refused = world.client.reboot().unwrap_err().to_string();
-    assert!(refused.contains("agent"), "{refused}");
-    world.owner.set_ready();
+    let refused = world.client.reboot().unwrap_err();
+    assert_eq!(refused.code(), Code::IncorrectState);
+    assert!(refused.to_string().contains("agent"), "{refused}");
+    world.process.set_ready();
     world.client.reboot().unwrap();
 }
 
@@ -166,7 +129,7 @@ fn an_instance_is_paused_and_goes_on_by_request() {
     let refused = world.client.pause().unwrap_err().to_string();
     assert!(refused.contains("already"), "{refused}");
     assert!(world.client.watch().unwrap().next().unwrap().paused.is_some());
-    world.owner.set_ready();
+    world.process.set_ready();
     let refused = world.client.reboot().unwrap_err().to_string();
     assert!(refused.contains("paused by request"), "{refused}");
     world.client.resume().unwrap();
@@ -175,7 +138,7 @@ fn an_instance_is_paused_and_goes_on_by_request() {
     let states = world.client.watch().unwrap();
     world.client.stop(Duration::ZERO).unwrap();
     assert_eq!(states.last().unwrap().state, State::Stopped);
-    assert_eq!(world.owner.record().paused, None);
+    assert_eq!(world.process.record().paused, None);
 }
 
 #[test]
@@ -183,10 +146,10 @@ fn consoles_attach_side_by_side_and_leave_alone() {
     let world = World::start();
     let (sender, typed) = std::sync::mpsc::channel();
     world
-        .owner
+        .process
         .console()
         .connect_input(Some(Box::new(move |bytes| sender.send(bytes.to_vec()).unwrap())));
-    world.owner.console().output(b"login: ");
+    world.process.console().output(b"login: ");
     let (mut first, mut keys) = world.client.console().unwrap();
     let (mut second, leaver) = world.client.console().unwrap();
     let mut seen = [0; 7];
@@ -196,7 +159,7 @@ fn consoles_attach_side_by_side_and_leave_alone() {
     keys.write_all(b"root\r").unwrap();
     assert_eq!(typed.recv().unwrap(), b"root\r");
     drop((second, leaver));
-    world.owner.console().output(b"welcome");
+    world.process.console().output(b"welcome");
     first.read_exact(&mut seen).unwrap();
     assert_eq!(&seen, b"welcome");
 }
@@ -204,11 +167,11 @@ fn consoles_attach_side_by_side_and_leave_alone() {
 #[test]
 fn logs_follow_to_the_end() {
     let world = World::start();
-    world.owner.console().output(b"one\n");
+    world.process.console().output(b"one\n");
     let mut logs = world.client.logs().unwrap();
     let mut line = [0; 4];
     logs.read_exact(&mut line).unwrap();
-    world.owner.console().output(b"two\n");
+    world.process.console().output(b"two\n");
     world.client.stop(Duration::ZERO).unwrap();
     let mut rest = String::new();
     logs.read_to_string(&mut rest).unwrap();
@@ -242,7 +205,12 @@ fn bad_requests_get_an_answer_and_disturb_nobody() {
     ] {
         let response = world.raw(text);
         assert_eq!(response.status, status, "{}", String::from_utf8_lossy(text));
-        assert!(serde_json::from_slice::<Value>(&response.body).unwrap()["error"].is_string());
+        let problem: Value = serde_json::from_slice(&response.body).unwrap();
+        assert!(problem["error"].is_string(), "{problem}");
+        assert!(
+            Code::named(problem["code"].as_str().unwrap()).is_some(),
+            "{problem}"
+        );
     }
     assert_eq!(world.client.describe().unwrap().state, State::Running);
 }
@@ -251,7 +219,7 @@ fn bad_requests_get_an_answer_and_disturb_nobody() {
 #[test]
 fn a_thousand_connections_leave_nothing_behind() {
     let world = World::start();
-    world.owner.set_ready();
+    world.process.set_ready();
     for number in 0..1000 {
         match number % 4 {
             0 => drop(world.client.logs().unwrap()),
@@ -267,7 +235,7 @@ fn a_thousand_connections_leave_nothing_behind() {
 fn headers_say_what_would_be_right() {
     let world = World::start();
     let text = |request: &[u8]| {
-        let mut stream = sockets::connect(world.owner.directory(), sockets::CONTROL).unwrap();
+        let mut stream = sockets::connect(world.process.directory(), sockets::CONTROL).unwrap();
         stream.write_all(request).unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
@@ -283,9 +251,9 @@ fn headers_say_what_would_be_right() {
 fn one_connection_too_many_is_told_so() {
     let world = World::start();
     let idle: Vec<_> = (0..MAX_CONNECTIONS)
-        .map(|_| sockets::connect(world.owner.directory(), sockets::CONTROL).unwrap())
+        .map(|_| sockets::connect(world.process.directory(), sockets::CONTROL).unwrap())
         .collect();
-    let mut stream = sockets::connect(world.owner.directory(), sockets::CONTROL).unwrap();
+    let mut stream = sockets::connect(world.process.directory(), sockets::CONTROL).unwrap();
     let (response, _) = http::receive(&mut stream, http::parse_response).unwrap().unwrap();
     assert_eq!(response.status, 503);
     drop(idle);

@@ -11,7 +11,8 @@ use guest_init::proto::{
     AGENT_PORT, Ended, Exec, Failure, Frame, Kind, Request, Size, read_frame, write_frame,
 };
 
-use crate::process::owner::ShutdownKind;
+use crate::error::AgentError;
+use crate::process::instance_process::ShutdownKind;
 use crate::store::sockets;
 use crate::{Error, Result};
 use machine::virtio::determinism::Determinism;
@@ -70,7 +71,7 @@ impl Session {
             stream,
             sender: Sender(Arc::new(Mutex::new(sender))),
         };
-        let frame = Frame::json(Kind::Request, request).map_err(|e| Error::Agent(e.to_string()))?;
+        let frame = Frame::json(Kind::Request, request).map_err(protocol)?;
         session.sender.send(Kind::Request, &frame.payload)?;
         Ok(session)
     }
@@ -82,21 +83,18 @@ impl Session {
 
     /// Waits for what comes next. `None` when the guest has gone away.
     pub fn receive(&mut self) -> Result<Option<Incoming>> {
-        let failed = |e: guest_init::proto::Error| Error::Agent(e.to_string());
-        let Some(frame) = read_frame(&mut self.stream).map_err(failed)? else {
+        let Some(frame) = read_frame(&mut self.stream).map_err(protocol)? else {
             return Ok(None);
         };
         Ok(Some(match frame.kind {
             Kind::Started => Incoming::Started,
             Kind::Output => Incoming::Output(frame.payload),
             Kind::ErrorOutput => Incoming::ErrorOutput(frame.payload),
-            Kind::Ended => Incoming::Ended(frame.message().map_err(failed)?),
+            Kind::Ended => Incoming::Ended(frame.message().map_err(protocol)?),
             Kind::Done => Incoming::Done(frame.payload),
-            Kind::Failed => Incoming::Failed(frame.message().map_err(failed)?),
+            Kind::Failed => Incoming::Failed(frame.message().map_err(protocol)?),
             kind => {
-                return Err(Error::Agent(format!(
-                    "it sent {kind:?}, which is not its to send"
-                )));
+                return Err(Error::Agent(AgentError::Unexpected(kind)));
             }
         }))
     }
@@ -110,13 +108,9 @@ impl Session {
     pub fn answer(&mut self) -> Result<Vec<u8>> {
         match self.receive()? {
             Some(Incoming::Done(answer)) => Ok(answer),
-            Some(Incoming::Failed(failure)) => Err(Error::Agent(failure.message)),
-            Some(other) => Err(Error::Agent(format!(
-                "it answered {other:?} instead of saying that it is done"
-            ))),
-            None => Err(Error::Agent(
-                "the guest went away in the middle of a request".into(),
-            )),
+            Some(Incoming::Failed(failure)) => Err(Error::Agent(AgentError::Refused(failure.message))),
+            Some(other) => Err(Error::Agent(AgentError::NotDone(format!("{other:?}")))),
+            None => Err(Error::Agent(AgentError::Gone)),
         }
     }
 }
@@ -141,8 +135,7 @@ impl Sender {
 
     /// The terminal has another size.
     pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
-        let frame =
-            Frame::json(Kind::Resize, &Size { rows, columns }).map_err(|e| Error::Agent(e.to_string()))?;
+        let frame = Frame::json(Kind::Resize, &Size { rows, columns }).map_err(protocol)?;
         self.send(Kind::Resize, &frame.payload)
     }
 
@@ -152,7 +145,7 @@ impl Sender {
     }
 
     fn send(&self, kind: Kind, payload: &[u8]) -> Result<()> {
-        write_frame(&mut *self.lock(), kind, payload).map_err(|e| Error::Agent(e.to_string()))
+        write_frame(&mut *self.lock(), kind, payload).map_err(protocol)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, UnixStream> {
@@ -201,30 +194,24 @@ fn connect(directory: &Path, determinism: &Determinism) -> Result<Answers> {
         }
     }
     if !answer.starts_with(b"OK ") {
-        return Err(Error::Agent(format!(
-            "odd answer {:?}",
-            String::from_utf8_lossy(&answer)
-        )));
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        return Err(Error::Agent(AgentError::OddAnswer(answer)));
     }
     answers.stream.set_read_timeout(None).map_err(broken)?;
     Ok(answers)
 }
 
 fn broken(error: io::Error) -> Error {
-    // The device has closed the connection, before or after it was written to.
-    if matches!(
-        error.kind(),
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-    ) {
-        return Error::Agent("nobody listens there: no agent in the guest, or not yet".into());
-    }
-    if error.kind() == io::ErrorKind::WouldBlock {
-        return Error::Agent(format!(
-            "it has not answered within {} s",
-            ACCEPT_TIMEOUT.as_secs()
-        ));
-    }
-    Error::Agent(error.to_string())
+    Error::Agent(match error.kind() {
+        // The device has closed the connection, before or after it was written to.
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => AgentError::Absent,
+        io::ErrorKind::WouldBlock => AgentError::Silent(ACCEPT_TIMEOUT.as_secs()),
+        _ => AgentError::Io(error),
+    })
+}
+
+fn protocol(error: guest_init::proto::Error) -> Error {
+    Error::Agent(error.into())
 }
 
 #[cfg(test)]
@@ -299,7 +286,10 @@ mod tests {
         });
         let refused =
             ask_to_shut_down(dir.path(), &Determinism::default(), ShutdownKind::Reboot).unwrap_err();
-        assert_eq!(refused.to_string(), Error::Agent("no".into()).to_string());
+        assert_eq!(
+            refused.to_string(),
+            Error::Agent(AgentError::Refused("no".into())).to_string()
+        );
         agent.join().unwrap();
     }
 

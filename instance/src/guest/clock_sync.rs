@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use guest_init::proto::Request;
 
 use crate::guest::agent;
-use crate::process::owner::Owner;
+use crate::process::instance_process::InstanceProcess;
 use crate::{Error, Result};
 use machine::sandbox::{self, Kind};
 use machine::virtio::determinism::Determinism;
@@ -23,17 +23,17 @@ const MOVED: Duration = Duration::from_millis(20);
 /// This process was stopped when a look comes so much too late, or the host was busy: then it does no harm.
 const STOPPED: Duration = Duration::from_secs(60);
 
-/// Starts to look after the clock of the guest of `owner`, for as long as the process lives.
-pub fn start(owner: &Arc<Owner>) -> Result<()> {
-    let owner = Arc::clone(owner);
+/// Starts to look after the clock of the guest of `process`, for as long as the process lives.
+pub fn start(process: &Arc<InstanceProcess>) -> Result<()> {
+    let process = Arc::clone(process);
     sandbox::spawn("clock", Kind::Control, move || {
         let mut watch = Watch::new(Clocks::now());
         let mut paused = false;
-        while let Some(now_paused) = owner.wait_for_pause(paused, LOOK_EVERY) {
+        while let Some(now_paused) = process.wait_for_pause(paused, LOOK_EVERY) {
             let resumed = paused && !now_paused;
             paused = now_paused;
             watch.look(Clocks::now(), resumed);
-            if watch.due && !paused && (!owner.record().ready || follow(&owner)) {
+            if watch.due && !paused && (!process.record().ready || follow(&process)) {
                 watch.done(Clocks::now());
             }
         }
@@ -43,9 +43,9 @@ pub fn start(owner: &Arc<Owner>) -> Result<()> {
 }
 
 /// Has the agent set the guest's clock. One that is not there yet does so when it comes.
-fn follow(owner: &Owner) -> bool {
+fn follow(process: &InstanceProcess) -> bool {
     let nanoseconds = || u64::try_from(Clocks::now().date.as_nanos()).unwrap_or(u64::MAX);
-    let ask = |request| agent::request(owner.directory(), &Determinism::default(), &request).map(drop);
+    let ask = |request| agent::request(process.directory(), &Determinism::default(), &request).map(drop);
     // The agent of an older image knows the second request only.
     let asked = ask(Request::FollowClock {
         nanoseconds: nanoseconds(),

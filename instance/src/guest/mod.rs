@@ -1,5 +1,5 @@
 //! The conversation with what runs in the guest: its agent.
 
 pub mod agent;
-mod clock_sync;
-pub mod readiness;
+pub(crate) mod clock_sync;
+pub(crate) mod readiness;

@@ -1,20 +1,15 @@
-//! What stands around a guest while it runs: console log, control socket, readiness.
+//! What the guest says of itself by connecting: that its agent is there, and how its main program has ended.
 
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use guest_init::proto::{Configure, END_PORT, Ended, Kind as FrameKind, READY_PORT, Request, read_frame};
 use nix::poll::{PollFd, PollFlags, poll};
 
-use crate::api;
 use crate::guest::agent;
-use crate::guest::clock_sync;
-use crate::process::console::Console;
+use crate::process::instance_process::InstanceProcess;
 use crate::process::network;
-use crate::process::owner::Owner;
-use crate::store::LockedInstance;
 use crate::store::sockets;
 use crate::{Error, Result};
 use machine::footprint;
@@ -25,47 +20,24 @@ use machine::virtio::determinism::{Determinism, Times};
 /// used once more. At once would unmap some of it, or all, as the threads happen to run.
 const SETTLING: u16 = 500;
 
-/// Takes charge of `held`. The guest itself is run by [`Owner::run`]. `turn` is the machine's.
-pub fn own(mut held: LockedInstance, determinism: &Determinism) -> Arc<Owner> {
-    held.name_process();
-    let console = Console::new(held.directory());
-    let asked = determinism.clone();
-    let ask = move |directory: &Path, shutdown| agent::ask_to_shut_down(directory, &asked, shutdown);
-    Owner::new(held, console, Box::new(ask), determinism.clone())
-}
-
-/// Opens the owner's sockets. `on_ready` is called when the guest's agent says that it is there.
-pub fn serve(
-    owner: &Arc<Owner>,
-    determinism: &Determinism,
-    on_ready: impl Fn() + Send + 'static,
-) -> Result<()> {
-    listen_for_readiness(owner, determinism.clone(), on_ready)?;
-    listen_for_end(owner, determinism.clone())?;
-    if !determinism.is_enabled() {
-        clock_sync::start(owner)?;
-    }
-    api::serve(Arc::clone(owner))
-}
-
 /// The agent says that it is there by connecting; what it sends is of no interest.
-fn listen_for_readiness(
-    owner: &Arc<Owner>,
+pub fn listen_for_readiness(
+    process: &Arc<InstanceProcess>,
     determinism: Determinism,
     on_ready: impl Fn() + Send + 'static,
 ) -> Result<()> {
-    let listener = sockets::bind(owner.directory(), &format!("{}_{READY_PORT}", sockets::VSOCK))?;
+    let listener = sockets::bind(process.directory(), &format!("{}_{READY_PORT}", sockets::VSOCK))?;
     determinism.expect(READY_PORT, Times::Always);
-    let owner = Arc::clone(owner);
+    let process = Arc::clone(process);
     sandbox::spawn("readiness", Kind::Control, move || {
         listener.incoming().flatten().for_each(|stream| {
             // Closed before anything else, so that the guest hears of it first in every run.
             drop(stream);
-            if let Err(error) = configure(&owner, &determinism) {
+            if let Err(error) = configure(&process, &determinism) {
                 tracing::warn!(%error, "the guest could not be configured");
             }
             on_ready();
-            owner.set_ready();
+            process.set_ready();
             determinism.give();
             if is_quiet(&listener) {
                 footprint::give_back();
@@ -80,10 +52,10 @@ fn listen_for_readiness(
 const END_SAID_WITHIN: Duration = Duration::from_secs(5);
 
 /// Notes how the image's main program has ended. The guest waits for the end of its connection before it powers off.
-pub(crate) fn listen_for_end(owner: &Arc<Owner>, determinism: Determinism) -> Result<()> {
-    let listener = sockets::bind(owner.directory(), &format!("{}_{END_PORT}", sockets::VSOCK))?;
+pub(crate) fn listen_for_end(process: &Arc<InstanceProcess>, determinism: Determinism) -> Result<()> {
+    let listener = sockets::bind(process.directory(), &format!("{}_{END_PORT}", sockets::VSOCK))?;
     determinism.expect(END_PORT, Times::Always);
-    let owner = Arc::clone(owner);
+    let process = Arc::clone(process);
     sandbox::spawn("end", Kind::Control, move || {
         for mut stream in listener.incoming().flatten() {
             let _ = stream.set_read_timeout(Some(END_SAID_WITHIN));
@@ -92,7 +64,7 @@ pub(crate) fn listen_for_end(owner: &Arc<Owner>, determinism: Determinism) -> Re
                 && frame.kind == FrameKind::Ended
                 && let Ok(ended) = frame.message::<Ended>()
             {
-                owner.set_exited(ended.status());
+                process.set_exited(ended.status());
             }
             drop(stream);
             determinism.give();
@@ -110,9 +82,9 @@ fn is_quiet(listener: &impl AsFd) -> bool {
 
 /// Gives the guest what belongs to this instance, unless there is nothing. cloud-init, where the image has it, asks the
 /// metadata service itself; the agent knows.
-fn configure(owner: &Owner, determinism: &Determinism) -> Result<()> {
-    let record = owner.record();
-    let user_data = network::user_data(owner.directory())?;
+fn configure(process: &InstanceProcess, determinism: &Determinism) -> Result<()> {
+    let record = process.record();
+    let user_data = network::user_data(process.directory())?;
     if record.config.ssh_keys.is_empty() && user_data.is_none() {
         return Ok(());
     }
@@ -123,5 +95,5 @@ fn configure(owner: &Owner, determinism: &Determinism) -> Result<()> {
         // Only a script is the agent's business, and a script is text.
         user_data: user_data.and_then(|data| String::from_utf8(data).ok()),
     });
-    agent::request(owner.directory(), determinism, &request).map(drop)
+    agent::request(process.directory(), determinism, &request).map(drop)
 }

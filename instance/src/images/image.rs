@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use ami::{Ami, Manifest, PartName, Region};
 
-use crate::store::home::{Home, create_private};
+use crate::store::home::{Home, base_link, create_private};
+use crate::store::record::Record;
 use crate::{Error, Result};
 use machine::block::volume::Base;
-use machine::memory;
+use machine::memory::{self, Part};
 
 /// Bytes of the longest seal: five numbers of 20 digits at most, and what stands between them.
 const SEAL_MAX: usize = 128;
@@ -32,6 +33,27 @@ impl Image {
         Ok(Image {
             ami: Ami::from_file(file, &path)?,
             path,
+        })
+    }
+
+    /// The image of the instance kept in `directory`: its own link to it, or the file that it was launched from.
+    ///
+    /// # Errors
+    /// When the file is gone or is another image now.
+    pub fn of_instance(record: &Record, directory: &Path) -> Result<Image> {
+        let path = if record.image.linked {
+            base_link(directory)
+        } else {
+            record.image.path.clone()
+        };
+        let image = Image::open(&path)?;
+        if image.id() == record.image.id {
+            return Ok(image);
+        }
+        Err(Error::ImageChanged {
+            path,
+            now: image.id().to_owned(),
+            then: record.image.id.clone(),
         })
     }
 
@@ -101,8 +123,14 @@ impl Image {
     fn part(&self, name: PartName) -> Result<memory::Part> {
         let part = self.ami.part(name)?;
         let file = Arc::clone(self.ami.file());
-        memory::Part::new(file, self.ami.length(), &self.path, part.offset, part.length)
-            .map_err(|error| Error::Machine(error.to_string()))
+        let (start, length) = (part.offset, part.length);
+        Ok(memory::Part::new(
+            file,
+            self.ami.length(),
+            &self.path,
+            start,
+            length,
+        )?)
     }
 
     /// Verifies every byte of the file.
@@ -171,6 +199,14 @@ fn remember(record: &Path, seal: &str) -> Result<()> {
     fs::write(record, seal).map_err(Error::file("writing", record))
 }
 
+/// The file at `path`, or the image's own part.
+pub fn part_or(path: Option<&Path>, otherwise: impl FnOnce() -> Result<Part>) -> Result<Part> {
+    match path {
+        Some(path) => Ok(Part::open(path)?),
+        None => otherwise(),
+    }
+}
+
 impl fmt::Debug for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at {}", self.id(), self.path.display())
@@ -184,22 +220,22 @@ pub fn runnable(image: &Image) -> Result<()> {
     if native || architecture == ami::Architecture::X86_64 {
         return Ok(());
     }
-    let host = std::env::consts::ARCH;
-    Err(Error::Refused(format!(
-        "{} is for {architecture} and this host is {host}: KVM runs the host's own kind only, and the software processor \
-         runs x86_64; try it on an {architecture} host with KVM, or build the image with --arch x86_64",
-        image.path.display()
-    )))
+    Err(Error::ForeignImage {
+        path: image.path.clone(),
+        image: architecture,
+        host: std::env::consts::ARCH,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
     use crate::test_image;
     use ami::Architecture;
 
     #[test]
-    fn an_image_that_nothing_here_can_run_is_refused_with_the_way_out() {
+    fn an_image_that_nothing_here_can_run_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         for architecture in [Architecture::X86_64, Architecture::Arm64] {
             let path = test_image::write_for(architecture, directory.path(), architecture.as_str(), 1);
@@ -210,7 +246,8 @@ mod tests {
                 Err(error) => {
                     let text = error.to_string();
                     assert!(!possible, "{text}");
-                    for words in ["arm64.ami", "arm64 host with KVM", "--arch x86_64"] {
+                    assert_eq!(error.code(), Code::Unsupported);
+                    for words in ["arm64.ami", "is for arm64", std::env::consts::ARCH] {
                         assert!(text.contains(words), "{text}");
                     }
                 }

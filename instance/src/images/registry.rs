@@ -81,7 +81,7 @@ impl Images {
         match self.lookup(text) {
             Err(Error::NoImage(_)) if text.contains('/') => {
                 fs::metadata(path).map_err(Error::file("opening", path))?;
-                Err(Error::Refused(format!("{text} is not a regular file")))
+                Err(Error::NotAFile(path.to_path_buf()))
             }
             Ok(id) => Ok(self.file(&id)),
             Err(error) => Err(error),
@@ -114,6 +114,7 @@ impl Images {
                 Err(Error::Ambiguous {
                     text: text.into(),
                     candidates,
+                    image: true,
                 })
             }
         }
@@ -255,7 +256,7 @@ impl Images {
                 if !volume::Volume::needs_base(&root.path)? {
                     continue;
                 }
-                if force && !record.state.owned() {
+                if force && !record.state.has_process() {
                     complete(&root.path, &path)?;
                 } else {
                     users.push(record.label().to_owned());

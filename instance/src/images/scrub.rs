@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use guest_init::proto::SCRUBBED;
 
-use crate::images::image::Image;
-use crate::process::assemble::{device, part_or};
+use crate::images::image::{Image, part_or};
 use crate::store::record::Record;
 use crate::{Error, Result};
 use machine::accel::Chosen;
@@ -22,7 +21,7 @@ use machine::timeline::Timeline;
 use machine::virtio::block::{Block, SpaceEvent, SpaceMonitor, Spec as BlockSpec};
 use machine::virtio::determinism::Determinism;
 use machine::virtio::rng::Rng;
-use machine::{Machine, Outcome, Serial, Spec};
+use machine::{Device, Machine, Outcome, Serial, Spec};
 
 /// How long the boot may take: ten times what the slowest accelerator needs on a busy host.
 const TIMEOUT: Duration = Duration::from_secs(180);
@@ -76,12 +75,20 @@ pub fn scrub(
             output: Box::new(console.clone()),
             input: None,
         }),
-        devices: vec![device("vda", disk), device("rng", Rng::default())],
+        devices: vec![
+            Device {
+                name: "vda".into(),
+                device: Box::new(disk),
+            },
+            Device {
+                name: "rng".into(),
+                device: Box::new(Rng::default()),
+            },
+        ],
         uuid: None,
         determinism: Determinism::default(),
         timeline: Arc::new(Timeline::start()),
-    })
-    .map_err(|error| Error::Machine(error.to_string()))?;
+    })?;
     let outcome = run(machine, events, watched).map_err(|error| match error {
         Stopped::NoSpace(kind) => Error::file("removing the identity from", path)(kind.into()),
         Stopped::Failed(error) => error,
@@ -91,7 +98,10 @@ pub fn scrub(
         return Ok(());
     }
     let lines: Vec<_> = said.lines().filter(|line| !line.trim().is_empty()).collect();
-    Err(Error::Scrub(lines[lines.len().saturating_sub(6)..].join("\n")))
+    let last = &lines[lines.len().saturating_sub(6)..];
+    Err(Error::Scrub(
+        last.iter().map(|line| format!("\n{line}")).collect(),
+    ))
 }
 
 /// What the watchdog hears of.
@@ -126,9 +136,7 @@ fn run(
         }
     })
     .map_err(|error| Stopped::Failed(Error::os("starting a thread")(error)))?;
-    let outcome = machine
-        .run(|| {})
-        .map_err(|error| Stopped::Failed(Error::Machine(error.to_string())));
+    let outcome = machine.run(|| {}).map_err(|error| Stopped::Failed(error.into()));
     // The disk's end of the channel lives as long as the watchdog's handle of the machine: this ends the wait.
     let _ = events.send(Watched::Ended);
     match watchdog.join() {

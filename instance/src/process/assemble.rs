@@ -4,25 +4,25 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::images::image::{self, Image};
+use crate::images::image::{self, Image, part_or};
 use crate::process::confine;
 use crate::process::console::Console;
 use crate::process::consoles::consoles;
+use crate::process::guest::{Guest, GuestControl, SpaceHook};
 use crate::process::janitor::Janitor;
 use crate::process::launch::{Fresh, hostname};
 use crate::process::measure::Measured;
 use crate::process::network;
-use crate::process::owner::Guest;
 use crate::process::per_run::{DiskEngine, PerRun};
 use crate::process::search;
 use crate::process::space_watch::{Remote, SpaceWatch};
-use crate::store::home::{Home, base_link};
+use crate::store::LockedInstance;
+use crate::store::home::Home;
 use crate::store::limits::Limits;
-use crate::store::pause::{GuestControl, SpaceHook};
-use crate::store::record::{Accel, Record, Volume, VolumeKind};
+use crate::store::record::{Record, Volume, VolumeKind};
 use crate::store::sockets;
 use crate::{Error, Result};
-use machine::accel::{self, Choice, Chosen};
+use machine::accel::{self, Chosen};
 use machine::arch;
 use machine::block::raw::RawFile;
 use machine::block::volume::{Hydration, Volume as RootVolume};
@@ -57,7 +57,12 @@ pub struct Assembly {
     accelerator: Option<Arc<Chosen>>,
     /// Removes the instance, which the confined process cannot.
     janitor: Option<Janitor>,
+    /// Asked for rows and columns of the terminal that the guest's console is shown on.
+    terminal_size: TerminalSize,
 }
+
+/// Rows and columns of a terminal, if there is one.
+pub type TerminalSize = fn() -> Option<(u16, u16)>;
 
 impl Assembly {
     /// `timeline` has been running since the process began; `turn` is [`PerRun::turn`].
@@ -73,6 +78,7 @@ impl Assembly {
             confined: false,
             accelerator: None,
             janitor: None,
+            terminal_size: || None,
         }
     }
 
@@ -80,6 +86,14 @@ impl Assembly {
     pub fn with(self, fresh: Fresh) -> Assembly {
         Assembly {
             fresh: Some(fresh),
+            ..self
+        }
+    }
+
+    /// The console is shown on a terminal of this size.
+    pub fn on_terminal(self, terminal_size: TerminalSize) -> Assembly {
+        Assembly {
+            terminal_size,
             ..self
         }
     }
@@ -102,7 +116,7 @@ impl Assembly {
         let Fresh { image, root } = match self.fresh.take() {
             Some(fresh) => fresh,
             None => Fresh {
-                image: Arc::new(open_image(record, directory)?),
+                image: Arc::new(Image::of_instance(record, directory)?),
                 root: None,
             },
         };
@@ -116,7 +130,7 @@ impl Assembly {
         if removes && Offer::of_host().files.is_ok() {
             self.janitor = Some(Janitor::start(directory)?);
         }
-        let missing = sandbox::confine(mode, &plan).map_err(|error| Error::Refused(error.to_string()))?;
+        let missing = sandbox::confine(mode, &plan)?;
         if let Some(missing) = missing {
             tracing::warn!("this host confines the process in part only: {missing}");
         }
@@ -128,20 +142,26 @@ impl Assembly {
         if let Some(chosen) = &self.accelerator {
             return Ok(Arc::clone(chosen));
         }
-        let (asked, guest) = (choice(record.config.accel), image.manifest().architecture);
+        let (asked, guest) = (record.config.accel, image.manifest().architecture);
         let chosen = if self.determinism.is_enabled() {
             accel::choose_repeatable(asked, guest, self.per_run.profile.clone())
         } else {
             accel::choose(asked, guest, self.home.kvm_verdict().as_deref())
         };
-        let chosen = Arc::new(chosen.map_err(|error| Error::Machine(error.to_string()))?);
+        let chosen = Arc::new(chosen?);
         self.accelerator = Some(Arc::clone(&chosen));
         Ok(chosen)
     }
 
-    /// Who is to remove the instance, if this process cannot.
-    pub fn janitor(&mut self) -> Option<Janitor> {
-        self.janitor.take()
+    /// Removes the instance, through the janitor where this process may not.
+    ///
+    /// # Errors
+    /// When something of it cannot be removed.
+    pub fn remove(&mut self, held: LockedInstance) -> Result<()> {
+        match self.janitor.take() {
+            Some(janitor) => held.remove_with(|_| janitor.remove()),
+            None => held.remove(),
+        }
     }
 
     /// Builds the machine of one life; confines the process before, unless that was done.
@@ -151,7 +171,7 @@ impl Assembly {
         }
         let (image, root) = match self.fresh.take() {
             Some(Fresh { image, root }) => (image, root),
-            None => (Arc::new(open_image(record, directory)?), None),
+            None => (Arc::new(Image::of_instance(record, directory)?), None),
         };
         image::runnable(&image)?;
         image.verify_boot(&self.home)?;
@@ -182,7 +202,9 @@ impl Assembly {
         let card = network::card(record, directory, &image)?;
         let words = card.as_ref().and_then(|card| card.words.clone());
         devices.extend(card.map(|card| device("net0", card.device)));
-        let (hvc, serial) = consoles(&image, console, &self.determinism)?;
+        // A guest that is to run the same way everywhere is not told of this terminal.
+        let terminal = (self.terminal_size)().filter(|_| !self.determinism.is_enabled());
+        let (hvc, serial) = consoles(&image, console, terminal)?;
         devices.extend(hvc.map(|hvc| device("console", hvc)));
         if record.config.balloon {
             devices.push(device("balloon", Balloon::new(Target::default())));
@@ -204,7 +226,7 @@ impl Assembly {
             determinism: self.determinism.clone(),
             timeline: Arc::clone(&self.timeline),
         };
-        let machine = Machine::build(spec).map_err(|e| Error::Machine(e.to_string()))?;
+        let machine = Machine::build(spec)?;
         self.measured.machine(machine.handle());
         if self.per_run.timing.is_some() {
             let placed = parts.iter().map(Part::placed);
@@ -247,15 +269,21 @@ impl Assembly {
         Some(format!("{kernel}{init}{all} in all"))
     }
 
-    /// Writes what was measured.
-    pub fn finish(&self) -> Result<()> {
+    /// Writes what was measured to its files, and returns what is to be shown to a person, as tables.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn finish(&self) -> Result<String> {
+        let mut tables = String::new();
         if self.per_run.exits {
-            self.measured.print_exits()?;
+            tables += &self.measured.exits();
         }
         match &self.per_run.timing {
-            Some(path) => self.measured.write_timing(path),
-            None => Ok(()),
+            Some(path) if path == Path::new("-") => tables += &self.measured.timing(),
+            Some(path) => self.measured.write_timing(path)?,
+            None => {}
         }
+        Ok(tables)
     }
 }
 
@@ -318,7 +346,7 @@ impl Guest for GuestRun {
         if let Some(watch) = watch {
             watch.stop();
         }
-        outcome.map_err(|e| Error::Machine(e.to_string()))
+        Ok(outcome?)
     }
 }
 
@@ -339,41 +367,6 @@ impl GuestControl for Controls {
 
     fn retry(&self) {
         self.space.retry();
-    }
-}
-
-/// The instance's own link to its image, or the image where it was at the launch.
-pub fn open_image(record: &Record, directory: &Path) -> Result<Image> {
-    let path = if record.image.linked {
-        base_link(directory)
-    } else {
-        record.image.path.clone()
-    };
-    let image = Image::open(&path)?;
-    if image.id() == record.image.id {
-        return Ok(image);
-    }
-    let (now, then) = (image.id(), &record.image.id);
-    Err(Error::Refused(format!(
-        "{} is another image ({now}) than at the launch ({then})",
-        path.display()
-    )))
-}
-
-/// The accelerator that is meant.
-pub fn choice(accel: Accel) -> Choice {
-    match accel {
-        Accel::Auto => Choice::Auto,
-        Accel::Kvm => Choice::Kvm,
-        Accel::Soft => Choice::Soft,
-    }
-}
-
-/// The file at `path`, or the image's own part.
-pub fn part_or(path: Option<&Path>, otherwise: impl FnOnce() -> Result<Part>) -> Result<Part> {
-    match path {
-        Some(path) => Part::open(path).map_err(|e| Error::Machine(e.to_string())),
-        None => otherwise(),
     }
 }
 

@@ -5,8 +5,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use crate::images::image::Image;
-use crate::process::network::Network;
 use crate::store::home::{Home, base_link};
+use crate::store::network::Network;
 use crate::store::record::{Accel, Record, VolumeKind};
 use crate::{Error, Result};
 use machine::net::user::RESOLVERS;
@@ -15,7 +15,7 @@ use machine::sandbox::{Capability, Plan, Right};
 /// The lowest port that needs no privilege (ip(7), `ip_unprivileged_port_start`, as it is unless somebody changed it).
 const FIRST_FREE_PORT: u16 = 1024;
 
-/// The plan for the owner of the instance that `record` describes, kept in `directory`. `outputs` are files that it writes
+/// The plan for the instance process of the instance that `record` describes, kept in `directory`. `outputs` are files that it writes
 /// when its guest has ended; they are made now.
 pub fn plan(
     record: &Record,

@@ -10,18 +10,16 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::images::image::Image;
 use crate::process::console::Console;
-use crate::terminal;
 use crate::{Error, Result};
 use machine::Serial;
 use machine::virtio::console::{Console as Hvc, Size as HvcSize};
-use machine::virtio::determinism::Determinism;
 
 /// The console devices. What a person types goes to the one that the image names. The serial port is always there: until
 /// the driver of `hvc0` is loaded, it alone can say why a kernel does not come up.
 pub fn consoles(
     image: &Image,
     console: &Console,
-    determinism: &Determinism,
+    terminal: Option<(u16, u16)>,
 ) -> Result<(Option<Hvc>, Serial)> {
     let input = keyboard(console)?;
     if !image.manifest().console.starts_with("hvc") {
@@ -33,8 +31,6 @@ pub fn consoles(
             },
         ));
     }
-    // A guest that is to run the same way everywhere is not told of this terminal.
-    let terminal = terminal::size().filter(|_| !determinism.is_enabled());
     let (columns, rows) = terminal.map_or((0, 0), |(rows, columns)| (columns, rows));
     let main = Arc::new(AtomicBool::new(false));
     let size = HvcSize::new(columns, rows);

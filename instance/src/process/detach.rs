@@ -20,9 +20,9 @@ use crate::store::record::Ending;
 use crate::store::{LockedInstance, Store};
 use crate::{Error, Event, InstanceId, Result};
 
-/// The hidden command that a detached owner is started with.
+/// The hidden command that a detached instance process is started with.
 pub const COMMAND: &str = "own";
-/// Where a detached owner's own messages go.
+/// Where a detached instance process's own messages go.
 pub const LOG: &str = "vmm.log";
 
 const RUNNING: &str = "running";
@@ -37,7 +37,7 @@ const KEPT: [&str; 6] = [
     "RUST_BACKTRACE",
 ];
 
-/// Starts the owner of `held`, which is pending, and returns when its guest runs. `per_run` is what is
+/// Starts the instance process of `held`, which is pending, and returns when its guest runs. `per_run` is what is
 /// asked of this run.
 pub fn spawn(mut held: LockedInstance, per_run: &PerRun) -> Result<()> {
     let id = held.record().id.clone();
@@ -51,17 +51,16 @@ pub fn spawn(mut held: LockedInstance, per_run: &PerRun) -> Result<()> {
     } else {
         answer
     };
-    // An owner that has failed writes so before it goes; one that died has left that to us.
+    // An instance process that has failed writes so before it goes; one that died has left that to us.
     let record = Store::record_in(held.directory())?;
-    if !record.state.owned() {
+    if !record.state.has_process() {
         reason = record.reason;
     } else {
         held.update(Event::Ended, &reason, |r| {
             r.ending = Some(Ending::Failed(reason.clone()))
         })?;
     }
-    Err(Error::Guest {
-        what: "the launch",
+    Err(Error::Launch {
         id: id.to_string(),
         reason,
     })
@@ -102,7 +101,7 @@ fn kept(all: impl Iterator<Item = (OsString, OsString)>) -> impl Iterator<Item =
     all.filter(|(name, _)| KEPT.iter().any(|kept| name == kept))
 }
 
-/// The line that a detached owner owes to the command that started it.
+/// The line that a detached instance process owes to the command that started it.
 #[derive(Debug)]
 pub struct Report(File);
 

@@ -1,11 +1,10 @@
-//! A small process that removes an instance's directory when the owner is done with it.
+//! A small process that removes an instance's directory when the instance process is done with it.
 //!
-//! The owner is confined to the directory (`machine::sandbox`), so it cannot remove it: that is a change of the directory
+//! The instance process is confined to the directory (`machine::sandbox`), so it cannot remove it: that is a change of the directory
 //! above, where the other instances are. The janitor is made before, knows one directory, takes one request and reads
-//! nothing from the owner but that.
+//! nothing from the instance process but that.
 #![allow(unsafe_code)]
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
@@ -14,8 +13,7 @@ use std::path::Path;
 
 use nix::unistd::{ForkResult, fork};
 
-use crate::store::home::base_link;
-use crate::store::instances::GONE;
+use crate::store::remove_directory;
 use crate::{Error, Result};
 
 /// The request.
@@ -23,7 +21,7 @@ const REMOVE: u8 = b'r';
 /// Bytes of an answer that are read: a sentence.
 const ANSWER_MAX: u64 = 1024;
 
-/// The owner's end.
+/// The instance process's end.
 #[derive(Debug)]
 pub struct Janitor {
     socket: UnixStream,
@@ -42,7 +40,7 @@ impl Janitor {
             Ok(ForkResult::Parent { .. }) => Ok(Janitor { socket }),
             Ok(ForkResult::Child) => {
                 serve(&theirs, directory);
-                // Neither destructors nor buffers: they are the owner's.
+                // Neither destructors nor buffers: they are the instance process's.
                 // SAFETY: takes a number only.
                 unsafe { libc::_exit(0) }
             }
@@ -62,13 +60,13 @@ impl Janitor {
             Ok(_) if answer.is_empty() => Err(Error::os("removing the instance")(
                 io::ErrorKind::BrokenPipe.into(),
             )),
-            Ok(_) => Err(Error::Refused(answer)),
+            Ok(_) => Err(Error::Removal(answer)),
             Err(error) => Err(Error::os("removing the instance")(error)),
         }
     }
 }
 
-/// In the new process: waits for the request, or for the owner's end.
+/// In the new process: waits for the request, or for the instance process's end.
 fn serve(mut socket: &UnixStream, directory: &Path) {
     if close_all_but(socket.as_raw_fd()).is_err() {
         return;
@@ -84,7 +82,7 @@ fn serve(mut socket: &UnixStream, directory: &Path) {
     let _ = socket.write_all(answer.as_bytes());
 }
 
-/// Closes all descriptors but one: the instance's lock and the owner's streams must end with the owner.
+/// Closes all descriptors but one: the instance's lock and the instance process's streams must end with the instance process.
 fn close_all_but(kept: i32) -> io::Result<()> {
     let close = |first: u32, last: u32| {
         // SAFETY: takes numbers only. Nothing in this process uses the descriptors any more.
@@ -98,16 +96,6 @@ fn close_all_but(kept: i32) -> io::Result<()> {
         close(0, kept - 1)?;
     }
     close(kept + 1, u32::MAX)
-}
-
-/// Gone at once for everybody, then deleted at leisure.
-pub(crate) fn remove_directory(directory: &Path) -> Result<()> {
-    let name = directory.file_name().unwrap_or_default().to_string_lossy();
-    let gone = directory.with_file_name(format!("{GONE}{name}"));
-    fs::rename(directory, &gone).map_err(Error::file("removing", directory))?;
-    // There is none when the image is on another file system.
-    let _ = fs::remove_file(base_link(directory));
-    fs::remove_dir_all(&gone).map_err(Error::file("removing", &gone))
 }
 
 #[cfg(test)]

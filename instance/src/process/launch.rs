@@ -160,12 +160,14 @@ impl Launch {
             .as_ref()
             .is_some_and(|data| data.len() as u64 > MAX_USER_DATA)
         {
-            return Err(Error::Refused(format!(
-                "user data may have {} KiB at most",
-                MAX_USER_DATA >> 10
-            )));
+            return Err(Error::UserDataTooLong(MAX_USER_DATA >> 10));
         }
         Ok(Launch { user_data, ..self })
+    }
+
+    /// The id that its instances share.
+    pub fn reservation(&self) -> &ReservationId {
+        &self.reservation
     }
 
     /// What is launched.
@@ -239,9 +241,7 @@ impl Launch {
             volumes.push(self.plan_volume(request, volumes.len(), directory)?);
         }
         if volumes.len() > MAX_VOLUMES {
-            return Err(Error::Refused(format!(
-                "an instance has at most {MAX_VOLUMES} volumes"
-            )));
+            return Err(Error::TooManyVolumes(MAX_VOLUMES));
         }
         Ok(volumes)
     }

@@ -38,7 +38,7 @@ fn the_instance_keeps_its_image_though_the_file_goes() {
     fs::remove_file(&image).unwrap();
     let record = held.record();
     assert!(record.image.linked);
-    let again = crate::process::assemble::open_image(record, held.directory()).unwrap();
+    let again = Image::of_instance(record, held.directory()).unwrap();
     assert_eq!(again.id(), record.image.id);
     volume::Volume::open(&record.volumes[0].path, Some(again.root().unwrap())).unwrap();
 }
@@ -49,7 +49,7 @@ fn an_image_that_was_exchanged_is_noticed() {
     let mut held = launch(&store, &image).prepare(0).unwrap();
     held.change(|r| r.image.linked = false).unwrap();
     test_image::write(dir.path(), "hello", 6);
-    let refused = crate::process::assemble::open_image(held.record(), held.directory()).unwrap_err();
+    let refused = Image::of_instance(held.record(), held.directory()).unwrap_err();
     assert!(refused.to_string().contains("another image"), "{refused}");
 }
 

@@ -1,7 +1,6 @@
 //! What was measured of a boot, for people and for programs: when each step was reached, and the exits up to it.
 
 use std::fmt::Write as _;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,26 +37,28 @@ impl Measured {
         self.machine.get_or_insert(handle);
     }
 
-    /// Writes the timeline and the exits to `path` as JSON, or for `-` the timeline to standard error as a table.
+    /// Writes the timeline and the exits to `path` as JSON.
     pub fn write_timing(&self, path: &Path) -> Result<()> {
-        if path == Path::new("-") {
-            let at = |event| Some((self.timeline.at(event)?, event));
-            return show(&timing_table(Event::ALL.into_iter().filter_map(at).collect()));
-        }
         let text = format!("{:#}\n", self.to_json());
         std::fs::write(path, text).map_err(Error::file("writing", path))
     }
 
-    /// Writes the exits to standard error as a table.
-    pub fn print_exits(&self) -> Result<()> {
-        show(&exit_table(&self.exits()))
+    /// The timeline as a table.
+    pub fn timing(&self) -> String {
+        let at = |event| Some((self.timeline.at(event)?, event));
+        timing_table(Event::ALL.into_iter().filter_map(at).collect())
+    }
+
+    /// The exits as a table.
+    pub fn exits(&self) -> String {
+        exit_table(&self.count_exits())
     }
 
     /// As [`Timeline::to_json`], with `"exits"`: for each step that was reached, by its name, the exits up to it, most
     /// frequent first, as `{"total": N, "by_register": [{"kind", "address", "register", "count"}, ...]}`.
     fn to_json(&self) -> Value {
         let mut json = self.timeline.to_json();
-        let exits = self.exits().into_iter().map(|(event, exits)| {
+        let exits = self.count_exits().into_iter().map(|(event, exits)| {
             let list: Vec<_> = exits.iter().map(exit_json).collect();
             let entry = json!({ "total": total(&exits), "by_register": list });
             (event.name().to_owned(), entry)
@@ -66,7 +67,7 @@ impl Measured {
         json
     }
 
-    fn exits(&self) -> Vec<(Event, Vec<NamedExit>)> {
+    fn count_exits(&self) -> Vec<(Event, Vec<NamedExit>)> {
         let Some(machine) = &self.machine else {
             return Vec::new();
         };
@@ -145,12 +146,6 @@ fn timing_table(mut reached: Vec<(Duration, Event)>) -> String {
 
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-/// Shows a table on standard error: standard output is the guest's.
-fn show(table: &str) -> Result<()> {
-    let shown = io::Write::write_all(&mut io::stderr(), table.as_bytes());
-    shown.map_err(Error::os("writing to standard error"))
 }
 
 #[cfg(test)]

@@ -1,16 +1,13 @@
-//! An instance's network: which kind, which ports lead into it, and what its metadata service says.
+//! An instance's network while it runs: the device, the ports that are open, and what its metadata service says.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
 
 use crate::images::image::Image;
 use crate::process::launch::hostname;
+use crate::store::network::{Network, Port};
 use crate::store::record::{Record, VolumeKind};
 use crate::{Error, InstanceId, Result};
 use machine::net::metadata::{InstanceDocuments, PublicKey, WithMetadata};
@@ -26,127 +23,6 @@ pub const MAX_USER_DATA: u64 = 16 << 10;
 /// Where the ports that are really open are written while the guest runs.
 const PORTS: &str = "ports.json";
 
-/// The kind of network.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind", content = "device")]
-pub enum Network {
-    /// The built-in one, which needs no privilege.
-    #[default]
-    User,
-    /// The built-in one, and 10.0.2.2 leads to the host's own loopback address: what listens there is open to the guest.
-    UserLoopback,
-    /// A tap device of the host.
-    Tap(String),
-    /// None.
-    None,
-}
-
-impl FromStr for Network {
-    type Err = String;
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text.split_once('=') {
-            None if text == "user" => Ok(Network::User),
-            None if text == "user,loopback" => Ok(Network::UserLoopback),
-            None if text == "none" => Ok(Network::None),
-            Some(("tap", device)) if !device.is_empty() => Ok(Network::Tap(device.into())),
-            _ => Err("a network is `user`, `user,loopback`, `tap=DEVICE` or `none`".into()),
-        }
-    }
-}
-
-/// Transport protocol of a published port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl FromStr for Protocol {
-    type Err = String;
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "tcp" => Ok(Protocol::Tcp),
-            "udp" => Ok(Protocol::Udp),
-            other => Err(format!("{other:?} is neither tcp nor udp")),
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        })
-    }
-}
-
-/// A port of the host that leads to one of the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Port {
-    /// The host's address; the loopback address unless asked otherwise, so that nobody else can connect.
-    pub address: IpAddr,
-    /// The host's port; 0 lets the host choose.
-    pub host: u16,
-    /// The guest's port.
-    pub guest: u16,
-    /// TCP or UDP.
-    pub protocol: Protocol,
-}
-
-impl FromStr for Port {
-    type Err = String;
-
-    /// `[[ADDRESS:]HOST:]GUEST[/tcp|/udp]`; an IPv6 address stands in brackets.
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let (rest, protocol) = match text.split_once('/') {
-            None => (text, Protocol::Tcp),
-            Some((rest, protocol)) => (rest, protocol.parse()?),
-        };
-        let number = |text: &str| text.parse::<u16>().map_err(|_| format!("{text:?} is not a port"));
-        let (before, guest) = rest
-            .rsplit_once(':')
-            .map_or((None, rest), |(before, guest)| (Some(before), guest));
-        let guest = number(guest)?;
-        if guest == 0 {
-            return Err("port 0 of the guest cannot be reached".into());
-        }
-        let (address, host) =
-            match before.map(|b| b.rsplit_once(':').map_or((None, b), |(a, h)| (Some(a), h))) {
-                None => (None, 0),
-                Some((address, host)) => (address, number(host)?),
-            };
-        let address = match address.map(|a| a.trim_start_matches('[').trim_end_matches(']')) {
-            None => IpAddr::from(Ipv4Addr::LOCALHOST),
-            Some(address) => address
-                .parse()
-                .map_err(|_| format!("{address:?} is not an IP address"))?,
-        };
-        Ok(Port {
-            address,
-            host,
-            guest,
-            protocol,
-        })
-    }
-}
-
-impl fmt::Display for Port {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}/{} -> {}",
-            self.guest,
-            self.protocol,
-            SocketAddr::new(self.address, self.host)
-        )
-    }
-}
-
 /// A card for the guest, and what its kernel is told about the network.
 pub struct Card {
     /// The device.
@@ -159,7 +35,6 @@ pub struct Card {
 pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<Card>> {
     let mac = mac(&record.id);
     let limits = record.config.limits;
-    let failed = |e: machine::net::Error| Error::Network(e.to_string());
     let addresses = Addresses::default();
     Ok(match &record.config.network {
         Network::None => None,
@@ -176,13 +51,11 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
                 resolver: Resolver::host(),
                 host_loopback: record.config.network == Network::UserLoopback,
             };
-            let network = UserNetwork::new(&spec)
-                .or_else(|_| {
-                    // Somebody else may have a port now that the host chose earlier.
-                    spec.forwards = as_before(ports, Vec::new());
-                    UserNetwork::new(&spec)
-                })
-                .map_err(failed)?;
+            let network = UserNetwork::new(&spec).or_else(|_| {
+                // Somebody else may have a port now that the host chose earlier.
+                spec.forwards = as_before(ports, Vec::new());
+                UserNetwork::new(&spec)
+            })?;
             if !ports.is_empty() {
                 write_ports(directory, &network.forwards())?;
             }
@@ -202,7 +75,7 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
             })
         }
         Network::Tap(name) => {
-            let tap = Tap::open(name).map_err(failed)?;
+            let tap = Tap::open(name)?;
             let backend = Box::new(WithMetadata::new(tap, documents(record, directory, image, None)?));
             Some(Card {
                 device: Net::paced(backend, mac, limits.network(), limits.network()),
@@ -229,9 +102,8 @@ pub fn check(record: &Record) -> Result<()> {
         resolver: Resolver::host(),
         host_loopback: false,
     };
-    UserNetwork::new(&spec)
-        .map(drop)
-        .map_err(|error| Error::Network(error.to_string()))
+    UserNetwork::new(&spec)?;
+    Ok(())
 }
 
 /// Checks that the device of a network is there, if it has one.
@@ -240,7 +112,7 @@ pub fn check(record: &Record) -> Result<()> {
 /// When it is not.
 pub fn check_device(network: &Network) -> Result<()> {
     match network {
-        Network::Tap(name) => Tap::find(name).map_err(|error| Error::Network(error.to_string())),
+        Network::Tap(name) => Ok(Tap::find(name)?),
         Network::User | Network::UserLoopback | Network::None => Ok(()),
     }
 }
@@ -264,10 +136,7 @@ fn as_before(ports: &[Port], mut before: Vec<Port>) -> Vec<Forward> {
 
 fn forward(port: &Port) -> Forward {
     Forward {
-        protocol: match port.protocol {
-            Protocol::Tcp => user::Protocol::Tcp,
-            Protocol::Udp => user::Protocol::Udp,
-        },
+        protocol: port.protocol,
         host: SocketAddr::new(port.address, port.host),
         guest: port.guest,
     }
@@ -280,10 +149,7 @@ fn write_ports(directory: &Path, open: &[Forward]) -> Result<()> {
             address: f.host.ip(),
             host: f.host.port(),
             guest: f.guest,
-            protocol: match f.protocol {
-                user::Protocol::Tcp => Protocol::Tcp,
-                user::Protocol::Udp => Protocol::Udp,
-            },
+            protocol: f.protocol,
         })
         .collect();
     let path = directory.join(PORTS);
@@ -383,33 +249,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_bind_loopback_unless_asked_otherwise() {
-        for (text, shown) in [
-            ("8080:80", "80/tcp -> 127.0.0.1:8080"),
-            ("80", "80/tcp -> 127.0.0.1:0"),
-            ("0.0.0.0:53:5353/udp", "5353/udp -> 0.0.0.0:53"),
-            ("[::1]:8080:80/tcp", "80/tcp -> [::1]:8080"),
-            ("192.0.2.1:0:22", "22/tcp -> 192.0.2.1:0"),
-        ] {
-            assert_eq!(text.parse::<Port>().unwrap().to_string(), shown);
-        }
-        for text in [
-            "",
-            ":",
-            "80:",
-            "8080:0",
-            "a:80",
-            "1:2:3:4",
-            "70000:80",
-            "8080:80/sctp",
-            "x:1:2",
-            "-1:80",
-        ] {
-            assert!(text.parse::<Port>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
     fn a_port_that_the_host_chose_is_asked_for_again() {
         let port = |text: &str| text.parse::<Port>().unwrap();
         let asked = [port("80"), port("80"), port("8443:443"), port("53/udp")];
@@ -423,15 +262,6 @@ mod tests {
         // One of another address, protocol or guest's port is no memory of it.
         for other in ["127.0.0.2:40001:80", "40001:80/udp", "40001:81"] {
             assert_eq!(hosts(&[port(other)])[0], 0, "{other}");
-        }
-    }
-
-    #[test]
-    fn networks() {
-        assert_eq!("user,loopback".parse(), Ok(Network::UserLoopback));
-        assert_eq!("tap=tap0".parse(), Ok(Network::Tap("tap0".into())));
-        for text in ["", "tap", "tap=", "bridge", "user,"] {
-            assert!(text.parse::<Network>().is_err(), "{text}");
         }
     }
 

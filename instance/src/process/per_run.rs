@@ -117,9 +117,7 @@ impl PerRun {
     /// When they cannot, and why.
     pub fn check(&self, limits: &Limits) -> Result<(), Error> {
         if self.icount && !limits.none() {
-            return Err(Error::Refused(
-                "limits count seconds of this host, and where instructions are counted they are time; leave one of them out".into(),
-            ));
+            return Err(Error::CountingWithLimits);
         }
         Ok(())
     }

@@ -6,8 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::images::image::{Image, runnable};
-use crate::process::assemble::{choice, command_line, part_or};
+use crate::images::image::{Image, part_or, runnable};
+use crate::process::assemble::command_line;
 use crate::process::network;
 use crate::process::per_run::PerRun;
 use crate::store::Store;
@@ -43,16 +43,16 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
     let architecture = image.manifest().architecture;
     let determinism = per_run.determinism();
     let chosen = if determinism.is_enabled() {
-        accel::choose_repeatable(choice(config.accel), architecture, None)
+        accel::choose_repeatable(config.accel, architecture, None)
     } else {
         let remembered = store.home().kvm_verdict();
-        accel::choose(choice(config.accel), architecture, remembered.as_deref())
+        accel::choose(config.accel, architecture, remembered.as_deref())
     };
     let spec = Spec {
         architecture,
         cpus: cpus.try_into().unwrap_or(u8::MAX),
         memory: config.memory.unwrap_or(image.manifest().default_memory),
-        accel: Arc::new(chosen.map_err(|error| Error::Machine(error.to_string()))?),
+        accel: Arc::new(chosen?),
         kernel: part_or(config.kernel.as_deref(), || image.kernel())?,
         initrd: Some(part_or(config.initrd.as_deref(), || image.initramfs())?),
         cmdline: command_line(image, record, &[]),
@@ -62,9 +62,8 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
         determinism,
         timeline: Arc::new(Timeline::start()),
     };
-    Machine::build(spec)
-        .map(drop)
-        .map_err(|error| Error::Machine(error.to_string()))
+    Machine::build(spec)?;
+    Ok(())
 }
 
 /// Whether the volume can be made with its size, or is there.
@@ -117,8 +116,8 @@ fn size_fits(path: &Path, size: u64) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::process::launch::{Launch, RootCopy};
-    use crate::process::network::Network;
     use crate::store::home::Home;
+    use crate::store::network::Network;
     use crate::store::record::{Accel, Config};
     use crate::test_image;
 

@@ -9,7 +9,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::store::pause::{NoSpace, SpaceHook};
+use crate::process::guest::SpaceHook;
+use crate::store::pause::NoSpace;
 use machine::Handle;
 use machine::block::space;
 use machine::sandbox::{self, Kind};

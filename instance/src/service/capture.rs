@@ -20,7 +20,6 @@ use crate::guest::agent;
 use crate::images::Images;
 use crate::images::image::Image;
 use crate::images::scrub;
-use crate::process::assemble::{choice, open_image};
 use crate::process::detach;
 use crate::process::per_run::PerRun;
 use crate::service::shutdown;
@@ -55,7 +54,7 @@ impl Capture {
     /// Makes an image of `id` and puts it into the store. Returns its id, and a warning when the copy may not be clean.
     pub fn run(&self, store: &Store, images: &Images, id: &InstanceId) -> Result<(String, Option<String>)> {
         let record = store.reconcile(id)?;
-        if !record.state.owned() {
+        if !record.state.has_process() {
             let held = shutdown::hold(store, id, Event::Start)?;
             let draft = self.copy(held.record(), held.directory(), images)?;
             let warning = unclean(held.record());
@@ -63,10 +62,10 @@ impl Capture {
             return Ok((self.complete(store, draft, &record, images)?, warning));
         }
         if let Some(paused) = &record.paused {
-            let label = record.label();
-            return Err(Error::Refused(format!(
-                "{label} is {paused}: its guest can make nothing durable; let it go on first (`vmm resume {label}`)"
-            )));
+            return Err(Error::CapturePaused {
+                label: record.label().to_owned(),
+                paused: paused.clone(),
+            });
         }
         let (draft, warning) = if self.no_reboot {
             self.frozen(store, images, &record)?
@@ -79,11 +78,7 @@ impl Capture {
     /// Shuts down, copies, starts again — also when the copy has failed.
     fn restarted(&self, store: &Store, images: &Images, record: &Record) -> Result<(Draft, Option<String>)> {
         if record.auto_remove {
-            let reason = format!(
-                "{} is removed when it stops (--rm); use --no-reboot",
-                record.label()
-            );
-            return Err(Error::Refused(reason));
+            return Err(Error::CaptureRemoved(record.label().to_owned()));
         }
         shutdown::stop(store, &record.id, SHUTDOWN_TIMEOUT)?;
         let mut held = store.hold(&record.id, Event::Start)?;
@@ -117,11 +112,11 @@ impl Capture {
 
     /// Copies boot parts and root into an image that is not complete yet.
     fn copy(&self, record: &Record, directory: &Path, images: &Images) -> Result<Draft> {
-        let image = open_image(record, directory)?;
+        let image = Image::of_instance(record, directory)?;
         let root = record
             .volumes
             .first()
-            .ok_or_else(|| Error::Refused("it has no root volume".into()))?;
+            .ok_or_else(|| Error::NoRoot(record.id.to_string()))?;
         let base = if Volume::needs_base(&root.path)? {
             Some(image.root()?)
         } else {
@@ -225,7 +220,7 @@ fn write_parts(path: &Path, parent: &Image, root: &Volume) -> Result<Writer> {
 
 fn root_offset(writer: &Writer) -> Result<u64> {
     let offset = writer.layout().offset(PartName::Root);
-    offset.ok_or_else(|| Error::Refused("there is no root part".into()))
+    offset.ok_or_else(|| Error::NoRoot("the image".into()))
 }
 
 /// Copies what is not zero.
@@ -269,13 +264,9 @@ impl Drop for Unfinished {
 /// What runs the machine that removes the identity: what the instance was launched with.
 fn accelerator(store: &Store, record: &Record, image: &Image) -> Result<Arc<Chosen>> {
     let guest = image.manifest().architecture;
-    accel::choose(
-        choice(record.config.accel),
-        guest,
-        store.home().kvm_verdict().as_deref(),
-    )
-    .map(Arc::new)
-    .map_err(|error| Error::Machine(error.to_string()))
+    let remembered = store.home().kvm_verdict();
+    let chosen = accel::choose(record.config.accel, guest, remembered.as_deref())?;
+    Ok(Arc::new(chosen))
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::api::client::Client;
-use crate::store::process_lock::InstanceProcess;
+use crate::error::CallError;
+use crate::store::process_lock::ProcessHandle;
 use crate::store::{LockedInstance, Store};
 use crate::{Error, Event, InstanceId, Result};
 
@@ -40,7 +41,7 @@ pub fn stop(store: &Store, id: &InstanceId, time: Duration) -> Result<()> {
         Err(_) if has_ended(store, id)? => return Ok(()),
         Err(error) => {
             tracing::info!(%id, %error, "the instance is stopped by a signal to its process");
-            match InstanceProcess::find(&directory)? {
+            match ProcessHandle::find(&directory)? {
                 Some(process) if !time.is_zero() => {
                     process.signal(Signal::SIGTERM).map_err(signalling)?;
                     deadline = Instant::now() + time + GRACE;
@@ -59,9 +60,9 @@ pub fn stop(store: &Store, id: &InstanceId, time: Duration) -> Result<()> {
         return Ok(());
     }
     asked?;
-    Err(Error::Owner {
+    Err(Error::Unresponsive {
         id: id.to_string(),
-        reason: "it has not stopped in time".into(),
+        source: CallError::NotStopped,
     })
 }
 
@@ -77,7 +78,7 @@ pub fn remove_damaged(store: &Store, id: &InstanceId) -> Result<()> {
 /// Ends the process that runs the instance kept in `directory` without its consent, and waits until it has ended; `false` when there
 /// is none.
 fn kill(directory: &Path) -> Result<bool> {
-    let Some(process) = InstanceProcess::find(directory)? else {
+    let Some(process) = ProcessHandle::find(directory)? else {
         return Ok(false);
     };
     process.signal(Signal::SIGKILL).map_err(signalling)?;
@@ -91,11 +92,11 @@ fn kill(directory: &Path) -> Result<bool> {
 /// As [`Store::hold`].
 pub fn hold(store: &Store, id: &InstanceId, event: Event) -> Result<LockedInstance> {
     let refused = match store.hold(id, event) {
-        Err(Error::Transition { state, .. }) if state.owned() => state,
+        Err(Error::Transition { state, .. }) if state.has_process() => state,
         done => return done,
     };
     let directory = store.home().instance(id);
-    let process = InstanceProcess::find(&directory)?;
+    let process = ProcessHandle::find(&directory)?;
     // A process that lives answers, and one that has been killed never does.
     if Client::new(id.clone(), directory).describe().is_err() {
         tracing::debug!(%id, state = %refused, "its process does not answer");
@@ -109,7 +110,7 @@ pub fn hold(store: &Store, id: &InstanceId, event: Event) -> Result<LockedInstan
 /// Whether nobody runs `id` any more; with `--rm` nothing is left of it.
 fn has_ended(store: &Store, id: &InstanceId) -> Result<bool> {
     match store.reconcile(id) {
-        Ok(record) => Ok(!record.state.owned()),
+        Ok(record) => Ok(!record.state.has_process()),
         Err(Error::NoInstance(_)) => Ok(true),
         Err(error) => Err(error),
     }

@@ -5,7 +5,7 @@
 //!   .names                   lock: held while a name is being claimed
 //!   i-0123456789abcdef0/     an instance; complete from the moment it bears this name
 //!     instance.json          the record, replaced atomically
-//!     lock                   held by the owner, the process that runs the guest, for as long as it lives
+//!     lock                   held by the instance process, the process that runs the guest, for as long as it lives
 //!     reserve                room for the record when the guest has filled the file system
 //!     …                      volumes, console log, sockets
 //!   i-0123456789abcdef0.ami  a hard link to its image
@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Only the holder of `lock` writes the record. When the record says that a process runs the guest but nobody holds the
-//! lock, the owner was killed: whoever notices takes the lock and writes that down. So after `kill -9` of anything at any
+//! lock, the instance process was killed: whoever notices takes the lock and writes that down. So after `kill -9` of anything at any
 //! moment the next command tells the truth.
 
 use std::fs::{self, File};
@@ -21,11 +21,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::process::janitor::{Janitor, remove_directory};
+use crate::error::RecordError;
 use crate::store::home::{BASE_SUFFIX, Home, base_link, create_private, create_private_new};
 use crate::store::id::valid_name;
 use crate::store::lock::Lock;
-use crate::store::process_lock::Named;
+use crate::store::process_lock::ProcessLock;
 use crate::store::record::{Ending, FORMAT, Record};
 use crate::store::replace::{Durable, replace};
 use crate::store::reserve;
@@ -42,7 +42,7 @@ const RECORD: &str = "instance.json";
 const LOCK: &str = "lock";
 const NEW: &str = ".new-";
 /// Begins the name of a directory that is being removed.
-pub(crate) const GONE: &str = ".gone-";
+const GONE: &str = ".gone-";
 
 /// All instances of a user.
 #[derive(Debug, Clone)]
@@ -66,7 +66,7 @@ pub struct LockedInstance {
     directory: PathBuf,
     lock: Lock,
     /// The name of this process, once it runs the guest.
-    named: Option<Named>,
+    named: Option<ProcessLock>,
 }
 
 impl Store {
@@ -156,7 +156,7 @@ impl Store {
             event,
         };
         let record = self.reconcile(id)?;
-        if record.state.owned() {
+        if record.state.has_process() {
             return Err(refused(record.state));
         }
         let lock = unless_removed(id, &directory, Lock::take(&directory.join(LOCK), TIMEOUT))?
@@ -200,23 +200,23 @@ impl Store {
         })
     }
 
-    /// The record of `id`, corrected if its owner is gone.
+    /// The record of `id`, corrected if its process is gone.
     pub fn reconcile(&self, id: &InstanceId) -> Result<Record> {
         let directory = self.home.instance(id);
         loop {
             let record = read_record(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
-            if !record.state.owned() || Lock::is_held(&directory.join(LOCK))? {
+            if !record.state.has_process() || Lock::is_held(&directory.join(LOCK))? {
                 return Ok(record);
             }
             let taken = unless_removed(id, &directory, Lock::try_take(&directory.join(LOCK)))?;
             let Some(lock) = taken else {
                 continue;
             };
-            // The owner may have written its last word between the reading and the taking.
+            // The instance process may have written its last word between the reading and the taking.
             let Some(record) = read_record(&directory)? else {
                 continue;
             };
-            if !record.state.owned() {
+            if !record.state.has_process() {
                 return Ok(record);
             }
             let mut held = LockedInstance {
@@ -287,6 +287,7 @@ impl Store {
                     .map(InstanceId::as_str)
                     .collect::<Vec<_>>()
                     .join(", "),
+                image: false,
             }),
         }
     }
@@ -344,7 +345,7 @@ impl LockedInstance {
     /// Names this process as the one that runs the guest, so that it can be ended though its socket cannot be reached. Without
     /// that the instance works all the same.
     pub fn name_process(&mut self) {
-        match Named::this(&self.directory) {
+        match ProcessLock::take(&self.directory) {
             Ok(named) => self.named = Some(named),
             Err(error) => tracing::warn!(%error, "this process could be ended through its socket only"),
         }
@@ -387,11 +388,11 @@ impl LockedInstance {
 
     /// Removes a stopped instance: its volumes that are to go with it, then its directory.
     pub fn remove(self) -> Result<()> {
-        self.remove_by(None)
+        self.remove_with(remove_directory)
     }
 
-    /// The same in a process that may not remove its own directory, but has a janitor that may.
-    pub fn remove_by(mut self, janitor: Option<Janitor>) -> Result<()> {
+    /// The same in a process that may not remove its own directory: `directory` removes it.
+    pub fn remove_with(mut self, directory: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         self.apply(Event::Terminate, "terminated")?;
         for volume in self.record.volumes.iter().filter(|v| v.delete_on_termination) {
             // Those inside the directory go with it.
@@ -399,10 +400,7 @@ impl LockedInstance {
                 let _ = fs::remove_file(&volume.path);
             }
         }
-        match janitor {
-            Some(janitor) => janitor.remove(),
-            None => remove_directory(&self.directory),
-        }
+        directory(&self.directory)
     }
 }
 
@@ -420,7 +418,17 @@ impl Damaged {
     }
 }
 
-/// An instance can be removed by its owner between any two steps of another command: that is no failure of the step, and
+/// Gone at once for everybody, then deleted at leisure.
+pub(crate) fn remove_directory(directory: &Path) -> Result<()> {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let gone = directory.with_file_name(format!("{GONE}{name}"));
+    fs::rename(directory, &gone).map_err(Error::file("removing", directory))?;
+    // There is none when the image is on another file system.
+    let _ = fs::remove_file(base_link(directory));
+    fs::remove_dir_all(&gone).map_err(Error::file("removing", &gone))
+}
+
+/// An instance can be removed by its process between any two steps of another command: that is no failure of the step, and
 /// the instance is simply not there any more.
 fn unless_removed<T>(id: &InstanceId, directory: &Path, step: Result<T>) -> Result<T> {
     match step {
@@ -449,31 +457,30 @@ fn is_old(path: &Path) -> bool {
 /// `None` when there is no such instance.
 fn read_record(directory: &Path) -> Result<Option<Record>> {
     let path = directory.join(RECORD);
-    let damaged = |reason: String| Error::Damaged {
+    let damaged = |source: RecordError| Error::Damaged {
         id: directory
             .file_name()
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned(),
-        reason,
+        source,
     };
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound && !directory.exists() => return Ok(None),
-        Err(e) => return Err(damaged(e.to_string())),
+        Err(e) => return Err(damaged(e.into())),
     };
     let mut text = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(file, MAX_RECORD), &mut text)
-        .map_err(|e| damaged(e.to_string()))?;
-    let record: Record = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_RECORD), &mut text).map_err(|e| damaged(e.into()))?;
+    let record: Record = serde_json::from_slice(&text).map_err(|e| damaged(e.into()))?;
     if record.format != FORMAT {
-        return Err(damaged(format!(
-            "its format is {}, this program knows {FORMAT}",
-            record.format
-        )));
+        return Err(damaged(RecordError::Format {
+            found: record.format,
+            known: FORMAT,
+        }));
     }
     if directory.file_name() != Some(record.id.as_str().as_ref()) {
-        return Err(damaged(format!("it is that of {}", record.id)));
+        return Err(damaged(RecordError::OfAnother(record.id.to_string())));
     }
     Ok(Some(record))
 }

@@ -207,7 +207,7 @@ fn an_instance_being_made_is_not_swept() {
 #[test]
 fn a_failed_creation_leaves_nothing() {
     let (_dir, store) = store();
-    let refused = store.create(draft(None), |_, _| Err(Error::Refused("no".into())));
+    let refused = store.create(draft(None), |_, _| Err(Error::Busy("it".into())));
     assert!(refused.is_err());
     assert_eq!(store.names().unwrap(), Vec::<String>::new());
 }
@@ -230,7 +230,7 @@ fn a_damaged_record_is_reported_and_can_be_removed() {
     assert!(store.list().unwrap().is_empty());
 }
 
-/// An owner that was started with `--rm` removes the instance whenever its guest is done, whatever others are about.
+/// An instance process that was started with `--rm` removes the instance whenever its guest is done, whatever others are about.
 #[test]
 fn an_instance_that_vanishes_is_not_an_error_of_the_disk() {
     let (_dir, store) = store();

@@ -6,6 +6,7 @@ pub(crate) mod instances;
 pub mod keys;
 pub mod limits;
 pub mod lock;
+pub mod network;
 pub mod pause;
 pub mod process_lock;
 pub mod record;
@@ -15,4 +16,5 @@ pub mod size;
 pub mod sockets;
 pub mod state;
 
+pub(crate) use instances::remove_directory;
 pub use instances::{Damaged, Entry, LockedInstance, Store};

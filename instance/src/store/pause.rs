@@ -1,4 +1,4 @@
-//! Why the processors of an instance stand still, and what makes them stop and go on.
+//! Why the processors of an instance stand still.
 
 use std::fmt;
 use std::io;
@@ -69,18 +69,3 @@ impl fmt::Display for Paused {
         }
     }
 }
-
-/// Control over a guest that runs, from any thread.
-pub trait GuestControl: Send + Sync {
-    /// Stops its processors and devices where they are, and returns when nothing of it runs. `false` when it has ended, or is
-    /// paused already.
-    fn pause(&self) -> bool;
-    /// Goes on after [`pause`](GuestControl::pause).
-    fn resume(&self);
-    /// Has the writes that wait for space carried out again. What came of it is reported to the [`SpaceHook`].
-    fn retry(&self);
-}
-
-/// Called when a guest's processors are held because there is no space, after each attempt that was asked for, and with
-/// `None` before they go on.
-pub type SpaceHook = Box<dyn Fn(Option<NoSpace>) + Send>;

@@ -25,17 +25,17 @@ const FILE: &str = "owner";
 
 /// LockedInstance by the process that runs an instance: the kernel names it to whoever asks. The lock ends with the process.
 #[derive(Debug)]
-pub struct Named {
+pub struct ProcessLock {
     /// No other descriptor of this file may be closed in this process: that would give up the lock.
     _file: File,
 }
 
-impl Named {
+impl ProcessLock {
     /// Names this process as the one that runs the instance kept in `directory`, whose lock it holds.
     ///
     /// # Errors
     /// When the file cannot be opened or locked.
-    pub fn this(directory: &Path) -> Result<Named> {
+    pub fn take(directory: &Path) -> Result<ProcessLock> {
         let path = directory.join(FILE);
         let file = OpenOptions::new()
             .create(true)
@@ -44,23 +44,23 @@ impl Named {
             .open(&path)
             .map_err(Error::file("opening", &path))?;
         fcntl(&file, FcntlArg::F_SETLK(&request())).map_err(|e| Error::file("locking", &path)(e.into()))?;
-        Ok(Named { _file: file })
+        Ok(ProcessLock { _file: file })
     }
 }
 
 /// A process that runs an instance. It stays this process: the descriptor is not given to another one with the same id.
 #[derive(Debug)]
-pub struct InstanceProcess {
+pub struct ProcessHandle {
     descriptor: OwnedFd,
 }
 
-impl InstanceProcess {
+impl ProcessHandle {
     /// The process that runs the instance kept in `directory`; `None` when none has named itself, or none that can be seen
     /// from here. Must not be asked by that process itself.
     ///
     /// # Errors
     /// When the kernel cannot say.
-    pub fn find(directory: &Path) -> Result<Option<InstanceProcess>> {
+    pub fn find(directory: &Path) -> Result<Option<ProcessHandle>> {
         let path = directory.join(FILE);
         let failed = || Error::file("asking about", &path);
         let file = match File::open(&path) {
@@ -73,7 +73,7 @@ impl InstanceProcess {
             let opened = open(id);
             let again = holder(&file).map_err(failed())?;
             match opened {
-                Ok(descriptor) if again == named => return Ok(Some(InstanceProcess { descriptor })),
+                Ok(descriptor) if again == named => return Ok(Some(ProcessHandle { descriptor })),
                 Err(error) if again == named && error.raw_os_error() != Some(libc::ESRCH) => {
                     return Err(failed()(error));
                 }
@@ -205,7 +205,7 @@ pub(crate) mod tests {
         let Some(directory) = std::env::var_os(DIRECTORY) else {
             return;
         };
-        let _named = Named::this(directory.as_ref()).unwrap();
+        let _named = ProcessLock::take(directory.as_ref()).unwrap();
         let _socket = sockets::bind(directory.as_ref(), sockets::CONTROL).unwrap();
         io::stdout().write_all(b"\nready\n").unwrap();
         loop {
@@ -216,15 +216,15 @@ pub(crate) mod tests {
     #[test]
     fn a_process_is_found_and_ended_and_then_there_is_none() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(InstanceProcess::find(dir.path()).unwrap().is_none());
+        assert!(ProcessHandle::find(dir.path()).unwrap().is_none());
         let stuck = Stuck::start(dir.path(), Stdio::null());
-        let process = InstanceProcess::find(dir.path()).unwrap().unwrap();
+        let process = ProcessHandle::find(dir.path()).unwrap().unwrap();
         assert!(!process.wait(Duration::ZERO));
         process.signal(Signal::SIGKILL).unwrap();
         assert!(process.wait(Duration::from_secs(60)));
         assert_eq!(stuck.end_signal(), Some(libc::SIGKILL));
         // Its id is free now, and the descriptor means nobody else.
         process.signal(Signal::SIGKILL).unwrap();
-        assert!(InstanceProcess::find(dir.path()).unwrap().is_none());
+        assert!(ProcessHandle::find(dir.path()).unwrap().is_none());
     }
 }

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::process::network::{Network, Port};
 use crate::store::id::ReservationId;
 use crate::store::limits::Limits;
+use crate::store::network::{Network, Port};
 use crate::store::pause::Paused;
 use crate::{InstanceId, State, VolumeId};
+pub use machine::accel::Accel;
 
 /// Version of the record's format; a newer one is not guessed at.
 pub const FORMAT: u32 = 1;
@@ -98,19 +99,6 @@ pub struct Config {
     pub limits: Limits,
 }
 
-/// Which accelerator was asked for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Accel {
-    /// Hardware where it works, else the processor in software.
-    #[default]
-    Auto,
-    /// Hardware, through `/dev/kvm`.
-    Kvm,
-    /// The processor in software.
-    Soft,
-}
-
 /// A volume as attached to an instance: one block device mapping.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -161,7 +149,7 @@ pub enum Ending {
     Killed,
     /// The machine could not be built or failed; the reason.
     Failed(String),
-    /// The owner vanished.
+    /// The instance process vanished.
     Lost,
 }
 

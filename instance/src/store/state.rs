@@ -31,9 +31,9 @@ pub enum Event {
     Stop,
     /// The guest has started anew within the same process.
     Rebooted,
-    /// The guest is no more, or its machine could not be built, and the owner says so.
+    /// The guest is no more, or its machine could not be built, and the instance process says so.
     Ended,
-    /// The owner vanished without a word.
+    /// The instance process vanished without a word.
     Lost,
     /// Somebody asked for its removal.
     Terminate,
@@ -68,7 +68,7 @@ impl State {
     }
 
     /// Whether a process must own the instance in this state.
-    pub const fn owned(self) -> bool {
+    pub const fn has_process(self) -> bool {
         matches!(self, State::Pending | State::Running | State::Stopping)
     }
 }
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn losing_the_owner_stops_exactly_the_owned_states() {
         for state in State::ALL {
-            assert_eq!(state.after(Event::Lost).is_some(), state.owned(), "{state}");
+            assert_eq!(state.after(Event::Lost).is_some(), state.has_process(), "{state}");
         }
     }
 
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn nothing_that_runs_can_be_terminated_or_started() {
-        for state in State::ALL.into_iter().filter(|s| s.owned()) {
+        for state in State::ALL.into_iter().filter(|s| s.has_process()) {
             assert_eq!(state.after(Event::Terminate), None, "{state}");
             assert_eq!(state.after(Event::Start), None, "{state}");
         }

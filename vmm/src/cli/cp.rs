@@ -13,9 +13,7 @@ use guest_init::archive::{self, Receiver, Report, printable};
 use guest_init::proto::Request;
 
 use super::failure::Advice;
-use super::lifecycle::{running, wait_ready};
 use super::{Context, Status, value};
-use instance::Event;
 use instance::guest::agent::{Incoming, Sender, Session};
 use machine::virtio::determinism::Determinism;
 
@@ -102,10 +100,8 @@ impl Cp {
 
     /// The directory of an instance whose agent answers.
     fn ready(&self, context: &Context, instance: &str) -> anyhow::Result<PathBuf> {
-        let id = context.store.find(instance)?;
-        running(context, &id, Event::Started)?;
-        wait_ready(context, &id, self.wait_timeout)?;
-        Ok(context.home().instance(&id))
+        let ready = context.service.ready_instance(instance, self.wait_timeout)?;
+        Ok(ready.directory().to_path_buf())
     }
 }
 

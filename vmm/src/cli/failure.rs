@@ -20,10 +20,10 @@ use std::io::{IsTerminal, Write};
 
 use nix::sys::signal::Signal;
 
-use super::output;
 use super::stream::{Stream, Unwritten};
-use instance::Error;
+use super::{advice, output};
 use instance::store::record::Ending;
+use instance::{Code, Error};
 
 /// An exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,11 +101,6 @@ impl Advice {
     }
 }
 
-/// What was to be waited for did not happen in time.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct TimedOut(pub String);
-
 /// Prints what failed, why, and what to try. That a reader has left is not worth a word.
 pub fn report(error: &anyhow::Error) -> Status {
     let unwritten = error.chain().find_map(|cause| cause.downcast_ref::<Unwritten>());
@@ -116,10 +111,10 @@ pub fn report(error: &anyhow::Error) -> Status {
     if unwritten.is_some() {
         return Status::UNWRITTEN;
     }
-    if error.is::<TimedOut>() {
-        Status::TIMED_OUT
-    } else {
-        Status::VMM_FAILED
+    let codes = error.chain().filter_map(|cause| cause.downcast_ref::<Error>());
+    match codes.map(Error::code).any(|code| code == Code::TimedOut) {
+        true => Status::TIMED_OUT,
+        false => Status::VMM_FAILED,
     }
 }
 
@@ -127,7 +122,7 @@ pub fn report(error: &anyhow::Error) -> Status {
 pub fn complain(error: &anyhow::Error) {
     let style = output::Style::of(&std::io::stderr());
     let mut text = format!("{}: {}\n", style.bad("vmm"), sentence(error));
-    if let Some(advice) = advice(error) {
+    if let Some(advice) = what_to_try(error) {
         text += &format!("  {}: {advice}\n", style.dim("try"));
     }
     // Nothing is left to do when even that fails.
@@ -148,11 +143,11 @@ fn sentence(error: &anyhow::Error) -> String {
 }
 
 /// The first piece of advice in the chain of causes.
-fn advice(error: &anyhow::Error) -> Option<String> {
+fn what_to_try(error: &anyhow::Error) -> Option<String> {
     error
         .chain()
         .find_map(|cause| match cause.downcast_ref::<Error>() {
-            Some(error) => error.hint(),
+            Some(error) => advice::of(error),
             None => match cause.downcast_ref::<kiln_benches::Error>() {
                 Some(error) => error.hint().map(str::to_owned),
                 None => cause.downcast_ref::<Advice>().map(|a| a.advice.clone()),

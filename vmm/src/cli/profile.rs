@@ -61,7 +61,7 @@ pub struct Profile {
 
 impl Profile {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let path = context.images().resolve(&self.image)?;
+        let path = context.service.image_file(&self.image)?;
         // Before the guest runs, so that a kernel without names costs no boot.
         let symbols = self.symbols(&path)?;
         let stem = path.file_stem().unwrap_or_default();

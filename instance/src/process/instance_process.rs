@@ -1,6 +1,6 @@
 //! The process that runs an instance's guest, from the first instruction to the last record.
 //!
-//! The owner knows nothing of devices: it is given a way to build a [`Guest`] and a way to ask the guest's agent to shut
+//! The instance process knows nothing of devices: it is given a way to build a [`Guest`] and a way to ask the guest's agent to shut
 //! down. What it adds is the life cycle: the record, reboots, requests to stop with a deadline, readiness, and the news
 //! for those who watch.
 
@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::process::console::Console;
+use crate::process::guest::{Guest, GuestControl};
 use crate::process::subscription::{Subscribers, Subscription};
 use crate::store::LockedInstance;
-use crate::store::pause::{GuestControl, Paused, SpaceHook};
+use crate::store::pause::Paused;
 use crate::store::record::{Ending, Record};
 use crate::{Error, Event, InstanceId, Result, State};
 use machine::Outcome;
@@ -26,19 +27,6 @@ mod pause;
 const EVENT_BACKLOG: usize = 256;
 /// Between two attempts to reach an agent that is not there yet.
 const AGENT_RETRY: Duration = Duration::from_millis(100);
-
-/// One life of a guest: from its first instruction to power-off or reset.
-pub trait Guest {
-    /// Something that makes [`run`](Guest::run) return soon with [`Outcome::Killed`], from any thread, also when it is
-    /// called before `run`.
-    fn killer(&self) -> Arc<dyn Fn() + Send + Sync>;
-    /// What pauses it, from any thread.
-    fn control(&self) -> Arc<dyn GuestControl>;
-    /// Whom to tell that its processors are held for want of space. Called before `run`.
-    fn report_space(&mut self, hook: SpaceHook);
-    /// Runs the guest until it ends, and calls `started` on this thread when its first processor runs.
-    fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome>;
-}
 
 /// What the guest is asked for when it is asked to shut down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +53,8 @@ pub struct StatusEvent {
     pub ending: Option<Ending>,
 }
 
-/// The owner of one instance, shared by the thread that runs the guest and those that take requests.
-pub struct Owner {
+/// The instance process of one instance, shared by the thread that runs the guest and those that take requests.
+pub struct InstanceProcess {
     id: InstanceId,
     directory: PathBuf,
     console: Console,
@@ -99,11 +87,16 @@ struct Inner {
     watchers: Subscribers<StatusEvent>,
 }
 
-impl Owner {
+impl InstanceProcess {
     /// Takes charge of `held`, which is pending. `turn` is the machine's.
-    pub fn new(held: LockedInstance, console: Console, ask: Ask, determinism: Determinism) -> Arc<Owner> {
+    pub fn new(
+        held: LockedInstance,
+        console: Console,
+        ask: Ask,
+        determinism: Determinism,
+    ) -> Arc<InstanceProcess> {
         let record = held.record().clone();
-        Arc::new(Owner {
+        Arc::new(InstanceProcess {
             id: record.id.clone(),
             directory: held.directory().to_path_buf(),
             console,
@@ -253,7 +246,7 @@ impl Owner {
         written?;
         // `held` is taken here and nowhere else, and `run` is called once.
         held.map(|held| (ending, held))
-            .ok_or_else(|| Error::Refused(format!("{} has ended already", self.id)))
+            .ok_or_else(|| Error::HasEnded(self.id.to_string()))
     }
 
     /// The guest's agent has reported itself.
@@ -292,15 +285,15 @@ impl Owner {
             self.kill();
             return Ok(());
         }
-        let owner = Arc::clone(self);
+        let process = Arc::clone(self);
         self.determinism.take();
         sandbox::spawn("stop", Kind::Control, move || {
             let deadline = Instant::now() + timeout;
-            owner.resume_to_stop();
-            owner.ask_until(ShutdownKind::PowerOff, deadline);
-            owner.determinism.give();
-            if !owner.wait_ended(deadline) {
-                owner.kill();
+            process.resume_to_stop();
+            process.ask_until(ShutdownKind::PowerOff, deadline);
+            process.determinism.give();
+            if !process.wait_ended(deadline) {
+                process.kill();
             }
         })
         .map_err(Error::os("starting a thread"))?;
@@ -313,13 +306,9 @@ impl Owner {
             let life = self.lock();
             (life.record.state, life.record.ready, life.record.paused.clone())
         };
-        let refused = |reason: &str| Error::Guest {
-            what: "the reboot",
-            id: self.id.to_string(),
-            reason: reason.into(),
-        };
+        let (what, id) = ("the reboot", self.id.to_string());
         if let Some(paused) = paused {
-            return Err(refused(&format!("it is {paused}")));
+            return Err(Error::StandsStill { what, id, paused });
         }
         match (state, ready) {
             (State::Running, true) => {
@@ -330,8 +319,8 @@ impl Owner {
                 self.changed.notify_all();
                 Ok(())
             }
-            (State::Running, false) => Err(refused("its agent has not reported itself yet")),
-            _ => Err(refused(&format!("it is {state}"))),
+            (State::Running, false) => Err(Error::NotReady { what, id }),
+            _ => Err(Error::NotRunning { what, id, state }),
         }
     }
 
@@ -439,5 +428,5 @@ fn news(record: &Record) -> StatusEvent {
 }
 
 #[cfg(test)]
-#[path = "owner_tests.rs"]
+#[path = "instance_process_tests.rs"]
 mod tests;

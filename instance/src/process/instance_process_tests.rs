@@ -3,6 +3,8 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
+use crate::error::AgentError;
+use crate::process::guest::SpaceHook;
 use crate::store::Store;
 use crate::store::home::Home;
 use crate::store::instances::tests::draft;
@@ -59,16 +61,14 @@ impl Guest for Scripted {
     }
     fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome> {
         started();
-        self.ends
-            .recv()
-            .map_err(|_| Error::Machine("the script is over".into()))
+        self.ends.recv().map_err(|_| Error::HasEnded("the script".into()))
     }
 }
 
 struct World {
     _dir: tempfile::TempDir,
     store: Store,
-    owner: Arc<Owner>,
+    process: Arc<InstanceProcess>,
     /// One sender per life, in order.
     lives: Receiver<Sender<Outcome>>,
     switch: Arc<Switch>,
@@ -81,11 +81,11 @@ impl World {
         let store = Store::new(Home::at(dir.path()));
         let held = store.create(draft(Some("web")), |_, _| Ok(())).unwrap();
         let console = Console::new(held.directory());
-        let owner = Owner::new(held, console, ask, Determinism::default());
+        let process = InstanceProcess::new(held, console, ask, Determinism::default());
         let (births, lives) = channel();
         let switch = Arc::<Switch>::default();
         let running = {
-            let (owner, switch) = (Arc::clone(&owner), Arc::clone(&switch));
+            let (process, switch) = (Arc::clone(&process), Arc::clone(&switch));
             std::thread::spawn(move || {
                 let build = |_: &Record, _: &Path, _: &Console| {
                     let (killer, ends) = channel();
@@ -93,13 +93,13 @@ impl World {
                     let switch = Arc::clone(&switch);
                     Ok(Box::new(Scripted { ends, killer, switch }) as Box<dyn Guest>)
                 };
-                owner.run(build, || Ok(())).map(|(ending, _held)| ending)
+                process.run(build, || Ok(())).map(|(ending, _held)| ending)
             })
         };
         World {
             _dir: dir,
             store,
-            owner,
+            process,
             lives,
             switch,
             running,
@@ -107,7 +107,7 @@ impl World {
     }
 
     fn recorded(&self) -> Record {
-        self.store.reconcile(self.owner.id()).unwrap()
+        self.store.reconcile(self.process.id()).unwrap()
     }
 
     fn end(self) -> Ending {
@@ -122,7 +122,7 @@ impl World {
 }
 
 fn deaf() -> Ask {
-    Box::new(|_, _| Err(Error::Refused("no agent".into())))
+    Box::new(|_, _| Err(Error::Agent(AgentError::Absent)))
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_guest_that_powers_off_leaves_a_stopped_instance() {
     let world = World::start(deaf());
     let life = world.lives.recv().unwrap();
     life.send(Outcome::PowerOff).unwrap();
-    let (store, id) = (world.store.clone(), world.owner.id().clone());
+    let (store, id) = (world.store.clone(), world.process.id().clone());
     let _dir = world.end_keeping(Ending::PoweredOff);
     let record = store.reconcile(&id).unwrap();
     assert_eq!(
@@ -143,12 +143,12 @@ fn a_guest_that_powers_off_leaves_a_stopped_instance() {
 fn a_reset_is_a_reboot_and_readiness_starts_anew() {
     let world = World::start(deaf());
     let first = world.lives.recv().unwrap();
-    let (_, mut news) = world.owner.watch().unwrap();
+    let (_, mut news) = world.process.watch().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
     }
-    world.owner.set_ready();
-    assert!(world.owner.wait_ready(Duration::ZERO));
+    world.process.set_ready();
+    assert!(world.process.wait_ready(Duration::ZERO));
     assert!(world.recorded().ready);
     first.send(Outcome::Reset).unwrap();
     let second = world.lives.recv().unwrap();
@@ -163,7 +163,7 @@ fn a_panic_is_not_taken_for_a_reboot() {
     let world = World::start(deaf());
     let life = world.lives.recv().unwrap();
     world
-        .owner
+        .process
         .console()
         .output(b"Kernel panic - not syncing: no init found\n");
     life.send(Outcome::Reset).unwrap();
@@ -179,7 +179,7 @@ fn a_polite_guest_is_not_killed() {
     }));
     let life = world.lives.recv().unwrap();
     world
-        .owner
+        .process
         .stop(Duration::from_secs(60), "stopped by a test")
         .unwrap();
     assert_eq!(requests.recv().unwrap(), ShutdownKind::PowerOff);
@@ -195,9 +195,9 @@ fn the_end_of_the_main_program_is_the_instances() {
     use std::io::{Read, Write};
     let world = World::start(deaf());
     let life = world.lives.recv().unwrap();
-    crate::guest::readiness::listen_for_end(&world.owner, Determinism::default()).unwrap();
+    crate::guest::readiness::listen_for_end(&world.process, Determinism::default()).unwrap();
     let name = format!("{}_{END_PORT}", crate::store::sockets::VSOCK);
-    let connect = || crate::store::sockets::connect(world.owner.directory(), &name).unwrap();
+    let connect = || crate::store::sockets::connect(world.process.directory(), &name).unwrap();
     // What is no such word says nothing, and does not keep the next one from being heard.
     connect().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     drop(connect());
@@ -214,7 +214,7 @@ fn the_end_of_the_main_program_is_the_instances() {
 fn the_status_of_one_life_is_not_the_next_ones() {
     let world = World::start(deaf());
     let first = world.lives.recv().unwrap();
-    world.owner.set_exited(3);
+    world.process.set_exited(3);
     first.send(Outcome::Reset).unwrap();
     let second = world.lives.recv().unwrap();
     second.send(Outcome::PowerOff).unwrap();
@@ -226,7 +226,7 @@ fn a_deaf_guest_is_killed_when_patience_is_over() {
     let world = World::start(deaf());
     let _life = world.lives.recv().unwrap();
     world
-        .owner
+        .process
         .stop(Duration::from_millis(50), "stopped by a test")
         .unwrap();
     assert_eq!(world.end(), Ending::Killed);
@@ -236,20 +236,20 @@ fn a_deaf_guest_is_killed_when_patience_is_over() {
 fn watchers_hear_the_end_and_then_nothing() {
     let world = World::start(deaf());
     let life = world.lives.recv().unwrap();
-    let (_, news) = world.owner.watch().unwrap();
+    let (_, news) = world.process.watch().unwrap();
     life.send(Outcome::PowerOff).unwrap();
     let last = news.last().unwrap();
     assert_eq!(
         (last.state, last.ending),
         (State::Stopped, Some(Ending::PoweredOff))
     );
-    let owner = Arc::clone(&world.owner);
+    let process = Arc::clone(&world.process);
     world.end();
     assert!(
-        !owner.wait_ready(Duration::from_secs(60)),
+        !process.wait_ready(Duration::from_secs(60)),
         "an ended instance does not become ready"
     );
-    assert!(owner.stop(Duration::ZERO, "late").is_err());
+    assert!(process.stop(Duration::ZERO, "late").is_err());
 }
 
 #[test]
@@ -259,9 +259,9 @@ fn a_machine_that_cannot_be_built_ends_the_instance_with_the_reason() {
     let held = store.create(draft(None), |_, _| Ok(())).unwrap();
     let id = held.record().id.clone();
     let console = Console::new(held.directory());
-    let owner = Owner::new(held, console, deaf(), Determinism::default());
-    let (ending, held) = owner
-        .run(|_, _, _| Err(Error::Machine("no memory".into())), || Ok(()))
+    let process = InstanceProcess::new(held, console, deaf(), Determinism::default());
+    let (ending, held) = process
+        .run(|_, _, _| Err(Error::NoRoot("no memory: it".into())), || Ok(()))
         .unwrap();
     assert!(matches!(&ending, Ending::Failed(reason) if reason.contains("no memory")));
     drop(held);
@@ -293,13 +293,13 @@ fn a_full_disk_is_in_the_record_until_there_is_space() {
     assert_eq!(record.paused.unwrap().no_space, Some(full(512)));
     // Still full: the request says so, and how full.
     *world.switch.outcome.lock().unwrap() = Some(full(100));
-    let refused = world.owner.resume().unwrap_err().to_string();
+    let refused = world.process.resume().unwrap_err().to_string();
     assert!(refused.contains("100 bytes"), "{refused}");
     assert_eq!(world.recorded().paused.unwrap().no_space, Some(full(100)));
     // Paused by request as well; going on tries again, and there is space now.
-    world.owner.pause().unwrap();
+    world.process.pause().unwrap();
     *world.switch.outcome.lock().unwrap() = None;
-    world.owner.resume().unwrap();
+    world.process.resume().unwrap();
     assert_eq!(world.recorded().paused, None);
     assert_eq!(
         *world.switch.asked.lock().unwrap(),
@@ -320,9 +320,9 @@ fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
     while world.recorded().state != State::Running {
         std::thread::yield_now();
     }
-    world.owner.pause().unwrap();
+    world.process.pause().unwrap();
     world
-        .owner
+        .process
         .stop(Duration::from_secs(60), "stopped by a test")
         .unwrap();
     assert_eq!(requests.recv().unwrap(), ShutdownKind::PowerOff);
@@ -335,8 +335,8 @@ fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
     while world.recorded().state != State::Running {
         std::thread::yield_now();
     }
-    world.owner.pause().unwrap();
-    world.owner.stop(Duration::ZERO, "stopped by a test").unwrap();
+    world.process.pause().unwrap();
+    world.process.stop(Duration::ZERO, "stopped by a test").unwrap();
     assert_eq!(world.end(), Ending::Killed);
 }
 
@@ -350,10 +350,10 @@ fn a_full_disk_does_not_keep_an_instance_from_its_end() {
     world.switch.report(Some(full(0)));
     *world.switch.outcome.lock().unwrap() = Some(full(0));
     world
-        .owner
+        .process
         .stop(Duration::from_millis(50), "stopped by a test")
         .unwrap();
-    let owner = Arc::clone(&world.owner);
+    let process = Arc::clone(&world.process);
     assert_eq!(world.end(), Ending::Killed);
-    assert_eq!(owner.record().paused, None);
+    assert_eq!(process.record().paused, None);
 }

@@ -3,24 +3,25 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::Owner;
-use crate::store::pause::{GuestControl, NoSpace, Paused, SpaceHook};
+use super::InstanceProcess;
+use crate::process::guest::{GuestControl, SpaceHook};
+use crate::store::pause::{NoSpace, Paused};
 use crate::{Error, Result, State};
 
 /// How long a request to go on waits for what came of the writes that wait for space. They are few and the answer is quick; a
 /// file system that hangs must not hold the request.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(5);
 
-impl Owner {
+impl InstanceProcess {
     /// Stops the guest where it is, and returns when nothing of it runs.
     pub fn pause(&self) -> Result<()> {
         let _one_at_a_time = self.pausing.lock().unwrap_or_else(PoisonError::into_inner);
         let control = self.running_control("the pause")?;
         if self.record().paused.is_some_and(|paused| paused.requested) {
-            return Err(Error::Refused(format!("{} is paused already", self.id)));
+            return Err(Error::PausedAlready(self.id.to_string()));
         }
         if !control.pause() {
-            return Err(Error::Refused(format!("{} has ended", self.id)));
+            return Err(Error::HasEnded(self.id.to_string()));
         }
         self.change_paused(|paused| paused.requested = true);
         Ok(())
@@ -34,7 +35,7 @@ impl Owner {
         let _one_at_a_time = self.pausing.lock().unwrap_or_else(PoisonError::into_inner);
         let control = self.running_control("the request to go on")?;
         let Some(paused) = self.record().paused else {
-            return Err(Error::Refused(format!("{} is not paused", self.id)));
+            return Err(Error::NotPaused(self.id.to_string()));
         };
         if paused.requested {
             self.change_paused(|paused| paused.requested = false);
@@ -44,10 +45,10 @@ impl Owner {
             return Ok(());
         }
         match self.retry(&*control) {
-            Some(full) => Err(Error::Refused(format!(
-                "{} cannot go on: {full}; try to delete what is not needed there",
-                self.id
-            ))),
+            Some(full) => Err(Error::StillFull {
+                id: self.id.to_string(),
+                full,
+            }),
             None => Ok(()),
         }
     }
@@ -73,12 +74,12 @@ impl Owner {
         }
     }
 
-    /// What a guest reports about space goes into the record of its owner.
+    /// What a guest reports about space goes into the record of its process.
     pub(super) fn space_hook(self: &Arc<Self>) -> SpaceHook {
-        let owner = Arc::downgrade(self);
+        let process = Arc::downgrade(self);
         Box::new(move |report| {
-            if let Some(owner) = owner.upgrade() {
-                owner.set_no_space(report);
+            if let Some(process) = process.upgrade() {
+                process.set_no_space(report);
             }
         })
     }
@@ -90,7 +91,7 @@ impl Owner {
         self.change_paused(|paused| paused.no_space = report.clone());
         match report {
             Some(full) if before.is_none() => tracing::warn!(
-                "{} is paused: {full}; it goes on when there is space, by itself or with `vmm resume`",
+                "{} is paused: {full}; it goes on when there is space, by itself or when it is resumed",
                 self.id
             ),
             None if before.is_some() => tracing::warn!("{} goes on: there is space again", self.id),
@@ -141,10 +142,10 @@ impl Owner {
         let control = life.control.clone();
         control
             .filter(|_| matches!(life.record.state, State::Running | State::Stopping))
-            .ok_or_else(|| Error::Guest {
+            .ok_or_else(|| Error::NotRunning {
                 what,
                 id: self.id.to_string(),
-                reason: format!("it is {}", life.record.state),
+                state: life.record.state,
             })
     }
 }
