@@ -10,8 +10,8 @@ use ami::PartName;
 use super::outcome::{ConfigurationInfo, End};
 use super::peer::{self, Peer};
 use super::{Error, Result};
-use instance::image::Image;
-use instance::sparse_copy;
+use instance::images::image::Image;
+use instance::images::sparse_copy;
 
 /// The word by which guest-init ends a guest where it would start the image's PID 1.
 const STOP: &str = "kiln.stop=init";
@@ -213,7 +213,7 @@ impl Scratch {
     /// Makes one below `parent`: where instances are kept, so that root disks of all monitors lie on the same file system.
     pub fn new(parent: &Path) -> Result<Scratch> {
         let directory = parent.join(format!("bench-{}", std::process::id()));
-        instance::home::create_private(&directory)?;
+        instance::store::home::create_private(&directory)?;
         Ok(Scratch { directory })
     }
 

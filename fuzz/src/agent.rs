@@ -4,7 +4,7 @@ use std::fs;
 
 use guest_init::archive;
 use guest_init::proto::{self, Ended, Failure, Ready};
-use instance::http;
+use instance::api::http;
 
 use crate::input::Input;
 use crate::scratch;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use machine::accel::{Choice, choose};
+use machine::accel::{Accel, choose};
 use machine::arch::Architecture;
 use machine::devices::VirtioSpec;
 use machine::memory::Part;
@@ -64,7 +64,7 @@ fn machine() -> (Machine, Arc<AtomicU64>, Receiver<()>) {
         architecture: Architecture::X86_64,
         cpus: 1,
         memory: 32 << 20,
-        accel: Arc::new(choose(Choice::Soft, Architecture::X86_64, None).unwrap()),
+        accel: Arc::new(choose(Accel::Soft, Architecture::X86_64, None).unwrap()),
         kernel: Part::open(file.path()).unwrap(),
         initrd: None,
         cmdline: String::new(),

@@ -4,14 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::kvm::{self, Kvm, probe};
 use super::{Created, Error, Profiling};
 use crate::arch::Architecture;
 use crate::memory::Memory;
 
-/// Which accelerator is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
-pub enum Choice {
+/// Which accelerator is asked for. As a word it is the variant's name in lower case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
     /// KVM where it works and is fast, else the software processor.
     #[default]
     Auto,
@@ -70,13 +73,13 @@ impl Chosen {
 
 /// The accelerator for a machine whose every run is to be the same: the one that counts instructions.
 pub fn choose_repeatable(
-    choice: Choice,
+    choice: Accel,
     guest: Architecture,
     profile: Option<Arc<Profiling>>,
 ) -> Result<Chosen, Error> {
     match choice {
-        Choice::Kvm => Err(Error::Uncounted { accelerator: "KVM" }),
-        Choice::Auto | Choice::Soft => Ok(Chosen {
+        Accel::Kvm => Err(Error::Uncounted { accelerator: "KVM" }),
+        Accel::Auto | Accel::Soft => Ok(Chosen {
             repeatable: true,
             profile,
             ..soft(guest, "it counts instructions".into())?
@@ -86,33 +89,33 @@ pub fn choose_repeatable(
 
 /// Decides for a guest of architecture `guest`. `Auto` tries KVM out in a scratch machine once per boot of the host and
 /// remembers the verdict in the file `remembered`, if there is one; whether KVM can be opened at all is found out each time.
-pub fn choose(choice: Choice, guest: Architecture, remembered: Option<&Path>) -> Result<Chosen, Error> {
+pub fn choose(choice: Accel, guest: Architecture, remembered: Option<&Path>) -> Result<Chosen, Error> {
     choose_on(std::env::consts::ARCH, choice, guest, remembered)
 }
 
 /// The same on a host of architecture `host` (the kernel's name).
 fn choose_on(
     host: &str,
-    choice: Choice,
+    choice: Accel,
     guest: Architecture,
     remembered: Option<&Path>,
 ) -> Result<Chosen, Error> {
     let foreign = || format!("KVM on this {host} host runs {host} guests only");
     let native = guest.machine() == host;
     match choice {
-        Choice::Soft => soft(guest, "the software processor was asked for".into()),
-        Choice::Kvm if !native => Err(Error::Foreign {
+        Accel::Soft => soft(guest, "the software processor was asked for".into()),
+        Accel::Kvm if !native => Err(Error::Foreign {
             guest,
             why: foreign(),
         }),
-        Choice::Kvm => Ok(Chosen {
+        Accel::Kvm => Ok(Chosen {
             kvm: Some(kvm::open()?),
             repeatable: false,
             profile: None,
             why: "asked for".into(),
         }),
-        Choice::Auto if !native => soft(guest, foreign()),
-        Choice::Auto => match kvm::open() {
+        Accel::Auto if !native => soft(guest, foreign()),
+        Accel::Auto => match kvm::open() {
             Err(error) => soft(guest, error.to_string()),
             Ok(kvm) => match verdict(&kvm, remembered) {
                 Ok(why) => Ok(Chosen {
@@ -242,18 +245,18 @@ mod tests {
     #[test]
     fn a_guest_that_nothing_here_can_run_is_refused_with_the_way_out() {
         for (choice, why) in [
-            (Choice::Auto, "KVM on this x86_64 host"),
-            (Choice::Kvm, "KVM on this x86_64 host"),
-            (Choice::Soft, "the software processor"),
+            (Accel::Auto, "KVM on this x86_64 host"),
+            (Accel::Kvm, "KVM on this x86_64 host"),
+            (Accel::Soft, "the software processor"),
         ] {
             let error = choose_on("x86_64", choice, Architecture::Arm64, None)
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(why) && error.contains("arm64 host"), "{error}");
         }
-        let error = choose_on("aarch64", Choice::Kvm, Architecture::X86_64, None).unwrap_err();
+        let error = choose_on("aarch64", Accel::Kvm, Architecture::X86_64, None).unwrap_err();
         assert!(error.to_string().contains("KVM on this aarch64 host"), "{error}");
-        let chosen = choose_on("aarch64", Choice::Auto, Architecture::X86_64, None).unwrap();
+        let chosen = choose_on("aarch64", Accel::Auto, Architecture::X86_64, None).unwrap();
         assert_eq!(chosen.name(), "soft");
     }
 

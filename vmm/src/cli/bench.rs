@@ -10,15 +10,14 @@ use clap::{Args, ValueEnum};
 use super::failure::Advice;
 use super::stream::{Stream, line, note};
 use super::{Context, Status, options, output, value};
-use instance::image::{Image, runnable};
-use instance::record::Accel;
+use instance::images::image::{Image, runnable};
 use kiln_benches::compare::{Changes, compare};
 use kiln_benches::configuration::{Configuration, Monitor, Scratch, peer_machine};
 use kiln_benches::outcome::{Cache, End, Outcome};
 use kiln_benches::peer::{self, Peer};
 use kiln_benches::report::{html, time};
 use kiln_benches::{Plan, Progress};
-use machine::accel::{Choice, choose};
+use machine::accel::{Accel, choose};
 
 /// A configuration has become slower than in the run that `--compare` names.
 const REGRESSION: Status = Status::of_command(1);
@@ -143,7 +142,7 @@ impl Bench {
     fn plan(&self, context: &Context, scratch: &Scratch) -> anyhow::Result<Plan> {
         let mut images = Vec::new();
         for name in &self.image {
-            let image = Image::open(&context.images().resolve(name)?)?;
+            let image = context.service.open_image(name)?;
             runnable(&image)?;
             images.push(image);
         }
@@ -224,7 +223,7 @@ impl Bench {
         let mut names = Vec::new();
         for accel in asked {
             names.push(match accel {
-                Accel::Auto => choose(Choice::Auto, guest, remembered)?.name(),
+                Accel::Auto => choose(Accel::Auto, guest, remembered)?.name(),
                 Accel::Kvm => "kvm",
                 Accel::Soft => "soft",
             });

@@ -5,12 +5,8 @@ use std::net::Shutdown;
 
 use clap::Args;
 
-use super::lifecycle::{client, running};
 use super::stream::{Stream, note};
-use super::{Context, Status};
-use instance::Event;
-use instance::console::read_whole_log;
-use instance::terminal;
+use super::{Context, Status, terminal};
 
 /// What leaves a console: Ctrl-], as in telnet and virsh.
 pub const LEAVE: u8 = 0x1d;
@@ -24,9 +20,7 @@ pub struct Console {
 
 impl Console {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let id = context.store.find(&self.instance)?;
-        running(context, &id, Event::Started)?;
-        let (mut output, keys) = client(context, &id).console()?;
+        let (mut output, keys) = context.service.attach_console(&self.instance)?;
         if io::stdin().is_terminal() {
             note(format_args!(
                 "attached to the console of {}; Ctrl-] leaves",
@@ -102,12 +96,13 @@ pub struct Logs {
 
 impl Logs {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let id = context.store.find(&self.instance)?;
-        let live = context.store.reconcile(&id)?.state.owned();
-        if self.follow && live {
-            copy_out(&mut client(context, &id).logs()?)?;
-        } else {
-            copy_out(&mut read_whole_log(&context.store.home().instance(&id))?.as_slice())?;
+        let live = match self.follow {
+            true => context.service.follow_console(&self.instance)?,
+            false => None,
+        };
+        match live {
+            Some(mut output) => copy_out(&mut output)?,
+            None => copy_out(&mut context.service.console_output(&self.instance)?.as_slice())?,
         }
         Ok(Status::OK)
     }

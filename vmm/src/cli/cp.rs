@@ -13,10 +13,8 @@ use guest_init::archive::{self, Receiver, Report, printable};
 use guest_init::proto::Request;
 
 use super::failure::Advice;
-use super::lifecycle::{running, wait_ready};
 use super::{Context, Status, value};
-use instance::Event;
-use instance::agent::{Incoming, Sender, Session};
+use instance::guest::agent::{Incoming, Sender, Session};
 use machine::virtio::determinism::Determinism;
 
 /// Bytes of an archive in one piece: a frame of the protocol holds as many.
@@ -102,10 +100,8 @@ impl Cp {
 
     /// The directory of an instance whose agent answers.
     fn ready(&self, context: &Context, instance: &str) -> anyhow::Result<PathBuf> {
-        let id = context.store.find(instance)?;
-        running(context, &id, Event::Started)?;
-        wait_ready(context, &id, self.wait_timeout)?;
-        Ok(context.home().instance(&id))
+        let ready = context.service.ready_instance(instance, self.wait_timeout)?;
+        Ok(ready.directory().to_path_buf())
     }
 }
 
@@ -229,7 +225,7 @@ impl Read for Stream {
 mod tests {
     use super::*;
     use guest_init::proto::{Kind, read_frame, write_frame};
-    use instance::sockets;
+    use instance::store::sockets;
 
     #[test]
     fn an_instance_is_before_a_colon_and_a_folder_is_not() {

@@ -5,7 +5,8 @@ use clap::Args;
 
 use super::stream::{line, note};
 use super::{Context, Status};
-use instance::capture::Capture;
+use instance::Error;
+use instance::service::CreatedImage;
 
 /// Make an image of an instance
 #[derive(Debug, Args)]
@@ -27,20 +28,22 @@ pub struct CreateImage {
 
 impl CreateImage {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let id = context.store.find(&self.instance)?;
-        let capture = Capture {
+        let request = instance::service::CreateImage {
+            instance: self.instance.clone(),
             name: self.name,
             description: self.description,
             no_reboot: self.no_reboot,
             keep_identity: self.keep_identity,
         };
-        let (image, warning) = capture
-            .run(&context.store, &context.images(), &id)
-            .with_context(|| format!("cannot make an image of {}", self.instance))?;
+        let CreatedImage { id, warning } = match context.service.create_image(&request) {
+            // That it is not there is said without what was to be made of it.
+            Err(error @ (Error::NoInstance(_) | Error::Ambiguous { .. })) => return Err(error.into()),
+            made => made.with_context(|| format!("cannot make an image of {}", self.instance))?,
+        };
         if let Some(warning) = warning {
             note(format_args!("vmm: {warning}"));
         }
-        line(image)?;
+        line(id)?;
         Ok(Status::OK)
     }
 }

@@ -4,7 +4,7 @@ use std::env;
 use std::path::PathBuf;
 
 use super::failure::Advice;
-use instance::home::Home;
+use instance::store::home::Home;
 
 /// The directories that `XDG_STATE_HOME`, `XDG_DATA_HOME` and `XDG_CACHE_HOME` name, or their defaults below `HOME`. Creates
 /// nothing.

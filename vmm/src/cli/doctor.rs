@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::stream::{Unwritten, line};
 use super::{Context, Status, output};
-use instance::home::create_private;
-use machine::accel::{Choice, Measured, choose, measure};
+use instance::store::home::create_private;
+use machine::accel::{Accel, Measured, choose, measure};
 use machine::arch::Architecture;
 use machine::block::volume::{Base, Error as VolumeError, Volume};
 use machine::sandbox::{self, Offer};
@@ -72,9 +72,9 @@ impl Doctor {
         ];
         findings.extend(measure().into_iter().map(speed));
         findings.extend([
-            directory("instances", &context.store.home().instances()),
-            volumes(&context.store.home().instances()),
-            directory("images", &context.store.home().images()),
+            directory("instances", &context.home().instances()),
+            volumes(&context.home().instances()),
+            directory("images", &context.home().images()),
             tun(),
         ]);
         findings.extend(confinement());
@@ -163,7 +163,7 @@ fn absent(host: Architecture) -> &'static str {
 /// What `--accel auto` would choose, and why.
 fn accelerator(remembered: Option<&Path>) -> Finding {
     let native = Architecture::host().unwrap_or(Architecture::X86_64);
-    match choose(Choice::Auto, native, remembered) {
+    match choose(Accel::Auto, native, remembered) {
         Ok(chosen) => {
             let verdict = if chosen.name() == "kvm" {
                 Verdict::Good

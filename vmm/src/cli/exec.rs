@@ -10,12 +10,9 @@ use guest_init::proto::{Ended, Exec as Command, Reason, Size, Terminal};
 use nix::sys::signal::Signal;
 
 use super::failure::Advice;
-use super::lifecycle::{running, wait_ready};
 use super::stream::Stream;
-use super::{Context, Status, signals, value};
-use instance::Event;
-use instance::agent::{self, Incoming, Sender};
-use instance::terminal;
+use super::{Context, Status, signals, terminal, value};
+use instance::guest::agent::{self, Incoming, Sender};
 use machine::sandbox::{self, Kind};
 use machine::virtio::determinism::Determinism;
 
@@ -61,15 +58,14 @@ pub struct How {
 
 impl Exec {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let id = context.store.find(&self.instance)?;
-        running(context, &id, Event::Started)?;
-        wait_ready(context, &id, self.wait_timeout)?;
+        let ready = context
+            .service
+            .ready_instance(&self.instance, self.wait_timeout)?;
         let resize = Resize::default();
         let by_signal = resize.clone();
         signals::hold()?.deliver(move |signal| by_signal.signal(signal))?;
-        let directory = context.home().instance(&id);
         run_in(
-            &directory,
+            ready.directory(),
             &Determinism::default(),
             &self.command,
             &self.how,

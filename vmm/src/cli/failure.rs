@@ -21,9 +21,9 @@ use std::io::{IsTerminal, Write};
 use nix::sys::signal::Signal;
 
 use super::stream::{Stream, Unwritten};
-use super::{hint, output};
-use instance::Error;
-use instance::record::Ending;
+use super::{advice, hint, output};
+use instance::store::record::Ending;
+use instance::{Code, Error};
 
 /// An exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,11 +101,6 @@ impl Advice {
     }
 }
 
-/// What was to be waited for did not happen in time.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct TimedOut(pub String);
-
 /// Prints what failed, why, and what to try. That a reader has left is not worth a word.
 pub fn report(error: &anyhow::Error) -> Status {
     let unwritten = error.chain().find_map(|cause| cause.downcast_ref::<Unwritten>());
@@ -116,10 +111,10 @@ pub fn report(error: &anyhow::Error) -> Status {
     if unwritten.is_some() {
         return Status::UNWRITTEN;
     }
-    if error.is::<TimedOut>() {
-        Status::TIMED_OUT
-    } else {
-        Status::VMM_FAILED
+    let codes = error.chain().filter_map(|cause| cause.downcast_ref::<Error>());
+    match codes.map(Error::code).any(|code| code == Code::TimedOut) {
+        true => Status::TIMED_OUT,
+        false => Status::VMM_FAILED,
     }
 }
 
@@ -127,7 +122,7 @@ pub fn report(error: &anyhow::Error) -> Status {
 pub fn complain(error: &anyhow::Error) {
     let style = output::Style::of(&std::io::stderr());
     let mut text = format!("{}: {}\n", style.bad("vmm"), sentence(error));
-    if let Some(advice) = advice(error) {
+    if let Some(advice) = what_to_try(error) {
         text += &format!("  {}: {advice}\n", style.dim("try"));
     }
     // Nothing is left to do when even that fails.
@@ -148,12 +143,11 @@ fn sentence(error: &anyhow::Error) -> String {
 }
 
 /// The first piece of advice in the chain of causes.
-fn advice(error: &anyhow::Error) -> Option<String> {
+fn what_to_try(error: &anyhow::Error) -> Option<String> {
     error
         .chain()
         .find_map(|cause| match cause.downcast_ref::<Error>() {
-            Some(Error::Volume(error)) => hint::of(error),
-            Some(error) => error.hint(),
+            Some(error) => advice::of(error),
             None => match cause.downcast_ref::<kiln_benches::Error>() {
                 Some(error) => error.hint().map(str::to_owned),
                 None => {
@@ -169,12 +163,7 @@ pub fn line(error: &Error) -> String {
     let causes = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |cause| {
         cause.source()
     });
-    let hint = causes
-        .into_iter()
-        .find_map(|cause| match cause.downcast_ref::<Error>() {
-            Some(Error::Volume(error)) => hint::of(error),
-            _ => hint::of(cause),
-        });
+    let hint = causes.into_iter().find_map(|cause| hint::of(cause));
     match hint {
         Some(hint) => format!("{error}; try {hint}"),
         None => error.to_string(),
@@ -213,14 +202,14 @@ mod tests {
     #[test]
     fn the_record_of_a_failed_machine_says_what_to_try() {
         let error = |cpu| machine::accel::Error::GicV2 { cpus: cpu, max: 8 };
-        let text = line(&Error::machine(error(9)));
+        let text = line(&Error::from(error(9)));
         assert!(text.contains("8 CPUs, not 9; try --cpus 8"), "{text}");
         let other = Error::NoInstance("web".into());
         assert_eq!(line(&other), other.to_string());
     }
 
     #[test]
-    fn no_cause_is_told_twice() {
+    fn no_cause_is_repeated() {
         let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
         let error = anyhow::Error::from(Error::file("opening", std::path::Path::new("/x"))(missing()));
         let error = error.context("cannot terminate web");

@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn the_error_is_found_behind_those_that_pass_it_on() {
         let counted = accel::Error::Uncounted { accelerator: "KVM" };
-        let error = anyhow::Error::from(instance::Error::machine(counted)).context("cannot start web");
+        let error = anyhow::Error::from(instance::Error::from(counted)).context("cannot start web");
         let hint = error.chain().find_map(of).unwrap();
         assert!(hint.starts_with("--accel soft with --icount"), "{hint}");
         let missing = sandbox::Error::Missing("no filters".into());

@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use super::failure::Advice;
 use super::stream::{Stream, line};
 use super::{Context, Status, failure, output};
-use instance::image::Image;
-use instance::images::{Images, Removed, Stored};
+use instance::images::image::Image;
+use instance::images::{Removed, Stored};
+use instance::service::{DeregisterImage, RegisterImage, Service};
 
 /// Bytes of an image in one piece.
 const PIECE: usize = 1 << 20;
@@ -30,7 +31,7 @@ pub struct List {
 
 impl List {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let stored = context.images().list()?;
+        let stored = context.service.describe_images()?;
         if self.quiet {
             output::lines(stored.iter().map(|s| &s.id))?;
         } else if self.json {
@@ -130,21 +131,20 @@ enum Command {
 
 impl One {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let images = context.images();
+        let service = &context.service;
         match self.command {
-            Command::Inspect { images: wanted } => inspect(&images, &wanted)?,
-            Command::Tag { image, name } => line(images.tag(&image, &name)?)?,
-            Command::Rm {
-                force,
-                images: wanted,
-            } => return remove(context, &images, &wanted, force),
+            Command::Inspect { images } => inspect(service, &images)?,
+            Command::Tag { image, name } => line(service.tag_image(&image, &name)?)?,
+            Command::Rm { force, images } => return remove(service, images, force),
             Command::Import { file, name } => {
                 let stem = || file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
                 let name = name.or_else(stem);
-                line(images.import(&file, name.as_deref())?)?;
+                line(service.register_image(&RegisterImage { path: file, name })?)?;
             }
-            Command::Export { image, file } if file == Path::new("-") => export(&images.resolve(&image)?)?,
-            Command::Export { image, file } => images.export(&image, &file)?,
+            Command::Export { image, file } if file == Path::new("-") => {
+                export(&service.image_file(&image)?)?;
+            }
+            Command::Export { image, file } => service.export_image(&image, &file)?,
         }
         Ok(Status::OK)
     }
@@ -170,10 +170,10 @@ fn export(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn inspect(images: &Images, wanted: &[String]) -> anyhow::Result<()> {
+fn inspect(service: &Service, wanted: &[String]) -> anyhow::Result<()> {
     let mut found = Vec::new();
     for text in wanted {
-        let image = Image::open(&images.resolve(text)?)?;
+        let image = service.open_image(text)?;
         let mut value = serde_json::to_value(image.manifest())?;
         if let Value::Object(fields) = &mut value {
             fields.insert("id".into(), image.id().into());
@@ -184,11 +184,11 @@ fn inspect(images: &Images, wanted: &[String]) -> anyhow::Result<()> {
     output::json(&found)
 }
 
-fn remove(context: &Context, images: &Images, wanted: &[String], force: bool) -> anyhow::Result<Status> {
+fn remove(service: &Service, images: Vec<String>, force: bool) -> anyhow::Result<Status> {
     let mut status = Status::OK;
     let mut printed = Ok(());
-    for text in wanted {
-        match images.remove(text, force, &context.store) {
+    for image in images {
+        match service.deregister_image(&DeregisterImage { image, force }) {
             Ok(Removed::Name(name)) => printed = printed.and(line(format_args!("untagged {name}"))),
             Ok(Removed::Image(id)) => printed = printed.and(line(format_args!("removed {id}"))),
             Err(error) => {

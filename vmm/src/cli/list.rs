@@ -8,9 +8,10 @@ use serde_json::Value;
 use super::failure::Advice;
 use super::output::READY;
 use super::{Context, Status, failure, output};
-use instance::network::{Port, Protocol, open_ports};
-use instance::store::Entry;
-use instance::{Event, Record, State};
+use ami::Protocol;
+use instance::service::{DescribeInstances, DescribedInstances};
+use instance::store::network::Port;
+use instance::{Record, State};
 
 /// List instances
 #[derive(Debug, Args)]
@@ -66,15 +67,12 @@ impl Shown {
 
 impl Ps {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let mut records = Vec::new();
-        let mut damaged = Vec::new();
-        for entry in context.store.list()? {
-            match entry {
-                Entry::Known(record) if self.wants(&record) => records.push(*record),
-                Entry::Known(_) => {}
-                Entry::Damaged(error, id) => damaged.push((error, id)),
-            }
-        }
+        let request = DescribeInstances {
+            tags: self.tag.clone(),
+            ..DescribeInstances::default()
+        };
+        let DescribedInstances { mut records, damaged } = context.service.describe_instances(&request)?;
+        records.retain(|record| self.wants(record));
         if self.json {
             output::json(&records)?;
         } else if self.quiet {
@@ -83,22 +81,17 @@ impl Ps {
             let rows: Vec<_> = records.iter().map(row).collect();
             output::table(&["ID", "NAME", "STATE", "AGE", "IMAGE", "REASON"], &rows)?;
         }
-        for (error, _) in damaged {
+        for (_, error) in damaged {
             failure::complain(&error.into());
         }
         Ok(Status::OK)
     }
 
     fn wants(&self, record: &Record) -> bool {
-        let state = match self.state {
+        match self.state {
             Some(wanted) => wanted.is(record.state, record.ready),
-            None => self.all || record.state.owned(),
-        };
-        state
-            && self
-                .tag
-                .iter()
-                .all(|(key, value)| record.tags.get(key) == Some(value))
+            None => self.all || record.state.has_process(),
+        }
     }
 }
 
@@ -128,11 +121,10 @@ impl Inspect {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         let mut found = Vec::new();
         for text in &self.instances {
-            let id = context.store.find(text)?;
-            let record = context.store.reconcile(&id)?;
+            let record = context.service.describe_instance(text)?;
             let mut value = serde_json::to_value(&record)?;
             if let Value::Object(fields) = &mut value {
-                let directory = context.store.home().instance(&id);
+                let directory = context.home().instance(&record.id);
                 fields.insert("directory".into(), directory.display().to_string().into());
             }
             found.push(value);
@@ -193,9 +185,7 @@ pub struct Ports {
 
 impl Ports {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let id = context.store.find(&self.instance)?;
-        super::lifecycle::alive(context, &id, Event::Started)?;
-        let mut ports = open_ports(&context.home().instance(&id))?;
+        let mut ports = context.service.published_ports(&self.instance)?;
         ports.retain(|p| self.port.is_none_or(|wanted| wanted.is(p)));
         match self.port {
             _ if self.json => output::json(&ports)?,

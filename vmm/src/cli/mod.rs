@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use instance::home::Home;
-use instance::images::Images;
-use instance::store::Store;
+use instance::service::Service;
+use instance::store::home::Home;
 use machine::timeline::Timeline;
 
+mod advice;
 mod bench;
 mod console;
 mod cp;
@@ -31,13 +31,13 @@ mod list;
 mod options;
 mod output;
 mod own;
-mod pause;
 mod profile;
 mod request;
 mod run;
 mod signals;
 mod ssh;
 mod stream;
+mod terminal;
 mod value;
 mod wait;
 
@@ -86,9 +86,9 @@ enum Command {
     /// Ask instances to restart
     Reboot(DeferredArgs<lifecycle::Reboot>),
     /// Stop instances where they are, without the guest's knowledge
-    Pause(DeferredArgs<pause::Pause>),
+    Pause(DeferredArgs<lifecycle::Pause>),
     /// Let paused instances go on
-    Resume(DeferredArgs<pause::Resume>),
+    Resume(DeferredArgs<lifecycle::Resume>),
     /// Stop instances and remove them with their volumes
     #[command(visible_alias = "rm")]
     Terminate(DeferredArgs<lifecycle::Terminate>),
@@ -124,23 +124,19 @@ enum Command {
     #[command(hide = true)]
     Tunnel(DeferredArgs<ssh::Tunnel>),
     /// Run an instance whose lock is inherited (used by `run --detach` and `start`)
-    #[command(name = instance::detach::COMMAND, hide = true)]
+    #[command(name = instance::process::detach::COMMAND, hide = true)]
     Own(DeferredArgs<own::Own>),
 }
 
 /// What every command gets.
 struct Context {
-    store: Store,
+    service: Service,
     timeline: Arc<Timeline>,
 }
 
 impl Context {
     fn home(&self) -> &Home {
-        self.store.home()
-    }
-
-    fn images(&self) -> Images {
-        Images::new(self.home())
+        self.service.home()
     }
 }
 
@@ -162,7 +158,7 @@ pub fn main(timeline: Timeline) -> u8 {
 
 fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
     let context = Context {
-        store: Store::new(directories::from_environment()?),
+        service: Service::new(directories::from_environment()?),
         timeline,
     };
     let Some(command) = cli.command else {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgMatches, Args, Error, FromArgMatches};
 
-use instance::launch::RootCopy;
-use instance::per_run::{DiskEngine, HostUse, PerRun};
-use instance::record::Accel;
+use instance::process::launch::RootCopy;
+use instance::process::per_run::{DiskEngine, HostUse, PerRun};
+use instance::store::record::Accel;
 use kiln_benches::outcome::End;
 use machine::sandbox::Mode;
 

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use clap::Args;
 use nix::sys::signal::Signal;
 
-use super::stream::note;
+use super::stream::{Stream, note};
 use super::{Context, Status, failure, signals};
-use instance::assemble::Assembly;
-use instance::owner::Owner;
-use instance::per_run::PerRun;
-use instance::{Error, InstanceId, Result, State, api, detach, service};
+use instance::api;
+use instance::process::assemble::Assembly;
+use instance::process::detach;
+use instance::process::instance_process::InstanceProcess;
+use instance::process::per_run::PerRun;
+use instance::service::hosting;
+use instance::{Error, InstanceId, Result, State};
 use machine::sandbox::{self, Kind};
 
 /// Run an instance whose lock is inherited
@@ -24,19 +27,19 @@ pub struct Own {
 
 impl Own {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let (held, report) = detach::take_over(&context.store, &self.id)?;
+        let (held, report) = detach::take_over(context.service.store(), &self.id)?;
         let determinism = self.per_run.determinism();
         let timeline = Arc::clone(&context.timeline);
         let served = determinism.clone();
         let signals = signals::hold()?;
-        let owner = service::own(held, &determinism);
-        owner.explain_failures(failure::line);
+        let process = hosting::take_charge(held, &determinism);
+        process.explain_failures(failure::line);
         let mut report = Some(report);
         let on_started = || {
-            service::serve(&owner, &served, move || {
+            hosting::serve(&process, &served, move || {
                 timeline.mark(machine::timeline::Event::Ready)
             })?;
-            let stopper = Arc::clone(&owner);
+            let stopper = Arc::clone(&process);
             let stop = move |signal| {
                 if signal != Signal::SIGWINCH {
                     let _ = stopper.stop(api::STOP_TIMEOUT, &format!("its process received {signal}"));
@@ -50,33 +53,33 @@ impl Own {
             determinism,
             Arc::clone(&context.timeline),
         );
-        let (ending, held) = owner.run(
+        let (ending, held) = process.run(
             |record, directory, console| {
                 // Threads only after this; and without it the report stays here until the record says why.
                 if report.is_some() {
                     assembly.confine(record, directory, record.auto_remove)?;
                 }
                 if let Some(report) = report.take() {
-                    tell(&owner, report)?;
+                    tell(&process, report)?;
                 }
                 assembly.build(record, directory, console)
             },
             on_started,
         )?;
-        assembly.finish()?;
+        Stream::Error.put(assembly.finish()?.as_bytes())?;
         if let Some(counted) = assembly.counted() {
             note(format_args!("{}: {counted}", held.record().id));
         }
         if held.record().auto_remove {
-            held.remove_by(assembly.janitor())?;
+            assembly.remove(held)?;
         }
         Ok(Status::from(&ending))
     }
 }
 
 /// Tells the command that waits for it whether the guest runs.
-fn tell(owner: &Arc<Owner>, report: detach::Report) -> Result<()> {
-    let (now, news) = owner.watch()?;
+fn tell(process: &Arc<InstanceProcess>, report: detach::Report) -> Result<()> {
+    let (now, news) = process.watch()?;
     let watch = move || {
         for next in std::iter::once(now).chain(news) {
             match (next.state, next.ending) {

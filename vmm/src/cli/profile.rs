@@ -13,8 +13,8 @@ use super::run::Run;
 use super::stream::note;
 use super::{Context, Status, output, value};
 use crate::profile::{Report, Symbols, draw};
-use instance::image::Image;
-use instance::per_run::PerRun;
+use instance::images::image::Image;
+use instance::process::per_run::PerRun;
 use machine::accel::Profiling;
 use machine::memory::Part;
 
@@ -61,7 +61,7 @@ pub struct Profile {
 
 impl Profile {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let path = context.images().resolve(&self.image)?;
+        let path = context.service.image_file(&self.image)?;
         // Before the guest runs, so that a kernel without names costs no boot.
         let symbols = self.symbols(&path)?;
         let stem = path.file_stem().unwrap_or_default();

@@ -7,11 +7,11 @@ use clap::Args;
 
 use super::failure::Advice;
 use super::{options, value};
-use instance::keys::public_keys;
-use instance::launch::{RootCopy, VolumeRequest};
-use instance::limits::Limits;
-use instance::network::{Network, Port};
-use instance::record::{Accel, Config};
+use instance::process::launch::{RootCopy, VolumeRequest};
+use instance::store::keys::public_keys;
+use instance::store::limits::Limits;
+use instance::store::network::{Network, Port};
+use instance::store::record::{Accel, Config};
 
 /// What the machine is made of.
 #[derive(Debug, Args)]
@@ -79,12 +79,6 @@ pub struct NetworkArgs {
 
 impl NetworkArgs {
     pub(super) fn config(&self, config: Config) -> anyhow::Result<Config> {
-        if !self.publish.is_empty() && !matches!(self.net, Network::User | Network::UserLoopback) {
-            let message = "ports can be published on the built-in network only";
-            return Err(
-                Advice::new(message, "leave --net out, or reach the guest at its own address").into(),
-            );
-        }
         let mut ssh_keys = Vec::new();
         for path in &self.ssh_key {
             let text = read(path)?;
@@ -106,11 +100,6 @@ impl NetworkArgs {
         })
     }
 
-    /// Whether a port of the host was named, which one instance can have.
-    pub(super) fn names_ports(&self) -> bool {
-        self.publish.iter().any(|port| port.host != 0)
-    }
-
     pub(super) fn user_data(&self) -> anyhow::Result<Option<Vec<u8>>> {
         let read =
             |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
@@ -126,23 +115,6 @@ impl Hardware {
     /// The kernel that is to be booted instead of the image's.
     pub fn kernel(&self) -> Option<&Path> {
         self.kernel.as_deref()
-    }
-
-    /// Whether such a machine can count instructions; `default_cpus` is the image's number of processors.
-    pub(super) fn check_counting(&self, default_cpus: u32) -> Result<(), Advice> {
-        if self.accel == Accel::Kvm {
-            return Err(Advice::new(
-                "KVM cannot count instructions",
-                "--accel soft with --icount, or leave --icount out",
-            ));
-        }
-        match self.cpus.unwrap_or(default_cpus) {
-            1 => Ok(()),
-            cpus => Err(Advice::new(
-                format!("the number of CPUs must be 1 where instructions are counted (--icount), not {cpus}"),
-                "--cpus 1",
-            )),
-        }
     }
 
     pub(super) fn config(&self) -> anyhow::Result<Config> {

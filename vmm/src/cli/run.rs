@@ -17,16 +17,16 @@ use super::options::PerRunOptions;
 use super::request::{Hardware, NetworkArgs, Storage};
 use super::stream::{Stream, Unwritten, line, note};
 use super::wait::Waiting;
-use super::{Context, Status, console, output, signals, value};
-use instance::assemble::Assembly;
-use instance::image::{Image, runnable};
-use instance::launch::{Fresh, Launch};
-use instance::owner::Owner;
-use instance::per_run::PerRun;
-use instance::record::Ending;
+use super::{Context, Status, console, output, signals, terminal, value};
+use instance::api;
+use instance::process::assemble::Assembly;
+use instance::process::instance_process::InstanceProcess;
+use instance::process::launch::Fresh;
+use instance::process::per_run::PerRun;
+use instance::service::{RunInstances, hosting};
 use instance::store::LockedInstance;
-use instance::terminal;
-use instance::{Error, Event, Record, State, api, detach, preflight, service};
+use instance::store::record::Ending;
+use instance::{Error, Record, State};
 use machine::sandbox::{self, Kind};
 use machine::virtio::determinism::{Determinism, Times};
 
@@ -127,20 +127,6 @@ impl Run {
             )
             .into());
         }
-        if self.count > 1 && self.name.is_some() {
-            return Err(Advice::new(
-                "a name belongs to one instance",
-                "use --tag for what several share",
-            )
-            .into());
-        }
-        if self.count > 1 && self.network.names_ports() {
-            return Err(Advice::new(
-                "a port of this host belongs to one instance",
-                "leave the host's port out of --publish: this host chooses one for each",
-            )
-            .into());
-        }
         if self.waiting.wait.is_some() && !self.detach {
             return Err(Advice::new(
                 "an instance in the foreground is not waited for",
@@ -148,48 +134,38 @@ impl Run {
             )
             .into());
         }
-        let launch = self.launch(context)?;
+        let request = self.request()?;
         if self.dry_run {
-            let plan = launch.plan(0)?;
-            preflight::check(&context.store, launch.image(), &plan, &self.per_run.0)?;
-            output::json(&plan)?;
+            output::json(&context.service.check_launch(&request)?)?;
             return Ok(Status::OK);
         }
         if self.detach {
-            self.detached(context, &launch)
+            self.detached(context, &request)
         } else {
-            self.foreground(context, launch.prepare_fresh(0)?)
+            self.foreground(context, context.service.prepare_instance(&request)?)
         }
     }
 
-    fn launch(&self, context: &Context) -> anyhow::Result<Launch> {
-        let image = Image::open(&context.images().resolve(&self.image)?)?;
-        runnable(&image)?;
-        if self.per_run.0.icount {
-            self.hardware.check_counting(image.manifest().default_cpus)?;
-        }
-        Ok(Launch::new(&context.store, image)
-            .name(self.name.clone())
-            .tags(self.tag.iter().cloned().collect())
-            .config(self.network.config(self.hardware.config()?)?)
-            .user_data(self.network.user_data()?)?
-            .root(self.storage.root_size, self.storage.root_copy)
-            .volumes(self.storage.volume.clone())
-            .auto_remove(self.rm))
+    fn request(&self) -> anyhow::Result<RunInstances> {
+        Ok(RunInstances {
+            image: self.image.clone(),
+            count: self.count,
+            name: self.name.clone(),
+            tags: self.tag.iter().cloned().collect(),
+            config: self.network.config(self.hardware.config()?)?,
+            root_size: self.storage.root_size,
+            root_copy: self.storage.root_copy,
+            volumes: self.storage.volume.clone(),
+            auto_remove: self.rm,
+            user_data: self.network.user_data()?,
+            per_run: self.per_run.0.clone(),
+        })
     }
 
-    fn detached(&self, context: &Context, launch: &Launch) -> anyhow::Result<Status> {
+    fn detached(&self, context: &Context, request: &RunInstances) -> anyhow::Result<Status> {
         let mut ids = Vec::new();
-        for index in 0..self.count {
-            let held = launch.prepare(index)?;
-            let id = held.record().id.clone();
-            if let Err(error) = detach::spawn(held, &self.per_run.0) {
-                // What never ran is nothing to keep.
-                if let Ok(held) = context.store.hold(&id, Event::Terminate) {
-                    held.remove()?;
-                }
-                return Err(error.into());
-            }
+        for launched in context.service.launch_instances(request)? {
+            let id = launched?;
             line(&id).with_context(|| format!("{id} was launched"))?;
             ids.push(id);
         }
@@ -197,24 +173,24 @@ impl Run {
         Ok(Status::OK)
     }
 
-    /// Owns the instance in this process.
+    /// Runs the instance in this process.
     fn foreground(self, context: &Context, (held, fresh): (LockedInstance, Fresh)) -> anyhow::Result<Status> {
         let determinism = self.per_run.0.determinism();
         let timeline = Arc::clone(&context.timeline);
         let signals = signals::hold()?;
-        let owner = service::own(held, &determinism);
-        owner.explain_failures(failure::line);
+        let process = hosting::take_charge(held, &determinism);
+        process.explain_failures(failure::line);
         let with_console = self.command.is_empty();
         if with_console {
-            owner.console().show_on(Box::new(Stream::Output));
+            process.console().show_on(Box::new(Stream::Output));
         }
         let mut session = ConsoleSession::default();
         let on_started = || {
-            service::serve(&owner, &determinism, move || {
+            hosting::serve(&process, &determinism, move || {
                 timeline.mark(machine::timeline::Event::Ready)
             })?;
             session = self
-                .attend(&owner, &determinism, signals)
+                .attend(&process, &determinism, signals)
                 .map_err(Error::os("connecting the terminal"))?;
             Ok(())
         };
@@ -225,30 +201,31 @@ impl Run {
             Arc::clone(&context.timeline),
         )
         .with(fresh)
-        .without_main(!with_console);
-        let (ending, held) = owner.run(
+        .without_main(!with_console)
+        .on_terminal(terminal::size);
+        let (ending, held) = process.run(
             |record, directory, console| assembly.build(record, directory, console),
             on_started,
         )?;
-        let log = owner.console().last_lines(12);
+        let log = process.console().last_lines(12);
         let ConsoleSession {
             raw,
             command,
             ended_by,
         } = session;
         drop(raw);
-        assembly.finish()?;
+        Stream::Error.put(assembly.finish()?.as_bytes())?;
         if let Some(counted) = assembly.counted() {
-            note(format_args!("{}: {counted}", owner.id()));
+            note(format_args!("{}: {counted}", process.id()));
         }
         let record = held.record().clone();
         // What never ran is nothing to keep.
-        if record.auto_remove || !owner.has_run() {
-            held.remove_by(assembly.janitor())?;
+        if record.auto_remove || !process.has_run() {
+            assembly.remove(held)?;
         }
         let done = match command.map(|command| command.join()) {
             Some(Ok(Some(done))) => done,
-            None if with_console => return conclude(&record, &ending, owner.console().take_unshown()),
+            None if with_console => return conclude(&record, &ending, process.console().take_unshown()),
             None | Some(Ok(None) | Err(_)) => Err(no_command(&ending, &log)),
         };
         // A command that was cut off by a signal to this process has not failed.
@@ -261,19 +238,19 @@ impl Run {
     /// Connects the person or the command to the guest, which runs.
     fn attend(
         &self,
-        owner: &Arc<Owner>,
+        process: &Arc<InstanceProcess>,
         determinism: &Determinism,
         signals: signals::Held,
     ) -> io::Result<ConsoleSession> {
         let impatient = Arc::new(AtomicBool::new(false));
         let leave = {
-            let (owner, auto_remove) = (Arc::clone(owner), self.rm);
-            move |reason: &str| leave(&owner, &impatient, auto_remove, reason)
+            let (process, auto_remove) = (Arc::clone(process), self.rm);
+            move |reason: &str| leave(&process, &impatient, auto_remove, reason)
         };
         let by_signal = leave.clone();
         let to_command = Resize::default();
         let resize = to_command.clone();
-        let console = owner.console().clone();
+        let console = process.console().clone();
         let ended_by = Arc::new(Mutex::new(None));
         let reason = Arc::clone(&ended_by);
         let mut passed_on = false;
@@ -295,14 +272,14 @@ impl Run {
         })?;
         Ok(if self.command.is_empty() {
             ConsoleSession {
-                raw: self.connect_keys(owner, leave)?,
+                raw: self.connect_keys(process, leave)?,
                 command: None,
                 ended_by,
             }
         } else {
             ConsoleSession {
                 raw: None,
-                command: Some(self.start_command(owner, determinism, to_command)?),
+                command: Some(self.start_command(process, determinism, to_command)?),
                 ended_by,
             }
         })
@@ -311,7 +288,7 @@ impl Run {
     /// Keys go to the console, in raw mode with `-t`.
     fn connect_keys(
         &self,
-        owner: &Arc<Owner>,
+        process: &Arc<InstanceProcess>,
         leave: impl Fn(&str) + Send + 'static,
     ) -> io::Result<Option<terminal::Raw>> {
         if !self.interactive {
@@ -322,7 +299,7 @@ impl Run {
         } else {
             None
         };
-        let console = owner.console().clone();
+        let console = process.console().clone();
         let take = move |keys: &[u8]| {
             console.input(keys);
             true
@@ -339,14 +316,14 @@ impl Run {
     /// Runs COMMAND when the agent is there, then ends the guest.
     fn start_command(
         &self,
-        owner: &Arc<Owner>,
+        process: &Arc<InstanceProcess>,
         determinism: &Determinism,
         signals: Resize,
     ) -> io::Result<JoinHandle<CommandEnd>> {
         // Waiting for the agent is no work; the agent's call is.
         determinism.expect(READY_PORT, Times::Once);
         let determinism = determinism.clone();
-        let (owner, command) = (Arc::clone(owner), self.command.clone());
+        let (process, command) = (Arc::clone(process), self.command.clone());
         let how = How {
             interactive: self.interactive,
             tty: self.tty,
@@ -354,14 +331,20 @@ impl Run {
         };
         let (timeout, auto_remove) = (self.waiting.wait_timeout, self.rm);
         let run = move || {
-            let done = if owner.wait_ready(timeout) {
-                Some(run_in(owner.directory(), &determinism, &command, &how, &signals))
-            } else if owner.record().state.owned() {
+            let done = if process.wait_ready(timeout) {
+                Some(run_in(
+                    process.directory(),
+                    &determinism,
+                    &command,
+                    &how,
+                    &signals,
+                ))
+            } else if process.record().state.has_process() {
                 let message = format!(
                     "the guest's agent has not answered within {} s",
                     timeout.as_secs()
                 );
-                let log = owner.console().last_lines(12);
+                let log = process.console().last_lines(12);
                 Some(Err(Advice::new(
                     format!("{message}; its console says:\n{log}"),
                     "--wait-timeout SECONDS",
@@ -376,7 +359,7 @@ impl Run {
             } else {
                 api::STOP_TIMEOUT
             };
-            let _ = owner.stop(timeout, "its command has ended");
+            let _ = process.stop(timeout, "its command has ended");
             determinism.give();
             done
         };
@@ -398,11 +381,11 @@ struct ConsoleSession {
 }
 
 /// Ends the guest politely the first time and at once the second time.
-fn leave(owner: &Arc<Owner>, impatient: &AtomicBool, auto_remove: bool, reason: &str) {
+fn leave(process: &Arc<InstanceProcess>, impatient: &AtomicBool, auto_remove: bool, reason: &str) {
     if auto_remove || impatient.swap(true, Ordering::Relaxed) {
-        owner.kill();
-    } else if owner.stop(api::STOP_TIMEOUT, reason).is_ok() && io::stderr().is_terminal() {
-        let text = format!("\r\nstopping {}; once more ends it at once\r\n", owner.id());
+        process.kill();
+    } else if process.stop(api::STOP_TIMEOUT, reason).is_ok() && io::stderr().is_terminal() {
+        let text = format!("\r\nstopping {}; once more ends it at once\r\n", process.id());
         let _ = Stream::Error.put(text.as_bytes());
     }
 }

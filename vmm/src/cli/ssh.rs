@@ -13,12 +13,11 @@ use clap::Args;
 use guest_init::proto::{Exec, Request};
 
 use super::failure::Advice;
-use super::lifecycle::running;
 use super::stream::Stream;
-use super::wait::WaitFor;
 use super::{Context, Status, value};
-use instance::agent::{self, Incoming, Sender, Session};
-use instance::{Event, InstanceId};
+use instance::InstanceId;
+use instance::guest::agent::{self, Incoming, Sender, Session};
+use instance::service::WaitFor;
 use machine::virtio::determinism::Determinism;
 
 /// The file in the state directory that holds the instance's host keys.
@@ -46,9 +45,9 @@ pub struct Ssh {
 impl Ssh {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         let (user, instance) = self.target.rsplit_once('@').unwrap_or(("root", &self.target));
-        let id = context.store.find(instance)?;
-        running(context, &id, Event::Started)?;
-        WaitFor::Ssh.wait(context, &id, self.wait_timeout)?;
+        let id = context
+            .service
+            .wait_for(instance, WaitFor::Ssh, self.wait_timeout)?;
         let directory = context.home().instance(&id);
         let known = directory.join(KNOWN_HOSTS);
         std::fs::write(&known, known_hosts(&id, &host_keys(&directory)?))
@@ -143,7 +142,7 @@ pub struct Tunnel {
 
 impl Tunnel {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
-        let id = context.store.find(&self.instance)?;
+        let id = context.service.find_instance(&self.instance)?;
         let mut session = Session::open(
             &context.home().instance(&id),
             &Determinism::default(),

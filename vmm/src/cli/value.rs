@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use instance::size::parse as size;
+pub use instance::store::size::parse as size;
 
 /// RAM: a [`size`] that a kernel can live in.
 pub fn memory(text: &str) -> Result<u64, String> {

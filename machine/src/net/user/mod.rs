@@ -32,6 +32,7 @@ use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket, UdpPacket};
 use super::clock::Clock;
 use super::stack::Stack;
 use super::{Addresses, Backend, Error, arp};
+pub use ami::Protocol;
 use ethernet::{ETHERNET_HEADER, EtherType, Framing, GATEWAY_MAC};
 use fragments::Fragments;
 use poller::{Poller, Source};
@@ -46,15 +47,6 @@ const DNS_PORT: u16 = 53;
 
 /// Frames for the guest that do not come from the TCP stack (DHCP, ARP, UDP). A flood beyond it is dropped.
 const FRAMES_CAP: usize = 256;
-
-/// Transport protocol of a forwarded port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
 
 /// A port of the host that leads to a port of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,257 @@
+//! An AMI as a launch sees it: opened, its parts ready to be mapped, what boots verified.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ami::{Ami, Manifest, PartName, Region};
+
+use crate::store::home::{Home, base_link, create_private};
+use crate::store::record::Record;
+use crate::{Error, Result};
+use machine::block::volume::Base;
+use machine::memory::{self, Part};
+
+/// Bytes of the longest seal: five numbers of 20 digits at most, and what stands between them.
+const SEAL_MAX: usize = 128;
+
+/// An open AMI.
+pub struct Image {
+    ami: Ami,
+    path: PathBuf,
+}
+
+impl Image {
+    /// Opens the AMI at `path` and checks all but the content of its parts.
+    pub fn open(path: &Path) -> Result<Image> {
+        let file = fs::File::open(path).map_err(Error::file("opening", path))?;
+        let path = real_path(&file, path).map_err(Error::file("opening", path))?;
+        Ok(Image {
+            ami: Ami::from_file(file, &path)?,
+            path,
+        })
+    }
+
+    /// The image of the instance kept in `directory`: its own link to it, or the file that it was launched from.
+    ///
+    /// # Errors
+    /// When the file is gone or is another image now.
+    pub fn of_instance(record: &Record, directory: &Path) -> Result<Image> {
+        let path = if record.image.linked {
+            base_link(directory)
+        } else {
+            record.image.path.clone()
+        };
+        let image = Image::open(&path)?;
+        if image.id() == record.image.id {
+            return Ok(image);
+        }
+        Err(Error::ImageChanged {
+            path,
+            now: image.id().to_owned(),
+            then: record.image.id.clone(),
+        })
+    }
+
+    /// `ami-` and 17 hexadecimal digits.
+    pub fn id(&self) -> &str {
+        self.ami.id().as_str()
+    }
+
+    /// The name that the recipe gave it.
+    pub fn name(&self) -> &str {
+        &self.manifest().name
+    }
+
+    /// The file, absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Everything the image says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        self.ami.manifest()
+    }
+
+    /// Size of the root volume in bytes, unless a launch wishes another.
+    pub fn root_size(&self) -> u64 {
+        self.manifest().root_volume_size()
+    }
+
+    /// The root partition, each chunk verified before its first byte is used.
+    pub fn root(&self) -> Result<Base> {
+        let part = self.ami.part(PartName::Root)?;
+        let chunks = self.ami.root_chunks()?;
+        Base::new(
+            Arc::clone(self.ami.file()),
+            part.offset,
+            part.length,
+            part.blake3.0,
+        )
+        .verified_by(
+            ami::CHUNK_SIZE,
+            Box::new(move |index, content| chunks.verify_from(index, content)),
+        )
+        .map_err(Error::file("opening", &self.path))
+    }
+
+    /// The kernel, to be mapped.
+    pub fn kernel(&self) -> Result<memory::Part> {
+        self.part(PartName::Kernel)
+    }
+
+    /// The initramfs, to be mapped.
+    pub fn initramfs(&self) -> Result<memory::Part> {
+        self.part(PartName::Initramfs)
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &fs::File {
+        self.ami.file()
+    }
+
+    /// Offset and length of a part in the file, in bytes.
+    pub fn range(&self, name: PartName) -> Result<(u64, u64)> {
+        let part = self.ami.part(name)?;
+        Ok((part.offset, part.length))
+    }
+
+    fn part(&self, name: PartName) -> Result<memory::Part> {
+        let part = self.ami.part(name)?;
+        let file = Arc::clone(self.ami.file());
+        let (start, length) = (part.offset, part.length);
+        Ok(memory::Part::new(
+            file,
+            self.ami.length(),
+            &self.path,
+            start,
+            length,
+        )?)
+    }
+
+    /// Verifies every byte of the file.
+    pub fn verify(&self) -> Result<()> {
+        Ok(self.ami.verify_all(&|_: Region, _| {})?)
+    }
+
+    /// Verifies kernel and initramfs, which are mapped and not looked at again. A file that has not been touched since
+    /// it was verified is not read again: that would cost most of the time of a launch.
+    pub fn verify_boot(&self, home: &Home) -> Result<()> {
+        let seal = self.seal()?;
+        let record = home.seal(self.id());
+        if is_remembered(&record, &seal) {
+            return Ok(());
+        }
+        for part in [PartName::Kernel, PartName::Initramfs] {
+            self.ami.verify_part(part)?;
+        }
+        if let Err(error) = remember(&record, &seal) {
+            tracing::debug!(%error, "the verification is not remembered");
+        }
+        Ok(())
+    }
+
+    /// What changes when the file does. The change time would say more, but the hard link that a launch makes moves it.
+    fn seal(&self) -> Result<String> {
+        let m = self
+            .ami
+            .file()
+            .metadata()
+            .map_err(Error::file("examining", &self.path))?;
+        Ok(format!(
+            "{} {} {} {} {}\n",
+            m.dev(),
+            m.ino(),
+            m.len(),
+            m.mtime(),
+            m.mtime_nsec()
+        ))
+    }
+}
+
+/// Where `file`, opened at `path`, really is: the kernel knows it whole, without a look at every folder on the way.
+fn real_path(file: &fs::File, path: &Path) -> io::Result<PathBuf> {
+    match fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) {
+        Ok(real) if real.is_absolute() && !file_is_gone(&real) => Ok(real),
+        _ => path.canonicalize(),
+    }
+}
+
+/// The kernel marks the path of a file that was unlinked since.
+fn file_is_gone(real: &Path) -> bool {
+    real.as_os_str().as_encoded_bytes().ends_with(b" (deleted)")
+}
+
+fn is_remembered(record: &Path, seal: &str) -> bool {
+    let mut known = [0; SEAL_MAX];
+    let read = fs::File::open(record).and_then(|file| file.read_at(&mut known, 0));
+    read.is_ok_and(|len| &known[..len] == seal.as_bytes())
+}
+
+fn remember(record: &Path, seal: &str) -> Result<()> {
+    let directory = record.parent().unwrap_or(record);
+    create_private(directory)?;
+    // A reader of half a line finds that it differs and verifies again.
+    fs::write(record, seal).map_err(Error::file("writing", record))
+}
+
+/// The file at `path`, or the image's own part.
+pub fn part_or(path: Option<&Path>, otherwise: impl FnOnce() -> Result<Part>) -> Result<Part> {
+    match path {
+        Some(path) => Ok(Part::open(path)?),
+        None => otherwise(),
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.id(), self.path.display())
+    }
+}
+
+/// Whether an image for `architecture` can run here: hardware runs its own kind, the processor in software runs x86-64.
+pub fn runnable(image: &Image) -> Result<()> {
+    let architecture = image.manifest().architecture;
+    let native = ami::Architecture::host() == Some(architecture);
+    if native || architecture == ami::Architecture::X86_64 {
+        return Ok(());
+    }
+    Err(Error::ForeignImage {
+        path: image.path.clone(),
+        image: architecture,
+        host: std::env::consts::ARCH,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use crate::test_image;
+    use ami::Architecture;
+
+    #[test]
+    fn an_image_that_nothing_here_can_run_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        for architecture in [Architecture::X86_64, Architecture::Arm64] {
+            let path = test_image::write_for(architecture, directory.path(), architecture.as_str(), 1);
+            let image = Image::open(&path).unwrap();
+            let possible = architecture == Architecture::X86_64 || Architecture::host() == Some(architecture);
+            match runnable(&image) {
+                Ok(()) => assert!(possible),
+                Err(error) => {
+                    let text = error.to_string();
+                    assert!(!possible, "{text}");
+                    assert_eq!(error.code(), Code::Unsupported);
+                    for words in ["arm64.ami", "is for arm64", std::env::consts::ARCH] {
+                        assert!(text.contains(words), "{text}");
+                    }
+                }
+            }
+        }
+    }
+}

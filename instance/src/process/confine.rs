@@ -1,0 +1,190 @@
+//! What the process that runs an instance's guest needs, and nothing else: the plan for [`machine::sandbox`].
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use crate::images::image::Image;
+use crate::store::home::{Home, base_link};
+use crate::store::network::Network;
+use crate::store::record::{Accel, Record, VolumeKind};
+use crate::{Error, Result};
+use machine::net::user::RESOLVERS;
+use machine::sandbox::{Capability, Plan, Right};
+
+/// The lowest port that needs no privilege (ip(7), `ip_unprivileged_port_start`, as it is unless somebody changed it).
+const FIRST_FREE_PORT: u16 = 1024;
+
+/// The plan for the instance process of the instance that `record` describes, kept in `directory`. `outputs` are files that it writes
+/// when its guest has ended; they are made now.
+pub fn plan(
+    record: &Record,
+    directory: &Path,
+    home: &Home,
+    image: &Image,
+    outputs: &[PathBuf],
+) -> Result<Plan> {
+    let mut files = vec![
+        (directory.to_path_buf(), Right::Keep),
+        (home.seal(image.id()), Right::Read),
+    ];
+    let image = if record.image.linked {
+        base_link(directory)
+    } else {
+        record.image.path.clone()
+    };
+    files.push((image, Right::Read));
+    let config = &record.config;
+    let boot = [&config.kernel, &config.initrd].into_iter().flatten();
+    files.extend(boot.map(|path| (path.clone(), Right::Read)));
+    files.extend(record.volumes.iter().filter_map(|volume| {
+        let inside = volume.path.starts_with(directory);
+        (!inside).then(|| (volume.path.clone(), volume_right(&volume.path, volume.kind)))
+    }));
+    if config.accel != Accel::Soft {
+        files.push(("/dev/kvm".into(), Right::Device));
+    }
+    for path in outputs {
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)
+            .map_err(Error::file("writing", path))?;
+        files.push((path.clone(), Right::Write));
+    }
+    let mut plan = Plan {
+        files,
+        ..Plan::default()
+    };
+    add_network(&mut plan, &config.network);
+    let low = |host: u16| (1..FIRST_FREE_PORT).contains(&host);
+    if config.ports.iter().any(|port| low(port.host)) {
+        plan.capabilities.push(Capability::NetBindService);
+    }
+    Ok(plan)
+}
+
+/// A file that a person gave may be a disk of the host, which answers commands.
+fn volume_right(path: &Path, kind: VolumeKind) -> Right {
+    let device = |path| fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
+    if kind == VolumeKind::File && device(path) {
+        Right::Device
+    } else {
+        Right::Write
+    }
+}
+
+fn add_network(plan: &mut Plan, network: &Network) {
+    match network {
+        Network::None => {}
+        Network::User | Network::UserLoopback => {
+            plan.tcp = true;
+            plan.network = true;
+            plan.files.push((RESOLVERS.into(), Right::Read));
+            let target = fs::canonicalize(RESOLVERS).ok();
+            let directory = target.as_deref().and_then(resolver_directory);
+            plan.files
+                .extend(directory.map(|path| (path.to_owned(), Right::Read)));
+        }
+        Network::Tap(_) => {
+            plan.network = true;
+            plan.files.push(("/dev/net/tun".into(), Right::Device));
+            plan.capabilities.push(Capability::NetAdmin);
+        }
+    }
+}
+
+/// The directory that a program keeps for the file which names the host's resolvers, if that is a link there (systemd-resolved,
+/// NetworkManager): the program replaces the file, and the right to read one file ends with it. A file that lies in /etc is read as
+/// long as it is changed and not replaced: what else is in /etc is nothing to this process.
+fn resolver_directory(target: &Path) -> Option<&Path> {
+    let directory = target.parent()?;
+    let kept = directory.strip_prefix("/run").ok()?;
+    kept.file_name().map(|_| directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::launch::{Launch, VolumeRequest};
+    use crate::store::Store;
+    use crate::store::record::Config;
+    use crate::test_image;
+
+    fn plan_of(config: Config, volumes: Vec<VolumeRequest>) -> (tempfile::TempDir, Record, PathBuf, Plan) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(Home::at(dir.path()));
+        let path = test_image::write(dir.path(), "image", 1);
+        let launch = Launch::new(&store, Image::open(&path).unwrap())
+            .config(config)
+            .volumes(volumes);
+        let held = launch.prepare(0).unwrap();
+        let (record, directory) = (held.record().clone(), held.directory().to_path_buf());
+        let image = Image::open(&path).unwrap();
+        let plan = plan(&record, &directory, store.home(), &image, &[]).unwrap();
+        (dir, record, directory, plan)
+    }
+
+    #[test]
+    fn an_instance_gets_its_directory_and_may_only_read_its_image() {
+        let (_dir, record, directory, plan) = plan_of(Config::default(), Vec::new());
+        let right = |path: &Path| plan.files.iter().find(|(p, _)| p == path).map(|(_, r)| *r);
+        assert_eq!(right(&directory), Some(Right::Keep));
+        assert!(record.image.linked);
+        assert_eq!(right(&base_link(&directory)), Some(Right::Read));
+        assert!(!base_link(&directory).starts_with(&directory));
+        assert_eq!(right(Path::new("/dev/kvm")), Some(Right::Device));
+        assert_eq!(right(Path::new(RESOLVERS)), Some(Right::Read));
+        assert!(plan.tcp && plan.network && plan.capabilities.is_empty());
+        assert_eq!(plan.files.len(), 5, "{:?}", plan.files);
+    }
+
+    #[test]
+    fn wishes_bring_what_they_need_and_no_more() {
+        let config = Config {
+            accel: Accel::Soft,
+            network: Network::None,
+            ..Config::default()
+        };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let volume = file.path().to_str().unwrap().parse().unwrap();
+        let (_dir, _, _, plan) = plan_of(config, vec!["4M".parse().unwrap(), volume]);
+        let real = file.path().canonicalize().unwrap();
+        assert!(plan.files.contains(&(real, Right::Write)));
+        assert!(
+            !plan.tcp && !plan.network && plan.files.len() == 4,
+            "{:?}",
+            plan.files
+        );
+
+        let config = Config {
+            network: Network::Tap("tap0".into()),
+            ports: vec!["80:80".parse().unwrap()],
+            ..Config::default()
+        };
+        let (_dir, _, _, plan) = plan_of(config, Vec::new());
+        assert_eq!(
+            plan.capabilities,
+            [Capability::NetAdmin, Capability::NetBindService]
+        );
+        assert!(!plan.tcp && plan.network);
+    }
+
+    #[test]
+    fn a_replaced_list_of_resolvers_can_be_read_where_it_has_a_directory_of_its_own() {
+        let directory = |target: &'static str| resolver_directory(Path::new(target));
+        for (target, expected) in [
+            (
+                "/run/systemd/resolve/stub-resolv.conf",
+                Some("/run/systemd/resolve"),
+            ),
+            ("/run/NetworkManager/resolv.conf", Some("/run/NetworkManager")),
+            ("/run/resolv.conf", None),
+            ("/etc/resolv.conf", None),
+            ("/srv/etc/resolv.conf", None),
+        ] {
+            assert_eq!(directory(target), expected.map(Path::new), "{target}");
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! The process that runs an instance's guest, from the first instruction to the last record.
+//!
+//! The instance process knows nothing of devices: it is given a way to build a [`Guest`] and a way to ask the guest's agent to shut
+//! down. What it adds is the life cycle: the record, reboots, requests to stop with a deadline, readiness, and the news
+//! for those who watch.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::process::console::Console;
+use crate::process::guest::{Guest, GuestControl};
+use crate::process::subscription::{Subscribers, Subscription};
+use crate::store::LockedInstance;
+use crate::store::pause::Paused;
+use crate::store::record::{Ending, Record};
+use crate::{Error, Event, InstanceId, Result, State};
+use machine::Outcome;
+use machine::sandbox::{self, Kind};
+use machine::virtio::determinism::Determinism;
+
+mod pause;
+
+/// StatusEvent that a watcher may lag behind before it is cut off; a life brings about ten.
+const EVENT_BACKLOG: usize = 256;
+/// Between two attempts to reach an agent that is not there yet.
+const AGENT_RETRY: Duration = Duration::from_millis(100);
+
+/// What the guest is asked for when it is asked to shut down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShutdownKind {
+    /// Power off.
+    PowerOff,
+    /// Restart.
+    Reboot,
+}
+
+/// Asks the agent in the guest of the instance kept in this directory to shut down.
+pub type Ask = Box<dyn Fn(&Path, ShutdownKind) -> Result<()> + Send + Sync>;
+
+/// One line of news: where the instance stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StatusEvent {
+    /// Its state.
+    pub state: State,
+    /// Whether the guest's agent is there.
+    pub ready: bool,
+    /// Why its processors stand still, if they do.
+    pub paused: Option<Paused>,
+    /// How it ended, once it has.
+    pub ending: Option<Ending>,
+}
+
+/// The instance process of one instance, shared by the thread that runs the guest and those that take requests.
+pub struct InstanceProcess {
+    id: InstanceId,
+    directory: PathBuf,
+    console: Console,
+    ask: Ask,
+    determinism: Determinism,
+    /// LockedInstance while a request to pause or to go on is carried out. Locked before `life`.
+    pausing: Mutex<()>,
+    /// What the record says of an error; the error's own message without it.
+    explain: OnceLock<fn(&Error) -> String>,
+    // LockedInstance while the record is written, and nothing else is locked meanwhile but the console (a leaf).
+    life: Mutex<Inner>,
+    changed: Condvar,
+}
+
+struct Inner {
+    /// `None` once the instance is stopped and handed back.
+    held: Option<LockedInstance>,
+    /// The last record, kept after `held` is gone.
+    record: Record,
+    killer: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// There while `killer` is.
+    control: Option<Arc<dyn GuestControl>>,
+    /// Counts what was reported about pauses and space.
+    space_reports: u64,
+    /// Somebody wants it gone: a reset from the guest no longer means a reboot.
+    stopping: bool,
+    killed: bool,
+    /// The guest has executed its first instruction in this process.
+    ran: bool,
+    /// How the image's main program has ended in this life, if it has.
+    exited: Option<u8>,
+    watchers: Subscribers<StatusEvent>,
+}
+
+impl InstanceProcess {
+    /// Takes charge of `held`, which is pending. `turn` is the machine's.
+    pub fn new(
+        held: LockedInstance,
+        console: Console,
+        ask: Ask,
+        determinism: Determinism,
+    ) -> Arc<InstanceProcess> {
+        let record = held.record().clone();
+        Arc::new(InstanceProcess {
+            id: record.id.clone(),
+            directory: held.directory().to_path_buf(),
+            console,
+            ask,
+            determinism,
+            pausing: Mutex::default(),
+            explain: OnceLock::new(),
+            life: Mutex::new(Inner {
+                held: Some(held),
+                record,
+                killer: None,
+                control: None,
+                space_reports: 0,
+                stopping: false,
+                killed: false,
+                ran: false,
+                exited: None,
+                watchers: Subscribers::default(),
+            }),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Has the record say what `explain` makes of an error that ends the machine: its message, and what to try.
+    pub fn explain_failures(&self, explain: fn(&Error) -> String) {
+        // Who has set it first has the same words.
+        let _ = self.explain.set(explain);
+    }
+
+    /// The instance's id.
+    pub fn id(&self) -> &InstanceId {
+        &self.id
+    }
+
+    /// Its state directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its console.
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Its record as it is now.
+    pub fn record(&self) -> Record {
+        self.lock().record.clone()
+    }
+
+    /// Whether a guest has run at all: if not, the volumes hold nothing of anybody's.
+    pub fn has_run(&self) -> bool {
+        self.lock().ran
+    }
+
+    /// Runs the guest, again after each reboot, until it ends for good; then writes that down and hands the instance
+    /// back, stopped. `build` makes one life. `surround` sets up what serves the guest's users; it is called once, when the
+    /// first life runs already, because none of it has to be there before.
+    pub fn run(
+        self: &Arc<Self>,
+        mut build: impl FnMut(&Record, &Path, &Console) -> Result<Box<dyn Guest>>,
+        on_started: impl FnOnce() -> Result<()>,
+    ) -> Result<(Ending, LockedInstance)> {
+        let mut on_started = Some(on_started);
+        let ending = loop {
+            let record = self.record();
+            match self.live(&mut build, &record, &mut on_started) {
+                Ok(Some(ending)) => break ending,
+                Ok(None) => {}
+                Err(error) => {
+                    let explain = self.explain.get().copied().unwrap_or(ToString::to_string);
+                    break Ending::Failed(explain(&error));
+                }
+            }
+        };
+        self.finish(ending)
+    }
+
+    /// One life. `None` means that the guest wants another one.
+    fn live(
+        self: &Arc<Self>,
+        build: &mut impl FnMut(&Record, &Path, &Console) -> Result<Box<dyn Guest>>,
+        record: &Record,
+        on_started: &mut Option<impl FnOnce() -> Result<()>>,
+    ) -> Result<Option<Ending>> {
+        let mut guest = build(record, &self.directory, &self.console)?;
+        guest.report_space(self.space_hook());
+        {
+            let mut life = self.lock();
+            let killer = guest.killer();
+            if life.killed {
+                killer();
+            }
+            life.killer = Some(killer);
+            life.control = Some(guest.control());
+            life.ran = true;
+            life.exited = None;
+        }
+        let mut begun = Ok(());
+        let outcome = guest.run(&mut || {
+            begun = self.begun(on_started.take());
+            if begun.is_err() {
+                self.kill();
+            }
+        });
+        self.console.connect_input(None);
+        self.console.connect_size(None);
+        let mut life = self.lock();
+        life.killer = None;
+        life.control = None;
+        begun?;
+        let panic = self.console.take_panic();
+        Ok(match (outcome?, panic) {
+            (Outcome::Killed, _) => Some(Ending::Killed),
+            (Outcome::Reset | Outcome::TripleFault, Some(line)) => Some(Ending::Panicked(line)),
+            (Outcome::TripleFault, None) => Some(Ending::Crashed),
+            (Outcome::PowerOff, _) => Some(life.exited.map_or(Ending::PoweredOff, Ending::Exited)),
+            (Outcome::Reset, None) if life.stopping => Some(Ending::PoweredOff),
+            (Outcome::Reset, None) => None,
+        })
+    }
+
+    /// The guest runs: says so to those who watch, after the first life's surroundings are there.
+    fn begun(&self, on_started: Option<impl FnOnce() -> Result<()>>) -> Result<()> {
+        let (event, reason) = match on_started {
+            Some(on_started) => {
+                self.console.prepare();
+                on_started()?;
+                (Event::Started, "launched")
+            }
+            None => (Event::Rebooted, "rebooted by the guest"),
+        };
+        let mut life = self.lock();
+        if !life.stopping {
+            life.update(event, reason, |r| {
+                r.ready = false;
+                r.paused = None;
+                r.owner = Some(std::process::id());
+            })?;
+            self.changed.notify_all();
+        }
+        Ok(())
+    }
+
+    fn finish(&self, ending: Ending) -> Result<(Ending, LockedInstance)> {
+        self.console.close();
+        let mut life = self.lock();
+        let written = life.update(Event::Ended, &ending.to_string(), |r| {
+            r.ending = Some(ending.clone());
+            r.ready = false;
+            r.paused = None;
+            r.owner = None;
+        });
+        life.watchers.clear();
+        let held = life.held.take();
+        self.changed.notify_all();
+        drop(life);
+        written?;
+        // `held` is taken here and nowhere else, and `run` is called once.
+        held.map(|held| (ending, held))
+            .ok_or_else(|| Error::HasEnded(self.id.to_string()))
+    }
+
+    /// The guest's agent has reported itself.
+    pub fn set_ready(&self) {
+        let mut life = self.lock();
+        if life.held.is_some() && !life.record.ready {
+            // Readiness is told to the watchers first; that the disk has it too matters to a later listing only.
+            if let Err(error) = life.change(|r| r.ready = true) {
+                tracing::warn!(%error, "readiness is not recorded");
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    /// The image's main program has ended with this status; the guest is about to power off.
+    pub fn set_exited(&self, status: u8) {
+        self.lock().exited = Some(status);
+    }
+
+    /// Waits until the agent is there. `false` when the instance ended or `patience` ran out before.
+    pub fn wait_ready(&self, timeout: Duration) -> bool {
+        let over = |life: &mut Inner| !life.record.ready && life.held.is_some();
+        let (life, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), timeout, over)
+            .unwrap_or_else(PoisonError::into_inner);
+        life.record.ready && life.held.is_some()
+    }
+
+    /// Asks the guest to power off, and ends it without its consent when it has not obeyed after `patience`. Returns at
+    /// once. A guest that is paused by request goes on for it, as with `docker stop`.
+    pub fn stop(self: &Arc<Self>, timeout: Duration, reason: &str) -> Result<()> {
+        self.lock().begin_stop(reason)?;
+        self.changed.notify_all();
+        if timeout.is_zero() {
+            self.kill();
+            return Ok(());
+        }
+        let process = Arc::clone(self);
+        self.determinism.take();
+        sandbox::spawn("stop", Kind::Control, move || {
+            let deadline = Instant::now() + timeout;
+            process.resume_to_stop();
+            process.ask_until(ShutdownKind::PowerOff, deadline);
+            process.determinism.give();
+            if !process.wait_ended(deadline) {
+                process.kill();
+            }
+        })
+        .map_err(Error::os("starting a thread"))?;
+        Ok(())
+    }
+
+    /// Asks the guest to restart.
+    pub fn reboot(&self) -> Result<()> {
+        let (state, ready, paused) = {
+            let life = self.lock();
+            (life.record.state, life.record.ready, life.record.paused.clone())
+        };
+        let (what, id) = ("the reboot", self.id.to_string());
+        if let Some(paused) = paused {
+            return Err(Error::StandsStill { what, id, paused });
+        }
+        match (state, ready) {
+            (State::Running, true) => {
+                (self.ask)(&self.directory, ShutdownKind::Reboot)?;
+                // Whoever asks from now on means the next life.
+                let mut life = self.lock();
+                life.change(|r| r.ready = false)?;
+                self.changed.notify_all();
+                Ok(())
+            }
+            (State::Running, false) => Err(Error::NotReady { what, id }),
+            _ => Err(Error::NotRunning { what, id, state }),
+        }
+    }
+
+    /// Ends the guest without its consent.
+    pub fn kill(&self) {
+        let mut life = self.lock();
+        life.stopping = true;
+        life.killed = true;
+        if let Some(killer) = &life.killer {
+            killer();
+        }
+    }
+
+    /// Where the instance stands, and everything new from here on until it ends.
+    pub fn watch(&self) -> Result<(StatusEvent, Subscription<StatusEvent>)> {
+        let mut life = self.lock();
+        let subscribed = life.watchers.add(EVENT_BACKLOG);
+        if life.held.is_none() {
+            life.watchers.clear();
+        }
+        let subscription = subscribed.map_err(Error::os("subscribing to news"))?;
+        Ok((news(&life.record), subscription))
+    }
+
+    /// Where the instance stands.
+    pub fn news(&self) -> StatusEvent {
+        news(&self.lock().record)
+    }
+
+    /// Tries to reach the agent until it has taken the request, the guest has ended or it is too late.
+    fn ask_until(&self, shutdown: ShutdownKind, deadline: Instant) {
+        while Instant::now() < deadline {
+            match (self.ask)(&self.directory, shutdown) {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(%error, "the agent is not there yet"),
+            }
+            if self.wait_ended(deadline.min(Instant::now() + AGENT_RETRY)) {
+                return;
+            }
+        }
+    }
+
+    /// Waits until the instance has ended; `false` when that has not happened by `deadline`.
+    fn wait_ended(&self, deadline: Instant) -> bool {
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        let (life, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), timeout, |life| life.held.is_some())
+            .unwrap_or_else(PoisonError::into_inner);
+        life.held.is_none()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// A stop that cannot be written down is one all the same: only a state that forbids it refuses it.
+    fn begin_stop(&mut self, reason: &str) -> Result<()> {
+        self.stopping = true;
+        match self.update(Event::Stop, reason, |_| {}) {
+            Err(refused @ Error::Transition { .. }) => Err(refused),
+            Err(error) => {
+                tracing::warn!(%error, "the stop is not recorded");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn update(&mut self, event: Event, reason: &str, change: impl FnOnce(&mut Record)) -> Result<()> {
+        let Some(held) = &mut self.held else {
+            let (id, state) = (self.record.id.to_string(), self.record.state);
+            return Err(Error::Transition { id, state, event });
+        };
+        let written = held.update(event, reason, change);
+        self.tell();
+        written
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Record)) -> Result<()> {
+        let Some(held) = &mut self.held else { return Ok(()) };
+        let written = held.change(change);
+        self.tell();
+        written
+    }
+
+    /// Tells the watchers where the instance stands.
+    fn tell(&mut self) {
+        if let Some(held) = &self.held {
+            self.record = held.record().clone();
+        }
+        self.watchers.publish(&news(&self.record));
+    }
+}
+
+fn news(record: &Record) -> StatusEvent {
+    StatusEvent {
+        state: record.state,
+        ready: record.ready,
+        paused: record.paused.clone(),
+        ending: record.ending.clone(),
+    }
+}
+
+#[cfg(test)]
+#[path = "instance_process_tests.rs"]
+mod tests;

@@ -1,0 +1,359 @@
+//! Lives of guests that are scripted.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use super::*;
+use crate::error::AgentError;
+use crate::process::guest::SpaceHook;
+use crate::store::Store;
+use crate::store::home::Home;
+use crate::store::instances::tests::draft;
+use crate::store::pause::NoSpace;
+
+/// A guest that ends when it is told how.
+struct Scripted {
+    ends: Receiver<Outcome>,
+    killer: Sender<Outcome>,
+    switch: Arc<Switch>,
+}
+
+/// Pauses nothing, and says what it was asked for.
+#[derive(Default)]
+struct Switch {
+    asked: Mutex<Vec<&'static str>>,
+    hook: Mutex<Option<SpaceHook>>,
+    /// What an attempt to write again reports.
+    outcome: Mutex<Option<NoSpace>>,
+}
+
+impl Switch {
+    fn report(&self, report: Option<NoSpace>) {
+        self.hook.lock().unwrap().as_ref().unwrap()(report);
+    }
+}
+
+impl GuestControl for Switch {
+    fn pause(&self) -> bool {
+        self.asked.lock().unwrap().push("pause");
+        true
+    }
+    fn resume(&self) {
+        self.asked.lock().unwrap().push("resume");
+    }
+    fn retry(&self) {
+        self.asked.lock().unwrap().push("retry");
+        self.report(self.outcome.lock().unwrap().clone());
+    }
+}
+
+impl Guest for Scripted {
+    fn killer(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let killer = self.killer.clone();
+        Arc::new(move || {
+            let _ = killer.send(Outcome::Killed);
+        })
+    }
+    fn control(&self) -> Arc<dyn GuestControl> {
+        Arc::clone(&self.switch) as _
+    }
+    fn report_space(&mut self, hook: SpaceHook) {
+        *self.switch.hook.lock().unwrap() = Some(hook);
+    }
+    fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome> {
+        started();
+        self.ends.recv().map_err(|_| Error::HasEnded("the script".into()))
+    }
+}
+
+struct World {
+    _dir: tempfile::TempDir,
+    store: Store,
+    process: Arc<InstanceProcess>,
+    /// One sender per life, in order.
+    lives: Receiver<Sender<Outcome>>,
+    switch: Arc<Switch>,
+    running: std::thread::JoinHandle<Result<Ending>>,
+}
+
+impl World {
+    fn start(ask: Ask) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(Home::at(dir.path()));
+        let held = store.create(draft(Some("web")), |_, _| Ok(())).unwrap();
+        let console = Console::new(held.directory());
+        let process = InstanceProcess::new(held, console, ask, Determinism::default());
+        let (births, lives) = channel();
+        let switch = Arc::<Switch>::default();
+        let running = {
+            let (process, switch) = (Arc::clone(&process), Arc::clone(&switch));
+            std::thread::spawn(move || {
+                let build = |_: &Record, _: &Path, _: &Console| {
+                    let (killer, ends) = channel();
+                    births.send(killer.clone()).unwrap();
+                    let switch = Arc::clone(&switch);
+                    Ok(Box::new(Scripted { ends, killer, switch }) as Box<dyn Guest>)
+                };
+                process.run(build, || Ok(())).map(|(ending, _held)| ending)
+            })
+        };
+        World {
+            _dir: dir,
+            store,
+            process,
+            lives,
+            switch,
+            running,
+        }
+    }
+
+    fn recorded(&self) -> Record {
+        self.store.reconcile(self.process.id()).unwrap()
+    }
+
+    fn end(self) -> Ending {
+        self.running.join().unwrap().unwrap()
+    }
+
+    /// Ends as expected and keeps the state directory to be looked at.
+    fn end_keeping(self, expected: Ending) -> tempfile::TempDir {
+        assert_eq!(self.running.join().unwrap().unwrap(), expected);
+        self._dir
+    }
+}
+
+fn deaf() -> Ask {
+    Box::new(|_, _| Err(Error::Agent(AgentError::Absent)))
+}
+
+#[test]
+fn a_guest_that_powers_off_leaves_a_stopped_instance() {
+    let world = World::start(deaf());
+    let life = world.lives.recv().unwrap();
+    life.send(Outcome::PowerOff).unwrap();
+    let (store, id) = (world.store.clone(), world.process.id().clone());
+    let _dir = world.end_keeping(Ending::PoweredOff);
+    let record = store.reconcile(&id).unwrap();
+    assert_eq!(
+        (record.state, record.ending),
+        (State::Stopped, Some(Ending::PoweredOff))
+    );
+}
+
+#[test]
+fn a_reset_is_a_reboot_and_readiness_starts_anew() {
+    let world = World::start(deaf());
+    let first = world.lives.recv().unwrap();
+    let (_, mut news) = world.process.watch().unwrap();
+    while world.recorded().state != State::Running {
+        std::thread::yield_now();
+    }
+    world.process.set_ready();
+    assert!(world.process.wait_ready(Duration::ZERO));
+    assert!(world.recorded().ready);
+    first.send(Outcome::Reset).unwrap();
+    let second = world.lives.recv().unwrap();
+    let rebooted = news.find(|n| !n.ready && n.state == State::Running && n.ending.is_none());
+    assert!(rebooted.is_some());
+    second.send(Outcome::TripleFault).unwrap();
+    assert_eq!(world.end(), Ending::Crashed);
+}
+
+#[test]
+fn a_panic_is_not_taken_for_a_reboot() {
+    let world = World::start(deaf());
+    let life = world.lives.recv().unwrap();
+    world
+        .process
+        .console()
+        .output(b"Kernel panic - not syncing: no init found\n");
+    life.send(Outcome::Reset).unwrap();
+    assert_eq!(world.end(), Ending::Panicked("no init found".into()));
+}
+
+#[test]
+fn a_polite_guest_is_not_killed() {
+    let (asked, requests) = channel();
+    let world = World::start(Box::new(move |_, shutdown| {
+        let _ = asked.send(shutdown);
+        Ok(())
+    }));
+    let life = world.lives.recv().unwrap();
+    world
+        .process
+        .stop(Duration::from_secs(60), "stopped by a test")
+        .unwrap();
+    assert_eq!(requests.recv().unwrap(), ShutdownKind::PowerOff);
+    assert_eq!(world.recorded().state, State::Stopping);
+    life.send(Outcome::PowerOff).unwrap();
+    assert_eq!(world.end(), Ending::PoweredOff);
+}
+
+/// The guest's PID 1 says how the main program has ended, waits until that is noted, and powers off.
+#[test]
+fn the_end_of_the_main_program_is_the_instances() {
+    use guest_init::proto::{END_PORT, Ended, Frame, Kind, write_frame};
+    use std::io::{Read, Write};
+    let world = World::start(deaf());
+    let life = world.lives.recv().unwrap();
+    crate::guest::readiness::listen_for_end(&world.process, Determinism::default()).unwrap();
+    let name = format!("{}_{END_PORT}", crate::store::sockets::VSOCK);
+    let connect = || crate::store::sockets::connect(world.process.directory(), &name).unwrap();
+    // What is no such word says nothing, and does not keep the next one from being heard.
+    connect().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    drop(connect());
+    let mut guest = connect();
+    let frame = Frame::json(Kind::Ended, &Ended::Signaled(9)).unwrap();
+    write_frame(&mut guest, frame.kind, &frame.payload).unwrap();
+    assert_eq!(guest.read(&mut [0]).unwrap(), 0, "noted");
+    life.send(Outcome::PowerOff).unwrap();
+    assert_eq!(world.end(), Ending::Exited(137));
+}
+
+/// A reset is another life, whose end is its own.
+#[test]
+fn the_status_of_one_life_is_not_the_next_ones() {
+    let world = World::start(deaf());
+    let first = world.lives.recv().unwrap();
+    world.process.set_exited(3);
+    first.send(Outcome::Reset).unwrap();
+    let second = world.lives.recv().unwrap();
+    second.send(Outcome::PowerOff).unwrap();
+    assert_eq!(world.end(), Ending::PoweredOff);
+}
+
+#[test]
+fn a_deaf_guest_is_killed_when_patience_is_over() {
+    let world = World::start(deaf());
+    let _life = world.lives.recv().unwrap();
+    world
+        .process
+        .stop(Duration::from_millis(50), "stopped by a test")
+        .unwrap();
+    assert_eq!(world.end(), Ending::Killed);
+}
+
+#[test]
+fn watchers_hear_the_end_and_then_nothing() {
+    let world = World::start(deaf());
+    let life = world.lives.recv().unwrap();
+    let (_, news) = world.process.watch().unwrap();
+    life.send(Outcome::PowerOff).unwrap();
+    let last = news.last().unwrap();
+    assert_eq!(
+        (last.state, last.ending),
+        (State::Stopped, Some(Ending::PoweredOff))
+    );
+    let process = Arc::clone(&world.process);
+    world.end();
+    assert!(
+        !process.wait_ready(Duration::from_secs(60)),
+        "an ended instance does not become ready"
+    );
+    assert!(process.stop(Duration::ZERO, "late").is_err());
+}
+
+#[test]
+fn a_machine_that_cannot_be_built_ends_the_instance_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(Home::at(dir.path()));
+    let held = store.create(draft(None), |_, _| Ok(())).unwrap();
+    let id = held.record().id.clone();
+    let console = Console::new(held.directory());
+    let process = InstanceProcess::new(held, console, deaf(), Determinism::default());
+    let (ending, held) = process
+        .run(|_, _, _| Err(Error::NoRoot("no memory: it".into())), || Ok(()))
+        .unwrap();
+    assert!(matches!(&ending, Ending::Failed(reason) if reason.contains("no memory")));
+    drop(held);
+    assert_eq!(store.reconcile(&id).unwrap().ending, Some(ending));
+    store.hold(&id, Event::Start).unwrap();
+}
+
+fn full(free: u64) -> NoSpace {
+    NoSpace {
+        device: "/dev/vda".into(),
+        path: "/volumes/root.vol".into(),
+        free: Some(free),
+        error: "No space left on device".into(),
+    }
+}
+
+#[test]
+fn a_full_disk_is_in_the_record_until_there_is_space() {
+    let world = World::start(deaf());
+    let life = world.lives.recv().unwrap();
+    while world.recorded().state != State::Running {
+        std::thread::yield_now();
+    }
+    world.switch.report(Some(full(512)));
+    let record = world.recorded();
+    for part in ["/dev/vda", "/volumes/root.vol", "No space left", "512 bytes"] {
+        assert!(record.reason.contains(part), "{}", record.reason);
+    }
+    assert_eq!(record.paused.unwrap().no_space, Some(full(512)));
+    // Still full: the request says so, and how full.
+    *world.switch.outcome.lock().unwrap() = Some(full(100));
+    let refused = world.process.resume().unwrap_err().to_string();
+    assert!(refused.contains("100 bytes"), "{refused}");
+    assert_eq!(world.recorded().paused.unwrap().no_space, Some(full(100)));
+    // Paused by request as well; going on tries again, and there is space now.
+    world.process.pause().unwrap();
+    *world.switch.outcome.lock().unwrap() = None;
+    world.process.resume().unwrap();
+    assert_eq!(world.recorded().paused, None);
+    assert_eq!(
+        *world.switch.asked.lock().unwrap(),
+        ["retry", "pause", "resume", "retry"]
+    );
+    life.send(Outcome::PowerOff).unwrap();
+    assert_eq!(world.end(), Ending::PoweredOff);
+}
+
+#[test]
+fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
+    let (asked, requests) = channel();
+    let world = World::start(Box::new(move |_, shutdown| {
+        let _ = asked.send(shutdown);
+        Ok(())
+    }));
+    let life = world.lives.recv().unwrap();
+    while world.recorded().state != State::Running {
+        std::thread::yield_now();
+    }
+    world.process.pause().unwrap();
+    world
+        .process
+        .stop(Duration::from_secs(60), "stopped by a test")
+        .unwrap();
+    assert_eq!(requests.recv().unwrap(), ShutdownKind::PowerOff);
+    assert_eq!(*world.switch.asked.lock().unwrap(), ["pause", "resume"]);
+    life.send(Outcome::PowerOff).unwrap();
+    assert_eq!(world.end(), Ending::PoweredOff);
+
+    let world = World::start(deaf());
+    let _life = world.lives.recv().unwrap();
+    while world.recorded().state != State::Running {
+        std::thread::yield_now();
+    }
+    world.process.pause().unwrap();
+    world.process.stop(Duration::ZERO, "stopped by a test").unwrap();
+    assert_eq!(world.end(), Ending::Killed);
+}
+
+#[test]
+fn a_full_disk_does_not_keep_an_instance_from_its_end() {
+    let world = World::start(deaf());
+    let _life = world.lives.recv().unwrap();
+    while world.recorded().state != State::Running {
+        std::thread::yield_now();
+    }
+    world.switch.report(Some(full(0)));
+    *world.switch.outcome.lock().unwrap() = Some(full(0));
+    world
+        .process
+        .stop(Duration::from_millis(50), "stopped by a test")
+        .unwrap();
+    let process = Arc::clone(&world.process);
+    assert_eq!(world.end(), Ending::Killed);
+    assert_eq!(process.record().paused, None);
+}

@@ -1,0 +1,168 @@
+//! What is asked of one run of an instance and not kept in its record.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::Error;
+use crate::store::limits::Limits;
+use machine::accel::Profiling;
+use machine::sandbox::Mode;
+use machine::virtio::block::IoEngine;
+use machine::virtio::determinism::Determinism;
+use serde::{Deserialize, Serialize};
+
+/// How the process that runs an instance deals with its host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HostUse {
+    /// How the process is confined.
+    pub sandbox: Mode,
+    /// How requests of disks get to their files.
+    pub disk_engine: DiskEngine,
+}
+
+/// What is wished for one run of an instance and not kept.
+#[derive(Debug, Clone, Default)]
+pub struct PerRun {
+    /// Where it is written when each step of the boot was reached, and the exits up to it, as JSON; `-` shows the steps as a table on
+    /// standard error.
+    pub timing: Option<PathBuf>,
+    /// Whether it is shown how often the guest left its processor up to each step, by device register.
+    pub exits: bool,
+    /// Whether instructions are time, so that every run is the same.
+    pub icount: bool,
+    /// What it takes of this host.
+    pub host: HostUse,
+    /// Where the processor's profile goes.
+    pub profile: Option<Arc<Profiling>>,
+    /// Other files that the process writes at the end.
+    pub outputs: Vec<PathBuf>,
+}
+
+/// How requests of disks get to their files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskEngine {
+    /// One after the other in each queue.
+    #[default]
+    Sync,
+    /// Many at once in each queue, through the kernel's io_uring.
+    IoUring,
+}
+
+impl From<DiskEngine> for IoEngine {
+    fn from(engine: DiskEngine) -> IoEngine {
+        match engine {
+            DiskEngine::Sync => IoEngine::Sync,
+            DiskEngine::IoUring => IoEngine::IoUring,
+        }
+    }
+}
+
+/// A [`PerRun`] on its way to a process of its own.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Message {
+    timing: Option<PathBuf>,
+    exits: bool,
+    icount: bool,
+    sandbox: String,
+    disk_engine: DiskEngine,
+}
+
+impl PerRun {
+    /// As JSON, for the process of a detached instance, which runs in another directory.
+    ///
+    /// # Errors
+    /// When the path of a file is not UTF-8, or the current directory is gone.
+    pub fn to_json(&self) -> io::Result<String> {
+        let PerRun {
+            timing,
+            exits,
+            icount,
+            host: HostUse { sandbox, disk_engine },
+            profile: _,
+            outputs: _,
+        } = self;
+        let absolute = |path: &PathBuf| match path == Path::new("-") {
+            true => Ok(path.clone()),
+            false => std::path::absolute(path),
+        };
+        let message = Message {
+            timing: timing.as_ref().map(absolute).transpose()?,
+            exits: *exits,
+            icount: *icount,
+            sandbox: sandbox.name().to_owned(),
+            disk_engine: *disk_engine,
+        };
+        Ok(serde_json::to_string(&message)?)
+    }
+
+    /// What [`to_json`](PerRun::to_json) has written.
+    ///
+    /// # Errors
+    /// In words, when it is something else.
+    pub fn from_json(text: &str) -> Result<PerRun, String> {
+        let Message {
+            timing,
+            exits,
+            icount,
+            sandbox,
+            disk_engine,
+        } = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let sandbox =
+            Mode::named(&sandbox).ok_or_else(|| format!("{sandbox} is no way to confine a process"))?;
+        Ok(PerRun {
+            timing,
+            exits,
+            icount,
+            host: HostUse { sandbox, disk_engine },
+            ..PerRun::default()
+        })
+    }
+
+    /// Whether `limits` can be kept in such a run.
+    ///
+    /// # Errors
+    /// When they cannot, and why.
+    pub fn check(&self, limits: &Limits) -> Result<(), Error> {
+        if self.icount && !limits.none() {
+            return Err(Error::CountingWithLimits);
+        }
+        Ok(())
+    }
+
+    /// The turn of the machine.
+    pub fn determinism(&self) -> Determinism {
+        if self.icount {
+            Determinism::enabled()
+        } else {
+            Determinism::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_arrives_as_it_was_sent() {
+        let sent = PerRun {
+            timing: Some("timing.json".into()),
+            icount: true,
+            host: HostUse {
+                sandbox: Mode::Required,
+                disk_engine: DiskEngine::IoUring,
+            },
+            ..PerRun::default()
+        };
+        let arrived = PerRun::from_json(&sent.to_json().unwrap()).unwrap();
+        assert_eq!(arrived.host, sent.host);
+        assert_eq!(arrived.timing, Some(std::path::absolute("timing.json").unwrap()));
+        assert!(arrived.icount && !arrived.exits);
+        assert!(PerRun::from_json("{}").is_err());
+        let text = sent.to_json().unwrap().replace("required", "perhaps");
+        assert!(PerRun::from_json(&text).unwrap_err().contains("perhaps"));
+    }
+}
