@@ -2,44 +2,15 @@
 //!
 //! The fast path is three instructions of the host: compare the tag of the one entry that can hold the page, add,
 //! access. The last byte's page is compared, so that an access across two pages misses; what misses goes to
-//! [`mmu`](crate::mmu).
+//! [`mmu`](crate::mmu). How memory is accessed, and what other processors see of it, is in
+//! [`ram_access`](crate::ram_access).
 #![allow(unsafe_code)]
-
-use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
-use std::sync::atomic::{Ordering, fence};
 
 use crate::flags::{Flags, Width};
 use crate::op::{Op, Stop, op_flag};
 use crate::ram::PAGE_MASK;
+pub use crate::ram_access::Scalar;
 use crate::state::Cpu;
-
-/// What a single access can move.
-pub trait Scalar: Copy + Default {
-    /// Its bytes.
-    const SIZE: usize = size_of::<Self>();
-    /// From bytes, little endian; missing ones are zero.
-    fn from_bytes(bytes: &[u8]) -> Self;
-    /// Its bytes, little endian.
-    fn to_bytes(self) -> [u8; 16];
-}
-
-macro_rules! scalar {
-    ($($t:ty)*) => {$(
-        impl Scalar for $t {
-            fn from_bytes(bytes: &[u8]) -> Self {
-                let mut all = [0; size_of::<$t>()];
-                all.copy_from_slice(&bytes[..size_of::<$t>()]);
-                <$t>::from_le_bytes(all)
-            }
-            fn to_bytes(self) -> [u8; 16] {
-                let mut all = [0; 16];
-                all[..size_of::<$t>()].copy_from_slice(&self.to_le_bytes());
-                all
-            }
-        }
-    )*};
-}
-scalar!(u8 u16 u32 u64 u128);
 
 /// A general register operand of one width.
 pub trait Gpr: Width + Scalar {
@@ -169,12 +140,10 @@ impl Cpu {
     #[inline(always)]
     pub fn load<T: Scalar>(&mut self, addr: u64) -> Result<T, Stop> {
         let entry = self.tlb.entry(addr);
-        if entry.read == addr.wrapping_add(T::SIZE as u64 - 1) & PAGE_MASK {
+        if entry.read == last_page::<T>(addr) {
             let host = addr.wrapping_add(entry.addend) as usize;
             // SAFETY: the tag says that all bytes lie in a page of guest RAM that `Ram::new` promises to be mapped.
-            let value = unsafe { with_exposed_provenance::<T>(host).read_unaligned() };
-            order_after_load();
-            Ok(value)
+            Ok(unsafe { T::load(host) })
         } else {
             self.load_slow(addr)
         }
@@ -184,11 +153,10 @@ impl Cpu {
     #[inline(always)]
     pub fn store<T: Scalar>(&mut self, addr: u64, value: T) -> Result<(), Stop> {
         let entry = self.tlb.entry(addr);
-        if entry.write == addr.wrapping_add(T::SIZE as u64 - 1) & PAGE_MASK {
+        if entry.write == last_page::<T>(addr) {
             let host = addr.wrapping_add(entry.addend) as usize;
-            order_before_store();
             // SAFETY: as in `load`; the tag also says that the page may be written and holds no code.
-            unsafe { with_exposed_provenance_mut::<T>(host).write_unaligned(value) };
+            unsafe { T::store(host, value) };
             Ok(())
         } else {
             self.store_slow(addr, value)
@@ -210,6 +178,13 @@ impl Cpu {
             addr.is_multiple_of(size as u64)
                 .then(|| addr.wrapping_add(entry.addend) as usize)
         })
+    }
+
+    /// The same for an operand of any alignment inside one page.
+    pub(crate) fn direct_unaligned(&self, addr: u64, size: usize) -> Option<usize> {
+        let entry = self.tlb.entry(addr);
+        let direct = entry.write == addr.wrapping_add(size as u64 - 1) & PAGE_MASK;
+        (direct || self.tlb.watched(addr, size).is_some()).then(|| addr.wrapping_add(entry.addend) as usize)
     }
 
     /// Reads, changes and writes memory, not atomically. `f` answers the new value.
@@ -237,15 +212,14 @@ impl Cpu {
         f: impl Fn(Flags, T) -> (T, Flags),
     ) -> Result<(), Stop> {
         let entry = self.tlb.entry(addr);
-        if entry.write != addr.wrapping_add(T::SIZE as u64 - 1) & PAGE_MASK {
+        if entry.write != last_page::<T>(addr) {
             return self.compute_slow(addr, f);
         }
-        let host = with_exposed_provenance_mut::<T>(addr.wrapping_add(entry.addend) as usize);
+        let host = addr.wrapping_add(entry.addend) as usize;
         // SAFETY: as in `load`.
-        let (new, flags) = f(self.flags, unsafe { host.read_unaligned() });
-        order_before_store();
+        let (new, flags) = f(self.flags, unsafe { T::load(host) });
         // SAFETY: as in `store`; `f` only computes, it cannot unmap guest RAM.
-        unsafe { host.write_unaligned(new) };
+        unsafe { T::store(host, new) };
         self.flags = flags;
         Ok(())
     }
@@ -317,18 +291,8 @@ impl Cpu {
     }
 }
 
-/// x86 orders loads before later accesses; a host that does not is told.
+/// The tag of a translation for all bytes of an access.
 #[inline(always)]
-fn order_after_load() {
-    if cfg!(not(target_arch = "x86_64")) {
-        fence(Ordering::Acquire);
-    }
-}
-
-/// x86 orders stores after earlier accesses; a host that does not is told.
-#[inline(always)]
-pub(crate) fn order_before_store() {
-    if cfg!(not(target_arch = "x86_64")) {
-        fence(Ordering::Release);
-    }
+fn last_page<T: Scalar>(addr: u64) -> u64 {
+    addr.wrapping_add(T::SIZE as u64 - 1) & PAGE_MASK
 }

@@ -34,6 +34,8 @@ const JUMPS: usize = 8192;
 const MOST_UNSETTLED: usize = 64;
 /// Longest instruction.
 const LONGEST: usize = 15;
+/// Most bytes that are read to decode a block: few have more, and reading them would cost as much as decoding.
+const WINDOW: usize = 256;
 /// The hint space (0F 0D, 0F 18 to 0F 1F) does nothing: what later processors put there (shadow stacks, MPX, CLDEMOTE and
 /// other prefetches) is no operation without its CPUID bit, and programs rely on that.
 const DECODING: u32 = DecoderOptions::FORCE_RESERVED_NOP;
@@ -435,9 +437,9 @@ impl Cpu {
     fn decode_block(&mut self, linear: u64, phys: u64, most: usize) -> Result<Block, Stop> {
         self.counters.blocks_decoded += 1;
         let bits = [16, 32, 64][self.code_size as usize];
-        let mut buffer = [0; MOST * LONGEST];
+        let mut buffer = [0; WINDOW];
         let room = (PAGE - phys % PAGE) as usize;
-        let bytes = &mut buffer[..room.min(MOST * LONGEST)];
+        let bytes = &mut buffer[..room.min(WINDOW)];
         let readable = self.ram.read(phys, bytes);
         if !readable {
             // Nothing runs outside of RAM here; all ones decode to an invalid instruction.

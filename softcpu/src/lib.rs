@@ -23,6 +23,7 @@ pub mod op;
 mod profile;
 mod pvclock;
 pub mod ram;
+mod ram_access;
 mod reset;
 mod run;
 mod select;

@@ -1,16 +1,15 @@
 //! Address translation, and every memory access that misses the TLB (Intel SDM vol. 3, chapter 4).
 #![allow(unsafe_code)]
 
-use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
-use crate::access::{Scalar, order_before_store};
 use crate::apic;
 use crate::bus::Answer;
 use crate::code_page::{Stored, granules};
 use crate::exception::{Fault, canonical, vector};
 use crate::op::{Flow, Stop};
 use crate::ram::{PAGE, PAGE_MASK};
+use crate::ram_access::{self, Scalar};
 use crate::state::{Cpu, cr0, cr4, efer};
 use crate::tlb::{Bank, Stores};
 
@@ -253,10 +252,9 @@ impl Cpu {
             return self.write_linear(addr, &value.to_bytes()[..T::SIZE], self.bank());
         };
         self.check_running(entry.phys & PAGE_MASK | (addr % PAGE), T::SIZE)?;
-        let host = with_exposed_provenance_mut::<T>(addr.wrapping_add(entry.addend) as usize);
-        order_before_store();
+        let host = addr.wrapping_add(entry.addend) as usize;
         // SAFETY: the tag says that all bytes lie in a page of guest RAM that may be written.
-        unsafe { host.write_unaligned(value) };
+        unsafe { T::store(host, value) };
         self.stored_watched(addr, T::SIZE);
         Ok(())
     }
@@ -360,23 +358,11 @@ impl Cpu {
         // SAFETY: `host` is inside a page of guest RAM and no caller passes more than what is left of the page.
         unsafe {
             match data.len() {
-                // Naturally aligned accesses stay single, as other processors expect.
-                8 => data.copy_from_slice(
-                    &with_exposed_provenance::<u64>(host)
-                        .read_unaligned()
-                        .to_le_bytes(),
-                ),
-                4 => data.copy_from_slice(
-                    &with_exposed_provenance::<u32>(host)
-                        .read_unaligned()
-                        .to_le_bytes(),
-                ),
-                2 => data.copy_from_slice(
-                    &with_exposed_provenance::<u16>(host)
-                        .read_unaligned()
-                        .to_le_bytes(),
-                ),
-                len => std::ptr::copy_nonoverlapping(with_exposed_provenance(host), data.as_mut_ptr(), len),
+                16 => data.copy_from_slice(&u128::load(host).to_le_bytes()),
+                8 => data.copy_from_slice(&u64::load(host).to_le_bytes()),
+                4 => data.copy_from_slice(&u32::load(host).to_le_bytes()),
+                2 => data.copy_from_slice(&u16::load(host).to_le_bytes()),
+                _ => ram_access::copy_out(host, data),
             }
         }
     }
@@ -387,21 +373,12 @@ impl Cpu {
         };
         // SAFETY: as in `read_place`.
         unsafe {
-            match *data {
-                [a, b, c, d, e, f, g, h] => with_exposed_provenance_mut::<u64>(host)
-                    .write_unaligned(u64::from_le_bytes([a, b, c, d, e, f, g, h])),
-                [a, b, c, d] => {
-                    with_exposed_provenance_mut::<u32>(host)
-                        .write_unaligned(u32::from_le_bytes([a, b, c, d]));
-                }
-                [a, b] => {
-                    with_exposed_provenance_mut::<u16>(host).write_unaligned(u16::from_le_bytes([a, b]))
-                }
-                _ => std::ptr::copy_nonoverlapping(
-                    data.as_ptr(),
-                    with_exposed_provenance_mut(host),
-                    data.len(),
-                ),
+            match data.len() {
+                16 => u128::store(host, u128::from_bytes(data)),
+                8 => u64::store(host, u64::from_bytes(data)),
+                4 => u32::store(host, u32::from_bytes(data)),
+                2 => u16::store(host, u16::from_bytes(data)),
+                _ => ram_access::copy_in(host, data),
             }
         }
         self.stored(place.phys, data.len());
@@ -437,6 +414,26 @@ impl Cpu {
         let mut bytes = [0; 8];
         self.read_linear(addr, &mut bytes, Bank::Supervisor)?;
         Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Sets bits of a byte of a descriptor as one, as processors do: another one may change the rest of it meanwhile.
+    pub(crate) fn set_system_bits(&mut self, addr: u64, bits: u8) -> Flow {
+        let addr = self.linear(addr, Bank::Supervisor);
+        let place = self.translate_write(addr, 1, Bank::Supervisor)?;
+        match place.host {
+            Some(host) => {
+                // SAFETY: `host` is a byte of guest RAM.
+                let byte = unsafe { AtomicU8::from_ptr(std::ptr::with_exposed_provenance_mut(host)) };
+                byte.fetch_or(bits, Ordering::SeqCst);
+                self.stored(place.phys, 1);
+            }
+            None => {
+                let mut byte = [0];
+                self.read_device(place.phys, &mut byte);
+                self.write_device(place.phys, &[byte[0] | bits]);
+            }
+        }
+        Ok(())
     }
 
     /// Writes a word of an interrupt frame, as the new privilege level 0.

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::code_page::{CodePage, granules};
+use crate::ram_access;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -40,7 +41,8 @@ impl Ram {
     ///
     /// # Safety
     /// Each `host..host + len` must stay mapped, readable and writable for as long as the `Ram` lives, be
-    /// aligned to [`PAGE`], and nobody may hold a Rust reference into it: the guest writes whenever it likes.
+    /// aligned to [`PAGE`], and nobody may hold a Rust reference into it: the guest writes whenever it likes. Other
+    /// threads may access it by atomic or volatile accesses; see [`ram_access`](crate::ram_access).
     pub unsafe fn new(specs: &[RegionSpec]) -> Ram {
         let mut regions: Vec<Region> = specs
             .iter()
@@ -92,13 +94,7 @@ impl Ram {
     pub fn read(&self, phys: u64, data: &mut [u8]) -> bool {
         self.pieces(phys, data.len(), |host, from, len| {
             // SAFETY: `pieces` gives ranges inside a region, which `new` promises to be mapped.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    std::ptr::with_exposed_provenance::<u8>(host),
-                    data[from..from + len].as_mut_ptr(),
-                    len,
-                );
-            }
+            unsafe { ram_access::copy_out(host, &mut data[from..from + len]) };
         })
     }
 
@@ -106,13 +102,7 @@ impl Ram {
     pub fn write(&self, phys: u64, data: &[u8]) -> bool {
         let done = self.pieces(phys, data.len(), |host, from, len| {
             // SAFETY: as in `read`.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    data[from..from + len].as_ptr(),
-                    std::ptr::with_exposed_provenance_mut::<u8>(host),
-                    len,
-                );
-            }
+            unsafe { ram_access::copy_in(host, &data[from..from + len]) };
         });
         fence(Ordering::SeqCst);
         let end = phys.saturating_add(data.len() as u64);
@@ -137,13 +127,7 @@ impl Ram {
         bytes.chunks(chunk.len()).enumerate().all(|(n, wanted)| {
             let found = &mut chunk[..wanted.len()];
             // SAFETY: `host` is a mapped address, as `new` promises, and so is the rest of its page.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    std::ptr::with_exposed_provenance::<u8>(host + 64 * n),
-                    found.as_mut_ptr(),
-                    found.len(),
-                );
-            }
+            unsafe { ram_access::copy_out(host + 64 * n, found) };
             found == wanted
         })
     }

@@ -1,7 +1,8 @@
 //! Read-modify-write instructions that other processors must see as one: LOCK, XCHG, CMPXCHG, XADD.
 //!
-//! A naturally aligned operand in RAM is changed with the host's own atomic instructions. One that is not (a split lock), or
-//! that lies in a device, is changed under one lock shared by all processors.
+//! An operand in RAM is changed with the host's own atomic instructions, where it is aligned or the host can do
+//! without. What is left, a split lock or an operand in a device, is changed under one lock shared by all processors; see
+//! [`ram_access`](crate::ram_access) for what that means.
 #![allow(unsafe_code)]
 
 use std::ptr::with_exposed_provenance_mut;
@@ -11,6 +12,7 @@ use crate::access::Gpr;
 use crate::exec::arith::{Alu, Cmp, Unary};
 use crate::flags::{Flags, Width, rflag};
 use crate::op::{Flow, Op, Stop, op_flag};
+use crate::ram_access;
 use crate::state::{Cpu, reg};
 
 /// An integer with a host atomic.
@@ -94,9 +96,31 @@ fn update_slow<W: Gpr>(cpu: &mut Cpu, addr: u64, f: &mut dyn FnMut(W) -> W) -> F
         cpu.stored_watched(addr, W::SIZE);
         return Ok(());
     }
+    if update_unaligned(cpu, addr, f) {
+        cpu.stored_watched(addr, W::SIZE);
+        return Ok(());
+    }
     let platform = cpu.platform.clone();
     let _held = platform.split_lock();
     cpu.modify(addr, f)
+}
+
+/// Changes an unaligned operand; `false` where that is not possible as one.
+fn update_unaligned<W: Gpr>(cpu: &mut Cpu, addr: u64, f: &mut dyn FnMut(W) -> W) -> bool {
+    let Some(host) = cpu.direct_unaligned(addr, W::SIZE) else {
+        return false;
+    };
+    // SAFETY: `direct_unaligned` answers addresses of mapped guest RAM.
+    let mut old = unsafe { W::load(host) };
+    loop {
+        let new = f(old);
+        // SAFETY: as above.
+        match unsafe { ram_access::compare_exchange_unaligned(host, old, new) } {
+            None => return false,
+            Some(Ok(_)) => return true,
+            Some(Err(found)) => old = found,
+        }
+    }
 }
 
 /// LOCK operation on memory and register.

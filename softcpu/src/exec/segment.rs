@@ -193,7 +193,7 @@ pub(crate) fn write_base<W: Gpr, const NUMBER: usize>(cpu: &mut Cpu, op: &Op) ->
     Ok(())
 }
 
-fn system_segment(cpu: &mut Cpu, op: &Op, kind: u16) -> Result<(Segment, u64, u64), Stop> {
+fn system_segment(cpu: &mut Cpu, op: &Op, kind: u16) -> Result<(Segment, u64), Stop> {
     cpu.privileged()?;
     let selector: u16 = if op.has_memory() {
         cpu.load(cpu.address(op))?
@@ -206,7 +206,6 @@ fn system_segment(cpu: &mut Cpu, op: &Op, kind: u16) -> Result<(Segment, u64, u6
                 selector,
                 ..Segment::default()
             },
-            0,
             0,
         ));
     }
@@ -230,7 +229,7 @@ fn system_segment(cpu: &mut Cpu, op: &Op, kind: u16) -> Result<(Segment, u64, u6
             return cpu.general_protection(code);
         }
     }
-    Ok((segment, raw, at))
+    Ok((segment, at))
 }
 
 /// LLDT.
@@ -241,8 +240,12 @@ pub(crate) fn lldt(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// LTR marks the descriptor busy.
 pub(crate) fn ltr(cpu: &mut Cpu, op: &Op) -> Flow {
-    let (mut segment, raw, at) = system_segment(cpu, op, 9)?;
-    cpu.store_system(at, raw | 1 << 41)?;
+    /// The byte of a descriptor with its type.
+    const ACCESS: u64 = 5;
+    /// In the type: the task is not available.
+    const BUSY: u8 = 1 << 1;
+    let (mut segment, at) = system_segment(cpu, op, 9)?;
+    cpu.set_system_bits(at.wrapping_add(ACCESS), BUSY)?;
     segment.access |= 2;
     cpu.tr = segment;
     Ok(())

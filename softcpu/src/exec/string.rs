@@ -1,14 +1,13 @@
 //! String instructions. Repeated moves and fills go a page at a time where both sides are plain RAM.
 #![allow(unsafe_code)]
 
-use std::ptr::{copy, with_exposed_provenance, with_exposed_provenance_mut};
-
 use crate::access::Gpr;
 use crate::bus::Answer;
 use crate::exec::arith::{Alu, Cmp};
 use crate::flags::rflag;
 use crate::op::{Flow, Op, Stop, op_flag};
 use crate::ram::{PAGE, PAGE_MASK};
+use crate::ram_access;
 use crate::state::{Cpu, reg, seg};
 
 /// The mask of the address size.
@@ -117,18 +116,8 @@ pub(crate) fn movs<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
             from.wrapping_add(read.addend) as usize,
             to.wrapping_add(write.addend) as usize,
         );
-        if b.wrapping_sub(a) < bytes && a != b {
-            // Moving up onto itself repeats a pattern: element by element.
-            return 0;
-        }
         // SAFETY: both tags were compared, and `bytes` end inside both pages of guest RAM.
-        unsafe {
-            copy(
-                with_exposed_provenance::<u8>(a),
-                with_exposed_provenance_mut::<u8>(b),
-                bytes,
-            )
-        };
+        unsafe { ram_access::copy_elements::<W>(a, b, n as usize) };
         step(cpu, reg::RSI, bytes as u64, mask);
         step(cpu, reg::RDI, bytes as u64, mask);
         n
@@ -154,11 +143,9 @@ pub(crate) fn stos<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
         if n == 0 || cpu.rflags & rflag::DF != 0 || entry.write != to & PAGE_MASK {
             return 0;
         }
-        let host = with_exposed_provenance_mut::<W>(to.wrapping_add(entry.addend) as usize);
-        for i in 0..n as usize {
-            // SAFETY: the tag was compared, and `n` elements end inside the page of guest RAM.
-            unsafe { host.add(i).write_unaligned(value) };
-        }
+        let host = to.wrapping_add(entry.addend) as usize;
+        // SAFETY: the tag was compared, and `n` elements end inside the page of guest RAM.
+        unsafe { ram_access::fill(host, n as usize, value) };
         step(cpu, reg::RDI, n * W::SIZE as u64, mask);
         n
     };
