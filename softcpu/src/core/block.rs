@@ -9,48 +9,29 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::ptr::NonNull;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
-
 use crate::core::address_map::AddressMap;
-use crate::core::code_page::{CodePage, granules};
-use crate::core::ram::{PAGE, PAGE_MASK};
-use crate::x86_64::decode::{self, Choice, Run};
-use crate::x86_64::exec;
-use crate::x86_64::exec::chain::{carry, chain};
-use crate::x86_64::op::{Op, Stop};
-use crate::x86_64::select::{fused, select};
-use crate::x86_64::state::Cpu;
+use crate::core::code_page::CodePage;
+use crate::core::page::PAGE;
+use crate::core::unsettled::Unsettled;
 
-/// Most instructions of a block: their number must fit [`Op::idx`], and interrupts wait for the end of a block.
-const MOST: usize = 64;
 /// Most blocks before the cache starts afresh: bounds host memory to about 100 MiB for each processor.
 const CAPACITY: usize = 1 << 18;
 /// Entries of the table that finds blocks by linear address; a power of two.
 const JUMPS: usize = 8192;
-/// Most pages whose watching is waited for; the oldest is asked for again when it is needed.
-const MOST_UNSETTLED: usize = 64;
-/// Longest instruction.
-const LONGEST: usize = 15;
-/// Most bytes that are read to decode a block: few have more, and reading them would cost as much as decoding.
-const WINDOW: usize = 256;
-/// The hint space (0F 0D, 0F 18 to 0F 1F) does nothing: what later processors put there (shadow stacks, MPX, CLDEMOTE and
-/// other prefetches) is no operation without its CPUID bit, and programs rely on that.
-const DECODING: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
 /// Operations on the heap, at one address for as long as the cache that owns the block lives.
-pub(crate) struct Ops {
-    first: NonNull<Op>,
+pub(crate) struct Ops<O> {
+    first: NonNull<O>,
     len: usize,
 }
 
 // SAFETY: plain data, owned like a box; function pointers may cross threads.
-unsafe impl Send for Ops {}
+unsafe impl<O: Copy + 'static> Send for Ops<O> {}
 
-impl Ops {
-    fn new(ops: Vec<Op>) -> Ops {
+impl<O> Ops<O> {
+    pub fn new(ops: Vec<O>) -> Ops<O> {
         let len = ops.len();
         let first = NonNull::from(Box::leak(ops.into_boxed_slice())).cast();
         Ops { first, len }
@@ -58,12 +39,12 @@ impl Ops {
 
     /// The first operation; the last one always stops.
     #[inline(always)]
-    pub fn first(&self) -> *const Op {
+    pub fn first(&self) -> *const O {
         self.first.as_ptr()
     }
 }
 
-impl Drop for Ops {
+impl<O> Drop for Ops<O> {
     fn drop(&mut self) {
         // SAFETY: made by `new` from a boxed slice of this length, and dropped once.
         drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.first.as_ptr(), self.len)) });
@@ -71,23 +52,43 @@ impl Drop for Ops {
 }
 
 /// Where a block went, and how: an entry of [`Tlb::key`](crate::core::tlb::Tlb::key) and the instruction pointer.
-#[derive(Clone, Copy)]
-struct Link {
+struct Link<O> {
     rip: u64,
     key: u64,
-    block: *const Block,
+    block: *const Block<O>,
 }
 
-const NO_LINK: Link = Link {
-    rip: 0,
-    key: 0,
-    block: std::ptr::null(),
-};
+impl<O> Link<O> {
+    const NONE: Link<O> = Link {
+        rip: 0,
+        key: 0,
+        block: std::ptr::null(),
+    };
+}
+
+impl<O> Clone for Link<O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<O> Copy for Link<O> {}
+
+/// What the last instruction of a block does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It goes on with the next one.
+    Next,
+    /// It calls a function.
+    Call,
+    /// It goes elsewhere in another way.
+    Other,
+}
 
 /// A decoded block.
-pub(crate) struct Block {
+pub(crate) struct Block<O> {
     /// Its operations.
-    pub ops: Ops,
+    pub ops: Ops<O>,
     /// Instructions that it retires.
     pub count: u32,
     /// Its bytes.
@@ -95,27 +96,74 @@ pub(crate) struct Block {
     /// Physical address of its first byte.
     pub phys: u64,
     /// What its last instruction does.
-    pub flow: FlowControl,
+    pub ending: Ending,
     /// What it was decoded from.
-    bytes: Box<[u8]>,
+    pub bytes: Box<[u8]>,
     /// The version of its page when `bytes` were seen there last.
     version: Cell<u32>,
     /// Its page; `None` where the version of one page does not say everything: it is looked up each time.
     page: Option<NonNull<CodePage>>,
     /// Physical address of the second page, where it straddles two.
-    second: Option<u64>,
+    pub second: Option<u64>,
     /// The block that came after it, when it went on to the next instruction and when it went elsewhere.
-    links: [Cell<Link>; 2],
+    links: [Cell<Link<O>>; 2],
 }
 
 // SAFETY: `page` points into the `Ram` that the owning processor keeps alive; it is only read, atomically. `links` point
 // to blocks of the same cache, which is never taken apart.
-unsafe impl Send for Block {}
+unsafe impl<O: Copy + 'static> Send for Block<O> {}
 
-impl Block {
+impl<O> Block<O> {
+    /// A block of `bytes`, which lie at `phys` in `page` and, where there are more than it has room for, at `second`. Its
+    /// version is not known yet.
+    pub fn new(
+        (ops, count, ending): (Vec<O>, u32, Ending),
+        (phys, second, bytes): (u64, Option<u64>, &[u8]),
+        page: Option<&CodePage>,
+    ) -> Block<O> {
+        let page = page.map(NonNull::from);
+        Block {
+            ops: Ops::new(ops),
+            count,
+            len: bytes.len() as u32,
+            phys,
+            ending,
+            bytes: bytes.into(),
+            version: Cell::new(0),
+            page: page.filter(|_| second.is_none()),
+            second,
+            links: [const { Cell::new(Link::NONE) }; 2],
+        }
+    }
+
+    /// The same, to be looked up each time.
+    pub fn once(self) -> Block<O> {
+        Block { page: None, ..self }
+    }
+
+    /// Whether its page's version says everything, so that it may be found by tables and links.
+    pub fn may_be_linked(&self) -> bool {
+        self.page.is_some()
+    }
+
+    /// Its bytes were seen in its page of this version.
+    pub fn set_version(&self, version: u32) {
+        self.version.set(version);
+    }
+
+    /// Whether it was decoded from one of the `len` bytes at `phys`.
+    pub fn overlaps(&self, phys: u64, len: u64) -> bool {
+        let first = self.first_part().len();
+        let overlaps = |at: u64, bytes: usize| phys < at + bytes as u64 && at < phys + len;
+        overlaps(self.phys, first)
+            || self
+                .second
+                .is_some_and(|second| overlaps(second, self.bytes.len() - first))
+    }
+
     /// Whether nobody has stored to its bytes since, as far as its page's version shows.
     #[inline(always)]
-    fn is_current(&self) -> bool {
+    pub fn is_current(&self) -> bool {
         match self.page {
             // SAFETY: see `Send`: the `Ram` outlives the block.
             Some(page) => unsafe { page.as_ref() }.version() == self.version.get(),
@@ -124,82 +172,171 @@ impl Block {
     }
 
     /// Its bytes in its first page.
-    fn first_part(&self) -> &[u8] {
+    pub fn first_part(&self) -> &[u8] {
         let room = (PAGE - self.phys % PAGE) as usize;
         &self.bytes[..room.min(self.bytes.len())]
     }
 
     /// The link for a way on to `rip`, of a block that began at `begin`.
     #[inline(always)]
-    fn link(&self, begin: u64, rip: u64) -> &Cell<Link> {
+    fn link(&self, begin: u64, rip: u64) -> &Cell<Link<O>> {
         &self.links[(begin.wrapping_add(self.len as u64) != rip) as usize]
     }
 }
 
 /// A block by its linear address.
-#[derive(Clone, Copy)]
-struct Jump {
+struct Jump<O> {
     linear: u64,
     key: u64,
-    block: *const Block,
+    block: *const Block<O>,
 }
+
+impl<O> Jump<O> {
+    const NONE: Jump<O> = Jump {
+        linear: 1,
+        key: 0,
+        block: std::ptr::null(),
+    };
+}
+
+impl<O> Clone for Jump<O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<O> Copy for Jump<O> {}
 
 /// All blocks of one processor.
-pub(crate) struct Cache {
+pub(crate) struct Cache<O> {
     /// At one address each, and only ever freed all at once.
-    blocks: Vec<NonNull<Block>>,
-    by_address: AddressMap<NonNull<Block>>,
-    jumps: Box<[Jump; JUMPS]>,
+    blocks: Vec<NonNull<Block<O>>>,
+    by_address: AddressMap<NonNull<Block<O>>>,
+    jumps: Box<[Jump<O>; JUMPS]>,
     /// The last two blocks that may run only once.
-    transient: [Option<Box<Block>>; 2],
-    /// Pages of code to which other processors may still store without a sign, oldest first.
-    unsettled: VecDeque<Unsettled>,
-}
-
-/// A page of code whose watching was asked for.
-struct Unsettled {
-    page: u64,
-    version: u32,
-    /// The number of the request.
-    request: u64,
+    transient: [Option<Box<Block<O>>>; 2],
+    /// Pages of code to which other processors may still store without a sign.
+    pub unsettled: Unsettled,
 }
 
 // SAFETY: blocks belong to the cache alone, which hands out no pointer that outlives a call of the processor's thread.
-unsafe impl Send for Cache {}
+unsafe impl<O: Copy + 'static> Send for Cache<O> {}
 
-const NO_JUMP: Jump = Jump {
-    linear: 1,
-    key: 0,
-    block: std::ptr::null(),
-};
-
-impl Cache {
-    pub fn new() -> Cache {
+impl<O> Cache<O> {
+    pub fn new() -> Cache<O> {
         Cache {
             blocks: Vec::new(),
             by_address: AddressMap::default(),
-            jumps: vec![NO_JUMP; JUMPS]
+            jumps: vec![Jump::NONE; JUMPS]
                 .into_boxed_slice()
                 .try_into()
                 .unwrap_or_else(|_| unreachable!()),
             transient: [None, None],
-            unsettled: VecDeque::new(),
+            unsettled: Unsettled::default(),
         }
     }
 
     /// Keeps a block until two more such have come.
-    fn keep_once(&mut self, block: Block) -> *const Block {
+    pub fn keep_once(&mut self, block: Block<O>) -> *const Block<O> {
         self.transient.swap(0, 1);
         self.transient[0].insert(Box::new(block)).as_ref()
     }
 
-    fn keep(&mut self, block: Block) -> NonNull<Block> {
+    fn keep(&mut self, block: Block<O>) -> NonNull<Block<O>> {
         let kept = NonNull::from(Box::leak(Box::new(block)));
         self.blocks.push(kept);
         kept
     }
 
-    fn clear(&mut self) {
+    /// Whether there are so many that the cache is to be emptied.
+    pub fn is_full(&self) -> bool {
+        self.blocks.len() >= CAPACITY
+    }
+
+    /// The block that followed `from` the last time when it began at `begin` and went on to `rip`.
+    ///
+    /// # Safety
+    /// `from` is a block of this cache that was not cleared since.
+    #[inline(always)]
+    pub unsafe fn linked(
+        &self,
+        from: *const Block<O>,
+        begin: u64,
+        rip: u64,
+        key: u64,
+    ) -> Option<*const Block<O>> {
+        // SAFETY: the caller's promise.
+        let link = unsafe { &*from }.link(begin, rip).get();
+        // SAFETY: blocks of links live as long as the block that has the link.
+        (link.rip == rip && link.key == key && unsafe { &*link.block }.is_current()).then_some(link.block)
+    }
+
+    /// Remembers that `block` followed `from`, where it may be found so.
+    ///
+    /// # Safety
+    /// Both are blocks of this cache that was not cleared since.
+    pub unsafe fn set_link(
+        &self,
+        from: *const Block<O>,
+        begin: u64,
+        rip: u64,
+        key: u64,
+        block: *const Block<O>,
+    ) {
+        // SAFETY: the caller's promise.
+        let (from, found) = unsafe { (&*from, &*block) };
+        if found.may_be_linked() {
+            from.link(begin, rip).set(Link { rip, key, block });
+        }
+    }
+
+    /// The block at a linear address, where it was found there with this key.
+    #[inline(always)]
+    pub fn jump(&self, linear: u64, key: u64) -> Option<*const Block<O>> {
+        let jump = self.jumps[jump_slot(linear)];
+        // SAFETY: blocks live as long as the table, and the table has them only with a key.
+        (jump.linear == linear && jump.key == key && unsafe { &*jump.block }.is_current())
+            .then_some(jump.block)
+    }
+
+    /// Lets a block be found by linear address, if it may be.
+    pub fn remember(&mut self, linear: u64, key: u64, block: NonNull<Block<O>>) {
+        // SAFETY: blocks live as long as the table, and none is changed here.
+        if unsafe { block.as_ref() }.may_be_linked() {
+            self.jumps[jump_slot(linear)] = Jump {
+                linear,
+                key,
+                block: block.as_ptr(),
+            };
+        }
+    }
+
+    /// The block that was decoded at a physical address with the code size that the key also has.
+    pub fn at(&self, address: u64) -> Option<NonNull<Block<O>>> {
+        self.by_address.get(&address).copied()
+    }
+
+    /// Keeps a block until the cache is cleared, in the place of one that was [at](Cache::at) the same address.
+    ///
+    /// No reference to a block is alive meanwhile, and the one that is replaced does not run.
+    pub fn insert(&mut self, address: u64, block: Block<O>) -> NonNull<Block<O>> {
+        match self.at(address) {
+            Some(mut known) => {
+                // SAFETY: see above: whoever has its address (a jump, a link, the loop) finds another block of the same
+                // address there.
+                unsafe { *known.as_mut() = block };
+                known
+            }
+            None => {
+                let kept = self.keep(block);
+                self.by_address.insert(address, kept);
+                kept
+            }
+        }
+    }
+
+    /// Forgets all blocks. None runs.
+    pub fn clear(&mut self) {
         let Cache {
             blocks,
             by_address,
@@ -208,7 +345,7 @@ impl Cache {
             unsettled: _,
         } = self;
         by_address.clear();
-        jumps.fill(NO_JUMP);
+        jumps.fill(Jump::NONE);
         *transient = [None, None];
         for block in blocks.drain(..) {
             // SAFETY: `keep` made it from a box, and nothing else in the cache names it any more.
@@ -217,7 +354,7 @@ impl Cache {
     }
 }
 
-impl Drop for Cache {
+impl<O> Drop for Cache<O> {
     fn drop(&mut self) {
         self.clear();
     }
@@ -226,354 +363,4 @@ impl Drop for Cache {
 #[inline(always)]
 fn jump_slot(linear: u64) -> usize {
     (linear ^ linear >> 13) as usize % JUMPS
-}
-
-impl Cpu {
-    /// Makes room where too many blocks have been decoded. Not while a block runs.
-    pub(crate) fn bound_cache(&mut self) {
-        if self.cache.blocks.len() >= CAPACITY {
-            self.running = std::ptr::null();
-            self.stopped = std::ptr::null();
-            self.cache.clear();
-        }
-    }
-
-    /// Whether the block that runs was decoded from one of the `len` bytes at `phys`.
-    pub(crate) fn runs(&self, phys: u64, len: u64) -> bool {
-        // SAFETY: the loop sets it to a block that lives as long as it says so.
-        let running = unsafe { self.running.as_ref() };
-        running.is_some_and(|block| {
-            let first = block.first_part().len();
-            let overlaps = |at: u64, bytes: usize| phys < at + bytes as u64 && at < phys + len;
-            overlaps(block.phys, first)
-                || block
-                    .second
-                    .is_some_and(|second| overlaps(second, block.bytes.len() - first))
-        })
-    }
-
-    /// The block at `rip`, which came after `from` began at `begin`. It lives until [`Cpu::bound_cache`].
-    ///
-    /// # Safety
-    /// `from` is such a block.
-    #[inline(always)]
-    pub(crate) unsafe fn follow(&mut self, from: *const Block, begin: u64) -> Result<*const Block, Stop> {
-        // SAFETY: the caller's promise.
-        let link = unsafe { &*from }.link(begin, self.rip).get();
-        if link.rip == self.rip && link.key == self.tlb.key() {
-            // SAFETY: blocks of links live as long as the block that has the link.
-            if unsafe { &*link.block }.is_current() {
-                return Ok(link.block);
-            }
-        }
-        let block = self.find_block()?;
-        // SAFETY: `find_block` frees none.
-        let (from, found) = unsafe { (&*from, &*block) };
-        if found.page.is_some() {
-            from.link(begin, self.rip).set(Link {
-                rip: self.rip,
-                key: self.tlb.key(),
-                block,
-            });
-        }
-        Ok(block)
-    }
-
-    /// The block at `rip`. It lives until [`Cpu::bound_cache`].
-    #[inline(always)]
-    pub(crate) fn find_block(&mut self) -> Result<*const Block, Stop> {
-        let linear = if self.is_long() {
-            self.rip
-        } else {
-            self.code_linear()
-        };
-        let jump = self.cache.jumps[jump_slot(linear)];
-        if jump.linear == linear && jump.key == self.tlb.key() {
-            // SAFETY: blocks live as long as the table, and the table has them only with a key.
-            if unsafe { &*jump.block }.is_current() {
-                return Ok(jump.block);
-            }
-        }
-        self.find_block_slow(linear)
-    }
-
-    /// Linear address of the next instruction.
-    pub(crate) fn code_address(&self) -> u64 {
-        if self.is_long() {
-            self.rip
-        } else {
-            self.code_linear()
-        }
-    }
-
-    fn code_linear(&self) -> u64 {
-        self.seg_base[crate::x86_64::state::seg::CS].wrapping_add(self.rip) as u32 as u64
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn find_block_slow(&mut self, linear: u64) -> Result<*const Block, Stop> {
-        let phys = self.fetch(linear)?;
-        let key = phys | (self.code_size as u64) << 60;
-        self.counters.blocks_looked_up += 1;
-        let known = self.cache.by_address.get(&key).copied();
-        if let Some(known) = known {
-            // SAFETY: blocks live as long as the table, and none is changed here.
-            let block = unsafe { known.as_ref() };
-            if self.relies(block, linear)? {
-                if block.page.is_some() {
-                    self.remember(linear, known);
-                }
-                return Ok(known.as_ptr());
-            }
-        }
-        if self.cache.blocks.len() >= CAPACITY {
-            self.request_check();
-        }
-        let block = self.decode_block(linear, phys, MOST)?;
-        if !self.relies(&block, linear)? {
-            return Ok(self.cache.keep_once(Block { page: None, ..block }));
-        }
-        let again = block.page.is_some();
-        let kept = match known {
-            Some(mut known) => {
-                // SAFETY: no reference to the block is alive. It does not run, and whoever has its address (a jump, a link, the
-                // loop) finds another block of the same address there.
-                unsafe { *known.as_mut() = block };
-                known
-            }
-            None => {
-                let kept = self.cache.keep(block);
-                self.cache.by_address.insert(key, kept);
-                kept
-            }
-        };
-        if again {
-            self.remember(linear, kept);
-        }
-        Ok(kept.as_ptr())
-    }
-
-    /// Whether a block's bytes are still in memory and every store to them will show.
-    fn relies(&mut self, block: &Block, linear: u64) -> Result<bool, Stop> {
-        let first = block.first_part();
-        let rest = &block.bytes[first.len()..];
-        if let Some(second) = block.second {
-            let page = self.fetch((linear & PAGE_MASK).wrapping_add(PAGE))?;
-            if page != second || self.relies_on(second, rest).is_none() {
-                return Ok(false);
-            }
-        }
-        let version = self.relies_on(block.phys, first);
-        block.version.set(version.unwrap_or_default());
-        Ok(version.is_some())
-    }
-
-    /// The version of the page at `phys`, where these bytes are there and every store to them changes it.
-    fn relies_on(&mut self, phys: u64, bytes: &[u8]) -> Option<u32> {
-        let granules = granules(phys % PAGE, bytes.len() as u64);
-        let reliance = self.ram.page(phys)?.rely(granules);
-        if reliance.direct && !self.settle(phys & PAGE_MASK, reliance.version) {
-            return None;
-        }
-        self.ram.equals(phys, bytes).then_some(reliance.version)
-    }
-
-    /// Lets stores to a page of code be watched, by this processor at once and by the others before their next block.
-    /// Answers whether all do.
-    #[cold]
-    fn settle(&mut self, page: u64, version: u32) -> bool {
-        let waiting = &mut self.cache.unsettled;
-        let asked = waiting.iter().position(|asked| asked.page == page);
-        if let Some(index) = asked
-            && waiting[index].version == version
-            && !self.platform.others_watch(waiting[index].request, &self.mailbox)
-        {
-            return false;
-        }
-        // Another version: it may have been opened since, and is asked for anew.
-        let asked = asked.and_then(|index| waiting.remove(index));
-        if asked.is_none_or(|asked| asked.version != version) {
-            self.counters.pages_watched += 1;
-            self.tlb.watch(page);
-            if self.platform.is_shared() {
-                if waiting.len() == MOST_UNSETTLED {
-                    waiting.pop_front();
-                }
-                let request = self.platform.watch_others(&self.mailbox);
-                waiting.push_back(Unsettled {
-                    page,
-                    version,
-                    request,
-                });
-                return false;
-            }
-        }
-        self.ram.page(page).is_some_and(|code| code.settle(version))
-    }
-
-    /// Watches the stores to code as other processors have asked for.
-    pub(crate) fn watch_code(&mut self) {
-        let request = self.platform.watch_requests();
-        self.tlb.watch_code(&self.ram);
-        self.mailbox.set_watched(request);
-    }
-
-    fn remember(&mut self, linear: u64, block: NonNull<Block>) {
-        self.cache.jumps[jump_slot(linear)] = Jump {
-            linear,
-            key: self.tlb.key(),
-            block: block.as_ptr(),
-        };
-    }
-
-    /// Decodes the single instruction at `rip`, for running it alone.
-    pub(crate) fn decode_single(&mut self) -> Result<Block, Stop> {
-        let linear = self.code_address();
-        let phys = self.fetch(linear)?;
-        self.decode_block(linear, phys, 1)
-    }
-
-    fn decode_block(&mut self, linear: u64, phys: u64, most: usize) -> Result<Block, Stop> {
-        self.counters.blocks_decoded += 1;
-        let bits = [16, 32, 64][self.code_size as usize];
-        let mut buffer = [0; WINDOW];
-        let room = (PAGE - phys % PAGE) as usize;
-        let bytes = &mut buffer[..room.min(WINDOW)];
-        let readable = self.ram.read(phys, bytes);
-        if !readable {
-            // Nothing runs outside of RAM here; all ones decode to an invalid instruction.
-            bytes.fill(0xff);
-        }
-        let mut ops = Vec::with_capacity(8);
-        let mut count = 0;
-        let mut decoder = Decoder::with_ip(bits, bytes, 0, DECODING);
-        let mut instr = Instruction::default();
-        // The instruction before, and where its operation is.
-        let mut last: Option<(Instruction, usize)> = None;
-        let mut second = None;
-        let mut longer = [0; 2 * LONGEST];
-        loop {
-            if count == most {
-                ops.push(fallthrough(decoder.position(), count));
-                break;
-            }
-            let at = decoder.position();
-            decoder.decode_out(&mut instr);
-            if decoder.last_error() == DecoderError::NoMoreBytes && bytes.len() - at < LONGEST {
-                if count > 0 {
-                    ops.push(fallthrough(at, count));
-                    break;
-                }
-                let page = self.fetch((linear & PAGE_MASK).wrapping_add(PAGE))?;
-                longer[..room].copy_from_slice(bytes);
-                let rest = &mut longer[room..room + LONGEST];
-                if !self.ram.read(page, rest) {
-                    rest.fill(0xff);
-                }
-                second = Some(page);
-                let mut decoder = Decoder::with_ip(bits, &longer[..room + LONGEST], 0, DECODING);
-                decoder.decode_out(&mut instr);
-                let choice = self.choose(&instr, decoder.position());
-                let ends = self.lower(&instr, choice, 0, &mut ops);
-                count = 1;
-                if !ends {
-                    ops.push(fallthrough(instr.len(), 1));
-                }
-                break;
-            }
-            let choice = self.choose(&instr, decoder.position() - at);
-            if choice.starts && count > 0 {
-                ops.push(fallthrough(at, count));
-                break;
-            }
-            let index = ops.len();
-            let ends = self.lower(&instr, choice, count, &mut ops);
-            count += 1;
-            if ends {
-                if let Some((first, at)) = last
-                    && let Some(run) = fused(&first, &instr, self.code_size)
-                {
-                    ops[at].run = run;
-                }
-                break;
-            }
-            last = Some((instr, index));
-        }
-        let len = ops.last().map_or(0, |op| op.off as usize + op.len as usize);
-        // A guard: should a handler that ends blocks ever go on, it ends here and not beyond.
-        ops.push(fallthrough(0, count));
-        let all = if second.is_some() { &longer[..] } else { &bytes[..] };
-        let page = self.ram.page(phys).map(NonNull::from);
-        Ok(Block {
-            ops: Ops::new(ops),
-            count: count as u32,
-            len: len as u32,
-            phys,
-            flow: instr.flow_control(),
-            bytes: all[..len].into(),
-            version: Cell::new(0),
-            page: page.filter(|_| second.is_none()),
-            second,
-            links: [const { Cell::new(NO_LINK) }; 2],
-        })
-    }
-
-    /// What runs an instruction, for which the decoder has read so many bytes.
-    fn choose(&mut self, instr: &Instruction, bytes: usize) -> Choice {
-        if instr.is_invalid() {
-            // As many as an instruction may have, and it goes on.
-            let too_long = bytes == LONGEST;
-            return if too_long {
-                Choice::end(chain(exec::misc::too_long))
-            } else {
-                undefined()
-            };
-        }
-        select(instr, self.code_size).unwrap_or_else(|| {
-            let name = format!("{:?}", instr.code());
-            self.report(&name);
-            undefined()
-        })
-    }
-
-    /// Makes the operations of an instruction, the `count`-th of its block; answers whether it ends the block.
-    fn lower(&mut self, instr: &Instruction, choice: Choice, count: usize, ops: &mut Vec<Op>) -> bool {
-        let mut op = fallthrough(0, count);
-        if !decode::operands(instr, self.code_size, &mut op) {
-            self.report("a displacement of 2 GiB");
-            op.run = chain(exec::misc::undefined);
-            ops.push(op);
-            return true;
-        }
-        match choice.run {
-            Run::Chained(run) => ops.push(Op { run, ..op }),
-            Run::Single(body) => ops.extend(carry(op, body)),
-        }
-        choice.ends
-    }
-}
-
-fn undefined() -> Choice {
-    Choice::end(chain(exec::misc::undefined))
-}
-
-/// An operation that goes on after the block without being an instruction.
-fn fallthrough(at: usize, count: usize) -> Op {
-    Op {
-        run: chain(exec::branch::fallthrough),
-        imm: 0,
-        disp: 0,
-        off: at as u16,
-        len: 0,
-        idx: count as u8,
-        base: crate::x86_64::op::REG_ZERO,
-        index: crate::x86_64::op::REG_ZERO,
-        scale: 0,
-        seg: crate::x86_64::op::SEG_FLAT,
-        a: 0,
-        b: 0,
-        c: 0,
-        flags: 0,
-    }
 }

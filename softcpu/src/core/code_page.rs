@@ -12,7 +12,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::core::ram::PAGE;
+use crate::core::page::PAGE;
 
 /// Bytes of a granule, as a power of two.
 const GRANULE_SHIFT: u32 = 7;

@@ -1,8 +1,7 @@
 //! How often the costly things happened, for tests and benchmarks: exact and the same each time where one processor's time is
 //! its instructions.
 
-use crate::core::ram::PAGE;
-use crate::x86_64::state::Cpu;
+use crate::core::page::PAGE;
 
 /// Counts since power-on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,13 +16,6 @@ pub struct Counters {
     pub pages_watched: u64,
     /// Walks of the page tables.
     pub walks: u64,
-}
-
-impl Cpu {
-    /// What was counted.
-    pub fn counters(&self) -> Counters {
-        self.counters
-    }
 }
 
 /// Stores in a row to pages that held code and hold none now, by page: after enough of them the page is watched no longer. Pages

@@ -8,10 +8,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use iced_x86::FlowControl;
-
-use crate::x86_64::state::{Cpu, reg};
-
 /// Most call paths, pairs of a call path and a function, and blocks whose function is remembered; what comes later is counted
 /// as unknown (address 0). Bounds host memory to about 150 MiB. A boot of Linux has 200 thousand pairs.
 const MOST: usize = 1 << 20;
@@ -42,9 +38,12 @@ struct Frame {
 /// What is known before a block runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Before {
-    rip: u64,
-    retired: u64,
-    cpl: u8,
+    /// Its instruction pointer.
+    pub rip: u64,
+    /// Instructions retired.
+    pub retired: u64,
+    /// Its instructions are a program's, not the kernel's.
+    pub user: bool,
 }
 
 /// Instructions by call path and function.
@@ -68,7 +67,7 @@ pub struct Profile {
 
 impl Profile {
     /// An empty one. `functions` are the addresses at which functions begin, in order; each ends where the next begins.
-    fn new(functions: Arc<[u64]>) -> Profile {
+    pub(crate) fn new(functions: Arc<[u64]>) -> Profile {
         Profile {
             functions,
             by_block: HashMap::new(),
@@ -83,6 +82,31 @@ impl Profile {
             stack: 0,
             others: HashMap::new(),
             expected: 0,
+        }
+    }
+
+    /// To be called before each block, with the stack pointer.
+    pub(crate) fn before(&mut self, before: Before, sp: u64) {
+        if !before.user {
+            self.look_at(sp);
+            if before.rip != self.expected {
+                self.enter(before.rip, sp);
+            }
+        }
+    }
+
+    /// To be called after each block, with what it came to: its last instruction may have been a call.
+    pub(crate) fn after(&mut self, before: Before, after: Before, called: bool, sp: u64) {
+        self.expected = after.rip;
+        let spent = after.retired - before.retired;
+        if before.user {
+            self.user += spent;
+            return;
+        }
+        self.count(before.rip, spent);
+        if called {
+            self.look_at(sp);
+            self.enter(after.rip, sp);
         }
     }
 
@@ -175,54 +199,6 @@ impl Profile {
             .counts
             .entry(if known { key } else { (ROOT, 0) })
             .or_default() += instructions;
-    }
-}
-
-impl Cpu {
-    /// Starts to count anew. `functions` are the addresses at which the kernel's functions begin, in order.
-    pub fn start_profile(&mut self, functions: Arc<[u64]>) {
-        self.profile = Some(Box::new(Profile::new(functions)));
-    }
-
-    /// What was counted since; nothing is counted from here on.
-    pub fn take_profile(&mut self) -> Option<Profile> {
-        self.profile.take().map(|profile| *profile)
-    }
-
-    /// To be called before each block while profiling.
-    pub(crate) fn profile_before(&mut self) -> Before {
-        let (rip, cpl, sp) = (self.rip, self.cpl, self.gpr[reg::RSP]);
-        if let Some(profile) = &mut self.profile
-            && cpl == 0
-        {
-            profile.look_at(sp);
-            if rip != profile.expected {
-                profile.enter(rip, sp);
-            }
-        }
-        Before {
-            rip,
-            retired: self.retired,
-            cpl,
-        }
-    }
-
-    /// To be called after each block while profiling; `flow` is what its last instruction does.
-    pub(crate) fn profile_after(&mut self, before: Before, flow: FlowControl) {
-        let Before { rip, retired, cpl } = before;
-        let spent = self.retired - retired;
-        let (next, sp) = (self.rip, self.gpr[reg::RSP]);
-        let Some(profile) = &mut self.profile else { return };
-        profile.expected = next;
-        if cpl != 0 {
-            profile.user += spent;
-            return;
-        }
-        profile.count(rip, spent);
-        if matches!(flow, FlowControl::Call | FlowControl::IndirectCall) {
-            profile.look_at(sp);
-            profile.enter(next, sp);
-        }
     }
 }
 

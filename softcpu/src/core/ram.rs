@@ -4,12 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::core::code_page::{CodePage, granules};
+use crate::core::page::{PAGE, PAGE_MASK};
 use crate::core::ram_access;
-
-/// Bytes of a page.
-pub const PAGE: u64 = 4096;
-/// Mask of the page number in an address.
-pub const PAGE_MASK: u64 = !(PAGE - 1);
 
 /// Memory at one range of guest-physical addresses.
 struct Region {

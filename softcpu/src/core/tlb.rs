@@ -4,7 +4,8 @@
 
 use std::ptr::NonNull;
 
-use crate::core::ram::{PAGE_MASK, Ram};
+use crate::core::page::PAGE_MASK;
+use crate::core::ram::Ram;
 
 /// Entries of a bank; a power of two.
 const ENTRIES: usize = 1024;

@@ -6,11 +6,11 @@
 //! [`ram_access`](crate::core::ram_access).
 #![allow(unsafe_code)]
 
-use crate::core::ram::PAGE_MASK;
+use crate::core::page::PAGE_MASK;
 pub use crate::core::ram_access::Scalar;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::flags::{Flags, Width};
-use crate::x86_64::op::{Op, Stop, op_flag};
-use crate::x86_64::state::Cpu;
+use crate::x86_64::op::{Stop, op_flag};
 
 /// A general register operand of one width.
 pub trait Gpr: Width + Scalar {

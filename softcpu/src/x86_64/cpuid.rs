@@ -5,7 +5,8 @@
 //! by every kernel: no return thunks, no retpolines, no page table isolation.
 
 use crate::core::clock::HERTZ;
-use crate::x86_64::state::{Cpu, PHYSICAL_BITS};
+use crate::x86_64::cpu::Cpu;
+use crate::x86_64::state::PHYSICAL_BITS;
 
 /// Family 6, model 0x6a, stepping 0.
 pub(crate) const SIGNATURE: u32 = 0x0006_06a0;

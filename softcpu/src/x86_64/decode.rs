@@ -2,7 +2,8 @@
 
 use iced_x86::{Code, Instruction, OpKind, Register};
 
-use crate::x86_64::op::{Chained, Handler, Op, REG_BLOCK, SEG_FLAT, op_flag};
+use crate::x86_64::cpu::{Chained, Handler, Op};
+use crate::x86_64::op::{REG_BLOCK, SEG_FLAT, op_flag};
 use crate::x86_64::state::CodeSize;
 
 /// What runs an operation.

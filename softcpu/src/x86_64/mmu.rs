@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
 use crate::core::bus::Answer;
 use crate::core::code_page::{Stored, granules};
-use crate::core::ram::{PAGE, PAGE_MASK};
+use crate::core::page::{PAGE, PAGE_MASK};
 use crate::core::ram_access::{self, Scalar};
 use crate::core::tlb::{Bank, Stores};
-use crate::x86_64::apic;
+use crate::x86_64::apic::processor;
+use crate::x86_64::cpu::Cpu;
 use crate::x86_64::exception::{Fault, canonical, vector};
 use crate::x86_64::op::{Flow, Stop};
-use crate::x86_64::state::{Cpu, cr0, cr4, efer};
+use crate::x86_64::state::{cr0, cr4, efer};
 
 /// Bits of page table entries.
 mod pte {
@@ -275,7 +276,7 @@ impl Cpu {
 
     /// Reports a store to its page.
     fn stored(&mut self, phys: u64, size: usize) -> Stored {
-        if self.platform.is_shared() {
+        if self.platform.processors.is_shared() {
             // Other processors see the bytes before this one looks whether they rely on them.
             fence(Ordering::SeqCst);
         }
@@ -389,7 +390,7 @@ impl Cpu {
         for (n, chunk) in data.chunks_mut(8).enumerate() {
             let at = phys + 8 * n as u64;
             if self.apic.decodes(at) {
-                apic::mmio_read(self, at, chunk);
+                processor::mmio_read(self, at, chunk);
             } else {
                 self.with_bus(|bus| bus.mmio_read(at, chunk));
             }
@@ -400,7 +401,7 @@ impl Cpu {
         for (n, chunk) in data.chunks(8).enumerate() {
             let at = phys + 8 * n as u64;
             if self.apic.decodes(at) {
-                apic::mmio_write(self, at, chunk);
+                processor::mmio_write(self, at, chunk);
             } else {
                 if self.with_bus(|bus| bus.mmio_write(at, chunk)) == Answer::Stop {
                     self.request_stop();

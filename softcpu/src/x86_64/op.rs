@@ -1,16 +1,14 @@
 //! A decoded instruction as plain data, and what its handler may answer.
 
-use crate::x86_64::state::Cpu;
-
-/// Executes one operation, by itself.
-pub type Handler = fn(&mut Cpu, &Op) -> Flow;
+/// Executes one operation, by itself. `C` is the processor, which is above this layer.
+pub type Handler<C> = fn(&mut C, &Operation<C>) -> Flow;
 
 /// Executes an operation and then, if that went well, those that follow it in its block. Where it does not answer
-/// [`Stop::Branch`], [`Cpu`] remembers which operation stopped.
+/// [`Stop::Branch`], the processor remembers which operation stopped.
 ///
 /// # Safety
 /// The pointer is to an operation of a block that is alive; the last operation of a block never answers `Ok`.
-pub type Chained = unsafe fn(&mut Cpu, *const Op) -> Flow;
+pub type Chained<C> = unsafe fn(&mut C, *const Operation<C>) -> Flow;
 
 /// `Ok` goes on with the next operation of the block.
 pub type Flow = Result<(), Stop>;
@@ -19,9 +17,9 @@ pub type Flow = Result<(), Stop>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Stop {
-    /// The block is complete and [`Cpu::rip`] says where to go on.
+    /// The block is complete and the instruction pointer says where to go on.
     Branch,
-    /// The instruction raised the exception in [`Cpu::fault`]. It has changed nothing that shows.
+    /// The instruction raised the exception that the processor holds. It has changed nothing that shows.
     Fault,
     /// The instruction must run again, alone and freshly decoded: it wants to change its own page.
     Replay,
@@ -29,7 +27,7 @@ pub enum Stop {
     Again,
 }
 
-/// Bits of [`Op::flags`].
+/// Bits of [`Operation::flags`].
 pub mod op_flag {
     /// One operand is memory.
     pub const MEM: u8 = 1 << 0;
@@ -47,22 +45,21 @@ pub mod op_flag {
     pub const REPNE: u8 = 1 << 6;
 }
 
-/// Number in [`Op::base`] and [`Op::index`] of the register that is always zero.
+/// Number in [`Operation::base`] and [`Operation::index`] of the register that is always zero.
 pub const REG_ZERO: u8 = 16;
 /// Number of the pseudo register that holds the block's first instruction pointer.
 pub const REG_BLOCK: u8 = 17;
-/// Number in [`Op::seg`] of the segment whose base is always zero.
+/// Number in [`Operation::seg`] of the segment whose base is always zero.
 pub const SEG_FLAT: u8 = 6;
 
 /// One operation: 32 bytes, two to a cache line.
 ///
 /// Registers are numbers: 0..16 for general ones, but the *byte offset* in the register file for 8-bit
 /// operands (so that AH is 1 and BL is 24), 0..16 for XMM, 0..8 for MMX and x87, 0..6 for segments.
-#[derive(Clone, Copy)]
 #[repr(C)]
-pub struct Op {
+pub struct Operation<C> {
     /// What executes it and goes on.
-    pub run: Chained,
+    pub run: Chained<C>,
     /// The immediate operand, sign-extended; for branches the target relative to the block's start.
     pub imm: u64,
     /// Displacement of the memory operand; relative to the block's start where the base is [`REG_BLOCK`].
@@ -91,7 +88,16 @@ pub struct Op {
     pub flags: u8,
 }
 
-impl Op {
+// Not derived: that would ask for a processor that can be copied.
+impl<C> Clone for Operation<C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<C> Copy for Operation<C> {}
+
+impl<C> Operation<C> {
     /// Whether an operand is in memory.
     #[inline(always)]
     pub const fn has_memory(&self) -> bool {
@@ -99,4 +105,4 @@ impl Op {
     }
 }
 
-const _: () = assert!(size_of::<Op>() == 32);
+const _: () = assert!(size_of::<Operation<()>>() == 32);

@@ -9,20 +9,21 @@ use crate::core::counters::{Counters, VainStores};
 use crate::core::ram::Ram;
 use crate::core::tlb::Tlb;
 use crate::x86_64::apic::Apic;
+use crate::x86_64::cpu::Cpu;
 use crate::x86_64::debug::Debug;
 use crate::x86_64::exception::Fault;
 use crate::x86_64::flags::{Flags, rflag};
 use crate::x86_64::msr::Msrs;
 use crate::x86_64::platform::Platform;
 use crate::x86_64::simd::mxcsr::Mxcsr;
-use crate::x86_64::state::{CodeSize, Cpu, Segment, Shadow, Table};
+use crate::x86_64::state::{CodeSize, Segment, Shadow, Table};
 use crate::x86_64::x87::Fpu;
 
 impl Cpu {
     /// Processor `id` of a platform, as after reset. It waits for INIT and a startup IPI until [`Cpu::unpark`]; `None` where
     /// the platform has no such processor.
     pub fn new(ram: Arc<Ram>, platform: Arc<Platform>, id: u32) -> Option<Cpu> {
-        let mailbox = platform.mailbox(id)?.clone();
+        let mailbox = platform.processors.mailbox(id)?.clone();
         let mut cpu = Cpu {
             gpr: [0; 32],
             flags: Flags::default(),
@@ -82,7 +83,7 @@ impl Cpu {
     /// A random word: the host's, or a fixed sequence where everything has to repeat.
     pub(crate) fn random(&mut self) -> u64 {
         let mut word = 0u64;
-        if self.platform.clock == Clock::Host {
+        if self.platform.processors.clock == Clock::Host {
             // SAFETY: the buffer is eight bytes of a local variable.
             let got = unsafe { libc::getrandom((&raw mut word).cast(), 8, libc::GRND_NONBLOCK) };
             if got == 8 {

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::core::clock::Clock;
-use crate::x86_64::state::Cpu;
+use crate::x86_64::cpu::Cpu;
 
 impl Cpu {
     /// `struct pvclock_vcpu_time_info` whose relation is simple: the TSC counts nanoseconds, so the
@@ -35,11 +35,11 @@ impl Cpu {
     pub(crate) fn write_wall_clock(&mut self, at: u64) {
         // Where instructions are time, every boot is at the same moment: 2026-01-01.
         const REPEATABLE: u64 = 1_767_225_600;
-        let (seconds, nanoseconds) = match self.platform.clock {
+        let (seconds, nanoseconds) = match self.platform.processors.clock {
             Clock::Instructions => (REPEATABLE, 0),
             Clock::Host => {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                let boot = since.saturating_sub(self.platform.start.elapsed());
+                let boot = since.saturating_sub(self.platform.elapsed());
                 (boot.as_secs(), boot.subsec_nanos())
             }
         };

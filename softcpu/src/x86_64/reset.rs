@@ -1,8 +1,9 @@
 //! INIT: what a processor is before its first instruction (Intel SDM vol. 3, §10.1.1).
 
+use crate::x86_64::cpu::Cpu;
 use crate::x86_64::debug::Debug;
 use crate::x86_64::flags::rflag;
-use crate::x86_64::state::{Cpu, Segment, Shadow, Table, seg};
+use crate::x86_64::state::{Segment, Shadow, Table, seg};
 
 /// A segment of real mode: 64 KiB, present.
 const fn real_mode(selector: u16, base: u64, access: u16) -> Segment {

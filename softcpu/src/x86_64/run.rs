@@ -3,14 +3,13 @@
 
 use std::ptr::NonNull;
 
-use iced_x86::FlowControl;
-
-use crate::core::block::Block;
+use crate::core::block::{Block, Ending};
 use crate::core::bus::Bus;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::exception::{Fault, vector};
 use crate::x86_64::flags::rflag;
-use crate::x86_64::op::{Flow, Op, REG_BLOCK, SEG_FLAT, Stop};
-use crate::x86_64::state::{Cpu, Shadow, reg};
+use crate::x86_64::op::{Flow, REG_BLOCK, SEG_FLAT, Stop};
+use crate::x86_64::state::{Shadow, reg};
 
 /// Why [`Cpu::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,15 +68,15 @@ impl Cpu {
 
     /// Runs a block and those that follow it, until something has to be looked at.
     #[inline(always)]
-    fn run_chain<const PROFILE: bool>(&mut self, mut block: *const Block) {
+    fn run_chain<const PROFILE: bool>(&mut self, mut block: *const Block<Op>) {
         loop {
             let begin = self.rip;
             let before = PROFILE.then(|| self.profile_before());
-            // SAFETY: `find_block` and `follow` answer blocks that live until `bound_cache`, which `attend` calls.
+            // SAFETY: `find_block` and `follow` answer blocks that live until `bound_cache`, which `service_pending` calls.
             let current = unsafe { &*block };
             let complete = self.run_block(current).is_ok();
             if let Some(before) = before {
-                self.profile_after(before, current.flow);
+                self.profile_after(before, current.ending);
             }
             if !complete || self.needs_service() {
                 return;
@@ -95,7 +94,7 @@ impl Cpu {
 
     /// Runs the operations of a block, to its end or to what stops it.
     #[inline(always)]
-    fn run_block(&mut self, block: &Block) -> Flow {
+    fn run_block(&mut self, block: &Block<Op>) -> Flow {
         self.gpr[REG_BLOCK as usize] = self.rip;
         self.running = block;
         let first = block.ops.first();
@@ -172,7 +171,7 @@ impl Cpu {
         match self.find_block() {
             // SAFETY: see `run_chain`.
             Ok(block) if !self.has_breakpoint(unsafe { &*block }.len as u64) => {
-                // Comes back after one block: `attend` lets it look at everything.
+                // Comes back after one block: `service_pending` lets it look at everything.
                 self.run_chain::<PROFILE>(block);
             }
             // A breakpoint comes before a fault of the fetch.
@@ -203,7 +202,7 @@ impl Cpu {
         let outcome = self.run_block(&block);
         self.alone = false;
         self.running = std::ptr::null();
-        let branched = block.flow != FlowControl::Next && self.rip != next;
+        let branched = block.ending != Ending::Next && self.rip != next;
         self.end_step(outcome, earlier, single, branched);
     }
 
@@ -259,7 +258,7 @@ impl Cpu {
                     self.step_or_break();
                 }
                 if let Some(before) = before {
-                    self.profile_after(before, FlowControl::Next);
+                    self.profile_after(before, Ending::Next);
                 }
                 continue;
             }

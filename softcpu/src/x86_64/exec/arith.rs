@@ -1,9 +1,9 @@
 //! Addition, subtraction, logic, comparison, and their one-operand relatives.
 
 use crate::x86_64::access::{AddressingMode, Gpr};
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::flags::{Flags, Width};
-use crate::x86_64::op::{Flow, Op};
-use crate::x86_64::state::Cpu;
+use crate::x86_64::op::Flow;
 
 /// A two-operand operation on zero-extended values.
 pub(crate) trait Alu: 'static {

@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use crate::core::ram_access;
 use crate::x86_64::access::Gpr;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::exec::arith::{Alu, Cmp, Unary};
 use crate::x86_64::flags::{Flags, Width, rflag};
-use crate::x86_64::op::{Flow, Op, Stop, op_flag};
-use crate::x86_64::state::{Cpu, reg};
+use crate::x86_64::op::{Flow, Stop, op_flag};
+use crate::x86_64::state::reg;
 
 /// An integer with a host atomic.
 pub(crate) trait Atomic: Gpr {
@@ -101,7 +102,7 @@ fn update_slow<W: Gpr>(cpu: &mut Cpu, addr: u64, f: &mut dyn FnMut(W) -> W) -> F
         return Ok(());
     }
     let platform = cpu.platform.clone();
-    let _held = platform.split_lock();
+    let _held = platform.processors.split_lock();
     cpu.modify(addr, f)
 }
 
@@ -277,7 +278,7 @@ fn exchange16(cpu: &mut Cpu, addr: u64, wanted: u128, new: u128) -> Result<u128,
         return Ok(found);
     }
     let platform = cpu.platform.clone();
-    let _held = platform.split_lock();
+    let _held = platform.processors.split_lock();
     let mut found = 0;
     cpu.modify(addr, |a: u128| {
         found = a;

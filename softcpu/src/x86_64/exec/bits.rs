@@ -1,9 +1,9 @@
 //! Bit tests, bit scans and counts.
 
 use crate::x86_64::access::Gpr;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::flags::{Flags, Width};
-use crate::x86_64::op::{Flow, Op, op_flag};
-use crate::x86_64::state::Cpu;
+use crate::x86_64::op::{Flow, op_flag};
 
 /// What BT and its relatives do to the bit.
 pub(crate) trait BitOp: 'static {

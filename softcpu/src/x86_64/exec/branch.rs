@@ -1,9 +1,10 @@
 //! Jumps, calls and returns inside a segment. Targets are relative to the block's start.
 
 use crate::x86_64::access::Gpr;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::flags::Width;
-use crate::x86_64::op::{Flow, Op, REG_BLOCK, Stop, op_flag};
-use crate::x86_64::state::{Cpu, reg};
+use crate::x86_64::op::{Flow, REG_BLOCK, Stop, op_flag};
+use crate::x86_64::state::reg;
 
 /// Goes on after a block that ended for no instruction's sake.
 pub(crate) fn fallthrough(cpu: &mut Cpu, op: &Op) -> Flow {

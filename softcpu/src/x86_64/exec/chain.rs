@@ -7,8 +7,8 @@
 
 use std::ptr::NonNull;
 
-use crate::x86_64::op::{Chained, Flow, Handler, Op, Stop};
-use crate::x86_64::state::Cpu;
+use crate::x86_64::cpu::{Chained, Cpu, Handler, Op};
+use crate::x86_64::op::{Flow, Stop};
 
 /// The chained form of `body`, which must be a function and no pointer to one: the compiler then knows what it calls.
 pub(crate) fn chain<F>(_body: F) -> Chained

@@ -2,10 +2,10 @@
 //! (Intel SDM vol. 2A, AAA to AAS, DAA, DAS, BOUND).
 
 use crate::x86_64::access::Gpr;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::exception::vector;
 use crate::x86_64::flags::Flags;
-use crate::x86_64::op::{Flow, Op};
-use crate::x86_64::state::Cpu;
+use crate::x86_64::op::Flow;
 
 const AL: u8 = 0;
 const AH: u8 = 1;

@@ -1,10 +1,11 @@
 //! Transfers between segments and privilege levels: far jumps, calls and returns, IRET.
 
 use crate::x86_64::access::Gpr;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::exception::{canonical, vector};
 use crate::x86_64::flags::{Width, rflag};
-use crate::x86_64::op::{Flow, Op, Stop};
-use crate::x86_64::state::{Cpu, Segment, efer, reg, seg};
+use crate::x86_64::op::{Flow, Stop};
+use crate::x86_64::state::{Segment, efer, reg, seg};
 
 impl Cpu {
     /// Checks a code segment for a far jump, call or return to privilege `cpl`.

@@ -2,10 +2,11 @@
 //! programs use (Intel SDM vol. 3, §5.8.7 and §5.8.8).
 
 use crate::x86_64::access::Gpr;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::exception::canonical;
 use crate::x86_64::flags::rflag;
-use crate::x86_64::op::{Flow, Op, Stop};
-use crate::x86_64::state::{Cpu, Segment, efer, reg, seg};
+use crate::x86_64::op::{Flow, Stop};
+use crate::x86_64::state::{Segment, efer, reg, seg};
 
 /// Access rights that these instructions give: present, writable or readable, accessed, 4 GiB.
 const FLAT_DATA: u16 = 0xc093;

@@ -1,8 +1,9 @@
 //! Instructions on single flags.
 
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::flags::{Flags, rflag};
-use crate::x86_64::op::{Flow, Op};
-use crate::x86_64::state::{Cpu, Shadow};
+use crate::x86_64::op::Flow;
+use crate::x86_64::state::Shadow;
 
 pub(crate) fn clc(cpu: &mut Cpu, _: &Op) -> Flow {
     cpu.flags = cpu.flags.with_carry(false);

@@ -8,9 +8,9 @@ use super::arith::Alu;
 use super::branch::jump_if;
 use super::chain::halt;
 use crate::x86_64::access::{AddressingMode, BaseDisp, Gpr};
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::flags::Width;
-use crate::x86_64::op::{Flow, Op, Stop};
-use crate::x86_64::state::Cpu;
+use crate::x86_64::op::{Flow, Stop};
 
 /// Where the two operands of a comparison come from; zero-extended.
 pub(crate) trait Operands: 'static {

@@ -1,11 +1,12 @@
 //! What fits nowhere else: undefined instructions, software interrupts, CPUID, HLT, time and chance.
 
 use crate::x86_64::access::Gpr;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::cpuid;
 use crate::x86_64::exception::{Source, vector};
 use crate::x86_64::flags::{Flags, Width, rflag};
-use crate::x86_64::op::{Flow, Op, Stop};
-use crate::x86_64::state::{Cpu, cr4, reg};
+use crate::x86_64::op::{Flow, Stop};
+use crate::x86_64::state::{cr4, reg};
 
 /// Ends the block after this instruction.
 #[inline(always)]
@@ -117,7 +118,7 @@ pub(crate) fn rdtscp(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// PAUSE: the other processors may be waiting for this host core.
 pub(crate) fn pause(cpu: &mut Cpu, op: &Op) -> Flow {
-    if cpu.platform.is_shared() {
+    if cpu.platform.processors.is_shared() {
         cpu.spin = cpu.spin.wrapping_add(1);
         if cpu.spin.is_multiple_of(64) {
             std::thread::yield_now();

@@ -1,9 +1,10 @@
 //! MOV and everything that only moves: extensions, exchanges, conditional moves, LEA.
 
 use crate::x86_64::access::{AddressingMode, Gpr};
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::flags::Width;
-use crate::x86_64::op::{Flow, Op};
-use crate::x86_64::state::{Cpu, reg};
+use crate::x86_64::op::Flow;
+use crate::x86_64::state::reg;
 
 pub(crate) fn rr<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     W::set(cpu, op.a, W::get(cpu, op.b));

@@ -1,10 +1,11 @@
 //! Multiplication and division.
 
 use crate::x86_64::access::Gpr;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::exception::vector;
 use crate::x86_64::flags::{Flags, Width};
-use crate::x86_64::op::{Flow, Op};
-use crate::x86_64::state::{Cpu, reg};
+use crate::x86_64::op::Flow;
+use crate::x86_64::state::reg;
 
 const AH: u8 = 1;
 

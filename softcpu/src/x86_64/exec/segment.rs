@@ -1,10 +1,11 @@
 //! Segment registers, descriptors, and the bases of FS and GS.
 
 use crate::x86_64::access::Gpr;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::exception::{canonical, vector};
 use crate::x86_64::flags::{Flags, Width, rflag};
-use crate::x86_64::op::{Flow, Op, Stop};
-use crate::x86_64::state::{Cpu, Segment, Shadow, Table, cr4, efer, seg};
+use crate::x86_64::op::{Flow, Stop};
+use crate::x86_64::state::{Segment, Shadow, Table, cr4, efer, seg};
 
 /// Unpacks a descriptor of 8 bytes.
 pub(crate) fn unpack(selector: u16, raw: u64) -> Segment {

@@ -4,9 +4,9 @@
 //! applied last, AF clear.
 
 use crate::x86_64::access::Gpr;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::flags::{Flags, Width};
-use crate::x86_64::op::{Flow, Op};
-use crate::x86_64::state::Cpu;
+use crate::x86_64::op::Flow;
 
 /// A shift of a zero-extended value by a masked count that is not zero.
 pub(crate) trait Shift: 'static {

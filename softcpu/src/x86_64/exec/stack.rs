@@ -1,9 +1,10 @@
 //! PUSH, POP, ENTER and LEAVE.
 
 use crate::x86_64::access::{Gpr, Scalar};
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::flags::{Width, rflag};
-use crate::x86_64::op::{Flow, Op, Stop};
-use crate::x86_64::state::{Cpu, reg, seg};
+use crate::x86_64::op::{Flow, Stop};
+use crate::x86_64::state::{reg, seg};
 
 impl Cpu {
     /// Linear address of the top of the stack.

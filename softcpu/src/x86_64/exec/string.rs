@@ -2,13 +2,14 @@
 #![allow(unsafe_code)]
 
 use crate::core::bus::Answer;
-use crate::core::ram::{PAGE, PAGE_MASK};
+use crate::core::page::{PAGE, PAGE_MASK};
 use crate::core::ram_access;
 use crate::x86_64::access::Gpr;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::exec::arith::{Alu, Cmp};
 use crate::x86_64::flags::rflag;
-use crate::x86_64::op::{Flow, Op, Stop, op_flag};
-use crate::x86_64::state::{Cpu, reg, seg};
+use crate::x86_64::op::{Flow, Stop, op_flag};
+use crate::x86_64::state::{reg, seg};
 
 /// The mask of the address size.
 #[inline(always)]

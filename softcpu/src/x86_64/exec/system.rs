@@ -2,10 +2,11 @@
 
 use crate::core::bus::Answer;
 use crate::x86_64::access::Gpr;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::exception::canonical;
 use crate::x86_64::flags::Width;
-use crate::x86_64::op::{Flow, Op};
-use crate::x86_64::state::{Cpu, PHYSICAL_BITS, Table, cr0, cr4, efer, reg};
+use crate::x86_64::op::Flow;
+use crate::x86_64::state::{PHYSICAL_BITS, Table, cr0, cr4, efer, reg};
 
 use super::misc::advance;
 

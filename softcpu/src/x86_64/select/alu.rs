@@ -4,6 +4,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::{Form, Way, form, size_of_operand, sized, sized_reach, sized_wide, way};
 use crate::x86_64::access::{BaseDisp, General, Indexed};
+use crate::x86_64::cpu::Chained;
 use crate::x86_64::decode::Choice;
 use crate::x86_64::exec::chain::chain;
 use crate::x86_64::exec::{
@@ -13,7 +14,6 @@ use crate::x86_64::exec::{
     muldiv,
     shift::{self, Rcl, Rcr, Rol, Ror, Sar, Shl, Shr},
 };
-use crate::x86_64::op::Chained;
 use crate::x86_64::state::CodeSize;
 
 macro_rules! alu {

@@ -3,12 +3,12 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use super::{by_condition, size_of_operand, sized_wide};
+use crate::x86_64::cpu::Chained;
 use crate::x86_64::decode::Choice;
 use crate::x86_64::exec::branch::jcc;
 use crate::x86_64::exec::chain::chain;
 use crate::x86_64::exec::mov::{cmov, setcc_m, setcc_r};
 use crate::x86_64::exec::{branch, far};
-use crate::x86_64::op::Chained;
 
 /// The handler of an instruction of this family.
 pub(super) fn select(instr: &Instruction) -> Option<Choice> {

@@ -4,10 +4,10 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::{Form, Way, form, size_of_operand, sized, sized_reach, sized_wide, way};
 use crate::x86_64::access::{BaseDisp, General, Indexed};
+use crate::x86_64::cpu::Chained;
 use crate::x86_64::decode::{Choice, is_absolute64};
 use crate::x86_64::exec::chain::chain;
 use crate::x86_64::exec::{atomic, decimal, flag, misc, mov, segment, stack, string, system};
-use crate::x86_64::op::Chained;
 use crate::x86_64::state::CodeSize;
 
 /// The handler of an instruction of this family.

@@ -3,9 +3,9 @@
 use iced_x86::{Instruction, Mnemonic};
 
 use super::{Form, Way, form, size_of_operand, way};
+use crate::x86_64::cpu::Chained;
 use crate::x86_64::exec::arith::{Add, And, Cmp, Sub, Test};
 use crate::x86_64::exec::fuse::{MemImm, MemReg, RegImm, RegMem, RegReg, branch};
-use crate::x86_64::op::Chained;
 use crate::x86_64::state::CodeSize;
 
 /// By condition: those that programs use. Overflow and parity are left to the single handlers.

@@ -3,10 +3,10 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::{size_of_operand, sized_wide};
+use crate::x86_64::cpu::Chained;
 use crate::x86_64::decode::{Choice, Run};
 use crate::x86_64::exec::chain::chain;
 use crate::x86_64::exec::{fast_call, flag, misc, segment, system};
-use crate::x86_64::op::Chained;
 use crate::x86_64::state::CodeSize;
 
 /// The handler of an instruction of this family.

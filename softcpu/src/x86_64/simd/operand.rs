@@ -2,10 +2,11 @@
 
 use super::string::Comparison;
 use crate::x86_64::access::Scalar;
+use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::exception::vector;
 use crate::x86_64::flags::{Flags, rflag};
-use crate::x86_64::op::{Flow, Op, Stop, op_flag};
-use crate::x86_64::state::{Cpu, cr0, cr4, reg};
+use crate::x86_64::op::{Flow, Stop, op_flag};
+use crate::x86_64::state::{cr0, cr4, reg};
 
 /// SSE instructions are available: otherwise #UD or #NM (Intel SDM vol. 3, table 14-1).
 #[inline(always)]

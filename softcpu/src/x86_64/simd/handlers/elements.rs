@@ -1,7 +1,7 @@
 //! Single elements in and out of vector registers, masks, and masked stores.
 
 use super::forms::*;
-use crate::x86_64::op::Handler;
+use crate::x86_64::cpu::Handler;
 use crate::x86_64::simd::shuffle::{extract, insert, insertps, movmskpd, movmskps, pmovmskb, ptest};
 use iced_x86::Code;
 

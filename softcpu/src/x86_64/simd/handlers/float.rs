@@ -2,7 +2,7 @@
 use iced_x86::Code;
 
 use super::forms::*;
-use crate::x86_64::op::Handler;
+use crate::x86_64::cpu::Handler;
 use crate::x86_64::simd::element::Op;
 use crate::x86_64::simd::float::*;
 

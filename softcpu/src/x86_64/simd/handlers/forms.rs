@@ -5,11 +5,11 @@
 //! architecture's order of faults: availability, memory, then arithmetic; nothing is written before the
 //! last of them.
 
-use crate::x86_64::op::{Flow, Op, Stop};
+use crate::x86_64::cpu::{Cpu, Op};
+use crate::x86_64::op::{Flow, Stop};
 use crate::x86_64::simd::float::Outcome;
 use crate::x86_64::simd::mxcsr::Mxcsr;
 use crate::x86_64::simd::operand::simd_exception;
-use crate::x86_64::state::Cpu;
 
 pub(in crate::x86_64::simd) use crate::x86_64::simd::operand::*;
 

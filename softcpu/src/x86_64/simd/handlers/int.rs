@@ -2,7 +2,7 @@
 use iced_x86::Code;
 
 use super::forms::*;
-use crate::x86_64::op::Handler;
+use crate::x86_64::cpu::Handler;
 use crate::x86_64::simd::arith_int::*;
 
 /// The handler of a code of this table; `memory` says that an operand is in memory.

@@ -2,7 +2,7 @@
 use iced_x86::Code;
 
 use super::forms::*;
-use crate::x86_64::op::Handler;
+use crate::x86_64::cpu::Handler;
 use crate::x86_64::simd::arith_int::*;
 use crate::x86_64::simd::shift::*;
 use crate::x86_64::simd::shuffle::*;

@@ -1,5 +1,7 @@
 //! From an instruction's code to the function that executes it.
 
+use crate::x86_64::cpu::Handler;
+
 mod convert;
 mod elements;
 mod float;
@@ -11,7 +13,6 @@ mod shuffle;
 mod state;
 mod text;
 
-use crate::x86_64::op::Handler;
 use iced_x86::Code;
 
 /// The handler of an MMX or SSE instruction; `memory` says that one of its operands is in memory. Nothing for

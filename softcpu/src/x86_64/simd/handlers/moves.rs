@@ -2,7 +2,7 @@
 //! every one has its own direct handler.
 
 use super::forms::*;
-use crate::x86_64::op::Handler;
+use crate::x86_64::cpu::Handler;
 use crate::x86_64::simd::lanes::{with_low32, with_low64};
 use crate::x86_64::simd::shuffle::{concat64, movhlps, punpcklqdq};
 use iced_x86::Code;

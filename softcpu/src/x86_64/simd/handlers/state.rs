@@ -1,7 +1,7 @@
 //! MXCSR and EMMS.
 
 use super::forms::*;
-use crate::x86_64::op::Handler;
+use crate::x86_64::cpu::Handler;
 use crate::x86_64::simd::mxcsr::Mxcsr;
 use iced_x86::Code;
 

@@ -1,9 +1,9 @@
 //! String comparison and CRC32.
 
 use super::forms::*;
-use crate::x86_64::op::{Flow, Handler, Op, Stop};
+use crate::x86_64::cpu::{Cpu, Handler, Op};
+use crate::x86_64::op::{Flow, Stop};
 use crate::x86_64::simd::string::{self, Comparison};
-use crate::x86_64::state::Cpu;
 use iced_x86::Code;
 
 /// Numbers of the registers that the explicit forms take lengths from, and that the index goes to.

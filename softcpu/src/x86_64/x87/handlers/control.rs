@@ -1,13 +1,13 @@
 //! Control: words, environments, whole states.
 
 use crate::x86_64::access::Gpr;
-use crate::x86_64::op::{Flow, Handler, Op};
+use crate::x86_64::cpu::{Cpu, Handler, Op};
+use crate::x86_64::op::Flow;
 use crate::x86_64::simd::mxcsr::Mxcsr;
 use crate::x86_64::simd::operand::{
     check_alignment, enter_fpu, enter_wait, fpu_pending, load_bytes, load16, set_xmm, store_bytes, store16,
     xmm,
 };
-use crate::x86_64::state::Cpu;
 use crate::x86_64::x87::{Fpu, Fxsave, Width};
 use iced_x86::Code;
 

@@ -1,12 +1,12 @@
 //! Instructions with a memory operand.
 
 use super::begin;
+use crate::x86_64::cpu::{Cpu, Handler, Op};
 use crate::x86_64::float::{self, Environment, F80, Target, Value, unpack_f32, unpack_f64};
-use crate::x86_64::op::{Flow, Handler, Op, Stop};
+use crate::x86_64::op::{Flow, Stop};
 use crate::x86_64::simd::operand::{
     load16, load32, load64, load80, probe_write, store16, store32, store64, store80,
 };
-use crate::x86_64::state::Cpu;
 use crate::x86_64::x87::{Arith, Fpu};
 use iced_x86::Code;
 

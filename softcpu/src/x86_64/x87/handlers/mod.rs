@@ -5,9 +5,9 @@ mod memory;
 mod registers;
 
 use super::Fpu;
-use crate::x86_64::op::{Flow, Handler, Op, Stop};
+use crate::x86_64::cpu::{Cpu, Handler, Op};
+use crate::x86_64::op::{Flow, Stop};
 use crate::x86_64::simd::operand::{enter_fpu, fpu_pending};
-use crate::x86_64::state::Cpu;
 use iced_x86::Code;
 
 /// The handler of an x87 instruction, FXSAVE and FXRSTOR included. Nothing for other instructions.

@@ -1,8 +1,8 @@
 //! Instructions on registers alone.
 
 use super::{begin, fpu};
+use crate::x86_64::cpu::Handler;
 use crate::x86_64::float::Quotient;
-use crate::x86_64::op::Handler;
 use crate::x86_64::simd::operand::set_flags;
 use crate::x86_64::x87::{Arith, Constant};
 use iced_x86::Code;
