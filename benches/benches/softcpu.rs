@@ -7,7 +7,7 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use softcpu::state::{cr0, cr4, efer, reg, seg};
+use softcpu::x86_64::state::{cr0, cr4, efer, reg, seg};
 use softcpu::{Answer, Bus, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment};
 
 const MEMORY: u64 = 128 << 20;

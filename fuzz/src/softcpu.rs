@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use softcpu::state::{cr0, cr4, efer, reg, seg};
+use softcpu::x86_64::state::{cr0, cr4, efer, reg, seg};
 use softcpu::{Bus, Clock, Cpu, Platform, Ram, RegionSpec, Segment, Table};
 
 use crate::input::Input;

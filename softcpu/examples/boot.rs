@@ -13,7 +13,7 @@ use std::alloc::{Layout, alloc_zeroed};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use softcpu::state::{cr0, cr4, efer, reg, seg};
+use softcpu::x86_64::state::{cr0, cr4, efer, reg, seg};
 use softcpu::{Answer, Bus, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment, Table};
 
 const MEMORY: u64 = 256 << 20;

@@ -4,10 +4,10 @@
 use super::case::*;
 use super::compare::WITH_ERROR_CODE;
 use iced_x86::{Code, OpCodeOperandKind};
-use softcpu::exception::vector;
-use softcpu::simd::mxcsr::Mxcsr;
-use softcpu::state::{cr0, cr4, efer, seg};
-use softcpu::x87::{Fpu, Fxsave};
+use softcpu::x86_64::exception::vector;
+use softcpu::x86_64::simd::mxcsr::Mxcsr;
+use softcpu::x86_64::state::{cr0, cr4, efer, seg};
+use softcpu::x86_64::x87::{Fpu, Fxsave};
 use softcpu::{Answer, Bus, Clock, Cpu, Platform, Ram, RegionSpec, Segment, Table};
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 
 use iced_x86::code_asm::*;
 use softcpu::Segment;
-use softcpu::state::{cr0, cr4, efer, reg, seg};
+use softcpu::x86_64::state::{cr0, cr4, efer, reg, seg};
 
 use crate::machine::{
     CODE64, DATA, DATA_SELECTOR, End, GDT, KERNEL, Machine, STACK, USER, USER_CODE64, USER_SS, done, page,

@@ -1,7 +1,7 @@
 //! Instructions as time: exact counts, the same each time, and when devices are asked.
 
 use iced_x86::code_asm::*;
-use softcpu::state::reg;
+use softcpu::x86_64::state::reg;
 
 use crate::machine::{DATA, End, KERNEL, Machine, USER, USER_CODE64, done, enter, page};
 

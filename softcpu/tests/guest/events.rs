@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use softcpu::Message;
-use softcpu::state::reg;
+use softcpu::x86_64::state::reg;
 
 use crate::machine::{
     DATA, DATA_SELECTOR, End, IDT, KERNEL, Machine, USER, USER_CODE64, done, enter, page, wrmsr,

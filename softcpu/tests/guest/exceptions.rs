@@ -1,7 +1,7 @@
 //! Exceptions: vectors, error codes, where they return to, stacks, and faults on the way to a handler (Intel SDM vol. 3, chapter 6).
 
 use iced_x86::code_asm::*;
-use softcpu::state::reg;
+use softcpu::x86_64::state::reg;
 
 use crate::machine::{
     CODE64, DATA, DATA_SELECTOR, ENTRY_STACK, End, IDT, IST1, KERNEL, Machine, STACK, USER, USER_CODE64,
@@ -81,7 +81,7 @@ fn a_users_exception_comes_in_on_the_kernels_stack() {
     assert_eq!((trap.rsp, trap.ss), (USER_STACK, u64::from(USER_SS)));
     assert_eq!(trap.top, ENTRY_STACK);
     // The new SS is the null selector of privilege level 0.
-    assert_eq!(machine.cpu.segment(softcpu::state::seg::SS).selector, 0);
+    assert_eq!(machine.cpu.segment(softcpu::x86_64::state::seg::SS).selector, 0);
 }
 
 #[test]

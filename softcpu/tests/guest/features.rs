@@ -2,7 +2,7 @@
 //! says so.
 
 use iced_x86::code_asm::*;
-use softcpu::state::reg;
+use softcpu::x86_64::state::reg;
 
 use crate::machine::{DATA, End, KERNEL, Machine, done};
 

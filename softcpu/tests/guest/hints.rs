@@ -1,6 +1,6 @@
 //! The hint space, 0F 0D and 0F 18 to 0F 1F: no operation whatever later processors put there (Intel SDM vol. 2, table A-3).
 
-use softcpu::state::reg;
+use softcpu::x86_64::state::reg;
 
 use crate::machine::{KERNEL, Machine, USER, USER_CODE32, USER_CODE64, assembled, done, enter};
 

@@ -4,7 +4,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use softcpu::Clock;
-use softcpu::state::reg;
+use softcpu::x86_64::state::reg;
 
 use crate::machine::{DATA, Machine, done, wrmsr};
 

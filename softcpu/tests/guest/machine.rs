@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use softcpu::state::{cr0, cr4, efer, reg, seg};
+use softcpu::x86_64::state::{cr0, cr4, efer, reg, seg};
 use softcpu::{Answer, Bus, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment, Table};
 
 /// Bytes of RAM.
@@ -175,7 +175,7 @@ impl Machine {
         // SAFETY: the memory is page-aligned, has no references into it and outlives the `Ram`: the machine drops it last.
         let ram = Arc::new(unsafe { Ram::new(&[region]) });
         let platform = Platform::new(cpus, clock);
-        let cpu = Box::new(Cpu::new(Arc::clone(&ram), Arc::clone(&platform), 0).unwrap());
+        let cpu = processor(&ram, &platform, 0);
         let devices = Devices {
             memory: memory.0.expose_provenance(),
             ..Devices::default()
@@ -188,8 +188,15 @@ impl Machine {
             _memory: memory,
         };
         machine.write_tables();
-        machine.start();
         machine
+    }
+
+    /// Another processor, in 64-bit mode at `rip`. Its stack is its own.
+    pub fn processor(&self, id: u32, rip: u64) -> Box<Cpu> {
+        let mut cpu = processor(&self.ram, &self.platform, id);
+        cpu.gpr[reg::RSP] = STACK - PAGE * u64::from(id);
+        cpu.rip = rip;
+        cpu
     }
 
     fn write_tables(&mut self) {
@@ -219,38 +226,6 @@ impl Machine {
             assert!(self.ram.write(at, &handlers()[usize::from(vector)]));
             self.set_gate(vector, at, 0, 0);
         }
-    }
-
-    fn start(&mut self) {
-        let flat = |selector, access| Segment {
-            selector,
-            base: 0,
-            limit: !0,
-            access,
-        };
-        let cpu = &mut self.cpu;
-        cpu.set_control(
-            cr0::PE | cr0::WP | cr0::PG | cr0::NE,
-            PML4,
-            cr4::PAE | cr4::OSFXSR,
-            efer::LME | efer::LMA | efer::NXE | efer::SCE,
-        );
-        cpu.set_segment(seg::CS, flat(CODE64, 0xa09b));
-        for number in [seg::SS, seg::DS, seg::ES] {
-            cpu.set_segment(number, flat(DATA_SELECTOR, 0xc093));
-        }
-        let task = Segment {
-            selector: TASK,
-            base: TSS,
-            limit: 103,
-            access: 0x8b,
-        };
-        cpu.set_system_segments(Segment::default(), task);
-        let table = |base, limit| Table { base, limit };
-        cpu.set_tables(table(GDT, 0x3f), table(IDT, 0xfff));
-        cpu.gpr[reg::RSP] = STACK;
-        cpu.rip = KERNEL;
-        cpu.unpark();
     }
 
     /// Puts code at `at` and returns its length.
@@ -366,6 +341,40 @@ impl Machine {
         (self.cpu.rip, self.cpu.gpr[reg::RAX]) = saved;
         value
     }
+}
+
+/// Processor `id`, in 64-bit mode at [`KERNEL`].
+fn processor(ram: &Arc<Ram>, platform: &Arc<Platform>, id: u32) -> Box<Cpu> {
+    let flat = |selector, access| Segment {
+        selector,
+        base: 0,
+        limit: !0,
+        access,
+    };
+    let mut cpu = Box::new(Cpu::new(Arc::clone(ram), Arc::clone(platform), id).unwrap());
+    cpu.set_control(
+        cr0::PE | cr0::WP | cr0::PG | cr0::NE,
+        PML4,
+        cr4::PAE | cr4::OSFXSR,
+        efer::LME | efer::LMA | efer::NXE | efer::SCE,
+    );
+    cpu.set_segment(seg::CS, flat(CODE64, 0xa09b));
+    for number in [seg::SS, seg::DS, seg::ES] {
+        cpu.set_segment(number, flat(DATA_SELECTOR, 0xc093));
+    }
+    let task = Segment {
+        selector: TASK,
+        base: TSS,
+        limit: 103,
+        access: 0x8b,
+    };
+    cpu.set_system_segments(Segment::default(), task);
+    let table = |base, limit| Table { base, limit };
+    cpu.set_tables(table(GDT, 0x3f), table(IDT, 0xfff));
+    cpu.gpr[reg::RSP] = STACK;
+    cpu.rip = KERNEL;
+    cpu.unpark();
+    cpu
 }
 
 /// Every exception's handler. Tests make many machines: the code is made once.

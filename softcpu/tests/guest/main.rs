@@ -13,6 +13,7 @@ mod features;
 mod hints;
 mod idt;
 mod kvmclock;
+mod litmus;
 #[allow(unsafe_code)]
 mod machine;
 mod modes;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use iced_x86::code_asm::*;
-use softcpu::state::reg;
+use softcpu::x86_64::state::reg;
 use softcpu::{Clock, Cpu};
 
 use crate::machine::{DATA, Devices, End, KERNEL, Machine, assembled, done, wrmsr};

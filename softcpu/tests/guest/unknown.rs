@@ -1,7 +1,7 @@
 //! What this processor does not have: #UD in the guest, and one report by name on the host.
 
 use iced_x86::code_asm::*;
-use softcpu::state::reg;
+use softcpu::x86_64::state::reg;
 
 use crate::machine::{KERNEL, Machine, done};
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use softcpu::state::seg;
+use softcpu::x86_64::state::seg;
 use softcpu::{Answer, Cpu, Platform, Segment, Table};
 
 use crate::accel::{Error, Exit, ExitHandler, Kick, Profiling, Stop, Vcpu};
@@ -88,8 +88,8 @@ impl Vcpu for SoftVcpu {
         let table = |(base, limit)| Table { base, limit };
         cpu.set_tables(table(boot.gdt), table(boot.idt));
         cpu.set_rflags(boot.rflags);
-        cpu.gpr[softcpu::state::reg::RSI] = boot.rsi;
-        cpu.gpr[softcpu::state::reg::RSP] = boot.rsp;
+        cpu.gpr[softcpu::x86_64::state::reg::RSI] = boot.rsi;
+        cpu.gpr[softcpu::x86_64::state::reg::RSP] = boot.rsp;
         cpu.rip = boot.rip;
         cpu.unpark();
         Ok(())

@@ -1,7 +1,7 @@
 //! Breakpoints on instructions.
 
 use iced_x86::code_asm::*;
-use softcpu::state::reg;
+use softcpu::x86_64::state::reg;
 
 use super::{RF, Write, addresses, debugged, hits, places, set_breakpoint};
 use crate::machine::{DATA, KERNEL, done};

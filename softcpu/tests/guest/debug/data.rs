@@ -1,7 +1,7 @@
 //! Breakpoints on data and on ports.
 
 use iced_x86::code_asm::*;
-use softcpu::state::reg;
+use softcpu::x86_64::state::reg;
 
 use super::{
     ACCESS, BS, EXECUTE, HANDLER, Hit, PORT, TF, WRITE, Write, addresses, debugged, enabled, hits, places,

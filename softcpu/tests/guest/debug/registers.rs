@@ -1,7 +1,7 @@
 //! The debug registers themselves.
 
 use iced_x86::code_asm::*;
-use softcpu::state::reg;
+use softcpu::x86_64::state::reg;
 
 use super::{BD, DR6_FIXED, DR7_FIXED, GD, RF, Write, debugged, hits, places};
 use crate::machine::{KERNEL, Machine, USER, USER_CODE64, done};

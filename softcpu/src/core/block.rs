@@ -1,0 +1,366 @@
+//! Basic blocks: straight runs of operations, decoded once and found again by physical address.
+//!
+//! A block lies in one page, but for the single instruction of a block that straddles two. It remembers its page's
+//! [version](crate::core::code_page): where that has changed, the block's bytes are compared with those it was decoded from, and it
+//! is decoded anew if they differ. The bytes are compared as well when a block is found by its physical address,
+//! which is how the first one after each change of translations is found: that shows what a device has stored.
+//!
+//! While other processors may still store to the page without any sign, blocks of it are decoded each time.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::ptr::NonNull;
+
+use crate::core::address_map::AddressMap;
+use crate::core::code_page::CodePage;
+use crate::core::page::PAGE;
+use crate::core::unsettled::Unsettled;
+
+/// Most blocks before the cache starts afresh: bounds host memory to about 100 MiB for each processor.
+const CAPACITY: usize = 1 << 18;
+/// Entries of the table that finds blocks by linear address; a power of two.
+const JUMPS: usize = 8192;
+
+/// Operations on the heap, at one address for as long as the cache that owns the block lives.
+pub(crate) struct Ops<O> {
+    first: NonNull<O>,
+    len: usize,
+}
+
+// SAFETY: plain data, owned like a box; function pointers may cross threads.
+unsafe impl<O: Copy + 'static> Send for Ops<O> {}
+
+impl<O> Ops<O> {
+    pub fn new(ops: Vec<O>) -> Ops<O> {
+        let len = ops.len();
+        let first = NonNull::from(Box::leak(ops.into_boxed_slice())).cast();
+        Ops { first, len }
+    }
+
+    /// The first operation; the last one always stops.
+    #[inline(always)]
+    pub fn first(&self) -> *const O {
+        self.first.as_ptr()
+    }
+}
+
+impl<O> Drop for Ops<O> {
+    fn drop(&mut self) {
+        // SAFETY: made by `new` from a boxed slice of this length, and dropped once.
+        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.first.as_ptr(), self.len)) });
+    }
+}
+
+/// Where a block went, and how: an entry of [`Tlb::key`](crate::core::tlb::Tlb::key) and the instruction pointer.
+struct Link<O> {
+    rip: u64,
+    key: u64,
+    block: *const Block<O>,
+}
+
+impl<O> Link<O> {
+    const NONE: Link<O> = Link {
+        rip: 0,
+        key: 0,
+        block: std::ptr::null(),
+    };
+}
+
+impl<O> Clone for Link<O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<O> Copy for Link<O> {}
+
+/// What the last instruction of a block does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It goes on with the next one.
+    Next,
+    /// It calls a function.
+    Call,
+    /// It goes elsewhere in another way.
+    Other,
+}
+
+/// A decoded block.
+pub(crate) struct Block<O> {
+    /// Its operations.
+    pub ops: Ops<O>,
+    /// Instructions that it retires.
+    pub count: u32,
+    /// Its bytes.
+    pub len: u32,
+    /// Physical address of its first byte.
+    pub phys: u64,
+    /// What its last instruction does.
+    pub ending: Ending,
+    /// What it was decoded from.
+    pub bytes: Box<[u8]>,
+    /// The version of its page when `bytes` were seen there last.
+    version: Cell<u32>,
+    /// Its page; `None` where the version of one page does not say everything: it is looked up each time.
+    page: Option<NonNull<CodePage>>,
+    /// Physical address of the second page, where it straddles two.
+    pub second: Option<u64>,
+    /// The block that came after it, when it went on to the next instruction and when it went elsewhere.
+    links: [Cell<Link<O>>; 2],
+}
+
+// SAFETY: `page` points into the `Ram` that the owning processor keeps alive; it is only read, atomically. `links` point
+// to blocks of the same cache, which is never taken apart.
+unsafe impl<O: Copy + 'static> Send for Block<O> {}
+
+impl<O> Block<O> {
+    /// A block of `bytes`, which lie at `phys` in `page` and, where there are more than it has room for, at `second`. Its
+    /// version is not known yet.
+    pub fn new(
+        (ops, count, ending): (Vec<O>, u32, Ending),
+        (phys, second, bytes): (u64, Option<u64>, &[u8]),
+        page: Option<&CodePage>,
+    ) -> Block<O> {
+        let page = page.map(NonNull::from);
+        Block {
+            ops: Ops::new(ops),
+            count,
+            len: bytes.len() as u32,
+            phys,
+            ending,
+            bytes: bytes.into(),
+            version: Cell::new(0),
+            page: page.filter(|_| second.is_none()),
+            second,
+            links: [const { Cell::new(Link::NONE) }; 2],
+        }
+    }
+
+    /// The same, to be looked up each time.
+    pub fn once(self) -> Block<O> {
+        Block { page: None, ..self }
+    }
+
+    /// Whether its page's version says everything, so that it may be found by tables and links.
+    pub fn may_be_linked(&self) -> bool {
+        self.page.is_some()
+    }
+
+    /// Its bytes were seen in its page of this version.
+    pub fn set_version(&self, version: u32) {
+        self.version.set(version);
+    }
+
+    /// Whether it was decoded from one of the `len` bytes at `phys`.
+    pub fn overlaps(&self, phys: u64, len: u64) -> bool {
+        let first = self.first_part().len();
+        let overlaps = |at: u64, bytes: usize| phys < at + bytes as u64 && at < phys + len;
+        overlaps(self.phys, first)
+            || self
+                .second
+                .is_some_and(|second| overlaps(second, self.bytes.len() - first))
+    }
+
+    /// Whether nobody has stored to its bytes since, as far as its page's version shows.
+    #[inline(always)]
+    pub fn is_current(&self) -> bool {
+        match self.page {
+            // SAFETY: see `Send`: the `Ram` outlives the block.
+            Some(page) => unsafe { page.as_ref() }.version() == self.version.get(),
+            None => false,
+        }
+    }
+
+    /// Its bytes in its first page.
+    pub fn first_part(&self) -> &[u8] {
+        let room = (PAGE - self.phys % PAGE) as usize;
+        &self.bytes[..room.min(self.bytes.len())]
+    }
+
+    /// The link for a way on to `rip`, of a block that began at `begin`.
+    #[inline(always)]
+    fn link(&self, begin: u64, rip: u64) -> &Cell<Link<O>> {
+        &self.links[(begin.wrapping_add(self.len as u64) != rip) as usize]
+    }
+}
+
+/// A block by its linear address.
+struct Jump<O> {
+    linear: u64,
+    key: u64,
+    block: *const Block<O>,
+}
+
+impl<O> Jump<O> {
+    const NONE: Jump<O> = Jump {
+        linear: 1,
+        key: 0,
+        block: std::ptr::null(),
+    };
+}
+
+impl<O> Clone for Jump<O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<O> Copy for Jump<O> {}
+
+/// All blocks of one processor.
+pub(crate) struct Cache<O> {
+    /// At one address each, and only ever freed all at once.
+    blocks: Vec<NonNull<Block<O>>>,
+    by_address: AddressMap<NonNull<Block<O>>>,
+    jumps: Box<[Jump<O>; JUMPS]>,
+    /// The last two blocks that may run only once.
+    transient: [Option<Box<Block<O>>>; 2],
+    /// Pages of code to which other processors may still store without a sign.
+    pub unsettled: Unsettled,
+}
+
+// SAFETY: blocks belong to the cache alone, which hands out no pointer that outlives a call of the processor's thread.
+unsafe impl<O: Copy + 'static> Send for Cache<O> {}
+
+impl<O> Cache<O> {
+    pub fn new() -> Cache<O> {
+        Cache {
+            blocks: Vec::new(),
+            by_address: AddressMap::default(),
+            jumps: vec![Jump::NONE; JUMPS]
+                .into_boxed_slice()
+                .try_into()
+                .unwrap_or_else(|_| unreachable!()),
+            transient: [None, None],
+            unsettled: Unsettled::default(),
+        }
+    }
+
+    /// Keeps a block until two more such have come.
+    pub fn keep_once(&mut self, block: Block<O>) -> *const Block<O> {
+        self.transient.swap(0, 1);
+        self.transient[0].insert(Box::new(block)).as_ref()
+    }
+
+    fn keep(&mut self, block: Block<O>) -> NonNull<Block<O>> {
+        let kept = NonNull::from(Box::leak(Box::new(block)));
+        self.blocks.push(kept);
+        kept
+    }
+
+    /// Whether there are so many that the cache is to be emptied.
+    pub fn is_full(&self) -> bool {
+        self.blocks.len() >= CAPACITY
+    }
+
+    /// The block that followed `from` the last time when it began at `begin` and went on to `rip`.
+    ///
+    /// # Safety
+    /// `from` is a block of this cache that was not cleared since.
+    #[inline(always)]
+    pub unsafe fn linked(
+        &self,
+        from: *const Block<O>,
+        begin: u64,
+        rip: u64,
+        key: u64,
+    ) -> Option<*const Block<O>> {
+        // SAFETY: the caller's promise.
+        let link = unsafe { &*from }.link(begin, rip).get();
+        // SAFETY: blocks of links live as long as the block that has the link.
+        (link.rip == rip && link.key == key && unsafe { &*link.block }.is_current()).then_some(link.block)
+    }
+
+    /// Remembers that `block` followed `from`, where it may be found so.
+    ///
+    /// # Safety
+    /// Both are blocks of this cache that was not cleared since.
+    pub unsafe fn set_link(
+        &self,
+        from: *const Block<O>,
+        begin: u64,
+        rip: u64,
+        key: u64,
+        block: *const Block<O>,
+    ) {
+        // SAFETY: the caller's promise.
+        let (from, found) = unsafe { (&*from, &*block) };
+        if found.may_be_linked() {
+            from.link(begin, rip).set(Link { rip, key, block });
+        }
+    }
+
+    /// The block at a linear address, where it was found there with this key.
+    #[inline(always)]
+    pub fn jump(&self, linear: u64, key: u64) -> Option<*const Block<O>> {
+        let jump = self.jumps[jump_slot(linear)];
+        // SAFETY: blocks live as long as the table, and the table has them only with a key.
+        (jump.linear == linear && jump.key == key && unsafe { &*jump.block }.is_current())
+            .then_some(jump.block)
+    }
+
+    /// Lets a block be found by linear address, if it may be.
+    pub fn remember(&mut self, linear: u64, key: u64, block: NonNull<Block<O>>) {
+        // SAFETY: blocks live as long as the table, and none is changed here.
+        if unsafe { block.as_ref() }.may_be_linked() {
+            self.jumps[jump_slot(linear)] = Jump {
+                linear,
+                key,
+                block: block.as_ptr(),
+            };
+        }
+    }
+
+    /// The block that was decoded at a physical address with the code size that the key also has.
+    pub fn at(&self, address: u64) -> Option<NonNull<Block<O>>> {
+        self.by_address.get(&address).copied()
+    }
+
+    /// Keeps a block until the cache is cleared, in the place of one that was [at](Cache::at) the same address.
+    ///
+    /// No reference to a block is alive meanwhile, and the one that is replaced does not run.
+    pub fn insert(&mut self, address: u64, block: Block<O>) -> NonNull<Block<O>> {
+        match self.at(address) {
+            Some(mut known) => {
+                // SAFETY: see above: whoever has its address (a jump, a link, the loop) finds another block of the same
+                // address there.
+                unsafe { *known.as_mut() = block };
+                known
+            }
+            None => {
+                let kept = self.keep(block);
+                self.by_address.insert(address, kept);
+                kept
+            }
+        }
+    }
+
+    /// Forgets all blocks. None runs.
+    pub fn clear(&mut self) {
+        let Cache {
+            blocks,
+            by_address,
+            jumps,
+            transient,
+            unsettled: _,
+        } = self;
+        by_address.clear();
+        jumps.fill(Jump::NONE);
+        *transient = [None, None];
+        for block in blocks.drain(..) {
+            // SAFETY: `keep` made it from a box, and nothing else in the cache names it any more.
+            drop(unsafe { Box::from_raw(block.as_ptr()) });
+        }
+    }
+}
+
+impl<O> Drop for Cache<O> {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+#[inline(always)]
+fn jump_slot(linear: u64) -> usize {
+    (linear ^ linear >> 13) as usize % JUMPS
+}

@@ -1,0 +1,147 @@
+//! Mailboxes: what other threads have for a processor, interrupts and requests.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Events of a mailbox.
+pub(crate) mod event {
+    /// Vectors are waiting in `requests`.
+    pub const INTERRUPT: u32 = 1 << 0;
+    /// `run` shall come back.
+    pub const KICK: u32 = 1 << 1;
+    /// A page began to hold code: stores to it have to be watched.
+    pub const WATCH: u32 = 1 << 2;
+    /// The first of those that the instruction set has of its own.
+    pub const OWN: u32 = 1 << 8;
+}
+
+/// What other threads have for one processor.
+pub(crate) struct Mailbox {
+    events: AtomicU32,
+    /// Requested vectors, one bit each.
+    requests: [AtomicU64; 4],
+    /// What an event of the instruction set comes with.
+    argument: AtomicU32,
+    /// The processor's number.
+    pub id: u32,
+    /// Instructions retired, as of the last block that reached a device or ended a run.
+    retired: AtomicU64,
+    /// The processor runs instructions; where it does not, it takes its events before the next one.
+    active: AtomicBool,
+    /// The last of [`Processors::watch_others`](crate::core::processors::Processors::watch_others)'s requests that it has done.
+    watched: AtomicU64,
+    /// Held to sleep and to wake; a leaf.
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Mailbox {
+    pub fn new(id: u32) -> Mailbox {
+        Mailbox {
+            events: AtomicU32::new(0),
+            requests: Default::default(),
+            argument: AtomicU32::new(0),
+            id,
+            retired: AtomicU64::new(0),
+            active: AtomicBool::new(false),
+            watched: AtomicU64::new(0),
+            lock: Mutex::new(()),
+            wake: Condvar::new(),
+        }
+    }
+
+    /// Whether anything waits. Looked at before every block.
+    #[inline(always)]
+    pub fn has_events(&self) -> bool {
+        self.events.load(Ordering::Relaxed) != 0
+    }
+
+    /// Tells others how many instructions have been retired.
+    pub fn publish(&self, retired: u64) {
+        self.retired.store(retired, Ordering::Relaxed);
+    }
+
+    /// Leaves an event and wakes the processor.
+    pub fn post(&self, event: u32) {
+        self.events.fetch_or(event, Ordering::SeqCst);
+        drop(lock(&self.lock));
+        self.wake.notify_all();
+    }
+
+    /// Requests an interrupt.
+    pub fn interrupt(&self, vector: u8) {
+        self.requests[vector as usize / 64].fetch_or(1 << (vector % 64), Ordering::SeqCst);
+        self.post(event::INTERRUPT);
+    }
+
+    /// Leaves an event with an argument, which is the last one's where several come together.
+    pub fn post_with(&self, event: u32, argument: u32) {
+        self.argument.store(argument, Ordering::SeqCst);
+        self.post(event);
+    }
+
+    /// Says that the processor is about to run instructions, or does so no longer. Events are to be taken after the former.
+    pub fn set_active(&self, active: bool) {
+        self.active.swap(active, Ordering::SeqCst);
+    }
+
+    /// Says that the stores to code are watched as [`Processors::watch_requests`](crate::core::processors::Processors::watch_requests) asked for before.
+    pub fn set_watched(&self, request: u64) {
+        self.watched.store(request, Ordering::SeqCst);
+    }
+
+    /// Takes all events.
+    pub fn take(&self) -> u32 {
+        self.events.swap(0, Ordering::SeqCst)
+    }
+
+    /// Takes the requested vectors.
+    pub fn take_requests(&self) -> [u64; 4] {
+        std::array::from_fn(|n| self.requests[n].swap(0, Ordering::SeqCst))
+    }
+
+    /// The argument of the last event that had one.
+    pub fn argument(&self) -> u32 {
+        self.argument.load(Ordering::SeqCst)
+    }
+
+    /// How many instructions have been retired, as others were shown last.
+    pub fn retired(&self) -> u64 {
+        self.retired.load(Ordering::Relaxed)
+    }
+
+    /// Whether the processor runs no instruction before it has done what [`Mailbox::set_watched`] is about.
+    pub fn watches(&self, request: u64) -> bool {
+        !self.active.load(Ordering::SeqCst) || self.watched.load(Ordering::SeqCst) >= request
+    }
+
+    /// Sleeps until an event comes, or for `limit`.
+    pub fn sleep(&self, limit: Option<Duration>) {
+        self.set_active(false);
+        self.sleep_inactive(limit);
+        self.set_active(true);
+    }
+
+    fn sleep_inactive(&self, limit: Option<Duration>) {
+        let mut held = lock(&self.lock);
+        while !self.has_events() {
+            match limit {
+                None => held = self.wake.wait(held).unwrap_or_else(PoisonError::into_inner),
+                Some(limit) => {
+                    drop(
+                        self.wake
+                            .wait_timeout(held, limit)
+                            .unwrap_or_else(PoisonError::into_inner),
+                    );
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Locks, whether a thread panicked with the lock or not: what is behind it is never half done.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,457 @@
+//! Address translation, and every memory access that misses the TLB (Intel SDM vol. 3, chapter 4).
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+
+use crate::core::bus::Answer;
+use crate::core::code_page::{Stored, granules};
+use crate::core::page::{PAGE, PAGE_MASK};
+use crate::core::ram_access::{self, Scalar};
+use crate::core::tlb::{Bank, Stores};
+use crate::x86_64::apic::processor;
+use crate::x86_64::cpu::Cpu;
+use crate::x86_64::exception::{Fault, canonical, vector};
+use crate::x86_64::op::{Flow, Stop};
+use crate::x86_64::state::{cr0, cr4, efer};
+
+/// Bits of page table entries.
+mod pte {
+    pub const PRESENT: u64 = 1 << 0;
+    pub const WRITE: u64 = 1 << 1;
+    pub const USER: u64 = 1 << 2;
+    pub const ACCESSED: u64 = 1 << 5;
+    pub const DIRTY: u64 = 1 << 6;
+    pub const LARGE: u64 = 1 << 7;
+    pub const GLOBAL: u64 = 1 << 8;
+    pub const NX: u64 = 1 << 63;
+    pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    /// Bits above a physical address are reserved.
+    pub const RESERVED: u64 = ADDRESS & !((1 << crate::x86_64::state::PHYSICAL_BITS) - 1);
+}
+
+/// Bits of a page fault's error code.
+pub mod code {
+    /// The page was there, but not for this.
+    pub const PRESENT: u32 = 1 << 0;
+    /// A write.
+    pub const WRITE: u32 = 1 << 1;
+    /// At CPL 3.
+    pub const USER: u32 = 1 << 2;
+    /// A reserved bit was set.
+    pub const RESERVED: u32 = 1 << 3;
+    /// An instruction fetch.
+    pub const FETCH: u32 = 1 << 4;
+}
+
+/// What an access wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+    Fetch,
+}
+
+/// A translated address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// Guest-physical.
+    pub phys: u64,
+    /// Host address, where it is RAM.
+    pub host: Option<usize>,
+}
+
+struct Leaf {
+    phys: u64,
+    writable: bool,
+    global: bool,
+    large: bool,
+}
+
+/// Sets bits of an entry and returns it as it is then; `None` where another processor was first.
+#[inline]
+fn mark(word: &AtomicU64, entry: u64, bits: u64) -> Option<u64> {
+    let marked = entry | bits;
+    let unchanged = marked == entry
+        || word
+            .compare_exchange(entry, marked, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok();
+    unchanged.then_some(marked)
+}
+
+impl Cpu {
+    /// Translates with the rights of `bank`, and remembers what it found when that is the bank in use.
+    pub(crate) fn translate(&mut self, addr: u64, access: Access, bank: Bank) -> Result<Place, Stop> {
+        let leaf = if self.cr0 & cr0::PG == 0 {
+            Leaf {
+                phys: addr as u32 as u64,
+                writable: true,
+                global: false,
+                large: false,
+            }
+        } else {
+            if !canonical(addr) {
+                // The address tells this one apart: it is #SS where the stack's segment was meant.
+                self.fault = Fault {
+                    vector: vector::GP,
+                    code: Some(0),
+                    cr2: addr,
+                };
+                return Err(Stop::Fault);
+            }
+            self.walk(addr, access, bank)?
+        };
+        let host = self.ram.host(leaf.phys);
+        if bank == self.bank() {
+            if access == Access::Fetch {
+                self.tlb.fill_exec(addr, leaf.phys, leaf.global, leaf.large);
+            } else if let Some(host) = host
+                && !self.debug.watches_page(addr)
+            {
+                let stores = if !leaf.writable {
+                    Stores::Walk
+                } else if access == Access::Write
+                    && self.ram.page(leaf.phys).is_some_and(|page| page.open(false))
+                {
+                    Stores::Direct
+                } else {
+                    // Most pages that are read are never written to: leave them closed until then.
+                    Stores::Watched
+                };
+                self.tlb
+                    .fill(addr, stores, host, leaf.phys, leaf.global, leaf.large);
+            }
+        }
+        Ok(Place {
+            phys: leaf.phys,
+            host,
+        })
+    }
+
+    /// Walks the four levels until no other processor changes an entry meanwhile.
+    fn walk(&mut self, addr: u64, access: Access, bank: Bank) -> Result<Leaf, Stop> {
+        let mut error = if bank == Bank::User { code::USER } else { 0 };
+        match access {
+            Access::Write => error |= code::WRITE,
+            Access::Fetch if self.efer & efer::NXE != 0 || self.cr4 & cr4::SMEP != 0 => error |= code::FETCH,
+            _ => {}
+        }
+        if self.efer & efer::LMA == 0 {
+            self.report("legacy paging");
+            return self.page_fault(addr, error);
+        }
+        self.counters.walks += 1;
+        loop {
+            match self.walk_once(addr, access, bank) {
+                Ok(Some(leaf)) => return Ok(leaf),
+                Ok(None) => {}
+                Err(why) => return self.page_fault(addr, error | why),
+            }
+        }
+    }
+
+    /// Walks down to the page, checks the rights and sets accessed and dirty bits. `None` where an entry changed under its
+    /// hands; an error is what the page fault's code says of the entries.
+    fn walk_once(&self, addr: u64, access: Access, bank: Bank) -> Result<Option<Leaf>, u32> {
+        let mut table = self.cr3 & pte::ADDRESS;
+        let mut rights = pte::WRITE | pte::USER;
+        let mut level = 3;
+        loop {
+            let word = self.ram.word(table + (addr >> (12 + 9 * level) & 511) * 8);
+            let word = word.ok_or(0u32)?;
+            let entry = word.load(Ordering::Acquire);
+            if entry & pte::PRESENT == 0 {
+                return Err(0);
+            }
+            let leaf = level == 0 || (level < 3 && entry & pte::LARGE != 0);
+            if entry & self.reserved_bits(level, leaf) != 0 {
+                return Err(code::PRESENT | code::RESERVED);
+            }
+            // All levels must allow writing and users; one is enough to forbid fetching.
+            rights = rights & entry & (pte::WRITE | pte::USER) | (rights | entry) & pte::NX;
+            if leaf {
+                if self.denies(rights, access, bank) {
+                    return Err(code::PRESENT);
+                }
+                let dirty = if access == Access::Write { pte::DIRTY } else { 0 };
+                let Some(entry) = mark(word, entry, pte::ACCESSED | dirty) else {
+                    return Ok(None);
+                };
+                let inside = (1u64 << (12 + 9 * level)) - 1;
+                return Ok(Some(Leaf {
+                    phys: entry & pte::ADDRESS & !inside | addr & inside,
+                    writable: !self.is_read_only(rights, bank) && entry & pte::DIRTY != 0,
+                    global: entry & pte::GLOBAL != 0 && self.cr4 & cr4::PGE != 0,
+                    large: level > 0,
+                }));
+            }
+            if mark(word, entry, pte::ACCESSED).is_none() {
+                return Ok(None);
+            }
+            table = entry & pte::ADDRESS;
+            level -= 1;
+        }
+    }
+
+    /// Bits that an entry must not have, at levels 3 (512 GiB for each entry) to 0 (a page).
+    fn reserved_bits(&self, level: u32, leaf: bool) -> u64 {
+        let mut reserved = pte::RESERVED;
+        if self.efer & efer::NXE == 0 {
+            reserved |= pte::NX;
+        }
+        if level == 3 {
+            reserved |= pte::LARGE;
+        } else if leaf && level > 0 {
+            // Bit 12 is PAT; the others below the page's size must be zero.
+            reserved |= ((1 << (12 + 9 * level)) - 1) & !0x1fff;
+        }
+        reserved
+    }
+
+    fn is_read_only(&self, rights: u64, bank: Bank) -> bool {
+        rights & pte::WRITE == 0 && (bank == Bank::User || self.cr0 & cr0::WP != 0)
+    }
+
+    /// Whether a page with such rights is out of bounds for an access (Intel SDM vol. 3, §4.6.1).
+    fn denies(&self, rights: u64, access: Access, bank: Bank) -> bool {
+        let user = bank == Bank::User;
+        let user_page = rights & pte::USER != 0;
+        let smep = self.cr4 & cr4::SMEP != 0;
+        (user && !user_page)
+            || match access {
+                Access::Fetch => rights & pte::NX != 0 || (!user && user_page && smep),
+                Access::Write if self.is_read_only(rights, bank) => true,
+                _ => bank == Bank::Supervisor && user_page && self.cr4 & cr4::SMAP != 0,
+            }
+    }
+
+    /// Linear addresses of code outside of long mode have 32 bits; but those of the descriptor tables and stacks
+    /// that an exception reaches from a 32-bit program have 64.
+    #[inline]
+    fn linear(&self, addr: u64, bank: Bank) -> u64 {
+        let by_system = bank != self.bank() && self.efer & efer::LMA != 0;
+        if self.is_long() || by_system {
+            addr
+        } else {
+            addr as u32 as u64
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn load_slow<T: Scalar>(&mut self, addr: u64) -> Result<T, Stop> {
+        let mut bytes = [0; 16];
+        self.watch(addr, T::SIZE, false)?;
+        self.read_linear(addr, &mut bytes[..T::SIZE], self.bank())?;
+        Ok(T::from_bytes(&bytes))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn store_slow<T: Scalar>(&mut self, addr: u64, value: T) -> Flow {
+        let Some(entry) = self.tlb.watched(addr, T::SIZE) else {
+            self.watch(addr, T::SIZE, true)?;
+            return self.write_linear(addr, &value.to_bytes()[..T::SIZE], self.bank());
+        };
+        self.check_running(entry.phys & PAGE_MASK | (addr % PAGE), T::SIZE)?;
+        let host = addr.wrapping_add(entry.addend) as usize;
+        // SAFETY: the tag says that all bytes lie in a page of guest RAM that may be written.
+        unsafe { T::store(host, value) };
+        self.stored_watched(addr, T::SIZE);
+        Ok(())
+    }
+
+    /// Reports a store by a watched translation to its page, and watches no longer where that is in vain.
+    pub(crate) fn stored_watched(&mut self, addr: u64, size: usize) {
+        let Some(entry) = self.tlb.watched(addr, size) else {
+            return;
+        };
+        let phys = entry.phys & PAGE_MASK | (addr % PAGE);
+        if self.stored(phys, size) == Stored::NoCode {
+            let vain = self.vain_stores.count(phys);
+            if self.ram.page(phys).is_some_and(|page| page.open(vain)) {
+                self.tlb.open(addr);
+            }
+        }
+    }
+
+    /// Reports a store to its page.
+    fn stored(&mut self, phys: u64, size: usize) -> Stored {
+        if self.platform.processors.is_shared() {
+            // Other processors see the bytes before this one looks whether they rely on them.
+            fence(Ordering::SeqCst);
+        }
+        let page = self.ram.page(phys);
+        let stored = page.map_or(Stored::NoCode, |page| {
+            page.stored(granules(phys % PAGE, size as u64))
+        });
+        self.counters.code_stores += u64::from(stored == Stored::Code);
+        stored
+    }
+
+    /// The running block's own bytes are out of bounds for a store while others follow in the block.
+    #[inline]
+    fn check_running(&self, phys: u64, size: usize) -> Flow {
+        if self.runs(phys, size as u64) && !self.alone {
+            return Err(Stop::Replay);
+        }
+        Ok(())
+    }
+
+    /// Reads up to 16 bytes at a linear address with the rights of `bank`.
+    pub(crate) fn read_linear(&mut self, addr: u64, data: &mut [u8], bank: Bank) -> Flow {
+        let addr = self.linear(addr, bank);
+        let first = ((PAGE - addr % PAGE) as usize).min(data.len());
+        let place = self.translate(addr, Access::Read, bank)?;
+        if first < data.len() {
+            let next = self.linear(addr.wrapping_add(first as u64), bank);
+            let second = self.translate(next, Access::Read, bank)?;
+            self.read_place(second, &mut data[first..]);
+        }
+        self.read_place(place, &mut data[..first]);
+        Ok(())
+    }
+
+    /// Writes up to 16 bytes at a linear address with the rights of `bank`.
+    pub(crate) fn write_linear(&mut self, addr: u64, data: &[u8], bank: Bank) -> Flow {
+        let addr = self.linear(addr, bank);
+        let first = ((PAGE - addr % PAGE) as usize).min(data.len());
+        let place = self.translate_write(addr, first, bank)?;
+        if first < data.len() {
+            let next = self.linear(addr.wrapping_add(first as u64), bank);
+            let second = self.translate_write(next, data.len() - first, bank)?;
+            self.write_place(second, &data[first..]);
+        }
+        self.write_place(place, &data[..first]);
+        Ok(())
+    }
+
+    /// Faults as a write of `size` bytes would, and does nothing else.
+    #[cold]
+    pub(crate) fn check_write(&mut self, addr: u64, size: usize) -> Flow {
+        if let Some(entry) = self.tlb.watched(addr, size) {
+            return self.check_running(entry.phys & PAGE_MASK | (addr % PAGE), size);
+        }
+        if !self.alone {
+            self.watch(addr, size, true)?;
+        }
+        let bank = self.bank();
+        let addr = self.linear(addr, bank);
+        let first = ((PAGE - addr % PAGE) as usize).min(size);
+        self.translate_write(addr, first, bank)?;
+        if first < size {
+            let next = self.linear(addr.wrapping_add(first as u64), bank);
+            self.translate_write(next, size - first, bank)?;
+        }
+        Ok(())
+    }
+
+    /// Translates for a write of `size` bytes of one page.
+    fn translate_write(&mut self, addr: u64, size: usize, bank: Bank) -> Result<Place, Stop> {
+        let place = self.translate(addr, Access::Write, bank)?;
+        self.check_running(place.phys, size)?;
+        Ok(place)
+    }
+
+    fn read_place(&mut self, place: Place, data: &mut [u8]) {
+        let Some(host) = place.host else {
+            return self.read_device(place.phys, data);
+        };
+        // SAFETY: `host` is inside a page of guest RAM and no caller passes more than what is left of the page.
+        unsafe {
+            match data.len() {
+                16 => data.copy_from_slice(&u128::load(host).to_le_bytes()),
+                8 => data.copy_from_slice(&u64::load(host).to_le_bytes()),
+                4 => data.copy_from_slice(&u32::load(host).to_le_bytes()),
+                2 => data.copy_from_slice(&u16::load(host).to_le_bytes()),
+                _ => ram_access::copy_out(host, data),
+            }
+        }
+    }
+
+    fn write_place(&mut self, place: Place, data: &[u8]) {
+        let Some(host) = place.host else {
+            return self.write_device(place.phys, data);
+        };
+        // SAFETY: as in `read_place`.
+        unsafe {
+            match data.len() {
+                16 => u128::store(host, u128::from_bytes(data)),
+                8 => u64::store(host, u64::from_bytes(data)),
+                4 => u32::store(host, u32::from_bytes(data)),
+                2 => u16::store(host, u16::from_bytes(data)),
+                _ => ram_access::copy_in(host, data),
+            }
+        }
+        self.stored(place.phys, data.len());
+    }
+
+    /// Devices see at most 8 bytes at once.
+    fn read_device(&mut self, phys: u64, data: &mut [u8]) {
+        for (n, chunk) in data.chunks_mut(8).enumerate() {
+            let at = phys + 8 * n as u64;
+            if self.apic.decodes(at) {
+                processor::mmio_read(self, at, chunk);
+            } else {
+                self.with_bus(|bus| bus.mmio_read(at, chunk));
+            }
+        }
+    }
+
+    fn write_device(&mut self, phys: u64, data: &[u8]) {
+        for (n, chunk) in data.chunks(8).enumerate() {
+            let at = phys + 8 * n as u64;
+            if self.apic.decodes(at) {
+                processor::mmio_write(self, at, chunk);
+            } else {
+                if self.with_bus(|bus| bus.mmio_write(at, chunk)) == Answer::Stop {
+                    self.request_stop();
+                }
+            }
+        }
+    }
+
+    /// Reads a descriptor or task word: a supervisor access whatever the privilege level, exempt from AC.
+    pub(crate) fn load_system(&mut self, addr: u64) -> Result<u64, Stop> {
+        let mut bytes = [0; 8];
+        self.read_linear(addr, &mut bytes, Bank::Supervisor)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Sets bits of a byte of a descriptor as one, as processors do: another one may change the rest of it meanwhile.
+    pub(crate) fn set_system_bits(&mut self, addr: u64, bits: u8) -> Flow {
+        let addr = self.linear(addr, Bank::Supervisor);
+        let place = self.translate_write(addr, 1, Bank::Supervisor)?;
+        match place.host {
+            Some(host) => {
+                // SAFETY: `host` is a byte of guest RAM.
+                let byte = unsafe { AtomicU8::from_ptr(std::ptr::with_exposed_provenance_mut(host)) };
+                byte.fetch_or(bits, Ordering::SeqCst);
+                self.stored(place.phys, 1);
+            }
+            None => {
+                let mut byte = [0];
+                self.read_device(place.phys, &mut byte);
+                self.write_device(place.phys, &[byte[0] | bits]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a word of an interrupt frame, as the new privilege level 0.
+    pub(crate) fn store_system(&mut self, addr: u64, value: u64) -> Flow {
+        if !canonical(addr) {
+            return self.raise_code(vector::SS, 0);
+        }
+        self.write_linear(addr, &value.to_le_bytes(), Bank::Supervisor)
+    }
+
+    /// Translates the page of an instruction's first byte.
+    #[inline]
+    pub(crate) fn fetch(&mut self, addr: u64) -> Result<u64, Stop> {
+        let entry = self.tlb.exec_entry(addr);
+        if entry.tag == addr & PAGE_MASK {
+            return Ok(entry.phys & PAGE_MASK | addr & !PAGE_MASK);
+        }
+        Ok(self.translate(addr, Access::Fetch, self.bank())?.phys)
+    }
+}

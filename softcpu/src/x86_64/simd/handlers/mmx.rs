@@ -1,0 +1,98 @@
+//! MMX: the 64-bit forms of packed integer instructions.
+use iced_x86::Code;
+
+use super::forms::*;
+use crate::x86_64::cpu::Handler;
+use crate::x86_64::simd::arith_int::*;
+use crate::x86_64::simd::shift::*;
+use crate::x86_64::simd::shuffle::*;
+
+/// The handler of a code of this table; `memory` says that an operand is in memory.
+pub(super) fn handler(code: Code, memory: bool) -> Option<Handler> {
+    Some(match code {
+        Code::Paddb_mm_mmm64 => mmx!(memory, paddb),
+        Code::Paddw_mm_mmm64 => mmx!(memory, paddw),
+        Code::Paddd_mm_mmm64 => mmx!(memory, paddd),
+        Code::Paddq_mm_mmm64 => mmx!(memory, paddq),
+        Code::Psubb_mm_mmm64 => mmx!(memory, psubb),
+        Code::Psubw_mm_mmm64 => mmx!(memory, psubw),
+        Code::Psubd_mm_mmm64 => mmx!(memory, psubd),
+        Code::Psubq_mm_mmm64 => mmx!(memory, psubq),
+        Code::Paddsb_mm_mmm64 => mmx!(memory, paddsb),
+        Code::Paddsw_mm_mmm64 => mmx!(memory, paddsw),
+        Code::Paddusb_mm_mmm64 => mmx!(memory, paddusb),
+        Code::Paddusw_mm_mmm64 => mmx!(memory, paddusw),
+        Code::Psubsb_mm_mmm64 => mmx!(memory, psubsb),
+        Code::Psubsw_mm_mmm64 => mmx!(memory, psubsw),
+        Code::Psubusb_mm_mmm64 => mmx!(memory, psubusb),
+        Code::Psubusw_mm_mmm64 => mmx!(memory, psubusw),
+        Code::Pmullw_mm_mmm64 => mmx!(memory, pmullw),
+        Code::Pmulhw_mm_mmm64 => mmx!(memory, pmulhw),
+        Code::Pmulhuw_mm_mmm64 => mmx!(memory, pmulhuw),
+        Code::Pmulhrsw_mm_mmm64 => mmx!(memory, pmulhrsw),
+        Code::Pmuludq_mm_mmm64 => mmx!(memory, pmuludq),
+        Code::Pavgb_mm_mmm64 => mmx!(memory, pavgb),
+        Code::Pavgw_mm_mmm64 => mmx!(memory, pavgw),
+        Code::Pminub_mm_mmm64 => mmx!(memory, pminub),
+        Code::Pminsw_mm_mmm64 => mmx!(memory, pminsw),
+        Code::Pmaxub_mm_mmm64 => mmx!(memory, pmaxub),
+        Code::Pmaxsw_mm_mmm64 => mmx!(memory, pmaxsw),
+        Code::Psignb_mm_mmm64 => mmx!(memory, psignb),
+        Code::Psignw_mm_mmm64 => mmx!(memory, psignw),
+        Code::Psignd_mm_mmm64 => mmx!(memory, psignd),
+        Code::Pabsb_mm_mmm64 => mmx!(memory, pabsb),
+        Code::Pabsw_mm_mmm64 => mmx!(memory, pabsw),
+        Code::Pabsd_mm_mmm64 => mmx!(memory, pabsd),
+        Code::Pcmpeqb_mm_mmm64 => mmx!(memory, pcmpeqb),
+        Code::Pcmpeqw_mm_mmm64 => mmx!(memory, pcmpeqw),
+        Code::Pcmpeqd_mm_mmm64 => mmx!(memory, pcmpeqd),
+        Code::Pcmpgtb_mm_mmm64 => mmx!(memory, pcmpgtb),
+        Code::Pcmpgtw_mm_mmm64 => mmx!(memory, pcmpgtw),
+        Code::Pcmpgtd_mm_mmm64 => mmx!(memory, pcmpgtd),
+        Code::Pmaddwd_mm_mmm64 => mmx!(memory, pmaddwd),
+        Code::Pmaddubsw_mm_mmm64 => mmx!(memory, pmaddubsw),
+        Code::Psadbw_mm_mmm64 => mmx!(memory, psadbw),
+        Code::Phaddw_mm_mmm64 => mmx_pair!(memory, phaddw),
+        Code::Phaddd_mm_mmm64 => mmx_pair!(memory, phaddd),
+        Code::Phaddsw_mm_mmm64 => mmx_pair!(memory, phaddsw),
+        Code::Phsubw_mm_mmm64 => mmx_pair!(memory, phsubw),
+        Code::Phsubd_mm_mmm64 => mmx_pair!(memory, phsubd),
+        Code::Phsubsw_mm_mmm64 => mmx_pair!(memory, phsubsw),
+        Code::Pand_mm_mmm64 => mmx!(memory, and),
+        Code::Pandn_mm_mmm64 => mmx!(memory, andn),
+        Code::Por_mm_mmm64 => mmx!(memory, or),
+        Code::Pxor_mm_mmm64 => mmx!(memory, xor),
+        Code::Packsswb_mm_mmm64 => mmx_pair!(memory, packsswb),
+        Code::Packuswb_mm_mmm64 => mmx_pair!(memory, packuswb),
+        Code::Packssdw_mm_mmm64 => mmx_pair!(memory, packssdw),
+        Code::Punpcklbw_mm_mmm32 => mmx_small!(memory, load32, punpcklbw),
+        Code::Punpckhbw_mm_mmm64 => mmx!(memory, |a, b| punpcklbw(a, b) >> 64),
+        Code::Punpcklwd_mm_mmm32 => mmx_small!(memory, load32, punpcklwd),
+        Code::Punpckhwd_mm_mmm64 => mmx!(memory, |a, b| punpcklwd(a, b) >> 64),
+        Code::Punpckldq_mm_mmm32 => mmx_small!(memory, load32, punpckldq),
+        Code::Punpckhdq_mm_mmm64 => mmx!(memory, |a, b| punpckldq(a, b) >> 64),
+        Code::Pshufb_mm_mmm64 => mmx!(memory, |a, b| pshufb64(a as u64, b as u64) as u128),
+        Code::Palignr_mm_mmm64_imm8 => {
+            mmx_control!(memory, |a, b, control| palignr64(a as u64, b as u64, control)
+                as u128)
+        }
+        Code::Pshufw_mm_mmm64_imm8 => mmx_control!(memory, |_a, b, control| pshuflw(b, control)),
+        Code::Psllw_mm_mmm64 => mmx!(memory, |a, b| psllw(a, b as u64)),
+        Code::Psllw_mm_imm8 => mmx_by!(psllw),
+        Code::Pslld_mm_mmm64 => mmx!(memory, |a, b| pslld(a, b as u64)),
+        Code::Pslld_mm_imm8 => mmx_by!(pslld),
+        Code::Psllq_mm_mmm64 => mmx!(memory, |a, b| psllq(a, b as u64)),
+        Code::Psllq_mm_imm8 => mmx_by!(psllq),
+        Code::Psrlw_mm_mmm64 => mmx!(memory, |a, b| psrlw(a, b as u64)),
+        Code::Psrlw_mm_imm8 => mmx_by!(psrlw),
+        Code::Psrld_mm_mmm64 => mmx!(memory, |a, b| psrld(a, b as u64)),
+        Code::Psrld_mm_imm8 => mmx_by!(psrld),
+        Code::Psrlq_mm_mmm64 => mmx!(memory, |a, b| psrlq(a, b as u64)),
+        Code::Psrlq_mm_imm8 => mmx_by!(psrlq),
+        Code::Psraw_mm_mmm64 => mmx!(memory, |a, b| psraw(a, b as u64)),
+        Code::Psraw_mm_imm8 => mmx_by!(psraw),
+        Code::Psrad_mm_mmm64 => mmx!(memory, |a, b| psrad(a, b as u64)),
+        Code::Psrad_mm_imm8 => mmx_by!(psrad),
+        _ => return None,
+    })
+}
