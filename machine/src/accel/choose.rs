@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::kvm::{self, Kvm, probe};
 use super::{Created, Error, Profiling};
 use crate::arch::Architecture;
-use crate::memory::Memory;
+use crate::memory::{Memory, Placement};
 
 /// Which accelerator is asked for. As a word it is the variant's name in lower case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
@@ -60,6 +60,14 @@ impl Chosen {
     /// Whether instructions are time, and every run is the same.
     pub fn is_repeatable(&self) -> bool {
         self.repeatable
+    }
+
+    /// How kernel and initramfs are best put into the RAM of its machines.
+    pub fn placement(&self) -> Placement {
+        match self.kvm {
+            Some(_) => Placement::Copy,
+            None => Placement::Map,
+        }
     }
 
     /// Makes the accelerator's side of a machine.

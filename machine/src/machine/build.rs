@@ -59,6 +59,8 @@ impl Machine {
             uuid,
             controller,
         };
+        let kernel = kernel.placed_by(accel.placement());
+        let initrd = initrd.map(|initrd| initrd.placed_by(accel.placement()));
         let boot = arch::prepare(architecture, &memory, &kernel, initrd.as_ref(), &platform)?;
         vcpus[0].boot(&boot)?;
         timeline.mark(Event::MemoryReady);

@@ -6,7 +6,7 @@ mod part;
 use std::io;
 use std::sync::Arc;
 
-pub use part::{Part, PartError, PartReader};
+pub use part::{Part, PartError, PartReader, Placement};
 pub use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
