@@ -81,6 +81,7 @@ fn machine() -> (Machine, Arc<AtomicU64>, Receiver<()>) {
         }],
         uuid: None,
         determinism: Determinism::default(),
+        statistics: false,
         timeline: Arc::new(Timeline::start()),
     })
     .unwrap();

@@ -92,6 +92,7 @@ pub fn scrub(
         ],
         uuid: None,
         determinism: Determinism::default(),
+        statistics: false,
         timeline: Arc::new(Timeline::start()),
     })?;
     let outcome = run(machine, events, watched).map_err(|error| match error {

@@ -65,7 +65,7 @@ pub struct Assembly {
 pub type TerminalSize = fn() -> Option<(u16, u16)>;
 
 impl Assembly {
-    /// `timeline` has been running since the process began; `turn` is [`PerRun::turn`].
+    /// `timeline` has been running since the process began; `determinism` is [`PerRun::determinism`].
     pub fn new(home: Home, per_run: PerRun, determinism: Determinism, timeline: Arc<Timeline>) -> Assembly {
         Assembly {
             home,
@@ -224,6 +224,7 @@ impl Assembly {
             devices,
             uuid: Some(record.id.platform_uuid().into_bytes()),
             determinism: self.determinism.clone(),
+            statistics: self.per_run.timing.is_some() || self.per_run.exits,
             timeline: Arc::clone(&self.timeline),
         };
         let machine = Machine::build(spec)?;

@@ -90,7 +90,7 @@ struct Inner {
 }
 
 impl InstanceProcess {
-    /// Takes charge of `held`, which is pending. `turn` is the machine's.
+    /// Takes charge of `held`, which is pending. `determinism` is the machine's.
     pub fn new(
         held: LockedInstance,
         console: Console,

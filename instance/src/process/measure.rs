@@ -49,13 +49,14 @@ impl Measured {
         timing_table(Event::ALL.into_iter().filter_map(at).collect())
     }
 
-    /// The exits as a table.
+    /// The exits as a table, and what the accelerator has counted.
     pub fn exits(&self) -> String {
-        exit_table(&self.count_exits())
+        exit_table(&self.count_exits()) + &statistics_table(&self.statistics())
     }
 
-    /// As [`Timeline::to_json`], with `"exits"`: for each step that was reached, by its name, the exits up to it, most
-    /// frequent first, as `{"total": N, "by_register": [{"kind", "address", "register", "count"}, ...]}`.
+    /// As [`Timeline::to_json`], and for each step that was reached, by its name: in `"exits"` the exits up to it, most frequent first, as
+    /// `{"total": N, "by_register": [{"kind", "address", "register", "count"}, ...]}`; in `"statistics"` what the accelerator has counted
+    /// up to it, by its own names.
     fn to_json(&self) -> Value {
         let mut json = self.timeline.to_json();
         let exits = self.count_exits().into_iter().map(|(event, exits)| {
@@ -64,7 +65,20 @@ impl Measured {
             (event.name().to_owned(), entry)
         });
         json["exits"] = Value::Object(exits.collect());
+        let statistics = self.statistics().into_iter().map(|(event, counts)| {
+            let counts = counts.into_iter().map(|(name, count)| (name, count.into()));
+            (event.name().to_owned(), Value::Object(counts.collect()))
+        });
+        json["statistics"] = Value::Object(statistics.collect());
         json
+    }
+
+    fn statistics(&self) -> Vec<(Event, Vec<(String, u64)>)> {
+        let Some(machine) = &self.machine else {
+            return Vec::new();
+        };
+        let until = |event| Some((event, machine.statistics_until(event)?));
+        STEPS.into_iter().filter_map(until).collect()
     }
 
     fn count_exits(&self) -> Vec<(Event, Vec<NamedExit>)> {
@@ -73,6 +87,35 @@ impl Measured {
         };
         let until = |event| Some((event, machine.exits_until(event)?));
         STEPS.into_iter().filter_map(until).collect()
+    }
+}
+
+/// One line for each statistic that is not zero at the last step, one column for each step; nothing where nothing was counted.
+fn statistics_table(steps: &[(Event, Vec<(String, u64)>)]) -> String {
+    let Some((_, all)) = steps.last().filter(|(_, all)| !all.is_empty()) else {
+        return String::new();
+    };
+    let mut text = format!("\n{:<44}", "counted by KVM");
+    for (event, _) in steps {
+        let _ = write!(text, "{:>14}", title(*event));
+    }
+    text.push('\n');
+    for (name, _) in all.iter().filter(|(_, count)| *count != 0) {
+        let _ = write!(text, "{name:<44}");
+        for (_, counts) in steps {
+            let count = counts.iter().find(|(other, _)| other == name);
+            let _ = write!(text, "{:>14}", count.map_or(0, |(_, count)| *count));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn title(event: Event) -> &'static str {
+    match event {
+        Event::KernelReady => "to initramfs",
+        Event::Init => "to PID 1",
+        _ => "to ready",
     }
 }
 
@@ -94,14 +137,9 @@ fn exit_table(steps: &[(Event, Vec<NamedExit>)]) -> String {
     let Some((_, all)) = steps.last() else {
         return "no exits were counted: the guest reached none of the steps\n".to_owned();
     };
-    let title = |event: &Event| match event {
-        Event::KernelReady => "to initramfs",
-        Event::Init => "to PID 1",
-        _ => "to ready",
-    };
     let mut text = format!("{:<44}", "exits to user space");
     for (event, _) in steps {
-        let _ = write!(text, "{:>14}", title(event));
+        let _ = write!(text, "{:>14}", title(*event));
     }
     text.push('\n');
     for exit in all {
@@ -184,6 +222,16 @@ mod tests {
         );
         assert_eq!(words[3], ["total", "5", "8"]);
         assert!(exit_table(&[]).contains("none of the steps"));
+    }
+
+    #[test]
+    fn statistics_that_are_zero_are_left_out() {
+        let counts = |exits, halts| vec![("exits".to_owned(), exits), ("halt_exits".to_owned(), halts)];
+        let table = statistics_table(&[(Event::KernelReady, counts(7, 0)), (Event::Init, counts(5438, 0))]);
+        let words: Vec<&str> = table.split_whitespace().skip(8).collect();
+        assert_eq!(words, ["exits", "7", "5438"], "{table}");
+        assert_eq!(statistics_table(&[]), "");
+        assert_eq!(statistics_table(&[(Event::Init, Vec::new())]), "");
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl PerRun {
         Ok(())
     }
 
-    /// The turn of the machine.
+    /// Whether every run of the machine is the same.
     pub fn determinism(&self) -> Determinism {
         if self.icount {
             Determinism::enabled()

@@ -60,6 +60,7 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
         devices: Vec::new(),
         uuid: None,
         determinism,
+        statistics: false,
         timeline: Arc::new(Timeline::start()),
     };
     Machine::build(spec)?;

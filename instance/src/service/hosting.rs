@@ -11,7 +11,7 @@ use crate::process::instance_process::InstanceProcess;
 use crate::store::LockedInstance;
 use machine::virtio::determinism::Determinism;
 
-/// Takes charge of `held`. The guest itself is run by [`InstanceProcess::run`]. `turn` is the machine's.
+/// Takes charge of `held`. The guest itself is run by [`InstanceProcess::run`]. `determinism` is the machine's.
 pub fn take_charge(mut held: LockedInstance, determinism: &Determinism) -> Arc<InstanceProcess> {
     held.name_process();
     let console = Console::new(held.directory());

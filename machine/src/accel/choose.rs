@@ -70,10 +70,10 @@ impl Chosen {
         }
     }
 
-    /// Makes the accelerator's side of a machine.
-    pub fn create(&self, memory: &Memory, cpus: u8) -> Result<Created, Error> {
+    /// Makes the accelerator's side of a machine; with `statistics`, one that gives [`Vm::statistics`](super::Vm::statistics).
+    pub fn create(&self, memory: &Memory, cpus: u8, statistics: bool) -> Result<Created, Error> {
         match &self.kvm {
-            Some(kvm) => kvm::create(kvm, memory, cpus),
+            Some(kvm) => kvm::create(kvm, memory, cpus, statistics),
             None => super::soft::create(self.soft_options(), memory, cpus),
         }
     }

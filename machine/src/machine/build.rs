@@ -39,6 +39,7 @@ impl Machine {
             devices,
             uuid,
             determinism,
+            statistics,
             timeline,
         } = spec;
         let layout = arch::layout(architecture);
@@ -47,7 +48,7 @@ impl Machine {
             vm,
             mut vcpus,
             controller,
-        } = accel.create(&memory, cpus)?;
+        } = accel.create(&memory, cpus, statistics)?;
         timeline.mark(Event::VmCreated);
 
         let slots: Vec<_> = (0..devices.len()).map_while(|n| layout.virtio_slot(n)).collect();

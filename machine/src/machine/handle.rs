@@ -27,8 +27,17 @@ pub(super) struct Shared {
     pub(super) accelerator: (&'static str, String),
     /// Emptied when the machine has ended, which closes what the devices hold. Locked before any device.
     pub(super) transports: Mutex<Vec<Arc<Mutex<Mmio>>>>,
-    /// The exits up to each event of the boot. A leaf.
-    pub(super) reached: Mutex<HashMap<u8, Vec<ExitCount>>>,
+    /// What was counted up to each event of the boot. A leaf.
+    pub(super) reached: Mutex<HashMap<u8, Counted>>,
+}
+
+/// What was counted up to a moment.
+#[derive(Clone)]
+pub(super) struct Counted {
+    /// Exits to this process.
+    exits: Vec<ExitCount>,
+    /// The accelerator's own counts, by its names.
+    statistics: Vec<(String, u64)>,
 }
 
 impl Shared {
@@ -40,9 +49,10 @@ impl Shared {
             self.timeline.count(event, instructions);
         }
         let mut reached = lock(&self.reached);
-        reached
-            .entry(event as u8)
-            .or_insert_with(|| totals(self.exits.iter().map(Arc::as_ref)));
+        reached.entry(event as u8).or_insert_with(|| Counted {
+            exits: totals(self.exits.iter().map(Arc::as_ref)),
+            statistics: self.vm.statistics(),
+        });
     }
 }
 
@@ -120,8 +130,15 @@ impl Handle {
 
     /// The exits up to `event`; `None` when it has not been reached.
     pub fn exits_until(&self, event: Event) -> Option<Vec<NamedExit>> {
-        let counts = lock(&self.shared.reached).get(&(event as u8)).cloned()?;
-        Some(self.named(counts))
+        let counted = lock(&self.shared.reached).get(&(event as u8)).cloned()?;
+        Some(self.named(counted.exits))
+    }
+
+    /// What the accelerator has counted up to `event`, by its own names: exits of any kind, faults in nested page tables, interrupts.
+    /// `None` when the event has not been reached; empty where nothing is counted.
+    pub fn statistics_until(&self, event: Event) -> Option<Vec<(String, u64)>> {
+        let reached = lock(&self.shared.reached);
+        Some(reached.get(&(event as u8))?.statistics.clone())
     }
 
     fn named(&self, counts: Vec<ExitCount>) -> Vec<NamedExit> {

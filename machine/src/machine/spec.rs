@@ -20,7 +20,8 @@ pub struct Spec {
     pub cpus: u8,
     /// RAM in bytes, a multiple of 1 MiB between the layout's `min_ram` and `max_ram`.
     pub memory: u64,
-    /// What runs the guest's instructions: one that counts them exactly where every run is to be the same (`turn`).
+    /// What runs the guest's instructions: one that counts them exactly where every run is to be the same
+    /// (`determinism`).
     pub accel: Arc<Chosen>,
     /// ELF `vmlinux`, bzImage or (aarch64) `Image`.
     pub kernel: Part,
@@ -34,9 +35,12 @@ pub struct Spec {
     pub devices: Vec<Device>,
     /// System UUID as the guest sees it (SMBIOS or device tree), 16 bytes in reading order.
     pub uuid: Option<[u8; 16]>,
-    /// Makes every run the same, if this turn is kept: instructions are time, and devices work in step with the one
-    /// processor. Those on the host who answer the guest keep the turn.
+    /// Makes every run the same, if it is enabled: instructions are time, and devices work in step with the one processor. What
+    /// answers the guest on the host's side takes part in it.
     pub determinism: Determinism,
+    /// Whether the accelerator's own statistics are read at each step of the boot. Each reading costs a system call for the machine
+    /// and one for each of its processors.
+    pub statistics: bool,
     /// Where boot events are noted.
     pub timeline: Arc<Timeline>,
 }

@@ -42,6 +42,7 @@ const ALWAYS: &[Rule] = &[
     Call(libc::SYS_read),
     Call(libc::SYS_write),
     Call(libc::SYS_readv),
+    Call(libc::SYS_pread64),
     Call(libc::SYS_writev),
     Call(libc::SYS_close),
     Call(libc::SYS_eventfd2),
@@ -106,7 +107,6 @@ const KVM: &[Rule] = &[
 
 /// What a disk does with its open files.
 const DISK: &[Rule] = &[
-    Call(libc::SYS_pread64),
     Call(libc::SYS_pwrite64),
     Call(libc::SYS_preadv),
     Call(libc::SYS_pwritev),

@@ -46,7 +46,7 @@ struct State {
 }
 
 impl WorkerGate {
-    /// The baton of one device of a machine with this `turn`.
+    /// The gate of one device of a machine with this `determinism`.
     ///
     /// # Errors
     /// When the host has no descriptor left.
@@ -59,7 +59,7 @@ impl WorkerGate {
         }))
     }
 
-    /// Gives the worker its turn and waits until it is over. Nothing happens while there is no worker.
+    /// Lets the worker run and waits until it is done. Nothing happens while there is no worker.
     pub fn pass(&self, trigger: Trigger) {
         let mut state = self.lock();
         if !state.attached {
@@ -100,7 +100,7 @@ impl WorkerGate {
         self.changed.notify_all();
     }
 
-    /// The machine's turn.
+    /// The machine's.
     pub(super) fn determinism(&self) -> &Determinism {
         &self.determinism
     }
@@ -145,7 +145,7 @@ struct Host {
 }
 
 impl Determinism {
-    /// A turn that is kept.
+    /// One under which every run is the same.
     pub fn enabled() -> Determinism {
         Determinism(Some(Arc::default()))
     }

@@ -9,6 +9,7 @@ mod aarch64;
 mod kick;
 pub mod probe;
 mod scratch;
+mod stats;
 mod vcpu;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -17,11 +18,12 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 #[cfg(target_arch = "aarch64")]
 use self::aarch64 as arch;
+use self::stats::Stats;
 #[cfg(target_arch = "x86_64")]
 use self::x86_64 as arch;
 use super::{Created, Error, Vm};
@@ -35,6 +37,8 @@ pub(super) use scratch::try_out_in;
 /// The kernel's side of a machine.
 struct KvmVm {
     fd: VmFd,
+    /// Those of the machine and of its processors, where they were asked for.
+    statistics: Vec<Stats>,
     /// What the memory slots point at: must live as long as any vCPU can run.
     _memory: Memory,
 }
@@ -60,8 +64,8 @@ pub fn open() -> Result<Kvm, Error> {
     })
 }
 
-/// Makes a machine with `memory` and `cpus` processors.
-pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8) -> Result<Created, Error> {
+/// Makes a machine with `memory` and `cpus` processors; with `statistics`, its own and theirs can be read, as far as the kernel has them.
+pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8, statistics: bool) -> Result<Created, Error> {
     let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
     for (slot, region) in memory.iter().enumerate() {
         let slot = kvm_userspace_memory_region {
@@ -76,19 +80,25 @@ pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8) -> Result<Created, Error> {
         unsafe { fd.set_user_memory_region(slot) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
     }
     let template = arch::Template::new(kvm, &fd, cpus)?;
+    let fds = (0..cpus)
+        .map(|id| {
+            let vcpu = fd.create_vcpu(u64::from(id)).map_err(failed("KVM_CREATE_VCPU"))?;
+            template.apply(&vcpu, id)?;
+            Ok(vcpu)
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
     let vm = Arc::new(KvmVm {
+        statistics: if statistics {
+            open_statistics(&fd, &fds)
+        } else {
+            Vec::new()
+        },
         fd,
         _memory: Arc::clone(memory),
     });
     let vcpus = (0..cpus)
-        .map(|id| {
-            let fd = vm
-                .fd
-                .create_vcpu(u64::from(id))
-                .map_err(failed("KVM_CREATE_VCPU"))?;
-            template.apply(&fd, id)?;
-            Ok(Box::new(vcpu::KvmVcpu::new(id, fd, Arc::clone(&vm))?) as _)
-        })
+        .zip(fds)
+        .map(|(id, fd)| Ok(Box::new(vcpu::KvmVcpu::new(id, fd, Arc::clone(&vm))?) as _))
         .collect::<Result<Vec<_>, Error>>()?;
     let controller = template.complete(&vm.fd)?;
     Ok(Created {
@@ -98,7 +108,30 @@ pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8) -> Result<Created, Error> {
     })
 }
 
+/// Nothing depends on them: a kernel that has none (before Linux 5.14) leaves the list shorter.
+fn open_statistics(vm: &VmFd, vcpus: &[VcpuFd]) -> Vec<Stats> {
+    let of_vcpus = vcpus.iter().map(Stats::open);
+    std::iter::once(Stats::open(vm))
+        .chain(of_vcpus)
+        .filter_map(|opened| {
+            opened
+                .inspect_err(|error| tracing::debug!("KVM gives no statistics: {error}"))
+                .ok()
+        })
+        .collect()
+}
+
 impl Vm for KvmVm {
+    fn statistics(&self) -> Vec<(String, u64)> {
+        let mut sums = Vec::new();
+        for stats in &self.statistics {
+            if let Err(error) = stats.add_to(&mut sums) {
+                tracing::debug!("KVM's statistics cannot be read: {error}");
+            }
+        }
+        sums
+    }
+
     fn interrupt(&self, gsi: u32) -> Result<Arc<dyn Interrupt>, Error> {
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| Error::Os {
             what: "eventfd2 for an interrupt",
