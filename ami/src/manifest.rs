@@ -52,7 +52,8 @@ pub struct Manifest {
     /// The kernel's release as `uname -r` prints it, when known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_release: Option<String>,
-    /// The kernel's command line, at most 2047 bytes of printable ASCII. The launcher adds `console=` and its own.
+    /// The kernel's command line, at most 2047 bytes of printable ASCII. The launcher adds `console=` and its
+    /// own.
     pub command_line: String,
     /// Console device in the guest without `/dev/`: `hvc0`, `ttyS0` or `ttyAMA0`.
     pub console: String,
@@ -102,7 +103,8 @@ pub enum BootMode {
 pub struct BlockDeviceMapping {
     /// Device in the guest, such as `/dev/vdb`.
     pub device: String,
-    /// Size in bytes; a multiple of 4096. The root's is at least its part's length: the guest grows its file system.
+    /// Size in bytes; a multiple of 4096. The root's is at least its part's length: the guest grows its file
+    /// system.
     pub size: u64,
     /// The volume goes when the instance is terminated.
     pub delete_on_termination: bool,
@@ -140,7 +142,8 @@ impl fmt::Display for ExposedPort {
 }
 
 impl Manifest {
-    /// A manifest with Kiln's defaults: one processor, 256 MiB, the root on `/dev/vda`, the console on `hvc0`.
+    /// A manifest with Kiln's defaults: one processor, 256 MiB, the root on `/dev/vda`, the console on
+    /// `hvc0`.
     pub fn new(name: impl Into<String>, architecture: Architecture) -> Self {
         Manifest {
             schema: SCHEMA,
@@ -197,7 +200,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Check every rule that the fields' documentation states, and that the parts lie as [`Layout`] puts them.
+    /// Check every rule that the fields' documentation states, and that the parts lie as [`Layout`] puts
+    /// them.
     pub fn validate(&self) -> Result<(), Error> {
         self.check_names()
             .and_then(|()| self.check_boot())

@@ -1,5 +1,5 @@
-//! `poweroff`, `reboot`, `halt` and `shutdown`: the names under which this program asks PID 1 to end the machine, for images that
-//! have no programs of these names.
+//! `poweroff`, `reboot`, `halt` and `shutdown`: the names under which this program asks PID 1 to end the
+//! machine, for images that have no programs of these names.
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -117,8 +117,8 @@ impl MemoryUse {
 }
 
 impl Timeline {
-    /// Call first in `main`. T0 is taken as this moment less the CPU time that the process has used so far: what the
-    /// kernel and the loader spent on it, without waiting for a disk.
+    /// Call first in `main`. T0 is taken as this moment less the CPU time that the process has used so far:
+    /// what the kernel and the loader spent on it, without waiting for a disk.
     pub fn start() -> Self {
         let main = Instant::now();
         let timeline = Timeline {
@@ -141,7 +141,8 @@ impl Timeline {
         }
     }
 
-    /// Notes that `event` has happened at `moment`. Only the first time counts; a moment before `main` counts as `main`.
+    /// Notes that `event` has happened at `moment`. Only the first time counts; a moment before `main` counts
+    /// as `main`.
     pub fn mark_at(&self, event: Event, moment: Instant) {
         self.record(event, moment);
     }
@@ -185,10 +186,10 @@ impl Timeline {
         Some(Duration::from_nanos(stored.checked_sub(1)?))
     }
 
-    /// `{"schema": 1, "unit": "ns", "events": [{"id": "T0", "name": "process_start", "at": 0}, ...]}` with the events that
-    /// have happened, each at nanoseconds from T0. Where the accelerator counts them, each event of the guest also has
-    /// `"instructions"`, what the guest had retired by then, and the whole has those up to its end. `"memory"` is what the launch
-    /// did to memory, if that was asked for.
+    /// `{"schema": 1, "unit": "ns", "events": [{"id": "T0", "name": "process_start", "at": 0}, ...]}` with
+    /// the events that have happened, each at nanoseconds from T0. Where the accelerator counts them, each
+    /// event of the guest also has `"instructions"`, what the guest had retired by then, and the whole has
+    /// those up to its end. `"memory"` is what the launch did to memory, if that was asked for.
     pub fn to_json(&self) -> Value {
         let events: Vec<Value> = Event::ALL
             .into_iter()
@@ -230,7 +231,8 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Pages that this process has touched for the first time, or again after they were taken away, without a disk's help.
+/// Pages that this process has touched for the first time, or again after they were taken away, without a
+/// disk's help.
 #[allow(unsafe_code)]
 fn minor_faults() -> u64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();

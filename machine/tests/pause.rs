@@ -1,4 +1,5 @@
-//! A machine that is paused stands still, and goes on where it was: with the software processor, which every host has.
+//! A machine that is paused stands still, and goes on where it was: with the software processor, which every
+//! host has.
 
 use std::io::{self, Write};
 use std::sync::Arc;

@@ -1,5 +1,6 @@
-//! Confinement, tried from inside: each kind of thread makes calls that it must not make, in a process of its own, since
-//! confinement cannot be undone. What is forbidden ends that process by SIGSYS (system calls) or fails with EACCES (files).
+//! Confinement, tried from inside: each kind of thread makes calls that it must not make, in a process of its
+//! own, since confinement cannot be undone. What is forbidden ends that process by SIGSYS (system calls) or
+//! fails with EACCES (files).
 //!
 //! The test starts this program again with `KILN_TRY` naming the thread and the deed.
 #![allow(unsafe_code)]
@@ -75,8 +76,8 @@ fn child(what: &str, home: &Path) -> ! {
     })
 }
 
-/// Without privilege a process may leave the network only while it has one thread, which a test is not: what users have is
-/// shown by the story `a_user_launches_confined_with_and_without_a_network`.
+/// Without privilege a process may leave the network only while it has one thread, which a test is not: what
+/// users have is shown by the story `a_user_launches_confined_with_and_without_a_network`.
 fn may_leave_network() -> bool {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }

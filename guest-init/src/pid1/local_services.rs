@@ -1,5 +1,5 @@
-//! Services that were installed in the running system: one file each in `/etc/kiln/services`, in the form that
-//! `boot.json` has for those of the image. `kill -HUP 1` takes in what is new.
+//! Services that were installed in the running system: one file each in `/etc/kiln/services`, in the form
+//! that `boot.json` has for those of the image. `kill -HUP 1` takes in what is new.
 
 use std::fs;
 use std::io;

@@ -183,8 +183,8 @@ pub fn switch_root(point: &str) -> Result<(), Error> {
     chdir("/").map_err(os("entering the root"))
 }
 
-/// The initramfs is RAM: what was in it (the modules, mostly) is given back. This program's file stays: its pages are in use for as
-/// long as it runs, and the system's commands are links to it.
+/// The initramfs is RAM: what was in it (the modules, mostly) is given back. This program's file stays: its
+/// pages are in use for as long as it runs, and the system's commands are links to it.
 fn free_initramfs() {
     for path in ["/lib", "/etc"] {
         let _ = fs::remove_dir_all(path);

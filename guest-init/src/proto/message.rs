@@ -17,15 +17,16 @@ pub enum Request {
     },
     /// Unpack the tar archive that follows as input.
     CopyIn {
-        /// An existing folder to unpack into, or the name that the one file or folder in the archive is to have.
+        /// An existing folder to unpack into, or the name that the one file or folder in the archive is to
+        /// have.
         path: String,
     },
     /// Send this file or folder as a tar archive.
     CopyOut {
         /// A relative path begins at root's home.
         path: String,
-        /// The host takes frames of error output with a line for each file that is left out. Agents before this field send none, and
-        /// hosts before it do not set it.
+        /// The host takes frames of error output with a line for each file that is left out. Agents before
+        /// this field send none, and hosts before it do not set it.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         notes: bool,
     },
@@ -34,13 +35,14 @@ pub enum Request {
         /// 1 to 65535.
         port: u16,
     },
-    /// Connect to a TCP port on the guest's loopback address and pass input and output frames; Done is the end.
+    /// Connect to a TCP port on the guest's loopback address and pass input and output frames; Done is the
+    /// end.
     Connect {
         /// 1 to 65535.
         port: u16,
     },
-    /// Make every file system on a disk consistent and hold all writes to it, until [`Request::Thaw`] or the end of this
-    /// connection.
+    /// Make every file system on a disk consistent and hold all writes to it, until [`Request::Thaw`] or the
+    /// end of this connection.
     Freeze {
         /// Thaw by itself after so many seconds, should nobody ask for it: at most [`FREEZE_MAX`].
         seconds: u32,

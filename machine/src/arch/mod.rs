@@ -1,8 +1,8 @@
 //! Guest architectures. Which one a machine has is data: it follows from its kernel, not from the host.
 //!
-//! Each directory offers the same few functions, behind those here: the address map ([`layout`]), where RAM lies ([`ram_regions`]), and
-//! [`prepare`]: kernel and initramfs into RAM, what the guest reads of its machine beside them (ACPI or a device
-//! tree), and the first CPU's registers at the kernel's entry.
+//! Each directory offers the same few functions, behind those here: the address map ([`layout`]), where RAM
+//! lies ([`ram_regions`]), and [`prepare`]: kernel and initramfs into RAM, what the guest reads of its
+//! machine beside them (ACPI or a device tree), and the first CPU's registers at the kernel's entry.
 
 pub mod aarch64;
 mod kernel;
@@ -31,7 +31,7 @@ pub enum Error {
         /// What can be used.
         wanted: &'static str,
     },
-    /// {what} needs {needed} bytes but only {free} bytes of RAM are free for it; try a machine with more memory
+    /// {what} needs {needed} bytes and {free} bytes of RAM are free for it; try a machine with more memory
     Room {
         /// Kernel or initramfs.
         what: &'static str,
@@ -166,8 +166,8 @@ pub fn ram_regions(architecture: Architecture, size: u64) -> Vec<(u64, u64)> {
     }
 }
 
-/// Puts `kernel` and `initrd` into RAM, writes everything that the guest reads before it has drivers, and returns how its
-/// first CPU begins.
+/// Puts `kernel` and `initrd` into RAM, writes everything that the guest reads before it has drivers, and
+/// returns how its first CPU begins.
 pub fn prepare(
     architecture: Architecture,
     memory: &Memory,

@@ -1,13 +1,14 @@
-//! The boot timer: the guest marks what it has reached, and the host notes when. It also tells the guest the time.
+//! The boot timer: the guest marks what it has reached, and the host notes when. It also tells the guest the
+//! time.
 //!
 //! | offset | width | access | |
 //! |---|---|---|---|
 //! | 0 | 1 | write | the code of what has been reached now |
 //! | 8 | 8 | write | nanoseconds since the guest's kernel started, for a kernel that makes no marks itself |
-//! | 16 | 8 | read | the host's time in nanoseconds since 1970 (UTC); 0 where the guest's time is not the host's |
+//! | 16 | 8 | read | the host's time, nanoseconds since 1970 (UTC); 0 where the guest has a time of its own |
 //!
-//! A kernel reads its hypervisor's clock once, early, and then counts ticks until it has chosen a clock source: what it loses of
-//! them, its date lacks for good. A real-time clock gives whole seconds only.
+//! A kernel reads its hypervisor's clock once, early, and then counts ticks until it has chosen a clock
+//! source: what it loses of them, its date lacks for good. A real-time clock gives whole seconds only.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -50,7 +51,8 @@ impl BootTimer {
         (Self::HOST_TIME, "HOST_TIME"),
     ];
 
-    /// A timer that calls `note` for each mark, and tells the host's time unless the guest has a time of its own.
+    /// A timer that calls `note` for each mark, and tells the host's time unless the guest has a time of its
+    /// own.
     pub fn new(note: Note, tells_time: bool) -> Self {
         BootTimer { note, tells_time }
     }

@@ -1,5 +1,5 @@
-//! Power-off and reset: the sleep and reset registers of hardware-reduced ACPI, and the two ports that software knows
-//! from PC chipsets.
+//! Power-off and reset: the sleep and reset registers of hardware-reduced ACPI, and the two ports that
+//! software knows from PC chipsets.
 
 use crate::bus::{Action, BusDevice, RegisterNames};
 
@@ -48,7 +48,8 @@ impl BusDevice for AcpiPower {
     }
 }
 
-/// The keyboard controller's command port 0x64, as far as a reset goes: command 0xfe pulses the processor's reset line.
+/// The keyboard controller's command port 0x64, as far as a reset goes: command 0xfe pulses the processor's
+/// reset line.
 #[derive(Debug, Default)]
 pub struct KeyboardReset;
 

@@ -1,4 +1,5 @@
-//! The clock of an arm64 machine: an ARM PL031 (crate `vm-superio`) that tells the host's time and sets no alarm.
+//! The clock of an arm64 machine: an ARM PL031 (crate `vm-superio`) that tells the host's time and sets no
+//! alarm.
 //!
 //! x86 machines need none: their FADT says that there is no CMOS clock, and the guest has the hypervisor's.
 

@@ -59,8 +59,8 @@ impl Serial {
         (7, "SCR"),
     ];
 
-    /// A port that interrupts through `line` and writes to `output` byte by byte, flushing each: a byte that `output`
-    /// does not take is lost, as on a wire.
+    /// A port that interrupts through `line` and writes to `output` byte by byte, flushing each: a byte that
+    /// `output` does not take is lost, as on a wire.
     pub fn new(line: Arc<dyn Interrupt>, output: Output) -> Self {
         let room = Arc::default();
         let uart = Uart::with_events(Edge(line), Room(Arc::clone(&room)), output);
@@ -82,8 +82,8 @@ impl Serial {
         }
     }
 
-    /// Gives the guest as much of `bytes` as its FIFO takes (64 at most) and returns how much that was. Send the rest when
-    /// [`room`](Serial::room) is readable.
+    /// Gives the guest as much of `bytes` as its FIFO takes (64 at most) and returns how much that was. Send
+    /// the rest when [`room`](Serial::room) is readable.
     pub fn input(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.uart.enqueue_raw_bytes(bytes) {
             Ok(taken) => Ok(taken),

@@ -66,8 +66,8 @@ impl Handle {
         self.shared.control.end(Ok(End::Killed));
     }
 
-    /// Stops processors and devices where they are, devices last. Returns whether the machine is now paused by this call: not
-    /// when it has ended or is paused already. The guest's clock goes on.
+    /// Stops processors and devices where they are, devices last. Returns whether the machine is now paused
+    /// by this call: not when it has ended or is paused already. The guest's clock goes on.
     pub fn pause(&self) -> bool {
         let paused = self.shared.control.pause(Hold::Request);
         if paused {
@@ -76,14 +76,15 @@ impl Handle {
         paused
     }
 
-    /// Goes on after [`pause`](Handle::pause), devices first. Processors that are held for want of space stay where they are.
+    /// Goes on after [`pause`](Handle::pause), devices first. Processors that are held for want of space stay
+    /// where they are.
     pub fn resume(&self) {
         self.each_transport(Mmio::resume);
         self.shared.control.resume(Hold::Request);
     }
 
-    /// Holds the processors, and only those, while a disk has no space for what the guest has written. Returns at once: they
-    /// stop soon.
+    /// Holds the processors, and only those, while a disk has no space for what the guest has written.
+    /// Returns at once: they stop soon.
     pub fn hold_for_space(&self, hold: bool) {
         if hold {
             self.shared.control.hold(Hold::NoSpace);

@@ -20,7 +20,8 @@ pub struct Spec {
     pub cpus: u8,
     /// RAM in bytes, a multiple of 1 MiB between the layout's `min_ram` and `max_ram`.
     pub memory: u64,
-    /// What runs the guest's instructions: one that counts them exactly where every run is to be the same (`turn`).
+    /// What runs the guest's instructions: one that counts them exactly where every run is to be the same
+    /// (`turn`).
     pub accel: Arc<Chosen>,
     /// ELF `vmlinux`, bzImage or (aarch64) `Image`.
     pub kernel: Part,
@@ -34,14 +35,15 @@ pub struct Spec {
     pub devices: Vec<Device>,
     /// System UUID as the guest sees it (SMBIOS or device tree), 16 bytes in reading order.
     pub uuid: Option<[u8; 16]>,
-    /// Makes every run the same, if this turn is kept: instructions are time, and devices work in step with the one
-    /// processor. Those on the host who answer the guest keep the turn.
+    /// Makes every run the same, if this turn is kept: instructions are time, and devices work in step with
+    /// the one processor. Those on the host who answer the guest keep the turn.
     pub determinism: Determinism,
     /// Where boot events are noted.
     pub timeline: Arc<Timeline>,
 }
 
-/// A virtio device of the machine, with the name that messages and exit profiles give it: `vda`, `console`, `net0`.
+/// A virtio device of the machine, with the name that messages and exit profiles give it: `vda`, `console`,
+/// `net0`.
 pub struct Device {
     /// Unique in the machine.
     pub name: String,

@@ -1,4 +1,5 @@
-//! A part of a file, and how it gets into guest RAM: mapped copy-on-write where page alignment allows, else copied.
+//! A part of a file, and how it gets into guest RAM: mapped copy-on-write where page alignment allows, else
+//! copied.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -13,7 +14,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile, VolatileM
 
 use super::{Memory, PAGE};
 
-/// Bytes that one read of headers fetches ahead: an ELF header with its program headers, or a whole note segment.
+/// Bytes that one read of headers fetches ahead: an ELF header with its program headers, or a whole note
+/// segment.
 const WINDOW: usize = PAGE as usize;
 
 /// A range of a file: a kernel or an initramfs, alone in its file or inside an AMI.
@@ -57,8 +59,8 @@ pub enum PartError {
 }
 
 impl Part {
-    /// Bytes `offset..offset + len` of `file`, which is `file_len` bytes long; `path` is for messages. A file that shrinks
-    /// while a machine runs on it ends that machine with SIGBUS.
+    /// Bytes `offset..offset + len` of `file`, which is `file_len` bytes long; `path` is for messages. A file
+    /// that shrinks while a machine runs on it ends that machine with SIGBUS.
     pub fn new(
         file: Arc<File>,
         file_len: u64,
@@ -155,8 +157,9 @@ impl Part {
     }
 }
 
-/// Reads a [`Part`] from front to back with seeking. Small reads come from a window of one page, so that a loader which
-/// reads headers field by field costs few system calls; reads into guest RAM map the file's pages.
+/// Reads a [`Part`] from front to back with seeking. Small reads come from a window of one page, so that a
+/// loader which reads headers field by field costs few system calls; reads into guest RAM map the file's
+/// pages.
 pub struct PartReader<'a> {
     part: &'a Part,
     memory: &'a Memory,
@@ -178,8 +181,8 @@ impl PartReader<'_> {
         self.part.len.saturating_sub(self.position)
     }
 
-    /// Replaces the whole pages of `[host, host + len)` by the file's, private to this process, and returns how many
-    /// bytes that covers: a multiple of the page size, 0 where alignment does not allow any.
+    /// Replaces the whole pages of `[host, host + len)` by the file's, private to this process, and returns
+    /// how many bytes that covers: a multiple of the page size, 0 where alignment does not allow any.
     fn map(&self, host: *mut u8, len: usize) -> io::Result<usize> {
         let page = host_page();
         let whole = len - len % page as usize;
@@ -195,9 +198,9 @@ impl PartReader<'_> {
         if !inside {
             return Ok(0);
         }
-        // SAFETY: the range lies inside one guest RAM mapping of ours (checked above), which stays mapped, readable and
-        // writable throughout; nobody holds references into guest RAM, only volatile accesses. MAP_PRIVATE keeps the
-        // guest's writes out of the file.
+        // SAFETY: the range lies inside one guest RAM mapping of ours (checked above), which stays mapped,
+        // readable and writable throughout; nobody holds references into guest RAM, only volatile accesses.
+        // MAP_PRIVATE keeps the guest's writes out of the file.
         let mapped = unsafe {
             libc::mmap(
                 host.cast(),

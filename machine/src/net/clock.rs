@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Gives the time since some fixed moment, and never goes back. All parts of a network share one, so that a test can let hours
-/// pass at once.
+/// Gives the time since some fixed moment, and never goes back. All parts of a network share one, so that a
+/// test can let hours pass at once.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
 

@@ -80,7 +80,8 @@ fn refused() -> io::Result<BpfProgram> {
     build(rules, SeccompAction::Allow, absent).map_err(io::Error::other)
 }
 
-/// The program of `kind`. A stopped call raises SIGSYS, whose handler says which one it was and ends the process.
+/// The program of `kind`. A stopped call raises SIGSYS, whose handler says which one it was and ends the
+/// process.
 fn compile(kind: Kind) -> io::Result<BpfProgram> {
     let legacy = std::env::consts::ARCH == "x86_64";
     let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();

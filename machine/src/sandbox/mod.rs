@@ -2,17 +2,20 @@
 //!
 //! Four walls, each of which stands without the others:
 //!
-//! - **System calls** ([`allow`]): each kind of thread may make the calls on its list, and dies at any other (seccomp,
-//!   `Documentation/userspace-api/seccomp_filter.rst`). The process as a whole may make the union of the lists, which is
-//!   [`Kind::Owner`]'s: no `execve`, no `ptrace`, no memory that can be written and executed.
+//! - **System calls** ([`allow`]): each kind of thread may make the calls on its list, and dies at any other
+//!   (seccomp, `Documentation/userspace-api/seccomp_filter.rst`). The process as a whole may make the union
+//!   of the lists, which is [`Kind::Owner`]'s: no `execve`, no `ptrace`, no memory that can be written and
+//!   executed.
 //! - **Files** ([`files`]): the process may open what it was given and nothing else (Landlock,
 //!   `Documentation/userspace-api/landlock.rst`).
 //! - **Network** ([`namespaces`]): a process whose guest has no network has none either.
-//! - **Privileges** ([`privileges`]): no capabilities but those that a wish of the launch needs, and no way to gain any.
+//! - **Privileges** ([`privileges`]): no capabilities but those that a wish of the launch needs, and no way
+//!   to gain any.
 //!
-//! Filters are a thread's own and are inherited, so a thread with a short list cannot start one with a longer list. A
-//! processor's thread has to: the guest's driver wakes a device by a write to its register. So every thread that is started
-//! once the process is confined is started by the *spawner*, a thread that does nothing else; see [`spawn`].
+//! Filters are a thread's own and are inherited, so a thread with a short list cannot start one with a longer
+//! list. A processor's thread has to: the guest's driver wakes a device by a write to its register. So every
+//! thread that is started once the process is confined is started by the *spawner*, a thread that does
+//! nothing else; see [`spawn`].
 
 mod allow;
 mod files;
@@ -65,7 +68,8 @@ impl Mode {
 /// What a thread does, and so which system calls it may make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Builds machines, waits for their end, writes the record; the spawner. All that any other kind may do, and more.
+    /// Builds machines, waits for their end, writes the record; the spawner. All that any other kind may do,
+    /// and more.
     Owner,
     /// Runs a processor of KVM.
     Kvm,
@@ -183,17 +187,17 @@ type SpawnRequest = Box<dyn FnOnce() + Send>;
 static SPAWNER: OnceLock<Sender<SpawnRequest>> = OnceLock::new();
 
 thread_local! {
-    /// What this thread is; `None` while it is not confined. Read by the handler of SIGSYS, so it is constant at first and
-    /// has no destructor.
+    /// What this thread is; `None` while it is not confined. Read by the handler of SIGSYS, so it is constant
+    /// at first and has no destructor.
     static KIND: Cell<Option<Kind>> = const { Cell::new(None) };
 }
 
-/// Confines this process, for good: the calling thread, which must be the only one, and all that [`spawn`] starts from now
-/// on. Returns what the host does not offer.
+/// Confines this process, for good: the calling thread, which must be the only one, and all that [`spawn`]
+/// starts from now on. Returns what the host does not offer.
 ///
 /// # Errors
-/// With [`Mode::Required`] when something is missing, and then nothing has changed; otherwise when the kernel refuses what
-/// it says that it offers.
+/// With [`Mode::Required`] when something is missing, and then nothing has changed; otherwise when the kernel
+/// refuses what it says that it offers.
 pub fn confine(mode: Mode, plan: &Plan) -> Result<Option<String>, Error> {
     if mode == Mode::Off {
         return Ok(None);
@@ -234,8 +238,8 @@ fn open_nursery() -> io::Result<()> {
     Ok(())
 }
 
-/// Starts `run` in a thread called `name` (Linux shows the first 15 bytes) that may make the system calls of `kind`, if this
-/// process is confined.
+/// Starts `run` in a thread called `name` (Linux shows the first 15 bytes) that may make the system calls of
+/// `kind`, if this process is confined.
 ///
 /// # Errors
 /// When there is no thread to be had.
@@ -263,7 +267,8 @@ pub fn spawn<T: Send + 'static>(
     wait.recv().map_err(|_| closed())?
 }
 
-/// Runs `ask` in a thread of `kind` and waits for it: for the few steps of a thread that its own list does not allow.
+/// Runs `ask` in a thread of `kind` and waits for it: for the few steps of a thread that its own list does
+/// not allow.
 ///
 /// # Errors
 /// When there is no thread to be had.

@@ -91,7 +91,8 @@ pub(super) fn report() -> io::Result<()> {
     action.sa_sigaction = tell as extern "C" fn(libc::c_int, *const Information, *const ()) as usize;
     // Not SA_NODEFER: what the handler itself must not do ends the process, as it should.
     action.sa_flags = libc::SA_SIGINFO;
-    // SAFETY: `action` is initialized, and the handler is async-signal-safe: it formats into its own stack and writes.
+    // SAFETY: `action` is initialized, and the handler is async-signal-safe: it formats into its own stack
+    // and writes.
     if unsafe { libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -116,9 +117,8 @@ extern "C" fn tell(_: libc::c_int, information: *const Information, _: *const ()
     line.text(": its process ends here\n");
     // SAFETY: the bytes are initialized and live until the call returns.
     unsafe { libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len) };
-    // No thread may do this. The signal is blocked while its handler runs, and a blocked one that a filter raises ends
-    // the process by its default action.
-    // SAFETY: the kernel never looks at the arguments.
+    // No thread may do this. The signal is blocked while its handler runs, and a blocked one that a filter
+    // raises ends the process by its default action. SAFETY: the kernel never looks at the arguments.
     unsafe { libc::syscall(libc::SYS_ptrace, 0, 0, 0, 0) };
     // SAFETY: takes a number only.
     unsafe { libc::_exit(128 + libc::SIGSYS) };

@@ -1,5 +1,5 @@
-//! The life of a virtual processor: a thread that runs the guest, serves what the guest cannot do alone, and looks up when
-//! it is asked to.
+//! The life of a virtual processor: a thread that runs the guest, serves what the guest cannot do alone, and
+//! looks up when it is asked to.
 //!
 //! ```text
 //!                                   +---- action none -----+
@@ -74,8 +74,8 @@ impl ExitHandler for Server {
     }
 }
 
-/// Starts the thread of processor `number`. It ends when `control` says so; a processor that stops by itself ends the
-/// whole machine.
+/// Starts the thread of processor `number`. It ends when `control` says so; a processor that stops by itself
+/// ends the whole machine.
 pub fn start(
     number: usize,
     vcpu: Box<dyn Vcpu>,

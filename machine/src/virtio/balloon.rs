@@ -1,4 +1,5 @@
-//! The memory balloon (VIRTIO 1.3 §5.5) with free page reporting: what the guest does not use goes back to the host.
+//! The memory balloon (VIRTIO 1.3 §5.5) with free page reporting: what the guest does not use goes back to
+//! the host.
 
 #![allow(unsafe_code)]
 
@@ -188,7 +189,8 @@ fn inflate(memory: &GuestMemoryMmap<()>, chain: &Chain<'_>) {
     }
 }
 
-/// Gives the whole host pages of `slice` back. They read as zeros, or as the file behind them, when touched again.
+/// Gives the whole host pages of `slice` back. They read as zeros, or as the file behind them, when touched
+/// again.
 fn release(slice: &VolatileSlice<'_>) {
     // SAFETY: sysconf takes no pointer.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(PAGE as usize);
@@ -198,8 +200,9 @@ fn release(slice: &VolatileSlice<'_>) {
     if len == 0 {
         return;
     }
-    // SAFETY: the range is whole pages inside of `slice`, which is guest memory that stays mapped while it is borrowed.
-    // Its content changes, as the guest has agreed to by offering it; nobody holds a reference to it.
+    // SAFETY: the range is whole pages inside of `slice`, which is guest memory that stays mapped while it is
+    // borrowed. Its content changes, as the guest has agreed to by offering it; nobody holds a reference to
+    // it.
     let done = unsafe { libc::madvise(guard.as_ptr().wrapping_add(skip).cast(), len, libc::MADV_DONTNEED) };
     if done != 0 {
         // Advice only: locked or huge pages may refuse it.

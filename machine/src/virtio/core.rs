@@ -1,5 +1,5 @@
-//! What every virtio transport has in common: device status, features and queues, negotiated once for all devices
-//! (VIRTIO 1.3 §2.1, §2.2, §3.1). A transport decodes its registers and calls this.
+//! What every virtio transport has in common: device status, features and queues, negotiated once for all
+//! devices (VIRTIO 1.3 §2.1, §2.2, §3.1). A transport decodes its registers and calls this.
 
 use std::fmt::Display;
 use std::io;
@@ -43,11 +43,12 @@ pub mod isr {
 pub const TRANSPORT_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
-/// Failures of one device that are logged. The guest can reset and fail a device as often as it likes, and must not
-/// fill the log with it.
+/// Failures of one device that are logged. The guest can reset and fail a device as often as it likes, and
+/// must not fill the log with it.
 const MAX_LOGGED_FAILURES: u32 = 8;
 
-/// Device state that the worker threads share with the transport. Every field stands alone, so no lock orders them.
+/// Device state that the worker threads share with the transport. Every field stands alone, so no lock orders
+/// them.
 struct Shared {
     line: Line,
     device_id: u32,
@@ -138,8 +139,8 @@ impl QueueRegisters {
     }
 }
 
-/// Makes a store of a queue's number to the transport's notification register ring its doorbell, where there is a short
-/// cut; without one the store arrives at [`Core::notify`].
+/// Makes a store of a queue's number to the transport's notification register ring its doorbell, where there
+/// is a short cut; without one the store arrives at [`Core::notify`].
 pub type IoeventfdRegistrar = Box<dyn FnMut(u32, &EventFd) -> io::Result<()> + Send>;
 
 /// Whether the device serves its queues.
@@ -301,8 +302,8 @@ impl Core {
         }
     }
 
-    /// Another handle of each queue's doorbell. Those that are new are rung once: the driver may have rung while there was
-    /// none.
+    /// Another handle of each queue's doorbell. Those that are new are rung once: the driver may have rung
+    /// while there was none.
     fn take_doorbells(&mut self) -> io::Result<Vec<EventFd>> {
         for index in self.doorbells.len()..self.traits.queue_sizes.len() {
             let doorbell = EventFd::new(EFD_NONBLOCK)?;
@@ -334,7 +335,8 @@ impl Core {
         }
     }
 
-    /// Back to the state after power-on (VIRTIO 1.3 §2.4). Every field is named, so that a new one cannot be forgotten.
+    /// Back to the state after power-on (VIRTIO 1.3 §2.4). Every field is named, so that a new one cannot be
+    /// forgotten.
     fn reset(&mut self) {
         let Core {
             device,
@@ -384,8 +386,9 @@ impl Core {
         self.traits.queue_sizes.get(index as usize).copied().unwrap_or(0)
     }
 
-    /// Changes the registers of queue `index`. Only before `DRIVER_OK`, and only while the queue is disabled: anything
-    /// else is the driver's mistake (VIRTIO 1.3 §4.2.2.2). Disabling a disabled queue is always allowed.
+    /// Changes the registers of queue `index`. Only before `DRIVER_OK`, and only while the queue is disabled:
+    /// anything else is the driver's mistake (VIRTIO 1.3 §4.2.2.2). Disabling a disabled queue is always
+    /// allowed.
     pub fn set_queue(&mut self, index: u32, change: impl FnOnce(&mut QueueRegisters)) {
         let accepting = self.status() & (status::FEATURES_OK | status::DRIVER_OK) == status::FEATURES_OK;
         let Some(queue) = self.queues.get_mut(index as usize) else {

@@ -1,9 +1,10 @@
 //! Devices in step with the processor, for machines whose every run is to be the same.
 //!
-//! A worker's thread runs only while it holds the [`WorkerGate`], and the processor waits meanwhile: what the guest asks of a device is done
-//! when its doorbell's store is, whatever the host's scheduler does. What comes from outside waits until the processor polls
-//! its devices, at an instant that its instruction count decides, and until those on the host who are to
-//! answer the guest have done so: while it is the host's [`Determinism`], the processor waits.
+//! A worker's thread runs only while it holds the [`WorkerGate`], and the processor waits meanwhile: what the
+//! guest asks of a device is done when its doorbell's store is, whatever the host's scheduler does. What
+//! comes from outside waits until the processor polls its devices, at an instant that its instruction count
+//! decides, and until those on the host who are to answer the guest have done so: while it is the host's
+//! [`Determinism`], the processor waits.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// How long the host may take over its turn before the guest goes on without it: a host process that neither reads nor
-/// answers must not hold the machine for good.
+/// How long the host may take over its turn before the guest goes on without it: a host process that neither
+/// reads nor answers must not hold the machine for good.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks whether the host is done.
 const LOOK_EVERY: Duration = Duration::from_micros(50);
@@ -120,8 +121,8 @@ impl Drop for Attached {
     }
 }
 
-/// Whose turn it is: the host's while any of its threads works on an answer for the guest. The default is nobody's: all calls do
-/// nothing.
+/// Whose turn it is: the host's while any of its threads works on an answer for the guest. The default is
+/// nobody's: all calls do nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Determinism(Option<Arc<Mutex<Host>>>);
 
@@ -138,7 +139,8 @@ pub enum Times {
 struct Host {
     /// Threads at work.
     at_work: u32,
-    /// Ports of the host. Each entry is a thread that a stream from the guest sets to work: the first stream only, or each.
+    /// Ports of the host. Each entry is a thread that a stream from the guest sets to work: the first stream
+    /// only, or each.
     services: Vec<(u32, Times)>,
     /// It was complained about.
     late: bool,

@@ -1,8 +1,9 @@
-//! Virtio 1.3 devices. The transport core negotiates status, features and queues once for all of them; a transport
-//! only decodes registers; each device is a file of its own.
+//! Virtio 1.3 devices. The transport core negotiates status, features and queues once for all of them; a
+//! transport only decodes registers; each device is a file of its own.
 //!
-//! A device is a [`Service`](worker::Service) that an [`Engine`](worker::Engine) runs in a thread between `DRIVER_OK`
-//! and reset. A driver that breaks the rules of its queues costs itself the device (`DEVICE_NEEDS_RESET`), nothing more.
+//! A device is a [`Service`](worker::Service) that an [`Engine`](worker::Engine) runs in a thread between
+//! `DRIVER_OK` and reset. A driver that breaks the rules of its queues costs itself the device
+//! (`DEVICE_NEEDS_RESET`), nothing more.
 
 use std::sync::Arc;
 
@@ -76,12 +77,13 @@ pub struct DeviceTraits {
 
 /// Raises the device's interrupt after setting the reason in `InterruptStatus` (VIRTIO 1.3 §4.2.2).
 pub trait DeviceInterrupt: Send + Sync {
-    /// Buffers were used in queue `index`. The caller has already asked the queue whether the driver wants to know.
+    /// Buffers were used in queue `index`. The caller has already asked the queue whether the driver wants to
+    /// know.
     fn queue(&self, index: u16) -> std::io::Result<()>;
     /// The configuration space has changed.
     fn config(&self) -> std::io::Result<()>;
-    /// The device met something it cannot recover from: sets `DEVICE_NEEDS_RESET`, tells the driver, and logs `why`
-    /// (a few times per device at most: the guest decides how often this happens).
+    /// The device met something it cannot recover from: sets `DEVICE_NEEDS_RESET`, tells the driver, and logs
+    /// `why` (a few times per device at most: the guest decides how often this happens).
     fn needs_reset(&self, why: &dyn std::fmt::Display);
 }
 
@@ -91,8 +93,8 @@ pub struct Activation {
     pub memory: Memory,
     /// The features that both sides agreed on.
     pub features: u64,
-    /// Queues by index, with the doorbell that the driver rings for each. A queue that the driver left disabled is
-    /// still here, with `ready() == false`.
+    /// Queues by index, with the doorbell that the driver rings for each. A queue that the driver left
+    /// disabled is still here, with `ready() == false`.
     pub queues: Vec<(Queue, EventFd)>,
     /// Tells the driver.
     pub interrupt: Arc<dyn DeviceInterrupt>,
@@ -100,8 +102,8 @@ pub struct Activation {
     pub gate: Option<Arc<determinism::WorkerGate>>,
 }
 
-/// A virtio device. The transport core owns status, features and queue registers; the device owns its queues only
-/// between [`start`](VirtioDevice::start) and [`stop`](VirtioDevice::stop).
+/// A virtio device. The transport core owns status, features and queue registers; the device owns its queues
+/// only between [`start`](VirtioDevice::start) and [`stop`](VirtioDevice::stop).
 pub trait VirtioDevice: Send {
     /// What the device is; constant over its life.
     fn traits(&self) -> DeviceTraits;
@@ -111,13 +113,15 @@ pub trait VirtioDevice: Send {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// Begins to serve the queues, usually in a worker thread. Called at most once between two `stop`s.
     fn start(&mut self, active: Activation) -> Result<(), Error>;
-    /// Stops serving and hands the queues back, with nothing in flight. Idempotent: a stopped device returns none.
+    /// Stops serving and hands the queues back, with nothing in flight. Idempotent: a stopped device returns
+    /// none.
     fn stop(&mut self) -> Vec<Queue>;
     /// Forgets what the driver has set. Called after `stop`.
     fn reset(&mut self) {}
 }
 
-/// Where an interrupt of the machine becomes a virtio interrupt: implemented by the transport over [`Interrupt`].
+/// Where an interrupt of the machine becomes a virtio interrupt: implemented by the transport over
+/// [`Interrupt`].
 pub type Line = Arc<dyn Interrupt>;
 
 /// Answers a read of configuration space at `offset` from its bytes; what lies beyond them stays as it is.

@@ -23,8 +23,8 @@ const QUEUE_SIZES: [u16; 2] = [256; 2];
 const HEADER: usize = 12;
 /// Where its `num_buffers` lies: always 1 here, since buffers are not merged.
 const NUM_BUFFERS: usize = 10;
-/// Largest frame: the largest IP packet that segmentation offload makes, its Ethernet header and a VLAN tag. A frame
-/// beyond it is dropped, as on any wire.
+/// Largest frame: the largest IP packet that segmentation offload makes, its Ethernet header and a VLAN tag.
+/// A frame beyond it is dropped, as on any wire.
 const MAX_FRAME: usize = 65535 + 14 + 4;
 /// Frames given to the guest before the worker looks at its other events again.
 const MAX_FRAMES_PER_WAKEUP: usize = 256;
@@ -133,8 +133,8 @@ impl VirtioDevice for Net {
 struct Card {
     backend: Box<dyn Backend>,
     offloads: bool,
-    /// The backend's descriptors while they are watched: only while the guest has room, so that frames which nobody can
-    /// take do not keep the worker awake.
+    /// The backend's descriptors while they are watched: only while the guest has room, so that frames which
+    /// nobody can take do not keep the worker awake.
     watched: Vec<RawFd>,
     /// One frame, with its header in front.
     frame: Vec<u8>,
@@ -236,14 +236,14 @@ impl Card {
             }
             let start = if self.offloads { 0 } else { HEADER };
             let Some(len) = self.backend.receive(&mut self.frame[start..]) else {
-                ring.queue.set_next_avail(ring.queue.next_avail().wrapping_sub(1));
+                ring.undo_pop();
                 break;
             };
             seen += 1;
             let len = start + len.min(self.frame.len() - start);
             if len < HEADER || len > chain.writable.len() {
                 // No frame, or the guest's buffer is smaller than its MTU asks for: dropped.
-                ring.queue.set_next_avail(ring.queue.next_avail().wrapping_sub(1));
+                ring.undo_pop();
                 continue;
             }
             if !self.offloads {

@@ -1,4 +1,5 @@
-//! Split virtqueues from the device's side: descriptor chains, checked before a device sees them (VIRTIO 1.3 §2.7).
+//! Split virtqueues from the device's side: descriptor chains, checked before a device sees them (VIRTIO 1.3
+//! §2.7).
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::VolatileSlice;
@@ -7,8 +8,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::DeviceInterrupt;
 use crate::memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap};
 
-/// Chains served in one go before the worker looks at its other events again. A driver that refills its ring as fast
-/// as it is emptied must not keep the worker from hearing that it should stop.
+/// Chains served in one go before the worker looks at its other events again. A driver that refills its ring
+/// as fast as it is emptied must not keep the worker from hearing that it should stop.
 const MAX_CHAINS_PER_WAKEUP: usize = 1024;
 
 /// How a driver broke its queue. The device is beyond use until the driver resets it.
@@ -150,8 +151,8 @@ impl<'m> Segments<'m> {
     }
 }
 
-/// One request: what the device may read, then what it may write. Reused from one request to the next, so that
-/// serving a queue allocates nothing.
+/// One request: what the device may read, then what it may write. Reused from one request to the next, so
+/// that serving a queue allocates nothing.
 #[derive(Debug, Default)]
 pub struct Chain<'m> {
     /// Names the chain in the used ring.
@@ -199,7 +200,8 @@ impl Ring {
         chain.head = descriptors.head_index();
         let head = chain.head;
         let mut count = 0;
-        // The iterator ends silently where a chain is broken; only a last descriptor without NEXT ends it well.
+        // The iterator ends silently where a chain is broken; only a last descriptor without NEXT ends it
+        // well.
         let mut complete = false;
         for descriptor in descriptors {
             count += 1;
@@ -244,8 +246,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Serves what is available: `serve` returns the number of bytes that it wrote into the chain. Ends with the
-    /// doorbell armed, or rung again when there is more than one go may take.
+    /// Serves what is available: `serve` returns the number of bytes that it wrote into the chain. Ends with
+    /// the doorbell armed, or rung again when there is more than one go may take.
     pub fn drain<'m>(
         &mut self,
         memory: &'m GuestMemoryMmap<()>,
@@ -256,9 +258,9 @@ impl Ring {
             .map(drop)
     }
 
-    /// As [`drain`](Ring::drain), but takes the next chain only if `may` allows it. `false` when it did not: there may be more,
-    /// the doorbell is not armed, and the caller has to come back. A chain for which `serve` returns `None` is kept by the caller,
-    /// which gives it back later.
+    /// As [`drain`](Ring::drain), but takes the next chain only if `may` allows it. `false` when it did not:
+    /// there may be more, the doorbell is not armed, and the caller has to come back. A chain for which
+    /// `serve` returns `None` is kept by the caller, which gives it back later.
     pub fn drain_while<'m>(
         &mut self,
         memory: &'m GuestMemoryMmap<()>,
@@ -298,9 +300,15 @@ impl Ring {
         Ok(allowed)
     }
 
+    /// Leaves the chain that was popped last available: the next [`pop`](Ring::pop) gives it again.
+    pub fn undo_pop(&mut self) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+    }
+
     /// Whether the driver has made something available that is not taken yet.
     pub fn has_available(&self, memory: &GuestMemoryMmap<()>) -> bool {
-        // The index lies two bytes into the ring, which was checked to be in memory when the queue was enabled.
+        // The index lies two bytes into the ring, which was checked to be in memory when the queue was
+        // enabled.
         let index = memory.read_obj::<u16>(crate::memory::GuestAddress(self.queue.avail_ring() + 2));
         index.is_ok_and(|index| u16::from_le(index) != self.queue.next_avail())
     }

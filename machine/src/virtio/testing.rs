@@ -1,7 +1,9 @@
-//! The driver's side of a virtio-mmio device, for tests, fuzzing and benchmarks: it needs neither a guest nor KVM.
+//! The driver's side of a virtio-mmio device, for tests, fuzzing and benchmarks: it needs neither a guest nor
+//! KVM.
 //!
-//! A [`Driver`] owns guest memory and the device behind its registers. It negotiates, builds split virtqueues, rings
-//! doorbells through the `QueueNotify` register and awaits interrupts. As a test tool it panics where a test should fail.
+//! A [`Driver`] owns guest memory and the device behind its registers. It negotiates, builds split
+//! virtqueues, rings doorbells through the `QueueNotify` register and awaits interrupts. As a test tool it
+//! panics where a test should fail.
 
 use std::collections::HashMap;
 use std::io;
@@ -146,7 +148,8 @@ impl Driver {
         }
     }
 
-    /// A device that has accepted `features` as far as it offers them, with all queues enabled and `DRIVER_OK` set.
+    /// A device that has accepted `features` as far as it offers them, with all queues enabled and
+    /// `DRIVER_OK` set.
     pub fn started(device: impl VirtioDevice + 'static, features: u64) -> Self {
         let mut driver = Driver::new(device);
         driver.start(features);
@@ -271,7 +274,8 @@ impl Driver {
         address
     }
 
-    /// Makes a request available, but does not ring: `readable` from the driver, `writable` lengths to the driver.
+    /// Makes a request available, but does not ring: `readable` from the driver, `writable` lengths to the
+    /// driver.
     pub fn submit(&mut self, queue: usize, readable: &[&[u8]], writable: &[u32]) -> Request {
         let mut buffers = Vec::new();
         for data in readable {

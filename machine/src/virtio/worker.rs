@@ -13,8 +13,8 @@ use crate::event::{EventSet, Poller, Token, WorkerThread};
 use crate::memory::Memory;
 use crate::sandbox::Kind;
 
-/// Rounds that a worker in step with the processor serves on one occasion. What is left then comes with the next one: a source that never
-/// runs dry must not hold the processor.
+/// Rounds that a worker in step with the processor serves on one occasion. What is left then comes with the
+/// next one: a source that never runs dry must not hold the processor.
 const MAX_ROUNDS: usize = 64;
 
 /// What wakes a device's worker.
@@ -65,12 +65,12 @@ pub struct Context {
     pub poller: Poller<Wake>,
 }
 
-/// What a device does with its queues. Every call is in the worker's thread; an error ends the service until the driver
-/// resets the device, and nothing else.
+/// What a device does with its queues. Every call is in the worker's thread; an error ends the service until
+/// the driver resets the device, and nothing else.
 pub trait Service: Send + 'static {
-    /// Whether the worker leaves the processor to the guest until that has asked for all it wants; see [`scheduling`]. Only for
-    /// a device whose driver does something else until it is interrupted: one that spins until its request is done, as the
-    /// console's does, would spin until its time is up.
+    /// Whether the worker leaves the processor to the guest until that has asked for all it wants; see
+    /// [`scheduling`]. Only for a device whose driver does something else until it is interrupted: one that
+    /// spins until its request is done, as the console's does, would spin until its time is up.
     const BATCH_SCHEDULED: bool = false;
 
     /// Called once when the queues begin to be served, before any other call: watch own descriptors here.
@@ -91,12 +91,13 @@ pub trait Service: Send + 'static {
     fn tick(&mut self, _context: &mut Context) -> Result<(), QueueError> {
         Ok(())
     }
-    /// Whether the host processes that the service speaks with have taken all that it has given them. Asked only in step with
-    /// the processor.
+    /// Whether the host processes that the service speaks with have taken all that it has given them. Asked
+    /// only in step with the processor.
     fn settled(&self) -> bool {
         true
     }
-    /// Called once when the queues are about to be handed back: nothing may stay in flight, no descriptor watched.
+    /// Called once when the queues are about to be handed back: nothing may stay in flight, no descriptor
+    /// watched.
     fn end(&mut self, _context: &mut Context) {}
 }
 
@@ -119,8 +120,8 @@ impl<S: Service> Engine<S> {
         self.start_from(0, name, kind, active)
     }
 
-    /// The same for a service that has but some of its device's queues, from number `first` on. To the service they are numbered
-    /// from 0.
+    /// The same for a service that has but some of its device's queues, from number `first` on. To the
+    /// service they are numbered from 0.
     ///
     /// # Errors
     /// As [`start`](Engine::start).

@@ -1,4 +1,5 @@
-//! The software accelerator: [`softcpu`] processors, an emulated IOAPIC, and nothing that the host must provide.
+//! The software accelerator: [`softcpu`] processors, an emulated IOAPIC, and nothing that the host must
+//! provide.
 
 mod vcpu;
 
@@ -77,8 +78,9 @@ fn share(memory: &Memory) -> Result<Arc<Ram>, Error> {
             })
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    // SAFETY: the regions are page-aligned anonymous mappings that vm-memory accesses through volatile pointers only.
-    // Every processor, which alone hold the `Ram`, also holds the `Memory` that keeps them mapped.
+    // SAFETY: the regions are page-aligned anonymous mappings that vm-memory accesses through volatile
+    // pointers only. Every processor, which alone hold the `Ram`, also holds the `Memory` that keeps them
+    // mapped.
     Ok(Arc::new(unsafe { Ram::new(&regions) }))
 }
 

@@ -9,7 +9,8 @@ pub const TTL_MAX: u64 = 21_600;
 const EXPIRY_DIGITS: usize = 16;
 const DIGEST_DIGITS: usize = 40;
 
-/// Makes and checks tokens: an expiry on this service's clock, and a digest of it under a key that lives as long as the service.
+/// Makes and checks tokens: an expiry on this service's clock, and a digest of it under a key that lives as
+/// long as the service.
 pub struct Tokens {
     key: [u8; 32],
     clock: Clock,

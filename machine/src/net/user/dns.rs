@@ -1,5 +1,5 @@
-//! The guest's questions for names over UDP. Each goes to the host's name servers one after the other until one answers, as the C
-//! library would ask them: the guest knows only one.
+//! The guest's questions for names over UDP. Each goes to the host's name servers one after the other until
+//! one answers, as the C library would ask them: the guest knows only one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
@@ -17,11 +17,12 @@ use crate::net::clock::{Clock, millis};
 /// Questions without an answer at once. One more takes the place of the oldest.
 const QUESTIONS_CAP: usize = 64;
 
-/// Bytes of a question. One name is asked for in less than 300; extensions add some. Longer ones are not kept, and are dropped.
+/// Bytes of a question. One name is asked for in less than 300; extensions add some. Longer ones are not
+/// kept, and are dropped.
 const QUESTION_CAP: usize = 4096;
 
-/// How long a server has before the next one is asked as well. The guest asks again after five seconds at the earliest (glibc's
-/// time-out), and should have its answer then.
+/// How long a server has before the next one is asked as well. The guest asks again after five seconds at the
+/// earliest (glibc's time-out), and should have its answer then.
 const TURN: Duration = Duration::from_secs(2);
 
 /// How long the last server has. Whoever asks has given up by then, or has asked again.
@@ -30,14 +31,16 @@ const LAST_TURN: Duration = Duration::from_secs(20);
 /// Bytes of a message's header, and where its response code is (RFC 1035 §4.1.1).
 const HEADER: usize = 12;
 const RESPONSE_CODE: usize = 3;
-/// Codes with which a server says that it cannot tell: SERVFAIL, NOTIMP, REFUSED. The C library asks the next one then.
+/// Codes with which a server says that it cannot tell: SERVFAIL, NOTIMP, REFUSED. The C library asks the next
+/// one then.
 const CANNOT_TELL: [u8; 3] = [2, 4, 5];
 
 /// A question on its way.
 struct Question {
     guest_port: u16,
     bytes: Vec<u8>,
-    /// Sockets connected to the servers that have been asked, the latest last. A late answer is as good as one in time.
+    /// Sockets connected to the servers that have been asked, the latest last. A late answer is as good as
+    /// one in time.
     asked: Vec<(SocketAddr, UdpSocket)>,
     /// Servers that have not been asked.
     left: VecDeque<SocketAddr>,
@@ -129,7 +132,8 @@ impl Questions {
         }
     }
 
-    /// Turns answers into frames for the guest, and asks the next server where one has failed or let its time pass.
+    /// Turns answers into frames for the guest, and asks the next server where one has failed or let its time
+    /// pass.
     pub(super) fn receive(
         &mut self,
         framing: &Framing,

@@ -23,7 +23,8 @@ pub struct Framing {
 }
 
 impl Framing {
-    /// Splits a frame of the guest. Frames that are neither for us nor for everyone, and other protocols, give `None`.
+    /// Splits a frame of the guest. Frames that are neither for us nor for everyone, and other protocols,
+    /// give `None`.
     pub fn parse<'a>(&self, frame: &'a [u8]) -> Option<(EtherType, &'a [u8])> {
         let (header, payload) = frame.split_at_checked(ETHERNET_HEADER)?;
         let (destination, rest) = header.split_at(6);

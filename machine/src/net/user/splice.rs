@@ -24,8 +24,8 @@ pub enum Phase {
     Aborted,
 }
 
-/// How long an opening connection may stay unanswered. It ends with the handshake: an established connection may be silent for
-/// as long as its two ends like, half-closed or not.
+/// How long an opening connection may stay unanswered. It ends with the handshake: an established connection
+/// may be silent for as long as its two ends like, half-closed or not.
 #[derive(Debug, Clone, Copy)]
 pub struct Handshake {
     /// When it began.
@@ -134,8 +134,8 @@ impl Connection {
         self.is_opening(socket) && self.handshake.is_some_and(late)
     }
 
-    /// Forgets a connection that was not answered. The guest hears nothing, as from a host that is not there: what it sends again
-    /// begins anew. A peer that connected to us gets a reset.
+    /// Forgets a connection that was not answered. The guest hears nothing, as from a host that is not there:
+    /// what it sends again begins anew. A peer that connected to us gets a reset.
     pub fn give_up(&self) {
         if self.phase != Phase::Connecting {
             connect::reset_on_close(&self.host);

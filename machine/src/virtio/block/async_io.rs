@@ -1,5 +1,5 @@
-//! Requests that are on their way to the file while more are taken: reads and writes whose bytes lie in one file go through a
-//! ring of the kernel's; all others are served on the spot.
+//! Requests that are on their way to the file while more are taken: reads and writes whose bytes lie in one
+//! file go through a ring of the kernel's; all others are served on the spot.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -28,8 +28,8 @@ const MAX_TAKEN: usize = 1024;
 /// Before a wait that failed is tried again: there is no way on without what is on its way.
 const RETRY: Duration = Duration::from_millis(1);
 
-/// The requests of one queue that are on their way. All have landed before the service ends, which is what keeps file and guest
-/// memory in place until then.
+/// The requests of one queue that are on their way. All have landed before the service ends, which is what
+/// keeps file and guest memory in place until then.
 pub struct AsyncIo {
     ring: Ring<InFlightRequest>,
 }
@@ -44,7 +44,8 @@ struct InFlightRequest {
     len: usize,
 }
 
-// SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it, only volatile accesses.
+// SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it, only
+// volatile accesses.
 unsafe impl Send for InFlightRequest {}
 
 impl AsyncIo {
@@ -66,8 +67,9 @@ impl AsyncIo {
         Ok(())
     }
 
-    /// Takes what is available in the one queue, as far as there is room and `pace` allows, and gives back what has landed. `false`
-    /// when the pace did not allow more, or a request waits for space, and the caller has to come back.
+    /// Takes what is available in the one queue, as far as there is room and `pace` allows, and gives back
+    /// what has landed. `false` when the pace did not allow more, or a request waits for space, and the
+    /// caller has to come back.
     pub(super) fn serve(
         &mut self,
         disk: &Disk,
@@ -126,7 +128,8 @@ impl AsyncIo {
         Ok(allowed && !finish.waits())
     }
 
-    /// Sends a request on its way, or serves it: then answers with the number of bytes written to the driver, unless it waits.
+    /// Sends a request on its way, or serves it: then answers with the number of bytes written to the driver,
+    /// unless it waits.
     fn take(
         &mut self,
         finish: &mut Finish<'_>,
@@ -159,15 +162,16 @@ impl AsyncIo {
             data: data.slices().iter().copied().map(lasting).collect(),
             len,
         };
-        // SAFETY: the file is the backend's, which this service holds, and the buffers are in guest memory, which the worker's context
-        // holds; `drain` is called before either is given away.
+        // SAFETY: the file is the backend's, which this service holds, and the buffers are in guest memory,
+        // which the worker's context holds; `drain` is called before either is given away.
         match unsafe { self.ring.begin(direction, file, at, data.slices(), in_flight) } {
             Ok(()) => Ok(None),
             Err(in_flight) => Ok(in_flight.complete_sync(finish)),
         }
     }
 
-    /// Gives back what has landed. What was carried in part, or not at all, is done on the spot: it says best what is wrong.
+    /// Gives back what has landed. What was carried in part, or not at all, is done on the spot: it says best
+    /// what is wrong.
     fn reap(&mut self, finish: &mut Finish<'_>, queue: &mut Queue) -> Result<(), QueueError> {
         while let Some((in_flight, result)) = self.ring.ended() {
             let head = in_flight.head;
@@ -252,7 +256,7 @@ impl InFlightRequest {
 
 /// The same guest memory without a limit in time.
 fn lasting(slice: VolatileSlice<'_>) -> VolatileSlice<'static> {
-    // SAFETY: only lifetimes differ. The slice lies in guest memory, which the worker's context keeps mapped for as long as a
-    // passenger exists: all have landed when the service ends.
+    // SAFETY: only lifetimes differ. The slice lies in guest memory, which the worker's context keeps mapped
+    // for as long as a passenger exists: all have landed when the service ends.
     unsafe { std::mem::transmute(slice) }
 }

@@ -1,5 +1,6 @@
-//! Requests that wait for space on the host, as with QEMU's `werror=enospc`: what the host's file system has no room for is neither
-//! lost nor failed. The request is kept, its queue takes no other, and it is carried out again when somebody says so.
+//! Requests that wait for space on the host, as with QEMU's `werror=enospc`: what the host's file system has
+//! no room for is neither lost nor failed. The request is kept, its queue takes no other, and it is carried
+//! out again when somebody says so.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -104,7 +105,8 @@ pub(super) struct Waiting {
     write_through: bool,
 }
 
-// SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it, only volatile accesses.
+// SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it, only
+// volatile accesses.
 unsafe impl Send for Waiting {}
 
 /// The requests of one worker that wait.
@@ -170,7 +172,8 @@ impl WaitList {
         write_through: bool,
         error: &io::Error,
     ) {
-        // SAFETY: only lifetimes differ. The slices are of `memory`, which is kept as long as the requests are.
+        // SAFETY: only lifetimes differ. The slices are of `memory`, which is kept as long as the requests
+        // are.
         let (request, chain) = unsafe {
             (
                 std::mem::transmute::<Request<'_>, Request<'static>>(request),
@@ -188,7 +191,8 @@ impl WaitList {
         self.monitor.waits(1, error);
     }
 
-    /// Waits on this thread until the request is done, for a worker in step with the processor. What is given up is an error.
+    /// Waits on this thread until the request is done, for a worker in step with the processor. What is given
+    /// up is an error.
     pub fn wait_here(
         &self,
         disk: &Disk,

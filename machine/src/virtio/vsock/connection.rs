@@ -9,8 +9,9 @@ use vm_memory::{ReadVolatile, VolatileSlice};
 use super::packet::{HEADER, op, shutdown};
 use crate::virtio::ring::Chain;
 
-/// Receive buffer of one stream, for what the guest has sent and the host process has not taken. It is what the guest is
-/// told, so a guest that sends more breaks the protocol. With 512 streams this bounds the device to 64 MiB.
+/// Receive buffer of one stream, for what the guest has sent and the host process has not taken. It is what
+/// the guest is told, so a guest that sends more breaks the protocol. With 512 streams this bounds the device
+/// to 64 MiB.
 pub const BUFFER: u32 = 128 << 10;
 /// The guest is told of freed room when this much was freed since it last heard.
 const CREDIT_STEP: u32 = BUFFER / 4;
@@ -150,7 +151,8 @@ impl Connection {
         request || response || credit_update || credit_request || shutdown || (may_read && self.credit() > 0)
     }
 
-    /// The host process has closed its socket. What it has sent is still read; what the guest sends goes nowhere.
+    /// The host process has closed its socket. What it has sent is still read; what the guest sends goes
+    /// nowhere.
     pub fn host_gone(&mut self) {
         let unread = self.guest_shutdown & shutdown::RECEIVE == 0;
         self.host_shutdown |= if unread { shutdown::RECEIVE } else { shutdown::BOTH };
@@ -192,8 +194,9 @@ impl Connection {
         }
     }
 
-    /// The next packet for the guest: operation, length and flags. Its data, read from the host process if that may be looked
-    /// at now (`outside`), is in `chain` behind the header's place, for which there is room.
+    /// The next packet for the guest: operation, length and flags. Its data, read from the host process if
+    /// that may be looked at now (`outside`), is in `chain` behind the header's place, for which there is
+    /// room.
     pub fn next_packet(&mut self, chain: &Chain<'_>, outside: bool) -> Option<(u16, u32, u32)> {
         let pending = &mut self.pending;
         if std::mem::take(&mut pending.request) {

@@ -160,7 +160,7 @@ impl Hub {
                     used += 1;
                 }
                 // Nothing came after all: the buffer stays available.
-                None => ring.queue.set_next_avail(ring.queue.next_avail().wrapping_sub(1)),
+                None => ring.undo_pop(),
             }
         }
         self.more = used == MAX_PACKETS_PER_WAKEUP;
