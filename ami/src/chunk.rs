@@ -35,8 +35,8 @@ impl ChunkTable {
         length.div_ceil(CHUNK_SIZE)
     }
 
-    /// Digest a range of a file. Chunks are spread over the machine's processors; `progress` hears of bytes
-    /// done.
+    /// Digest a range of a file. Chunks are spread over the machine's processors; `progress` is called with
+    /// the number of bytes done.
     pub fn compute(
         file: &File,
         offset: u64,

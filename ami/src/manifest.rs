@@ -24,7 +24,7 @@ const MAX_TAG_VALUE: usize = 256;
 const MAX_NAME: usize = 128;
 /// Longest description: enough for a paragraph.
 const MAX_DESCRIPTION: usize = 4096;
-/// Most modules, mappings and ports: far above any use; they keep a hostile manifest small when printed.
+/// Most modules, mappings and ports: far above any use; they keep a malicious manifest small when printed.
 const MAX_LIST: usize = 1024;
 /// Most processors by default: what an x86 machine with 8-bit APIC ids can have.
 const MAX_CPUS: u32 = 254;
@@ -69,9 +69,9 @@ pub struct Manifest {
     /// Ports on which the image's services listen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exposed_ports: Vec<ExposedPort>,
-    /// Virtual processors when the launcher is not told.
+    /// Virtual processors when the launch names none.
     pub default_cpus: u32,
-    /// Memory in bytes when the launcher is not told; a multiple of 1 MiB.
+    /// Memory in bytes when the launch names none; a multiple of 1 MiB.
     pub default_memory: u64,
     /// BLAKE3 of the lock file that the image was built from.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -204,7 +204,7 @@ impl Ami {
     }
 
     /// Read and check every byte of the file: tables, chunk table, signature slot, padding and all parts.
-    /// `progress` hears which region is being read and how many bytes of it were.
+    /// `progress` is called with the region and the number of its bytes that were read.
     pub fn verify_all(&self, progress: &(dyn Fn(Region, u64) + Sync)) -> Result<(), Error> {
         self.check_tables()?;
         self.root_chunks()?;

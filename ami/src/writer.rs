@@ -92,7 +92,7 @@ impl Writer {
     }
 
     /// Digest the parts, write manifest and tables, and give the file its name. `manifest.parts` is filled in
-    /// here; `progress` hears of bytes digested.
+    /// here; `progress` is called with the number of bytes digested.
     pub fn finish(
         self,
         mut manifest: Manifest,

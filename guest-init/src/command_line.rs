@@ -1,5 +1,5 @@
-//! The kernel command line's `root=` and `kiln.*` parameters, by which the machine tells one instance from
-//! another.
+//! The kernel command line's `root=` and `kiln.*` parameters, by which the machine distinguishes one instance
+//! from another.
 
 use std::net::Ipv4Addr;
 

@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 
-/// Who a program runs as.
+/// The user that a program runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// Login name.

@@ -49,7 +49,7 @@ impl<T: Token> Poller<T> {
         })
     }
 
-    /// Watches `fd`. Whoever closes it afterwards also ends the watch.
+    /// Watches `fd`. Closing it ends the watch.
     pub fn add(&self, fd: &impl AsRawFd, events: EventSet, token: T) -> io::Result<()> {
         self.control(
             ControlOperation::Add,

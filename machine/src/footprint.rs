@@ -36,7 +36,7 @@ unsafe extern "C" fn collect(info: *mut libc::dl_phdr_info, _size: usize, ranges
     // SAFETY: the C library passes a description that lives until this returns, and what `constant_ranges`
     // passed on.
     let (info, ranges) = unsafe { (&*info, &mut *ranges.cast::<Vec<Range<usize>>>()) };
-    // SAFETY: as many headers as are told, which stay where they are.
+    // SAFETY: as many headers as the description says, which stay where they are.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     for header in headers {
         let constant = header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0;

@@ -87,7 +87,7 @@ pub struct Timeline {
     before_main: Duration,
     /// Nanoseconds from process start, plus one; 0 means "not yet".
     at: [AtomicU64; Event::ALL.len()],
-    /// Guest instructions up to each event, plus one; 0 means that nobody has counted.
+    /// Guest instructions up to each event, plus one; 0 means that they were not counted.
     instructions: [AtomicU64; Event::ALL.len()],
     /// Guest instructions up to the machine's end, plus one.
     all_instructions: AtomicU64,
@@ -170,7 +170,7 @@ impl Timeline {
         self.memory.get_or_init(|| used);
     }
 
-    /// Guest instructions up to `event`; `None` when it has not happened or nobody has counted.
+    /// Guest instructions up to `event`; `None` when it has not happened or they were not counted.
     pub fn instructions(&self, event: Event) -> Option<u64> {
         self.instructions[event as usize].load(Relaxed).checked_sub(1)
     }

@@ -9,7 +9,7 @@ use nix::time::{ClockId, clock_gettime, clock_settime};
 use super::failed;
 use crate::proto::Failure;
 
-/// Tells the host's time since 1970; `None` where the host tells none.
+/// The host's time since 1970; `None` where the host gives none.
 pub type HostTime = dyn Fn() -> Option<Duration> + Send + Sync;
 
 /// A difference that is left alone: less than what a program could notice.
@@ -25,7 +25,7 @@ pub fn set(nanoseconds: u64) -> Result<(), Failure> {
     clock_settime(ClockId::CLOCK_REALTIME, time).map_err(|error| failed("the clock could not be set", error))
 }
 
-/// Sets the clock to the host's. The monotonic clocks go on as they are. `false` where the host tells no
+/// Sets the clock to the host's. The monotonic clocks go on as they are. `false` where the host gives no
 /// time.
 pub fn follow(host: &HostTime) -> Result<bool, Failure> {
     let ours = || {

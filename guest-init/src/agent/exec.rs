@@ -193,7 +193,7 @@ impl Pump {
     fn run(mut self) -> Result<(), Error> {
         let result = self.serve();
         if result.is_err() {
-            // The host is gone or talks nonsense: nobody waits for the command any more.
+            // The host is gone or breaks the protocol: the command is not waited for any more.
             child::hang_up(self.running.child.id());
             let _ = self.running.child.wait();
         }

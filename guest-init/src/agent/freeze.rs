@@ -88,7 +88,7 @@ fn freeze(seconds: u32) -> Result<u64, Failure> {
     match thread::Builder::new().spawn(watchdog) {
         Ok(_) => Ok(generation),
         Err(error) => {
-            // Without somebody to end it, the freeze could last for ever.
+            // Without a thread that ends it, the freeze could last forever.
             let _ = thaw();
             Err(failed("the freeze has no watchdog", error))
         }
@@ -119,7 +119,7 @@ fn thaw_generation(generation: u64) {
 
 fn thaw_all(frozen: &mut Vec<File>) {
     for file in frozen.drain(..).rev() {
-        // A file system that is not frozen any more was thawed by somebody else.
+        // A file system that is not frozen any more was thawed by another program.
         let _ = ioctl::fithaw(file.as_raw_fd());
     }
 }

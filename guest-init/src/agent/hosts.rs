@@ -9,7 +9,7 @@ use std::path::Path;
 /// The address of the machine's own name (Debian Reference, section 5.1.1).
 const OWN: &str = "127.0.1.1";
 
-/// What a file has that nobody has written yet.
+/// What a file has at first.
 const LOCALHOST: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
 /// Renames the machine from `old`, if it had a name, to `new` in `etc/hosts` below `root`. All else that the

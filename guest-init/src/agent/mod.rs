@@ -1,6 +1,6 @@
 //! The agent: carries out what the host asks over vsock.
 //!
-//! It is a process of its own beside PID 1, so that it lives on when the image's own init takes over. Each
+//! It is a process of its own beside PID 1, so that it goes on when the image's own init takes over. Each
 //! connection is served by a thread; nothing is shared between them but the frozen file systems.
 
 mod clock;
@@ -69,7 +69,7 @@ pub fn serve(ready: impl FnOnce(), host_time: Box<HostTime>) -> std::io::Result<
         let done = Arc::clone(&open);
         let host_time = Arc::clone(&host_time);
         let serve = move || {
-            // What went wrong was told to the host, or the host is gone: nobody else wants to know.
+            // The failure was reported to the host, or the host is gone.
             let _ = connection_loop(connection, &*host_time);
             done.fetch_sub(1, Ordering::Relaxed);
         };

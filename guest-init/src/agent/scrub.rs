@@ -128,7 +128,7 @@ mod ioctl {
 #[allow(unsafe_code)]
 pub fn trim(root: &Path) -> io::Result<()> {
     let folder = File::open(root)?;
-    // What was freed counts as free once the journal says so.
+    // What was freed is free once the journal is committed.
     nix::unistd::syncfs(&folder)?;
     let mut range = Range {
         start: 0,

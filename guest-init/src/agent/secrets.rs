@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use crate::secrets::{PENDING, Secret, TABLE, is_star};
 
-/// What the commands print, for whoever wants to know why one has failed.
+/// What the commands print, for a person who looks why one has failed.
 const LOG: &str = "var/lib/kiln/first-boot.log";
 
 /// A command that takes longer hangs: a database on a full disk waits for ever. The slowest, MariaDB's, takes

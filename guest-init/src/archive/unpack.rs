@@ -26,7 +26,7 @@ const LARGEST: u64 = 16 << 40;
 /// Symbolic links followed to where a copy is to go: as many as the kernel follows.
 const LINKS: usize = 40;
 
-/// Who unpacks.
+/// The user that unpacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Receiver {
     /// A host, from a guest that it does not trust: no devices, and no set-user-id, set-group-id and sticky

@@ -81,7 +81,8 @@ pub fn main() -> ! {
     match boot() {
         Ok(never) => match never {},
         Err(error) => {
-            // The end of PID 1 is a kernel panic, which a host tells from a machine that was switched off.
+            // The end of PID 1 is a kernel panic, which a host distinguishes from a machine that was switched
+            // off.
             mounts::say(&format!("guest-init: fatal: {error}"));
             nix::unistd::sync();
             std::process::exit(1)

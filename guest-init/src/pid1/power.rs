@@ -71,7 +71,8 @@ fn stop_processes() {
     }
 }
 
-/// Reaps what has ended and tells whether any child is left. Every process without a parent is PID 1's child.
+/// Reaps what has ended and returns whether any child is left. Every process without a parent is PID 1's
+/// child.
 fn others_left() -> bool {
     loop {
         match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
@@ -100,7 +101,7 @@ pub fn restore_signals() {
 }
 
 /// Marks this process, which was forked from PID 1, as one that systemd leaves alone when it ends all others:
-/// by an `@` at the beginning of its command line (systemd.io/ROOT_STORAGE_DAEMONS). So the host hears how
+/// by an `@` at the beginning of its command line (systemd.io/ROOT_STORAGE_DAEMONS). So the host learns how
 /// commands ended.
 pub fn survive_systemd() {
     let status = fs::read_to_string("/proc/self/stat").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! PID 1 for the whole life of the machine: starts services and the console's shell, reaps, restarts, and
+//! PID 1 for as long as the machine runs: starts services and the console's shell, reaps, restarts, and
 //! shuts down when asked.
 
 use std::collections::HashMap;
@@ -262,7 +262,7 @@ fn start_shell(console: &str) -> io::Result<Pid> {
     spawn(command)
 }
 
-/// The console as a terminal that is nobody's yet.
+/// The console as a terminal that is not a controlling terminal yet.
 pub(super) fn open_terminal(console: &str) -> io::Result<File> {
     OpenOptions::new()
         .read(true)

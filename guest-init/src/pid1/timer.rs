@@ -13,7 +13,7 @@ const PAGE: usize = 4096;
 const KERNEL_AGE: usize = 8;
 /// Offset of the register with the host's time in nanoseconds since 1970.
 const HOST_TIME: usize = 16;
-/// What a host that knows this register tells: times from 2020 to 2200. One that does not answers with all
+/// What a host that knows this register gives: times from 2020 to 2200. One that does not answers with all
 /// zeros or ones.
 const TIMES: std::ops::Range<u64> = 1_577_836_800_000_000_000..7_258_118_400_000_000_000;
 
@@ -58,7 +58,7 @@ impl BootTimer {
         }
     }
 
-    /// The host's time since 1970, if it tells any.
+    /// The host's time since 1970, if it gives any.
     pub fn host_time(&self) -> Option<Duration> {
         let doorbell = self.0.as_ref()?;
         // SAFETY: as in `mark`; the page is mapped for reading as well, and the register is 8 bytes wide and

@@ -44,7 +44,7 @@ pub enum Request {
     /// Make every file system on a disk consistent and hold all writes to it, until [`Request::Thaw`] or the
     /// end of this connection.
     Freeze {
-        /// Thaw by itself after so many seconds, should nobody ask for it: at most [`FREEZE_MAX`].
+        /// Thaw by itself after so many seconds, should no request come: at most [`FREEZE_MAX`].
         seconds: u32,
     },
     /// Let writes go on.
@@ -54,7 +54,7 @@ pub enum Request {
         /// Nanoseconds since 1970 (UTC).
         nanoseconds: u64,
     },
-    /// Set the clock to the host's, as its boot timer tells it, or where there is none as this request does.
+    /// Set the clock to the host's, as its boot timer gives it, or where there is none as this request does.
     FollowClock {
         /// Nanoseconds since 1970 (UTC) when the request was sent.
         nanoseconds: u64,
@@ -63,7 +63,7 @@ pub enum Request {
     Configure(Configure),
 }
 
-/// Longest freeze in seconds: more than a copy takes, less than the kernel's patience with hung tasks.
+/// Longest freeze in seconds: more than a copy takes, less than the kernel's limit for hung tasks.
 pub const FREEZE_MAX: u32 = 100;
 
 /// A command.
@@ -133,7 +133,7 @@ pub struct Failure {
     pub message: String,
 }
 
-/// The kinds of failure that a caller tells apart.
+/// The kinds of failure that a caller distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {

@@ -1,7 +1,7 @@
 //! What runs guest instructions: hardware through KVM, or our own processor in software.
 //!
-//! Both stand behind the same small pair of traits. Above this module nobody knows which one runs; below it
-//! (devices, virtio) nobody knows that either exists.
+//! Both stand behind the same small pair of traits. No module above this one knows which of them runs; none
+//! below it (devices, virtio) knows that they exist.
 
 mod choose;
 pub mod kvm;
@@ -107,8 +107,8 @@ pub trait Vcpu: Send {
     fn boot(&mut self, boot: &arch::Boot) -> Result<(), Error>;
     /// Runs the guest until something stops it. HLT sleeps inside.
     fn run(&mut self, handler: &mut dyn ExitHandler) -> Result<Stop, Error>;
-    /// Called before a `run` when the processor has been held: tells the guest, where there is a way to, that
-    /// its watchdogs are not to take the time for a fault of its own.
+    /// Called before a `run` when the processor has been held: notifies the guest, where there is a way to,
+    /// that its watchdogs are not to take the time for a fault of its own.
     fn stood_still(&mut self);
     /// A handle that stops `run` from another thread.
     fn kicker(&self) -> Arc<dyn Kick>;
@@ -126,7 +126,7 @@ pub trait Vm: Send + Sync {
     /// Makes a 4-byte store of `value` at `addr` signal `event` instead of leaving the guest. An accelerator
     /// that has no such short cut returns `false`; the store then reaches the device through the bus.
     fn doorbell(&self, event: &EventFd, addr: u64, value: u32) -> Result<bool, Error>;
-    /// Instructions retired so far; `None` where nobody counts them.
+    /// Instructions retired so far; `None` where they are not counted.
     fn instructions(&self) -> Option<u64> {
         None
     }

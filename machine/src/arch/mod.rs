@@ -124,7 +124,7 @@ pub enum Controller {
     GicV3,
 }
 
-/// What the guest is told of the machine that it runs on.
+/// What the guest's tables describe of the machine that it runs on.
 #[derive(Debug, Clone, Copy)]
 pub struct Platform<'a> {
     /// Number of CPUs, 1 to [`Layout::max_cpus`].

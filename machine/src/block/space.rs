@@ -21,7 +21,7 @@ pub fn is_full(error: &io::Error) -> bool {
 /// # Errors
 /// As the file system says.
 pub fn free(path: &Path) -> io::Result<u64> {
-    // O_PATH needs no right to read the file, and `fstatfs` is on the list of those who ask.
+    // O_PATH needs no right to read the file, and `fstatfs` is on the lists of the threads that call this.
     let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     free_at(&file)
 }

@@ -1,4 +1,4 @@
-//! Reads and writes of files through io_uring (io_uring(7)): many on their way at once, without a thread for
+//! Reads and writes of files through io_uring (io_uring(7)): many in flight at once, without a thread for
 //! each.
 
 #![allow(unsafe_code)]
@@ -38,7 +38,7 @@ pub struct Ring<T> {
 struct Slot<T> {
     /// Kept from one transfer to the next.
     vectors: Vec<libc::iovec>,
-    /// `Some` while the transfer is on its way.
+    /// `Some` while the transfer is in flight.
     with: Option<T>,
 }
 
@@ -87,13 +87,13 @@ impl<T> Ring<T> {
         !self.free.is_empty()
     }
 
-    /// Whether nothing is on its way.
+    /// Whether nothing is in flight.
     pub fn is_idle(&self) -> bool {
         self.free.len() == self.slots.len()
     }
 
     /// Begins a transfer between `file` from `offset` on and all of `buffers`, [`MAX_BUFFERS`] at most. It is
-    /// on its way after the next [`submit`](Ring::submit).
+    /// in flight after the next [`submit`](Ring::submit).
     ///
     /// # Errors
     /// Gives `with` back when there is no room.

@@ -98,7 +98,7 @@ const ONE_REGISTER: RegisterNames = &[(0, "")];
 
 /// The devices that every machine of `architecture` has, besides interrupt controller, serial port and boot
 /// timer. On arm64 the accelerator carries out PSCI's power-off and reset; a PC needs no clock, for its
-/// hypervisor tells the time.
+/// hypervisor gives the time.
 pub fn fixed(architecture: Architecture) -> Vec<Mapped> {
     let (acpi, keyboard, reset) = (
         At::Port(pc::ACPI_PM),

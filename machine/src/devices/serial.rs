@@ -29,7 +29,7 @@ impl Trigger for Edge {
     }
 }
 
-/// Says when the guest has read all of its input, if somebody wants to know.
+/// Signals that the guest has read all of its input, once that was asked for.
 struct Room(Arc<OnceLock<EventFd>>);
 
 impl SerialEvents for Room {
@@ -73,7 +73,7 @@ impl Serial {
     /// When there is no descriptor left.
     pub fn room(&self) -> io::Result<EventFd> {
         if self.room.get().is_none() {
-            // Who asked a moment earlier has set it: one is as good as the other.
+            // Another thread may have set it meanwhile: one is as good as the other.
             let _ = self.room.set(EventFd::new(EFD_NONBLOCK)?);
         }
         match self.room.get() {

@@ -64,7 +64,7 @@ impl Machine {
         timeline.mark(Event::MemoryReady);
 
         // Where instructions are time, the guest's time is not the host's.
-        let tells_time = !determinism.is_enabled();
+        let has_host_time = !determinism.is_enabled();
         let mut board = Board::new(Arc::clone(&vm), memory, layout, determinism);
         for device in devices::fixed(architecture) {
             board.add(device)?;
@@ -92,7 +92,7 @@ impl Machine {
         board.buses.memory.insert(
             layout.boot_timer,
             BootTimer::SIZE,
-            boot_timer(&shared, tells_time),
+            boot_timer(&shared, has_host_time),
         )?;
         Ok(Machine {
             vcpus,
@@ -143,7 +143,7 @@ fn check(spec: &Spec) -> Result<(), Error> {
 }
 
 /// The boot timer, noting what the guest says.
-fn boot_timer(shared: &Arc<Shared>, tells_time: bool) -> SharedDevice {
+fn boot_timer(shared: &Arc<Shared>, has_host_time: bool) -> SharedDevice {
     let shared = Arc::clone(shared);
     let note = move |mark| match mark {
         Mark::Reached(code) => {
@@ -153,7 +153,7 @@ fn boot_timer(shared: &Arc<Shared>, tells_time: bool) -> SharedDevice {
         }
         Mark::KernelStarted(at) => shared.timeline.mark_at(Event::KernelStart, at),
     };
-    Arc::new(Mutex::new(BootTimer::new(Box::new(note), tells_time)))
+    Arc::new(Mutex::new(BootTimer::new(Box::new(note), has_host_time)))
 }
 
 /// What devices are plugged into.
@@ -232,7 +232,7 @@ impl Board {
                 source,
             })?;
             transport.keep_step(Arc::clone(&gate));
-            self.buses.batons.push(gate);
+            self.buses.gates.push(gate);
         }
         let transport = Arc::new(Mutex::new(transport));
         self.add(Mapped {

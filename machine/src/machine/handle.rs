@@ -99,7 +99,7 @@ impl Handle {
         (name, why)
     }
 
-    /// Instructions that the guest has retired so far; `None` where nobody counts them.
+    /// Instructions that the guest has retired so far; `None` where they are not counted.
     pub fn instructions(&self) -> Option<u64> {
         self.shared.vm.instructions()
     }
@@ -144,7 +144,7 @@ impl Handle {
         }
     }
 
-    /// Stops the devices for good and lets go of them.
+    /// Stops the devices and drops them.
     pub(super) fn retire_devices(&self) {
         self.each_transport(Mmio::pause);
         lock(&self.shared.transports).clear();

@@ -35,8 +35,8 @@ pub struct Spec {
     pub devices: Vec<Device>,
     /// System UUID as the guest sees it (SMBIOS or device tree), 16 bytes in reading order.
     pub uuid: Option<[u8; 16]>,
-    /// Makes every run the same, if this turn is kept: instructions are time, and devices work in step with
-    /// the one processor. Those on the host who answer the guest keep the turn.
+    /// Makes every run the same, if it is enabled: instructions are time, and devices work in step with
+    /// the one processor. Threads of the host that answer the guest take part in it.
     pub determinism: Determinism,
     /// Where boot events are noted.
     pub timeline: Arc<Timeline>,

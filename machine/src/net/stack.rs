@@ -10,7 +10,7 @@ use smoltcp::wire::{HardwareAddress, IpCidr};
 
 use super::clock::Clock;
 
-/// Packets waiting for the guest. More than this and the stack is told to wait, so a guest that takes nothing
+/// Packets waiting for the guest. More than this and the stack has to wait, so a guest that takes nothing
 /// costs at most this many packets of one MTU each.
 const OUTGOING_CAP: usize = 128;
 
@@ -44,7 +44,7 @@ impl Wire {
     }
 }
 
-/// One packet on its way to the stack.
+/// One packet for the stack.
 pub struct Incoming(Vec<u8>);
 
 impl RxToken for Incoming {

@@ -72,8 +72,8 @@ impl Tap {
         }
         // SAFETY: as above, for TUNGETIFF, which only writes.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
-        // One that is there already outlives whoever uses it. One that does not was made just now, for root
-        // by a name that does not exist, and goes with the file.
+        // One that is there already outlives its users. One that does not was made just now, for root
+        // by a name that does not exist, and is removed with the file.
         if result == 0 && i32::from(request.flags) & IFF_PERSIST == 0 {
             return Err(failed(std::io::ErrorKind::NotFound.into()));
         }

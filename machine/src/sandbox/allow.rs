@@ -244,7 +244,7 @@ pub(super) const REFUSED: &[i64] = &[libc::SYS_clone3];
 /// The lists that together are `kind`'s.
 pub(super) fn lists(kind: Kind) -> &'static [&'static [Rule]] {
     match kind {
-        Kind::Owner => &[
+        Kind::Main => &[
             ALWAYS, KVM, DISK, RING, SOCKETS, INTERNET, LOCAL, TERMINAL, FILES, SIGNALS, SETUP,
         ],
         Kind::Kvm => &[ALWAYS, KVM],

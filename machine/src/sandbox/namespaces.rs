@@ -34,7 +34,7 @@ pub fn offered() -> Result<String, String> {
     }
 }
 
-/// Leaves the host's network, for good. The calling thread must be the only one.
+/// Leaves the host's network; there is no way back. The calling thread must be the only one.
 pub(super) fn leave_network() -> Result<(), String> {
     let ids = Ids::own();
     let taken = unshare().and_then(|way| match way {

@@ -1,4 +1,4 @@
-//! The last words of a process whose thread has made a forbidden system call.
+//! The report of a process whose thread has made a forbidden system call.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -17,7 +17,7 @@ struct Information {
     architecture: u32,
 }
 
-/// Calls that an intruder is likely to try; others are told by number.
+/// Calls that an attacker is likely to try; others are reported by number.
 macro_rules! names {
     ($($name:ident),* $(,)?) => {
         const NAMES: &[(i64, &str)] = &[$((libc::$name, stringify!($name))),*];
@@ -84,11 +84,11 @@ names![
     SYS_dup3,
 ];
 
-/// Lets a stopped call be told on standard error before it ends the process by SIGSYS.
+/// Has a stopped call reported on standard error before it ends the process by SIGSYS.
 pub(super) fn report() -> io::Result<()> {
     // SAFETY: an all-zero `sigaction` is valid: no flags, nothing blocked.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = tell as extern "C" fn(libc::c_int, *const Information, *const ()) as usize;
+    action.sa_sigaction = handler as extern "C" fn(libc::c_int, *const Information, *const ()) as usize;
     // Not SA_NODEFER: what the handler itself must not do ends the process, as it should.
     action.sa_flags = libc::SA_SIGINFO;
     // SAFETY: `action` is initialized, and the handler is async-signal-safe: it formats into its own stack
@@ -100,7 +100,7 @@ pub(super) fn report() -> io::Result<()> {
 }
 
 /// The handler. Every kind of thread may write to what is open.
-extern "C" fn tell(_: libc::c_int, information: *const Information, _: *const ()) {
+extern "C" fn handler(_: libc::c_int, information: *const Information, _: *const ()) {
     // SAFETY: for SIGSYS by a filter the kernel fills in these members of a larger structure.
     let call = i64::from(unsafe { (*information).call });
     let mut line = Line {

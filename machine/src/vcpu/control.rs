@@ -26,7 +26,7 @@ const FIRST_EXIT: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Hold {
-    /// Somebody asked for a pause.
+    /// A pause was requested.
     Request = 1,
     /// A disk has no space for what the guest has written.
     NoSpace = 2,
@@ -58,7 +58,7 @@ pub enum Next {
     End,
 }
 
-/// Shared by the threads of one machine and whoever controls it.
+/// Shared by the threads of one machine and its handles.
 pub struct Control {
     /// A leaf, except that kickers lock their own inside it.
     inner: Mutex<Inner>,
@@ -84,8 +84,8 @@ impl Control {
         }
     }
 
-    /// Called by a vCPU thread before each run: waits while the machine is paused. Who is to run calls
-    /// [`has_stopped`](Control::has_stopped) afterwards.
+    /// Called by a vCPU thread before each run: waits while the machine is paused. A thread that may run
+    /// calls [`has_stopped`](Control::has_stopped) afterwards.
     pub fn may_run(&self) -> Next {
         let mut inner = self.lock();
         let mut next = Next::Run;

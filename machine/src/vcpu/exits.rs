@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::accel::Exit;
 
-/// Different (kind, address) pairs that one vCPU's table tells apart. A boot makes about forty; the guest can
-/// make any number, and those that find no slot are counted together.
+/// Different (kind, address) pairs that one vCPU's table distinguishes. A boot makes about forty; the guest
+/// can make any number, and those that find no slot are counted together.
 const SLOTS: usize = 256;
 /// Slots looked at before an exit goes to the common counter.
 const PROBES: usize = 8;

@@ -1,4 +1,4 @@
-//! The life of a virtual processor: a thread that runs the guest, serves what the guest cannot do alone, and
+//! A virtual processor: a thread that runs the guest, serves what the guest cannot do alone, and
 //! looks up when it is asked to.
 //!
 //! ```text
@@ -37,7 +37,7 @@ pub struct Buses {
     /// Guest-physical addresses outside RAM.
     pub memory: Bus,
     /// Devices that are kept in step with the processor.
-    pub batons: Vec<Arc<WorkerGate>>,
+    pub gates: Vec<Arc<WorkerGate>>,
 }
 
 /// Serves the exits of one vCPU.
@@ -53,7 +53,7 @@ struct Server {
 impl ExitHandler for Server {
     fn exit(&mut self, exit: Exit<'_>) -> Action {
         if matches!(exit, Exit::Poll) {
-            self.buses.batons.iter().for_each(|gate| gate.pass(Trigger::Poll));
+            self.buses.gates.iter().for_each(|gate| gate.pass(Trigger::Poll));
             return Action::None;
         }
         self.exits.count(&exit);

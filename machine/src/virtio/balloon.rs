@@ -31,7 +31,7 @@ const MAX_PAGES: usize = 8192;
 /// Where `actual` lies in the configuration (§5.5.4).
 const ACTUAL: u64 = 4;
 
-/// How large the balloon is to be, and is. Clones speak of the same balloon.
+/// How large the balloon is to be, and is. Clones are of the same balloon.
 #[derive(Clone, Default)]
 pub struct Target {
     inner: Arc<TargetInner>,
@@ -54,7 +54,7 @@ impl Target {
         if let Some(interrupt) = &*self.interrupt()
             && let Err(error) = interrupt.config()
         {
-            tracing::debug!("balloon: the guest was not told of its new size: {error}");
+            tracing::debug!("balloon: the guest was not notified of its new size: {error}");
         }
     }
 
@@ -183,7 +183,7 @@ fn inflate(memory: &GuestMemoryMmap<()>, chain: &Chain<'_>) {
             len += 1;
         }
         index += len;
-        // Pages that are not memory are the guest's mistake, and nobody's loss.
+        // Pages that are not memory are the guest's mistake: they are ignored.
         let slices = GuestMemoryBackend::get_slices(memory, GuestAddress(first * PAGE), len * PAGE as usize);
         slices.flatten().for_each(|slice| release(&slice));
     }

@@ -170,7 +170,7 @@ impl VirtioDevice for Block {
     fn start(&mut self, active: Activation) -> Result<(), Error> {
         if active.gate.is_some() {
             if let Engine::Idle(server) = &mut self.engines[0] {
-                // Who keeps step has done everything when its turn ends.
+                // In step with the processor everything is done when the gate is given back.
                 server.ring = None;
                 if let Some(waiting) = &mut server.waiting {
                     waiting.in_step = true;

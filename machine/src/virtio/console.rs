@@ -22,12 +22,12 @@ const TRANSMIT: usize = 1;
 const QUEUE_SIZES: [u16; 2] = [64; 2];
 /// Bytes read from a person, or written for one, at a time.
 const PIECE: usize = 4096;
-/// How long to wait before trying again when nobody takes what the guest prints.
+/// How long to wait before trying again when the output does not take what the guest prints.
 const RETRY: Duration = Duration::from_millis(10);
 /// The input's [`Wake::Source`].
 const INPUT: u32 = 0;
 
-/// Size of the terminal in characters. Clones speak of the same console.
+/// Size of the terminal in characters. Clones are of the same console.
 #[derive(Clone, Default)]
 pub struct Size {
     inner: Arc<Mutex<SizeInner>>,
@@ -53,7 +53,7 @@ impl Size {
         }
     }
 
-    /// Changes the size and tells the guest.
+    /// Changes the size and notifies the guest.
     pub fn set(&self, columns: u16, rows: u16) {
         let mut inner = self.lock();
         if (inner.columns, inner.rows) != (columns, rows) {
@@ -61,7 +61,7 @@ impl Size {
             if let Some(interrupt) = &inner.interrupt
                 && let Err(error) = interrupt.config()
             {
-                tracing::debug!("console: the guest was not told of its new size: {error}");
+                tracing::debug!("console: the guest was not notified of its new size: {error}");
             }
         }
     }

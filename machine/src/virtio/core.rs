@@ -169,7 +169,7 @@ pub struct Core {
 }
 
 impl Core {
-    /// Puts `device` behind the interrupt `line`. `connect` is told of each queue's doorbell.
+    /// Puts `device` behind the interrupt `line`. `connect` is called with each queue's doorbell.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: Memory,
@@ -326,7 +326,7 @@ impl Core {
         match std::mem::replace(&mut self.run_state, RunState::Idle) {
             RunState::Paused(queues) => {
                 self.start(queues);
-                // A ring that was heard but not served before the pause must not be forgotten.
+                // A notification that arrived but was not served before the pause must not be forgotten.
                 for index in 0..self.doorbells.len() {
                     self.notify(index as u32);
                 }

@@ -64,7 +64,7 @@ impl Error {
     }
 }
 
-/// What a device is, before any driver has spoken to it.
+/// What a device is, before any driver has touched it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceTraits {
     /// Virtio device id (VIRTIO 1.3 §5).
@@ -82,8 +82,8 @@ pub trait DeviceInterrupt: Send + Sync {
     fn queue(&self, index: u16) -> std::io::Result<()>;
     /// The configuration space has changed.
     fn config(&self) -> std::io::Result<()>;
-    /// The device met something it cannot recover from: sets `DEVICE_NEEDS_RESET`, tells the driver, and logs
-    /// `why` (a few times per device at most: the guest decides how often this happens).
+    /// The device met something it cannot recover from: sets `DEVICE_NEEDS_RESET`, notifies the driver, and
+    /// logs `why` (a few times per device at most: the guest decides how often this happens).
     fn needs_reset(&self, why: &dyn std::fmt::Display);
 }
 
@@ -96,7 +96,7 @@ pub struct Activation {
     /// Queues by index, with the doorbell that the driver rings for each. A queue that the driver left
     /// disabled is still here, with `ready() == false`.
     pub queues: Vec<(Queue, EventFd)>,
-    /// Tells the driver.
+    /// Notifies the driver.
     pub interrupt: Arc<dyn DeviceInterrupt>,
     /// Without it the device works whenever the host lets it.
     pub gate: Option<Arc<determinism::WorkerGate>>,
@@ -105,7 +105,7 @@ pub struct Activation {
 /// A virtio device. The transport core owns status, features and queue registers; the device owns its queues
 /// only between [`start`](VirtioDevice::start) and [`stop`](VirtioDevice::stop).
 pub trait VirtioDevice: Send {
-    /// What the device is; constant over its life.
+    /// What the device is; constant while it exists.
     fn traits(&self) -> DeviceTraits;
     /// Reads device configuration space. Bytes beyond the configuration stay as they are (zero).
     fn read_config(&self, offset: u64, data: &mut [u8]);

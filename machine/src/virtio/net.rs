@@ -133,8 +133,8 @@ impl VirtioDevice for Net {
 struct Card {
     backend: Box<dyn Backend>,
     offloads: bool,
-    /// The backend's descriptors while they are watched: only while the guest has room, so that frames which
-    /// nobody can take do not keep the worker awake.
+    /// The backend's descriptors while they are watched: only while the guest has room, so that frames that
+    /// cannot be taken do not keep the worker awake.
     watched: Vec<RawFd>,
     /// One frame, with its header in front.
     frame: Vec<u8>,
@@ -143,9 +143,9 @@ struct Card {
     more: bool,
     send: RateLimiter,
     receive: RateLimiter,
-    /// Frames of the guest wait for the pace.
+    /// Frames of the guest wait for the rate limit.
     unsent: bool,
-    /// Frames for the guest may wait for the pace.
+    /// Frames for the guest may wait for the rate limit.
     unreceived: bool,
 }
 
@@ -345,11 +345,11 @@ mod tests {
     }
 
     fn card(offloads: bool) -> (Driver, Arc<Mutex<Wire>>, EventFd) {
-        paced(offloads, None)
+        limited(offloads, None)
     }
 
     /// A card that carries so many bytes a second in each direction.
-    fn paced(offloads: bool, rate: Option<u64>) -> (Driver, Arc<Mutex<Wire>>, EventFd) {
+    fn limited(offloads: bool, rate: Option<u64>) -> (Driver, Arc<Mutex<Wire>>, EventFd) {
         let wire = Arc::new(Mutex::new(Wire::default()));
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let backend = Loop {
@@ -408,7 +408,7 @@ mod tests {
     #[test]
     fn a_paced_card_is_slow_both_ways_and_sleeps_meanwhile() {
         // 10,000 bytes pass at once, each further 1,000 in 10 milliseconds.
-        let (mut driver, wire, event) = paced(false, Some(100_000));
+        let (mut driver, wire, event) = limited(false, Some(100_000));
         let start = Instant::now();
         for _ in 0..20 {
             driver.submit(TRANSMIT, &[&[9; HEADER], &[5; 1000]], &[]);

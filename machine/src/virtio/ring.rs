@@ -234,7 +234,7 @@ impl Ring {
         Ok(self.queue.add_used(memory, head, len)?)
     }
 
-    /// Interrupts the driver if it wants to know about what was used since the last call.
+    /// Interrupts the driver if it asked to be notified of what was used since the last call.
     pub fn notify(
         &mut self,
         memory: &GuestMemoryMmap<()>,
@@ -328,11 +328,11 @@ mod tests {
     const BUFFER: u64 = 0x4000;
     const SIZE: u16 = 16;
 
-    /// Counts how often the driver is told.
+    /// Counts how often the driver is notified.
     #[derive(Default)]
-    struct Told(AtomicU32);
+    struct Notified(AtomicU32);
 
-    impl DeviceInterrupt for Told {
+    impl DeviceInterrupt for Notified {
         fn queue(&self, _index: u16) -> std::io::Result<()> {
             self.0.fetch_add(1, Ordering::Relaxed);
             Ok(())
@@ -373,7 +373,7 @@ mod tests {
     #[test]
     fn a_driver_is_told_once_of_all_that_it_asked_for() {
         let (memory, mut ring) = ring();
-        let (told, mut served) = (Told::default(), 0);
+        let (notified, mut served) = (Notified::default(), 0);
         let serve = |_: &mut Chain<'_>| {
             served += 1;
             // While the second is served the driver asks for one more.
@@ -384,11 +384,11 @@ mod tests {
         };
         ask(&memory);
         ask(&memory);
-        ring.drain(&memory, &told, serve).unwrap();
-        assert_eq!((served, told.0.load(Ordering::Relaxed)), (3, 1));
-        ring.drain(&memory, &told, |_| panic!("there is no more"))
+        ring.drain(&memory, &notified, serve).unwrap();
+        assert_eq!((served, notified.0.load(Ordering::Relaxed)), (3, 1));
+        ring.drain(&memory, &notified, |_| panic!("there is no more"))
             .unwrap();
-        assert_eq!(told.0.into_inner(), 1);
+        assert_eq!(notified.0.into_inner(), 1);
     }
 
     fn segments(memory: &GuestMemoryMmap<()>) -> Segments<'_> {

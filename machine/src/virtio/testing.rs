@@ -45,7 +45,7 @@ impl CountingLine {
         *self.edges.lock().expect("no test panics while it counts")
     }
 
-    /// Waits until there are more than `seen` edges; `false` when `patience` runs out first.
+    /// Waits until there are more than `seen` edges; `false` after `timeout`.
     pub fn wait_beyond(&self, seen: u64, timeout: Duration) -> bool {
         let edges = self.edges.lock().expect("no test panics while it counts");
         let (edges, _) = self
@@ -120,7 +120,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A device that nobody has spoken to.
+    /// A device that no driver has touched.
     pub fn new(device: impl VirtioDevice + 'static) -> Self {
         let half = SECOND_REGION as usize;
         let ranges = [
@@ -156,7 +156,7 @@ impl Driver {
         driver
     }
 
-    /// Resets and initialises the device as VIRTIO 1.3 §3.1.1 tells; returns the features agreed on.
+    /// Resets and initialises the device as VIRTIO 1.3 §3.1.1 says; returns the features agreed on.
     pub fn start(&mut self, features: u64) -> u64 {
         let agreed = self.negotiate(features);
         self.enable_queues();
@@ -429,7 +429,7 @@ impl Driver {
         Some(Used { head, len, data })
     }
 
-    /// Waits for the next used request, or until patience runs out.
+    /// Waits for the next used request, for a limited time.
     pub fn wait_used(&mut self, queue: usize) -> Used {
         let end = Instant::now() + TIMEOUT;
         loop {

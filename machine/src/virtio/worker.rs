@@ -13,7 +13,7 @@ use crate::event::{EventSet, Poller, Token, WorkerThread};
 use crate::memory::Memory;
 use crate::sandbox::Kind;
 
-/// Rounds that a worker in step with the processor serves on one occasion. What is left then comes with the
+/// Rounds that a worker in step with the processor serves on one trigger. What is left then comes with the
 /// next one: a source that never runs dry must not hold the processor.
 const MAX_ROUNDS: usize = 64;
 
@@ -55,9 +55,9 @@ pub struct Context {
     pub features: u64,
     /// Queues by index; one that the driver left disabled is here too, not ready, and never rings.
     pub rings: Vec<Ring>,
-    /// Tells the driver.
+    /// Notifies the driver.
     pub interrupt: Arc<dyn DeviceInterrupt>,
-    /// Whose turn it is.
+    /// Which threads of the host the processor waits for.
     pub determinism: Determinism,
     /// Whether what came from outside may be taken now. Always, but in step with the processor.
     pub outside: bool,
@@ -91,8 +91,8 @@ pub trait Service: Send + 'static {
     fn tick(&mut self, _context: &mut Context) -> Result<(), QueueError> {
         Ok(())
     }
-    /// Whether the host processes that the service speaks with have taken all that it has given them. Asked
-    /// only in step with the processor.
+    /// Whether the host processes that the service is connected to have taken all that it has given them.
+    /// Asked only in step with the processor.
     fn settled(&self) -> bool {
         true
     }
@@ -243,7 +243,7 @@ fn serve<S: Service>(service: &mut S, context: &mut Context, stop: &EventFd) -> 
     }
 }
 
-/// Serves while it has the baton, until `stop` is readable.
+/// Serves while its gate is open, until `stop` is readable.
 fn serve_in_step<S: Service>(
     service: &mut S,
     context: &mut Context,
@@ -273,7 +273,7 @@ fn serve_in_step<S: Service>(
     }
 }
 
-/// Serves all that there is to serve on this occasion.
+/// Serves all that there is to serve on this trigger.
 fn serve_occasion<S: Service>(
     service: &mut S,
     context: &mut Context,

@@ -1,6 +1,6 @@
 //! Kernel and initramfs into RAM: an uncompressed `Image` low, the initramfs as high as it may be.
 //!
-//! Not through `linux-loader`, whose loader for this format is compiled on arm64 only and does not tell how
+//! Not through `linux-loader`, whose loader for this format is compiled on arm64 only and does not say how
 //! much RAM the kernel needs behind its file: this module runs, and is tested, on every host.
 
 use std::io::Read;

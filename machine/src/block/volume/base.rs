@@ -56,7 +56,7 @@ impl Read for Chunk<'_> {
 }
 
 impl Base {
-    /// The range `[offset, offset + len)` of `file`. `identity` names its content for good, such as its
+    /// The range `[offset, offset + len)` of `file`. `identity` names its content, such as its
     /// digest: a volume remembers it, and opens over no other base.
     pub fn new(file: impl Into<Arc<File>>, offset: u64, len: u64, identity: [u8; 32]) -> Self {
         Base {

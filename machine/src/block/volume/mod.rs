@@ -15,7 +15,7 @@
 //!
 //! The file of a volume that needs its base ends in a tail of one block, which names the base. Hydration
 //! copies what is still missing and then cuts the tail off: a file without tail stands alone and is a plain
-//! disk image. Volumes are whole mebibytes, so the length alone tells the two apart.
+//! disk image. Volumes are whole mebibytes, so the length alone distinguishes the two.
 
 use std::fs::File;
 use std::io;
@@ -63,9 +63,9 @@ struct Lazy {
     /// Held while blocks go from the base to the file or back, so that hydration never overwrites newer data.
     /// A leaf: nothing else is locked meanwhile. Requests on blocks that are all present take no lock.
     transition: Mutex<()>,
-    /// Whether a write that could not be taken back was told: a guest could have it told as often as it
+    /// Whether a write that could not be taken back was logged: a guest could have it logged as often as it
     /// writes.
-    told: AtomicBool,
+    logged: AtomicBool,
 }
 
 impl Lazy {
@@ -74,7 +74,7 @@ impl Lazy {
             base,
             present,
             transition: Mutex::new(()),
-            told: AtomicBool::new(false),
+            logged: AtomicBool::new(false),
         }
     }
 
@@ -132,7 +132,7 @@ impl Volume {
         // rebuilt.
         for block in blocks.filter(|&block| !lazy.present.contains(block)) {
             if let Err(error) = sparse::punch(&self.file, block * BLOCK, BLOCK)
-                && !lazy.told.swap(true, Ordering::Relaxed)
+                && !lazy.logged.swap(true, Ordering::Relaxed)
             {
                 tracing::warn!(block, "a failed write could not be taken back: {error}");
             }

@@ -319,8 +319,8 @@ fn run(dir: tempfile::TempDir, seed: u64, rounds: u32, with_hydration: bool) {
 
 /// How many seeds are tried: as many as `KILN_MODEL_SEEDS` says, for who has the time.
 fn seeds(otherwise: u64) -> std::ops::Range<u64> {
-    let wished = std::env::var("KILN_MODEL_SEEDS").ok();
-    1..1 + wished.and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+    let seeds = std::env::var("KILN_MODEL_SEEDS").ok();
+    1..1 + seeds.and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
 #[test]

@@ -21,7 +21,7 @@ const ACCOUNT: &str = "000000000000";
 const PARTITION: &str = "aws";
 /// The domain of that partition's services.
 const DOMAIN: &str = "amazonaws.com";
-/// Whoever launches without one gets this in EC2: nothing comes in that is not let in.
+/// What a launch without one gets in EC2.
 const SECURITY_GROUP: &str = "default";
 /// The version of the identity document's form.
 const IDENTITY_VERSION: &str = "2017-09-30";

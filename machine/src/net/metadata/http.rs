@@ -48,7 +48,7 @@ const VERSIONS: &[&str] = &[
 const TTL_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN_HEADER: &str = "x-aws-ec2-metadata-token";
 
-/// An answer on its way.
+/// An answer to be sent.
 pub struct Answer {
     /// Head and body.
     pub bytes: Vec<u8>,

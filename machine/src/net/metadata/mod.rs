@@ -58,7 +58,7 @@ pub struct WithMetadata<B> {
     service: Service,
     stack: Stack,
     clock: Clock,
-    /// None until the guest first speaks to the service: most guests never do, and their buffers are the
+    /// None until the guest's first packet for the service: most guests never do, and their buffers are the
     /// larger part of what a network holds.
     connections: Vec<Connection>,
     /// The guest's MAC address as its last frame to us had it, and where it sent that frame.
@@ -73,7 +73,7 @@ impl<B: Backend> WithMetadata<B> {
         WithMetadata::with_clock(backend, documents, Clock::monotonic())
     }
 
-    /// The same, with time-outs and the life of tokens on `clock`.
+    /// The same, with time-outs and the lifetime of tokens on `clock`.
     pub fn with_clock(backend: B, documents: InstanceDocuments, clock: Clock) -> WithMetadata<B> {
         let mut stack = Stack::new(ADDRESS, 32, MTU, false, clock.clone());
         // The guest is reached whatever its address: there is one wire. Two routes fit, this is the first.

@@ -2,7 +2,7 @@
 
 use crate::net::clock::Clock;
 
-/// Longest life of a token in seconds: six hours.
+/// Longest lifetime of a token in seconds: six hours.
 pub const TTL_MAX: u64 = 21_600;
 
 /// Hexadecimal digits of the expiry and of its keyed digest.
@@ -48,7 +48,7 @@ impl Tokens {
     }
 }
 
-/// Compares in a time that does not tell where the difference is.
+/// Compares in a time that does not depend on where the difference is.
 fn same(a: &str, b: &str) -> bool {
     a.len() == b.len()
         && a.bytes()

@@ -1,4 +1,4 @@
-//! Frames that no honest guest sends, from a generator with a fixed seed: whatever comes, the network neither
+//! Malformed and malicious frames, from a generator with a fixed seed: whatever comes, the network neither
 //! stops nor grows.
 
 use std::net::{TcpListener, UdpSocket};

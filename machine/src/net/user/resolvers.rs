@@ -26,8 +26,8 @@ const REREAD: Duration = Duration::from_secs(5);
 /// A server that has missed this many questions in a row is asked last ...
 const MISSED_CAP: u32 = 2;
 
-/// ... for this long. In between, the order is that of the file, which is the host's wish: the first may know
-/// names that the others do not.
+/// ... for this long. In between, the order is that of the file, which the host's administrator chose: the
+/// first may know names that the others do not.
 const ASKED_LAST: Duration = Duration::from_secs(30);
 
 /// Where the guest's questions for names go.

@@ -157,7 +157,7 @@ impl Connections {
             let guest = (IpAddress::Ipv4(self.addresses.guest), forward.guest);
             let Ok((host, _)) = listener.accept() else { return };
             if host.set_nonblocking(true).is_err() || !self.make_room(stack) {
-                // Dropping the stream closes it: the peer sees that nobody has time.
+                // Dropping the stream closes it: the peer sees that it is not served.
                 continue;
             }
             connect::prepare(&host);

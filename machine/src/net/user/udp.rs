@@ -143,7 +143,7 @@ impl Translations {
         }
     }
 
-    /// Whether the datagram answers an outside peer of a forwarded port; then it is on its way.
+    /// Whether the datagram answers an outside peer of a forwarded port; then it was sent.
     pub fn reply_to_peer(&mut self, from: u16, port: u16, payload: &[u8]) -> bool {
         let mut listeners = self.listeners.iter_mut();
         let answered = listeners.find_map(|listener| {

@@ -76,7 +76,8 @@ pub(super) enum RequestError {
     Io,
     /// `VIRTIO_BLK_S_UNSUPP`.
     Unsupported,
-    /// The host has no space for what is to be written; `VIRTIO_BLK_S_IOERR` where nobody waits for it.
+    /// The host has no space for what is to be written; `VIRTIO_BLK_S_IOERR` where requests do not wait for
+    /// it.
     NoSpace(io::Error),
 }
 /// Where the requests of one queue end.

@@ -1,6 +1,6 @@
 //! Requests that wait for space on the host, as with QEMU's `werror=enospc`: what the host's file system has
 //! no room for is neither lost nor failed. The request is kept, its queue takes no other, and it is carried
-//! out again when somebody says so.
+//! out again on request.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -42,7 +42,7 @@ struct Shared {
     report: SpaceReport,
     /// One for each queue.
     retries: Mutex<Vec<EventFd>>,
-    /// Nobody waits any more.
+    /// The machine ends: waiting requests fail.
     abandoned: AtomicBool,
 }
 
@@ -65,7 +65,7 @@ impl SpaceMonitor {
         }
     }
 
-    /// The machine ends: who waits on its thread gives up.
+    /// The machine ends: a worker that waits on its thread gives up.
     pub fn abandon(&self) {
         self.0.abandoned.store(true, Ordering::SeqCst);
         self.retry();
@@ -155,7 +155,7 @@ impl WaitList {
         let _ = poller.remove(&self.retry);
     }
 
-    /// The driver has reset the device, or it is broken: nobody wants an answer any more.
+    /// The driver has reset the device, or it is broken: no answer can be given any more.
     pub fn clear(&mut self) {
         self.requests.clear();
         self.memory = None;

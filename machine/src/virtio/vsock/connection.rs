@@ -10,13 +10,13 @@ use super::packet::{HEADER, op, shutdown};
 use crate::virtio::ring::Chain;
 
 /// Receive buffer of one stream, for what the guest has sent and the host process has not taken. It is what
-/// the guest is told, so a guest that sends more breaks the protocol. With 512 streams this bounds the device
-/// to 64 MiB.
+/// is announced to the guest, so a guest that sends more breaks the protocol. With 512 streams this bounds
+/// the device to 64 MiB.
 pub const BUFFER: u32 = 128 << 10;
-/// The guest is told of freed room when this much was freed since it last heard.
+/// The guest gets a credit update when this much was freed since the last one.
 const CREDIT_STEP: u32 = BUFFER / 4;
 
-/// What the guest still has to be told, apart from data.
+/// Packets that the guest is still to get, apart from data.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Pending {
     /// The host asks for a stream.
@@ -27,7 +27,7 @@ pub struct Pending {
     pub credit_update: bool,
     /// Tell us how much room there is.
     pub credit_request: bool,
-    /// What the host will no longer do, when the guest has not heard of it.
+    /// What the host will no longer do, when the guest has not got it yet.
     pub shutdown: bool,
 }
 
@@ -64,7 +64,7 @@ pub struct Connection {
     pub guest_port: u32,
     /// How far it is.
     pub phase: Phase,
-    /// What the guest still has to be told.
+    /// Packets that the guest is still to get.
     pub pending: Pending,
     /// What the host will no longer do: flags of [`shutdown`].
     pub host_shutdown: u32,
@@ -230,7 +230,7 @@ impl Connection {
         None
     }
 
-    /// Takes data from the guest; `false` when it is more than the guest was told that there is room for.
+    /// Takes data from the guest; `false` when it is more than the room that was announced to the guest.
     pub fn take(&mut self, data: &[u8]) -> bool {
         if self.out.len() + data.len() > BUFFER as usize {
             return false;
@@ -263,7 +263,7 @@ impl Connection {
             }
         }
         if self.out.is_empty() && self.guest_shutdown & shutdown::SEND != 0 {
-            // The host process reads the end. When it is gone already, its own end tells.
+            // The host process reads the end. When it is gone already, its own end is found.
             let _ = self.stream.shutdown(std::net::Shutdown::Write);
         }
         if self.forwarded.wrapping_sub(self.announced) >= CREDIT_STEP {

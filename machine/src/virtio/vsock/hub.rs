@@ -112,8 +112,8 @@ impl Hub {
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Nobody is left, or the one in front went away, or the host is out of descriptors: the next
-                // event tells.
+                // No connection is left, or the first one was closed, or the host is out of descriptors: the
+                // next event finds out.
                 Err(_) => return Ok(()),
             }
         }
@@ -295,7 +295,7 @@ impl Service for Hub {
         Ok(())
     }
 
-    /// What a host process has not read is still on its way.
+    /// Not while a host process has something left to read.
     fn settled(&self) -> bool {
         self.peers.values().all(|peer| match peer {
             Peer::Greeting(..) => true,
