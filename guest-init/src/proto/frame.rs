@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_stream_is_refused_before_it_costs_memory() {
+    fn an_untrusted_stream_is_refused_before_it_costs_memory() {
         assert!(matches!(
             read_frame(&mut [0xff, 0xff, 0xff, 0xff, 3].as_slice()),
             Err(Error::TooLong(_))

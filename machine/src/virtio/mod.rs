@@ -19,7 +19,8 @@ pub mod core;
 #[cfg(test)]
 mod core_tests;
 pub mod determinism;
-pub mod hostile;
+
+pub mod malicious_driver;
 pub mod mmio;
 pub mod net;
 pub mod ring;

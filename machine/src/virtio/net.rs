@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paced_card_is_slow_both_ways_and_sleeps_meanwhile() {
+    fn a_limited_card_is_slow_both_ways_and_sleeps_meanwhile() {
         // 10,000 bytes pass at once, each further 1,000 in 10 milliseconds.
         let (mut driver, wire, event) = limited(false, Some(100_000));
         let start = Instant::now();

@@ -369,7 +369,7 @@ mod dns_tests;
 #[cfg(test)]
 mod fragments_tests;
 #[cfg(test)]
-mod hostile_tests;
+mod malformed_tests;
 #[cfg(test)]
 mod silence_tests;
 #[cfg(test)]
