@@ -40,10 +40,10 @@ pub enum At {
 }
 
 /// What a device's specification calls its registers, by offset, sorted.
-pub type RegisterNames = &'static [(u64, &'static str)];
+pub(crate) type RegisterNames = &'static [(u64, &'static str)];
 
 /// A device as the bus holds it.
-pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
+pub(crate) type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
 /// Why a device could not be put on the bus.
 #[derive(Debug, displaydoc::Display, thiserror::Error, PartialEq, Eq)]

@@ -54,7 +54,7 @@ impl Event {
     ];
 
     /// The event that the guest means by `byte`. Events before the guest runs are not its to report.
-    pub fn from_guest(byte: u8) -> Option<Self> {
+    pub(crate) fn from_guest(byte: u8) -> Option<Self> {
         Event::ALL
             .get(usize::from(byte))
             .copied()
@@ -143,7 +143,7 @@ impl Timeline {
 
     /// Notes that `event` has happened at `moment`. Only the first time counts; a moment before `main` counts
     /// as `main`.
-    pub fn mark_at(&self, event: Event, moment: Instant) {
+    pub(crate) fn mark_at(&self, event: Event, moment: Instant) {
         self.record(event, moment);
     }
 
@@ -160,7 +160,7 @@ impl Timeline {
     }
 
     /// Notes how many instructions the guest had retired when its machine ended, or ended last.
-    pub fn count_all(&self, instructions: u64) {
+    pub(crate) fn count_all(&self, instructions: u64) {
         self.all_instructions
             .store(instructions.saturating_add(1), Relaxed);
     }

@@ -55,7 +55,7 @@ impl Chosen {
     }
 
     /// Whether instructions are time, and every run is the same.
-    pub fn is_repeatable(&self) -> bool {
+    pub(crate) fn is_repeatable(&self) -> bool {
         self.repeatable
     }
 

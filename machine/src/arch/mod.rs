@@ -17,7 +17,7 @@ use crate::bus::At;
 use crate::memory::{Memory, Part, PartError};
 
 /// Bytes of one virtio-mmio transport's registers, device configuration included.
-pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+pub(crate) const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 
 /// Why the guest's memory could not be prepared.
 #[derive(Debug, displaydoc::Display, thiserror::Error)]

@@ -8,8 +8,8 @@ use vm_memory::VolatileSlice;
 pub mod raw;
 pub mod space;
 mod sparse;
-pub mod uring;
-pub mod vectored;
+pub(crate) mod uring;
+pub(crate) mod vectored;
 pub mod volume;
 
 /// The data of a disk. Addresses and lengths are in bytes; a caller has checked that they lie within

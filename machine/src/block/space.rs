@@ -30,7 +30,7 @@ pub fn free(path: &Path) -> io::Result<u64> {
 ///
 /// # Errors
 /// As [`free`].
-pub fn free_at(file: &impl AsFd) -> io::Result<u64> {
+pub(crate) fn free_at(file: &impl AsFd) -> io::Result<u64> {
     let found = fstatvfs(file)?;
     Ok(found.blocks_available() as u64 * found.fragment_size() as u64)
 }

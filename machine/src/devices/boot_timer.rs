@@ -24,7 +24,7 @@ pub enum Mark {
 }
 
 /// Takes a mark, on the vCPU's thread: it must not take long.
-pub type Note = Box<dyn FnMut(Mark) + Send>;
+pub(crate) type Note = Box<dyn FnMut(Mark) + Send>;
 
 /// A kernel that has run for longer has nothing to say of its boot.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -45,7 +45,7 @@ impl BootTimer {
     /// Offset of the register with the host's time.
     pub const HOST_TIME: u64 = 16;
     /// Its registers' names.
-    pub const REGISTERS: RegisterNames = &[
+    pub(crate) const REGISTERS: RegisterNames = &[
         (Self::MARK, "MARK"),
         (Self::KERNEL_AGE, "KERNEL_AGE"),
         (Self::HOST_TIME, "HOST_TIME"),

@@ -8,10 +8,10 @@ use crate::bus::{Action, BusDevice};
 use crate::irq::Interrupt;
 
 /// Number of pins.
-pub const PINS: usize = 24;
+pub(crate) const PINS: usize = 24;
 
 /// Takes an interrupt message as a local APIC understands it: address and data (Intel SDM volume 3, §12.11).
-pub type Deliver = Box<dyn Fn(u64, u32) + Send + Sync>;
+pub(crate) type Deliver = Box<dyn Fn(u64, u32) + Send + Sync>;
 
 /// Version 0x20, which has the EOI register, and the number of the last pin.
 const VERSION: u32 = 0x20 | (PINS as u32 - 1) << 16;

@@ -17,7 +17,7 @@ impl Clock {
     /// Bytes of address space.
     pub const SIZE: u64 = 0x1000;
     /// ARM PrimeCell Real Time Clock (PL031) Technical Reference Manual, table 3-1.
-    pub const REGISTERS: RegisterNames = &[
+    pub(crate) const REGISTERS: RegisterNames = &[
         (0x00, "RTCDR"),
         (0x04, "RTCMR"),
         (0x08, "RTCLR"),

@@ -48,7 +48,7 @@ impl Serial {
     /// Registers, in bytes of address space.
     pub const SIZE: u64 = 8;
     /// 16550 registers, reading / writing where they differ.
-    pub const REGISTERS: RegisterNames = &[
+    pub(crate) const REGISTERS: RegisterNames = &[
         (0, "RBR/THR"),
         (1, "IER"),
         (2, "IIR/FCR"),

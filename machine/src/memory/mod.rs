@@ -59,7 +59,7 @@ fn advise_huge_pages(mapping: &MmapRegion) {
 }
 
 /// End of the contiguous RAM that begins at guest-physical address 0, exclusive; 0 when there is none.
-pub fn low_end(memory: &Memory) -> u64 {
+pub(crate) fn low_end(memory: &Memory) -> u64 {
     memory
         .iter()
         .next()

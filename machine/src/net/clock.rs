@@ -34,6 +34,6 @@ impl fmt::Debug for Clock {
 }
 
 /// Whole milliseconds, rounded up: who waits for as long does not wake too early.
-pub fn millis(wait: Duration) -> u64 {
+pub(crate) fn millis(wait: Duration) -> u64 {
     u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

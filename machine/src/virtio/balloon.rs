@@ -59,7 +59,8 @@ impl Target {
     }
 
     /// What the guest says that it has given up, in bytes.
-    pub fn actual(&self) -> u64 {
+    #[cfg(test)]
+    fn actual(&self) -> u64 {
         u64::from(self.inner.actual.load(Ordering::SeqCst)) * PAGE
     }
 

@@ -63,7 +63,7 @@ impl Block {
 
     /// The same with asynchronous requests, one of `rings` for each queue, as far as they reach; and doing no
     /// more than `limiter` allows, all queues and both directions together.
-    pub fn with_limits(
+    pub(crate) fn with_limits(
         backend: Arc<dyn Backend>,
         spec: Spec,
         rings: Vec<AsyncIo>,
@@ -119,7 +119,7 @@ impl Block {
     ///
     /// # Errors
     /// When the host has no descriptor left.
-    pub fn waiting_for_space(mut self, monitor: &SpaceMonitor) -> io::Result<Self> {
+    pub(crate) fn waiting_for_space(mut self, monitor: &SpaceMonitor) -> io::Result<Self> {
         for engine in &mut self.engines {
             if let Engine::Idle(server) = engine {
                 server.waiting = Some(WaitList::new(monitor)?);

@@ -109,7 +109,7 @@ impl Mmio {
     }
 
     /// Keeps the device in step with the processor from its next start on.
-    pub fn keep_step(&mut self, gate: Arc<WorkerGate>) {
+    pub(crate) fn keep_step(&mut self, gate: Arc<WorkerGate>) {
         self.core.keep_step(gate);
     }
 

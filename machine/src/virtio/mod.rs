@@ -123,10 +123,10 @@ pub trait VirtioDevice: Send {
 
 /// Where an interrupt of the machine becomes a virtio interrupt: implemented by the transport over
 /// [`Interrupt`].
-pub type Line = Arc<dyn Interrupt>;
+pub(crate) type Line = Arc<dyn Interrupt>;
 
 /// Answers a read of configuration space at `offset` from its bytes; what lies beyond them stays as it is.
-pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
     let Some(tail) = usize::try_from(offset)
         .ok()
         .and_then(|offset| config.get(offset..))

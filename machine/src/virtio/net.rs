@@ -70,7 +70,7 @@ impl Net {
     }
 
     /// A card that sends and receives no more than these allow.
-    pub fn with_limits(
+    pub(crate) fn with_limits(
         backend: Box<dyn Backend>,
         mac: [u8; 6],
         send: RateLimiter,

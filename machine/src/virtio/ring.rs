@@ -235,7 +235,7 @@ impl Ring {
     }
 
     /// Interrupts the driver if it asked to be notified of what was used since the last call.
-    pub fn notify(
+    pub(crate) fn notify(
         &mut self,
         memory: &GuestMemoryMmap<()>,
         interrupt: &dyn DeviceInterrupt,
@@ -261,7 +261,7 @@ impl Ring {
     /// As [`drain`](Ring::drain), but takes the next chain only if `may` allows it. `false` when it did not:
     /// there may be more, the doorbell is not armed, and the caller has to come back. A chain for which
     /// `serve` returns `None` is kept by the caller, which gives it back later.
-    pub fn drain_while<'m>(
+    pub(crate) fn drain_while<'m>(
         &mut self,
         memory: &'m GuestMemoryMmap<()>,
         interrupt: &dyn DeviceInterrupt,
@@ -301,12 +301,12 @@ impl Ring {
     }
 
     /// Leaves the chain that was popped last available: the next [`pop`](Ring::pop) gives it again.
-    pub fn undo_pop(&mut self) {
+    pub(crate) fn undo_pop(&mut self) {
         self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
     }
 
     /// Whether the driver has made something available that is not taken yet.
-    pub fn has_available(&self, memory: &GuestMemoryMmap<()>) -> bool {
+    pub(crate) fn has_available(&self, memory: &GuestMemoryMmap<()>) -> bool {
         // The index lies two bytes into the ring, which was checked to be in memory when the queue was
         // enabled.
         let index = memory.read_obj::<u16>(crate::memory::GuestAddress(self.queue.avail_ring() + 2));

@@ -54,7 +54,7 @@ impl Default for Rng {
 
 impl Rng {
     /// A source that gives the same bytes in every run with this `seed`. Nothing that it gives is a secret.
-    pub fn seeded(seed: &[u8]) -> Self {
+    pub(crate) fn seeded(seed: &[u8]) -> Self {
         let stream = blake3::Hasher::new_derive_key("kiln 2026-11-25 entropy of a repeatable machine")
             .update(seed)
             .finalize_xof();

@@ -125,7 +125,7 @@ impl<S: Service> Engine<S> {
     ///
     /// # Errors
     /// As [`start`](Engine::start).
-    pub fn start_from(
+    pub(crate) fn start_from(
         &mut self,
         first: u16,
         name: &str,

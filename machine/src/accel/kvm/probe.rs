@@ -101,7 +101,7 @@ pub(super) fn known_cause() -> &'static str {
 }
 
 /// Tries KVM out in a scratch machine: takes a few milliseconds where KVM is good.
-pub fn try_out(kvm: &Kvm) -> Result<Speed, Unusable> {
+pub(crate) fn try_out(kvm: &Kvm) -> Result<Speed, Unusable> {
     if let Some((_, name)) = CAPABILITIES.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
         return Err(Unusable::Capability(name));
     }

@@ -37,8 +37,7 @@ pub fn create(options: Options, memory: &Memory, cpus: u8) -> Result<Created, Er
     let registers = Arc::new(Mutex::new(ioapic.registers()));
     let vcpus = (0..u32::from(cpus))
         .map(|id| {
-            let cpu =
-                Cpu::new(Arc::clone(&ram), Arc::clone(&platform), id).ok_or_else(|| Error::NoCpu(id))?;
+            let cpu = Cpu::new(Arc::clone(&ram), Arc::clone(&platform), id).ok_or(Error::NoCpu(id))?;
             let memory = Arc::clone(memory);
             let registers = Arc::clone(&registers);
             let profile = options.profile.clone().filter(|_| id == 0);

@@ -41,7 +41,7 @@ impl SoftVcpu {
     }
 
     /// The same, with a profile that goes to `sink` in the end.
-    pub fn profiled(mut self, sink: Option<Arc<Profiling>>) -> Self {
+    pub(crate) fn profiled(mut self, sink: Option<Arc<Profiling>>) -> Self {
         if let Some(profile) = &sink {
             self.cpu.start_profile(Arc::clone(&profile.functions));
         }

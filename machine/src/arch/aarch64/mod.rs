@@ -65,7 +65,7 @@ pub(super) fn prepare(
 
 /// The affinity (MPIDR_EL1 without its flag bits) that KVM gives CPU `id`: 16 CPUs a cluster, because one
 /// software-generated interrupt of a GICv3 reaches at most that many.
-pub const fn mpidr(id: u8) -> u64 {
+pub(crate) const fn mpidr(id: u8) -> u64 {
     (id as u64 & 0xf) | (id as u64 >> 4) << 8
 }
 

@@ -74,7 +74,7 @@ impl<B: Backend> WithMetadata<B> {
     }
 
     /// The same, with time-outs and the lifetime of tokens on `clock`.
-    pub fn with_clock(backend: B, documents: InstanceDocuments, clock: Clock) -> WithMetadata<B> {
+    pub(crate) fn with_clock(backend: B, documents: InstanceDocuments, clock: Clock) -> WithMetadata<B> {
         let mut stack = Stack::new(ADDRESS, 32, MTU, false, clock.clone());
         // The guest is reached whatever its address: there is one wire. Two routes fit, this is the first.
         let _ = stack.interface.routes_mut().add_default_ipv4_route(ADDRESS);
