@@ -46,8 +46,8 @@ pub fn has_cloud_init() -> bool {
     Path::new("/usr/bin/cloud-init").exists()
 }
 
-/// Serves requests until the machine stops. `ready` is called once requests are taken, before the host is
-/// told. `host_time` is what the clock follows.
+/// Serves requests until the machine stops. `ready` is called once requests are taken, before the host gets a
+/// connection. `host_time` is what the clock follows.
 pub fn serve(ready: impl FnOnce(), host_time: Box<HostTime>) -> std::io::Result<()> {
     let open = Arc::new(AtomicUsize::new(0));
     let host_time: Arc<HostTime> = host_time.into();

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn full_is_told_from_other_errors_and_explained() {
+    fn full_is_distinguished_from_other_errors_and_explained() {
         let directory = tempfile::tempdir().unwrap();
         for code in [libc::ENOSPC, libc::EDQUOT] {
             let error = io::Error::from_raw_os_error(code);

@@ -66,16 +66,11 @@ impl Machine {
         // Where instructions are time, the guest's time is not the host's.
         let has_host_time = !determinism.is_enabled();
         let mut board = Board::new(Arc::clone(&vm), memory, layout, determinism);
-        for device in devices::fixed(architecture) {
-            board.add(device)?;
-        }
-        let feeder = serial
-            .map(|serial| board.add_serial(serial))
-            .transpose()?
-            .flatten();
-        for (device, slot) in devices.into_iter().zip(slots) {
-            board.add_virtio(device, slot)?;
-        }
+        let feeder = board.add_all(
+            devices::fixed(architecture),
+            serial,
+            devices.into_iter().zip(slots),
+        )?;
 
         let exits: Vec<_> = vcpus.iter().map(|_| Arc::new(ExitTable::default())).collect();
         let control = Control::new(vcpus.iter().map(|vcpu| vcpu.kicker()).collect());
@@ -186,6 +181,23 @@ impl Board {
             places: vec![boot_timer],
             layout,
         }
+    }
+
+    /// Adds all devices but the boot timer. Returns what feeds the serial port's input to it.
+    fn add_all(
+        &mut self,
+        fixed: Vec<Mapped>,
+        serial: Option<super::Serial>,
+        virtio: impl Iterator<Item = (Device, VirtioSlot)>,
+    ) -> Result<Option<serial::Feeder>, Error> {
+        for device in fixed {
+            self.add(device)?;
+        }
+        let feeder = serial.map(|serial| self.add_serial(serial)).transpose()?;
+        for (device, slot) in virtio {
+            self.add_virtio(device, slot)?;
+        }
+        Ok(feeder.flatten())
     }
 
     fn add_serial(&mut self, spec: super::Serial) -> Result<Option<serial::Feeder>, Error> {

@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_is_told_once_of_all_that_it_asked_for() {
+    fn a_driver_is_notified_once_of_all_that_it_asked_for() {
         let (memory, mut ring) = ring();
         let (notified, mut served) = (Notified::default(), 0);
         let serve = |_: &mut Chain<'_>| {
