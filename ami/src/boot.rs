@@ -1,5 +1,5 @@
-//! `/etc/kiln/boot.json` in the initramfs: what guest-init is to do. Written here by the composer, read by guest-init
-//! with a struct of its own (it depends on nobody); `tests/` holds the two to each other.
+//! `/etc/kiln/boot.json` in the initramfs: what guest-init is to do. Written here by the composer, read by
+//! guest-init with a struct of its own (it depends on nobody); `tests/` holds the two to each other.
 
 use std::collections::BTreeMap;
 
@@ -26,8 +26,8 @@ pub struct BootConfig {
     pub root_writable: bool,
     /// Grow the file system to the size of the disk.
     pub grow_root: bool,
-    /// `guest-init` to stay PID 1 and supervise [`BootConfig::services`], or the absolute path of the program in the
-    /// root file system that becomes PID 1.
+    /// `guest-init` to stay PID 1 and supervise [`BootConfig::services`], or the absolute path of the program
+    /// in the root file system that becomes PID 1.
     pub init: String,
     /// The console's device name without `/dev/`, such as `hvc0`.
     pub console: String,
@@ -66,7 +66,8 @@ pub struct Service {
     /// When to start it again.
     #[serde(default)]
     pub restart: Restart,
-    /// It is what the image is for, as a container's command is: it has the console, and the machine powers off when it ends.
+    /// It is what the image is for, as a container's command is: it has the console, and the machine powers
+    /// off when it ends.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub main: bool,
 }

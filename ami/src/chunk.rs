@@ -1,8 +1,9 @@
 //! Digests of a part, one for each 1 MiB, so that content can be verified when it is first touched.
 //!
-//! BLAKE3 is a tree: the digests of the chunks are its inner nodes at 1 MiB, and merging them gives the digest of the
-//! whole part, the same that `b3sum` prints. So the table needs no digest of its own: it is right exactly when it
-//! merges to the part's digest. (A part of at most one chunk has that digest as its only entry.)
+//! BLAKE3 is a tree: the digests of the chunks are its inner nodes at 1 MiB, and merging them gives the
+//! digest of the whole part, the same that `b3sum` prints. So the table needs no digest of its own: it is
+//! right exactly when it merges to the part's digest. (A part of at most one chunk has that digest as its
+//! only entry.)
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -17,8 +18,8 @@ use crate::Digest;
 
 /// Bytes that one entry of the table covers. A power of two, as a subtree of BLAKE3 must be.
 pub const CHUNK_SIZE: u64 = 1 << 20;
-/// Bytes that [`ChunkTable::verify_from`] reads at a time: some dozens of BLAKE3's blocks, so that they are digested side by side, and no
-/// more than the nearest caches hold.
+/// Bytes that [`ChunkTable::verify_from`] reads at a time: some dozens of BLAKE3's blocks, so that they are
+/// digested side by side, and no more than the nearest caches hold.
 const PIECE: usize = 64 << 10;
 
 /// The digests of all chunks of a part.
@@ -34,7 +35,8 @@ impl ChunkTable {
         length.div_ceil(CHUNK_SIZE)
     }
 
-    /// Digest a range of a file. Chunks are spread over the machine's processors; `progress` hears of bytes done.
+    /// Digest a range of a file. Chunks are spread over the machine's processors; `progress` is called with
+    /// the number of bytes done.
     pub fn compute(
         file: &File,
         offset: u64,
@@ -48,7 +50,8 @@ impl ChunkTable {
             .min(8)
             .min(count.max(1));
         let next = AtomicU64::new(0);
-        // Each worker takes the next chunk and returns what it did; order does not matter, so nothing is locked.
+        // Each worker takes the next chunk and returns what it did; order does not matter, so nothing is
+        // locked.
         let results: Vec<io::Result<Vec<(usize, ChainingValue)>>> = std::thread::scope(|scope| {
             let work = || -> io::Result<Vec<(usize, ChainingValue)>> {
                 let mut buffer = vec![0; CHUNK_SIZE as usize];
@@ -108,7 +111,8 @@ impl ChunkTable {
         self.entries.is_empty()
     }
 
-    /// True when `bytes` are the content of chunk `index`: [`CHUNK_SIZE`] bytes, fewer only in the last chunk.
+    /// True when `bytes` are the content of chunk `index`: [`CHUNK_SIZE`] bytes, fewer only in the last
+    /// chunk.
     pub fn verify(&self, index: u64, mut bytes: &[u8]) -> bool {
         // Reading from memory does not fail.
         self.verify_from(index, &mut bytes).unwrap_or(false)

@@ -1,7 +1,7 @@
 //! The kernel's command line, of which several have a part: the image, the launcher, the person who launches.
 
-/// Joins command lines. What is behind `--` in any of them is behind the only `--` of the result: the kernel passes it to init, and
-/// takes no parameter from there.
+/// Joins command lines. What is behind `--` in any of them is behind the only `--` of the result: the kernel
+/// passes it to init, and takes no parameter from there.
 pub fn join<'a>(lines: impl IntoIterator<Item = &'a str>) -> String {
     let (mut parameters, mut arguments) = (Vec::new(), Vec::new());
     for line in lines {
@@ -18,8 +18,8 @@ pub fn join<'a>(lines: impl IntoIterator<Item = &'a str>) -> String {
     parameters.join(" ")
 }
 
-/// The kernel's parameters and init's arguments. A `--` in quotation marks is part of a value, as in the kernel (`next_arg` in
-/// lib/cmdline.c).
+/// The kernel's parameters and init's arguments. A `--` in quotation marks is part of a value, as in the
+/// kernel (`next_arg` in lib/cmdline.c).
 fn split(line: &str) -> (&str, &str) {
     let mut quoted = false;
     let mut start = 0;

@@ -1,4 +1,5 @@
-//! Canonical JSON (RFC 8785, for values without fractions): one value has one spelling, so its digest is its identity.
+//! Canonical JSON (RFC 8785, for values without fractions): one value has one spelling, so its digest is its
+//! identity.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -77,7 +78,8 @@ mod tests {
 
     #[test]
     fn keys_sort_as_utf_16() {
-        // U+FB33 sorts after U+1F600 in UTF-16 (0xD83D first) though not in UTF-8: the example of RFC 8785 §3.2.3.
+        // U+FB33 sorts after U+1F600 in UTF-16 (0xD83D first) though not in UTF-8: the example of RFC 8785
+        // §3.2.3.
         let a = json!({"\u{fb33}": 1, "\u{1f600}": 2});
         assert_eq!(
             canonical(&a).unwrap(),

@@ -1,10 +1,11 @@
 //! The AMI file: manifest, GPT layout, reader, writer, digests, signature.
 //!
-//! An AMI is a raw, sparse GPT disk image. Partition 1 starts at 1 MiB and holds the [`Manifest`]; the others hold the
-//! kernel, the initramfs, the root file system and the SBOM ([`PartName`]). The manifest names each part's offset,
-//! length and BLAKE3, and its own BLAKE3 is the image's identity ([`AmiId`]). Everything else in the file — the
-//! partition tables, the chunk table, the padding — follows from the manifest, so a reader *computes* what it should be
-//! and compares: there is no second truth, and no byte that may silently differ.
+//! An AMI is a raw, sparse GPT disk image. Partition 1 starts at 1 MiB and holds the [`Manifest`]; the others
+//! hold the kernel, the initramfs, the root file system and the SBOM ([`PartName`]). The manifest names each
+//! part's offset, length and BLAKE3, and its own BLAKE3 is the image's identity ([`AmiId`]). Everything else
+//! in the file — the partition tables, the chunk table, the padding — follows from the manifest, so a reader
+//! *computes* what it should be and compares: there is no second source, and no byte that may silently
+//! differ.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), ami::Error> {

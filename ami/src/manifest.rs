@@ -25,7 +25,7 @@ const MAX_TAG_VALUE: usize = 256;
 const MAX_NAME: usize = 128;
 /// Longest description: enough for a paragraph.
 const MAX_DESCRIPTION: usize = 4096;
-/// Most modules, mappings and ports: far above any use; they keep a hostile manifest small when printed.
+/// Most modules, mappings and ports: far above any use; they keep a malicious manifest small when printed.
 const MAX_LIST: usize = 1024;
 /// Most processors by default: what an x86 machine with 8-bit APIC ids can have.
 const MAX_CPUS: u32 = 254;
@@ -53,7 +53,8 @@ pub struct Manifest {
     /// The kernel's release as `uname -r` prints it, when known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_release: Option<String>,
-    /// The kernel's command line, at most 2047 bytes of printable ASCII. The launcher adds `console=` and its own.
+    /// The kernel's command line, at most 2047 bytes of printable ASCII. The launcher adds `console=` and its
+    /// own.
     pub command_line: String,
     /// Console device in the guest without `/dev/`: `hvc0`, `ttyS0` or `ttyAMA0`.
     pub console: String,
@@ -69,9 +70,9 @@ pub struct Manifest {
     /// Ports on which the image's services listen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exposed_ports: Vec<ExposedPort>,
-    /// Virtual processors when the launcher is not told.
+    /// Virtual processors when the launch names none.
     pub default_cpus: u32,
-    /// Memory in bytes when the launcher is not told; a multiple of 1 MiB.
+    /// Memory in bytes when the launch names none; a multiple of 1 MiB.
     pub default_memory: u64,
     /// BLAKE3 of the lock file that the image was built from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -103,7 +104,8 @@ pub enum BootMode {
 pub struct BlockDeviceMapping {
     /// Device in the guest, such as `/dev/vdb`.
     pub device: String,
-    /// Size in bytes; a multiple of 4096. The root's is at least its part's length: the guest grows its file system.
+    /// Size in bytes; a multiple of 4096. The root's is at least its part's length: the guest grows its file
+    /// system.
     pub size: u64,
     /// The volume goes when the instance is terminated.
     pub delete_on_termination: bool,
@@ -158,7 +160,8 @@ impl fmt::Display for ExposedPort {
 }
 
 impl Manifest {
-    /// A manifest with Kiln's defaults: one processor, 256 MiB, the root on `/dev/vda`, the console on `hvc0`.
+    /// A manifest with Kiln's defaults: one processor, 256 MiB, the root on `/dev/vda`, the console on
+    /// `hvc0`.
     pub fn new(name: impl Into<String>, architecture: Architecture) -> Self {
         Manifest {
             schema: SCHEMA,
@@ -215,7 +218,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Check every rule that the fields' documentation states, and that the parts lie as [`Layout`] puts them.
+    /// Check every rule that the fields' documentation states, and that the parts lie as [`Layout`] puts
+    /// them.
     pub fn validate(&self) -> Result<(), Error> {
         self.check_names()
             .and_then(|()| self.check_boot())

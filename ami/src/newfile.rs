@@ -11,8 +11,8 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use crate::Error;
 use crate::error::CREATE;
 
-/// A file being written beside its future place. Until [`NewFile::publish`] it has no name (where the file system
-/// knows `O_TMPFILE`), so that however the program ends, nothing half-written is left.
+/// A file being written beside its future place. Until [`NewFile::publish`] it has no name (where the file
+/// system knows `O_TMPFILE`), so that however the program ends, nothing half-written is left.
 #[derive(Debug)]
 pub struct NewFile {
     file: File,
@@ -71,8 +71,8 @@ impl NewFile {
 
     /// Give the file its name with mode 0644, in place of whatever has it.
     ///
-    /// The data is not forced to disk: a reader of an image checks every byte that it uses, so a file torn by a power
-    /// cut is refused rather than believed.
+    /// The data is not forced to disk: a reader of an image checks every byte that it uses, so a file torn by
+    /// a power cut is refused rather than believed.
     pub fn publish(self) -> Result<(), Error> {
         let fail = |e| io_error("write", &self.target, e);
         self.file

@@ -28,8 +28,8 @@ pub struct Ami {
 }
 
 impl Ami {
-    /// Open an image and check everything but the content of its parts: the file's length, the manifest and its
-    /// digest, and both partition tables.
+    /// Open an image and check everything but the content of its parts: the file's length, the manifest and
+    /// its digest, and both partition tables.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|e| io_error("open", path, e))?;
@@ -167,7 +167,8 @@ impl Ami {
     /// The digests of the root's chunks, checked against the manifest: 32 bytes for each MiB.
     pub fn root_chunks(&self) -> Result<ChunkTable, Error> {
         let root = self.part(PartName::Root)?;
-        // The layout caps a part at 1 TiB, so this is at most 32 MiB, and the file is as long as the layout says.
+        // The layout caps a part at 1 TiB, so this is at most 32 MiB, and the file is as long as the layout
+        // says.
         let mut bytes = vec![0; self.layout.chunks as usize * 32];
         let at = self.layout.chunks_offset();
         self.file
@@ -202,8 +203,8 @@ impl Ami {
         Ok(())
     }
 
-    /// Read and check every byte of the file: tables, chunk table, signature slot, padding and all parts. `progress`
-    /// hears which region is being read and how many bytes of it were.
+    /// Read and check every byte of the file: tables, chunk table, signature slot, padding and all parts.
+    /// `progress` is called with the region and the number of its bytes that were read.
     pub fn verify_all(&self, progress: &(dyn Fn(Region, u64) + Sync)) -> Result<(), Error> {
         self.check_tables()?;
         self.root_chunks()?;
@@ -225,8 +226,8 @@ impl Ami {
         Signature::from_block(&block).map_err(|why| damaged(&self.path, Region::Signature, why))
     }
 
-    /// Put a signature (or none) into the slot of the file at `path`, which must be this image. One aligned 4 KiB
-    /// write: a reader sees the old or the new.
+    /// Put a signature (or none) into the slot of the file at `path`, which must be this image. One aligned 4
+    /// KiB write: a reader sees the old or the new.
     pub fn set_signature(&self, signature: Option<&Signature>) -> Result<(), Error> {
         let block = signature.map_or([0; BLOCK as usize], Signature::to_block);
         let file = File::options()

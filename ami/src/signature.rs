@@ -1,7 +1,8 @@
 //! The signature slot: 4 KiB behind the chunk table, all zero or one Ed25519 signature of the manifest.
 //!
-//! The signed message is the manifest's bytes, and the signature is minisign's first kind (`Ed`), so that the manifest
-//! taken out of the file can be checked with `minisign -V` as well. Signing changes neither manifest nor id.
+//! The signed message is the manifest's bytes, and the signature is minisign's first kind (`Ed`), so that the
+//! manifest taken out of the file can be checked with `minisign -V` as well. Signing changes neither manifest
+//! nor id.
 
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 
@@ -22,21 +23,18 @@ pub struct Signature {
 }
 
 /// Why a signature is not accepted.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, displaydoc::Display, thiserror::Error, PartialEq, Eq)]
 pub enum SignatureError {
-    /// the slot is empty
-    #[error("the image is not signed")]
+    /// the image is not signed
     Unsigned,
-    /// another key made it
-    #[error("the image is signed with key {found}, not with {expected}")]
+    /// the image is signed with key {found}, not with {expected}
     OtherKey {
         /// Key id in the image, in minisign's spelling.
         found: String,
         /// Key id of the key given.
         expected: String,
     },
-    /// the mathematics say no
-    #[error("the signature does not match the manifest")]
+    /// the signature does not match the manifest
     Mismatch,
 }
 

@@ -91,8 +91,8 @@ impl Writer {
             .ok_or_else(missing)
     }
 
-    /// Digest the parts, write manifest and tables, and give the file its name. `manifest.parts` is filled in here;
-    /// `progress` hears of bytes digested.
+    /// Digest the parts, write manifest and tables, and give the file its name. `manifest.parts` is filled in
+    /// here; `progress` is called with the number of bytes digested.
     pub fn finish(
         self,
         mut manifest: Manifest,
@@ -144,8 +144,8 @@ impl Writer {
     }
 }
 
-/// Copy a range between files, holes excepted. The destination must be zero there. Shares blocks on file systems that
-/// can (reflinks).
+/// Copy a range between files, holes excepted. The destination must be zero there. Shares blocks on file
+/// systems that can (reflinks).
 pub fn copy_sparse(from: &File, from_at: u64, to: &File, to_at: u64, length: u64) -> io::Result<()> {
     if from.metadata()?.len() < from_at.saturating_add(length) {
         return Err(io::ErrorKind::UnexpectedEof.into());

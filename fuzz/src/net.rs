@@ -6,7 +6,7 @@
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::OnceLock;
 
-use machine::net::metadata::{ADDRESS, InstanceDocuments, PublicKey, WithMetadata};
+use machine::net::metadata::{ADDRESS, InstanceDocuments, WithMetadata};
 use machine::net::user::{Resolver, Spec, UserNetwork};
 use machine::net::{Addresses, Backend};
 
@@ -63,14 +63,8 @@ impl Guest {
         };
         let network = UserNetwork::new(&spec).expect("the host has a descriptor left");
         let documents = InstanceDocuments {
-            ami_id: "ami-0".to_owned(),
-            instance_id: "i-0".to_owned(),
             user_data: Some(b"#!/bin/sh\n".to_vec()),
-            public_keys: vec![PublicKey {
-                name: "key".to_owned(),
-                key: "ssh-ed25519 AAAA".to_owned(),
-            }],
-            ..InstanceDocuments::default()
+            ..InstanceDocuments::example()
         };
         Guest {
             network: WithMetadata::new(network, documents),

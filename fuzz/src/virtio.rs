@@ -9,7 +9,7 @@ use machine::block::volume::{Base, Volume};
 use machine::bus::BusDevice;
 use machine::net::Backend;
 use machine::virtio::testing::Driver;
-use machine::virtio::{VirtioDevice, balloon, block, console, hostile, net, rng, vsock};
+use machine::virtio::{VirtioDevice, balloon, block, console, malicious_driver, net, rng, vsock};
 
 use crate::input::Input;
 use crate::scratch;
@@ -96,7 +96,7 @@ fn drive(device: impl VirtioDevice + 'static, way: u8, rest: &[u8]) {
         registers(&mut driver, rest);
     } else {
         driver.start(u64::MAX);
-        hostile::drive(&mut driver, rest);
+        malicious_driver::drive(&mut driver, rest);
     }
     driver.start(u64::MAX);
     assert!(!driver.needs_reset(), "a good driver was turned away");

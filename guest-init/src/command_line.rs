@@ -1,4 +1,5 @@
-//! The kernel command line's `root=` and `kiln.*` parameters, by which the machine tells one instance from another.
+//! The kernel command line's `root=` and `kiln.*` parameters, by which the machine distinguishes one instance
+//! from another.
 
 use std::net::Ipv4Addr;
 
@@ -7,7 +8,8 @@ use std::net::Ipv4Addr;
 pub struct CommandLine {
     /// `console=`, the last one: device name without `/dev/` and without options.
     pub console: Option<String>,
-    /// `root=/dev/…`: the root disk instead of the image's. Other forms (`UUID=…`) need a search that nothing here does.
+    /// `root=/dev/…`: the root disk instead of the image's. Other forms (`UUID=…`) need a search that nothing
+    /// here does.
     pub root: Option<String>,
     /// `kiln.scrub=1`: remove what belongs to one instance from the root file system, and power off.
     pub scrub: bool,
@@ -45,8 +47,8 @@ pub struct StaticNetwork {
 }
 
 impl CommandLine {
-    /// Reads `/proc/cmdline`'s text. What is malformed is as good as absent: the machine then boots with the image's own settings.
-    /// Words after `--` are arguments of init, not parameters (kernel-parameters.rst).
+    /// Reads `/proc/cmdline`'s text. What is malformed is as good as absent: the machine then boots with the
+    /// image's own settings. Words after `--` are arguments of init, not parameters (kernel-parameters.rst).
     pub fn parse(text: &str) -> CommandLine {
         let mut line = CommandLine::default();
         for (key, value) in text
@@ -111,9 +113,9 @@ mod tests {
     #[test]
     fn parameters_are_read() {
         let line = CommandLine::parse(
-            "console=ttyS0,115200 quiet console=hvc0 kiln.boot_timer=0xc0000000 kiln.instance=i-1 kiln.hostname=web \
-             kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520 root=/dev/vdb kiln.scrub=1 kiln.stop=init \
-             kiln.search=a.example,,b.example kiln.main=none -- kiln.hostname=argument root=/dev/vdz\n",
+            "console=ttyS0,115200 quiet console=hvc0 kiln.boot_timer=0xc0000000 kiln.instance=i-1 \
+             kiln.hostname=web kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520 root=/dev/vdb kiln.scrub=1 \
+             kiln.stop=init kiln.search=a.example,,b.example kiln.main=none -- kiln.hostname=argument root=/dev/vdz\n",
         );
         assert_eq!(line.search, ["a.example", "b.example"]);
         assert!(line.without_main);
@@ -131,7 +133,8 @@ mod tests {
     #[test]
     fn nonsense_is_as_good_as_absent() {
         let line = CommandLine::parse(
-            "kiln.boot_timer=c0 kiln.ip=10.0.2.15/33,1,2 kiln.instance= kiln.ip=x root=UUID=1 kiln.scrub=yes kiln.stop=x quiet =",
+            "kiln.boot_timer=c0 kiln.ip=10.0.2.15/33,1,2 kiln.instance= kiln.ip=x root=UUID=1 \
+             kiln.scrub=yes kiln.stop=x quiet =",
         );
         assert_eq!(line, CommandLine::default());
     }

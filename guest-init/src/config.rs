@@ -61,8 +61,8 @@ pub struct Service {
     /// When to start it again.
     #[serde(default)]
     pub restart: Restart,
-    /// It is what the image is for: it has the console, is not started again, and the machine ends with it. At most one of the image's
-    /// services.
+    /// It is what the image is for: it has the console, is not started again, and the machine ends with it.
+    /// At most one of the image's services.
     #[serde(default)]
     pub main: bool,
 }
@@ -100,18 +100,13 @@ impl Restart {
 }
 
 /// Why the file cannot be used.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
-    /// {PATH} could not be read: {0}; the initramfs is incomplete, build the image again
-    #[error("{PATH} could not be read: {0}; the initramfs is incomplete, build the image again")]
+    /// /etc/kiln/boot.json could not be read: {0}; the initramfs is incomplete, build the image again
     Read(#[from] std::io::Error),
-    /// {PATH} is malformed: {0}; build the image again
-    #[error("{PATH} is malformed: {0}; build the image again")]
+    /// /etc/kiln/boot.json is malformed: {0}; build the image again
     Parse(#[from] serde_json::Error),
-    /// {PATH} has schema {0}, this guest-init reads {SCHEMA}; build the image with the imgtool of the same release
-    #[error(
-        "{PATH} has schema {0}, this guest-init reads {SCHEMA}; build the image with the imgtool of the same release"
-    )]
+    /// /etc/kiln/boot.json has schema {0}, this guest-init reads 1; build the image with its imgtool
     Schema(u32),
 }
 
@@ -136,9 +131,9 @@ impl Config {
 mod tests {
     use super::*;
 
-    const SMALLEST: &str = r#"{"schema":1,"modules":["/lib/modules/a.ko"],"root_device":"/dev/vda","root_filesystem":"ext4",
-        "root_writable":true,"grow_root":true,"init":"guest-init","console":"hvc0","console_shell":true,
-        "services":[{"name":"web","command":["/bin/httpd"]}]}"#;
+    const SMALLEST: &str = r#"{"schema":1,"modules":["/lib/modules/a.ko"],"root_device":"/dev/vda",
+        "root_filesystem":"ext4","root_writable":true,"grow_root":true,"init":"guest-init",
+        "console":"hvc0","console_shell":true,"services":[{"name":"web","command":["/bin/httpd"]}]}"#;
 
     #[test]
     fn what_is_left_out_has_its_default() {
@@ -155,6 +150,11 @@ mod tests {
         let other = SMALLEST.replace("\"schema\":1", "\"schema\":2");
         let error = Config::parse(other.as_bytes()).unwrap_err().to_string();
         assert!(error.contains("schema 2") && error.contains("build"), "{error}");
+        // The message has them as text.
+        assert!(
+            error.starts_with(PATH) && error.contains(&format!("reads {SCHEMA};")),
+            "{error}"
+        );
         assert!(Config::parse(b"{}").is_err());
     }
 }

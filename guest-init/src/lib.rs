@@ -1,5 +1,5 @@
-//! PID 1 of a Kiln guest and the agent beside it; [`proto`], what the host and the agent say to each other; and [`secrets`], what
-//! images do not hold and instances make.
+//! PID 1 of a Kiln guest and the agent beside it; [`proto`], what the host and the agent say to each other;
+//! and [`secrets`], what images do not hold and instances make.
 
 pub mod agent;
 pub mod archive;

@@ -1,10 +1,13 @@
-//! What the scripts of Debian's packages make once, when they are configured, and what no two machines may share: keys,
-//! certificates, clusters of databases. An image does not hold them; each instance makes its own at its first boot.
+//! What the scripts of Debian's packages make once, when they are configured, and what no two machines may
+//! share: keys, certificates, clusters of databases. An image does not hold them; each instance makes its own
+//! at its first boot.
 //!
-//! This is the whole table. `imgtool` removes by it what a build's packages have made, the agent renews by it, and it decides what
-//! `create-image` removes. SSH host keys and machine-id are not in it: every image has those.
+//! This is the whole table. `imgtool` removes by it what a build's packages have made, the agent renews by
+//! it, and it decides what `create-image` removes. SSH host keys and machine-id are not in it: every image
+//! has those.
 
-/// The list of what the next boot has to make, below the root: paths as [`Secret::paths`] gives them first, one a line.
+/// The list of what the next boot has to make, below the root: paths as [`Secret::paths`] gives them first,
+/// one a line.
 pub const PENDING: &str = "var/lib/kiln/first-boot";
 
 /// What a package makes.
@@ -12,20 +15,23 @@ pub const PENDING: &str = "var/lib/kiln/first-boot";
 pub struct Secret {
     /// The package.
     pub package: &'static str,
-    /// What it makes, below the root: files, or one folder whose content it makes. A `*` stands for one name, the same in each.
+    /// What it makes, below the root: files, or one folder whose content it makes. A `*` stands for one name,
+    /// the same in each.
     pub paths: &'static [&'static str],
     /// Names that stay in a folder begin so.
     pub keeps: Option<&'static str>,
     /// A folder, and the target of symbolic links in it that are made as well.
     pub links: Option<(&'static str, &'static str)>,
-    /// Whether nobody puts anything of their own in its place: renewed for every instance, and removed by `create-image`.
-    /// What is not is removed from an image while it is as the package made it, and never from an instance.
+    /// Whether nobody puts anything of their own in its place: renewed for every instance, and removed by
+    /// `create-image`. What is not is removed from an image while it is as the package made it, and never
+    /// from an instance.
     pub throwaway: bool,
     /// Room that it takes in the root file system, in bytes, where that is more than any root has to spare.
     pub room: u64,
     /// The program that makes it, below the root. Without it there is nothing to renew.
     pub program: &'static str,
-    /// The commands for `/bin/sh -eu`, with what `*` stands for as `$1`. They may run again after an interruption.
+    /// The commands for `/bin/sh -eu`, with what `*` stands for as `$1`. They may run again after an
+    /// interruption.
     pub make: &'static str,
 }
 
@@ -123,9 +129,11 @@ pub const TABLE: &[Secret] = &[
         throwaway: false,
         room: 0,
         program: "usr/sbin/mungekey",
-        make: "mungekey --create --force; chown munge:munge /etc/munge/munge.key; chmod 400 /etc/munge/munge.key",
+        make: "mungekey --create --force; chown munge:munge /etc/munge/munge.key; \
+               chmod 400 /etc/munge/munge.key",
     },
-    // Databases hold what users put there. The configuration in /etc/postgresql is the package's own and stays.
+    // Databases hold what users put there. The configuration in /etc/postgresql is the package's own and
+    // stays.
     Secret {
         package: "postgresql",
         paths: &["var/lib/postgresql/*/main"],
@@ -136,8 +144,10 @@ pub const TABLE: &[Secret] = &[
         program: "usr/lib/postgresql/*/bin/initdb",
         make: "data=/var/lib/postgresql/$1/main; rm -rf $data.new; \
                mountpoint -q /dev/shm || { mkdir -p /dev/shm; mount -t tmpfs -o mode=1777 tmpfs /dev/shm; }; \
-               runuser -u postgres -- /usr/lib/postgresql/$1/bin/initdb -D $data.new --auth-local peer --auth-host scram-sha-256; \
-               rm $data.new/postgresql.conf $data.new/pg_hba.conf $data.new/pg_ident.conf; mv -T $data.new $data",
+               runuser -u postgres -- /usr/lib/postgresql/$1/bin/initdb -D $data.new \
+               --auth-local peer --auth-host scram-sha-256; \
+               rm $data.new/postgresql.conf $data.new/pg_hba.conf $data.new/pg_ident.conf; \
+               mv -T $data.new $data",
     },
     Secret {
         package: "mariadb-server",

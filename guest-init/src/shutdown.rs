@@ -1,5 +1,5 @@
-//! `poweroff`, `reboot`, `halt` and `shutdown`: the names under which this program asks PID 1 to end the machine, for images that
-//! have no programs of these names.
+//! `poweroff`, `reboot`, `halt` and `shutdown`: the names under which this program asks PID 1 to end the
+//! machine, for images that have no programs of these names.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -76,7 +76,7 @@ fn parse(name: &str, words: impl Iterator<Item = impl AsRef<str>>) -> Result<Ord
             "-f" | "--force" => force = true,
             "-r" | "--reboot" if name != "reboot" => reboot = true,
             "-h" | "-P" | "-p" | "--poweroff" | "-H" | "--halt" => reboot = false,
-            // Nothing is written to wtmp, and nobody is told: there are no users to tell.
+            // Nothing is written to wtmp, and no message is sent: there are no users.
             "-d" | "-w" | "--no-wtmp" | "--no-wall" | "-n" | "-i" => {}
             option if option.starts_with('-') => return Err(format!("there is no option {option}")),
             // The rest is a message to those who are logged in.
@@ -89,7 +89,7 @@ fn parse(name: &str, words: impl Iterator<Item = impl AsRef<str>>) -> Result<Ord
     match time.as_deref() {
         _ if name != "shutdown" => {}
         Some("now" | "+0") => {}
-        // As everywhere else it would mean in a minute, which somebody would have to wait for.
+        // As everywhere else it would mean in a minute, which a person would have to wait for.
         None => return Err("it does not say when; only `now` is known here".into()),
         Some(time) => return Err(format!("{time:?} is no time that is known here; only `now` is")),
     }

@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 
-/// Who a program runs as.
+/// The user that a program runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// Login name.
@@ -34,8 +34,8 @@ impl User {
         User::parse(&passwd, &groups, name).or_else(|| (name == "root" || name == "0").then(User::root))
     }
 
-    /// The user of a service: a name or a number, and maybe `:` and a group of either kind, as container images have it. A number needs no
-    /// entry in the image's files.
+    /// The user of a service: a name or a number, and maybe `:` and a group of either kind, as container
+    /// images have it. A number needs no entry in the image's files.
     pub fn find_for_service(root: &Path, text: &str) -> Option<User> {
         let (name, group) = match text.split_once(':') {
             Some((name, group)) => (name, Some(group)),
@@ -76,8 +76,8 @@ impl User {
         }
     }
 
-    /// Makes `command` run as this user, in a session of its own and with no signal blocked. With `terminal`, its standard
-    /// input is a terminal, which becomes the session's.
+    /// Makes `command` run as this user, in a session of its own and with no signal blocked. With `terminal`,
+    /// its standard input is a terminal, which becomes the session's.
     #[allow(unsafe_code)]
     pub fn run(&self, command: &mut Command, terminal: bool) {
         let (uid, gid, groups) = (self.uid, self.gid, self.groups.clone());
@@ -89,7 +89,8 @@ impl User {
                 // SAFETY: TIOCSCTTY takes an integer; descriptor 0 is the terminal by now.
                 Errno::result(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 1) })?;
             }
-            // SAFETY: `groups` is a live array of as many group ids as its length says. The raw calls affect this process only.
+            // SAFETY: `groups` is a live array of as many group ids as its length says. The raw calls affect
+            // this process only.
             unsafe {
                 Errno::result(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
                 Errno::result(libc::syscall(libc::SYS_setgid, gid))?;
@@ -97,7 +98,8 @@ impl User {
             }
             Ok(())
         };
-        // SAFETY: between fork and exec the closure only makes system calls; it allocates nothing and takes no lock.
+        // SAFETY: between fork and exec the closure only makes system calls; it allocates nothing and takes
+        // no lock.
         unsafe {
             command.pre_exec(setup);
         }

@@ -19,10 +19,11 @@ pub enum Action {
 
 /// A device that occupies a range of a [`Bus`].
 ///
-/// Offsets are relative to the start of the range. `data` is 1, 2, 4 or 8 bytes, little endian. Any offset and any
-/// width may arrive: the guest chooses both.
+/// Offsets are relative to the start of the range. `data` is 1, 2, 4 or 8 bytes, little endian. Any offset
+/// and any width may arrive: the guest chooses both.
 pub trait BusDevice: Send {
-    /// Fills `data`. A device that does not decode the access leaves `data` as it is: the bus has filled it with ones.
+    /// Fills `data`. A device that does not decode the access leaves `data` as it is: the bus has filled it
+    /// with ones.
     fn read(&mut self, offset: u64, data: &mut [u8]);
 
     /// Takes `data`. A device that does not decode the access ignores it.
@@ -39,10 +40,10 @@ pub enum At {
 }
 
 /// What a device's specification calls its registers, by offset, sorted.
-pub type RegisterNames = &'static [(u64, &'static str)];
+pub(crate) type RegisterNames = &'static [(u64, &'static str)];
 
 /// A device as the bus holds it.
-pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
+pub(crate) type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
 /// Why a device could not be put on the bus.
 #[derive(Debug, displaydoc::Display, thiserror::Error, PartialEq, Eq)]
@@ -58,15 +59,18 @@ pub enum Error {
     },
 }
 
-/// Devices by address. Built once, before the first vCPU runs; read-only afterwards, so looking up takes no lock.
+/// Devices by address. Built once, before the first vCPU runs; read-only afterwards, so looking up takes no
+/// lock.
 #[derive(Default)]
 pub struct Bus {
     /// start -> (length, device).
     ///
-    /// Lock order, outermost first: the machine handle's list of transports; one device, here; what that device locks itself, which is what a
-    /// console or balloon shares with its user, a serial port's output, a worker's gate, the exits up to an event of the boot; last the
-    /// interrupt controller and the mailboxes of software processors. A device stays locked while it waits for its worker: to stop it, and
-    /// in step with the processor to have a doorbell served. So a worker, and whatever a worker waits for, never locks a device.
+    /// Lock order, outermost first: the machine handle's list of transports; one device, here; what that
+    /// device locks itself, which is what a console or balloon shares with its user, a serial port's output,
+    /// a worker's gate, the exits up to an event of the boot; last the interrupt controller and the mailboxes
+    /// of software processors. A device stays locked while it waits for its worker: to stop it, and in step
+    /// with the processor to have a doorbell served. So a worker, and whatever a worker waits for, never
+    /// locks a device.
     ranges: BTreeMap<u64, (u64, SharedDevice)>,
 }
 

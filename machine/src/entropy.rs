@@ -19,7 +19,7 @@ static POOL: Mutex<Pool> = Mutex::new(Pool {
     left: 0,
 });
 
-/// `N` random bytes, 256 at most, which nobody else gets.
+/// `N` random bytes, 256 at most, which are given out once.
 ///
 /// # Panics
 /// When the kernel has no `getrandom`, which every kernel since 3.17 has: there is nothing to go on with.
@@ -43,7 +43,7 @@ fn fetch(bytes: &mut [u8; BATCH]) {
     assert!(got.is_ok(), "getrandom: {got:?}");
 }
 
-/// Fills all of `bytes` with randomness that nobody else gets, without the pool: for those who need much.
+/// Fills all of `bytes` with randomness that is given out once, without the pool: for large requests.
 ///
 /// # Errors
 /// When the kernel has no `getrandom`.

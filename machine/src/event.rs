@@ -49,7 +49,7 @@ impl<T: Token> Poller<T> {
         })
     }
 
-    /// Watches `fd`. Whoever closes it afterwards also ends the watch.
+    /// Watches `fd`. Closing it ends the watch.
     pub fn add(&self, fd: &impl AsRawFd, events: EventSet, token: T) -> io::Result<()> {
         self.control(
             ControlOperation::Add,
@@ -76,8 +76,8 @@ impl<T: Token> Poller<T> {
         self.epoll.ctl(operation, fd.as_raw_fd(), event)
     }
 
-    /// Waits until something is ready or `timeout` (rounded up to milliseconds) has passed, and replaces the content of
-    /// `ready` with it. A signal ends the wait early with nothing ready.
+    /// Waits until something is ready or `timeout` (rounded up to milliseconds) has passed, and replaces the
+    /// content of `ready` with it. A signal ends the wait early with nothing ready.
     pub fn wait(&self, ready: &mut Vec<(T, EventSet)>, timeout: Option<Duration>) -> io::Result<()> {
         ready.clear();
         let millis = match timeout {
@@ -108,8 +108,8 @@ pub struct WorkerThread<S> {
 }
 
 impl<S: Send + 'static> WorkerThread<S> {
-    /// Starts `run` in a thread of `kind` called `name` (Linux shows the first 15 bytes). `run` must return soon after the
-    /// event that it is given becomes readable.
+    /// Starts `run` in a thread of `kind` called `name` (Linux shows the first 15 bytes). `run` must return
+    /// soon after the event that it is given becomes readable.
     pub fn spawn(
         name: &str,
         kind: Kind,
@@ -121,7 +121,8 @@ impl<S: Send + 'static> WorkerThread<S> {
         Ok(WorkerThread { stop, thread })
     }
 
-    /// Asks the thread to stop, waits for it and returns its state. A panic of the thread goes on in the caller.
+    /// Asks the thread to stop, waits for it and returns its state. A panic of the thread goes on in the
+    /// caller.
     pub fn stop(self) -> S {
         let WorkerThread { stop, thread } = self;
         // The counter can only be full when it is already readable, which is all that is wanted.

@@ -4,13 +4,14 @@
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 
-/// Unmaps the pages of the program's code and constants, and gives back what is free on the heap. Pages that are used again come
-/// back from the page cache, sixteen at a time; what only the launch has used (the command line, the image's manifest, loaders,
-/// tables) stays away. Where the host does not let us, nothing is lost.
+/// Unmaps the pages of the program's code and constants, and gives back what is free on the heap. Pages that
+/// are used again come back from the page cache, sixteen at a time; what only the launch has used (the
+/// command line, the image's manifest, loaders, tables) stays away. Where the host does not let us, nothing
+/// is lost.
 pub fn give_back() {
     for range in constant_ranges() {
-        // SAFETY: the range is of a segment of this program that nothing writes, or has written when it was loaded: its pages are
-        // the file's, and read the same when they come back.
+        // SAFETY: the range is of a segment of this program that nothing writes, or has written when it was
+        // loaded: its pages are the file's, and read the same when they come back.
         unsafe { libc::madvise(range.start as *mut c_void, range.len(), libc::MADV_DONTNEED) };
     }
     // SAFETY: the allocator locks its heap; only pages that nobody has are given back.
@@ -20,7 +21,8 @@ pub fn give_back() {
     }
 }
 
-/// Whole pages of the program's segments that are never written (`PT_LOAD` without `PF_W`; System V ABI, chapter 5).
+/// Whole pages of the program's segments that are never written (`PT_LOAD` without `PF_W`; System V ABI,
+/// chapter 5).
 fn constant_ranges() -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     // SAFETY: the callback gets `ranges` and nobody else uses it meanwhile.
@@ -31,9 +33,10 @@ fn constant_ranges() -> Vec<Range<usize>> {
 /// Called for each object of the process, the program first; takes that one and ends.
 unsafe extern "C" fn collect(info: *mut libc::dl_phdr_info, _size: usize, ranges: *mut c_void) -> c_int {
     const PAGE: usize = crate::memory::PAGE as usize;
-    // SAFETY: the C library passes a description that lives until this returns, and what `constant_ranges` passed on.
+    // SAFETY: the C library passes a description that lives until this returns, and what `constant_ranges`
+    // passed on.
     let (info, ranges) = unsafe { (&*info, &mut *ranges.cast::<Vec<Range<usize>>>()) };
-    // SAFETY: as many headers as are told, which stay where they are.
+    // SAFETY: as many headers as the description says, which stay where they are.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     for header in headers {
         let constant = header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0;

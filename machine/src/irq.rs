@@ -2,7 +2,8 @@
 
 use std::io;
 
-/// An interrupt line of the machine, edge triggered: each call of [`trigger`](Interrupt::trigger) is one edge.
+/// An interrupt line of the machine, edge triggered: each call of [`trigger`](Interrupt::trigger) is one
+/// edge.
 ///
 /// Under KVM this is an irqfd; under the software CPU it is a pin of the emulated IOAPIC.
 pub trait Interrupt: Send + Sync {

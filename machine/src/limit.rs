@@ -1,8 +1,8 @@
 //! How much of something may pass in a second: a token bucket that is asked, and never sleeps itself.
 //!
-//! A bucket fills with time up to a tenth of a second's worth. Whatever begins while there is something in it may go on,
-//! and takes what it turns out to need, on credit if must be: so a request of any size passes, and the next one waits until
-//! the debt is paid. Over time no more passes than the rate and one bucket.
+//! A bucket fills with time up to a tenth of a second's worth. Whatever begins while there is something in it
+//! may go on, and takes what it turns out to need, on credit if must be: so a request of any size passes, and
+//! the next one waits until the debt is paid. Over time no more passes than the rate and one bucket.
 
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 /// One unit, in the parts that a nanosecond at one unit a second brings.
 const UNIT: i128 = 1_000_000_000;
-/// A full bucket is a second's worth divided by this: short enough that a second is not noticeably exceeded, long enough
-/// for timers of a millisecond.
+/// A full bucket is a second's worth divided by this: short enough that a second is not noticeably exceeded,
+/// long enough for timers of a millisecond.
 const BURSTS: u64 = 10;
 
 /// A bucket of units of any kind: bytes, operations.
@@ -59,8 +59,8 @@ fn capacity(rate: NonZeroU64) -> i128 {
     i128::from((rate.get() / BURSTS).max(1)) * UNIT
 }
 
-/// What one device may do: operations, and bytes that they carry. Clones share it, so that the threads of a device keep one
-/// limit together. Without limits it takes no lock and never asks for the time.
+/// What one device may do: operations, and bytes that they carry. Clones share it, so that the threads of a
+/// device keep one limit together. Without limits it takes no lock and never asks for the time.
 #[derive(Debug, Clone, Default)]
 pub struct RateLimiter {
     /// Each a leaf: nothing else is locked while it is held.
@@ -110,7 +110,8 @@ mod tests {
         Bucket::new(NonZeroU64::new(rate).unwrap(), now)
     }
 
-    /// Units that pass in `time` when a worker with timers of a millisecond does operations of `size` as soon as it may.
+    /// Units that pass in `time` when a worker with timers of a millisecond does operations of `size` as soon
+    /// as it may.
     fn passed(rate: u64, size: u64, time: Duration) -> u64 {
         let mut now = Instant::now();
         let (mut bucket, end, mut units) = (bucket(rate, now), now + time, 0);

@@ -54,7 +54,7 @@ impl Event {
     ];
 
     /// The event that the guest means by `byte`. Events before the guest runs are not its to report.
-    pub fn from_guest(byte: u8) -> Option<Self> {
+    pub(crate) fn from_guest(byte: u8) -> Option<Self> {
         Event::ALL
             .get(usize::from(byte))
             .copied()
@@ -87,7 +87,7 @@ pub struct Timeline {
     before_main: Duration,
     /// Nanoseconds from process start, plus one; 0 means "not yet".
     at: [AtomicU64; Event::ALL.len()],
-    /// Guest instructions up to each event, plus one; 0 means that nobody has counted.
+    /// Guest instructions up to each event, plus one; 0 means that they were not counted.
     instructions: [AtomicU64; Event::ALL.len()],
     /// Guest instructions up to the machine's end, plus one.
     all_instructions: AtomicU64,
@@ -117,8 +117,8 @@ impl MemoryUse {
 }
 
 impl Timeline {
-    /// Call first in `main`. T0 is taken as this moment less the CPU time that the process has used so far: what the
-    /// kernel and the loader spent on it, without waiting for a disk.
+    /// Call first in `main`. T0 is taken as this moment less the CPU time that the process has used so far:
+    /// what the kernel and the loader spent on it, without waiting for a disk.
     pub fn start() -> Self {
         let main = Instant::now();
         let timeline = Timeline {
@@ -141,8 +141,9 @@ impl Timeline {
         }
     }
 
-    /// Notes that `event` has happened at `moment`. Only the first time counts; a moment before `main` counts as `main`.
-    pub fn mark_at(&self, event: Event, moment: Instant) {
+    /// Notes that `event` has happened at `moment`. Only the first time counts; a moment before `main` counts
+    /// as `main`.
+    pub(crate) fn mark_at(&self, event: Event, moment: Instant) {
         self.record(event, moment);
     }
 
@@ -159,7 +160,7 @@ impl Timeline {
     }
 
     /// Notes how many instructions the guest had retired when its machine ended, or ended last.
-    pub fn count_all(&self, instructions: u64) {
+    pub(crate) fn count_all(&self, instructions: u64) {
         self.all_instructions
             .store(instructions.saturating_add(1), Relaxed);
     }
@@ -169,7 +170,7 @@ impl Timeline {
         self.memory.get_or_init(|| used);
     }
 
-    /// Guest instructions up to `event`; `None` when it has not happened or nobody has counted.
+    /// Guest instructions up to `event`; `None` when it has not happened or they were not counted.
     pub fn instructions(&self, event: Event) -> Option<u64> {
         self.instructions[event as usize].load(Relaxed).checked_sub(1)
     }
@@ -185,10 +186,10 @@ impl Timeline {
         Some(Duration::from_nanos(stored.checked_sub(1)?))
     }
 
-    /// `{"schema": 1, "unit": "ns", "events": [{"id": "T0", "name": "process_start", "at": 0}, ...]}` with the events that
-    /// have happened, each at nanoseconds from T0. Where the accelerator counts them, each event of the guest also has
-    /// `"instructions"`, what the guest had retired by then, and the whole has those up to its end. `"memory"` is what the launch
-    /// did to memory, if that was asked for.
+    /// `{"schema": 1, "unit": "ns", "events": [{"id": "T0", "name": "process_start", "at": 0}, ...]}` with
+    /// the events that have happened, each at nanoseconds from T0. Where the accelerator counts them, each
+    /// event of the guest also has `"instructions"`, what the guest had retired by then, and the whole has
+    /// those up to its end. `"memory"` is what the launch did to memory, if that was asked for.
     pub fn to_json(&self) -> Value {
         let events: Vec<Value> = Event::ALL
             .into_iter()
@@ -230,7 +231,8 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Pages that this process has touched for the first time, or again after they were taken away, without a disk's help.
+/// Pages that this process has touched for the first time, or again after they were taken away, without a
+/// disk's help.
 #[allow(unsafe_code)]
 fn minor_faults() -> u64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();

@@ -1,9 +1,9 @@
-//! Holds the code to the order of its layers: a lower one never names a higher one, and only the architecture's and the
-//! accelerators' own directories ask which processor the code is compiled for.
+//! Holds the code to the order of its layers: a lower one never names a higher one, and only the
+//! architecture's and the accelerators' own directories ask which processor the code is compiled for.
 //!
-//! Every path that begins with `crate`, `self` or `super` is resolved, wherever it stands: in a `use`, in an expression, in the arguments or
-//! the body of a macro. A path cannot leave the top-level module of its file in any other way, but for a crate's name or an alias for the
-//! root, and both are refused.
+//! Every path that begins with `crate`, `self` or `super` is resolved, wherever it stands: in a `use`, in an
+//! expression, in the arguments or the body of a macro. A path cannot leave the top-level module of its file
+//! in any other way, but for a crate's name or an alias for the root, and both are refused.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -152,7 +152,8 @@ fn named(module: &[String], code: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// Resolves the path at `at`, which begins in the module `base`, and each of its branches. Returns where it ends.
+/// Resolves the path at `at`, which begins in the module `base`, and each of its branches. Returns where it
+/// ends.
 fn path(tokens: &[String], mut at: usize, mut base: Vec<String>, found: &mut Vec<Vec<String>>) -> usize {
     loop {
         match tokens.get(at).map(String::as_str) {

@@ -1,4 +1,5 @@
-//! A machine that is paused stands still, and goes on where it was: with the software processor, which every host has.
+//! A machine that is paused stands still, and goes on where it was: with the software processor, which every
+//! host has.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -39,14 +40,14 @@ fn elf(code: &[u8]) -> Vec<u8> {
 /// Counts what the guest prints.
 struct Printed {
     count: Arc<AtomicU64>,
-    /// Hears of each byte; the guest goes on when nobody listens.
-    heard: Sender<()>,
+    /// Gets a message for each byte; the guest goes on when nobody receives.
+    printed: Sender<()>,
 }
 
 impl Write for Printed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.count.fetch_add(bytes.len() as u64, Ordering::SeqCst);
-        let _ = self.heard.send(());
+        let _ = self.printed.send(());
         Ok(bytes.len())
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -58,7 +59,7 @@ impl Write for Printed {
 fn machine() -> (Machine, Arc<AtomicU64>, Receiver<()>) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&elf(KERNEL)).unwrap();
-    let (heard, hear) = channel();
+    let (printed, hear) = channel();
     let count = Arc::new(AtomicU64::new(0));
     let machine = Machine::build(Spec {
         architecture: Architecture::X86_64,
@@ -71,7 +72,7 @@ fn machine() -> (Machine, Arc<AtomicU64>, Receiver<()>) {
         serial: Some(Serial {
             output: Box::new(Printed {
                 count: Arc::clone(&count),
-                heard,
+                printed,
             }),
             input: None,
         }),

@@ -1,7 +1,8 @@
-//! Confinement, tried from inside: each kind of thread makes calls that it must not make, in a process of its own, since
-//! confinement cannot be undone. What is forbidden ends that process by SIGSYS (system calls) or fails with EACCES (files).
+//! Confinement, tried from inside: each kind of thread makes calls that it must not make, in a process of its
+//! own, since confinement cannot be undone. What is forbidden ends that process by SIGSYS (system calls) or
+//! fails with EACCES (files).
 //!
-//! The test starts this program again with `KILN_TRY` naming the thread and the deed.
+//! The test starts this program again with `KILN_TRY` naming the thread and the attempt.
 #![allow(unsafe_code)]
 
 use std::fs::{self, OpenOptions};
@@ -22,10 +23,10 @@ use attempts::{ATTEMPTS, DISK};
 const TRY: &str = "KILN_TRY";
 /// The directory that the process may use, and one beside it that it may not.
 const HOME: &str = "KILN_TRY_HOME";
-/// The exit status of a child whose deed succeeded; one of a deed that failed is its error number.
+/// The exit status of a child whose attempt succeeded; one of an attempt that failed is its error number.
 const DONE: i32 = 42;
 
-/// What the parent expects of a deed.
+/// What the parent expects of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// It succeeds.
@@ -36,7 +37,7 @@ enum End {
     Dies(&'static str),
 }
 
-/// In the child: confines the process and does the deed in a thread of the kind.
+/// In the child: confines the process and makes the attempt in a thread of the kind.
 fn child(what: &str, home: &Path) -> ! {
     let (kind, attempt) = what.split_once(' ').expect("a kind and an attempt");
     let kind = Kind::ALL.into_iter().find(|k| k.name() == kind).expect("a kind");
@@ -75,8 +76,8 @@ fn child(what: &str, home: &Path) -> ! {
     })
 }
 
-/// Without privilege a process may leave the network only while it has one thread, which a test is not: what users have is
-/// shown by the story `a_user_launches_confined_with_and_without_a_network`.
+/// Without privilege a process may leave the network only while it has one thread, which a test is not: what
+/// users have is shown by the end-to-end test `a_user_launches_confined_with_and_without_a_network`.
 fn may_leave_network() -> bool {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
@@ -102,7 +103,7 @@ fn run_attempt(home: &Path, kind: Kind, attempt: &str) -> Output {
 fn command(home: &Path, kind: Kind, attempt: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "tries_what_it_is_told", "--nocapture"])
+        .args(["--exact", "makes_the_attempt_that_it_is_given", "--nocapture"])
         .env(TRY, format!("{} {attempt}", kind.name()))
         .env(HOME, home)
         .stdin(Stdio::null());
@@ -111,19 +112,19 @@ fn command(home: &Path, kind: Kind, attempt: &str) -> Command {
 
 /// Not a test by itself: the child of the others.
 #[test]
-fn tries_what_it_is_told() {
+fn makes_the_attempt_that_it_is_given() {
     if let (Ok(what), Some(home)) = (std::env::var(TRY), std::env::var_os(HOME)) {
         child(&what, &PathBuf::from(home));
     }
 }
 
-/// Tries each deed, and says all that is not as expected.
+/// Makes each attempt, and reports all that is not as expected.
 fn expect(kind: Kind, table: &[(&str, End)]) {
     let mut wrong = Vec::new();
     for &(attempt, end) in table {
         let home = prepare();
         let output = run_attempt(home.path(), kind, attempt);
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let report = String::from_utf8_lossy(&output.stderr).into_owned();
         let as_expected = match end {
             End::Done => output.status.code() == Some(DONE),
             End::Fails(error) => output.status.code() == Some(error),
@@ -132,11 +133,14 @@ fn expect(kind: Kind, table: &[(&str, End)]) {
                     "vmm: a {} thread made the forbidden system call {call}:",
                     kind.name()
                 );
-                output.status.signal() == Some(libc::SIGSYS) && told.contains(&line)
+                output.status.signal() == Some(libc::SIGSYS) && report.contains(&line)
             }
         };
         if !as_expected {
-            wrong.push(format!("{attempt} should be {end:?}: {:?} {told}", output.status));
+            wrong.push(format!(
+                "{attempt} should be {end:?}: {:?} {report}",
+                output.status
+            ));
         }
     }
     assert!(wrong.is_empty(), "{}:\n{}", kind.name(), wrong.join("\n"));
@@ -292,7 +296,7 @@ fn the_process_has_the_instances_files_only_and_starts_no_program() {
         ("tcp", End::Fails(libc::EACCES)),
         ("tcp_listen", End::Fails(libc::EACCES)),
     ];
-    expect_all(Kind::Owner, &[FILES, RUNS, &own]);
+    expect_all(Kind::Main, &[FILES, RUNS, &own]);
 }
 
 #[test]
@@ -301,7 +305,7 @@ fn without_a_network_no_packet_leaves() {
         true => End::Fails(libc::ENETUNREACH),
         false => End::Done,
     };
-    expect_all(Kind::Owner, &[&[("udp_to_the_host", end)]]);
+    expect_all(Kind::Main, &[&[("udp_to_the_host", end)]]);
 }
 
 /// What `/proc/PID/task/TID/status` says under `field` of the thread called `name`.

@@ -9,7 +9,7 @@ use nix::time::{ClockId, clock_gettime, clock_settime};
 use super::failed;
 use crate::proto::Failure;
 
-/// Tells the host's time since 1970; `None` where the host tells none.
+/// The host's time since 1970; `None` where the host gives none.
 pub type HostTime = dyn Fn() -> Option<Duration> + Send + Sync;
 
 /// A difference that is left alone: less than what a program could notice.
@@ -25,7 +25,8 @@ pub fn set(nanoseconds: u64) -> Result<(), Failure> {
     clock_settime(ClockId::CLOCK_REALTIME, time).map_err(|error| failed("the clock could not be set", error))
 }
 
-/// Sets the clock to the host's. The monotonic clocks go on as they are. `false` where the host tells no time.
+/// Sets the clock to the host's. The monotonic clocks go on as they are. `false` where the host gives no
+/// time.
 pub fn follow(host: &HostTime) -> Result<bool, Failure> {
     let ours = || {
         let now = clock_gettime(ClockId::CLOCK_REALTIME);
@@ -81,7 +82,8 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    /// Measures against a host that is 3.2 s ahead of a clock that takes `steps` milliseconds between its readings.
+    /// Measures against a host that is 3.2 s ahead of a clock that takes `steps` milliseconds between its
+    /// readings.
     fn measured(steps: &[u64]) -> Option<i64> {
         let (now, reading) = (Cell::new(Duration::from_secs(1_800_000_000)), Cell::new(0));
         let pass = |share: u64| {

@@ -47,8 +47,8 @@ impl Read for Input<'_> {
     }
 }
 
-/// Sends `path` under its last name. With `notes`, what is left out and what could not be read is named in frames of error output;
-/// a host that does not take them hears of both as a failure.
+/// Sends `path` under its last name. With `notes`, what is left out and what could not be read is named in
+/// frames of error output; a host that does not take them gets both as a failure.
 pub fn send(path: &Path, notes: bool, connection: &mut File) -> Result<(), Failure> {
     let frames = Frames(connection, Kind::Output);
     let frames = io::BufWriter::with_capacity(PAYLOAD_CAP, frames);
@@ -59,8 +59,8 @@ pub fn send(path: &Path, notes: bool, connection: &mut File) -> Result<(), Failu
     };
     if notes {
         let text: String = report.lines().flat_map(|line| [line, "\n".to_owned()]).collect();
-        let told = Frames(connection, Kind::ErrorOutput).write_all(text.as_bytes());
-        told.map_err(|error| other(error.to_string()))?;
+        let sent = Frames(connection, Kind::ErrorOutput).write_all(text.as_bytes());
+        sent.map_err(|error| other(error.to_string()))?;
     } else if let Some(line) = report.lines().next() {
         return Err(other(line));
     }
@@ -78,7 +78,8 @@ pub fn receive(path: &Path, connection: &mut File) -> Result<(), Failure> {
         ended: false,
     };
     let unpacked = archive::unpack(&mut input, path, Receiver::Guest);
-    // The rest (padding, or all after a failure) is read, so that the host does not wait for us while we wait for it.
+    // The rest (padding, or all after a failure) is read, so that the host does not wait for us while we wait
+    // for it.
     let rest = io::copy(&mut input, &mut io::sink());
     let report = unpacked.map_err(failure)?;
     rest.map_err(|error| failed(path.display(), error))?;

@@ -15,7 +15,8 @@ use super::{fail, failed};
 use crate::proto::{Ended, Error, Exec, Failure, Frame, Kind, Reason, Size, read_frame, write_frame};
 use crate::users::User;
 
-/// Bytes of standard input that wait for the command. While there are this many, no more are taken from the host.
+/// Bytes of standard input that wait for the command. While there are this many, no more are taken from the
+/// host.
 const INPUT_CAP: usize = 64 * 1024;
 
 /// Bytes read from a stream at once.
@@ -192,7 +193,7 @@ impl Pump {
     fn run(mut self) -> Result<(), Error> {
         let result = self.serve();
         if result.is_err() {
-            // The host is gone or talks nonsense: nobody waits for the command any more.
+            // The host is gone or breaks the protocol: the command is not waited for any more.
             child::hang_up(self.running.child.id());
             let _ = self.running.child.wait();
         }
@@ -324,8 +325,8 @@ impl Pump {
         Ok(())
     }
 
-    /// The command has ended: sends what is left in its streams and how it ended. A descendant that still holds a stream does
-    /// not keep us.
+    /// The command has ended: sends what is left in its streams and how it ended. A descendant that still
+    /// holds a stream does not keep us.
     fn finish(&mut self) -> Result<(), Error> {
         drain_all(&mut self.running.output, Kind::Output, &mut self.connection)?;
         drain_all(&mut self.running.errors, Kind::ErrorOutput, &mut self.connection)?;
@@ -364,8 +365,8 @@ fn drain(stream: &mut Option<File>, kind: Kind, to: &mut File) -> Result<bool, E
     Ok(false)
 }
 
-/// Bytes sent after the end of a command at most: what a pipe or terminal can hold, so that a descendant that prints without end
-/// does not hold the connection.
+/// Bytes sent after the end of a command at most: what a pipe or terminal can hold, so that a descendant that
+/// prints without end does not hold the connection.
 const TAIL_CAP: usize = 1024 * 1024;
 
 fn drain_all(stream: &mut Option<File>, kind: Kind, to: &mut File) -> Result<(), Error> {

@@ -31,8 +31,8 @@ mod ioctl {
     }
 }
 
-/// Freezes for as long as the host stays connected, and for `seconds` at most: a host that dies in the middle of its copy
-/// must not leave the guest hanging.
+/// Freezes for as long as the host stays connected, and for `seconds` at most: a host that dies in the middle
+/// of its copy must not leave the guest hanging.
 pub fn serve(seconds: u32, connection: &mut File) -> Result<(), Error> {
     let generation = match freeze(seconds) {
         Ok(generation) => generation,
@@ -88,14 +88,15 @@ fn freeze(seconds: u32) -> Result<u64, Failure> {
     match thread::Builder::new().spawn(watchdog) {
         Ok(_) => Ok(generation),
         Err(error) => {
-            // Without somebody to end it, the freeze could last for ever.
+            // Without a thread that ends it, the freeze could last forever.
             let _ = thaw();
             Err(failed("the freeze has no watchdog", error))
         }
     }
 }
 
-/// Thaws what is frozen. Nothing frozen is a failure: the watchdog was faster, so the copy may be inconsistent.
+/// Thaws what is frozen. Nothing frozen is a failure: the watchdog was faster, so the copy may be
+/// inconsistent.
 pub fn thaw() -> Result<(), Failure> {
     let mut frozen = FROZEN.lock().unwrap_or_else(PoisonError::into_inner);
     if frozen.1.is_empty() {
@@ -118,7 +119,7 @@ fn thaw_generation(generation: u64) {
 
 fn thaw_all(frozen: &mut Vec<File>) {
     for file in frozen.drain(..).rev() {
-        // A file system that is not frozen any more was thawed by somebody else.
+        // A file system that is not frozen any more was thawed by another program.
         let _ = ioctl::fithaw(file.as_raw_fd());
     }
 }
@@ -152,7 +153,8 @@ mod tests {
     #[test]
     fn only_writable_disks_are_frozen_and_each_once() {
         let mounts = "proc /proc proc rw 0 0\n/dev/vda / ext4 rw,relatime 0 0\n/dev/vda /mnt ext4 rw 0 0\n\
-                      /dev/vdb /data\\040disk ext4 rw 0 0\n/dev/vdc /ro ext4 ro 0 0\ntmpfs /tmp tmpfs rw 0 0\n";
+                      /dev/vdb /data\\040disk ext4 rw 0 0\n/dev/vdc /ro ext4 ro 0 0\n\
+                      tmpfs /tmp tmpfs rw 0 0\n";
         assert_eq!(parse_mounts(mounts), ["/", "/data disk"]);
     }
 

@@ -1,5 +1,5 @@
-//! The machine's own name in `/etc/hosts`, as Debian has it: on the line of 127.0.1.1. Without it `sudo`, mail servers and Java wait for
-//! a resolver that does not know the name either.
+//! The machine's own name in `/etc/hosts`, as Debian has it: on the line of 127.0.1.1. Without it `sudo`,
+//! mail servers and Java wait for a resolver that does not know the name either.
 
 use std::fs;
 use std::io;
@@ -9,11 +9,11 @@ use std::path::Path;
 /// The address of the machine's own name (Debian Reference, section 5.1.1).
 const OWN: &str = "127.0.1.1";
 
-/// What a file has that nobody has written yet.
+/// What a file has at first.
 const LOCALHOST: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
-/// Renames the machine from `old`, if it had a name, to `new` in `etc/hosts` below `root`. All else that the file says is somebody's
-/// and stays; so does a file that is a link, which somebody manages.
+/// Renames the machine from `old`, if it had a name, to `new` in `etc/hosts` below `root`. All else that the
+/// file says is somebody's and stays; so does a file that is a link, which somebody manages.
 pub fn rename(root: &Path, old: Option<&str>, new: &str) -> io::Result<()> {
     let path = root.join("etc/hosts");
     let before = match path.symlink_metadata() {
@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn the_images_name_gives_way_and_the_administrators_lines_stay() {
-        let before = "# ours\n127.0.0.1 localhost\n127.0.1.1\thello.example.org hello db # own\n10.0.0.7 hello-backup hello\n";
+        let before = "# ours\n127.0.0.1 localhost\n127.0.1.1\thello.example.org hello db # own\n\
+                      10.0.0.7 hello-backup hello\n";
         let after = text(before, Some("hello"), "web");
         assert_eq!(
             after,

@@ -1,4 +1,5 @@
-//! What makes one machine different from another made of the same image: renewed at the first boot of an instance.
+//! What makes one machine different from another made of the same image: renewed at the first boot of an
+//! instance.
 
 use std::fs;
 use std::io::{self, Read};
@@ -21,10 +22,12 @@ const SECRETS: &[&str] = &[
     "var/lib/kiln/user-data",
 ];
 
-/// Kinds of host key made. RSA is left out: it takes seconds without hardware acceleration and no client needs it any more.
+/// Kinds of host key made. RSA is left out: it takes seconds without hardware acceleration and no client
+/// needs it any more.
 const HOST_KEYS: &[&str] = &["ed25519", "ecdsa"];
 
-/// Gives the system below `root` an identity of its own, unless it has had this instance's already. Returns whether it did.
+/// Gives the system below `root` an identity of its own, unless it has had this instance's already. Returns
+/// whether it did.
 pub fn renew(root: &Path, instance: Option<&str>, hostname: Option<&str>) -> io::Result<bool> {
     let known = fs::read_to_string(root.join(INSTANCE)).ok();
     let same = match instance {
@@ -111,7 +114,8 @@ fn write_hostname(root: &Path, hostname: &str) -> io::Result<()> {
     fs::write(path, format!("{hostname}\n"))
 }
 
-/// 128 random bits in hexadecimal, with the version and variant bits of a random UUID as machine-id(5) wants them.
+/// 128 random bits in hexadecimal, with the version and variant bits of a random UUID as machine-id(5) wants
+/// them.
 fn random_hex() -> io::Result<String> {
     let mut bytes = [0; 16];
     fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;

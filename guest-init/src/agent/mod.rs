@@ -1,7 +1,7 @@
 //! The agent: carries out what the host asks over vsock.
 //!
-//! It is a process of its own beside PID 1, so that it lives on when the image's own init takes over. Each connection is served by a
-//! thread; nothing is shared between them but the frozen file systems.
+//! It is a process of its own beside PID 1, so that it goes on when the image's own init takes over. Each
+//! connection is served by a thread; nothing is shared between them but the frozen file systems.
 
 mod clock;
 mod configure;
@@ -46,14 +46,15 @@ pub fn has_cloud_init() -> bool {
     Path::new("/usr/bin/cloud-init").exists()
 }
 
-/// Serves requests until the machine stops. `ready` is called once requests are taken, before the host is told. `host_time` is
-/// what the clock follows.
+/// Serves requests until the machine stops. `ready` is called once requests are taken, before the host gets a
+/// connection. `host_time` is what the clock follows.
 pub fn serve(ready: impl FnOnce(), host_time: Box<HostTime>) -> std::io::Result<()> {
     let open = Arc::new(AtomicUsize::new(0));
     let host_time: Arc<HostTime> = host_time.into();
     stop::when_asked(&open)?;
     let listener = vsock::listen(AGENT_PORT)?;
-    // The image's init may have set it by a clock of its own. One that cannot be set is no reason not to serve.
+    // The image's init may have set it by a clock of its own. One that cannot be set is no reason not to
+    // serve.
     let _ = clock::follow(&*host_time);
     ready();
     announce();
@@ -68,7 +69,7 @@ pub fn serve(ready: impl FnOnce(), host_time: Box<HostTime>) -> std::io::Result<
         let done = Arc::clone(&open);
         let host_time = Arc::clone(&host_time);
         let serve = move || {
-            // What went wrong was told to the host, or the host is gone: nobody else wants to know.
+            // The failure was reported to the host, or the host is gone.
             let _ = connection_loop(connection, &*host_time);
             done.fetch_sub(1, Ordering::Relaxed);
         };
@@ -90,7 +91,8 @@ fn announce() {
 /// How long the host may take to note how the main program has ended.
 const NOTED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Tells the host how the image's main program has ended, and waits until it has noted it. A host that does not listen does not care.
+/// Tells the host how the image's main program has ended, and waits until it has noted it. A host that does
+/// not listen does not care.
 pub fn report_end(ended: Ended) {
     if let Ok(mut host) = vsock::connect(END_PORT)
         && let Ok(frame) = Frame::json(Kind::Ended, &ended)
@@ -181,8 +183,8 @@ fn shutdown(reboot: bool, connection: &mut File) -> Result<(), Error> {
     signal_init(reboot).or_else(|error| fail(connection, &failed("PID 1 could not be signalled", error)))
 }
 
-/// Asks PID 1, whoever it is, by the signals that both guest-init and systemd know: SIGRTMIN+4 powers off and SIGRTMIN+5
-/// reboots (systemd(1)).
+/// Asks PID 1, whoever it is, by the signals that both guest-init and systemd know: SIGRTMIN+4 powers off and
+/// SIGRTMIN+5 reboots (systemd(1)).
 #[allow(unsafe_code)]
 pub fn signal_init(reboot: bool) -> Result<(), nix::errno::Errno> {
     let signal = libc::SIGRTMIN() + if reboot { 5 } else { 4 };

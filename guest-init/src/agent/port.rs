@@ -13,10 +13,12 @@ use super::{fail, failed};
 use crate::proto::frame::PAYLOAD_CAP;
 use crate::proto::{Error, Failure, Kind, Reason, read_frame, write_frame};
 
-/// Linux announces when a socket stops listening, not when one begins: so the guest itself reads the table again after this long.
+/// Linux announces when a socket stops listening, not when one begins: so the guest itself reads the table
+/// again after this long.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// And after this many times what the reading took, so that waiting never takes more than a small part of a slow processor.
+/// And after this many times what the reading took, so that waiting never takes more than a small part of a
+/// slow processor.
 const REST: u32 = 15;
 
 /// State of a listening socket in `/proc/net/tcp` (`TCP_LISTEN` of linux/tcp_states.h).

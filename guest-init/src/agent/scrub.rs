@@ -1,5 +1,6 @@
-//! Removing what belongs to one instance from the copy of its root file system that an image is made of: its identity, what it
-//! has logged, who has typed what. Users, keys that may log in and data are the image's content and stay.
+//! Removing what belongs to one instance from the copy of its root file system that an image is made of: its
+//! identity, what it has logged, who has typed what. Users, keys that may log in and data are the image's
+//! content and stay.
 
 use std::fs::{self, File};
 use std::io;
@@ -119,14 +120,15 @@ mod ioctl {
     nix::ioctl_readwrite!(fitrim, b'X', 121, super::Range);
 }
 
-/// Gives the blocks that the file system at `root` does not use back to the disk, so that the image does not hold what is deleted.
+/// Gives the blocks that the file system at `root` does not use back to the disk, so that the image does not
+/// hold what is deleted.
 ///
 /// # Errors
 /// When the disk takes no discards.
 #[allow(unsafe_code)]
 pub fn trim(root: &Path) -> io::Result<()> {
     let folder = File::open(root)?;
-    // What was freed counts as free once the journal says so.
+    // What was freed is free once the journal is committed.
     nix::unistd::syncfs(&folder)?;
     let mut range = Range {
         start: 0,

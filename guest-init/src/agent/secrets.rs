@@ -1,4 +1,5 @@
-//! The [table of secrets](crate::secrets) in a running system: what is removed from it, and what its first boot makes.
+//! The [table of secrets](crate::secrets) in a running system: what is removed from it, and what its first
+//! boot makes.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -14,11 +15,11 @@ use nix::unistd::Pid;
 
 use crate::secrets::{PENDING, Secret, TABLE, is_star};
 
-/// What the commands print, for whoever wants to know why one has failed.
+/// What the commands print, for a person who looks why one has failed.
 const LOG: &str = "var/lib/kiln/first-boot.log";
 
-/// A command that takes longer hangs: a database on a full disk waits for ever. The slowest, MariaDB's, takes two minutes of a processor in
-/// software.
+/// A command that takes longer hangs: a database on a full disk waits for ever. The slowest, MariaDB's, takes
+/// two minutes of a processor in software.
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// How often it is looked whether a command has ended: short beside what the shortest one takes.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -46,7 +47,8 @@ pub fn remove(root: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes what is listed, and takes off the list what could be made. `say` prints what takes time and what could not be made.
+/// Makes what is listed, and takes off the list what could be made. `say` prints what takes time and what
+/// could not be made.
 pub fn make(root: &Path, say: &dyn Fn(&str)) {
     make_with(root, say, &|secret, star| run(root, secret, star));
 }
@@ -74,7 +76,8 @@ fn make_with(root: &Path, say: &dyn Fn(&str), run: &dyn Fn(&Secret, &str) -> io:
                 left.remove(line);
             }
             Err((secret, error)) => say(&format!(
-                "guest-init: /{line} of package {} could not be made: {error}; see /{LOG}; the next boot tries again",
+                "guest-init: /{line} of package {} could not be made: {error}; see /{LOG}; \
+                 the next boot tries again",
                 secret.package
             )),
         }

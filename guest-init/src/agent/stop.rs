@@ -1,5 +1,5 @@
-//! The agent's own end: asked by SIGTERM as every process is when the machine stops, it first lets the host hear how the commands
-//! that were ended with it have ended.
+//! The agent's own end: asked by SIGTERM as every process is when the machine stops, it first lets the host
+//! hear how the commands that were ended with it have ended.
 
 use std::io;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use nix::sys::signal::{SigSet, Signal};
 /// Between two looks at the connections that are left. PID 1 has a deadline of its own.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Ends this process once SIGTERM has come and `open`, the number of connections, is down to none. To be called before other
-/// threads are started: they inherit that the signal is not theirs.
+/// Ends this process once SIGTERM has come and `open`, the number of connections, is down to none. To be
+/// called before other threads are started: they inherit that the signal is not theirs.
 pub fn when_asked(open: &Arc<AtomicUsize>) -> io::Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
     signals.thread_block()?;

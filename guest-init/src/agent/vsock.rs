@@ -31,8 +31,8 @@ pub fn listen(port: u32) -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// Waits for the next connection of the host. Others on the port (a process in the guest, over the loopback transport)
-/// are turned away: what the agent does, it does as root.
+/// Waits for the next connection of the host. Others on the port (a process in the guest, over the loopback
+/// transport) are turned away: what the agent does, it does as root.
 pub fn accept(listener: &OwnedFd) -> io::Result<File> {
     let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
     let connection = own(fd);

@@ -35,7 +35,10 @@ pub enum Error {
     #[error("the archive of the copy is damaged or broke off: {0}")]
     Archive(io::Error),
     /// the archive of the copy does not hold the one file or folder that is to be named {0}
-    #[error("the archive of the copy does not hold the one file or folder that is to be named {}", printable(.0))]
+    #[error(
+        "the archive of the copy does not hold the one file or folder that is to be named {}",
+        printable(.0)
+    )]
     NotOne(PathBuf),
 }
 

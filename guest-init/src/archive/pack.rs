@@ -1,4 +1,5 @@
-//! Packing: a walk over what is there at the time. Files change while they are read, and not all that has a name has content.
+//! Packing: a walk over what is there at the time. Files change while they are read, and not all that has a
+//! name has content.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -11,8 +12,8 @@ use tar::{EntryType, GnuExtSparseHeader, Header};
 use super::sparse::{self, Segment};
 use super::{Error, Report, at};
 
-/// A file up to this size is read before its header is written, so that the header says what was read: sizes in /proc and
-/// /sys are not those of the content, and logs grow.
+/// A file up to this size is read before its header is written, so that the header says what was read: sizes
+/// in /proc and /sys are not those of the content, and logs grow.
 const READ_FIRST: u64 = 1 << 20;
 /// Most content of a file that says it is empty, which those of /proc do: above the largest of them that end.
 const UNSIZED: u64 = 16 << 20;
@@ -20,11 +21,12 @@ const UNSIZED: u64 = 16 << 20;
 const IN_HEADER: usize = 4;
 const IN_EXTENSION: usize = 21;
 
-/// Packs `path` under its last name; a folder with all that is in it. Symbolic links stay links, hard links stay together, holes
-/// stay holes, FIFOs and devices are named and not read.
+/// Packs `path` under its last name; a folder with all that is in it. Symbolic links stay links, hard links
+/// stay together, holes stay holes, FIFOs and devices are named and not read.
 ///
-/// A file that vanishes meanwhile is not in the archive, one that grows is there as long as it was. The report names sockets,
-/// which are left out, and what could not be read, or not as far as it was when it was opened.
+/// A file that vanishes meanwhile is not in the archive, one that grows is there as long as it was. The
+/// report names sockets, which are left out, and what could not be read, or not as far as it was when it was
+/// opened.
 ///
 /// # Errors
 /// When `path` itself cannot be packed, or `to` fails.
@@ -165,7 +167,8 @@ impl<W: Write> Packer<W> {
         Ok(Added::Yes)
     }
 
-    /// Packs a file whose header goes before its content is known. What it lacks in the end is zeros, and reported.
+    /// Packs a file whose header goes before its content is known. What it lacks in the end is zeros, and
+    /// reported.
     fn long_file(
         &mut self,
         path: &Path,
@@ -223,7 +226,8 @@ fn read(file: &File, size: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Makes `header` that of a sparse file (GNU tar's manual, "Old GNU Format") and returns the headers that extend it.
+/// Makes `header` that of a sparse file (GNU tar's manual, "Old GNU Format") and returns the headers that
+/// extend it.
 fn describe(header: &mut Header, segments: &[Segment], size: u64) -> Vec<u8> {
     // A segment of no bytes at the end says how long the file is.
     let end = Segment {

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-/// Files named at most; more are counted. A tree of thousands of sockets is somebody's `/run`, not somebody's reading.
+/// Files named at most; more are counted. A tree of thousands of sockets is somebody's `/run`, not somebody's
+/// reading.
 const NAMED: usize = 100;
 
 /// What a copy left out, and what it could not copy.

@@ -9,7 +9,8 @@ use nix::unistd::{Whence, lseek};
 
 /// The unit of a tar archive. Data in front of more data is a multiple of it.
 const UNIT: u64 = 512;
-/// Segments kept of one file; behind the last one holes are read as zeros. A mebibyte of descriptions is enough.
+/// Segments kept of one file; behind the last one holes are read as zeros. A mebibyte of descriptions is
+/// enough.
 const SEGMENTS: usize = 64 * 1024;
 /// What may become a hole: file systems have blocks of 4 KiB and more.
 const BLOCK: usize = 4096;
@@ -25,7 +26,8 @@ pub struct Segment {
     pub length: u64,
 }
 
-/// The stored segments of the first `size` bytes of `file`, in order. One for all where the file system does not tell.
+/// The stored segments of the first `size` bytes of `file`, in order. One for all where the file system does
+/// not tell.
 pub fn segments(file: &File, size: u64) -> Vec<Segment> {
     let whole = vec![Segment {
         offset: 0,

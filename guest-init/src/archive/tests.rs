@@ -103,7 +103,8 @@ fn nothing_is_written_through_a_link_that_leads_out() {
     assert!(!dir.path().join("escape").exists());
 }
 
-/// A writer appends while the file is packed again and again: each archive is whole, and holds a beginning of the file.
+/// A writer appends while the file is packed again and again: each archive is whole, and holds a beginning of
+/// the file.
 #[test]
 fn a_growing_file_is_copied_as_long_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
@@ -151,7 +152,8 @@ fn files_that_say_they_are_empty_are_copied_with_their_content() {
     }
 }
 
-/// Truncates a file under the reader's hands: what is missing is zeros, the rest of the tree is there, and the report says so.
+/// Truncates a file under the reader's hands: what is missing is zeros, the rest of the tree is there, and
+/// the report says so.
 #[test]
 fn a_file_that_becomes_shorter_is_reported() {
     struct Cutter<'a> {
@@ -383,7 +385,8 @@ fn modes_and_times_are_kept_and_a_folder_that_is_there_keeps_its_own() {
     fs::set_permissions(into.join("from/closed"), fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// What was root's and gives its caller root's rights does so in the guest as well; what was another's must not begin to.
+/// What was root's and gives its caller root's rights does so in the guest as well; what was another's must
+/// not begin to.
 #[test]
 fn set_user_id_stays_with_its_owner_only() {
     let dir = tempfile::tempdir().unwrap();

@@ -18,32 +18,35 @@ use tar::{Entry, EntryType};
 use super::sparse::{self, CopyError};
 use super::{Error, Report, at};
 
-/// Most bytes of headers before an entry: a name and a link's target of 4 KiB each, and the map of a sparse file. The tar crate keeps
-/// all of them in memory, and they come from a guest.
+/// Most bytes of headers before an entry: a name and a link's target of 4 KiB each, and the map of a sparse
+/// file. The tar crate keeps all of them in memory, and they come from a guest.
 const HEADERS: u64 = 4 << 20;
 /// Largest file: ext4's. Longer ones are holes, which cost the sender nothing and the receiver time.
 const LARGEST: u64 = 16 << 40;
 /// Symbolic links followed to where a copy is to go: as many as the kernel follows.
 const LINKS: usize = 40;
 
-/// Who unpacks.
+/// The user that unpacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Receiver {
-    /// A host, from a guest that it does not trust: no devices, and no set-user-id, set-group-id and sticky bits.
+    /// A host, from a guest that it does not trust: no devices, and no set-user-id, set-group-id and sticky
+    /// bits.
     Host,
-    /// A guest, from its host. The files are root's: set-user-id and set-group-id stay on what was root's before, and would
-    /// give what was another's to root.
+    /// A guest, from its host. The files are root's: set-user-id and set-group-id stay on what was root's
+    /// before, and would give what was another's to root.
     Guest,
 }
 
-/// Unpacks into the folder `to`. Where there is no such folder, the one file or folder that comes is named `to` instead, as
-/// cp(1) does; it appears there whole or not at all. A folder that is there keeps its own mode and time.
+/// Unpacks into the folder `to`. Where there is no such folder, the one file or folder that comes is named
+/// `to` instead, as cp(1) does; it appears there whole or not at all. A folder that is there keeps its own
+/// mode and time.
 ///
-/// The archive cannot leave the folder: entries with `..` and those below links that lead out of it are refused.
+/// The archive cannot leave the folder: entries with `..` and those below links that lead out of it are
+/// refused.
 ///
 /// # Errors
-/// When neither `to` nor its parent is a folder, `to` is a device, FIFO or socket, or the archive is malformed or cannot be
-/// written. The message names the file.
+/// When neither `to` nor its parent is a folder, `to` is a device, FIFO or socket, or the archive is
+/// malformed or cannot be written. The message names the file.
 pub fn unpack(from: impl Read, to: &Path, receiver: Receiver) -> Result<Report, Error> {
     let to = &follow(to);
     if to.is_dir() {
@@ -112,8 +115,8 @@ struct Unpacker<'a> {
     shown: Shown<'a>,
     receiver: Receiver,
     report: Report,
-    /// The folders that lead to the last entry and were made here. They get their modes and times when the archive has left
-    /// them: files in them need the one and change the other.
+    /// The folders that lead to the last entry and were made here. They get their modes and times when the
+    /// archive has left them: files in them need the one and change the other.
     open: Vec<Open>,
     /// Nothing has been unpacked yet: what is left out now is what was asked for.
     first: bool,
@@ -325,7 +328,8 @@ impl<'a> Unpacker<'a> {
         finish(&to, self.mode(entry)?, mtime(entry)?).map_err(self.at(path))
     }
 
-    /// Where `path` goes. What is there is removed, so that nothing is written through it, unless it is a folder.
+    /// Where `path` goes. What is there is removed, so that nothing is written through it, unless it is a
+    /// folder.
     fn make_room(&self, path: &Path) -> Result<PathBuf, Error> {
         let to = self.base.join(path);
         match to.symlink_metadata() {
@@ -386,7 +390,8 @@ fn touch(to: &Path, mtime: i64) -> io::Result<()> {
     Ok(())
 }
 
-/// A path of an archive as one that stays below its folder; `None` where it has `..`. Empty for the folder itself.
+/// A path of an archive as one that stays below its folder; `None` where it has `..`. Empty for the folder
+/// itself.
 fn inside(path: &Path) -> Option<PathBuf> {
     let mut clean = PathBuf::new();
     for component in path.components() {

@@ -34,7 +34,8 @@ pub fn install() {
     }
 }
 
-/// Mounts this program's file where a path leads to it. It costs no memory: PID 1 and the agent run from the same pages.
+/// Mounts this program's file where a path leads to it. It costs no memory: PID 1 and the agent run from the
+/// same pages.
 fn expose() -> io::Result<()> {
     fs::create_dir_all(MARK)?;
     fs::write(PROGRAM, "")?;
@@ -43,8 +44,8 @@ fn expose() -> io::Result<()> {
     Ok(())
 }
 
-/// Links each name to the program below `root`, unless the image has a program of this name anywhere: with systemd-sysv or busybox, it
-/// stays what it is.
+/// Links each name to the program below `root`, unless the image has a program of this name anywhere: with
+/// systemd-sysv or busybox, it stays what it is.
 fn link(root: &Path) -> io::Result<()> {
     let present = |path: &Path| path.symlink_metadata().is_ok();
     for name in NAMES {

@@ -9,11 +9,12 @@ use super::mounts;
 
 nix::ioctl_write_ptr!(resize, b'f', 16, u64);
 
-/// Growing by less than this is not worth the ioctl: statfs does not count the file system's own structures, so a small difference
-/// is always there.
+/// Growing by less than this is not worth the ioctl: statfs does not count the file system's own structures,
+/// so a small difference is always there.
 const SLACK: u64 = 1024 * 1024;
 
-/// Grows the ext4 file system mounted at `point` to fill `device`. A failure is said; the system runs at its old size.
+/// Grows the ext4 file system mounted at `point` to fill `device`. A failure is said; the system runs at its
+/// old size.
 pub fn to_disk_size(device: &str, point: &str) {
     let Some((blocks, block_size)) = wanted(device, point) else {
         return;
@@ -57,8 +58,8 @@ fn superblock(device: &str) -> Option<Superblock> {
     parse_superblock(&bytes)
 }
 
-/// ext4's superblock (Documentation/filesystems/ext4/super.rst): counts at 0x4 and 0x150, log of the block size at 0x18, magic at 0x38,
-/// incompatible features at 0x60.
+/// ext4's superblock (Documentation/filesystems/ext4/super.rst): counts at 0x4 and 0x150, log of the block
+/// size at 0x18, magic at 0x38, incompatible features at 0x60.
 fn parse_superblock(bytes: &[u8; 1024]) -> Option<Superblock> {
     let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     if bytes[0x38..0x3a] != [0x53, 0xef] {

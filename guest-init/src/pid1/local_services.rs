@@ -1,5 +1,5 @@
-//! Services that were installed in the running system: one file each in `/etc/kiln/services`, in the form that
-//! `boot.json` has for those of the image. `kill -HUP 1` takes in what is new.
+//! Services that were installed in the running system: one file each in `/etc/kiln/services`, in the form
+//! that `boot.json` has for those of the image. `kill -HUP 1` takes in what is new.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use crate::config::Service;
 /// Where they are.
 const FOLDER: &str = "/etc/kiln/services";
 
-/// More files than this are somebody's mistake, and would be somebody's processes.
+/// More files than this are a mistake; each would be a process.
 const FILES_CAP: usize = 256;
 
 /// Largest file in bytes; a service with arguments and environment is far below.

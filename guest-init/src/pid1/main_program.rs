@@ -1,5 +1,5 @@
-//! The image's main program: a container's command. It has the console as `docker run -it` would give it a terminal, and the machine
-//! ends with it.
+//! The image's main program: a container's command. It has the console as `docker run -it` would give it a
+//! terminal, and the machine ends with it.
 
 use std::io;
 
@@ -12,7 +12,8 @@ use crate::agent;
 use crate::config::Service;
 use crate::proto::Ended;
 
-/// What shells and container engines say of a command that is not there, that cannot be run, and of all other failures.
+/// What shells and container engines say of a command that is not there, that cannot be run, and of all other
+/// failures.
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 const FAILED: u8 = 125;

@@ -28,10 +28,9 @@ use timer::BootTimer;
 const NEW_ROOT: &str = "/sysroot";
 
 /// What stops a boot. The message goes to the console: what failed, why, and what to try.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
     /// {what} failed: {source}
-    #[error("{what} failed: {source}")]
     Os {
         /// The step.
         what: String,
@@ -39,22 +38,15 @@ pub enum Error {
         source: std::io::Error,
     },
     /// {0}
-    #[error(transparent)]
     Config(#[from] crate::config::Error),
-    /// the root disk {device} did not appear within {seconds} s; does the machine have it, and does the image have its driver's module?
-    #[error(
-        "the root disk {device} did not appear within {seconds} s; does the machine have it, and does the image have its driver's module?"
-    )]
+    /// no root disk {device} within {seconds} s; does the machine have it, and the image its driver's module?
     NoDisk {
         /// Such as `/dev/vda`.
         device: String,
         /// How long was waited.
         seconds: u64,
     },
-    /// {device} could not be mounted as {filesystem}: {source}; `imgtool verify` tells whether the image is damaged
-    #[error(
-        "{device} could not be mounted as {filesystem}: {source}; `imgtool verify` tells whether the image is damaged"
-    )]
+    /// {device} could not be mounted as {filesystem}: {source}; `imgtool verify` finds a damaged image
     Mount {
         /// The root disk.
         device: String,
@@ -64,7 +56,6 @@ pub enum Error {
         source: std::io::Error,
     },
     /// {init} could not be started: {source}; kiln.init= on the kernel command line names another
-    #[error("{init} could not be started: {source}; kiln.init= on the kernel command line names another")]
     Init {
         /// The image's init.
         init: String,
@@ -90,7 +81,8 @@ pub fn main() -> ! {
     match boot() {
         Ok(never) => match never {},
         Err(error) => {
-            // The end of PID 1 is a kernel panic, which a host tells from a machine that was switched off.
+            // The end of PID 1 is a kernel panic, which a host distinguishes from a machine that was switched
+            // off.
             mounts::say(&format!("guest-init: fatal: {error}"));
             nix::unistd::sync();
             std::process::exit(1)
@@ -158,7 +150,8 @@ fn scrub() -> Result<(), Error> {
     Ok(())
 }
 
-/// The kernel has counted ticks since it asked for the time, and lost some: file systems and services are to see the right time.
+/// The kernel has counted ticks since it asked for the time, and lost some: file systems and services are to
+/// see the right time.
 fn set_clock(timer: &BootTimer) {
     let timer = timer.clone();
     if let Err(failure) = agent::follow_host_clock(&move || timer.host_time()) {
@@ -166,8 +159,8 @@ fn set_clock(timer: &BootTimer) {
     }
 }
 
-/// A machine that boots without a renewed identity is better than none: a failure is reported and nothing more. Returns whether the
-/// files of the root file system are those of this instance.
+/// A machine that boots without a renewed identity is better than none: a failure is reported and nothing
+/// more. Returns whether the files of the root file system are those of this instance.
 fn renew_identity(machine: &CommandLine) -> bool {
     let root = Path::new("/");
     let renewed = agent::renew(root, machine.instance.as_deref(), machine.hostname.as_deref());
@@ -181,7 +174,8 @@ fn renew_identity(machine: &CommandLine) -> bool {
     renewed.is_ok()
 }
 
-/// Names the machine. With `named`, its `/etc/hostname` has the instance's name, or the one that its administrator has chosen since.
+/// Names the machine. With `named`, its `/etc/hostname` has the instance's name, or the one that its
+/// administrator has chosen since.
 fn name_machine(machine: &CommandLine, config: &Config, named: bool) {
     let kept = std::fs::read_to_string("/etc/hostname")
         .ok()

@@ -7,8 +7,8 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 
 use super::mounts;
 
-/// Loads each module file. One that cannot be loaded is said, and the boot goes on: whether it was needed shows soon, and a
-/// machine that lacks one device is better than none.
+/// Loads each module file. One that cannot be loaded is said, and the boot goes on: whether it was needed
+/// shows soon, and a machine that lacks one device is better than none.
 pub fn load(modules: &[String]) {
     for path in modules {
         let loaded = File::open(path)

@@ -164,7 +164,7 @@ pub fn switch_root(point: &str) -> Result<(), Error> {
     let root = Path::new(point);
     for entry in EARLY {
         let target = root.join(entry.point.trim_start_matches('/'));
-        // An image without the folder gets one if its root is writable; the mount tells.
+        // An image without the folder gets one if its root is writable; the mount fails otherwise.
         let _ = fs::create_dir_all(&target);
         mount(
             Some(entry.point),
@@ -183,15 +183,15 @@ pub fn switch_root(point: &str) -> Result<(), Error> {
     chdir("/").map_err(os("entering the root"))
 }
 
-/// The initramfs is RAM: what was in it (the modules, mostly) is given back. This program's file stays: its pages are in use for as
-/// long as it runs, and the system's commands are links to it.
+/// The initramfs is RAM: what was in it (the modules, mostly) is given back. This program's file stays: its
+/// pages are in use for as long as it runs, and the system's commands are links to it.
 fn free_initramfs() {
     for path in ["/lib", "/etc"] {
         let _ = fs::remove_dir_all(path);
     }
 }
 
-/// Prints a line where somebody may see it: the kernel's log, which reaches every console.
+/// Prints a line into the kernel's log, which reaches every console.
 pub fn say(text: &str) {
     for line in text.lines() {
         let written = OpenOptions::new()

@@ -10,12 +10,12 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use super::mounts;
 use crate::command_line::StaticNetwork;
 
-/// Who may send ICMP echo requests without privilege: every group, as systemd has it (sysctl.d/50-default.conf). Debian's `ping` has no
-/// capability and relies on it.
+/// Who may send ICMP echo requests without privilege: every group, as systemd has it
+/// (sysctl.d/50-default.conf). Debian's `ping` has no capability and relies on it.
 const PING_GROUPS: (&str, &str) = ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
 
-/// Brings loopback up, and the first interface if the machine gave it an address. Failures are said: a machine without
-/// network still has its console and agent.
+/// Brings loopback up, and the first interface if the machine gave it an address. Failures are said: a
+/// machine without network still has its console and agent.
 pub fn up(network: Option<&StaticNetwork>, search: &[String]) {
     // A kernel without IPv4 has no such file.
     let _ = fs::write(PING_GROUPS.0, PING_GROUPS.1);

@@ -1,4 +1,5 @@
-//! The end: processes are asked to stop, then made to, then the disks are made consistent and the machine stops.
+//! The end: processes are asked to stop, then made to, then the disks are made consistent and the machine
+//! stops.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -70,7 +71,8 @@ fn stop_processes() {
     }
 }
 
-/// Reaps what has ended and tells whether any child is left. Every process without a parent is PID 1's child.
+/// Reaps what has ended and returns whether any child is left. Every process without a parent is PID 1's
+/// child.
 fn others_left() -> bool {
     loop {
         match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
@@ -98,18 +100,20 @@ pub fn restore_signals() {
     let _ = SigSet::empty().thread_set_mask();
 }
 
-/// Marks this process, which was forked from PID 1, as one that systemd leaves alone when it ends all others: by an `@` at the
-/// beginning of its command line (systemd.io/ROOT_STORAGE_DAEMONS). So the host hears how commands ended.
+/// Marks this process, which was forked from PID 1, as one that systemd leaves alone when it ends all others:
+/// by an `@` at the beginning of its command line (systemd.io/ROOT_STORAGE_DAEMONS). So the host learns how
+/// commands ended.
 pub fn survive_systemd() {
     let status = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     if let Some(address) = arguments_address(&status) {
-        // SAFETY: the kernel says that this process's arguments begin there, in its own writable stack; the program's name has at
-        // least one byte, and nobody reads it while this process has one thread.
+        // SAFETY: the kernel says that this process's arguments begin there, in its own writable stack; the
+        // program's name has at least one byte, and nobody reads it while this process has one thread.
         unsafe { std::ptr::with_exposed_provenance_mut::<u8>(address).write_volatile(b'@') }
     }
 }
 
-/// `arg_start`, field 48 of `/proc/PID/stat` (proc_pid_stat(5)). The second field, in parentheses, may hold spaces.
+/// `arg_start`, field 48 of `/proc/PID/stat` (proc_pid_stat(5)). The second field, in parentheses, may hold
+/// spaces.
 fn arguments_address(status: &str) -> Option<usize> {
     let (_, fields) = status.rsplit_once(") ")?;
     let address = fields.split(' ').nth(48 - 3)?.trim().parse().ok()?;

@@ -1,4 +1,5 @@
-//! PID 1 for the whole life of the machine: starts services and the console's shell, reaps, restarts, and shuts down when asked.
+//! PID 1 for as long as the machine runs: starts services and the console's shell, reaps, restarts, and
+//! shuts down when asked.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -74,7 +75,8 @@ enum Wake {
     Time,
 }
 
-/// Runs the machine to its end. `with_main` says whether the image's main program, if it has one, is part of it.
+/// Runs the machine to its end. `with_main` says whether the image's main program, if it has one, is part of
+/// it.
 pub fn run(config: &Config, console: &str, with_main: bool) -> Result<std::convert::Infallible, Error> {
     mounts::late();
     commands::install();
@@ -117,7 +119,8 @@ pub fn run(config: &Config, console: &str, with_main: bool) -> Result<std::conve
                 if !over.shell {
                     continue;
                 }
-                // The shell was the machine's purpose, unless there are services: then it is a way to look at them.
+                // The shell was the machine's purpose, unless there are services: then it is a way to look at
+                // them.
                 if services.is_empty() {
                     power::shut_down(End::Off)
                 }
@@ -259,7 +262,7 @@ fn start_shell(console: &str) -> io::Result<Pid> {
     spawn(command)
 }
 
-/// The console as a terminal that is nobody's yet.
+/// The console as a terminal that is not a controlling terminal yet.
 pub(super) fn open_terminal(console: &str) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -284,7 +287,8 @@ pub(super) fn spawn(mut command: Command) -> io::Result<Pid> {
 impl Signals {
     /// Blocks what the supervisor acts on.
     fn block() -> Signals {
-        // SAFETY: the calls initialise and fill a signal set that lives here, then set this thread's mask from it.
+        // SAFETY: the calls initialise and fill a signal set that lives here, then set this thread's mask
+        // from it.
         unsafe {
             let mut set = std::mem::zeroed();
             libc::sigemptyset(&raw mut set);
@@ -313,15 +317,17 @@ impl Signals {
             tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
             tv_nsec: limit.subsec_nanos().into(),
         };
-        // SAFETY: both pointers are to live values; a null one says that nobody wants to know more of the signal.
+        // SAFETY: both pointers are to live values; a null one says that nobody wants to know more of the
+        // signal.
         let signal =
             unsafe { libc::sigtimedwait(&raw const self.set, std::ptr::null_mut(), &raw const time) };
         wake(signal)
     }
 }
 
-/// What a signal means: services have been added (HUP), the kernel's Ctrl-Alt-Del (INT), busybox's words for its init (USR1, USR2, TERM) and systemd's
-/// (RTMIN+4, RTMIN+5), so that `poweroff` and `reboot` of either work.
+/// What a signal means: services have been added (HUP), the kernel's Ctrl-Alt-Del (INT), busybox's words for
+/// its init (USR1, USR2, TERM) and systemd's (RTMIN+4, RTMIN+5), so that `poweroff` and `reboot` of either
+/// work.
 fn wake(signal: i32) -> Wake {
     let (off, again) = (libc::SIGRTMIN() + 4, libc::SIGRTMIN() + 5);
     match signal {

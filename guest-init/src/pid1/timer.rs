@@ -13,7 +13,8 @@ const PAGE: usize = 4096;
 const KERNEL_AGE: usize = 8;
 /// Offset of the register with the host's time in nanoseconds since 1970.
 const HOST_TIME: usize = 16;
-/// What a host that knows this register tells: times from 2020 to 2200. One that does not answers with all zeros or ones.
+/// What a host that knows this register gives: times from 2020 to 2200. One that does not answers with all
+/// zeros or ones.
 const TIMES: std::ops::Range<u64> = 1_577_836_800_000_000_000..7_258_118_400_000_000_000;
 
 /// The doorbell's page, mapped. Without one (another hypervisor), marks go nowhere.
@@ -22,8 +23,8 @@ pub struct BootTimer(Option<Arc<Doorbell>>);
 
 struct Doorbell(*mut u8);
 
-// SAFETY: the pointer is to a device page that stays mapped as long as the value lives; one-byte stores to it need no
-// ordering among threads.
+// SAFETY: the pointer is to a device page that stays mapped as long as the value lives; one-byte stores to it
+// need no ordering among threads.
 unsafe impl Send for Doorbell {}
 // SAFETY: as above.
 unsafe impl Sync for Doorbell {}
@@ -43,22 +44,25 @@ impl BootTimer {
         BootTimer(address.and_then(map).map(|page| Arc::new(Doorbell(page))))
     }
 
-    /// Tells the host when this kernel started, by how long its clock has run: a stock kernel makes no mark itself.
+    /// Tells the host when this kernel started, by how long its clock has run: a stock kernel makes no mark
+    /// itself.
     pub fn kernel_started(&self) {
         let Ok(age) = clock_gettime(ClockId::CLOCK_BOOTTIME) else {
             return;
         };
         if let Some(doorbell) = &self.0 {
             let nanos = age.tv_sec() as u64 * 1_000_000_000 + age.tv_nsec() as u64;
-            // SAFETY: as in `mark`; the register is 8 bytes wide, 8 bytes from the start of the page, which is aligned.
+            // SAFETY: as in `mark`; the register is 8 bytes wide, 8 bytes from the start of the page, which
+            // is aligned.
             unsafe { doorbell.0.add(KERNEL_AGE).cast::<u64>().write_volatile(nanos) }
         }
     }
 
-    /// The host's time since 1970, if it tells any.
+    /// The host's time since 1970, if it gives any.
     pub fn host_time(&self) -> Option<Duration> {
         let doorbell = self.0.as_ref()?;
-        // SAFETY: as in `mark`; the page is mapped for reading as well, and the register is 8 bytes wide and aligned.
+        // SAFETY: as in `mark`; the page is mapped for reading as well, and the register is 8 bytes wide and
+        // aligned.
         let nanos = unsafe { doorbell.0.add(HOST_TIME).cast::<u64>().read_volatile() };
         TIMES.contains(&nanos).then(|| Duration::from_nanos(nanos))
     }
@@ -66,7 +70,8 @@ impl BootTimer {
     /// Tells the host that the guest has reached `event`.
     pub fn mark(&self, event: u8) {
         if let Some(doorbell) = &self.0 {
-            // SAFETY: the page is mapped for writing while `doorbell` lives. The store is volatile: the device wants each one.
+            // SAFETY: the page is mapped for writing while `doorbell` lives. The store is volatile: the
+            // device wants each one.
             unsafe { doorbell.0.write_volatile(event) }
         }
     }

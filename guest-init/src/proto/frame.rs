@@ -5,8 +5,8 @@ use std::io::{self, Read, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Largest payload. Streams are cut to fit; a request with arguments and environment has to (Linux's own limit for one
-/// argument is twice as much).
+/// Largest payload. Streams are cut to fit; a request with arguments and environment has to (Linux's own
+/// limit for one argument is twice as much).
 pub const PAYLOAD_CAP: usize = 64 * 1024;
 
 /// Length (4 bytes, little endian) and kind.
@@ -81,22 +81,17 @@ impl Frame {
 }
 
 /// What is wrong with a connection.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
     /// the connection to the guest agent broke: {0}
-    #[error("the connection to the guest agent broke: {0}")]
     Io(#[from] io::Error),
     /// a frame of {0} bytes is longer than the protocol allows (64 KiB)
-    #[error("a frame of {0} bytes is longer than the protocol allows (64 KiB)")]
     TooLong(usize),
     /// frame kind {0} is not known; are vmm and the image of the same release?
-    #[error("frame kind {0} is not known; are vmm and the image of the same release?")]
     Kind(u8),
     /// a message does not parse: {0}; are vmm and the image of the same release?
-    #[error("a message does not parse: {0}; are vmm and the image of the same release?")]
-    Message(serde_json::Error),
+    Message(#[source] serde_json::Error),
     /// the other side sent {0:?} where the protocol has no such frame
-    #[error("the other side sent {0:?} where the protocol has no such frame")]
     Unexpected(Kind),
 }
 
@@ -169,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_stream_is_refused_before_it_costs_memory() {
+    fn an_untrusted_stream_is_refused_before_it_costs_memory() {
         assert!(matches!(
             read_frame(&mut [0xff, 0xff, 0xff, 0xff, 3].as_slice()),
             Err(Error::TooLong(_))

@@ -17,15 +17,16 @@ pub enum Request {
     },
     /// Unpack the tar archive that follows as input.
     CopyIn {
-        /// An existing folder to unpack into, or the name that the one file or folder in the archive is to have.
+        /// An existing folder to unpack into, or the name that the one file or folder in the archive is to
+        /// have.
         path: String,
     },
     /// Send this file or folder as a tar archive.
     CopyOut {
         /// A relative path begins at root's home.
         path: String,
-        /// The host takes frames of error output with a line for each file that is left out. Agents before this field send none, and
-        /// hosts before it do not set it.
+        /// The host takes frames of error output with a line for each file that is left out. Agents before
+        /// this field send none, and hosts before it do not set it.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         notes: bool,
     },
@@ -34,15 +35,16 @@ pub enum Request {
         /// 1 to 65535.
         port: u16,
     },
-    /// Connect to a TCP port on the guest's loopback address and pass input and output frames; Done is the end.
+    /// Connect to a TCP port on the guest's loopback address and pass input and output frames; Done is the
+    /// end.
     Connect {
         /// 1 to 65535.
         port: u16,
     },
-    /// Make every file system on a disk consistent and hold all writes to it, until [`Request::Thaw`] or the end of this
-    /// connection.
+    /// Make every file system on a disk consistent and hold all writes to it, until [`Request::Thaw`] or the
+    /// end of this connection.
     Freeze {
-        /// Thaw by itself after so many seconds, should nobody ask for it: at most [`FREEZE_MAX`].
+        /// Thaw by itself after so many seconds, should no request come: at most [`FREEZE_MAX`].
         seconds: u32,
     },
     /// Let writes go on.
@@ -52,7 +54,7 @@ pub enum Request {
         /// Nanoseconds since 1970 (UTC).
         nanoseconds: u64,
     },
-    /// Set the clock to the host's, as its boot timer tells it, or where there is none as this request does.
+    /// Set the clock to the host's, as its boot timer gives it, or where there is none as this request does.
     FollowClock {
         /// Nanoseconds since 1970 (UTC) when the request was sent.
         nanoseconds: u64,
@@ -61,7 +63,7 @@ pub enum Request {
     Configure(Configure),
 }
 
-/// Longest freeze in seconds: more than a copy takes, less than the kernel's patience with hung tasks.
+/// Longest freeze in seconds: more than a copy takes, less than the kernel's limit for hung tasks.
 pub const FREEZE_MAX: u32 = 100;
 
 /// A command.
@@ -131,7 +133,7 @@ pub struct Failure {
     pub message: String,
 }
 
-/// The kinds of failure that a caller tells apart.
+/// The kinds of failure that a caller distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {

@@ -1,8 +1,8 @@
 //! What the host and the agent say to each other over vsock.
 //!
-//! The agent listens on [`AGENT_PORT`]. A connection carries one [`Request`] and what belongs to it, in frames
-//! ([`frame`]). When the guest is ready, it connects once to the host's [`READY_PORT`] and sends [`Ready`]: waiting for a guest
-//! is waiting for that connection, not asking again and again.
+//! The agent listens on [`AGENT_PORT`]. A connection carries one [`Request`] and what belongs to it, in
+//! frames ([`frame`]). When the guest is ready, it connects once to the host's [`READY_PORT`] and sends
+//! [`Ready`]: waiting for a guest is waiting for that connection, not asking again and again.
 
 pub mod frame;
 pub mod message;
@@ -19,13 +19,13 @@ pub const AGENT_PORT: u32 = 1024;
 /// The host's vsock port for [`Ready`].
 pub const READY_PORT: u32 = 1025;
 
-/// The host's vsock port for the end of the image's main program: the guest sends one frame with [`Ended`] and waits until the
-/// connection is closed. A host that does not listen there (an older `vmm`) sees the guest power off and nothing more, and an older guest
-/// never connects.
+/// The host's vsock port for the end of the image's main program: the guest sends one frame with [`Ended`]
+/// and waits until the connection is closed. A host that does not listen there (an older `vmm`) sees the
+/// guest power off and nothing more, and an older guest never connects.
 pub const END_PORT: u32 = 1026;
 
-/// What a guest with `kiln.stop=init` prints on its console where it would start the image's PID 1: the end of a boot that
-/// every virtual machine monitor shows alike.
+/// What a guest with `kiln.stop=init` prints on its console where it would start the image's PID 1: the end
+/// of a boot that every virtual machine monitor shows alike.
 pub const STOPPED_AT_INIT: &str = "guest-init: stopped at init";
 
 /// Marks that the guest writes to the boot timer, by their number in the launch timeline.

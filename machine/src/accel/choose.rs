@@ -58,7 +58,7 @@ impl Chosen {
     }
 
     /// Whether instructions are time, and every run is the same.
-    pub fn is_repeatable(&self) -> bool {
+    pub(crate) fn is_repeatable(&self) -> bool {
         self.repeatable
     }
 
@@ -95,8 +95,9 @@ pub fn choose_repeatable(
     }
 }
 
-/// Decides for a guest of architecture `guest`. `Auto` tries KVM out in a scratch machine once per boot of the host and
-/// remembers the verdict in the file `remembered`, if there is one; whether KVM can be opened at all is found out each time.
+/// Decides for a guest of architecture `guest`. `Auto` tries KVM out in a scratch machine once per boot of
+/// the host and remembers the verdict in the file `remembered`, if there is one; whether KVM can be opened at
+/// all is found out each time.
 pub fn choose(choice: Accel, guest: Architecture, remembered: Option<&Path>) -> Result<Chosen, Error> {
     choose_on(std::env::consts::ARCH, choice, guest, remembered)
 }
@@ -202,8 +203,8 @@ fn verdict(kvm: &Kvm, remembered: Option<&Path>) -> Verdict {
     verdict
 }
 
-/// The file that remembers a verdict for this boot of the host and this version of the program. Without it, nothing is
-/// worse than slower.
+/// The file that remembers a verdict for this boot of the host and this version of the program. Without it,
+/// nothing is worse than slower.
 struct Cache {
     path: PathBuf,
     key: String,

@@ -1,7 +1,7 @@
 //! What runs guest instructions: hardware through KVM, or our own processor in software.
 //!
-//! Both stand behind the same small pair of traits. Above this module nobody knows which one runs; below it
-//! (devices, virtio) nobody knows that either exists.
+//! Both stand behind the same small pair of traits. No module above this one knows which of them runs; none
+//! below it (devices, virtio) knows that they exist.
 
 mod choose;
 pub mod kvm;
@@ -50,7 +50,8 @@ pub enum Exit<'a> {
         /// 1 to 8 bytes, little endian.
         data: &'a [u8],
     },
-    /// Nothing happened. Where instructions are time, this is when devices may bring in what came from outside.
+    /// Nothing happened. Where instructions are time, this is when devices may bring in what came from
+    /// outside.
     Poll,
     /// The guest asked the platform for power-off or reset (PSCI, KVM system event).
     System(Action),
@@ -82,8 +83,8 @@ pub struct Profiling {
     pub result: Mutex<Option<softcpu::Profile>>,
 }
 
-/// Makes a running vCPU come back from [`Vcpu::run`] soon, from any thread. A kick that arrives before `run` makes the
-/// next `run` return at once: none is lost.
+/// Makes a running vCPU come back from [`Vcpu::run`] soon, from any thread. A kick that arrives before `run`
+/// makes the next `run` return at once: none is lost.
 pub trait Kick: Send + Sync {
     /// Asks for it.
     fn kick(&self);
@@ -101,12 +102,13 @@ pub struct Created {
 
 /// A virtual processor, owned by its thread.
 pub trait Vcpu: Send {
-    /// Sets the registers for the kernel's entry. Called for the first processor only, before its first `run`.
+    /// Sets the registers for the kernel's entry. Called for the first processor only, before its first
+    /// `run`.
     fn boot(&mut self, boot: &arch::Boot) -> Result<(), Error>;
     /// Runs the guest until something stops it. HLT sleeps inside.
     fn run(&mut self, handler: &mut dyn ExitHandler) -> Result<Stop, Error>;
-    /// Called before a `run` when the processor has been held: tells the guest, where there is a way to, that its watchdogs are not
-    /// to take the time for a fault of its own.
+    /// Called before a `run` when the processor has been held: notifies the guest, where there is a way to,
+    /// that its watchdogs are not to take the time for a fault of its own.
     fn stood_still(&mut self);
     /// A handle that stops `run` from another thread.
     fn kicker(&self) -> Arc<dyn Kick>;
@@ -116,20 +118,20 @@ pub trait Vcpu: Send {
     }
 }
 
-/// The accelerator's side of one machine. Order of calls: RAM was given to the constructor; then every vCPU; then
-/// interrupt lines; doorbells at any time after (the other order measured 20 times slower under KVM).
+/// The accelerator's side of one machine. Order of calls: RAM was given to the constructor; then every vCPU;
+/// then interrupt lines; doorbells at any time after (the other order measured 20 times slower under KVM).
 pub trait Vm: Send + Sync {
     /// The edge-triggered line `gsi`.
     fn interrupt(&self, gsi: u32) -> Result<Arc<dyn Interrupt>, Error>;
-    /// Makes a 4-byte store of `value` at `addr` signal `event` instead of leaving the guest. An accelerator that has
-    /// no such short cut returns `false`; the store then reaches the device through the bus.
+    /// Makes a 4-byte store of `value` at `addr` signal `event` instead of leaving the guest. An accelerator
+    /// that has no such short cut returns `false`; the store then reaches the device through the bus.
     fn doorbell(&self, event: &EventFd, addr: u64, value: u32) -> Result<bool, Error>;
     /// What the accelerator has counted so far, by the names that it has for it, summed over the processors. Empty where it counts
     /// nothing, or was not asked to.
     fn statistics(&self) -> Vec<(String, u64)> {
         Vec::new()
     }
-    /// Instructions retired so far; `None` where nobody counts them.
+    /// Instructions retired so far; `None` where they are not counted.
     fn instructions(&self) -> Option<u64> {
         None
     }
@@ -180,7 +182,7 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// CPU {cpu}: the hardware refused to enter the guest (reason {reason:#x}), which is no fault of the guest
+    /// CPU {cpu}: the hardware refused to enter the guest (reason {reason:#x}), no fault of the guest's
     EntryRefused {
         /// The CPU's number.
         cpu: u8,

@@ -1,8 +1,8 @@
 //! Guest architectures. Which one a machine has is data: it follows from its kernel, not from the host.
 //!
-//! Each directory offers the same few functions, behind those here: the address map ([`layout`]), where RAM lies ([`ram_regions`]), and
-//! [`prepare`]: kernel and initramfs into RAM, what the guest reads of its machine beside them (ACPI or a device
-//! tree), and the first CPU's registers at the kernel's entry.
+//! Each directory offers the same few functions, behind those here: the address map ([`layout`]), where RAM
+//! lies ([`ram_regions`]), and [`prepare`]: kernel and initramfs into RAM, what the guest reads of its
+//! machine beside them (ACPI or a device tree), and the first CPU's registers at the kernel's entry.
 
 pub mod aarch64;
 mod kernel;
@@ -17,7 +17,7 @@ use crate::bus::At;
 use crate::memory::{Memory, Part, PartError};
 
 /// Bytes of one virtio-mmio transport's registers, device configuration included.
-pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+pub(crate) const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 
 /// Why the guest's memory could not be prepared.
 #[derive(Debug, displaydoc::Display, thiserror::Error)]
@@ -31,7 +31,7 @@ pub enum Error {
         /// What can be used.
         wanted: &'static str,
     },
-    /// {what} needs {needed} bytes but only {free} bytes of RAM are free for it; try a machine with more memory
+    /// {what} needs {needed} bytes and {free} bytes of RAM are free for it; try a machine with more memory
     Room {
         /// Kernel or initramfs.
         what: &'static str,
@@ -124,7 +124,7 @@ pub enum Controller {
     GicV3,
 }
 
-/// What the guest is told of the machine that it runs on.
+/// What the guest's tables describe of the machine that it runs on.
 #[derive(Debug, Clone, Copy)]
 pub struct Platform<'a> {
     /// Number of CPUs, 1 to [`Layout::max_cpus`].
@@ -166,8 +166,8 @@ pub fn ram_regions(architecture: Architecture, size: u64) -> Vec<(u64, u64)> {
     }
 }
 
-/// Puts `kernel` and `initrd` into RAM, writes everything that the guest reads before it has drivers, and returns how its
-/// first CPU begins.
+/// Puts `kernel` and `initrd` into RAM, writes everything that the guest reads before it has drivers, and
+/// returns how its first CPU begins.
 pub fn prepare(
     architecture: Architecture,
     memory: &Memory,

@@ -8,14 +8,15 @@ use vm_memory::VolatileSlice;
 pub mod raw;
 pub mod space;
 mod sparse;
-pub mod uring;
-pub mod vectored;
+pub(crate) mod uring;
+pub(crate) mod vectored;
 pub mod volume;
 
-/// The data of a disk. Addresses and lengths are in bytes; a caller has checked that they lie within [`size`](Backend::size).
+/// The data of a disk. Addresses and lengths are in bytes; a caller has checked that they lie within
+/// [`size`](Backend::size).
 ///
-/// All methods may be called from several threads at once. Overlapping requests in flight together have no order among
-/// them, as on any disk.
+/// All methods may be called from several threads at once. Overlapping requests in flight together have no
+/// order among them, as on any disk.
 pub trait Backend: Send + Sync {
     /// Size of the disk in bytes.
     fn size(&self) -> u64;
@@ -25,13 +26,13 @@ pub trait Backend: Send + Sync {
     fn write_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()>;
     /// Returns when all writes that had returned before the call are durable.
     fn flush(&self) -> io::Result<()>;
-    /// Says that the content of a range no longer matters. Advice: what is read afterwards is either what was there or
-    /// zeros.
+    /// Says that the content of a range no longer matters. Advice: what is read afterwards is either what was
+    /// there or zeros.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes a range read as zeros; with `unmap` the space may be given back.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
-    /// The file in which all of a range lies now as plain data, and where there: it can be read and written without us. The file
-    /// stays open for as long as the backend is there.
+    /// The file in which all of a range lies now as plain data, and where there: it can be read and written
+    /// without us. The file stays open for as long as the backend is there.
     fn direct(&self, _offset: u64, _len: u64) -> Option<(BorrowedFd<'_>, u64)> {
         None
     }

@@ -21,7 +21,7 @@ pub fn is_full(error: &io::Error) -> bool {
 /// # Errors
 /// As the file system says.
 pub fn free(path: &Path) -> io::Result<u64> {
-    // O_PATH needs no right to read the file, and `fstatfs` is on the list of those who ask.
+    // O_PATH needs no right to read the file, and `fstatfs` is on the lists of the threads that call this.
     let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     free_at(&file)
 }
@@ -30,7 +30,7 @@ pub fn free(path: &Path) -> io::Result<u64> {
 ///
 /// # Errors
 /// As [`free`].
-pub fn free_at(file: &impl AsFd) -> io::Result<u64> {
+pub(crate) fn free_at(file: &impl AsFd) -> io::Result<u64> {
     let found = fstatvfs(file)?;
     Ok(found.blocks_available() as u64 * found.fragment_size() as u64)
 }
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn full_is_told_from_other_errors_and_explained() {
+    fn full_is_distinguished_from_other_errors_and_explained() {
         let directory = tempfile::tempdir().unwrap();
         for code in [libc::ENOSPC, libc::EDQUOT] {
             let error = io::Error::from_raw_os_error(code);

@@ -85,8 +85,8 @@ fn fallocate(file: &File, mode: i32, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// Shares the blocks of `source[offset..offset + len]` with the start of `target` (reflink): nothing is copied until
-/// one of the two is written.
+/// Shares the blocks of `source[offset..offset + len]` with the start of `target` (reflink): nothing is
+/// copied until one of the two is written.
 ///
 /// # Errors
 /// Where the file systems cannot share, or the range is not a whole number of blocks.

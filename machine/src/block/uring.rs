@@ -1,4 +1,5 @@
-//! Reads and writes of files through io_uring (io_uring(7)): many on their way at once, without a thread for each.
+//! Reads and writes of files through io_uring (io_uring(7)): many in flight at once, without a thread for
+//! each.
 
 #![allow(unsafe_code)]
 
@@ -11,7 +12,7 @@ use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Buffers of one transfer at most: what the kernel takes (UIO_MAXIOV).
-pub const MAX_BUFFERS: usize = 1024;
+pub(crate) const MAX_BUFFERS: usize = 1024;
 
 /// Where the bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,9 +25,9 @@ pub enum Direction {
 
 /// A ring of the kernel's for transfers between files and guest memory; each carries a `T` of the caller's.
 ///
-/// The kernel checks the operations of a ring by other means than those of threads: a ring is a way around the list of system
-/// calls of the thread that uses it. So this one can read and write open files, and nothing else can ever be asked of it
-/// (`IORING_REGISTER_RESTRICTIONS`, Linux 5.10).
+/// The kernel checks the operations of a ring by other means than those of threads: a ring is a way around
+/// the list of system calls of the thread that uses it. So this one can read and write open files, and
+/// nothing else can ever be asked of it (`IORING_REGISTER_RESTRICTIONS`, Linux 5.10).
 pub struct Ring<T> {
     ring: IoUring,
     done: EventFd,
@@ -37,18 +38,20 @@ pub struct Ring<T> {
 struct Slot<T> {
     /// Kept from one transfer to the next.
     vectors: Vec<libc::iovec>,
-    /// `Some` while the transfer is on its way.
+    /// `Some` while the transfer is in flight.
     with: Option<T>,
 }
 
-// SAFETY: the vectors' pointers are to guest memory, which any thread may use; nobody reads through them but the kernel.
+// SAFETY: the vectors' pointers are to guest memory, which any thread may use; nobody reads through them but
+// the kernel.
 unsafe impl<T: Send> Send for Ring<T> {}
 
 impl<T> Ring<T> {
     /// A ring for `depth` transfers at once.
     ///
     /// # Errors
-    /// Where the kernel has no io_uring, or lets this process have none (`kernel.io_uring_disabled`, a list of system calls).
+    /// Where the kernel has no io_uring, or lets this process have none (`kernel.io_uring_disabled`, a list
+    /// of system calls).
     pub fn new(depth: u16) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_r_disabled()
@@ -80,17 +83,17 @@ impl<T> Ring<T> {
     }
 
     /// Whether one more transfer can be begun.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         !self.free.is_empty()
     }
 
-    /// Whether nothing is on its way.
-    pub fn is_idle(&self) -> bool {
+    /// Whether nothing is in flight.
+    pub(crate) fn is_idle(&self) -> bool {
         self.free.len() == self.slots.len()
     }
 
-    /// Begins a transfer between `file` from `offset` on and all of `buffers`, [`MAX_BUFFERS`] at most. It is on its way after the next
-    /// [`submit`](Ring::submit).
+    /// Begins a transfer between `file` from `offset` on and all of `buffers`, [`MAX_BUFFERS`] at most. It is
+    /// in flight after the next [`submit`](Ring::submit).
     ///
     /// # Errors
     /// Gives `with` back when there is no room.
@@ -120,8 +123,8 @@ impl<T> Ring<T> {
             Direction::Read => opcode::Readv::new(file, vectors, count).offset(offset).build(),
             Direction::Write => opcode::Writev::new(file, vectors, count).offset(offset).build(),
         };
-        // SAFETY: the vectors belong to the slot, which is not touched before the transfer has ended; for file and buffers the caller
-        // answers.
+        // SAFETY: the vectors belong to the slot, which is not touched before the transfer has ended; for
+        // file and buffers the caller answers.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(number as u64)) };
         if pushed.is_err() {
             return Err(with);

@@ -9,7 +9,8 @@ use std::os::fd::AsRawFd;
 
 use vm_memory::VolatileSlice;
 
-/// Buffers in one system call. The kernel takes 1024; this many lie on the stack, and more make further calls.
+/// Buffers in one system call. The kernel takes 1024; this many lie on the stack, and more make further
+/// calls.
 const BATCH: usize = 64;
 
 #[derive(Clone, Copy)]
@@ -98,9 +99,10 @@ fn call(
     );
     loop {
         let result = match direction {
-            // SAFETY: the first `count` vectors are initialised, and each describes the part of a VolatileSlice from
-            // `skip` < its length to its end, which stays mapped for the slice's lifetime, longer than this call. The
-            // kernel may write that memory as the guest does: nobody holds a reference to it.
+            // SAFETY: the first `count` vectors are initialised, and each describes the part of a
+            // VolatileSlice from `skip` < its length to its end, which stays mapped for the slice's lifetime,
+            // longer than this call. The kernel may write that memory as the guest does: nobody holds a
+            // reference to it.
             Direction::FromFile => unsafe { libc::preadv64(fd, vectors, count, offset) },
             // SAFETY: as above; the kernel only reads.
             Direction::ToFile => unsafe { libc::pwritev64(fd, vectors, count, offset) },

@@ -1,13 +1,14 @@
-//! The boot timer: the guest marks what it has reached, and the host notes when. It also tells the guest the time.
+//! The boot timer: the guest marks what it has reached, and the host notes when. It also gives the guest the
+//! time.
 //!
 //! | offset | width | access | |
 //! |---|---|---|---|
 //! | 0 | 1 | write | the code of what has been reached now |
 //! | 8 | 8 | write | nanoseconds since the guest's kernel started, for a kernel that makes no marks itself |
-//! | 16 | 8 | read | the host's time in nanoseconds since 1970 (UTC); 0 where the guest's time is not the host's |
+//! | 16 | 8 | read | the host's time, nanoseconds since 1970 (UTC); 0 where the guest has a time of its own |
 //!
-//! A kernel reads its hypervisor's clock once, early, and then counts ticks until it has chosen a clock source: what it loses of
-//! them, its date lacks for good. A real-time clock gives whole seconds only.
+//! A kernel reads its hypervisor's clock once, early, and then counts ticks until it has chosen a clock
+//! source: what it loses of them, its date lacks. A real-time clock gives whole seconds only.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -23,7 +24,7 @@ pub enum Mark {
 }
 
 /// Takes a mark, on the vCPU's thread: it must not take long.
-pub type Note = Box<dyn FnMut(Mark) + Send>;
+pub(crate) type Note = Box<dyn FnMut(Mark) + Send>;
 
 /// A kernel that has run for longer has nothing to say of its boot.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -31,7 +32,7 @@ const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Three registers.
 pub struct BootTimer {
     note: Note,
-    tells_time: bool,
+    has_host_time: bool,
 }
 
 impl BootTimer {
@@ -44,20 +45,21 @@ impl BootTimer {
     /// Offset of the register with the host's time.
     pub const HOST_TIME: u64 = 16;
     /// Its registers' names.
-    pub const REGISTERS: RegisterNames = &[
+    pub(crate) const REGISTERS: RegisterNames = &[
         (Self::MARK, "MARK"),
         (Self::KERNEL_AGE, "KERNEL_AGE"),
         (Self::HOST_TIME, "HOST_TIME"),
     ];
 
-    /// A timer that calls `note` for each mark, and tells the host's time unless the guest has a time of its own.
-    pub fn new(note: Note, tells_time: bool) -> Self {
-        BootTimer { note, tells_time }
+    /// A timer that calls `note` for each mark, and gives the host's time unless the guest has a time of its
+    /// own.
+    pub fn new(note: Note, has_host_time: bool) -> Self {
+        BootTimer { note, has_host_time }
     }
 
     fn host_time(&self) -> u64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        if self.tells_time {
+        if self.has_host_time {
             u64::try_from(since.as_nanos()).unwrap_or(0)
         } else {
             0
@@ -118,16 +120,16 @@ mod tests {
     }
 
     #[test]
-    fn it_tells_the_hosts_time_to_those_whose_time_it_is() {
-        let read = |tells_time, offset, width: usize| {
+    fn the_hosts_time_is_given_where_it_is_the_guests() {
+        let read = |has_host_time, offset, width: usize| {
             let mut data = vec![0xff; width];
-            BootTimer::new(Box::new(|_| {}), tells_time).read(offset, &mut data);
+            BootTimer::new(Box::new(|_| {}), has_host_time).read(offset, &mut data);
             data
         };
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
         let before = now();
-        let told = u64::from_le_bytes(read(true, BootTimer::HOST_TIME, 8).try_into().unwrap());
-        assert!((before..=now()).contains(&told), "{before} {told}");
+        let given = u64::from_le_bytes(read(true, BootTimer::HOST_TIME, 8).try_into().unwrap());
+        assert!((before..=now()).contains(&given), "{before} {given}");
         assert_eq!(read(false, BootTimer::HOST_TIME, 8), [0; 8]);
         for (offset, width) in [
             (BootTimer::HOST_TIME, 4),

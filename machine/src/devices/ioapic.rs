@@ -1,5 +1,5 @@
-//! The I/O interrupt controller of a PC (Intel 82093AA, with the EOI register of version 0x20): 24 pins that become
-//! messages to local APICs. KVM has its own; this one serves the accelerator in software.
+//! The I/O interrupt controller of a PC (Intel 82093AA, with the EOI register of version 0x20): 24 pins that
+//! become messages to local APICs. KVM has its own; this one serves the accelerator in software.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,10 +8,10 @@ use crate::bus::{Action, BusDevice};
 use crate::irq::Interrupt;
 
 /// Number of pins.
-pub const PINS: usize = 24;
+pub(crate) const PINS: usize = 24;
 
 /// Takes an interrupt message as a local APIC understands it: address and data (Intel SDM volume 3, §12.11).
-pub type Deliver = Box<dyn Fn(u64, u32) + Send + Sync>;
+pub(crate) type Deliver = Box<dyn Fn(u64, u32) + Send + Sync>;
 
 /// Version 0x20, which has the EOI register, and the number of the last pin.
 const VERSION: u32 = 0x20 | (PINS as u32 - 1) << 16;
@@ -39,7 +39,8 @@ mod register {
 
 /// The interrupt controller.
 pub struct IoApic {
-    /// A leaf: it is never held while a message is delivered, because a local APIC may signal an EOI meanwhile.
+    /// A leaf: it is never held while a message is delivered, because a local APIC may signal an EOI
+    /// meanwhile.
     state: Mutex<State>,
     deliver: Deliver,
 }
@@ -144,8 +145,8 @@ impl IoApic {
         })
     }
 
-    /// Pin `number` as an edge-triggered line; `None` beyond the last pin. Without effect while the pin is masked, as in
-    /// the chip.
+    /// Pin `number` as an edge-triggered line; `None` beyond the last pin. Without effect while the pin is
+    /// masked, as in the chip.
     pub fn pin(self: &Arc<Self>, number: u32) -> Option<Arc<dyn Interrupt>> {
         let number = usize::try_from(number).ok().filter(|&number| number < PINS)?;
         Some(Arc::new(Pin {
@@ -154,8 +155,8 @@ impl IoApic {
         }))
     }
 
-    /// Sets the line at pin `number`. A high line at a level-triggered pin interrupts again after each EOI; a rising one
-    /// at an edge-triggered pin interrupts once. Pins that do not exist are ignored.
+    /// Sets the line at pin `number`. A high line at a level-triggered pin interrupts again after each EOI; a
+    /// rising one at an edge-triggered pin interrupts once. Pins that do not exist are ignored.
     pub fn set_line(&self, number: usize, high: bool) {
         if number >= PINS {
             return;
@@ -228,7 +229,8 @@ impl BusDevice for Registers {
             register::WINDOW => state.read(state.select),
             _ => 0,
         };
-        // Registers are 32 bits wide; Linux reads them as such, and other widths see their low or zero-extended part.
+        // Registers are 32 bits wide; Linux reads them as such, and other widths see their low or
+        // zero-extended part.
         for (to, from) in data.iter_mut().zip(u64::from(value).to_le_bytes()) {
             *to = from;
         }

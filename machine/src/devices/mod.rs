@@ -1,8 +1,8 @@
 //! All devices of a machine, built from their descriptions.
 //!
-//! Devices that are not virtio are in this directory, virtio devices in [`virtio`](crate::virtio). The two tables are here: [`VirtioSpec`]
-//! has a line for each kind of virtio device, [`fixed`] one for each device that every machine of an architecture has. To add a device,
-//! write its file and add its line.
+//! Devices that are not virtio are in this directory, virtio devices in [`virtio`](crate::virtio). The two
+//! tables are here: [`VirtioSpec`] has a line for each kind of virtio device, [`fixed`] one for each device
+//! that every machine of an architecture has. To add a device, write its file and add its line.
 
 use std::sync::{Arc, Mutex};
 
@@ -96,8 +96,9 @@ impl Mapped {
 /// A device whose one register has no name of its own.
 const ONE_REGISTER: RegisterNames = &[(0, "")];
 
-/// The devices that every machine of `architecture` has, besides interrupt controller, serial port and boot timer. On arm64 the accelerator
-/// carries out PSCI's power-off and reset; a PC needs no clock, for its hypervisor tells the time.
+/// The devices that every machine of `architecture` has, besides interrupt controller, serial port and boot
+/// timer. On arm64 the accelerator carries out PSCI's power-off and reset; a PC needs no clock, for its
+/// hypervisor gives the time.
 pub fn fixed(architecture: Architecture) -> Vec<Mapped> {
     let (acpi, keyboard, reset) = (
         At::Port(pc::ACPI_PM),

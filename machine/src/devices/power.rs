@@ -1,5 +1,5 @@
-//! Power-off and reset: the sleep and reset registers of hardware-reduced ACPI, and the two ports that software knows
-//! from PC chipsets.
+//! Power-off and reset: the sleep and reset registers of hardware-reduced ACPI, and the two ports that
+//! software knows from PC chipsets.
 
 use crate::bus::{Action, BusDevice, RegisterNames};
 
@@ -11,18 +11,18 @@ impl AcpiPower {
     /// Bytes of address space.
     pub const SIZE: u64 = 3;
     /// `SLEEP_CONTROL_REG`: a write of sleep type and enable bit sleeps.
-    pub const SLEEP_CONTROL: u64 = 0;
+    pub(crate) const SLEEP_CONTROL: u64 = 0;
     /// `SLEEP_STATUS_REG`: reads 0, since this machine never wakes.
-    pub const SLEEP_STATUS: u64 = 1;
+    pub(crate) const SLEEP_STATUS: u64 = 1;
     /// `RESET_REG`: a write of [`RESET_VALUE`](Self::RESET_VALUE) resets.
     pub const RESET: u64 = 2;
     /// The value for the FADT's `RESET_VALUE`.
-    pub const RESET_VALUE: u8 = 1;
+    pub(crate) const RESET_VALUE: u8 = 1;
     /// `SLP_TYP` of the state S5, soft off: what the DSDT's `\_S5` must say.
     pub const S5: u8 = 5;
 
     /// ACPI 6.5 §4.8.3.
-    pub const REGISTERS: RegisterNames = &[
+    pub(crate) const REGISTERS: RegisterNames = &[
         (Self::SLEEP_CONTROL, "SLEEP_CONTROL_REG"),
         (Self::SLEEP_STATUS, "SLEEP_STATUS_REG"),
         (Self::RESET, "RESET_REG"),
@@ -48,7 +48,8 @@ impl BusDevice for AcpiPower {
     }
 }
 
-/// The keyboard controller's command port 0x64, as far as a reset goes: command 0xfe pulses the processor's reset line.
+/// The keyboard controller's command port 0x64, as far as a reset goes: command 0xfe pulses the processor's
+/// reset line.
 #[derive(Debug, Default)]
 pub struct KeyboardReset;
 

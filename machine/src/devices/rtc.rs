@@ -1,4 +1,5 @@
-//! The clock of an arm64 machine: an ARM PL031 (crate `vm-superio`) that tells the host's time and sets no alarm.
+//! The clock of an arm64 machine: an ARM PL031 (crate `vm-superio`) that gives the host's time and sets no
+//! alarm.
 //!
 //! x86 machines need none: their FADT says that there is no CMOS clock, and the guest has the hypervisor's.
 
@@ -16,7 +17,7 @@ impl Clock {
     /// Bytes of address space.
     pub const SIZE: u64 = 0x1000;
     /// ARM PrimeCell Real Time Clock (PL031) Technical Reference Manual, table 3-1.
-    pub const REGISTERS: RegisterNames = &[
+    pub(crate) const REGISTERS: RegisterNames = &[
         (0x00, "RTCDR"),
         (0x04, "RTCMR"),
         (0x08, "RTCLR"),
@@ -27,7 +28,7 @@ impl Clock {
         (0x1c, "RTCICR"),
     ];
 
-    /// A clock that tells the host's time.
+    /// A clock that gives the host's time.
     pub fn new() -> Self {
         Clock { rtc: Rtc::new() }
     }
@@ -69,8 +70,8 @@ mod tests {
     fn it_tells_the_time_and_what_it_is() {
         let mut clock = Clock::new();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        let told = u64::from(read(&mut clock, 0));
-        assert!(now.abs_diff(told) <= 2, "{told} at {now}");
+        let given = u64::from(read(&mut clock, 0));
+        assert!(now.abs_diff(given) <= 2, "{given} at {now}");
         // PrimeCell identification, by which Linux finds the driver.
         let id: Vec<u32> = (0xfe0..0x1000)
             .step_by(4)

@@ -29,7 +29,7 @@ impl Trigger for Edge {
     }
 }
 
-/// Says when the guest has read all of its input, if somebody wants to know.
+/// Signals that the guest has read all of its input, once that was asked for.
 struct Room(Arc<OnceLock<EventFd>>);
 
 impl SerialEvents for Room {
@@ -48,7 +48,7 @@ impl Serial {
     /// Registers, in bytes of address space.
     pub const SIZE: u64 = 8;
     /// 16550 registers, reading / writing where they differ.
-    pub const REGISTERS: RegisterNames = &[
+    pub(crate) const REGISTERS: RegisterNames = &[
         (0, "RBR/THR"),
         (1, "IER"),
         (2, "IIR/FCR"),
@@ -59,8 +59,8 @@ impl Serial {
         (7, "SCR"),
     ];
 
-    /// A port that interrupts through `line` and writes to `output` byte by byte, flushing each: a byte that `output`
-    /// does not take is lost, as on a wire.
+    /// A port that interrupts through `line` and writes to `output` byte by byte, flushing each: a byte that
+    /// `output` does not take is lost, as on a wire.
     pub fn new(line: Arc<dyn Interrupt>, output: Output) -> Self {
         let room = Arc::default();
         let uart = Uart::with_events(Edge(line), Room(Arc::clone(&room)), output);
@@ -73,7 +73,7 @@ impl Serial {
     /// When there is no descriptor left.
     pub fn room(&self) -> io::Result<EventFd> {
         if self.room.get().is_none() {
-            // Who asked a moment earlier has set it: one is as good as the other.
+            // Another thread may have set it meanwhile: one is as good as the other.
             let _ = self.room.set(EventFd::new(EFD_NONBLOCK)?);
         }
         match self.room.get() {
@@ -82,8 +82,8 @@ impl Serial {
         }
     }
 
-    /// Gives the guest as much of `bytes` as its FIFO takes (64 at most) and returns how much that was. Send the rest when
-    /// [`room`](Serial::room) is readable.
+    /// Gives the guest as much of `bytes` as its FIFO takes (64 at most) and returns how much that was. Send
+    /// the rest when [`room`](Serial::room) is readable.
     pub fn input(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.uart.enqueue_raw_bytes(bytes) {
             Ok(taken) => Ok(taken),

@@ -67,18 +67,13 @@ impl Machine {
         timeline.mark(Event::MemoryReady);
 
         // Where instructions are time, the guest's time is not the host's.
-        let tells_time = !determinism.is_enabled();
+        let has_host_time = !determinism.is_enabled();
         let mut board = Board::new(Arc::clone(&vm), memory, layout, determinism);
-        for device in devices::fixed(architecture) {
-            board.add(device)?;
-        }
-        let feeder = serial
-            .map(|serial| board.add_serial(serial))
-            .transpose()?
-            .flatten();
-        for (device, slot) in devices.into_iter().zip(slots) {
-            board.add_virtio(device, slot)?;
-        }
+        let feeder = board.add_all(
+            devices::fixed(architecture),
+            serial,
+            devices.into_iter().zip(slots),
+        )?;
 
         let exits: Vec<_> = vcpus.iter().map(|_| Arc::new(ExitTable::default())).collect();
         let control = Control::new(vcpus.iter().map(|vcpu| vcpu.kicker()).collect());
@@ -95,7 +90,7 @@ impl Machine {
         board.buses.memory.insert(
             layout.boot_timer,
             BootTimer::SIZE,
-            boot_timer(&shared, tells_time),
+            boot_timer(&shared, has_host_time),
         )?;
         Ok(Machine {
             vcpus,
@@ -146,7 +141,7 @@ fn check(spec: &Spec) -> Result<(), Error> {
 }
 
 /// The boot timer, noting what the guest says.
-fn boot_timer(shared: &Arc<Shared>, tells_time: bool) -> SharedDevice {
+fn boot_timer(shared: &Arc<Shared>, has_host_time: bool) -> SharedDevice {
     let shared = Arc::clone(shared);
     let note = move |mark| match mark {
         Mark::Reached(code) => {
@@ -156,7 +151,7 @@ fn boot_timer(shared: &Arc<Shared>, tells_time: bool) -> SharedDevice {
         }
         Mark::KernelStarted(at) => shared.timeline.mark_at(Event::KernelStart, at),
     };
-    Arc::new(Mutex::new(BootTimer::new(Box::new(note), tells_time)))
+    Arc::new(Mutex::new(BootTimer::new(Box::new(note), has_host_time)))
 }
 
 /// What devices are plugged into.
@@ -189,6 +184,23 @@ impl Board {
             places: vec![boot_timer],
             layout,
         }
+    }
+
+    /// Adds all devices but the boot timer. Returns what feeds the serial port's input to it.
+    fn add_all(
+        &mut self,
+        fixed: Vec<Mapped>,
+        serial: Option<super::Serial>,
+        virtio: impl Iterator<Item = (Device, VirtioSlot)>,
+    ) -> Result<Option<serial::Feeder>, Error> {
+        for device in fixed {
+            self.add(device)?;
+        }
+        let feeder = serial.map(|serial| self.add_serial(serial)).transpose()?;
+        for (device, slot) in virtio {
+            self.add_virtio(device, slot)?;
+        }
+        Ok(feeder.flatten())
     }
 
     fn add_serial(&mut self, spec: super::Serial) -> Result<Option<serial::Feeder>, Error> {
@@ -235,7 +247,7 @@ impl Board {
                 source,
             })?;
             transport.keep_step(Arc::clone(&gate));
-            self.buses.batons.push(gate);
+            self.buses.gates.push(gate);
         }
         let transport = Arc::new(Mutex::new(transport));
         self.add(Mapped {

@@ -76,8 +76,8 @@ impl Handle {
         self.shared.control.end(Ok(End::Killed));
     }
 
-    /// Stops processors and devices where they are, devices last. Returns whether the machine is now paused by this call: not
-    /// when it has ended or is paused already. The guest's clock goes on.
+    /// Stops processors and devices where they are, devices last. Returns whether the machine is now paused
+    /// by this call: not when it has ended or is paused already. The guest's clock goes on.
     pub fn pause(&self) -> bool {
         let paused = self.shared.control.pause(Hold::Request);
         if paused {
@@ -86,14 +86,15 @@ impl Handle {
         paused
     }
 
-    /// Goes on after [`pause`](Handle::pause), devices first. Processors that are held for want of space stay where they are.
+    /// Goes on after [`pause`](Handle::pause), devices first. Processors that are held for want of space stay
+    /// where they are.
     pub fn resume(&self) {
         self.each_transport(Mmio::resume);
         self.shared.control.resume(Hold::Request);
     }
 
-    /// Holds the processors, and only those, while a disk has no space for what the guest has written. Returns at once: they
-    /// stop soon.
+    /// Holds the processors, and only those, while a disk has no space for what the guest has written.
+    /// Returns at once: they stop soon.
     pub fn hold_for_space(&self, hold: bool) {
         if hold {
             self.shared.control.hold(Hold::NoSpace);
@@ -108,7 +109,7 @@ impl Handle {
         (name, why)
     }
 
-    /// Instructions that the guest has retired so far; `None` where nobody counts them.
+    /// Instructions that the guest has retired so far; `None` where they are not counted.
     pub fn instructions(&self) -> Option<u64> {
         self.shared.vm.instructions()
     }
@@ -160,7 +161,7 @@ impl Handle {
         }
     }
 
-    /// Stops the devices for good and lets go of them.
+    /// Stops the devices and drops them.
     pub(super) fn retire_devices(&self) {
         self.each_transport(Mmio::pause);
         lock(&self.shared.transports).clear();

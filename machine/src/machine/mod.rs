@@ -70,8 +70,9 @@ impl Machine {
         self.handle.clone()
     }
 
-    /// Runs the machine until it ends, and returns when nothing of it runs any more: processors and devices are stopped,
-    /// backends are closed. Calls `started` when the guest has run: for what need not be there before.
+    /// Runs the machine until it ends, and returns when nothing of it runs any more: processors and devices
+    /// are stopped, backends are closed. Calls `started` when the guest has run: for what need not be there
+    /// before.
     pub fn run(self, started: impl FnOnce()) -> Result<Outcome, Error> {
         let Machine {
             vcpus,

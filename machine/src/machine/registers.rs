@@ -1,5 +1,5 @@
-//! Names for the addresses at which a guest leaves its processor: the device, and its register as the device's
-//! specification calls it.
+//! Names for the addresses at which a guest leaves its processor: the device, and its register as the
+//! device's specification calls it.
 
 use crate::bus::RegisterNames;
 use crate::vcpu::Kind;

@@ -35,8 +35,8 @@ pub struct Spec {
     pub devices: Vec<Device>,
     /// System UUID as the guest sees it (SMBIOS or device tree), 16 bytes in reading order.
     pub uuid: Option<[u8; 16]>,
-    /// Makes every run the same, if it is enabled: instructions are time, and devices work in step with the one processor. What
-    /// answers the guest on the host's side takes part in it.
+    /// Makes every run the same, if it is enabled: instructions are time, and devices work in step with
+    /// the one processor. Threads of the host that answer the guest take part in it.
     pub determinism: Determinism,
     /// Whether the accelerator's own statistics are read at each step of the boot. Each reading costs a system call for the machine
     /// and one for each of its processors.
@@ -45,7 +45,8 @@ pub struct Spec {
     pub timeline: Arc<Timeline>,
 }
 
-/// A virtio device of the machine, with the name that messages and exit profiles give it: `vda`, `console`, `net0`.
+/// A virtio device of the machine, with the name that messages and exit profiles give it: `vda`, `console`,
+/// `net0`.
 pub struct Device {
     /// Unique in the machine.
     pub name: String,

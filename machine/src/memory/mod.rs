@@ -32,8 +32,9 @@ pub enum Error {
     Regions,
 }
 
-/// Reserves RAM at the given (guest-physical address, length in bytes) pairs, sorted by address. The host gives pages
-/// when they are first touched: transparent huge pages where it can, because one fault then serves 2 MiB.
+/// Reserves RAM at the given (guest-physical address, length in bytes) pairs, sorted by address. The host
+/// gives pages when they are first touched: transparent huge pages where it can, because one fault then
+/// serves 2 MiB.
 pub fn allocate(ranges: &[(u64, u64)]) -> Result<Memory, Error> {
     let regions = ranges
         .iter()
@@ -52,12 +53,13 @@ pub fn allocate(ranges: &[(u64, u64)]) -> Result<Memory, Error> {
 
 /// Best effort: without huge pages everything works, only slower.
 fn advise_huge_pages(mapping: &MmapRegion) {
-    // SAFETY: the range is exactly one live anonymous mapping of ours, and the advice does not change its content.
+    // SAFETY: the range is exactly one live anonymous mapping of ours, and the advice does not change its
+    // content.
     unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
 }
 
 /// End of the contiguous RAM that begins at guest-physical address 0, exclusive; 0 when there is none.
-pub fn low_end(memory: &Memory) -> u64 {
+pub(crate) fn low_end(memory: &Memory) -> u64 {
     memory
         .iter()
         .next()

@@ -13,7 +13,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile, VolatileM
 
 use super::{Memory, PAGE};
 
-/// Bytes that one read of headers fetches ahead: an ELF header with its program headers, or a whole note segment.
+/// Bytes that one read of headers fetches ahead: an ELF header with its program headers, or a whole note
+/// segment.
 const WINDOW: usize = PAGE as usize;
 
 /// How a part gets into guest RAM.
@@ -71,8 +72,8 @@ pub enum PartError {
 }
 
 impl Part {
-    /// Bytes `offset..offset + len` of `file`, which is `file_len` bytes long; `path` is for messages. A file that shrinks
-    /// while a machine runs on it ends that machine with SIGBUS.
+    /// Bytes `offset..offset + len` of `file`, which is `file_len` bytes long; `path` is for messages. A file
+    /// that shrinks while a machine runs on it ends that machine with SIGBUS.
     pub fn new(
         file: Arc<File>,
         file_len: u64,
@@ -202,8 +203,8 @@ impl PartReader<'_> {
         self.part.len.saturating_sub(self.position)
     }
 
-    /// Replaces the whole pages of `[host, host + len)` by the file's, private to this process, and returns how many
-    /// bytes that covers: a multiple of the page size, 0 where alignment does not allow any.
+    /// Replaces the whole pages of `[host, host + len)` by the file's, private to this process, and returns
+    /// how many bytes that covers: a multiple of the page size, 0 where alignment does not allow any.
     fn map(&self, host: *mut u8, len: usize) -> io::Result<usize> {
         let page = host_page();
         let whole = len - len % page as usize;
@@ -223,9 +224,9 @@ impl PartReader<'_> {
         if !inside {
             return Ok(0);
         }
-        // SAFETY: the range lies inside one guest RAM mapping of ours (checked above), which stays mapped, readable and
-        // writable throughout; nobody holds references into guest RAM, only volatile accesses. MAP_PRIVATE keeps the
-        // guest's writes out of the file.
+        // SAFETY: the range lies inside one guest RAM mapping of ours (checked above), which stays mapped,
+        // readable and writable throughout; nobody holds references into guest RAM, only volatile accesses.
+        // MAP_PRIVATE keeps the guest's writes out of the file.
         let mapped = unsafe {
             libc::mmap(
                 host.cast(),

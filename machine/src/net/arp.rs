@@ -7,8 +7,8 @@ use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
 /// Destination, source, type.
 const ETHERNET_HEADER: usize = 14;
 
-/// The frame that answers a request for one of `ours`, which have the address `mac`. A probe for the guest's own address stays
-/// unanswered, or the guest would take it for a conflict (RFC 5227).
+/// The frame that answers a request for one of `ours`, which have the address `mac`. A probe for the guest's
+/// own address stays unanswered, or the guest would take it for a conflict (RFC 5227).
 pub fn answer(payload: &[u8], ours: &[Ipv4Addr], mac: [u8; 6]) -> Option<Vec<u8>> {
     let request = ArpRepr::parse(&ArpPacket::new_checked(payload).ok()?).ok()?;
     let ArpRepr::EthernetIpv4 {

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Gives the time since some fixed moment, and never goes back. All parts of a network share one, so that a test can let hours
-/// pass at once.
+/// Gives the time since some fixed moment, and never goes back. All parts of a network share one, so that a
+/// test can let hours pass at once.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
 
@@ -34,6 +34,6 @@ impl fmt::Debug for Clock {
 }
 
 /// Whole milliseconds, rounded up: who waits for as long does not wake too early.
-pub fn millis(wait: Duration) -> u64 {
+pub(crate) fn millis(wait: Duration) -> u64 {
     u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

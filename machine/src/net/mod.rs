@@ -1,5 +1,5 @@
-//! Network backends: a tap device, and the built-in user-mode network that needs no privilege; and, in front of either, the
-//! instance metadata service.
+//! Network backends: a tap device, and the built-in user-mode network that needs no privilege; and, in front
+//! of either, the instance metadata service.
 
 mod arp;
 pub mod clock;
@@ -14,28 +14,30 @@ pub mod user;
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
-/// What carries Ethernet frames for a virtio-net device. Runs in the device's worker thread: the worker hands over the guest's
-/// frames, calls [`poll`](Backend::poll) once per batch and whenever a descriptor or the time says so, and then takes
-/// what there is for the guest.
+/// What carries Ethernet frames for a virtio-net device. Runs in the device's worker thread: the worker hands
+/// over the guest's frames, calls [`poll`](Backend::poll) once per batch and whenever a descriptor or the
+/// time says so, and then takes what there is for the guest.
 ///
-/// Frames carry a `virtio_net_hdr_v1` (12 bytes, VIRTIO 1.3 §5.1.6) in front when [`offloads`](Backend::offloads)
-/// says so; otherwise the device strips and adds it.
+/// Frames carry a `virtio_net_hdr_v1` (12 bytes, VIRTIO 1.3 §5.1.6) in front when
+/// [`offloads`](Backend::offloads) says so; otherwise the device strips and adds it.
 pub trait Backend: Send {
     /// Takes one frame from the guest. Never blocks; a frame that cannot be taken is dropped, as on a wire.
     fn transmit(&mut self, frame: &[u8]);
-    /// Puts the next frame for the guest into `buffer` and returns its length, or `None` when there is none now. A frame that
-    /// is larger than `buffer` is dropped.
+    /// Puts the next frame for the guest into `buffer` and returns its length, or `None` when there is none
+    /// now. A frame that is larger than `buffer` is dropped.
     fn receive(&mut self, buffer: &mut [u8]) -> Option<usize>;
     /// File descriptors (with epoll event masks) whose readiness means that [`poll`](Backend::poll) has work.
     fn descriptors(&self) -> Vec<(RawFd, u32)>;
-    /// Moves the backend on (timers, sockets) and returns milliseconds until it wants to be called again, if ever.
+    /// Moves the backend on (timers, sockets) and returns milliseconds until it wants to be called again, if
+    /// ever.
     fn poll(&mut self) -> Option<u64>;
-    /// Whether frames carry the virtio header and may be larger than the MTU (checksum and segmentation offload).
+    /// Whether frames carry the virtio header and may be larger than the MTU (checksum and segmentation
+    /// offload).
     fn offloads(&self) -> bool {
         false
     }
-    /// The features that the driver has agreed to (`VIRTIO_NET_F_*`), before the first frame and after each reset of the
-    /// device. An offload that it declined must not be used on frames for it.
+    /// The features that the driver has agreed to (`VIRTIO_NET_F_*`), before the first frame and after each
+    /// reset of the device. An offload that it declined must not be used on frames for it.
     fn accept_features(&mut self, _features: u64) {}
     /// The MTU to announce to the guest, in bytes of IP packet.
     fn mtu(&self) -> u16 {

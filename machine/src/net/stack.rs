@@ -10,11 +10,12 @@ use smoltcp::wire::{HardwareAddress, IpCidr};
 
 use super::clock::Clock;
 
-/// Packets waiting for the guest. More than this and the stack is told to wait, so a guest that takes nothing costs at most
-/// this many packets of one MTU each.
+/// Packets waiting for the guest. More than this and the stack has to wait, so a guest that takes nothing
+/// costs at most this many packets of one MTU each.
 const OUTGOING_CAP: usize = 128;
 
-/// Packets from the guest that wait for the stack. The worker polls after each batch, so more means a flood: dropped.
+/// Packets from the guest that wait for the stack. The worker polls after each batch, so more means a flood:
+/// dropped.
 const INCOMING_CAP: usize = 1024;
 
 /// Buffers kept for reuse.
@@ -43,7 +44,7 @@ impl Wire {
     }
 }
 
-/// One packet on its way to the stack.
+/// One packet for the stack.
 pub struct Incoming(Vec<u8>);
 
 impl RxToken for Incoming {
@@ -84,8 +85,8 @@ impl Device for Wire {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = self.mtu;
-        // The wire is memory: nothing is damaged on it, so what the guest sends is not checked. What the guest gets has
-        // checksums, because it may check them.
+        // The wire is memory: nothing is damaged on it, so what the guest sends is not checked. What the
+        // guest gets has checksums, because it may check them.
         let mut checksum = ChecksumCapabilities::default();
         checksum.ipv4 = Checksum::Tx;
         checksum.tcp = Checksum::Tx;

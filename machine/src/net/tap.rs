@@ -64,15 +64,16 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK)
             .open("/dev/net/tun")
             .map_err(failed)?;
-        // SAFETY: `request` is a live, writable ifreq of the size that TUNSETIFF reads and writes; the name ends with a zero byte.
+        // SAFETY: `request` is a live, writable ifreq of the size that TUNSETIFF reads and writes; the name
+        // ends with a zero byte.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         if result < 0 {
             return Err(failed(std::io::Error::last_os_error()));
         }
         // SAFETY: as above, for TUNGETIFF, which only writes.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
-        // One that is there already outlives whoever uses it. One that does not was made just now, for root by a name that does not
-        // exist, and goes with the file.
+        // One that is there already outlives its users. One that does not was made just now, for root
+        // by a name that does not exist, and is removed with the file.
         if result == 0 && i32::from(request.flags) & IFF_PERSIST == 0 {
             return Err(failed(std::io::ErrorKind::NotFound.into()));
         }

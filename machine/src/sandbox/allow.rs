@@ -1,7 +1,7 @@
 //! Which system calls each kind of thread may make, and why.
 //!
-//! Numbers are `libc`'s, so each list reads the same on every architecture. Calls that only x86-64 has, and that C libraries
-//! there still make, are [`LEGACY`].
+//! Numbers are `libc`'s, so each list reads the same on every architecture. Calls that only x86-64 has, and
+//! that C libraries there still make, are [`LEGACY`].
 
 use super::Kind;
 
@@ -94,8 +94,8 @@ const ALWAYS: &[Rule] = &[
     Call(libc::SYS_exit_group),
 ];
 
-/// What a processor of KVM does in its thread: run; connect a doorbell when the guest enables a queue; tell the guest that it was
-/// held; read the registers for the report of an error.
+/// What a processor of KVM does in its thread: run; connect a doorbell when the guest enables a queue; tell
+/// the guest that it was held; read the registers for the report of an error.
 const KVM: &[Rule] = &[
     When(libc::SYS_ioctl, &[(1, Equal(0xae80))]),      // KVM_RUN
     When(libc::SYS_ioctl, &[(1, Equal(0x4040_ae79))]), // KVM_IOEVENTFD
@@ -119,8 +119,9 @@ const DISK: &[Rule] = &[
     Call(libc::SYS_fstat),
 ];
 
-/// What a disk does with its ring, if it has one (`--disk-engine io_uring`). Operations of a ring pass by this list: the ring was made
-/// to take reads and writes of open files only, and none can be made in this thread.
+/// What a disk does with its ring, if it has one (`--disk-engine io_uring`). Operations of a ring pass by
+/// this list: the ring was made to take reads and writes of open files only, and none can be made in this
+/// thread.
 const RING: &[Rule] = &[Call(libc::SYS_io_uring_enter)];
 
 /// Sockets that are open, whatever their family.
@@ -243,7 +244,7 @@ pub(super) const REFUSED: &[i64] = &[libc::SYS_clone3];
 /// The lists that together are `kind`'s.
 pub(super) fn lists(kind: Kind) -> &'static [&'static [Rule]] {
     match kind {
-        Kind::Owner => &[
+        Kind::Main => &[
             ALWAYS, KVM, DISK, RING, SOCKETS, INTERNET, LOCAL, TERMINAL, FILES, SIGNALS, SETUP,
         ],
         Kind::Kvm => &[ALWAYS, KVM],

@@ -69,7 +69,8 @@ pub(super) fn offered() -> Result<String, String> {
     }
 }
 
-/// The crate tells the status of a process once it is restricted, and nothing before. The version is one call.
+/// The crate tells the status of a process once it is restricted, and nothing before. The version is one
+/// call.
 #[allow(unsafe_code)]
 fn status() -> LandlockStatus {
     // LANDLOCK_CREATE_RULESET_VERSION.

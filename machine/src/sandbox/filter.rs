@@ -16,7 +16,7 @@ use super::allow::{self, Is, Rule};
 /// The programs made so far, by kind.
 static PROGRAMS: [OnceLock<BpfProgram>; Kind::ALL.len()] = [const { OnceLock::new() }; Kind::ALL.len()];
 
-/// Whether the kernel filters system calls and can tell us which one was stopped.
+/// Whether the kernel filters system calls and reports which one was stopped.
 pub(super) fn offered() -> Result<String, String> {
     let trap: u32 = libc::SECCOMP_RET_TRAP;
     // SAFETY: the kernel reads one number, which lives until it returns.
@@ -40,7 +40,7 @@ pub(super) fn offered() -> Result<String, String> {
 
 /// Confines the calling thread to the calls of `kind`, and what it starts to calls that both allow.
 pub(super) fn install(kind: Kind) -> io::Result<()> {
-    if kind == Kind::Owner {
+    if kind == Kind::Main {
         // All other threads inherit it.
         apply(&refused()?)?;
     }
@@ -80,7 +80,8 @@ fn refused() -> io::Result<BpfProgram> {
     build(rules, SeccompAction::Allow, absent).map_err(io::Error::other)
 }
 
-/// The program of `kind`. A stopped call raises SIGSYS, whose handler says which one it was and ends the process.
+/// The program of `kind`. A stopped call raises SIGSYS, whose handler says which one it was and ends the
+/// process.
 fn compile(kind: Kind) -> io::Result<BpfProgram> {
     let legacy = std::env::consts::ARCH == "x86_64";
     let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();
@@ -142,9 +143,9 @@ mod tests {
             };
             allow::lists(kind).iter().copied().flatten().map(number).collect()
         };
-        let owner = calls(Kind::Owner);
+        let main = calls(Kind::Main);
         for kind in Kind::ALL {
-            assert!(calls(kind).iter().all(|call| owner.contains(call)), "{kind:?}");
+            assert!(calls(kind).iter().all(|call| main.contains(call)), "{kind:?}");
         }
     }
 }

@@ -1,18 +1,21 @@
 //! Confinement of the process that runs a guest, without any privilege.
 //!
-//! Four walls, each of which stands without the others:
+//! Four mechanisms, each independent of the others:
 //!
-//! - **System calls** ([`allow`]): each kind of thread may make the calls on its list, and dies at any other (seccomp,
-//!   `Documentation/userspace-api/seccomp_filter.rst`). The process as a whole may make the union of the lists, which is
-//!   [`Kind::Owner`]'s: no `execve`, no `ptrace`, no memory that can be written and executed.
+//! - **System calls** ([`allow`]): each kind of thread may make the calls on its list, and dies at any other
+//!   (seccomp, `Documentation/userspace-api/seccomp_filter.rst`). The process as a whole may make the union
+//!   of the lists, which is [`Kind::Main`]'s: no `execve`, no `ptrace`, no memory that can be written and
+//!   executed.
 //! - **Files** ([`files`]): the process may open what it was given and nothing else (Landlock,
 //!   `Documentation/userspace-api/landlock.rst`).
 //! - **Network** ([`namespaces`]): a process whose guest has no network has none either.
-//! - **Privileges** ([`privileges`]): no capabilities but those that a wish of the launch needs, and no way to gain any.
+//! - **Privileges** ([`privileges`]): no capabilities but those that an option of the launch needs, and no
+//!   way to gain any.
 //!
-//! Filters are a thread's own and are inherited, so a thread with a short list cannot start one with a longer list. A
-//! processor's thread has to: the guest's driver wakes a device by a write to its register. So every thread that is started
-//! once the process is confined is started by the *spawner*, a thread that does nothing else; see [`spawn`].
+//! Filters are a thread's own and are inherited, so a thread with a short list cannot start one with a longer
+//! list. A processor's thread has to: the guest's driver wakes a device by a write to its register. So every
+//! thread that is started once the process is confined is started by the *spawner*, a thread that does
+//! nothing else; see [`spawn`].
 
 mod allow;
 mod files;
@@ -65,8 +68,9 @@ impl Mode {
 /// What a thread does, and so which system calls it may make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Builds machines, waits for their end, writes the record; the spawner. All that any other kind may do, and more.
-    Owner,
+    /// The main thread, which builds machines, waits for their end and writes the record; the spawner. All
+    /// that any other kind may do, and more.
+    Main,
     /// Runs a processor of KVM.
     Kvm,
     /// Runs a processor in software.
@@ -88,7 +92,7 @@ pub enum Kind {
 impl Kind {
     /// All of them.
     pub const ALL: [Kind; 9] = [
-        Kind::Owner,
+        Kind::Main,
         Kind::Kvm,
         Kind::Soft,
         Kind::Block,
@@ -102,7 +106,7 @@ impl Kind {
     /// A word for it.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Owner => "owner",
+            Kind::Main => "main",
             Kind::Kvm => "kvm",
             Kind::Soft => "soft",
             Kind::Block => "block",
@@ -183,17 +187,17 @@ type SpawnRequest = Box<dyn FnOnce() + Send>;
 static SPAWNER: OnceLock<Sender<SpawnRequest>> = OnceLock::new();
 
 thread_local! {
-    /// What this thread is; `None` while it is not confined. Read by the handler of SIGSYS, so it is constant at first and
-    /// has no destructor.
+    /// What this thread is; `None` while it is not confined. Read by the handler of SIGSYS, so it is constant
+    /// at first and has no destructor.
     static KIND: Cell<Option<Kind>> = const { Cell::new(None) };
 }
 
-/// Confines this process, for good: the calling thread, which must be the only one, and all that [`spawn`] starts from now
-/// on. Returns what the host does not offer.
+/// Confines this process until it ends: the calling thread, which must be the only one, and all that
+/// [`spawn`] starts from now on. Returns what the host does not offer.
 ///
 /// # Errors
-/// With [`Mode::Required`] when something is missing, and then nothing has changed; otherwise when the kernel refuses what
-/// it says that it offers.
+/// With [`Mode::Required`] when something is missing, and then nothing has changed; otherwise when the kernel
+/// refuses what it says that it offers.
 pub fn confine(mode: Mode, plan: &Plan) -> Result<Option<String>, Error> {
     if mode == Mode::Off {
         return Ok(None);
@@ -214,28 +218,28 @@ pub fn confine(mode: Mode, plan: &Plan) -> Result<Option<String>, Error> {
     }
     if offer.system_calls.is_ok() {
         violation::report().map_err(Error::os("reporting violations"))?;
-        filter::install(Kind::Owner).map_err(Error::os("filtering system calls"))?;
-        KIND.set(Some(Kind::Owner));
-        open_nursery().map_err(Error::os("starting the thread that starts threads"))?;
+        filter::install(Kind::Main).map_err(Error::os("filtering system calls"))?;
+        KIND.set(Some(Kind::Main));
+        start_spawner().map_err(Error::os("starting the thread that starts threads"))?;
     }
     let missing: Vec<String> = [host, network].into_iter().flatten().collect();
     Ok((!missing.is_empty()).then(|| missing.join("; ")))
 }
 
 /// Starts the thread that starts threads.
-fn open_nursery() -> io::Result<()> {
-    let (births, born) = channel::<SpawnRequest>();
+fn start_spawner() -> io::Result<()> {
+    let (requests, to_start) = channel::<SpawnRequest>();
     Builder::new().name("spawner".into()).spawn(move || {
-        KIND.set(Some(Kind::Owner));
-        born.into_iter().for_each(|birth| birth());
+        KIND.set(Some(Kind::Main));
+        to_start.into_iter().for_each(|request| request());
     })?;
     // Nobody else can have set it: a process is confined once.
-    let _ = SPAWNER.set(births);
+    let _ = SPAWNER.set(requests);
     Ok(())
 }
 
-/// Starts `run` in a thread called `name` (Linux shows the first 15 bytes) that may make the system calls of `kind`, if this
-/// process is confined.
+/// Starts `run` in a thread called `name` (Linux shows the first 15 bytes) that may make the system calls of
+/// `kind`, if this process is confined.
 ///
 /// # Errors
 /// When there is no thread to be had.
@@ -253,17 +257,18 @@ pub fn spawn<T: Send + 'static>(
         KIND.set(Some(kind));
         run()
     };
-    if KIND.get() == Some(Kind::Owner) {
+    if KIND.get() == Some(Kind::Main) {
         return builder.spawn(confined);
     }
     let (made, wait) = sync_channel(1);
-    let birth = move || drop(made.send(builder.spawn(confined)));
+    let request = move || drop(made.send(builder.spawn(confined)));
     let closed = || io::Error::other("the thread that starts threads has ended");
-    spawner.send(Box::new(birth)).map_err(|_| closed())?;
+    spawner.send(Box::new(request)).map_err(|_| closed())?;
     wait.recv().map_err(|_| closed())?
 }
 
-/// Runs `ask` in a thread of `kind` and waits for it: for the few steps of a thread that its own list does not allow.
+/// Runs `ask` in a thread of `kind` and waits for it: for the few steps of a thread that its own list does
+/// not allow.
 ///
 /// # Errors
 /// When there is no thread to be had.
@@ -271,7 +276,7 @@ pub fn spawn<T: Send + 'static>(
 /// # Panics
 /// When `ask` does.
 pub fn ask<T: Send + 'static>(kind: Kind, ask: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    if KIND.get().is_none_or(|own| own == kind || own == Kind::Owner) {
+    if KIND.get().is_none_or(|own| own == kind || own == Kind::Main) {
         return Ok(ask());
     }
     spawn(kind.name(), kind, ask)?

@@ -1,9 +1,10 @@
-//! A network of its own for a process whose guest has none (network_namespaces(7)): its only interface is a loopback that is
-//! down, so that no socket leads anywhere. Landlock closes TCP, but has no rules for UDP.
+//! A network of its own for a process whose guest has none (network_namespaces(7)): its only interface is a
+//! loopback that is down, so that no socket leads anywhere. Landlock closes TCP, but has no rules for UDP.
 //!
-//! The other kinds of namespaces are left out, because nothing would stand by them that does not stand already: files are
-//! Landlock's, `mount` and the calls of System V are on no list, a process number is of no use to who may neither signal nor
-//! trace, and a new tree of processes would need one process more for each instance.
+//! The other kinds of namespaces are left out, because nothing would stand by them that does not stand
+//! already: files are Landlock's, `mount` and the calls of System V are on no list, a process number is of no
+//! use to who may neither signal nor trace, and a new tree of processes would need one process more for each
+//! instance.
 #![allow(unsafe_code)]
 
 use std::{fs, io};
@@ -33,7 +34,7 @@ pub fn offered() -> Result<String, String> {
     }
 }
 
-/// Leaves the host's network, for good. The calling thread must be the only one.
+/// Leaves the host's network; there is no way back. The calling thread must be the only one.
 pub(super) fn leave_network() -> Result<(), String> {
     let ids = Ids::own();
     let taken = unshare().and_then(|way| match way {
@@ -45,8 +46,9 @@ pub(super) fn leave_network() -> Result<(), String> {
 
 fn missing(error: &io::Error) -> String {
     format!(
-        "no network namespace ({error}; without root it takes user namespaces, which kernel.unprivileged_userns_clone, \
-         kernel.apparmor_restrict_unprivileged_userns or user.max_user_namespaces may forbid)"
+        "no network namespace ({error}; without root it takes user namespaces, which \
+         kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns or \
+         user.max_user_namespaces may forbid)"
     )
 }
 
@@ -88,7 +90,8 @@ impl Ids {
         Ids { user, group }
     }
 
-    /// Has the same numbers in the new namespace, and no others (user_namespaces(7), "Defining user and group ID mappings").
+    /// Has the same numbers in the new namespace, and no others (user_namespaces(7), "Defining user and group
+    /// ID mappings").
     fn keep(&self) -> io::Result<()> {
         let Ids { user, group } = self;
         fs::write("/proc/self/setgroups", "deny")?;

@@ -1,4 +1,4 @@
-//! The last words of a process whose thread has made a forbidden system call.
+//! The report of a process whose thread has made a forbidden system call.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -17,7 +17,7 @@ struct Information {
     architecture: u32,
 }
 
-/// Calls that an intruder is likely to try; others are told by number.
+/// Calls that an attacker is likely to try; others are reported by number.
 macro_rules! names {
     ($($name:ident),* $(,)?) => {
         const NAMES: &[(i64, &str)] = &[$((libc::$name, stringify!($name))),*];
@@ -84,14 +84,15 @@ names![
     SYS_dup3,
 ];
 
-/// Lets a stopped call be told on standard error before it ends the process by SIGSYS.
+/// Has a stopped call reported on standard error before it ends the process by SIGSYS.
 pub(super) fn report() -> io::Result<()> {
     // SAFETY: an all-zero `sigaction` is valid: no flags, nothing blocked.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = tell as extern "C" fn(libc::c_int, *const Information, *const ()) as usize;
+    action.sa_sigaction = handler as extern "C" fn(libc::c_int, *const Information, *const ()) as usize;
     // Not SA_NODEFER: what the handler itself must not do ends the process, as it should.
     action.sa_flags = libc::SA_SIGINFO;
-    // SAFETY: `action` is initialized, and the handler is async-signal-safe: it formats into its own stack and writes.
+    // SAFETY: `action` is initialized, and the handler is async-signal-safe: it formats into its own stack
+    // and writes.
     if unsafe { libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -99,7 +100,7 @@ pub(super) fn report() -> io::Result<()> {
 }
 
 /// The handler. Every kind of thread may write to what is open.
-extern "C" fn tell(_: libc::c_int, information: *const Information, _: *const ()) {
+extern "C" fn handler(_: libc::c_int, information: *const Information, _: *const ()) {
     // SAFETY: for SIGSYS by a filter the kernel fills in these members of a larger structure.
     let call = i64::from(unsafe { (*information).call });
     let mut line = Line {
@@ -116,9 +117,8 @@ extern "C" fn tell(_: libc::c_int, information: *const Information, _: *const ()
     line.text(": its process ends here\n");
     // SAFETY: the bytes are initialized and live until the call returns.
     unsafe { libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len) };
-    // No thread may do this. The signal is blocked while its handler runs, and a blocked one that a filter raises ends
-    // the process by its default action.
-    // SAFETY: the kernel never looks at the arguments.
+    // No thread may do this. The signal is blocked while its handler runs, and a blocked one that a filter
+    // raises ends the process by its default action. SAFETY: the kernel never looks at the arguments.
     unsafe { libc::syscall(libc::SYS_ptrace, 0, 0, 0, 0) };
     // SAFETY: takes a number only.
     unsafe { libc::_exit(128 + libc::SIGSYS) };

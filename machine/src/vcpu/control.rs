@@ -18,15 +18,15 @@ pub enum End {
     Killed,
 }
 
-/// A guest that has not left its processor for so long runs all the same: a kernel's first exit comes within milliseconds on
-/// hardware.
+/// A guest that has not left its processor for so long runs all the same: a kernel's first exit comes within
+/// milliseconds on hardware.
 const FIRST_EXIT: Duration = Duration::from_millis(500);
 
 /// Why processors stand still. Each reason is independent of the others: processors run while there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Hold {
-    /// Somebody asked for a pause.
+    /// A pause was requested.
     Request = 1,
     /// A disk has no space for what the guest has written.
     NoSpace = 2,
@@ -34,7 +34,8 @@ pub enum Hold {
 
 #[derive(Debug)]
 struct Inner {
-    /// One bit for each [`Hold`]. While there is any, threads that want to run wait inside [`Control::may_run`].
+    /// One bit for each [`Hold`]. While there is any, threads that want to run wait inside
+    /// [`Control::may_run`].
     holds: u8,
     /// The first end counts; later ones lose the race and are dropped.
     ended: bool,
@@ -57,7 +58,7 @@ pub enum Next {
     End,
 }
 
-/// Shared by the threads of one machine and whoever controls it.
+/// Shared by the threads of one machine and its handles.
 pub struct Control {
     /// A leaf, except that kickers lock their own inside it.
     inner: Mutex<Inner>,
@@ -83,8 +84,8 @@ impl Control {
         }
     }
 
-    /// Called by a vCPU thread before each run: waits while the machine is paused. Who is to run calls
-    /// [`has_stopped`](Control::has_stopped) afterwards.
+    /// Called by a vCPU thread before each run: waits while the machine is paused. A thread that may run
+    /// calls [`has_stopped`](Control::has_stopped) afterwards.
     pub fn may_run(&self) -> Next {
         let mut inner = self.lock();
         let mut next = Next::Run;
@@ -131,8 +132,8 @@ impl Control {
         }
     }
 
-    /// Waits until the guest has run: seen by its first exit, or taken for granted after a while. Returns at once when the
-    /// machine has ended.
+    /// Waits until the guest has run: seen by its first exit, or taken for granted after a while. Returns at
+    /// once when the machine has ended.
     pub fn wait_for_first_exit(&self) {
         let before = |inner: &mut Inner| !inner.exited && !inner.ended;
         // Neither outcome needs the guard, and there is nothing else to learn from the wait.
@@ -150,8 +151,8 @@ impl Control {
         }
     }
 
-    /// Stops all processors where they are and returns when none runs any more; `false` when the machine has ended, or is
-    /// held for this reason already.
+    /// Stops all processors where they are and returns when none runs any more; `false` when the machine has
+    /// ended, or is held for this reason already.
     pub fn pause(&self, why: Hold) -> bool {
         let mut inner = self.lock();
         if inner.ended || inner.holds & why as u8 != 0 {
@@ -165,7 +166,8 @@ impl Control {
         !inner.ended && inner.holds & why as u8 != 0
     }
 
-    /// As [`pause`](Control::pause), but does not wait for the processors: for a caller that one of them may wait for.
+    /// As [`pause`](Control::pause), but does not wait for the processors: for a caller that one of them may
+    /// wait for.
     pub fn hold(&self, why: Hold) {
         let mut inner = self.lock();
         inner.holds |= why as u8;

@@ -1,12 +1,13 @@
-//! Counts exits by kind and address, always: one hash, one compare and one store each, no lock and no allocation.
+//! Counts exits by kind and address, always: one hash, one compare and one store each, no lock and no
+//! allocation.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::accel::Exit;
 
-/// Different (kind, address) pairs that one vCPU's table tells apart. A boot makes about forty; the guest can make any
-/// number, and those that find no slot are counted together.
+/// Different (kind, address) pairs that one vCPU's table distinguishes. A boot makes about forty; the guest
+/// can make any number, and those that find no slot are counted together.
 const SLOTS: usize = 256;
 /// Slots looked at before an exit goes to the common counter.
 const PROBES: usize = 8;
@@ -70,7 +71,8 @@ struct Slot {
     count: AtomicU64,
 }
 
-/// The counters of one vCPU. Only its thread counts; any thread may read, and sees each counter at some recent moment.
+/// The counters of one vCPU. Only its thread counts; any thread may read, and sees each counter at some
+/// recent moment.
 pub struct ExitTable {
     slots: [Slot; SLOTS],
     other: AtomicU64,

@@ -1,5 +1,5 @@
-//! The life of a virtual processor: a thread that runs the guest, serves what the guest cannot do alone, and looks up when
-//! it is asked to.
+//! A virtual processor: a thread that runs the guest, serves what the guest cannot do alone, and
+//! looks up when it is asked to.
 //!
 //! ```text
 //!                                   +---- action none -----+
@@ -37,7 +37,7 @@ pub struct Buses {
     /// Guest-physical addresses outside RAM.
     pub memory: Bus,
     /// Devices that are kept in step with the processor.
-    pub batons: Vec<Arc<WorkerGate>>,
+    pub gates: Vec<Arc<WorkerGate>>,
 }
 
 /// Serves the exits of one vCPU.
@@ -53,7 +53,7 @@ struct Server {
 impl ExitHandler for Server {
     fn exit(&mut self, exit: Exit<'_>) -> Action {
         if matches!(exit, Exit::Poll) {
-            self.buses.batons.iter().for_each(|gate| gate.pass(Trigger::Poll));
+            self.buses.gates.iter().for_each(|gate| gate.pass(Trigger::Poll));
             return Action::None;
         }
         self.exits.count(&exit);
@@ -74,8 +74,8 @@ impl ExitHandler for Server {
     }
 }
 
-/// Starts the thread of processor `number`. It ends when `control` says so; a processor that stops by itself ends the
-/// whole machine.
+/// Starts the thread of processor `number`. It ends when `control` says so; a processor that stops by itself
+/// ends the whole machine.
 pub fn start(
     number: usize,
     vcpu: Box<dyn Vcpu>,

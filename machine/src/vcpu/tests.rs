@@ -23,7 +23,7 @@ struct Kicker(Mutex<Sender<()>>);
 
 impl Kick for Kicker {
     fn kick(&self) {
-        // A processor that has ended hears nothing.
+        // A kick of a processor that has ended has no effect.
         let _ = self.0.lock().unwrap().send(());
     }
 }
@@ -139,7 +139,7 @@ fn the_processor_that_switches_off_takes_the_others_with_it() {
 }
 
 #[test]
-fn every_end_is_told_apart() {
+fn every_end_is_distinguished() {
     for (script, end) in [
         (Script::new(&[(0x600, 1)], None), End::Reset),
         (Script::new(&[], Some(Ok(Stop::TripleFault))), End::TripleFault),
@@ -183,7 +183,7 @@ fn processors_run_only_when_no_reason_holds_them() {
     control.resume(Hold::Request);
     // It has waited, unless it was slow to begin.
     assert_ne!(thread.join().unwrap(), Next::End);
-    // Held again, and ended: the thread is told to end.
+    // Held again, and ended: the thread has to end.
     control.has_stopped();
     control.hold(Hold::NoSpace);
     let thread = {

@@ -1,4 +1,5 @@
-//! The memory balloon (VIRTIO 1.3 §5.5) with free page reporting: what the guest does not use goes back to the host.
+//! The memory balloon (VIRTIO 1.3 §5.5) with free page reporting: what the guest does not use goes back to
+//! the host.
 
 #![allow(unsafe_code)]
 
@@ -30,7 +31,7 @@ const MAX_PAGES: usize = 8192;
 /// Where `actual` lies in the configuration (§5.5.4).
 const ACTUAL: u64 = 4;
 
-/// How large the balloon is to be, and is. Clones speak of the same balloon.
+/// How large the balloon is to be, and is. Clones are of the same balloon.
 #[derive(Clone, Default)]
 pub struct Target {
     inner: Arc<TargetInner>,
@@ -53,12 +54,13 @@ impl Target {
         if let Some(interrupt) = &*self.interrupt()
             && let Err(error) = interrupt.config()
         {
-            tracing::debug!("balloon: the guest was not told of its new size: {error}");
+            tracing::debug!("balloon: the guest was not notified of its new size: {error}");
         }
     }
 
     /// What the guest says that it has given up, in bytes.
-    pub fn actual(&self) -> u64 {
+    #[cfg(test)]
+    fn actual(&self) -> u64 {
         u64::from(self.inner.actual.load(Ordering::SeqCst)) * PAGE
     }
 
@@ -182,13 +184,14 @@ fn inflate(memory: &GuestMemoryMmap<()>, chain: &Chain<'_>) {
             len += 1;
         }
         index += len;
-        // Pages that are not memory are the guest's mistake, and nobody's loss.
+        // Pages that are not memory are the guest's mistake: they are ignored.
         let slices = GuestMemoryBackend::get_slices(memory, GuestAddress(first * PAGE), len * PAGE as usize);
         slices.flatten().for_each(|slice| release(&slice));
     }
 }
 
-/// Gives the whole host pages of `slice` back. They read as zeros, or as the file behind them, when touched again.
+/// Gives the whole host pages of `slice` back. They read as zeros, or as the file behind them, when touched
+/// again.
 fn release(slice: &VolatileSlice<'_>) {
     // SAFETY: sysconf takes no pointer.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(PAGE as usize);
@@ -198,8 +201,9 @@ fn release(slice: &VolatileSlice<'_>) {
     if len == 0 {
         return;
     }
-    // SAFETY: the range is whole pages inside of `slice`, which is guest memory that stays mapped while it is borrowed.
-    // Its content changes, as the guest has agreed to by offering it; nobody holds a reference to it.
+    // SAFETY: the range is whole pages inside of `slice`, which is guest memory that stays mapped while it is
+    // borrowed. Its content changes, as the guest has agreed to by offering it; nobody holds a reference to
+    // it.
     let done = unsafe { libc::madvise(guard.as_ptr().wrapping_add(skip).cast(), len, libc::MADV_DONTNEED) };
     if done != 0 {
         // Advice only: locked or huge pages may refuse it.

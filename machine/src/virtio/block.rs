@@ -28,7 +28,8 @@ pub use waiting::{SpaceEvent, SpaceMonitor, SpaceReport};
 
 /// Unit of the device's addresses in bytes (VIRTIO 1.3 §5.2.4), whatever the block size.
 pub const SECTOR: u64 = 512;
-/// Descriptors of one queue. Room for two of the largest requests, or for 85 small ones without indirect descriptors.
+/// Descriptors of one queue. Room for two of the largest requests, or for 85 small ones without indirect
+/// descriptors.
 const QUEUE_SIZE: u16 = 256;
 /// Queues at most: one for each of the 32 processors that a machine can have.
 pub const MAX_QUEUES: usize = 32;
@@ -41,11 +42,12 @@ const SIZE_MAX: u32 = 1 << 20;
 const MAX_DISCARD_RANGES: u32 = 32;
 /// Sectors of one discard range (1 GiB).
 const MAX_DISCARD_SECTORS: u32 = 1 << 21;
-/// Sectors of a write-zeroes request (64 MiB) with one range: they may really have to be written, and no request may
-/// hold the worker for long.
+/// Sectors of a write-zeroes request (64 MiB) with one range: they may really have to be written, and no
+/// request may hold the worker for long.
 const MAX_ZEROES_SECTORS: u32 = 1 << 17;
 
-/// A disk. Each queue has a thread of its own: requests of one queue are served one after the other, those of several at once.
+/// A disk. Each queue has a thread of its own: requests of one queue are served one after the other, those of
+/// several at once.
 pub struct Block {
     config: Vec<u8>,
     features: u64,
@@ -59,9 +61,9 @@ impl Block {
         Block::with_limits(backend, spec, Vec::new(), RateLimiter::default())
     }
 
-    /// The same with asynchronous requests, one of `rings` for each queue, as far as they reach; and doing no more than
-    /// `limiter` allows, all queues and both directions together.
-    pub fn with_limits(
+    /// The same with asynchronous requests, one of `rings` for each queue, as far as they reach; and doing no
+    /// more than `limiter` allows, all queues and both directions together.
+    pub(crate) fn with_limits(
         backend: Arc<dyn Backend>,
         spec: Spec,
         rings: Vec<AsyncIo>,
@@ -112,11 +114,12 @@ impl Block {
 }
 
 impl Block {
-    /// Has requests for which the host has no space wait until `monitor` has them carried out again, instead of failing.
+    /// Has requests for which the host has no space wait until `monitor` has them carried out again, instead
+    /// of failing.
     ///
     /// # Errors
     /// When the host has no descriptor left.
-    pub fn waiting_for_space(mut self, monitor: &SpaceMonitor) -> io::Result<Self> {
+    pub(crate) fn waiting_for_space(mut self, monitor: &SpaceMonitor) -> io::Result<Self> {
         for engine in &mut self.engines {
             if let Engine::Idle(server) = engine {
                 server.waiting = Some(WaitList::new(monitor)?);
@@ -167,7 +170,7 @@ impl VirtioDevice for Block {
     fn start(&mut self, active: Activation) -> Result<(), Error> {
         if active.gate.is_some() {
             if let Engine::Idle(server) = &mut self.engines[0] {
-                // Who keeps step has done everything when its turn ends.
+                // In step with the processor everything is done when the gate is given back.
                 server.ring = None;
                 if let Some(waiting) = &mut server.waiting {
                     waiting.in_step = true;

@@ -22,12 +22,12 @@ const TRANSMIT: usize = 1;
 const QUEUE_SIZES: [u16; 2] = [64; 2];
 /// Bytes read from a person, or written for one, at a time.
 const PIECE: usize = 4096;
-/// How long to wait before trying again when nobody takes what the guest prints.
+/// How long to wait before trying again when the output does not take what the guest prints.
 const RETRY: Duration = Duration::from_millis(10);
 /// The input's [`Wake::Source`].
 const INPUT: u32 = 0;
 
-/// Size of the terminal in characters. Clones speak of the same console.
+/// Size of the terminal in characters. Clones are of the same console.
 #[derive(Clone, Default)]
 pub struct Size {
     inner: Arc<Mutex<SizeInner>>,
@@ -53,7 +53,7 @@ impl Size {
         }
     }
 
-    /// Changes the size and tells the guest.
+    /// Changes the size and notifies the guest.
     pub fn set(&self, columns: u16, rows: u16) {
         let mut inner = self.lock();
         if (inner.columns, inner.rows) != (columns, rows) {
@@ -61,7 +61,7 @@ impl Size {
             if let Some(interrupt) = &inner.interrupt
                 && let Err(error) = interrupt.config()
             {
-                tracing::debug!("console: the guest was not told of its new size: {error}");
+                tracing::debug!("console: the guest was not notified of its new size: {error}");
             }
         }
     }
@@ -103,8 +103,9 @@ pub struct Console {
 impl Console {
     /// A console that gives the guest what `input` gives, and writes to `output` what the guest prints.
     ///
-    /// `input` is read only while the guest has room, and never beyond; its end is no end for the guest. `output` may
-    /// answer `WouldBlock`: the guest then waits. Any other error of `output` loses what it did not take.
+    /// `input` is read only while the guest has room, and never beyond; its end is no end for the guest.
+    /// `output` may answer `WouldBlock`: the guest then waits. Any other error of `output` loses what it did
+    /// not take.
     pub fn new(input: Option<OwnedFd>, output: Box<dyn Write + Send>, size: Size) -> Self {
         let port = Port {
             input: input.map(std::fs::File::from),
@@ -214,7 +215,8 @@ impl Port {
         let ring = &mut rings[TRANSMIT];
         let mut chain = Chain::default();
         let mut used = false;
-        // A ring of requests at most in one go, so that a chatty guest does not keep the worker from anything else.
+        // A ring of requests at most in one go, so that a chatty guest does not keep the worker from anything
+        // else.
         for _ in 0..ring.queue.size() {
             if !ring.pop(memory, &mut chain)? {
                 if ring.queue.enable_notification(&**memory)? {
@@ -230,7 +232,7 @@ impl Port {
             if let Some(done) = self.print_chain(&chain, done) {
                 self.stalled = Some(done);
                 // The chain stays available, and is taken again later.
-                ring.queue.set_next_avail(ring.queue.next_avail().wrapping_sub(1));
+                ring.undo_pop();
                 return if used {
                     ring.notify(memory, &**interrupt)
                 } else {
@@ -269,7 +271,8 @@ impl Port {
         }
     }
 
-    /// Gives the guest what the input has, one buffer at a time: level-triggered polling comes again for the rest.
+    /// Gives the guest what the input has, one buffer at a time: level-triggered polling comes again for the
+    /// rest.
     fn read(&mut self, context: &mut Context) -> Result<(), QueueError> {
         let Context {
             memory,
@@ -302,7 +305,7 @@ impl Port {
             // The end, or an input that is gone: a terminal that was hung up says EIO.
             _ => true,
         };
-        ring.queue.set_next_avail(ring.queue.next_avail().wrapping_sub(1));
+        ring.undo_pop();
         if end && let Some(input) = self.input.take() {
             if self.polled {
                 context.poller.remove(&input)?;

@@ -1,5 +1,5 @@
-//! What every virtio transport has in common: device status, features and queues, negotiated once for all devices
-//! (VIRTIO 1.3 §2.1, §2.2, §3.1). A transport decodes its registers and calls this.
+//! What every virtio transport has in common: device status, features and queues, negotiated once for all
+//! devices (VIRTIO 1.3 §2.1, §2.2, §3.1). A transport decodes its registers and calls this.
 
 use std::fmt::Display;
 use std::io;
@@ -18,36 +18,37 @@ use crate::memory::{GuestAddress, Memory};
 /// Device status bits (VIRTIO 1.3 §2.1).
 pub mod status {
     /// The guest has noticed the device.
-    pub const ACKNOWLEDGE: u32 = 1;
+    pub(crate) const ACKNOWLEDGE: u32 = 1;
     /// The guest knows how to drive the device.
-    pub const DRIVER: u32 = 2;
+    pub(crate) const DRIVER: u32 = 2;
     /// The driver is ready; the device serves its queues.
-    pub const DRIVER_OK: u32 = 4;
+    pub(crate) const DRIVER_OK: u32 = 4;
     /// Features are agreed on.
-    pub const FEATURES_OK: u32 = 8;
+    pub(crate) const FEATURES_OK: u32 = 8;
     /// The device has met an error it cannot recover from.
-    pub const NEEDS_RESET: u32 = 64;
+    pub(crate) const NEEDS_RESET: u32 = 64;
     /// The guest has given up on the device.
     pub const FAILED: u32 = 128;
 }
 
 /// Bits of `InterruptStatus` (VIRTIO 1.3 §4.2.2).
-pub mod isr {
+pub(crate) mod isr {
     /// Buffers were used.
-    pub const QUEUE: u32 = 1;
+    pub(crate) const QUEUE: u32 = 1;
     /// The configuration, or the device status, has changed.
     pub const CONFIG: u32 = 2;
 }
 
 /// Features of the transport and the rings that every device offers.
-pub const TRANSPORT_FEATURES: u64 =
+pub(crate) const TRANSPORT_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
-/// Failures of one device that are logged. The guest can reset and fail a device as often as it likes, and must not
-/// fill the log with it.
+/// Failures of one device that are logged. The guest can reset and fail a device as often as it likes, and
+/// must not fill the log with it.
 const MAX_LOGGED_FAILURES: u32 = 8;
 
-/// Device state that the worker threads share with the transport. Every field stands alone, so no lock orders them.
+/// Device state that the worker threads share with the transport. Every field stands alone, so no lock orders
+/// them.
 struct Shared {
     line: Line,
     device_id: u32,
@@ -138,9 +139,9 @@ impl QueueRegisters {
     }
 }
 
-/// Makes a store of a queue's number to the transport's notification register ring its doorbell, where there is a short
-/// cut; without one the store arrives at [`Core::notify`].
-pub type IoeventfdRegistrar = Box<dyn FnMut(u32, &EventFd) -> io::Result<()> + Send>;
+/// Makes a store of a queue's number to the transport's notification register ring its doorbell, where there
+/// is a short cut; without one the store arrives at [`Core::notify`].
+pub(crate) type IoeventfdRegistrar = Box<dyn FnMut(u32, &EventFd) -> io::Result<()> + Send>;
 
 /// Whether the device serves its queues.
 enum RunState {
@@ -168,7 +169,7 @@ pub struct Core {
 }
 
 impl Core {
-    /// Puts `device` behind the interrupt `line`. `connect` is told of each queue's doorbell.
+    /// Puts `device` behind the interrupt `line`. `connect` is called with each queue's doorbell.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: Memory,
@@ -204,22 +205,22 @@ impl Core {
     }
 
     /// Keeps the device in step with the processor from its next start on.
-    pub fn keep_step(&mut self, gate: Arc<WorkerGate>) {
+    pub(crate) fn keep_step(&mut self, gate: Arc<WorkerGate>) {
         self.gate = Some(gate);
     }
 
     /// What the device is.
-    pub fn traits(&self) -> DeviceTraits {
+    pub(crate) fn traits(&self) -> DeviceTraits {
         self.traits
     }
 
     /// All features offered.
-    pub fn device_features(&self) -> u64 {
+    pub(crate) fn device_features(&self) -> u64 {
         self.traits.features | TRANSPORT_FEATURES
     }
 
     /// Takes 32 of the driver's feature bits: the low half for `select` 0, the high half for 1.
-    pub fn set_driver_features(&mut self, select: u32, bits: u32) {
+    pub(crate) fn set_driver_features(&mut self, select: u32, bits: u32) {
         if self.status() & status::FEATURES_OK != 0 {
             return self.fail(&"the driver changed features after FEATURES_OK");
         }
@@ -239,7 +240,7 @@ impl Core {
     }
 
     /// Takes a write of the device status register: 0 resets; bits are only ever added otherwise.
-    pub fn set_status(&mut self, value: u32) {
+    pub(crate) fn set_status(&mut self, value: u32) {
         if value == 0 {
             return self.reset();
         }
@@ -301,8 +302,8 @@ impl Core {
         }
     }
 
-    /// Another handle of each queue's doorbell. Those that are new are rung once: the driver may have rung while there was
-    /// none.
+    /// Another handle of each queue's doorbell. Those that are new are rung once: the driver may have rung
+    /// while there was none.
     fn take_doorbells(&mut self) -> io::Result<Vec<EventFd>> {
         for index in self.doorbells.len()..self.traits.queue_sizes.len() {
             let doorbell = EventFd::new(EFD_NONBLOCK)?;
@@ -325,7 +326,7 @@ impl Core {
         match std::mem::replace(&mut self.run_state, RunState::Idle) {
             RunState::Paused(queues) => {
                 self.start(queues);
-                // A ring that was heard but not served before the pause must not be forgotten.
+                // A notification that arrived but was not served before the pause must not be forgotten.
                 for index in 0..self.doorbells.len() {
                     self.notify(index as u32);
                 }
@@ -334,7 +335,8 @@ impl Core {
         }
     }
 
-    /// Back to the state after power-on (VIRTIO 1.3 §2.4). Every field is named, so that a new one cannot be forgotten.
+    /// Back to the state after power-on (VIRTIO 1.3 §2.4). Every field is named, so that a new one cannot be
+    /// forgotten.
     fn reset(&mut self) {
         let Core {
             device,
@@ -380,13 +382,14 @@ impl Core {
     }
 
     /// Largest size of queue `index`; 0 when there is no such queue.
-    pub fn queue_size_max(&self, index: u32) -> u16 {
+    pub(crate) fn queue_size_max(&self, index: u32) -> u16 {
         self.traits.queue_sizes.get(index as usize).copied().unwrap_or(0)
     }
 
-    /// Changes the registers of queue `index`. Only before `DRIVER_OK`, and only while the queue is disabled: anything
-    /// else is the driver's mistake (VIRTIO 1.3 §4.2.2.2). Disabling a disabled queue is always allowed.
-    pub fn set_queue(&mut self, index: u32, change: impl FnOnce(&mut QueueRegisters)) {
+    /// Changes the registers of queue `index`. Only before `DRIVER_OK`, and only while the queue is disabled:
+    /// anything else is the driver's mistake (VIRTIO 1.3 §4.2.2.2). Disabling a disabled queue is always
+    /// allowed.
+    pub(crate) fn set_queue(&mut self, index: u32, change: impl FnOnce(&mut QueueRegisters)) {
         let accepting = self.status() & (status::FEATURES_OK | status::DRIVER_OK) == status::FEATURES_OK;
         let Some(queue) = self.queues.get_mut(index as usize) else {
             return self.fail(&format_args!(
@@ -412,7 +415,7 @@ impl Core {
     }
 
     /// Rings the doorbell of queue `index`. Ringing a queue that does not exist does nothing.
-    pub fn notify(&self, index: u32) {
+    pub(crate) fn notify(&self, index: u32) {
         if let Some(doorbell) = self.doorbells.get(index as usize) {
             // It fails only when the counter is full, and then it is rung already.
             let _ = doorbell.write(1);
@@ -423,7 +426,7 @@ impl Core {
     }
 
     /// The interrupt status register.
-    pub fn interrupt_status(&self) -> u32 {
+    pub(crate) fn interrupt_status(&self) -> u32 {
         self.shared.interrupt_status.load(Ordering::SeqCst)
     }
 
@@ -438,13 +441,13 @@ impl Core {
     }
 
     /// Reads configuration space.
-    pub fn read_config(&self, offset: u64, data: &mut [u8]) {
+    pub(crate) fn read_config(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         self.device.read_config(offset, data);
     }
 
     /// Writes configuration space. The driver may only do so once it has said that it knows the device.
-    pub fn write_config(&mut self, offset: u64, data: &[u8]) {
+    pub(crate) fn write_config(&mut self, offset: u64, data: &[u8]) {
         if self.status() & status::DRIVER == 0 {
             return self.fail(&"configuration space was written before DRIVER");
         }

@@ -8,16 +8,16 @@ use super::testing::{Driver, RAM};
 use super::*;
 use crate::bus::BusDevice;
 
-/// What a device was told.
+/// The calls that a device got.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Told {
+enum Call {
     Start { features: u64, ready: Vec<bool> },
     Stop,
     Reset,
     Write(u64, Vec<u8>),
 }
 
-type Log = Arc<Mutex<Vec<Told>>>;
+type Log = Arc<Mutex<Vec<Call>>>;
 
 /// A device that does nothing but remember.
 struct Recorder {
@@ -40,7 +40,7 @@ impl VirtioDevice for Recorder {
         read_config_bytes(b"config!", offset, data);
     }
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        self.log.lock().unwrap().push(Told::Write(offset, data.to_vec()));
+        self.log.lock().unwrap().push(Call::Write(offset, data.to_vec()));
     }
     fn start(&mut self, active: Activation) -> Result<(), Error> {
         if self.fails {
@@ -48,7 +48,7 @@ impl VirtioDevice for Recorder {
         }
         use virtio_queue::QueueT;
         let ready = active.queues.iter().map(|(queue, _)| queue.ready()).collect();
-        self.log.lock().unwrap().push(Told::Start {
+        self.log.lock().unwrap().push(Call::Start {
             features: active.features,
             ready,
         });
@@ -59,11 +59,11 @@ impl VirtioDevice for Recorder {
         let Some(active) = self.active.take() else {
             return Vec::new();
         };
-        self.log.lock().unwrap().push(Told::Stop);
+        self.log.lock().unwrap().push(Call::Stop);
         active.queues.into_iter().map(|(queue, _)| queue).collect()
     }
     fn reset(&mut self) {
-        self.log.lock().unwrap().push(Told::Reset);
+        self.log.lock().unwrap().push(Call::Reset);
     }
 }
 
@@ -79,7 +79,7 @@ fn recorder(fails: bool) -> (Driver, Log) {
     )
 }
 
-fn take(log: &Log) -> Vec<Told> {
+fn take(log: &Log) -> Vec<Call> {
     std::mem::take(&mut log.lock().unwrap())
 }
 
@@ -103,8 +103,8 @@ fn a_correct_driver_starts_and_resets_the_device() {
     let agreed = driver.start(u64::MAX);
     assert_eq!(agreed, TRANSPORT_FEATURES | OWN_FEATURE);
     let expected = [
-        Told::Reset,
-        Told::Start {
+        Call::Reset,
+        Call::Start {
             features: agreed,
             ready: vec![true, true],
         },
@@ -114,10 +114,10 @@ fn a_correct_driver_starts_and_resets_the_device() {
     driver.write(QUEUE_SEL, 0);
     assert_eq!(driver.read(QUEUE_READY), 1);
     driver.write(STATUS, 0);
-    assert_eq!(take(&log), [Told::Stop, Told::Reset]);
+    assert_eq!(take(&log), [Call::Stop, Call::Reset]);
     assert_eq!((driver.read(STATUS), driver.read(QUEUE_READY)), (0, 0));
     driver.write(STATUS, 0);
-    assert_eq!(take(&log), [Told::Reset], "it was stopped already");
+    assert_eq!(take(&log), [Call::Reset], "it was stopped already");
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn a_queue_may_stay_disabled() {
     driver.write(QUEUE_READY, 0);
     driver.write(STATUS, 15);
     assert!(!driver.needs_reset());
-    assert!(matches!(&take(&log)[..], [Told::Reset, Told::Start { ready, .. }] if ready == &[true, false]));
+    assert!(matches!(&take(&log)[..], [Call::Reset, Call::Start { ready, .. }] if ready == &[true, false]));
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn breaking_the_order_needs_a_reset_and_starts_nothing() {
         driver.write(STATUS, 15);
         let log = take(&log);
         assert!(
-            !log.iter().any(|told| matches!(told, Told::Start { .. })),
+            !log.iter().any(|call| matches!(call, Call::Start { .. })),
             "{what}: {log:?}"
         );
         driver.start(0);
@@ -225,7 +225,7 @@ fn rings_outside_memory_or_out_of_line_are_refused() {
         driver.write(QUEUE_READY, 1);
         driver.write(STATUS, 15);
         assert!(driver.needs_reset(), "{register:#x} at {address:#x}");
-        assert_eq!(take(&log), [Told::Reset]);
+        assert_eq!(take(&log), [Call::Reset]);
     }
 }
 
@@ -234,7 +234,7 @@ fn a_device_that_cannot_start_asks_for_a_reset() {
     let (mut driver, _) = recorder(true);
     driver.start(0);
     assert!(driver.needs_reset());
-    assert_eq!(driver.acknowledge(), isr::CONFIG, "the driver is told");
+    assert_eq!(driver.acknowledge(), isr::CONFIG, "the driver is notified");
     assert_eq!(driver.acknowledge(), 0);
 }
 
@@ -276,7 +276,7 @@ fn configuration_takes_any_width_and_registers_only_words() {
     assert_eq!(driver.config(0xe00, 2), [0, 0]);
     let mmio = driver.transport();
     mmio.write(CONFIG + 1, &[9]);
-    assert_eq!(take(&log), [Told::Write(1, vec![9])]);
+    assert_eq!(take(&log), [Call::Write(1, vec![9])]);
     for (offset, width) in [(STATUS, 1), (STATUS, 2), (STATUS, 8), (STATUS + 2, 4)] {
         let before = vec![0xee; width];
         let mut data = before.clone();
@@ -308,15 +308,15 @@ mod chance {
             driver.start(u64::MAX);
             prop_assert!(!driver.needs_reset());
             let log = take(&log);
-            let started = matches!(log.last(), Some(Told::Start { .. }));
+            let started = matches!(log.last(), Some(Call::Start { .. }));
             prop_assert!(started);
             let mut running = false;
-            for told in log {
-                match told {
-                    Told::Start { .. } => { prop_assert!(!running); running = true; }
-                    Told::Stop => { prop_assert!(running); running = false; }
-                    Told::Reset => prop_assert!(!running),
-                    Told::Write(..) => {}
+            for call in log {
+                match call {
+                    Call::Start { .. } => { prop_assert!(!running); running = true; }
+                    Call::Stop => { prop_assert!(running); running = false; }
+                    Call::Reset => prop_assert!(!running),
+                    Call::Write(..) => {}
                 }
             }
         }

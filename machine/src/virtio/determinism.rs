@@ -1,9 +1,9 @@
 //! Devices in step with the processor, for machines whose every run is to be the same.
 //!
-//! A worker's thread runs only while it holds the [`WorkerGate`], and the processor waits meanwhile: what the guest asks of a device is done
-//! when its doorbell's store is, whatever the host's scheduler does. What comes from outside waits until the processor polls
-//! its devices, at an instant that its instruction count decides, and until those on the host who are to
-//! answer the guest have done so: while it is the host's [`Determinism`], the processor waits.
+//! A worker's thread runs only while its [`WorkerGate`] is open, and the processor waits meanwhile: what the
+//! guest asks of a device is done when its doorbell's store is, whatever the host's scheduler does. What
+//! comes from outside waits until the processor polls its devices, at an instant that its instruction count
+//! decides, and until the host's threads that answer the guest have done so, which [`Determinism`] counts.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// How long the host may take over its turn before the guest goes on without it: a host process that neither reads nor
-/// answers must not hold the machine for good.
+/// How long the host may take to answer before the guest goes on without it: a host process that neither
+/// reads nor answers must not hold the machine forever.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks whether the host is done.
 const LOOK_EVERY: Duration = Duration::from_micros(50);
 
-/// What a worker is to do with the baton.
+/// What a worker is to do when its gate opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trigger {
     /// The guest has rung a doorbell: its queues are served, and nothing from outside is taken.
@@ -28,7 +28,7 @@ pub enum Trigger {
     Poll,
 }
 
-/// Passes between the processor's thread and one worker's.
+/// Lets either the processor's thread or one worker's run.
 #[derive(Debug)]
 pub struct WorkerGate {
     wake: EventFd,
@@ -82,25 +82,25 @@ impl WorkerGate {
         Attached(Arc::clone(self))
     }
 
-    /// Readable when the baton has been passed.
+    /// Readable when the gate is open.
     pub(super) fn wake(&self) -> &EventFd {
         &self.wake
     }
 
-    /// Takes the baton if it was passed.
+    /// What to do, if the gate is open.
     pub(super) fn take(&self) -> Option<Trigger> {
         // Empties the counter; an error says that it was empty.
         let _ = self.wake.read();
         self.lock().passed
     }
 
-    /// Gives it back.
+    /// Closes the gate: the processor goes on.
     pub(super) fn give_back(&self) {
         self.lock().passed = None;
         self.changed.notify_all();
     }
 
-    /// The machine's.
+    /// That of the machine.
     pub(super) fn determinism(&self) -> &Determinism {
         &self.determinism
     }
@@ -110,7 +110,7 @@ impl WorkerGate {
     }
 }
 
-/// A worker's tie to its baton: once it is gone, nobody waits for the worker any more.
+/// A worker at its gate: once this is dropped, nobody waits for the worker any more.
 pub(super) struct Attached(pub(super) Arc<WorkerGate>);
 
 impl Drop for Attached {
@@ -120,8 +120,8 @@ impl Drop for Attached {
     }
 }
 
-/// Whose turn it is: the host's while any of its threads works on an answer for the guest. The default is nobody's: all calls do
-/// nothing.
+/// Counts the threads of the host that work on an answer for the guest, for which the processor waits. The
+/// default is not enabled: all calls do nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Determinism(Option<Arc<Mutex<Host>>>);
 
@@ -138,19 +138,20 @@ pub enum Times {
 struct Host {
     /// Threads at work.
     at_work: u32,
-    /// Ports of the host. Each entry is a thread that a stream from the guest sets to work: the first stream only, or each.
+    /// Ports of the host. Each entry is a thread that a stream from the guest sets to work: the first stream
+    /// only, or each.
     services: Vec<(u32, Times)>,
-    /// It was complained about.
+    /// A late answer was logged.
     late: bool,
 }
 
 impl Determinism {
-    /// One under which every run is the same.
+    /// One that is enabled.
     pub fn enabled() -> Determinism {
         Determinism(Some(Arc::default()))
     }
 
-    /// Whether it is kept.
+    /// Whether every run is to be the same.
     pub fn is_enabled(&self) -> bool {
         self.0.is_some()
     }
@@ -195,7 +196,7 @@ impl Determinism {
         self.take();
     }
 
-    /// Waits until nobody on the host is at work and `settled` says that nobody is about to begin.
+    /// Waits until no thread of the host is at work and `settled` says that none is about to begin.
     pub(super) fn wait(&self, settled: impl Fn() -> bool) {
         let Some(host) = &self.0 else { return };
         let start = Instant::now();

@@ -91,8 +91,8 @@ pub struct Mmio {
 }
 
 impl Mmio {
-    /// Puts `device` behind registers and the interrupt `line`. `connect` is told of each doorbell, when the driver first
-    /// starts the device, with the value that rings it: a 4-byte store of that value at
+    /// Puts `device` behind registers and the interrupt `line`. `connect` is called with each doorbell, when
+    /// the driver first starts the device, with the value that rings it: a 4-byte store of that value at
     /// [`QUEUE_NOTIFY`](register::QUEUE_NOTIFY). A store that arrives over the bus rings it all the same.
     pub fn new(
         device: Box<dyn VirtioDevice>,
@@ -109,7 +109,7 @@ impl Mmio {
     }
 
     /// Keeps the device in step with the processor from its next start on.
-    pub fn keep_step(&mut self, gate: Arc<WorkerGate>) {
+    pub(crate) fn keep_step(&mut self, gate: Arc<WorkerGate>) {
         self.core.keep_step(gate);
     }
 

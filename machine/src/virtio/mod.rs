@@ -1,8 +1,9 @@
-//! Virtio 1.3 devices. The transport core negotiates status, features and queues once for all of them; a transport
-//! only decodes registers; each device is a file of its own.
+//! Virtio 1.3 devices. The transport core negotiates status, features and queues once for all of them; a
+//! transport only decodes registers; each device is a file of its own.
 //!
-//! A device is a [`Service`](worker::Service) that an [`Engine`](worker::Engine) runs in a thread between `DRIVER_OK`
-//! and reset. A driver that breaks the rules of its queues costs itself the device (`DEVICE_NEEDS_RESET`), nothing more.
+//! A device is a [`Service`](worker::Service) that an [`Engine`](worker::Engine) runs in a thread between
+//! `DRIVER_OK` and reset. A driver that breaks the rules of its queues costs itself the device
+//! (`DEVICE_NEEDS_RESET`), nothing more.
 
 use std::sync::Arc;
 
@@ -18,7 +19,8 @@ pub mod core;
 #[cfg(test)]
 mod core_tests;
 pub mod determinism;
-pub mod hostile;
+
+pub mod malicious_driver;
 pub mod mmio;
 pub mod net;
 pub mod ring;
@@ -63,7 +65,7 @@ impl Error {
     }
 }
 
-/// What a device is, before any driver has spoken to it.
+/// What a device is, before any driver has touched it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceTraits {
     /// Virtio device id (VIRTIO 1.3 §5).
@@ -76,12 +78,13 @@ pub struct DeviceTraits {
 
 /// Raises the device's interrupt after setting the reason in `InterruptStatus` (VIRTIO 1.3 §4.2.2).
 pub trait DeviceInterrupt: Send + Sync {
-    /// Buffers were used in queue `index`. The caller has already asked the queue whether the driver wants to know.
+    /// Buffers were used in queue `index`. The caller has already asked the queue whether the driver wants to
+    /// know.
     fn queue(&self, index: u16) -> std::io::Result<()>;
     /// The configuration space has changed.
     fn config(&self) -> std::io::Result<()>;
-    /// The device met something it cannot recover from: sets `DEVICE_NEEDS_RESET`, tells the driver, and logs `why`
-    /// (a few times per device at most: the guest decides how often this happens).
+    /// The device met something it cannot recover from: sets `DEVICE_NEEDS_RESET`, notifies the driver, and
+    /// logs `why` (a few times per device at most: the guest decides how often this happens).
     fn needs_reset(&self, why: &dyn std::fmt::Display);
 }
 
@@ -91,19 +94,19 @@ pub struct Activation {
     pub memory: Memory,
     /// The features that both sides agreed on.
     pub features: u64,
-    /// Queues by index, with the doorbell that the driver rings for each. A queue that the driver left disabled is
-    /// still here, with `ready() == false`.
+    /// Queues by index, with the doorbell that the driver rings for each. A queue that the driver left
+    /// disabled is still here, with `ready() == false`.
     pub queues: Vec<(Queue, EventFd)>,
-    /// Tells the driver.
+    /// Notifies the driver.
     pub interrupt: Arc<dyn DeviceInterrupt>,
     /// Without it the device works whenever the host lets it.
     pub gate: Option<Arc<determinism::WorkerGate>>,
 }
 
-/// A virtio device. The transport core owns status, features and queue registers; the device owns its queues only
-/// between [`start`](VirtioDevice::start) and [`stop`](VirtioDevice::stop).
+/// A virtio device. The transport core owns status, features and queue registers; the device owns its queues
+/// only between [`start`](VirtioDevice::start) and [`stop`](VirtioDevice::stop).
 pub trait VirtioDevice: Send {
-    /// What the device is; constant over its life.
+    /// What the device is; constant while it exists.
     fn traits(&self) -> DeviceTraits;
     /// Reads device configuration space. Bytes beyond the configuration stay as they are (zero).
     fn read_config(&self, offset: u64, data: &mut [u8]);
@@ -111,17 +114,19 @@ pub trait VirtioDevice: Send {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// Begins to serve the queues, usually in a worker thread. Called at most once between two `stop`s.
     fn start(&mut self, active: Activation) -> Result<(), Error>;
-    /// Stops serving and hands the queues back, with nothing in flight. Idempotent: a stopped device returns none.
+    /// Stops serving and hands the queues back, with nothing in flight. Idempotent: a stopped device returns
+    /// none.
     fn stop(&mut self) -> Vec<Queue>;
     /// Forgets what the driver has set. Called after `stop`.
     fn reset(&mut self) {}
 }
 
-/// Where an interrupt of the machine becomes a virtio interrupt: implemented by the transport over [`Interrupt`].
-pub type Line = Arc<dyn Interrupt>;
+/// Where an interrupt of the machine becomes a virtio interrupt: implemented by the transport over
+/// [`Interrupt`].
+pub(crate) type Line = Arc<dyn Interrupt>;
 
 /// Answers a read of configuration space at `offset` from its bytes; what lies beyond them stays as it is.
-pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
     let Some(tail) = usize::try_from(offset)
         .ok()
         .and_then(|offset| config.get(offset..))

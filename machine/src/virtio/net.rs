@@ -23,8 +23,8 @@ const QUEUE_SIZES: [u16; 2] = [256; 2];
 const HEADER: usize = 12;
 /// Where its `num_buffers` lies: always 1 here, since buffers are not merged.
 const NUM_BUFFERS: usize = 10;
-/// Largest frame: the largest IP packet that segmentation offload makes, its Ethernet header and a VLAN tag. A frame
-/// beyond it is dropped, as on any wire.
+/// Largest frame: the largest IP packet that segmentation offload makes, its Ethernet header and a VLAN tag.
+/// A frame beyond it is dropped, as on any wire.
 const MAX_FRAME: usize = 65535 + 14 + 4;
 /// Frames given to the guest before the worker looks at its other events again.
 const MAX_FRAMES_PER_WAKEUP: usize = 256;
@@ -70,7 +70,7 @@ impl Net {
     }
 
     /// A card that sends and receives no more than these allow.
-    pub fn with_limits(
+    pub(crate) fn with_limits(
         backend: Box<dyn Backend>,
         mac: [u8; 6],
         send: RateLimiter,
@@ -133,8 +133,8 @@ impl VirtioDevice for Net {
 struct Card {
     backend: Box<dyn Backend>,
     offloads: bool,
-    /// The backend's descriptors while they are watched: only while the guest has room, so that frames which nobody can
-    /// take do not keep the worker awake.
+    /// The backend's descriptors while they are watched: only while the guest has room, so that frames that
+    /// cannot be taken do not keep the worker awake.
     watched: Vec<RawFd>,
     /// One frame, with its header in front.
     frame: Vec<u8>,
@@ -143,9 +143,9 @@ struct Card {
     more: bool,
     send: RateLimiter,
     receive: RateLimiter,
-    /// Frames of the guest wait for the pace.
+    /// Frames of the guest wait for the rate limit.
     unsent: bool,
-    /// Frames for the guest may wait for the pace.
+    /// Frames for the guest may wait for the rate limit.
     unreceived: bool,
 }
 
@@ -236,14 +236,14 @@ impl Card {
             }
             let start = if self.offloads { 0 } else { HEADER };
             let Some(len) = self.backend.receive(&mut self.frame[start..]) else {
-                ring.queue.set_next_avail(ring.queue.next_avail().wrapping_sub(1));
+                ring.undo_pop();
                 break;
             };
             seen += 1;
             let len = start + len.min(self.frame.len() - start);
             if len < HEADER || len > chain.writable.len() {
                 // No frame, or the guest's buffer is smaller than its MTU asks for: dropped.
-                ring.queue.set_next_avail(ring.queue.next_avail().wrapping_sub(1));
+                ring.undo_pop();
                 continue;
             }
             if !self.offloads {
@@ -345,11 +345,11 @@ mod tests {
     }
 
     fn card(offloads: bool) -> (Driver, Arc<Mutex<Wire>>, EventFd) {
-        paced(offloads, None)
+        limited(offloads, None)
     }
 
     /// A card that carries so many bytes a second in each direction.
-    fn paced(offloads: bool, rate: Option<u64>) -> (Driver, Arc<Mutex<Wire>>, EventFd) {
+    fn limited(offloads: bool, rate: Option<u64>) -> (Driver, Arc<Mutex<Wire>>, EventFd) {
         let wire = Arc::new(Mutex::new(Wire::default()));
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let backend = Loop {
@@ -406,9 +406,9 @@ mod tests {
     }
 
     #[test]
-    fn a_paced_card_is_slow_both_ways_and_sleeps_meanwhile() {
+    fn a_limited_card_is_slow_both_ways_and_sleeps_meanwhile() {
         // 10,000 bytes pass at once, each further 1,000 in 10 milliseconds.
-        let (mut driver, wire, event) = paced(false, Some(100_000));
+        let (mut driver, wire, event) = limited(false, Some(100_000));
         let start = Instant::now();
         for _ in 0..20 {
             driver.submit(TRANSMIT, &[&[9; HEADER], &[5; 1000]], &[]);

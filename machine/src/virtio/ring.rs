@@ -1,4 +1,5 @@
-//! Split virtqueues from the device's side: descriptor chains, checked before a device sees them (VIRTIO 1.3 §2.7).
+//! Split virtqueues from the device's side: descriptor chains, checked before a device sees them (VIRTIO 1.3
+//! §2.7).
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::VolatileSlice;
@@ -7,8 +8,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::DeviceInterrupt;
 use crate::memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap};
 
-/// Chains served in one go before the worker looks at its other events again. A driver that refills its ring as fast
-/// as it is emptied must not keep the worker from hearing that it should stop.
+/// Chains served in one go before the worker looks at its other events again. A driver that refills its ring
+/// as fast as it is emptied must not keep the worker from hearing that it should stop.
 const MAX_CHAINS_PER_WAKEUP: usize = 1024;
 
 /// How a driver broke its queue. The device is beyond use until the driver resets it.
@@ -150,8 +151,8 @@ impl<'m> Segments<'m> {
     }
 }
 
-/// One request: what the device may read, then what it may write. Reused from one request to the next, so that
-/// serving a queue allocates nothing.
+/// One request: what the device may read, then what it may write. Reused from one request to the next, so
+/// that serving a queue allocates nothing.
 #[derive(Debug, Default)]
 pub struct Chain<'m> {
     /// Names the chain in the used ring.
@@ -199,7 +200,8 @@ impl Ring {
         chain.head = descriptors.head_index();
         let head = chain.head;
         let mut count = 0;
-        // The iterator ends silently where a chain is broken; only a last descriptor without NEXT ends it well.
+        // The iterator ends silently where a chain is broken; only a last descriptor without NEXT ends it
+        // well.
         let mut complete = false;
         for descriptor in descriptors {
             count += 1;
@@ -232,8 +234,8 @@ impl Ring {
         Ok(self.queue.add_used(memory, head, len)?)
     }
 
-    /// Interrupts the driver if it wants to know about what was used since the last call.
-    pub fn notify(
+    /// Interrupts the driver if it asked to be notified of what was used since the last call.
+    pub(crate) fn notify(
         &mut self,
         memory: &GuestMemoryMmap<()>,
         interrupt: &dyn DeviceInterrupt,
@@ -244,8 +246,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Serves what is available: `serve` returns the number of bytes that it wrote into the chain. Ends with the
-    /// doorbell armed, or rung again when there is more than one go may take.
+    /// Serves what is available: `serve` returns the number of bytes that it wrote into the chain. Ends with
+    /// the doorbell armed, or rung again when there is more than one go may take.
     pub fn drain<'m>(
         &mut self,
         memory: &'m GuestMemoryMmap<()>,
@@ -256,10 +258,10 @@ impl Ring {
             .map(drop)
     }
 
-    /// As [`drain`](Ring::drain), but takes the next chain only if `may` allows it. `false` when it did not: there may be more,
-    /// the doorbell is not armed, and the caller has to come back. A chain for which `serve` returns `None` is kept by the caller,
-    /// which gives it back later.
-    pub fn drain_while<'m>(
+    /// As [`drain`](Ring::drain), but takes the next chain only if `may` allows it. `false` when it did not:
+    /// there may be more, the doorbell is not armed, and the caller has to come back. A chain for which
+    /// `serve` returns `None` is kept by the caller, which gives it back later.
+    pub(crate) fn drain_while<'m>(
         &mut self,
         memory: &'m GuestMemoryMmap<()>,
         interrupt: &dyn DeviceInterrupt,
@@ -298,9 +300,15 @@ impl Ring {
         Ok(allowed)
     }
 
+    /// Leaves the chain that was popped last available: the next [`pop`](Ring::pop) gives it again.
+    pub(crate) fn undo_pop(&mut self) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+    }
+
     /// Whether the driver has made something available that is not taken yet.
-    pub fn has_available(&self, memory: &GuestMemoryMmap<()>) -> bool {
-        // The index lies two bytes into the ring, which was checked to be in memory when the queue was enabled.
+    pub(crate) fn has_available(&self, memory: &GuestMemoryMmap<()>) -> bool {
+        // The index lies two bytes into the ring, which was checked to be in memory when the queue was
+        // enabled.
         let index = memory.read_obj::<u16>(crate::memory::GuestAddress(self.queue.avail_ring() + 2));
         index.is_ok_and(|index| u16::from_le(index) != self.queue.next_avail())
     }
@@ -320,11 +328,11 @@ mod tests {
     const BUFFER: u64 = 0x4000;
     const SIZE: u16 = 16;
 
-    /// Counts how often the driver is told.
+    /// Counts how often the driver is notified.
     #[derive(Default)]
-    struct Told(AtomicU32);
+    struct Notified(AtomicU32);
 
-    impl DeviceInterrupt for Told {
+    impl DeviceInterrupt for Notified {
         fn queue(&self, _index: u16) -> std::io::Result<()> {
             self.0.fetch_add(1, Ordering::Relaxed);
             Ok(())
@@ -363,9 +371,9 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_is_told_once_of_all_that_it_asked_for() {
+    fn a_driver_is_notified_once_of_all_that_it_asked_for() {
         let (memory, mut ring) = ring();
-        let (told, mut served) = (Told::default(), 0);
+        let (notified, mut served) = (Notified::default(), 0);
         let serve = |_: &mut Chain<'_>| {
             served += 1;
             // While the second is served the driver asks for one more.
@@ -376,11 +384,11 @@ mod tests {
         };
         ask(&memory);
         ask(&memory);
-        ring.drain(&memory, &told, serve).unwrap();
-        assert_eq!((served, told.0.load(Ordering::Relaxed)), (3, 1));
-        ring.drain(&memory, &told, |_| panic!("there is no more"))
+        ring.drain(&memory, &notified, serve).unwrap();
+        assert_eq!((served, notified.0.load(Ordering::Relaxed)), (3, 1));
+        ring.drain(&memory, &notified, |_| panic!("there is no more"))
             .unwrap();
-        assert_eq!(told.0.into_inner(), 1);
+        assert_eq!(notified.0.into_inner(), 1);
     }
 
     fn segments(memory: &GuestMemoryMmap<()>) -> Segments<'_> {

@@ -10,13 +10,15 @@ use crate::sandbox::Kind;
 
 /// Descriptors of the queue. Linux has one request under way.
 const QUEUE_SIZES: [u16; 1] = [16];
-/// Random bytes for one request; the rest of a larger buffer stays unused. It bounds what one request costs the host.
+/// Random bytes for one request; the rest of a larger buffer stays unused. It bounds what one request costs
+/// the host.
 const MAX_ENTROPY: usize = 64 << 10;
 
 /// The source of entropy of a machine.
 #[derive(Default)]
 pub struct RngSpec {
-    /// What all of its bytes follow from, for a machine whose every run is to be the same; `None` for the host's entropy.
+    /// What all of its bytes follow from, for a machine whose every run is to be the same; `None` for the
+    /// host's entropy.
     pub seed: Option<Vec<u8>>,
 }
 
@@ -52,7 +54,7 @@ impl Default for Rng {
 
 impl Rng {
     /// A source that gives the same bytes in every run with this `seed`. Nothing that it gives is a secret.
-    pub fn seeded(seed: &[u8]) -> Self {
+    pub(crate) fn seeded(seed: &[u8]) -> Self {
         let stream = blake3::Hasher::new_derive_key("kiln 2026-11-25 entropy of a repeatable machine")
             .update(seed)
             .finalize_xof();

@@ -3,12 +3,13 @@
 
 use std::io;
 
-/// Has the calling thread scheduled as one that works in batches (`SCHED_BATCH`): when it wakes, it does not stop what runs on
-/// its processor.
+/// Has the calling thread scheduled as one that works in batches (`SCHED_BATCH`): when it wakes, it does not
+/// stop what runs on its processor.
 ///
-/// On a host without a processor to spare, a driver that is stopped at its first notification has that one request done, is
-/// interrupted for it and asks for the next one. A driver that is let go on until it waits, or until its time is up, has all
-/// that it asks for done in one go. Where a processor is idle, the thread runs on that one at once.
+/// On a host without a processor to spare, a driver that is stopped at its first notification has that one
+/// request done, is interrupted for it and asks for the next one. A driver that is let go on until it waits,
+/// or until its time is up, has all that it asks for done in one go. Where a processor is idle, the thread
+/// runs on that one at once.
 ///
 /// # Errors
 /// What the host says. The thread is then scheduled like any other.

@@ -1,7 +1,9 @@
-//! The driver's side of a virtio-mmio device, for tests, fuzzing and benchmarks: it needs neither a guest nor KVM.
+//! The driver's side of a virtio-mmio device, for tests, fuzzing and benchmarks: it needs neither a guest nor
+//! KVM.
 //!
-//! A [`Driver`] owns guest memory and the device behind its registers. It negotiates, builds split virtqueues, rings
-//! doorbells through the `QueueNotify` register and awaits interrupts. As a test tool it panics where a test should fail.
+//! A [`Driver`] owns guest memory and the device behind its registers. It negotiates, builds split
+//! virtqueues, rings doorbells through the `QueueNotify` register and awaits interrupts. As a test tool it
+//! panics where a test should fail.
 
 use std::collections::HashMap;
 use std::io;
@@ -43,7 +45,7 @@ impl CountingLine {
         *self.edges.lock().expect("no test panics while it counts")
     }
 
-    /// Waits until there are more than `seen` edges; `false` when `patience` runs out first.
+    /// Waits until there are more than `seen` edges; `false` after `timeout`.
     pub fn wait_beyond(&self, seen: u64, timeout: Duration) -> bool {
         let edges = self.edges.lock().expect("no test panics while it counts");
         let (edges, _) = self
@@ -118,7 +120,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A device that nobody has spoken to.
+    /// A device that no driver has touched.
     pub fn new(device: impl VirtioDevice + 'static) -> Self {
         let half = SECOND_REGION as usize;
         let ranges = [
@@ -146,14 +148,15 @@ impl Driver {
         }
     }
 
-    /// A device that has accepted `features` as far as it offers them, with all queues enabled and `DRIVER_OK` set.
+    /// A device that has accepted `features` as far as it offers them, with all queues enabled and
+    /// `DRIVER_OK` set.
     pub fn started(device: impl VirtioDevice + 'static, features: u64) -> Self {
         let mut driver = Driver::new(device);
         driver.start(features);
         driver
     }
 
-    /// Resets and initialises the device as VIRTIO 1.3 §3.1.1 tells; returns the features agreed on.
+    /// Resets and initialises the device as VIRTIO 1.3 §3.1.1 says; returns the features agreed on.
     pub fn start(&mut self, features: u64) -> u64 {
         let agreed = self.negotiate(features);
         self.enable_queues();
@@ -271,7 +274,8 @@ impl Driver {
         address
     }
 
-    /// Makes a request available, but does not ring: `readable` from the driver, `writable` lengths to the driver.
+    /// Makes a request available, but does not ring: `readable` from the driver, `writable` lengths to the
+    /// driver.
     pub fn submit(&mut self, queue: usize, readable: &[&[u8]], writable: &[u32]) -> Request {
         let mut buffers = Vec::new();
         for data in readable {
@@ -425,7 +429,7 @@ impl Driver {
         Some(Used { head, len, data })
     }
 
-    /// Waits for the next used request, or until patience runs out.
+    /// Waits for the next used request, for a limited time.
     pub fn wait_used(&mut self, queue: usize) -> Used {
         let end = Instant::now() + TIMEOUT;
         loop {

@@ -13,8 +13,8 @@ use crate::event::{EventSet, Poller, Token, WorkerThread};
 use crate::memory::Memory;
 use crate::sandbox::Kind;
 
-/// Rounds that a worker in step with the processor serves on one occasion. What is left then comes with the next one: a source that never
-/// runs dry must not hold the processor.
+/// Rounds that a worker in step with the processor serves on one trigger. What is left then comes with the
+/// next one: a source that never runs dry must not hold the processor.
 const MAX_ROUNDS: usize = 64;
 
 /// What wakes a device's worker.
@@ -55,9 +55,9 @@ pub struct Context {
     pub features: u64,
     /// Queues by index; one that the driver left disabled is here too, not ready, and never rings.
     pub rings: Vec<Ring>,
-    /// Tells the driver.
+    /// Notifies the driver.
     pub interrupt: Arc<dyn DeviceInterrupt>,
-    /// Whose turn it is.
+    /// Which threads of the host the processor waits for.
     pub determinism: Determinism,
     /// Whether what came from outside may be taken now. Always, but in step with the processor.
     pub outside: bool,
@@ -65,12 +65,12 @@ pub struct Context {
     pub poller: Poller<Wake>,
 }
 
-/// What a device does with its queues. Every call is in the worker's thread; an error ends the service until the driver
-/// resets the device, and nothing else.
+/// What a device does with its queues. Every call is in the worker's thread; an error ends the service until
+/// the driver resets the device, and nothing else.
 pub trait Service: Send + 'static {
-    /// Whether the worker leaves the processor to the guest until that has asked for all it wants; see [`scheduling`]. Only for
-    /// a device whose driver does something else until it is interrupted: one that spins until its request is done, as the
-    /// console's does, would spin until its time is up.
+    /// Whether the worker leaves the processor to the guest until that has asked for all it wants; see
+    /// [`scheduling`]. Only for a device whose driver does something else until it is interrupted: one that
+    /// spins until its request is done, as the console's does, would spin until its time is up.
     const BATCH_SCHEDULED: bool = false;
 
     /// Called once when the queues begin to be served, before any other call: watch own descriptors here.
@@ -91,12 +91,13 @@ pub trait Service: Send + 'static {
     fn tick(&mut self, _context: &mut Context) -> Result<(), QueueError> {
         Ok(())
     }
-    /// Whether the host processes that the service speaks with have taken all that it has given them. Asked only in step with
-    /// the processor.
+    /// Whether the host processes that the service is connected to have taken all that it has given them.
+    /// Asked only in step with the processor.
     fn settled(&self) -> bool {
         true
     }
-    /// Called once when the queues are about to be handed back: nothing may stay in flight, no descriptor watched.
+    /// Called once when the queues are about to be handed back: nothing may stay in flight, no descriptor
+    /// watched.
     fn end(&mut self, _context: &mut Context) {}
 }
 
@@ -119,12 +120,12 @@ impl<S: Service> Engine<S> {
         self.start_from(0, name, kind, active)
     }
 
-    /// The same for a service that has but some of its device's queues, from number `first` on. To the service they are numbered
-    /// from 0.
+    /// The same for a service that has but some of its device's queues, from number `first` on. To the
+    /// service they are numbered from 0.
     ///
     /// # Errors
     /// As [`start`](Engine::start).
-    pub fn start_from(
+    pub(crate) fn start_from(
         &mut self,
         first: u16,
         name: &str,
@@ -242,7 +243,7 @@ fn serve<S: Service>(service: &mut S, context: &mut Context, stop: &EventFd) -> 
     }
 }
 
-/// Serves while it has the baton, until `stop` is readable.
+/// Serves while its gate is open, until `stop` is readable.
 fn serve_in_step<S: Service>(
     service: &mut S,
     context: &mut Context,
@@ -272,7 +273,7 @@ fn serve_in_step<S: Service>(
     }
 }
 
-/// Serves all that there is to serve on this occasion.
+/// Serves all that there is to serve on this trigger.
 fn serve_occasion<S: Service>(
     service: &mut S,
     context: &mut Context,

@@ -1,8 +1,9 @@
-//! The metadata service as libraries ask it that nobody here wrote: PyPI's ec2-metadata, botocore's fetchers, cloud-init's data
-//! source for EC2. They talk to it on a port of loopback.
+//! The metadata service as libraries ask it that nobody here wrote: PyPI's ec2-metadata, botocore's fetchers,
+//! cloud-init's data source for EC2. They talk to it on a port of loopback.
 //!
-//! The libraries come from PyPI and Debian, so this takes a network and some time: the tests are ignored, by name and with the
-//! reason on standard error, unless `KILN_LONG_TESTS` is set and Python has `venv` and `pip`.
+//! The libraries come from PyPI and Debian, so this takes a network and some time: the tests are ignored, by
+//! name and with the reason on standard error, unless `KILN_LONG_TESTS` is set and Python has `venv` and
+//! `pip`.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,7 +15,7 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
 use machine::net::clock::Clock;
-use machine::net::metadata::{InstanceDocuments, PublicKey, Service};
+use machine::net::metadata::{InstanceDocuments, Service};
 use serde_json::{Value, json};
 
 const INSTANCE: &str = "i-0123456789abcdef0";
@@ -99,24 +100,8 @@ fn python() -> Result<PathBuf> {
 fn serve() -> Result<String> {
     let service = Service::new(
         InstanceDocuments {
-            ami_id: "ami-0123456789abcdef0".to_owned(),
-            instance_id: INSTANCE.to_owned(),
-            instance_type: "kiln.1x512".to_owned(),
-            local_hostname: "ip-10-0-2-15".to_owned(),
-            local_ipv4: Some([10, 0, 2, 15].into()),
-            prefix: 24,
-            mac: [2, 0, 0, 0, 0, 0xa],
-            public_keys: vec![PublicKey {
-                name: "mine".to_owned(),
-                key: KEY.to_owned(),
-            }],
-            block_device_mapping: vec![("root".to_owned(), "/dev/vda".to_owned())],
-            reservation_id: "r-0123456789abcdef0".to_owned(),
-            launched: 1_796_040_000,
-            architecture: "x86_64".to_owned(),
-            tags: [("Name".to_owned(), "web".to_owned())].into(),
             user_data: Some(USER_DATA.into()),
-            ..InstanceDocuments::default()
+            ..InstanceDocuments::example()
         },
         Clock::monotonic(),
     );

@@ -1,4 +1,5 @@
-//! Stopping a vCPU that runs in its own thread: a flag that KVM looks at on entry, and a signal that makes it exit.
+//! Stopping a vCPU that runs in its own thread: a flag that KVM looks at on entry, and a signal that makes it
+//! exit.
 
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -19,8 +20,8 @@ struct Target {
     thread: Option<libc::pthread_t>,
 }
 
-// SAFETY: the pointer goes to memory that is shared with the kernel and only accessed atomically; the owner of that memory
-// takes the target away (`Kicker::retire`) before unmapping it.
+// SAFETY: the pointer goes to memory that is shared with the kernel and only accessed atomically; the owner
+// of that memory takes the target away (`Kicker::retire`) before unmapping it.
 unsafe impl Send for Target {}
 
 /// Makes one vCPU leave `KVM_RUN`.
@@ -82,8 +83,8 @@ impl Kick for Kicker {
         let Some(target) = &*target else { return };
         flag(target).store(1, Ordering::SeqCst);
         if let Some(thread) = target.thread {
-            // SAFETY: a thread registers itself before it runs the vCPU and unregisters before it can end, both under the
-            // lock that is held here.
+            // SAFETY: a thread registers itself before it runs the vCPU and unregisters before it can end,
+            // both under the lock that is held here.
             unsafe { libc::pthread_kill(thread, signal()) };
         }
     }

@@ -1,7 +1,7 @@
 //! Hardware virtualization through Linux's KVM: interrupt controllers and doorbells live in the kernel.
 //!
-//! [`create`] makes its ioctls in an order that matters: memory slots, interrupt chip, vCPUs, and only then doorbells.
-//! Each of the first three replaces or scans what the doorbells would already be registered in.
+//! [`create`] makes its ioctls in an order that matters: memory slots, interrupt chip, vCPUs, and only then
+//! doorbells. Each of the first three replaces or scans what the doorbells would already be registered in.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]
@@ -75,8 +75,8 @@ pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8, statistics: bool) -> Result<
             userspace_addr: region.as_ptr() as u64,
             flags: 0,
         };
-        // SAFETY: the range is a live mapping that `KvmVm` keeps alive, and every vCPU keeps `KvmVm` alive. Guest RAM is
-        // only ever accessed as volatile memory, so that the guest may change it at any time.
+        // SAFETY: the range is a live mapping that `KvmVm` keeps alive, and every vCPU keeps `KvmVm` alive.
+        // Guest RAM is only ever accessed as volatile memory, so that the guest may change it at any time.
         unsafe { fd.set_user_memory_region(slot) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
     }
     let template = arch::Template::new(kvm, &fd, cpus)?;

@@ -1,4 +1,5 @@
-//! Whether KVM on this host is usable: has what is needed, runs guest kernels correctly, and at hardware speed.
+//! Whether KVM on this host is usable: has what is needed, runs guest kernels correctly, and at hardware
+//! speed.
 
 use std::fmt;
 use std::path::Path;
@@ -16,8 +17,9 @@ const CAPABILITIES: &[(Cap, &str)] = &[
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
-/// Least speed in million instructions per second. Hardware does thousands, a nested machine under software emulation still
-/// over a hundred, and hosts that emulate guest kernels below their KVM interface about three.
+/// Least speed in million instructions per second. Hardware does thousands, a nested machine under software
+/// emulation still over a hundred, and hosts that emulate guest kernels below their KVM interface about
+/// three.
 const MIN_MIPS: f64 = 20.0;
 
 /// How fast the scratch machine ran.
@@ -99,7 +101,7 @@ pub(super) fn known_cause() -> &'static str {
 }
 
 /// Tries KVM out in a scratch machine: takes a few milliseconds where KVM is good.
-pub fn try_out(kvm: &Kvm) -> Result<Speed, Unusable> {
+pub(crate) fn try_out(kvm: &Kvm) -> Result<Speed, Unusable> {
     if let Some((_, name)) = CAPABILITIES.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
         return Err(Unusable::Capability(name));
     }
@@ -136,7 +138,8 @@ mod tests {
         assert_eq!(speed.mips, 1000.0);
     }
 
-    /// On a host without KVM there is nothing to try; with it, the verdict is one or the other and never a hang.
+    /// On a host without KVM there is nothing to try; with it, the verdict is one or the other and never a
+    /// hang.
     #[test]
     fn whatever_kvm_is_here_gets_a_verdict_in_time() {
         let Ok(kvm) = super::super::open() else {

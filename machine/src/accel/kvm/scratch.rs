@@ -1,5 +1,5 @@
-//! A scratch machine that tries KVM out: one CPU runs a short routine of the architecture's, which reports each step that it
-//! begins.
+//! A scratch machine that tries KVM out: one CPU runs a short routine of the architecture's, which reports
+//! each step that it begins.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;

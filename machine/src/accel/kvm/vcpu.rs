@@ -34,7 +34,8 @@ impl KvmVcpu {
 
     /// Runs until one exit has been served. `Break` says why to stop.
     fn step(&mut self, handler: &mut dyn ExitHandler) -> ControlFlow<Result<Stop, Error>> {
-        // The exit is decoded below from the shared page, because the crate's own decoding drops the width of port I/O.
+        // The exit is decoded below from the shared page, because the crate's own decoding drops the width of
+        // port I/O.
         if let Err(error) = self.fd.run().map(drop) {
             return match error.errno() {
                 libc::EINTR if self.kicker.take() => Break(Ok(Stop::Kicked)),
@@ -109,8 +110,9 @@ fn port_io(run: &mut kvm_run, handler: &mut dyn ExitHandler) -> Action {
     // SAFETY: the exit reason says which member of the union is valid.
     let io = unsafe { run.__bindgen_anon_1.io };
     let (width, count) = (usize::from(io.size), io.count as usize);
-    // SAFETY: the kernel puts `count` accesses of `size` bytes at `data_offset` from the start of its shared mapping, all
-    // inside the mapping and behind `kvm_run`; nobody else refers to them while the vCPU does not run.
+    // SAFETY: the kernel puts `count` accesses of `size` bytes at `data_offset` from the start of its shared
+    // mapping, all inside the mapping and behind `kvm_run`; nobody else refers to them while the vCPU does
+    // not run.
     let data = unsafe {
         std::slice::from_raw_parts_mut(start.cast::<u8>().add(io.data_offset as usize), width * count)
     };

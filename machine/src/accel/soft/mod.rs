@@ -1,4 +1,5 @@
-//! The software accelerator: [`softcpu`] processors, an emulated IOAPIC, and nothing that the host must provide.
+//! The software accelerator: [`softcpu`] processors, an emulated IOAPIC, and nothing that the host must
+//! provide.
 
 mod vcpu;
 
@@ -36,8 +37,7 @@ pub fn create(options: Options, memory: &Memory, cpus: u8) -> Result<Created, Er
     let registers = Arc::new(Mutex::new(ioapic.registers()));
     let vcpus = (0..u32::from(cpus))
         .map(|id| {
-            let cpu =
-                Cpu::new(Arc::clone(&ram), Arc::clone(&platform), id).ok_or_else(|| Error::NoCpu(id))?;
+            let cpu = Cpu::new(Arc::clone(&ram), Arc::clone(&platform), id).ok_or(Error::NoCpu(id))?;
             let memory = Arc::clone(memory);
             let registers = Arc::clone(&registers);
             let profile = options.profile.clone().filter(|_| id == 0);
@@ -77,8 +77,9 @@ fn share(memory: &Memory) -> Result<Arc<Ram>, Error> {
             })
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    // SAFETY: the regions are page-aligned anonymous mappings that vm-memory accesses through volatile pointers only.
-    // Every processor, which alone hold the `Ram`, also holds the `Memory` that keeps them mapped.
+    // SAFETY: the regions are page-aligned anonymous mappings that vm-memory accesses through volatile
+    // pointers only. Every processor, which alone hold the `Ram`, also holds the `Memory` that keeps them
+    // mapped.
     Ok(Arc::new(unsafe { Ram::new(&regions) }))
 }
 

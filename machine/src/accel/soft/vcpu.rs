@@ -7,7 +7,7 @@ use softcpu::{Answer, Cpu, Platform, Segment, Table};
 
 use crate::accel::{Error, Exit, ExitHandler, Kick, Profiling, Stop, Vcpu};
 use crate::arch::Boot;
-use crate::arch::x86_64::{self, layout};
+use crate::arch::x86_64::layout;
 use crate::bus::{Action, BusDevice};
 use crate::devices::ioapic::{IoApic, Registers};
 use crate::memory::Memory;
@@ -41,7 +41,7 @@ impl SoftVcpu {
     }
 
     /// The same, with a profile that goes to `sink` in the end.
-    pub fn profiled(mut self, sink: Option<Arc<Profiling>>) -> Self {
+    pub(crate) fn profiled(mut self, sink: Option<Arc<Profiling>>) -> Self {
         if let Some(profile) = &sink {
             self.cpu.start_profile(Arc::clone(&profile.functions));
         }
@@ -58,21 +58,6 @@ impl Drop for SoftVcpu {
     }
 }
 
-fn segment(from: x86_64::Segment) -> Segment {
-    let x86_64::Segment {
-        selector,
-        base,
-        limit,
-        access,
-    } = from;
-    Segment {
-        selector,
-        base,
-        limit,
-        access,
-    }
-}
-
 impl Vcpu for SoftVcpu {
     fn boot(&mut self, boot: &Boot) -> Result<(), Error> {
         let Boot::X86_64(boot) = boot else {
@@ -81,10 +66,10 @@ impl Vcpu for SoftVcpu {
         let cpu = &mut self.cpu;
         cpu.set_control(boot.cr0, boot.cr3, boot.cr4, boot.efer);
         for number in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
-            cpu.set_segment(number, segment(boot.ds));
+            cpu.set_segment(number, boot.ds);
         }
-        cpu.set_segment(seg::CS, segment(boot.cs));
-        cpu.set_system_segments(Segment::default(), segment(boot.tr));
+        cpu.set_segment(seg::CS, boot.cs);
+        cpu.set_system_segments(Segment::default(), boot.tr);
         let table = |(base, limit)| Table { base, limit };
         cpu.set_tables(table(boot.gdt), table(boot.idt));
         cpu.set_rflags(boot.rflags);

@@ -17,7 +17,8 @@ const PPI: u32 = 1;
 /// Third cell of an interrupt.
 const EDGE_RISING: u32 = 1;
 const LEVEL_LOW: u32 = 8;
-/// The architectural timers' private interrupts: secure, non-secure, virtual, hypervisor (BSA §3.8.2, less 16).
+/// The architectural timers' private interrupts: secure, non-secure, virtual, hypervisor (BSA §3.8.2, less
+/// 16).
 const TIMERS: [u32; 4] = [13, 14, 11, 10];
 /// GICv2's third cell says in bits 8 to 15 which CPUs a private interrupt goes to.
 const PPI_CPUS_SHIFT: u32 = 8;
@@ -190,7 +191,8 @@ mod tests {
     use crate::arch::aarch64::LAYOUT;
     use crate::memory::allocate;
 
-    /// A flattened tree as a map from `/node/property` to its value (Devicetree Specification 0.4, chapter 5).
+    /// A flattened tree as a map from `/node/property` to its value (Devicetree Specification 0.4, chapter
+    /// 5).
     fn properties(blob: &[u8]) -> BTreeMap<String, Vec<u8>> {
         let word = |at: usize| u32::from_be_bytes(blob[at..at + 4].try_into().unwrap()) as usize;
         let text = |at: usize| {

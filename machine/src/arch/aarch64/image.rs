@@ -1,7 +1,7 @@
 //! Kernel and initramfs into RAM: an uncompressed `Image` low, the initramfs as high as it may be.
 //!
-//! Not through `linux-loader`, whose loader for this format is compiled on arm64 only and does not tell how much RAM the kernel
-//! needs behind its file: this module runs, and is tested, on every host.
+//! Not through `linux-loader`, whose loader for this format is compiled on arm64 only and does not say how
+//! much RAM the kernel needs behind its file: this module runs, and is tested, on every host.
 
 use std::io::Read;
 
@@ -11,7 +11,8 @@ use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory, PAGE, Part};
 
 /// Bytes of the header (Linux, Documentation/arch/arm64/booting.rst, "Call the kernel image").
 const HEADER: usize = 64;
-/// Offsets in it: distance of the image from a multiple of 2 MiB; memory that it takes, its zeroed data included; the mark.
+/// Offsets in it: distance of the image from a multiple of 2 MiB; memory that it takes, its zeroed data
+/// included; the mark.
 const TEXT_OFFSET: usize = 8;
 const IMAGE_SIZE: usize = 16;
 const MAGIC: usize = 56;
@@ -92,7 +93,8 @@ fn ram_end(memory: &Memory) -> u64 {
         .map_or(layout::RAM, |region| layout::RAM + region.len())
 }
 
-/// The highest page-aligned place for `len` bytes that is RAM, that the kernel accepts and that does not touch it.
+/// The highest page-aligned place for `len` bytes that is RAM, that the kernel accepts and that does not
+/// touch it.
 fn place_initrd(ram: u64, kernel_end: u64, len: u64) -> Result<u64, Error> {
     let top = ram.min(layout::RAM + layout::INITRD_WINDOW);
     match top.checked_sub(len).map(|at| at & !(PAGE - 1)) {

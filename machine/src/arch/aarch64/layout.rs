@@ -25,8 +25,8 @@ pub const FDT: u64 = RAM;
 pub const FDT_MAX: u64 = 2 << 20;
 /// Where the kernel's image begins, before its own offset is added; a multiple of 2 MiB.
 pub const KERNEL: u64 = RAM + FDT_MAX;
-/// The initramfs must lie within this many bytes of the GiB in which the kernel begins (booting.rst, "Setup the device
-/// tree").
+/// The initramfs must lie within this many bytes of the GiB in which the kernel begins (booting.rst, "Setup
+/// the device tree").
 pub const INITRD_WINDOW: u64 = 32 << 30;
 /// Longest command line in bytes with its final zero: `COMMAND_LINE_SIZE` of Linux on arm64.
 pub const CMDLINE_MAX: usize = 2048;

@@ -19,13 +19,14 @@ pub(super) const LAYOUT: Layout = Layout {
     max_virtio: layout::MAX_VIRTIO,
     serial: At::Memory(layout::SERIAL),
     serial_gsi: layout::SERIAL_GSI,
-    // No device wants memory in one piece, for which Debian's kernel would keep 64 MiB back: half of a small machine.
+    // No device wants memory in one piece, for which Debian's kernel would keep 64 MiB back: half of a small
+    // machine.
     command_line: "cma=0",
 };
 
-/// The first CPU's registers at the kernel's entry (Linux, Documentation/arch/arm64/booting.rst, "Call the kernel image"). What
-/// is not here is zero or as after reset: EL1, interrupts masked, MMU and caches off. The other CPUs are off until
-/// PSCI's `CPU_ON`.
+/// The first CPU's registers at the kernel's entry (Linux, Documentation/arch/arm64/booting.rst, "Call the
+/// kernel image"). What is not here is zero or as after reset: EL1, interrupts masked, MMU and caches off.
+/// The other CPUs are off until PSCI's `CPU_ON`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Boot {
     /// First instruction.
@@ -62,9 +63,9 @@ pub(super) fn prepare(
     })
 }
 
-/// The affinity (MPIDR_EL1 without its flag bits) that KVM gives CPU `id`: 16 CPUs a cluster, because one software-generated
-/// interrupt of a GICv3 reaches at most that many.
-pub const fn mpidr(id: u8) -> u64 {
+/// The affinity (MPIDR_EL1 without its flag bits) that KVM gives CPU `id`: 16 CPUs a cluster, because one
+/// software-generated interrupt of a GICv3 reaches at most that many.
+pub(crate) const fn mpidr(id: u8) -> u64 {
     (id as u64 & 0xf) | (id as u64 >> 4) << 8
 }
 

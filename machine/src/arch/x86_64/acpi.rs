@@ -17,8 +17,8 @@ use crate::memory::Memory;
 
 /// Tables begin at multiples of this.
 const ALIGN: usize = 16;
-/// FADT, IA-PC boot architecture flags (ACPI 6.5 table 5.11): no VGA, no CMOS real-time clock; the 8042 bit stays clear:
-/// no keyboard controller to wait for.
+/// FADT, IA-PC boot architecture flags (ACPI 6.5 table 5.11): no VGA, no CMOS real-time clock; the 8042 bit
+/// stays clear: no keyboard controller to wait for.
 const NO_VGA_NO_RTC: u16 = 1 << 2 | 1 << 5;
 /// What to write into the reset register.
 const RESET_VALUE: u8 = 1;

@@ -1,5 +1,7 @@
 //! The first CPU's state at the kernel's 64-bit entry, and the tables in RAM that it refers to.
 
+use softcpu::Segment;
+
 use super::{Error, Kernel, layout, put};
 use crate::memory::{Memory, PAGE};
 
@@ -16,9 +18,9 @@ const EFER_LMA: u64 = 1 << 10;
 /// RFLAGS: only the bit that is always set; interrupts are off, as the protocol demands.
 const RFLAGS: u64 = 1 << 1;
 
-/// What firmware would have at the reset vector: real-mode code that asks for a reset and halts. Linux jumps there on a
-/// hardware-reduced machine without EFI, instead of trying the ACPI reset register itself (`reboot_init` in
-/// arch/x86/kernel/reboot.c).
+/// What firmware would have at the reset vector: real-mode code that asks for a reset and halts. Linux jumps
+/// there on a hardware-reduced machine without EFI, instead of trying the ACPI reset register itself
+/// (`reboot_init` in arch/x86/kernel/reboot.c).
 const RESET_CODE: [u8; 9] = {
     let [low, high] = (layout::ACPI_PM + 2).to_le_bytes();
     // mov al, 1; mov dx, port; out dx, al; hlt; jmp to hlt
@@ -30,49 +32,34 @@ const PRESENT_WRITABLE: u64 = 0b11;
 const HUGE: u64 = 1 << 7;
 const ENTRIES: u64 = PAGE / 8;
 
-/// A segment register with its hidden part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
-    /// What MOV would show.
-    pub selector: u16,
-    /// Linear base address.
-    pub base: u64,
-    /// Limit in bytes, inclusive, after scaling by the granularity bit.
-    pub limit: u32,
-    /// Access byte in bits 0..8 and flags (AVL, L, D/B, G) in bits 12..16, as in the second half of a descriptor.
-    pub access: u16,
+/// A segment of entry `index` of the GDT: flat, from address 0 over 4 GiB.
+const fn flat(index: u16, access: u16) -> Segment {
+    Segment {
+        selector: index * 8,
+        base: 0,
+        limit: u32::MAX,
+        access,
+    }
 }
 
-impl Segment {
-    /// Entry `index` of the GDT: flat, from address 0 over 4 GiB.
-    const fn flat(index: u16, access: u16) -> Self {
-        Segment {
-            selector: index * 8,
-            base: 0,
-            limit: u32::MAX,
-            access,
-        }
-    }
-
-    /// Its descriptor.
-    const fn descriptor(self) -> u64 {
-        let limit = if self.access & 0x8000 != 0 {
-            self.limit >> 12
-        } else {
-            self.limit
-        } as u64;
-        (limit & 0xffff)
-            | (self.base & 0xff_ffff) << 16
-            | (self.access as u64 & 0xf0ff) << 40
-            | (limit >> 16 & 0xf) << 48
-            | (self.base >> 24 & 0xff) << 56
-    }
+/// The descriptor of a segment.
+const fn descriptor(segment: Segment) -> u64 {
+    let limit = if segment.access & 0x8000 != 0 {
+        segment.limit >> 12
+    } else {
+        segment.limit
+    } as u64;
+    (limit & 0xffff)
+        | (segment.base & 0xff_ffff) << 16
+        | (segment.access as u64 & 0xf0ff) << 40
+        | (limit >> 16 & 0xf) << 48
+        | (segment.base >> 24 & 0xff) << 56
 }
 
 /// `__BOOT_CS` of the boot protocol: 64-bit code, readable, accessed.
-const CODE: Segment = Segment::flat(2, 0xa09b);
+const CODE: Segment = flat(2, 0xa09b);
 /// `__BOOT_DS`: data, writable, accessed.
-const DATA: Segment = Segment::flat(3, 0xc093);
+const DATA: Segment = flat(3, 0xc093);
 /// A busy 64-bit task state segment: hardware refuses to run without one. Nothing reads it.
 const TASK: Segment = Segment {
     selector: 0x20,
@@ -82,10 +69,10 @@ const TASK: Segment = Segment {
 };
 /// Selector of the 64-bit code segment, for those who write interrupt gates.
 pub const CODE_SELECTOR: u16 = CODE.selector;
-const GDT: [u64; 4] = [0, 0, CODE.descriptor(), DATA.descriptor()];
+const GDT: [u64; 4] = [0, 0, descriptor(CODE), descriptor(DATA)];
 
-/// The first CPU's registers at the kernel's entry. What is not here is zero or as after reset; the other CPUs wait for
-/// a startup IPI.
+/// The first CPU's registers at the kernel's entry. What is not here is zero or as after reset; the other
+/// CPUs wait for a startup IPI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Boot {
     /// First instruction, linear and physical address alike.
@@ -121,7 +108,8 @@ pub(super) fn boot_state(kernel: &Kernel) -> Boot {
     enter(kernel.entry)
 }
 
-/// The same state for code other than a kernel that begins at `rip`, with the tables that it needs written to `memory`.
+/// The same state for code other than a kernel that begins at `rip`, with the tables that it needs written to
+/// `memory`.
 pub fn boot_state_at(memory: &Memory, rip: u64) -> Result<Boot, Error> {
     write(memory)?;
     Ok(enter(rip))
@@ -145,8 +133,9 @@ fn enter(rip: u64) -> Boot {
     }
 }
 
-/// Writes the GDT, an empty IDT, the reset vector, and page tables that map the first GiB onto itself in 2 MiB pages: kernel,
-/// `boot_params` and command line all lie there, and the kernel builds its own tables before it looks further.
+/// Writes the GDT, an empty IDT, the reset vector, and page tables that map the first GiB onto itself in 2
+/// MiB pages: kernel, `boot_params` and command line all lie there, and the kernel builds its own tables
+/// before it looks further.
 pub(super) fn write(memory: &Memory) -> Result<(), Error> {
     let gdt: Vec<u8> = GDT.iter().flat_map(|entry| entry.to_le_bytes()).collect();
     put(memory, "the GDT", layout::GDT, &gdt)?;

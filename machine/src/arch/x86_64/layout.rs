@@ -26,7 +26,8 @@ pub const GDT: u64 = 0x500;
 pub const IDT: u64 = 0x520;
 /// `struct boot_params` (Linux boot protocol, "zero page"), one page.
 pub const BOOT_PARAMS: u64 = 0x7000;
-/// Initial stack, growing down. The 64-bit protocol asks for none, but a bzImage's first instructions may use it.
+/// Initial stack, growing down. The 64-bit protocol asks for none, but a bzImage's first instructions may use
+/// it.
 pub const BOOT_STACK: u64 = 0x8ff0;
 /// Level 4 page table; the level 3 and level 2 tables follow, one page each.
 pub const PAGE_TABLES: u64 = 0x9000;
@@ -51,7 +52,8 @@ pub const HIGH_MEMORY: u64 = 0x10_0000;
 
 /// Boot timer: the guest writes one byte per event.
 pub const BOOT_TIMER: u64 = GAP;
-/// First virtio-mmio transport; the others follow, [`VIRTIO_MMIO_SIZE`](super::super::VIRTIO_MMIO_SIZE) bytes each.
+/// First virtio-mmio transport; the others follow, [`VIRTIO_MMIO_SIZE`](super::super::VIRTIO_MMIO_SIZE) bytes
+/// each.
 pub const VIRTIO_MMIO: u64 = GAP + 0x1000;
 /// Interrupt of virtio-mmio transport 0; transport `n` has `VIRTIO_GSI + n`.
 pub const VIRTIO_GSI: u32 = 5;

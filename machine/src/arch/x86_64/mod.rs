@@ -12,8 +12,9 @@ use crate::bus::At;
 use crate::memory::{Memory, Part};
 
 use boot::boot_state;
-pub use boot::{Boot, CODE_SELECTOR, Segment, boot_state_at};
+pub use boot::{Boot, CODE_SELECTOR, boot_state_at};
 use kernel::Kernel;
+pub use softcpu::Segment;
 
 /// Values written into tables as "who made this".
 const OEM_ID: [u8; 6] = *b"KILN  ";
@@ -31,8 +32,9 @@ pub(super) const LAYOUT: Layout = Layout {
     max_virtio: layout::MAX_VIRTIO,
     serial: At::Port(layout::COM1),
     serial_gsi: layout::COM1_GSI,
-    // A reset is to be ACPI's: on a machine whose ACPI is hardware-reduced, Linux wants EFI's for it, and where there is none it
-    // jumps to a BIOS that is not there. There is no PCI, and one serial port: each search that finds none is dozens of exits.
+    // A reset is to be ACPI's: on a machine whose ACPI is hardware-reduced, Linux wants EFI's for it, and
+    // where there is none it jumps to a BIOS that is not there. There is no PCI, and one serial port: each
+    // search that finds none is dozens of exits.
     command_line: "reboot=acpi pci=off 8250.nr_uarts=1",
 };
 
@@ -46,8 +48,8 @@ pub(super) fn ram_regions(size: u64) -> Vec<(u64, u64)> {
     regions
 }
 
-/// Puts `kernel` and `initrd` into RAM and writes everything that the guest reads before it has drivers: ACPI, SMBIOS, the
-/// command line, `boot_params` with the memory map, descriptor and page tables.
+/// Puts `kernel` and `initrd` into RAM and writes everything that the guest reads before it has drivers:
+/// ACPI, SMBIOS, the command line, `boot_params` with the memory map, descriptor and page tables.
 pub(super) fn prepare(
     memory: &Memory,
     kernel: &Part,

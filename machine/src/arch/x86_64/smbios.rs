@@ -1,4 +1,5 @@
-//! SMBIOS 3: which system this is. Linux shows it in `/sys/class/dmi/id`, where cloud software looks for a home.
+//! SMBIOS 3: which system this is. Linux shows it in `/sys/class/dmi/id`, where cloud software looks for a
+//! home.
 
 use super::{Error, layout, put};
 use crate::memory::Memory;

@@ -14,7 +14,8 @@ use crate::block::{sparse, vectored};
 /// Largest chunk that can be verified: a guest's first read of a byte waits for the whole of its chunk.
 pub const MAX_CHUNK: u64 = 16 << 20;
 
-/// Says whether a chunk of the base, by its number, has the content that the image promises: reads it to its end.
+/// Says whether a chunk of the base, by its number, has the content that the image promises: reads it to its
+/// end.
 pub type Verify = Box<dyn Fn(u64, &mut dyn Read) -> io::Result<bool> + Send + Sync>;
 
 /// A read-only range of a file. Beyond its end it reads as zeros.
@@ -29,9 +30,11 @@ pub struct Base {
 struct Verifier {
     chunk: u64,
     verify: Verify,
-    /// Chunks that were found right. A chunk is read from the file again afterwards: what is cached is trusted.
+    /// Chunks that were found right. A chunk is read from the file again afterwards: what is cached is
+    /// trusted.
     verified: Map,
-    /// Held while a chunk is read, so that two who want it do not both. A leaf: nothing else is locked meanwhile.
+    /// Held while a chunk is read, so that two who want it do not both. A leaf: nothing else is locked
+    /// meanwhile.
     reading: Mutex<()>,
 }
 
@@ -53,8 +56,8 @@ impl Read for Chunk<'_> {
 }
 
 impl Base {
-    /// The range `[offset, offset + len)` of `file`. `identity` names its content for good, such as its digest: a volume
-    /// remembers it, and opens over no other base.
+    /// The range `[offset, offset + len)` of `file`. `identity` names its content, such as its
+    /// digest: a volume remembers it, and opens over no other base.
     pub fn new(file: impl Into<Arc<File>>, offset: u64, len: u64, identity: [u8; 32]) -> Self {
         Base {
             file: file.into(),
@@ -160,8 +163,8 @@ impl Base {
         Ok(())
     }
 
-    /// The first range at or after `from`, in bytes of the base, that is not a hole; it is cut at the base's end.
-    /// `None` when only holes follow.
+    /// The first range at or after `from`, in bytes of the base, that is not a hole; it is cut at the base's
+    /// end. `None` when only holes follow.
     pub fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
         if from >= self.len {
             return Ok(None);

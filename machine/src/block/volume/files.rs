@@ -85,12 +85,12 @@ fn volume_size(size: u64, base: u64) -> Result<u64, Error> {
 }
 
 impl Volume {
-    /// Creates a volume of `size` bytes (rounded up to a mebibyte) at `path`, which must not exist, over `base`. Copies
-    /// nothing, and takes microseconds at any size.
+    /// Creates a volume of `size` bytes (rounded up to a mebibyte) at `path`, which must not exist, over
+    /// `base`. Copies nothing, and takes microseconds at any size.
     ///
     /// # Errors
-    /// When the file cannot be made, when `size` is smaller than the base, or when the file system does not keep holes
-    /// exactly ([`Error::FileSystem`]; nothing is left behind).
+    /// When the file cannot be made, when `size` is smaller than the base, or when the file system does not
+    /// keep holes exactly ([`Error::FileSystem`]; nothing is left behind).
     pub fn create(path: &Path, base: Base, size: u64) -> Result<Self, Error> {
         let size = volume_size(size, base.len())?;
         let file = create_file(path)?;
@@ -119,17 +119,20 @@ impl Volume {
             return Err(error);
         }
         let present = Map::new(base.len().div_ceil(BLOCK));
-        let lazy = Lazy::new(base, present);
-        Ok(Volume {
-            file,
-            size,
-            lazy: Some(lazy),
-            standalone: AtomicBool::new(false),
-        })
+        Ok(Volume::over_base(file, size, base, present))
     }
 
-    /// Creates a volume that stands alone from the start: `base` is shared block by block where the file system can
-    /// (reflink), else its data is copied. Every chunk is verified.
+    fn over_base(file: File, size: u64, base: Base, present: Map) -> Volume {
+        Volume {
+            file,
+            size,
+            lazy: Some(Lazy::new(base, present)),
+            standalone: AtomicBool::new(false),
+        }
+    }
+
+    /// Creates a volume that stands alone from the start: `base` is shared block by block where the file
+    /// system can (reflink), else its data is copied. Every chunk is verified.
     ///
     /// # Errors
     /// When the file cannot be made or filled, or the base is damaged; nothing is left behind.
@@ -158,8 +161,8 @@ impl Volume {
         Ok(tail_of(&file, path)?.is_some())
     }
 
-    /// Opens the volume at `path`. `base` is needed, and must be the one that the volume was created over, unless the
-    /// volume stands alone.
+    /// Opens the volume at `path`. `base` is needed, and must be the one that the volume was created over,
+    /// unless the volume stands alone.
     ///
     /// # Errors
     /// When the file cannot be read, is no volume, or the base is missing or another one.
@@ -190,13 +193,7 @@ impl Volume {
         }
         let present = Map::new(base.len().div_ceil(BLOCK));
         rebuild(&file, &base, &present).map_err(Error::io(path, "examined"))?;
-        let lazy = Lazy::new(base, present);
-        Ok(Volume {
-            file,
-            size,
-            lazy: Some(lazy),
-            standalone: AtomicBool::new(false),
-        })
+        Ok(Volume::over_base(file, size, base, present))
     }
 
     /// Cuts off the tail: from now on the file is all there is. Everything was copied and is durable.
@@ -248,9 +245,9 @@ fn tail_of(file: &File, path: &Path) -> Result<Option<(u64, u64, [u8; 32])>, Err
     )))
 }
 
-/// Whether the file system reports holes exactly, in blocks no larger than [`BLOCK`], and says that something is data
-/// only after the data. Those that do are named; a block size above 4 KiB (huge pages in tmpfs, large sectors) rules
-/// one out all the same. overlayfs passes everything on to one of the others.
+/// Whether the file system reports holes exactly, in blocks no larger than [`BLOCK`], and says that something
+/// is data only after the data. Those that do are named; a block size above 4 KiB (huge pages in tmpfs, large
+/// sectors) rules one out all the same. overlayfs passes everything on to one of the others.
 fn keeps_holes(file: &File) -> io::Result<bool> {
     const KNOWN: [i64; 7] = [
         0xef53,      // ext4
@@ -265,8 +262,8 @@ fn keeps_holes(file: &File) -> io::Result<bool> {
     Ok(KNOWN.contains(&kind) && file.metadata()?.blksize() <= BLOCK)
 }
 
-/// Finds the blocks that are in the file. Where a crash has left a block in part (file system blocks can be smaller than
-/// ours), the rest of it was never written and comes from the base.
+/// Finds the blocks that are in the file. Where a crash has left a block in part (file system blocks can be
+/// smaller than ours), the rest of it was never written and comes from the base.
 fn rebuild(file: &File, base: &Base, present: &Map) -> io::Result<()> {
     let blocks = base.len().div_ceil(BLOCK);
     let mut at = 0;
@@ -278,7 +275,8 @@ fn rebuild(file: &File, base: &Base, present: &Map) -> io::Result<()> {
         }
         let first = data.start / BLOCK * BLOCK;
         let end = data.end.div_ceil(BLOCK) * BLOCK;
-        // Only what precedes this range in its first block: what a former range in the same block holds, stays.
+        // Only what precedes this range in its first block: what a former range in the same block holds,
+        // stays.
         copy(file, base, first.max(at), data.start)?;
         if data.end < end {
             let next = sparse::next_data(file, data.end)?.map_or(end, |next| next.start.min(end));

@@ -12,8 +12,8 @@ use crate::block::space::is_full;
 use crate::event::{EventSet, Poller, WorkerThread};
 use crate::sandbox::Kind;
 
-/// Bytes copied in one step. The transition lock is held while one step is written, so this bounds how long a guest's
-/// first write to a block can wait.
+/// Bytes copied in one step. The transition lock is held while one step is written, so this bounds how long a
+/// guest's first write to a block can wait.
 const STEP: u64 = 256 << 10;
 /// Rest after a step that found no space: what the guest writes comes first.
 const FULL_PAUSE: Duration = Duration::from_secs(5);
@@ -21,12 +21,12 @@ const FULL_PAUSE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl Volume {
-    /// Copies the next step from byte `at` of the base on. Returns where to go on, or `None` when the volume stands
-    /// alone.
+    /// Copies the next step from byte `at` of the base on. Returns where to go on, or `None` when the volume
+    /// stands alone.
     ///
     /// # Errors
-    /// When the base cannot be read or is damaged, or the volume cannot be written. Nothing is lost, and the step can be
-    /// tried again.
+    /// When the base cannot be read or is damaged, or the volume cannot be written. Nothing is lost, and the
+    /// step can be tried again.
     pub fn hydrate(&self, at: u64) -> io::Result<Option<u64>> {
         let Some(lazy) = self.lazy() else { return Ok(None) };
         let Some(data) = lazy.base.next_data(at)? else {
@@ -49,7 +49,8 @@ impl Volume {
             while block < blocks.end {
                 let run = lazy.present.run_end(block, blocks.end);
                 let bytes = &mut data[(block * BLOCK - start) as usize..(run * BLOCK - start) as usize];
-                // Zeros need no copy: the hole that stays reads the same from the base now and from the file later.
+                // Zeros need no copy: the hole that stays reads the same from the base now and from the file
+                // later.
                 if !lazy.present.contains(block) && bytes.iter().any(|&byte| byte != 0) {
                     let slice = [VolatileSlice::from(bytes)];
                     debug_assert_eq!(total(&slice), (run - block) * BLOCK);
@@ -89,9 +90,9 @@ pub struct Hydration {
 }
 
 impl Hydration {
-    /// Starts to hydrate `volume`. It ends by itself when the volume stands alone. Where the file system has no space, `full`
-    /// is called once and the step is tried again later. Any other error is logged and ends it, since the volume works as before
-    /// and the next launch tries again.
+    /// Starts to hydrate `volume`. It ends by itself when the volume stands alone. Where the file system has
+    /// no space, `full` is called once and the step is tried again later. Any other error is logged and ends
+    /// it, since the volume works as before and the next launch tries again.
     ///
     /// # Errors
     /// When there is no thread to be had.

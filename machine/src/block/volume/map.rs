@@ -9,8 +9,8 @@ const LEAF: u64 = 32768;
 
 type Leaf = Box<[AtomicU64; LEAF as usize / 64]>;
 
-/// A set of block numbers. A leaf exists once a bit in it was set, so that the map of a large, empty volume costs
-/// neither time nor memory.
+/// A set of block numbers. A leaf exists once a bit in it was set, so that the map of a large, empty volume
+/// costs neither time nor memory.
 #[derive(Debug)]
 pub struct Map {
     leaves: Vec<OnceLock<Leaf>>,

@@ -1,20 +1,21 @@
 //! The root volume: a private, sparse file over the read-only root partition of an image.
 //!
-//! A block of 4 KiB is wholly in the volume file or wholly in the base. *The volume file's own holes are the map*: what
-//! is data there is the volume's, what is a hole is still the base's. So there is no second structure that a crash could
-//! leave out of step, and the map is rebuilt from `SEEK_DATA` when a volume is opened. Four rules follow:
+//! A block of 4 KiB is wholly in the volume file or wholly in the base. *The volume file's own holes are the
+//! map*: what is data there is the volume's, what is a hole is still the base's. So there is no second
+//! structure that a crash could leave out of step, and the map is rebuilt from `SEEK_DATA` when a volume is
+//! opened. Four rules follow:
 //!
 //! - A write of part of a block first copies the block up from the base.
 //! - Zeros over the base are written as data: neither a hole nor an unwritten extent may stand for them.
-//! - A block may become a hole (discard, or write-zeroes with unmap) only where the base reads as zeros: where the base
-//!   has a hole, beyond the base, or when the volume stands alone. Elsewhere a discard does nothing, since a hole would
-//!   expose the base's old content.
-//! - New blocks get their data before the file system says that they are data. ext4 (data=ordered), XFS, Btrfs and F2FS
-//!   keep this order, so a crash loses unflushed writes only, block by block.
+//! - A block may become a hole (discard, or write-zeroes with unmap) only where the base reads as zeros:
+//!   where the base has a hole, beyond the base, or when the volume stands alone. Elsewhere a discard does
+//!   nothing, since a hole would expose the base's old content.
+//! - New blocks get their data before the file system says that they are data. ext4 (data=ordered), XFS,
+//!   Btrfs and F2FS keep this order, so a crash loses unflushed writes only, block by block.
 //!
-//! The file of a volume that needs its base ends in a tail of one block, which names the base. Hydration copies what is
-//! still missing and then cuts the tail off: a file without tail stands alone and is a plain disk image. Volumes are
-//! whole mebibytes, so the length alone tells the two apart.
+//! The file of a volume that needs its base ends in a tail of one block, which names the base. Hydration
+//! copies what is still missing and then cuts the tail off: a file without tail stands alone and is a plain
+//! disk image. Volumes are whole mebibytes, so the length alone distinguishes the two.
 
 use std::fs::File;
 use std::io;
@@ -59,11 +60,12 @@ struct Lazy {
     base: Base,
     /// Blocks under the base that are in the volume file.
     present: Map,
-    /// Held while blocks go from the base to the file or back, so that hydration never overwrites newer data. A leaf:
-    /// nothing else is locked meanwhile. Requests on blocks that are all present take no lock.
+    /// Held while blocks go from the base to the file or back, so that hydration never overwrites newer data.
+    /// A leaf: nothing else is locked meanwhile. Requests on blocks that are all present take no lock.
     transition: Mutex<()>,
-    /// Whether a write that could not be taken back was told: a guest could have it told as often as it writes.
-    told: AtomicBool,
+    /// Whether a write that could not be taken back was logged: a guest could have it logged as often as it
+    /// writes.
+    logged: AtomicBool,
 }
 
 impl Lazy {
@@ -72,7 +74,7 @@ impl Lazy {
             base,
             present,
             transition: Mutex::new(()),
-            told: AtomicBool::new(false),
+            logged: AtomicBool::new(false),
         }
     }
 
@@ -113,8 +115,8 @@ impl Volume {
         self.store(lazy, block * BLOCK, &slice, block..block + 1)
     }
 
-    /// Writes `buffers`, which cover `blocks` as far as the base reaches, and marks those as present. The caller holds
-    /// the transition lock.
+    /// Writes `buffers`, which cover `blocks` as far as the base reaches, and marks those as present. The
+    /// caller holds the transition lock.
     fn store(
         &self,
         lazy: &Lazy,
@@ -126,10 +128,11 @@ impl Volume {
             lazy.present.insert(blocks);
             return Ok(());
         };
-        // A full disk may have let a part through. It must not pass for the volume's data when the map is rebuilt.
+        // A full disk may have let a part through. It must not pass for the volume's data when the map is
+        // rebuilt.
         for block in blocks.filter(|&block| !lazy.present.contains(block)) {
             if let Err(error) = sparse::punch(&self.file, block * BLOCK, BLOCK)
-                && !lazy.told.swap(true, Ordering::Relaxed)
+                && !lazy.logged.swap(true, Ordering::Relaxed)
             {
                 tracing::warn!(block, "a failed write could not be taken back: {error}");
             }
@@ -157,7 +160,8 @@ impl Volume {
         self.store(lazy, offset, buffers, blocks)
     }
 
-    /// Makes the whole blocks of a range holes wherever that reads as zeros, and calls `elsewhere` with the rest.
+    /// Makes the whole blocks of a range holes wherever that reads as zeros, and calls `elsewhere` with the
+    /// rest.
     fn unmap(
         &self,
         offset: u64,
@@ -183,7 +187,8 @@ impl Volume {
         elsewhere(last, end - last)
     }
 
-    /// How far from `at` on, a block's start, the volume has the same thing under it, and whether that reads as zeros.
+    /// How far from `at` on, a block's start, the volume has the same thing under it, and whether that reads
+    /// as zeros.
     fn under(&self, at: u64, end: u64) -> io::Result<(u64, bool)> {
         let Some(lazy) = self.lazy() else {
             return Ok((end, true));

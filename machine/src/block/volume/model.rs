@@ -1,5 +1,5 @@
-//! The volume against an oracle: random requests, hydration, reopening, and power cuts that lose or tear what was not
-//! flushed.
+//! The volume against an oracle: random requests, hydration, reopening, and power cuts that lose or tear what
+//! was not flushed.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -14,8 +14,8 @@ use crate::entropy::chance::Chance;
 
 const SECTOR: u64 = 512;
 
-/// Somewhere to put files. In memory if possible, because the model checks the logic thousands of times; the other tests
-/// use whatever file system there is.
+/// Somewhere to put files. In memory if possible, because the model checks the logic thousands of times; the
+/// other tests use whatever file system there is.
 fn quick_dir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
@@ -192,7 +192,8 @@ impl Model {
         self.hydrated = 0;
     }
 
-    /// The host loses power: each block of the file is as at the last flush, as it is now, or torn between its sectors, by chance.
+    /// The host loses power: each block of the file is as at the last flush, as it is now, or torn between
+    /// its sectors, by chance.
     fn power_cut(&mut self, base: Base, chance: &mut Chance) {
         let cut = self.path.with_extension("cut");
         copy_with_holes(&self.at_flush, &cut);
@@ -224,7 +225,8 @@ impl Model {
     fn hydrate(&mut self) {
         match self.volume.hydrate(self.hydrated).unwrap() {
             Some(next) => self.hydrated = next,
-            // The length is journalled after the data: from here on a power cut leaves a file that stands alone.
+            // The length is journalled after the data: from here on a power cut leaves a file that stands
+            // alone.
             None => self.flush(),
         }
     }
@@ -247,7 +249,8 @@ fn is_data(file: &File, offset: u64) -> bool {
     next.is_some_and(|data| data.start < offset + BLOCK)
 }
 
-/// Copies some sectors of a block that is data in both. A file system makes a hole data, or data a hole, at once.
+/// Copies some sectors of a block that is data in both. A file system makes a hole data, or data a hole, at
+/// once.
 fn tear_block(source: &File, target: &File, offset: u64, chance: &mut Chance) {
     if !is_data(source, offset) || !is_data(target, offset) {
         return;
@@ -316,8 +319,8 @@ fn run(dir: tempfile::TempDir, seed: u64, rounds: u32, with_hydration: bool) {
 
 /// How many seeds are tried: as many as `KILN_MODEL_SEEDS` says, for who has the time.
 fn seeds(otherwise: u64) -> std::ops::Range<u64> {
-    let wished = std::env::var("KILN_MODEL_SEEDS").ok();
-    1..1 + wished.and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+    let seeds = std::env::var("KILN_MODEL_SEEDS").ok();
+    1..1 + seeds.and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
 #[test]

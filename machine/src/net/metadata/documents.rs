@@ -1,17 +1,17 @@
 //! What the service knows of its instance: a tree of paths, built once at launch.
 //!
-//! The categories are those that EC2 documents. One is served when it has a true answer here, and for an instance that has no such
-//! thing (an IAM role, a public address, a spot request) EC2 answers 404 as well. Four names have to be given that EC2 would know
-//! and Kiln does not have: region and zone, account, partition, security group. They are constants, formed as the tools that parse
-//! them expect.
+//! The categories are those that EC2 documents. One is served when it has a true answer here, and for an
+//! instance that has no such thing (an IAM role, a public address, a spot request) EC2 answers 404 as well.
+//! Four names have to be given that EC2 would know and Kiln does not have: region and zone, account,
+//! partition, security group. They are constants, formed as the tools that parse them expect.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 /// The region. It is in no partition of AWS, so nothing can take it for a place there.
 const REGION: &str = "local-1";
-/// The zone: the region and one letter. botocore and cloud-init cut that off to get the region. It is not of the form
-/// `cc-direction-1a`, for which cloud-init would look for package mirrors inside EC2.
+/// The zone: the region and one letter. botocore and cloud-init cut that off to get the region. It is not of
+/// the form `cc-direction-1a`, for which cloud-init would look for package mirrors inside EC2.
 const ZONE: &str = "local-1a";
 /// The zone's name that is the same in all accounts: in EC2, `use1-az1` is one of `us-east-1`.
 const ZONE_ID: &str = "local1-az1";
@@ -21,7 +21,7 @@ const ACCOUNT: &str = "000000000000";
 const PARTITION: &str = "aws";
 /// The domain of that partition's services.
 const DOMAIN: &str = "amazonaws.com";
-/// Whoever launches without one gets this in EC2: nothing comes in that is not let in.
+/// What a launch without one gets in EC2.
 const SECURITY_GROUP: &str = "default";
 /// The version of the identity document's form.
 const IDENTITY_VERSION: &str = "2017-09-30";
@@ -70,7 +70,8 @@ pub struct InstanceDocuments {
     pub user_data: Option<Vec<u8>>,
 }
 
-/// Documents by path, without the version in front. A folder whose listing has a form of its own has it under its name with a slash.
+/// Documents by path, without the version in front. A folder whose listing has a form of its own has it under
+/// its name with a slash.
 pub type Tree = BTreeMap<String, Vec<u8>>;
 
 /// The tree while it grows.
@@ -87,6 +88,30 @@ impl Builder {
 }
 
 impl InstanceDocuments {
+    /// Those of some instance, for tests.
+    pub fn example() -> InstanceDocuments {
+        InstanceDocuments {
+            ami_id: "ami-0123456789abcdef0".to_owned(),
+            ami_launch_index: 0,
+            instance_id: "i-0123456789abcdef0".to_owned(),
+            instance_type: "kiln.1x512".to_owned(),
+            local_hostname: "ip-10-0-2-15".to_owned(),
+            local_ipv4: Some([10, 0, 2, 15].into()),
+            prefix: 24,
+            mac: [2, 0, 0, 0, 0, 0xa],
+            public_keys: vec![PublicKey {
+                name: "mine".to_owned(),
+                key: "ssh-ed25519 AAAA me".to_owned(),
+            }],
+            block_device_mapping: vec![("root".to_owned(), "/dev/vda".to_owned())],
+            reservation_id: "r-0123456789abcdef0".to_owned(),
+            launched: 1_796_040_000,
+            architecture: "x86_64".to_owned(),
+            tags: [("Name".to_owned(), "web".to_owned())].into(),
+            user_data: None,
+        }
+    }
+
     /// The tree that requests walk.
     pub fn into_tree(self) -> Tree {
         let mut tree = Builder(Tree::new());
@@ -159,7 +184,8 @@ impl InstanceDocuments {
             let network = Ipv4Addr::from_bits(address.to_bits() & mask);
             let block = format!("{network}/{}", self.prefix);
             put("local-ipv4s", &address.to_string());
-            // The network is the instance's own: a subnet that fills its VPC. What a tap device leads to is not known here.
+            // The network is the instance's own: a subnet that fills its VPC. What a tap device leads to is
+            // not known here.
             put("subnet-id", &self.resource("subnet"));
             put("subnet-ipv4-cidr-block", &block);
             put("vpc-id", &self.resource("vpc"));
@@ -222,7 +248,8 @@ impl InstanceDocuments {
     }
 }
 
-/// Whether a tag's key can be a name in a listing. EC2 refuses other keys where tags are allowed in metadata; here they are left out.
+/// Whether a tag's key can be a name in a listing. EC2 refuses other keys where tags are allowed in metadata;
+/// here they are left out.
 fn may_be_a_path(key: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-=._:,@".contains(c);
     !key.is_empty() && key.chars().all(allowed) && !matches!(key, "." | ".." | "_index")
@@ -252,7 +279,8 @@ fn timestamp(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-/// What is at `path` (no version, no slash at either end): a document, or the names in a folder, one a line, folders with a slash.
+/// What is at `path` (no version, no slash at either end): a document, or the names in a folder, one a line,
+/// folders with a slash.
 pub fn look_up(tree: &Tree, path: &str) -> Option<Vec<u8>> {
     let folder = if path.is_empty() {
         String::new()

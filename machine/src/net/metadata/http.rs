@@ -48,7 +48,7 @@ const VERSIONS: &[&str] = &[
 const TTL_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN_HEADER: &str = "x-aws-ec2-metadata-token";
 
-/// An answer on its way.
+/// An answer to be sent.
 pub struct Answer {
     /// Head and body.
     pub bytes: Vec<u8>,
@@ -106,7 +106,8 @@ impl Service {
         }
     }
 
-    /// Takes one whole request from the front of `bytes` and answers it; `None` when there is no whole one yet.
+    /// Takes one whole request from the front of `bytes` and answers it; `None` when there is no whole one
+    /// yet.
     pub fn take_request(&mut self, bytes: &mut Vec<u8>) -> Option<Answer> {
         let Some(head_len) = find(bytes, b"\r\n\r\n").map(|at| at + 4) else {
             let refused = || answer("GET", Reply::status("431 Request Header Fields Too Large"), true);
@@ -203,8 +204,8 @@ impl Service {
     }
 }
 
-/// A request's path as the tree has it: without its query, percent-encoding (clients encode the colons of a MAC address),
-/// and slashes that separate nothing.
+/// A request's path as the tree has it: without its query, percent-encoding (clients encode the colons of a
+/// MAC address), and slashes that separate nothing.
 fn normalize(path: &str) -> Option<String> {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let mut bytes = path.bytes();
@@ -258,7 +259,8 @@ fn answer(method: &str, reply: Reply, close: bool) -> Answer {
     } = reply;
     let connection = if close { "close" } else { "keep-alive" };
     let mut bytes = format!(
-        "HTTP/1.1 {status}\r\nServer: EC2ws\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {connection}\r\n{headers}\r\n",
+        "HTTP/1.1 {status}\r\nServer: EC2ws\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\
+         Connection: {connection}\r\n{headers}\r\n",
         body.len()
     )
     .into_bytes();

@@ -1,33 +1,13 @@
 //! Requests and answers, without a wire.
 
 use super::*;
-use crate::net::metadata::PublicKey;
 
 fn service() -> Service {
-    let documents = InstanceDocuments {
-        ami_id: "ami-0123456789abcdef0".to_owned(),
-        instance_id: "i-0123456789abcdef0".to_owned(),
-        instance_type: "kiln.1x512".to_owned(),
-        local_hostname: "ip-10-0-2-15".to_owned(),
-        local_ipv4: Some([10, 0, 2, 15].into()),
-        prefix: 24,
-        mac: [2, 0, 0, 0, 0, 0xa],
-        public_keys: vec![PublicKey {
-            name: "mine".to_owned(),
-            key: "ssh-ed25519 AAAA me".to_owned(),
-        }],
-        block_device_mapping: vec![("root".to_owned(), "/dev/vda".to_owned())],
-        reservation_id: "r-1".to_owned(),
-        launched: 1_796_040_000,
-        architecture: "x86_64".to_owned(),
-        tags: [
-            ("Name".to_owned(), "web".to_owned()),
-            ("a/b".to_owned(), "no".to_owned()),
-        ]
-        .into(),
+    let mut documents = InstanceDocuments {
         user_data: Some(b"#!/bin/sh\n\xff".to_vec()),
-        ..InstanceDocuments::default()
+        ..InstanceDocuments::example()
     };
+    documents.tags.insert("a/b".to_owned(), "no".to_owned());
     Service::new(documents, Clock::monotonic())
 }
 
@@ -150,7 +130,8 @@ fn user_data_comes_as_it_was_given() {
     }
 }
 
-/// What PyPI's ec2-metadata, botocore's fetchers and cloud-init ask for, as they write it. A question mark stands for 17 digits.
+/// What PyPI's ec2-metadata, botocore's fetchers and cloud-init ask for, as they write it. A question mark
+/// stands for 17 digits.
 #[test]
 fn what_libraries_ask_for_is_there() {
     let mut service = service();
@@ -339,7 +320,10 @@ fn malformed_requests_are_refused() {
 
 proptest::proptest! {
     #[test]
-    fn no_bytes_are_too_strange(mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..500), cut in 0_usize..200) {
+    fn no_bytes_are_too_strange(
+        mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..500),
+        cut in 0_usize..200,
+    ) {
         let mut service = service();
         let mut dressed = b"GET /latest/meta-data/ HTTP/1.1\r\nContent-Length: 5\r\n\r\n".to_vec();
         dressed.truncate(cut);

@@ -1,5 +1,5 @@
-//! The instance metadata service at 169.254.169.254, as EC2 has it (IMDSv2), from inside the network device: it stands in front
-//! of any backend, so it works with the user network and a tap device alike.
+//! The instance metadata service at 169.254.169.254, as EC2 has it (IMDSv2), from inside the network device:
+//! it stands in front of any backend, so it works with the user network and a tap device alike.
 
 mod documents;
 mod http;
@@ -58,8 +58,8 @@ pub struct WithMetadata<B> {
     service: Service,
     stack: Stack,
     clock: Clock,
-    /// None until the guest first speaks to the service: most guests never do, and their buffers are the larger part of what a
-    /// network holds.
+    /// None until the guest's first packet for the service: most guests never do, and their buffers are the
+    /// larger part of what a network holds.
     connections: Vec<Connection>,
     /// The guest's MAC address as its last frame to us had it, and where it sent that frame.
     guest: [u8; 6],
@@ -73,8 +73,8 @@ impl<B: Backend> WithMetadata<B> {
         WithMetadata::with_clock(backend, documents, Clock::monotonic())
     }
 
-    /// The same, with time-outs and the life of tokens on `clock`.
-    pub fn with_clock(backend: B, documents: InstanceDocuments, clock: Clock) -> WithMetadata<B> {
+    /// The same, with time-outs and the lifetime of tokens on `clock`.
+    pub(crate) fn with_clock(backend: B, documents: InstanceDocuments, clock: Clock) -> WithMetadata<B> {
         let mut stack = Stack::new(ADDRESS, 32, MTU, false, clock.clone());
         // The guest is reached whatever its address: there is one wire. Two routes fit, this is the first.
         let _ = stack.interface.routes_mut().add_default_ipv4_route(ADDRESS);

@@ -121,8 +121,8 @@ fn a_guest_gets_a_token_and_its_instance_id() {
     assert_eq!(service.backend().taken, 0, "nothing of it may reach the backend");
 }
 
-/// A request as a guest without a stack sends it: SYN, then an acknowledgement with the request. Returns the TTLs of packets that
-/// came back, each with whether it carries data.
+/// A request as a guest without a stack sends it: SYN, then an acknowledgement with the request. Returns the
+/// TTLs of packets that came back, each with whether it carries data.
 fn ttls(service: &mut WithMetadata<Nowhere>, port: u16, requests: &[&[u8]]) -> Vec<(u8, bool)> {
     const SYN: u8 = 2;
     const ACK: u8 = 16;
@@ -155,13 +155,14 @@ fn ttls(service: &mut WithMetadata<Nowhere>, port: u16, requests: &[&[u8]]) -> V
     ttls
 }
 
-/// EC2's `HttpPutResponseHopLimit` is 1 unless its user asks for more: what carries a token dies at the first router in the guest.
+/// EC2's `HttpPutResponseHopLimit` is 1 unless its user asks for more: what carries a token dies at the first
+/// router in the guest.
 #[test]
 fn a_token_does_not_leave_the_instance() {
     let mut service = WithMetadata::new(Nowhere::default(), InstanceDocuments::default());
     let put = b"PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
-    let closing =
-        b"PUT /latest/api/token HTTP/1.1\r\nConnection: close\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
+    let closing = b"PUT /latest/api/token HTTP/1.1\r\nConnection: close\r\n\
+                    X-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
     let get = b"GET /latest/meta-data/ HTTP/1.1\r\n\r\n";
     let with_data = |ttls: Vec<(u8, bool)>| -> Vec<u8> {
         ttls.iter()

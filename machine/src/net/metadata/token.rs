@@ -2,14 +2,15 @@
 
 use crate::net::clock::Clock;
 
-/// Longest life of a token in seconds: six hours.
+/// Longest lifetime of a token in seconds: six hours.
 pub const TTL_MAX: u64 = 21_600;
 
 /// Hexadecimal digits of the expiry and of its keyed digest.
 const EXPIRY_DIGITS: usize = 16;
 const DIGEST_DIGITS: usize = 40;
 
-/// Makes and checks tokens: an expiry on this service's clock, and a digest of it under a key that lives as long as the service.
+/// Makes and checks tokens: an expiry on this service's clock, and a digest of it under a key that lives as
+/// long as the service.
 pub struct Tokens {
     key: [u8; 32],
     clock: Clock,
@@ -47,7 +48,7 @@ impl Tokens {
     }
 }
 
-/// Compares in a time that does not tell where the difference is.
+/// Compares in a time that does not depend on where the difference is.
 fn same(a: &str, b: &str) -> bool {
     a.len() == b.len()
         && a.bytes()

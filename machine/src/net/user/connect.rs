@@ -5,7 +5,8 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// Begins to connect to the first of `targets` with which that is possible, and takes those before it and it out.
+/// Begins to connect to the first of `targets` with which that is possible, and takes those before it and it
+/// out.
 pub fn start_first(targets: &mut VecDeque<SocketAddr>) -> Option<TcpStream> {
     std::iter::from_fn(|| targets.pop_front()).find_map(|target| start(target).ok())
 }
@@ -66,9 +67,9 @@ fn start(target: SocketAddr) -> io::Result<TcpStream> {
     Ok(TcpStream::from(socket))
 }
 
-/// What every socket of a connection is set to: nothing is held back to fill a packet, and a peer that is gone is noticed. Our
-/// stack answers the guest's own probes, so who asks the peer is the host (after two hours of silence, unless it is configured
-/// otherwise).
+/// What every socket of a connection is set to: nothing is held back to fill a packet, and a peer that is
+/// gone is noticed. Our stack answers the guest's own probes, so who asks the peer is the host (after two
+/// hours of silence, unless it is configured otherwise).
 pub fn prepare(stream: &TcpStream) {
     // Neither is worth a connection.
     let _ = stream.set_nodelay(true);

@@ -1,5 +1,5 @@
-//! The guest's questions for names over UDP. Each goes to the host's name servers one after the other until one answers, as the C
-//! library would ask them: the guest knows only one.
+//! The guest's questions for names over UDP. Each goes to the host's name servers one after the other until
+//! one answers, as the C library would ask them: the guest knows only one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
@@ -17,44 +17,47 @@ use crate::net::clock::{Clock, millis};
 /// Questions without an answer at once. One more takes the place of the oldest.
 const QUESTIONS_CAP: usize = 64;
 
-/// Bytes of a question. One name is asked for in less than 300; extensions add some. Longer ones are not kept, and are dropped.
+/// Bytes of a question. One name is asked for in less than 300; extensions add some. Longer ones are not
+/// kept, and are dropped.
 const QUESTION_CAP: usize = 4096;
 
-/// How long a server has before the next one is asked as well. The guest asks again after five seconds at the earliest (glibc's
-/// time-out), and should have its answer then.
-const TURN: Duration = Duration::from_secs(2);
+/// How long a server has before the next one is asked as well. The guest asks again after five seconds at the
+/// earliest (glibc's time-out), and should have its answer then.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the last server has. Whoever asks has given up by then, or has asked again.
-const LAST_TURN: Duration = Duration::from_secs(20);
+/// How long the last server has. The guest has given up by then, or has asked again.
+const LAST_SERVER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Bytes of a message's header, and where its response code is (RFC 1035 §4.1.1).
 const HEADER: usize = 12;
 const RESPONSE_CODE: usize = 3;
-/// Codes with which a server says that it cannot tell: SERVFAIL, NOTIMP, REFUSED. The C library asks the next one then.
+/// Codes with which a server says that it has no answer: SERVFAIL, NOTIMP, REFUSED. The C library asks the
+/// next one then.
 const CANNOT_TELL: [u8; 3] = [2, 4, 5];
 
-/// A question on its way.
+/// A question that waits for its answer.
 struct Question {
     guest_port: u16,
     bytes: Vec<u8>,
-    /// Sockets connected to the servers that have been asked, the latest last. A late answer is as good as one in time.
+    /// Sockets connected to the servers that have been asked, the latest last. A late answer is as good as
+    /// one in time.
     asked: Vec<(SocketAddr, UdpSocket)>,
     /// Servers that have not been asked.
     left: VecDeque<SocketAddr>,
     /// When the latest was asked.
     since: Duration,
-    /// What a server has answered that could not tell, for want of better.
+    /// The answer of a server that failed, in case no better one comes.
     rejection: Option<Vec<u8>>,
     /// A socket may have an answer.
     ready: bool,
-    /// A server has refused, or could not tell.
+    /// A server has refused or failed.
     failed: bool,
 }
 
 /// What has become of a question.
 enum Progress {
     Waiting,
-    /// With its answer, unless nobody has given one.
+    /// With its answer, if there is one.
     Finished(Option<Vec<u8>>),
 }
 
@@ -129,7 +132,8 @@ impl Questions {
         }
     }
 
-    /// Turns answers into frames for the guest, and asks the next server where one has failed or let its time pass.
+    /// Turns answers into frames for the guest, and asks the next server where one has failed or let its time
+    /// pass.
     pub(super) fn receive(
         &mut self,
         framing: &Framing,
@@ -193,10 +197,15 @@ impl Question {
 
     fn deadline(&self) -> Duration {
         let is_last = self.left.is_empty();
-        self.since + if is_last { LAST_TURN } else { TURN }
+        self.since
+            + if is_last {
+                LAST_SERVER_TIMEOUT
+            } else {
+                SERVER_TIMEOUT
+            }
     }
 
-    /// Asks the next server when one has failed or its time is over, until nobody is left.
+    /// Asks the next server when one has failed or its time is over, until none is left.
     fn go_on(&mut self, id: u32, resolvers: &mut Resolvers, poller: &Poller, now: Duration) -> Progress {
         let late = self.deadline() <= now;
         if let Some((address, _)) = self.asked.last().filter(|_| late) {
@@ -212,7 +221,7 @@ impl Question {
         Progress::Waiting
     }
 
-    /// Reads what servers have said. Those who refuse or cannot tell are listened to no more.
+    /// Reads what servers have said. Servers that refuse or fail are not listened to any more.
     fn read(&mut self, buffer: &mut [u8], resolvers: &mut Resolvers) -> Progress {
         let mut at = 0;
         while let Some((address, socket)) = self.asked.get(at) {
@@ -230,7 +239,7 @@ impl Question {
                     continue;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                // Nobody listens there.
+                // Nothing listens there.
                 Err(_) => {}
             }
             self.asked.remove(at);

@@ -1,4 +1,4 @@
-//! Name servers of the host that answer, refuse, cannot tell or are silent.
+//! Name servers of the host that answer, refuse, fail or are silent.
 
 use std::net::{TcpListener, UdpSocket};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::*;
 
 /// A question, as far as anybody here looks at it.
 const QUESTION: &[u8] = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04kiln";
-/// Long enough for the next server's turn.
+/// Long enough for the next server to be asked.
 const TURN: Duration = Duration::from_secs(2);
 
 fn answer(code: u8) -> Vec<u8> {
@@ -26,7 +26,7 @@ fn server() -> UdpSocket {
     socket
 }
 
-/// A port of loopback at which nobody listens.
+/// A port of loopback at which nothing listens.
 fn refusing() -> SocketAddr {
     server().local_addr().unwrap()
 }
@@ -85,7 +85,8 @@ fn a_server_that_is_silent_has_its_turn_and_may_answer_late() {
     guest.time.leap(TURN);
     reply(&mut guest, &second, &answer(0));
     answered(&mut guest, 4444, &answer(0));
-    // The next question goes to the first again, as the file wishes; its answer is right even after its turn.
+    // The next question goes to the first again, as the file says; its answer counts even when the next
+    // server was asked.
     ask(&mut guest, 4445);
     let (_, from) = guest.until(|_| asked(&first));
     guest.time.leap(TURN);

@@ -6,7 +6,7 @@ pub const ETHERNET_HEADER: usize = 14;
 /// Our end of the wire: locally administered, and the same in every instance's own network.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x4b, 0x69, 0x6c, 0x6e, 0x01];
 
-/// The protocols that we speak.
+/// The protocols that are implemented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EtherType {
     /// 0x0800
@@ -23,7 +23,8 @@ pub struct Framing {
 }
 
 impl Framing {
-    /// Splits a frame of the guest. Frames that are neither for us nor for everyone, and other protocols, give `None`.
+    /// Splits a frame of the guest. Frames that are neither for us nor for everyone, and other protocols,
+    /// give `None`.
     pub fn parse<'a>(&self, frame: &'a [u8]) -> Option<(EtherType, &'a [u8])> {
         let (header, payload) = frame.split_at_checked(ETHERNET_HEADER)?;
         let (destination, rest) = header.split_at(6);

@@ -1,6 +1,8 @@
-//! IPv4 packets in pieces (RFC 791 §3.2): those of the guest are put together, and those for it that are larger than its MTU are cut.
+//! IPv4 packets in pieces (RFC 791 §3.2): those of the guest are put together, and those for it that are
+//! larger than its MTU are cut.
 //!
-//! The MTU is almost the largest packet there is, but a guest may have set a smaller one, and containers in it usually have.
+//! The MTU is almost the largest packet there is, but a guest may have set a smaller one, and containers in
+//! it usually have.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -149,7 +151,8 @@ impl Partial {
     }
 }
 
-/// Cuts a packet without options into pieces of at most `mtu` bytes, `mtu` being larger than a header and a unit.
+/// Cuts a packet without options into pieces of at most `mtu` bytes, `mtu` being larger than a header and a
+/// unit.
 pub fn cut(packet: &[u8], mtu: usize) -> Vec<Vec<u8>> {
     if packet.len() <= mtu {
         return vec![packet.to_vec()];

@@ -1,5 +1,5 @@
-//! The built-in user-mode network: the guest gets a network of its own, and its connections become ordinary sockets of this
-//! process. No privilege, no host configuration.
+//! The built-in user-mode network: the guest gets a network of its own, and its connections become ordinary
+//! sockets of this process. No privilege, no host configuration.
 //!
 //! | address | what answers |
 //! |---|---|
@@ -7,9 +7,10 @@
 //! | 10.0.2.3 | DNS, relayed to the host's resolvers ([`resolvers`]) |
 //! | 10.0.2.15 | the guest |
 //!
-//! TCP is terminated by our own stack and spliced to a host socket ([`tcp`]); a connection is accepted only after the host's has been,
-//! so the guest sees refusals as refusals. UDP is translated datagram by datagram ([`udp`]). Nothing reaches
-//! the host's loopback addresses from the guest. Nothing reaches the guest but through a forwarded port.
+//! TCP is terminated by our own stack and spliced to a host socket ([`tcp`]); a connection is accepted only
+//! after the host's has been, so the guest sees refusals as refusals. UDP is translated datagram by datagram
+//! ([`udp`]). Nothing reaches the host's loopback addresses from the guest. Nothing reaches the guest but
+//! through a forwarded port.
 
 #[allow(unsafe_code)]
 mod connect;
@@ -70,8 +71,8 @@ pub struct Spec {
     pub forwards: Vec<Forward>,
     /// Where the guest's questions for names go.
     pub resolver: Resolver,
-    /// Whether the gateway's address leads to the host's loopback address. Off unless asked for: what listens there was not
-    /// meant for a guest.
+    /// Whether the gateway's address leads to the host's loopback address. Off unless asked for: what listens
+    /// there was not meant for a guest.
     pub host_loopback: bool,
 }
 
@@ -326,7 +327,8 @@ impl Backend for UserNetwork {
         for source in self.poller.ready() {
             self.ready(source);
         }
-        // Each round can free buffers that the next one fills. The bound keeps one busy connection from holding the worker.
+        // Each round can free buffers that the next one fills. The bound keeps one busy connection from
+        // holding the worker.
         for _ in 0..4 {
             let moved = self.tcp.splice(&mut self.stack, &self.poller);
             let changed = self.stack.poll();
@@ -359,7 +361,7 @@ mod dns_tests;
 #[cfg(test)]
 mod fragments_tests;
 #[cfg(test)]
-mod hostile_tests;
+mod malformed_tests;
 #[cfg(test)]
 mod silence_tests;
 #[cfg(test)]

@@ -73,8 +73,8 @@ impl Poller {
         self.epoll.as_raw_fd()
     }
 
-    /// Watches a socket under `kind` and `id`. Connections are watched for edges, since what they report stays true until the
-    /// splice has used it up.
+    /// Watches a socket under `kind` and `id`. Connections are watched for edges, since what they report
+    /// stays true until the splice has used it up.
     pub fn add(&self, socket: &impl AsRawFd, kind: Kind, id: u32) -> io::Result<()> {
         let events = match kind {
             Kind::Tcp => EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED,

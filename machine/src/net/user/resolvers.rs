@@ -19,15 +19,15 @@ const SERVERS_CAP: usize = 3;
 /// Bytes of the file that are read.
 const FILE_CAP: u64 = 64 * 1024;
 
-/// The file is read again when the guest asks for a name and the last time is this long ago. A laptop changes networks less often,
-/// and who has just done so waits no longer.
+/// The file is read again when the guest asks for a name and the last time is this long ago. A laptop changes
+/// networks less often, and who has just done so waits no longer.
 const REREAD: Duration = Duration::from_secs(5);
 
 /// A server that has missed this many questions in a row is asked last ...
 const MISSED_CAP: u32 = 2;
 
-/// ... for this long. In between, the order is that of the file, which is the host's wish: the first may know names that the
-/// others do not.
+/// ... for this long. In between, the order is that of the file, which the host's administrator chose: the
+/// first may know names that the others do not.
 const ASKED_LAST: Duration = Duration::from_secs(30);
 
 /// Where the guest's questions for names go.
@@ -170,8 +170,8 @@ mod tests {
 
     #[test]
     fn resolv_conf_is_read_as_the_c_library_does() {
-        let text = "# comment\nsearch example\nnameserver 192.0.2.1\n nameserver\t::1 ; a comment\nnameserver nonsense\n\
-                    nameservers 192.0.2.9\n;nameserver 192.0.2.9\n";
+        let text = "# comment\nsearch example\nnameserver 192.0.2.1\n nameserver\t::1 ; a comment\n\
+                    nameserver nonsense\nnameservers 192.0.2.9\n;nameserver 192.0.2.9\n";
         assert_eq!(parse(text), addresses(&["192.0.2.1:53", "[::1]:53"]));
         assert_eq!(parse("search example\n"), addresses(&["127.0.0.1:53"]));
     }

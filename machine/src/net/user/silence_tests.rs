@@ -38,8 +38,8 @@ fn out_of_the_guest(guest: &mut Guest) -> (TcpStream, SocketHandle) {
     (server.accept().unwrap().0, handle)
 }
 
-/// Lets a day pass in which nobody says anything. Both stacks look at their timers after each second that mattered once, and after
-/// each hour.
+/// Lets a day pass in which no packet is sent. Both stacks look at their timers after each second that
+/// mattered once, and after each hour.
 fn silence(guest: &mut Guest) {
     for seconds in [1, 9, 9, 1, 1, 39, 1, 60, 180, 300].into_iter().chain([3600; 24]) {
         guest.time.leap(Duration::from_secs(seconds));
@@ -170,7 +170,8 @@ fn a_forwarded_connection_that_the_guest_does_not_answer_is_reset() {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
-/// A port of the host that answers nobody: no more than one connection waits to be accepted, and the SYNs of others are dropped.
+/// A port of the host that answers nobody: no more than one connection waits to be accepted, and the SYNs of
+/// others are dropped.
 fn dead_port() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listen(&listener, Backlog::new(0).unwrap()).unwrap();
@@ -211,7 +212,7 @@ fn destinations_that_do_not_answer_do_not_keep_others_from_being_reached() {
     let handle = guest.connect((gateway(), port), 50_000);
     guest.until(|guest| (guest.tcp(handle).state() == State::Established).then_some(()));
     assert!(guest.network.tcp.len() <= 512, "{}", guest.network.tcp.len());
-    // Nobody has refused them: they may go on asking.
+    // No server has refused them: they may be asked again.
     let refused = silent
         .iter()
         .filter(|handle| guest.tcp(**handle).state() == State::Closed);

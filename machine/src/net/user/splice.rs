@@ -13,19 +13,19 @@ use super::connect;
 /// How long the guest may take to answer: a connection into it, or the answer to its own.
 pub const GUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A connection's life, as far as the host's end is concerned.
+/// The state of a connection at the host's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// The host has not answered yet; the guest's SYN is held.
     Connecting,
     /// Bytes flow.
     Open,
-    /// Given up: the stack still has to tell the guest.
+    /// Given up: the stack still has to reset the guest's end.
     Aborted,
 }
 
-/// How long an opening connection may stay unanswered. It ends with the handshake: an established connection may be silent for
-/// as long as its two ends like, half-closed or not.
+/// How long an opening connection may stay unanswered. It ends with the handshake: an established connection
+/// may be silent for as long as its two ends like, half-closed or not.
 #[derive(Debug, Clone, Copy)]
 pub struct Handshake {
     /// When it began.
@@ -69,7 +69,7 @@ pub struct Connection {
     writable: bool,
     /// The host has said that nothing more comes.
     host_ended: bool,
-    /// The host has been told that nothing more comes from the guest.
+    /// The host's end was shut down for writing: nothing more comes from the guest.
     guest_ended: bool,
 }
 
@@ -134,8 +134,8 @@ impl Connection {
         self.is_opening(socket) && self.handshake.is_some_and(late)
     }
 
-    /// Forgets a connection that was not answered. The guest hears nothing, as from a host that is not there: what it sends again
-    /// begins anew. A peer that connected to us gets a reset.
+    /// Forgets a connection that was not answered. The guest gets nothing, as from a host that is not there:
+    /// what it sends again begins anew. A peer that connected to us gets a reset.
     pub fn give_up(&self) {
         if self.phase != Phase::Connecting {
             connect::reset_on_close(&self.host);
@@ -216,7 +216,7 @@ impl Connection {
         if half_closed && !socket.can_recv() && !self.guest_ended {
             self.guest_ended = true;
             step.moved = true;
-            // The peer may already be gone; reading will tell.
+            // The peer may already be gone; reading finds out.
             let _ = self.host.shutdown(Shutdown::Write);
         }
         Ok(())

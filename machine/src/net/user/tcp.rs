@@ -14,19 +14,19 @@ use crate::net::clock::{Clock, millis};
 use crate::net::stack::Stack;
 use crate::net::{Addresses, Error};
 
-/// Buffer for each direction of a connection: four segments of the largest size, and a megabit for each millisecond of delay.
-/// Pages are touched only as they fill.
+/// Buffer for each direction of a connection: four segments of the largest size, and a megabit for each
+/// millisecond of delay. Pages are touched only as they fill.
 const BUFFER: usize = 256 * 1024;
 
-/// Connections at once, for the guest and into it together: 512 full ones hold 256 MiB. One more takes the place of the one that
-/// has been unanswered for longest; when all are established, it is refused.
+/// Connections at once, for the guest and into it together: 512 full ones hold 256 MiB. One more takes the
+/// place of the one that has been unanswered for longest; when all are established, it is refused.
 const CONNECTIONS_CAP: usize = 512;
 
 /// Connections taken from one listening socket per poll, so that a flood there does not hold the worker.
 const ACCEPT_BATCH: usize = 16;
 
-/// How long a host may take to answer the guest. Linux sends its sixth SYN after 31 s and the last one after 63 s; a destination
-/// that is still silent then is dead, and the guest's next SYN asks it again.
+/// How long a host may take to answer the guest. Linux sends its sixth SYN after 31 s and the last one after
+/// 63 s; a destination that is still silent then is dead, and the guest's next SYN asks it again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long one of several hosts may take that answer for the same address, before the next one is tried.
@@ -81,8 +81,8 @@ impl Connections {
             .filter(|forward| forward.protocol == Protocol::Tcp)
     }
 
-    /// The guest has sent a SYN: connects from the host first, to the first of `targets` that answers. Without a socket that
-    /// listens, the stack refuses the SYN.
+    /// The guest has sent a SYN: connects from the host first, to the first of `targets` that answers.
+    /// Without a socket that listens, the stack refuses the SYN.
     pub fn open(
         &mut self,
         from: u16,
@@ -157,7 +157,7 @@ impl Connections {
             let guest = (IpAddress::Ipv4(self.addresses.guest), forward.guest);
             let Ok((host, _)) = listener.accept() else { return };
             if host.set_nonblocking(true).is_err() || !self.make_room(stack) {
-                // Dropping the stream closes it: the peer sees that nobody has time.
+                // Dropping the stream closes it: the peer sees that it is not served.
                 continue;
             }
             connect::prepare(&host);
@@ -180,8 +180,8 @@ impl Connections {
         }
     }
 
-    /// A port of the gateway that no connection comes from: one that was established long ago keeps its own. There are more ports
-    /// than connections, so there is one.
+    /// A port of the gateway that no connection comes from: one that was established long ago keeps its own.
+    /// There are more ports than connections, so there is one.
     fn ephemeral_port(&mut self, stack: &Stack) -> u16 {
         loop {
             let port = self.next_port;
@@ -226,7 +226,8 @@ impl Connections {
         self.connections.is_empty()
     }
 
-    /// Lets the next forwarded connection come from the first port again, as it does after as many as there are ports.
+    /// Lets the next forwarded connection come from the first port again, as it does after as many as there
+    /// are ports.
     #[cfg(test)]
     pub fn come_around(&mut self) {
         self.next_port = FIRST_EPHEMERAL;
@@ -237,8 +238,9 @@ impl Connections {
         self.busy
     }
 
-    /// Gives up what has not been answered in its time, and returns milliseconds until the next time is over. What the guest has
-    /// sent must have been looked at before: after a pause, its answer may have waited for longer than its time.
+    /// Gives up what has not been answered in its time, and returns milliseconds until the next time is over.
+    /// What the guest has sent must have been looked at before: after a pause, its answer may have waited for
+    /// longer than its time.
     pub fn expire(&mut self, stack: &mut Stack, poller: &Poller) -> Option<u64> {
         let now = self.clock.now();
         self.connections.retain(|&id, connection| {

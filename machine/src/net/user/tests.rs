@@ -477,7 +477,10 @@ fn dhcp_offers_the_address_the_mtu_and_the_resolver() {
 
 proptest::proptest! {
     #[test]
-    fn no_frame_is_too_strange(frames in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..200), 0..50), kind in 0_u8..4) {
+    fn no_frame_is_too_strange(
+        frames in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..200), 0..50),
+        kind in 0_u8..4,
+    ) {
         let mut guest = Guest::new(Vec::new(), None);
         for mut frame in frames {
             // Most random frames would end at the first check: dress some up to get further.

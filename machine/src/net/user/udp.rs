@@ -17,8 +17,8 @@ use crate::net::{Addresses, Error};
 /// Translations at once. When full, the one idle for longest goes.
 const TRANSLATIONS_CAP: usize = 256;
 
-/// An idle translation is forgotten after this long (RFC 4787, REQ-5: five minutes or more are recommended). More would cost
-/// nothing but descriptors; when they are all used, the one idle for longest goes anyway.
+/// An idle translation is forgotten after this long (RFC 4787, REQ-5: five minutes or more are recommended).
+/// More would cost nothing but descriptors; when they are all used, the one idle for longest goes anyway.
 const IDLE: Duration = Duration::from_secs(300);
 
 /// Datagrams taken from one socket per poll.
@@ -143,7 +143,7 @@ impl Translations {
         }
     }
 
-    /// Whether the datagram answers an outside peer of a forwarded port; then it is on its way.
+    /// Whether the datagram answers an outside peer of a forwarded port; then it was sent.
     pub fn reply_to_peer(&mut self, from: u16, port: u16, payload: &[u8]) -> bool {
         let mut listeners = self.listeners.iter_mut();
         let answered = listeners.find_map(|listener| {
@@ -320,8 +320,8 @@ pub(super) fn push_datagram(
     }
 }
 
-/// Appends an IPv4 packet with one datagram to `frame`. It may be cut: what the guest forwards to a container or a tunnel may have to
-/// be, and then needs a number of its own (RFC 6864).
+/// Appends an IPv4 packet with one datagram to `frame`. It may be cut: what the guest forwards to a container
+/// or a tunnel may have to be, and then needs a number of its own (RFC 6864).
 pub fn append_datagram(frame: &mut Vec<u8>, from: Endpoint, to: Endpoint, payload: &[u8]) {
     let udp = UdpRepr {
         src_port: from.1,

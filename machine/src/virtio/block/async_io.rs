@@ -1,5 +1,5 @@
-//! Requests that are on their way to the file while more are taken: reads and writes whose bytes lie in one file go through a
-//! ring of the kernel's; all others are served on the spot.
+//! Several requests of a queue in flight at once: reads and writes whose bytes lie in one
+//! file go through a ring of the kernel's; all others are served on the spot.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -20,21 +20,21 @@ use crate::memory::GuestMemoryMmap;
 use crate::virtio::ring::{Chain, QueueError, Ring as Queue, Segments};
 use crate::virtio::worker::{Context, Wake};
 
-/// Requests on their way at once: what a queue of small requests without indirect descriptors can hold.
+/// Requests in flight at once: what a queue of small requests without indirect descriptors can hold.
 const DEPTH: u16 = QUEUE_SIZE / 4;
 /// Requests taken before the worker looks at its other events again; see `ring::MAX_CHAINS_PER_WAKEUP`.
 const MAX_TAKEN: usize = 1024;
 
-/// Before a wait that failed is tried again: there is no way on without what is on its way.
+/// Before a wait that failed is tried again: nothing can go on before what is in flight completes.
 const RETRY: Duration = Duration::from_millis(1);
 
-/// The requests of one queue that are on their way. All have landed before the service ends, which is what keeps file and guest
-/// memory in place until then.
+/// The requests of one queue that are in flight. All have completed before the service ends, which is what
+/// keeps file and guest memory in place until then.
 pub struct AsyncIo {
     ring: Ring<InFlightRequest>,
 }
 
-/// A request on its way.
+/// A request in flight.
 struct InFlightRequest {
     head: u16,
     request: Request<'static>,
@@ -44,7 +44,8 @@ struct InFlightRequest {
     len: usize,
 }
 
-// SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it, only volatile accesses.
+// SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it, only
+// volatile accesses.
 unsafe impl Send for InFlightRequest {}
 
 impl AsyncIo {
@@ -66,8 +67,9 @@ impl AsyncIo {
         Ok(())
     }
 
-    /// Takes what is available in the one queue, as far as there is room and `pace` allows, and gives back what has landed. `false`
-    /// when the pace did not allow more, or a request waits for space, and the caller has to come back.
+    /// Takes what is available in the one queue, as far as there is room and `limiter` allows, and gives back
+    /// what has completed. `false` when the limit did not allow more, or a request waits for space, and the
+    /// caller has to come back.
     pub(super) fn serve(
         &mut self,
         disk: &Disk,
@@ -115,7 +117,7 @@ impl AsyncIo {
                 queue.doorbell.write(1)?;
                 break;
             }
-            // Where there is no room, the next one that lands brings us back.
+            // Where there is no room, the next completion wakes the worker.
             if !allowed || !self.ring.has_room() || !queue.queue.enable_notification(ram)? {
                 break;
             }
@@ -126,7 +128,8 @@ impl AsyncIo {
         Ok(allowed && !finish.waits())
     }
 
-    /// Sends a request on its way, or serves it: then answers with the number of bytes written to the driver, unless it waits.
+    /// Submits a request, or serves it: then returns the number of bytes written to the driver,
+    /// unless it waits.
     fn take(
         &mut self,
         finish: &mut Finish<'_>,
@@ -159,15 +162,16 @@ impl AsyncIo {
             data: data.slices().iter().copied().map(lasting).collect(),
             len,
         };
-        // SAFETY: the file is the backend's, which this service holds, and the buffers are in guest memory, which the worker's context
-        // holds; `drain` is called before either is given away.
+        // SAFETY: the file is the backend's, which this service holds, and the buffers are in guest memory,
+        // which the worker's context holds; `drain` is called before either is given away.
         match unsafe { self.ring.begin(direction, file, at, data.slices(), in_flight) } {
             Ok(()) => Ok(None),
             Err(in_flight) => Ok(in_flight.complete_sync(finish)),
         }
     }
 
-    /// Gives back what has landed. What was carried in part, or not at all, is done on the spot: it says best what is wrong.
+    /// Gives back what has completed. What was done in part, or not at all, is done on the spot: it says best
+    /// what is wrong.
     fn reap(&mut self, finish: &mut Finish<'_>, queue: &mut Queue) -> Result<(), QueueError> {
         while let Some((in_flight, result)) = self.ring.ended() {
             let head = in_flight.head;
@@ -183,7 +187,7 @@ impl AsyncIo {
         Ok(())
     }
 
-    /// Waits for all that is on its way and gives it back.
+    /// Waits for all that is in flight and gives it back.
     pub(super) fn drain(&mut self, disk: &Disk, waiting: &mut Option<WaitList>, context: &mut Context) {
         let Context {
             memory,
@@ -201,15 +205,15 @@ impl AsyncIo {
         };
         while !self.ring.is_idle() {
             // A queue that was broken takes nothing back any more; its requests have to land all the same.
-            let landed = self.ring.wait().map_err(QueueError::from);
-            if let Err(error) = landed.and_then(|()| self.reap(finish, queue)) {
+            let completed = self.ring.wait().map_err(QueueError::from);
+            if let Err(error) = completed.and_then(|()| self.reap(finish, queue)) {
                 tracing::debug!("a request of a disk that stops was not given back: {error}");
                 std::thread::sleep(RETRY);
             }
         }
         let _ = poller.remove(self.ring.done());
         if let Err(error) = queue.notify(memory, &**interrupt) {
-            tracing::debug!("the driver of a disk that stops was not told: {error}");
+            tracing::debug!("the driver of a disk that stops was not notified: {error}");
         }
     }
 }
@@ -245,14 +249,14 @@ impl InFlightRequest {
             Direction::Read => chain.writable = data,
             Direction::Write => chain.readable = data,
         }
-        // Only those that need not be durable at once are on their way.
+        // Only those that need not be durable at once are submitted.
         finish.request(request, &mut chain, false)
     }
 }
 
 /// The same guest memory without a limit in time.
 fn lasting(slice: VolatileSlice<'_>) -> VolatileSlice<'static> {
-    // SAFETY: only lifetimes differ. The slice lies in guest memory, which the worker's context keeps mapped for as long as a
-    // passenger exists: all have landed when the service ends.
+    // SAFETY: only lifetimes differ. The slice lies in guest memory, which the worker's context keeps mapped
+    // for as long as a request is in flight: all have completed when the service ends.
     unsafe { std::mem::transmute(slice) }
 }

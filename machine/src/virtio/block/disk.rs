@@ -30,12 +30,13 @@ pub(super) struct Disk {
 pub(super) struct Faults {
     /// Errors logged so far.
     logged: AtomicU32,
-    /// A flush has failed. What it was to make durable may be gone, and no later flush may say otherwise: the kernel reports such an
-    /// error once (fsync(2)), so that trying again would succeed without the data.
+    /// A flush has failed. What it was to make durable may be gone, and no later flush may say otherwise: the
+    /// kernel reports such an error once (fsync(2)), so that trying again would succeed without the data.
     unflushed: AtomicBool,
 }
 impl Disk {
-    /// Does what is asked, durably with `write_through`. Returns the number of data bytes given to the driver.
+    /// Does what is asked, durably with `write_through`. Returns the number of data bytes given to the
+    /// driver.
     pub(super) fn carry_out(
         &self,
         request: &Request<'_>,

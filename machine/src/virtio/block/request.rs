@@ -50,7 +50,8 @@ impl<'m> Request<'m> {
         })
     }
 
-    /// Tells the driver how it went, with the bytes of data given to it; returns how many were written in all.
+    /// Tells the driver how it went, with the bytes of data given to it; returns how many were written in
+    /// all.
     pub(super) fn end(self, done: Result<u32, RequestError>) -> u32 {
         let (written, status) = match done {
             Ok(written) => (written, blk::VIRTIO_BLK_S_OK),
@@ -60,8 +61,8 @@ impl<'m> Request<'m> {
         if let Some(status_byte) = self.status {
             status_byte.copy_from(&[status as u8]);
         }
-        // The used length promises that all bytes up to it were written (VIRTIO 1.3 §2.7.8.2), and the status is the
-        // last one: after a read that failed there is no such prefix.
+        // The used length promises that all bytes up to it were written (VIRTIO 1.3 §2.7.8.2), and the status
+        // is the last one: after a read that failed there is no such prefix.
         if written as usize == self.room {
             written + 1
         } else {
@@ -75,7 +76,8 @@ pub(super) enum RequestError {
     Io,
     /// `VIRTIO_BLK_S_UNSUPP`.
     Unsupported,
-    /// The host has no space for what is to be written; `VIRTIO_BLK_S_IOERR` where nobody waits for it.
+    /// The host has no space for what is to be written; `VIRTIO_BLK_S_IOERR` where requests do not wait for
+    /// it.
     NoSpace(io::Error),
 }
 /// Where the requests of one queue end.
@@ -88,8 +90,8 @@ pub(super) struct Finish<'a> {
 }
 
 impl Finish<'_> {
-    /// Carries out `request`, whose data is what is left of `chain`, and ends it: the number of bytes written to the driver. `None`
-    /// when it waits for space from now on.
+    /// Carries out `request`, whose data is what is left of `chain`, and ends it: the number of bytes written
+    /// to the driver. `None` when it waits for space from now on.
     pub(super) fn request(
         &mut self,
         request: Request<'_>,

@@ -19,7 +19,7 @@ pub(super) struct Server {
     pub(super) disk: Disk,
     pub(super) ring: Option<AsyncIo>,
     pub(super) limiter: RateLimiter,
-    /// Whether requests wait for the pace, or for those in `waiting`.
+    /// Whether requests wait for the rate limit, or for those in `waiting`.
     pub(super) held: bool,
     /// Requests that wait for space; `None` lets them fail.
     pub(super) waiting: Option<WaitList>,
@@ -62,7 +62,7 @@ impl Service for Server {
     }
 
     fn end(&mut self, context: &mut Context) {
-        // Who starts the device again rings every doorbell.
+        // A start of the device rings every doorbell.
         self.held = false;
         if let Some(ring) = &mut self.ring {
             ring.drain(&self.disk, &mut self.waiting, context);

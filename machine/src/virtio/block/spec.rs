@@ -68,7 +68,8 @@ impl DiskSpec {
 }
 
 impl IoEngine {
-    /// A ring for each of the queues; none where requests are served one after the other, or the kernel has no rings.
+    /// A ring for each of the queues; none where requests are served one after the other, or the kernel has
+    /// no rings.
     fn rings(self, queues: usize) -> Vec<AsyncIo> {
         if self == IoEngine::Sync {
             return Vec::new();

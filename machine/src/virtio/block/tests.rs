@@ -407,7 +407,7 @@ fn what_cannot_fly_is_refused_as_ever() {
     file.set_len(1000).unwrap();
     let used = driver.request(0, &[&header(blk::VIRTIO_BLK_T_IN, 0)], &[4096, 1]);
     assert_eq!(used.len, 0);
-    // A broken request costs the device; what was on its way is no danger to the next start.
+    // A broken request costs the device; what was in flight is no danger to the next start.
     for n in 0..8 {
         driver.submit(0, &[&header(blk::VIRTIO_BLK_T_OUT, n), &[n as u8; 512]], &[1]);
     }

@@ -1,5 +1,6 @@
-//! Requests that wait for space on the host, as with QEMU's `werror=enospc`: what the host's file system has no room for is neither
-//! lost nor failed. The request is kept, its queue takes no other, and it is carried out again when somebody says so.
+//! Requests that wait for space on the host, as with QEMU's `werror=enospc`: what the host's file system has
+//! no room for is neither lost nor failed. The request is kept, its queue takes no other, and it is carried
+//! out again on request.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -41,7 +42,7 @@ struct Shared {
     report: SpaceReport,
     /// One for each queue.
     retries: Mutex<Vec<EventFd>>,
-    /// Nobody waits any more.
+    /// The machine ends: waiting requests fail.
     abandoned: AtomicBool,
 }
 
@@ -64,7 +65,7 @@ impl SpaceMonitor {
         }
     }
 
-    /// The machine ends: who waits on its thread gives up.
+    /// The machine ends: a worker that waits on its thread gives up.
     pub fn abandon(&self) {
         self.0.abandoned.store(true, Ordering::SeqCst);
         self.retry();
@@ -104,7 +105,8 @@ pub(super) struct Waiting {
     write_through: bool,
 }
 
-// SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it, only volatile accesses.
+// SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it, only
+// volatile accesses.
 unsafe impl Send for Waiting {}
 
 /// The requests of one worker that wait.
@@ -153,7 +155,7 @@ impl WaitList {
         let _ = poller.remove(&self.retry);
     }
 
-    /// The driver has reset the device, or it is broken: nobody wants an answer any more.
+    /// The driver has reset the device, or it is broken: no answer can be given any more.
     pub fn clear(&mut self) {
         self.requests.clear();
         self.memory = None;
@@ -170,7 +172,8 @@ impl WaitList {
         write_through: bool,
         error: &io::Error,
     ) {
-        // SAFETY: only lifetimes differ. The slices are of `memory`, which is kept as long as the requests are.
+        // SAFETY: only lifetimes differ. The slices are of `memory`, which is kept as long as the requests
+        // are.
         let (request, chain) = unsafe {
             (
                 std::mem::transmute::<Request<'_>, Request<'static>>(request),
@@ -188,7 +191,8 @@ impl WaitList {
         self.monitor.waits(1, error);
     }
 
-    /// Waits on this thread until the request is done, for a worker in step with the processor. What is given up is an error.
+    /// Waits on this thread until the request is done, for a worker in step with the processor. What is given
+    /// up is an error.
     pub fn wait_here(
         &self,
         disk: &Disk,

@@ -30,6 +30,17 @@ struct Tight {
 }
 
 impl Tight {
+    /// One without space.
+    fn new(file: File, full_file: File) -> Tight {
+        Tight {
+            inner: RawFile::new(file).unwrap(),
+            full_file,
+            full: AtomicBool::new(true),
+            writes_full: AtomicBool::new(false),
+            flush_fails: AtomicBool::new(false),
+        }
+    }
+
     fn check(&self) -> io::Result<()> {
         if self.full.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
@@ -89,13 +100,8 @@ impl World {
     fn new(rings: Vec<AsyncIo>, prepare: impl FnOnce(&mut Driver)) -> World {
         let file = tempfile::tempfile().unwrap();
         file.set_len(DISK).unwrap();
-        let tight = Arc::new(Tight {
-            inner: RawFile::new(file.try_clone().unwrap()).unwrap(),
-            full_file: File::options().write(true).open("/dev/full").unwrap(),
-            full: AtomicBool::new(true),
-            writes_full: AtomicBool::new(false),
-            flush_fails: AtomicBool::new(false),
-        });
+        let full_file = File::options().write(true).open("/dev/full").unwrap();
+        let tight = Arc::new(Tight::new(file.try_clone().unwrap(), full_file));
         let spec = Spec {
             read_only: false,
             id: "vol-1".into(),
@@ -271,13 +277,7 @@ fn a_flush_that_has_failed_is_never_said_to_have_succeeded() {
 fn without_a_monitor_the_guest_sees_an_error() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(DISK).unwrap();
-    let tight = Tight {
-        inner: RawFile::new(file).unwrap(),
-        full_file: File::open("/dev/null").unwrap(),
-        full: AtomicBool::new(true),
-        writes_full: AtomicBool::new(false),
-        flush_fails: AtomicBool::new(false),
-    };
+    let tight = Tight::new(file, File::open("/dev/null").unwrap());
     let spec = Spec {
         read_only: false,
         id: "vol-1".into(),

@@ -9,13 +9,14 @@ use vm_memory::{ReadVolatile, VolatileSlice};
 use super::packet::{HEADER, op, shutdown};
 use crate::virtio::ring::Chain;
 
-/// Receive buffer of one stream, for what the guest has sent and the host process has not taken. It is what the guest is
-/// told, so a guest that sends more breaks the protocol. With 512 streams this bounds the device to 64 MiB.
+/// Receive buffer of one stream, for what the guest has sent and the host process has not taken. It is what
+/// is announced to the guest, so a guest that sends more breaks the protocol. With 512 streams this bounds
+/// the device to 64 MiB.
 pub const BUFFER: u32 = 128 << 10;
-/// The guest is told of freed room when this much was freed since it last heard.
+/// The guest gets a credit update when this much was freed since the last one.
 const CREDIT_STEP: u32 = BUFFER / 4;
 
-/// What the guest still has to be told, apart from data.
+/// Packets that the guest is still to get, apart from data.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Pending {
     /// The host asks for a stream.
@@ -26,7 +27,7 @@ pub struct Pending {
     pub credit_update: bool,
     /// Tell us how much room there is.
     pub credit_request: bool,
-    /// What the host will no longer do, when the guest has not heard of it.
+    /// What the host will no longer do, when the guest has not got it yet.
     pub shutdown: bool,
 }
 
@@ -63,7 +64,7 @@ pub struct Connection {
     pub guest_port: u32,
     /// How far it is.
     pub phase: Phase,
-    /// What the guest still has to be told.
+    /// Packets that the guest is still to get.
     pub pending: Pending,
     /// What the host will no longer do: flags of [`shutdown`].
     pub host_shutdown: u32,
@@ -150,7 +151,8 @@ impl Connection {
         request || response || credit_update || credit_request || shutdown || (may_read && self.credit() > 0)
     }
 
-    /// The host process has closed its socket. What it has sent is still read; what the guest sends goes nowhere.
+    /// The host process has closed its socket. What it has sent is still read; what the guest sends goes
+    /// nowhere.
     pub fn host_gone(&mut self) {
         let unread = self.guest_shutdown & shutdown::RECEIVE == 0;
         self.host_shutdown |= if unread { shutdown::RECEIVE } else { shutdown::BOTH };
@@ -192,8 +194,9 @@ impl Connection {
         }
     }
 
-    /// The next packet for the guest: operation, length and flags. Its data, read from the host process if that may be looked
-    /// at now (`outside`), is in `chain` behind the header's place, for which there is room.
+    /// The next packet for the guest: operation, length and flags. Its data, read from the host process if
+    /// that may be looked at now (`outside`), is in `chain` behind the header's place, for which there is
+    /// room.
     pub fn next_packet(&mut self, chain: &Chain<'_>, outside: bool) -> Option<(u16, u32, u32)> {
         let pending = &mut self.pending;
         if std::mem::take(&mut pending.request) {
@@ -227,7 +230,7 @@ impl Connection {
         None
     }
 
-    /// Takes data from the guest; `false` when it is more than the guest was told that there is room for.
+    /// Takes data from the guest; `false` when it is more than the room that was announced to the guest.
     pub fn take(&mut self, data: &[u8]) -> bool {
         if self.out.len() + data.len() > BUFFER as usize {
             return false;
@@ -260,7 +263,7 @@ impl Connection {
             }
         }
         if self.out.is_empty() && self.guest_shutdown & shutdown::SEND != 0 {
-            // The host process reads the end. When it is gone already, its own end tells.
+            // The host process reads the end. When it is gone already, its own end is found.
             let _ = self.stream.shutdown(std::net::Shutdown::Write);
         }
         if self.forwarded.wrapping_sub(self.announced) >= CREDIT_STEP {

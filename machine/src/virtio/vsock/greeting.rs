@@ -1,4 +1,5 @@
-//! What a host process says first on the device's socket, to be connected to a port of the guest: `CONNECT <port>`, a line.
+//! What a host process says first on the device's socket, to be connected to a port of the guest: `CONNECT
+//! <port>`, a line.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;

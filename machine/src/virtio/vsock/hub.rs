@@ -21,7 +21,8 @@ const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 /// Streams and half-made streams at once: each costs a descriptor and up to 128 KiB.
 const MAX_STREAMS: usize = 512;
-/// Resets that wait for the guest to give room for them. A guest that provokes more without taking any loses the rest.
+/// Resets that wait for the guest to give room for them. A guest that provokes more without taking any loses
+/// the rest.
 const MAX_RESETS: usize = 512;
 /// The host's ports for its own connections begin here, above those that services use.
 const FIRST_HOST_PORT: u32 = 1 << 30;
@@ -111,7 +112,8 @@ impl Hub {
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Nobody is left, or the one in front went away, or the host is out of descriptors: the next event tells.
+                // No connection is left, or the first one was closed, or the host is out of descriptors: the
+                // next event finds out.
                 Err(_) => return Ok(()),
             }
         }
@@ -157,8 +159,8 @@ impl Hub {
         }
     }
 
-    /// The guest is done with the stream `id`. What it has sent still goes to the host process, unless the stream was cut
-    /// off before the guest said that this was all.
+    /// The guest is done with the stream `id`. What it has sent still goes to the host process, unless the
+    /// stream was cut off before the guest said that this was all.
     fn close(&mut self, id: u32) {
         let Some(Peer::Stream(connection)) = self.peers.get_mut(&id) else {
             return;
@@ -293,7 +295,7 @@ impl Service for Hub {
         Ok(())
     }
 
-    /// What a host process has not read is still on its way.
+    /// Not while a host process has something left to read.
     fn settled(&self) -> bool {
         self.peers.values().all(|peer| match peer {
             Peer::Greeting(..) => true,

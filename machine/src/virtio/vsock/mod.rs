@@ -1,8 +1,9 @@
 //! The socket device (VIRTIO 1.3 §5.10): streams between guest and host processes without a network.
 //!
-//! The host's side is a Unix socket, as with Firecracker. A host process connects to it, sends `CONNECT <port>\n` and
-//! gets `OK <host port>\n` once the guest has accepted; from there on the bytes are the stream's. A connection that the
-//! guest opens to the host's port P goes to the Unix socket at the same path with `_P` appended.
+//! The host's side is a Unix socket, as with Firecracker. A host process connects to it, sends `CONNECT
+//! <port>\n` and gets `OK <host port>\n` once the guest has accepted; from there on the bytes are the
+//! stream's. A connection that the guest opens to the host's port P goes to the Unix socket at the same path
+//! with `_P` appended.
 
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -28,7 +29,8 @@ use hub::Hub;
 pub const HOST_CID: u64 = 2;
 /// The smallest context id that a guest can have.
 pub const MIN_GUEST_CID: u64 = 3;
-/// Descriptors of each queue: Linux fills its receive queue with 4 KiB buffers, so this is half a megabyte under way.
+/// Descriptors of each queue: Linux fills its receive queue with 4 KiB buffers, so this is half a megabyte
+/// under way.
 const QUEUE_SIZES: [u16; 3] = [128; 3];
 
 /// The socket device of a machine.
@@ -58,8 +60,8 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// A device for the guest `guest_cid`. Host processes come through `listener`; the guest's connections to the host go
-    /// to `path` with `_PORT` appended.
+    /// A device for the guest `guest_cid`. Host processes come through `listener`; the guest's connections to
+    /// the host go to `path` with `_PORT` appended.
     ///
     /// # Errors
     /// When the listener cannot be made non-blocking.

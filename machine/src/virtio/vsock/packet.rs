@@ -60,8 +60,8 @@ impl Header {
     /// Reads a header.
     pub fn decode(mut bytes: [u8; HEADER]) -> Self {
         let copy = bytes;
-        // SAFETY: the packet borrows `bytes` for the lifetime that `new` lets us choose; it lives in this function only,
-        // and nothing else uses `bytes` meanwhile.
+        // SAFETY: the packet borrows `bytes` for the lifetime that `new` lets us choose; it lives in this
+        // function only, and nothing else uses `bytes` meanwhile.
         let packet = unsafe { VsockPacket::new(&mut bytes, None) };
         let Ok(mut packet) = packet else {
             unreachable!("the slice has the length of a header")
@@ -87,8 +87,8 @@ impl Header {
     pub fn encode(&self) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
         {
-            // SAFETY: the packet borrows `bytes` for the lifetime that `new` lets us choose; it lives in this block
-            // only, and nothing else uses `bytes` meanwhile.
+            // SAFETY: the packet borrows `bytes` for the lifetime that `new` lets us choose; it lives in this
+            // block only, and nothing else uses `bytes` meanwhile.
             let packet = unsafe { VsockPacket::new(&mut bytes, None) };
             let Ok(mut packet) = packet else {
                 unreachable!("the slice has the length of a header")

@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// Connects to the socket at `path`. The stream does not block, and neither does this: when the owner accepts too slowly,
-/// that is an error.
+/// Connects to the socket at `path`. The stream does not block, and neither does this: when the owner accepts
+/// too slowly, that is an error.
 ///
 /// # Errors
 /// `InvalidInput` when the path is too long for a socket address; otherwise what `connect(2)` says.
@@ -41,7 +41,8 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(socket.into())
 }
 
-/// Bytes written to `stream` that its other end has not read, with the kernel's overhead; 0 when the kernel does not say.
+/// Bytes written to `stream` that its other end has not read, with the kernel's overhead; 0 when the kernel
+/// does not say.
 pub fn unread(stream: &UnixStream) -> i32 {
     let mut bytes = 0;
     // SAFETY: SIOCOUTQ (which has TIOCOUTQ's number) writes one int, for which `bytes` is a valid place.

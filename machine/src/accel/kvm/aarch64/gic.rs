@@ -1,5 +1,5 @@
-//! The interrupt controller in the kernel: a GICv3, or a GICv2 where the host's own is one that offers no more
-//! (Linux, Documentation/virt/kvm/devices/arm-vgic-v3.rst and arm-vgic.rst).
+//! The interrupt controller in the kernel: a GICv3, or a GICv2 where the host's own is one that offers no
+//! more (Linux, Documentation/virt/kvm/devices/arm-vgic-v3.rst and arm-vgic.rst).
 
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
@@ -24,7 +24,8 @@ const V2: [(u32, u64); 2] = [
     (KVM_VGIC_V2_ADDR_TYPE_CPU, layout::GICV2_CPU_INTERFACE),
 ];
 
-/// Makes the controller of a machine whose `cpus` vCPUs are there. The kernel keeps the device as long as the machine.
+/// Makes the controller of a machine whose `cpus` vCPUs are there. The kernel keeps the device as long as the
+/// machine.
 pub(super) fn create(vm: &VmFd, cpus: u8) -> Result<Controller, Error> {
     let (device, addresses, controller) = match device(vm, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3) {
         Ok(device) => (device, V3, Controller::GicV3),

@@ -19,7 +19,8 @@ use crate::memory::Memory;
 pub(super) use scratch::routine;
 
 /// What to do where there is no `/dev/kvm`.
-pub(super) const ABSENT: &str = "the kernel has no KVM here: on hardware, boot it at EL2; in a virtual machine, ask for nested virtualization";
+pub(super) const ABSENT: &str = "the kernel has no KVM here: \
+    on hardware, boot it at EL2; in a virtual machine, ask for nested virtualization";
 
 /// MPIDR_EL1 as a register of KVM: op0 3, op1 0, CRn 0, CRm 0, op2 5.
 const MPIDR_EL1: u64 = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG as u64 | 3 << 14 | 5;

@@ -1,4 +1,5 @@
-//! What a kernel does in its first moments, as a short routine at EL1 without MMU: an exception, the counter, timed loops.
+//! What a kernel does in its first moments, as a short routine at EL1 without MMU: an exception, the counter,
+//! timed loops.
 
 use crate::accel::kvm::scratch::Routine;
 use crate::accel::{Error, Exit};
@@ -9,10 +10,12 @@ use crate::memory::{Bytes, GuestAddress, allocate};
 /// RAM of the scratch machine, and the places in it.
 const RAM: u64 = 64 << 10;
 const CODE: u64 = layout::RAM;
-/// The exception vectors, and the one for a synchronous exception from where the routine runs (Arm ARM D1.3.1.5).
+/// The exception vectors, and the one for a synchronous exception from where the routine runs (Arm ARM
+/// D1.3.1.5).
 const VECTORS: u64 = CODE + 0x1000;
 const SYNCHRONOUS: u64 = VECTORS + 0x200;
-/// The routine reports each step that it begins with a one-byte store here, and a wrong result with one at the next address.
+/// The routine reports each step that it begins with a one-byte store here, and a wrong result with one at
+/// the next address.
 const REPORT: u64 = layout::SERIAL;
 
 /// Steps, in order. The timed loop runs once for each of the last steps but one; the last step means the end.
@@ -29,7 +32,8 @@ const FIRST_LOOP: usize = 3;
 /// Rounds of the timed loop, two instructions each: 0.1 ms on hardware.
 const ROUNDS: u32 = 100_000;
 
-/// Instructions (Arm ARM C6), with X1 and X2 for scratch, X19 the address of reports, X20 the count of exceptions.
+/// Instructions (Arm ARM C6), with X1 and X2 for scratch, X19 the address of reports, X20 the count of
+/// exceptions.
 const BRK: u32 = 0xd420_0000;
 const ERET: u32 = 0xd69f_03e0;
 const ISB: u32 = 0xd503_3fdf;

@@ -1,7 +1,7 @@
 //! What the guest's CPUID says: the host's processor as KVM offers it, with the topology of this machine.
 //!
-//! One package, one thread per core, all cores share the last cache. Leaves are from the Intel SDM volume 2 ("CPUID") and
-//! AMD's APM volume 3 appendix E.
+//! One package, one thread per core, all cores share the last cache. Leaves are from the Intel SDM volume 2
+//! ("CPUID") and AMD's APM volume 3 appendix E.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -30,7 +30,8 @@ const ECX_CMP_LEGACY: u32 = 1 << 1;
 const LEVEL_THREAD: u32 = 1;
 const LEVEL_CORE: u32 = 2;
 
-/// CPUID of a machine with `cpus` processors from what KVM supports; [`set_id`] completes it for each processor.
+/// CPUID of a machine with `cpus` processors from what KVM supports; [`set_id`] completes it for each
+/// processor.
 pub(super) fn template(supported: &[kvm_cpuid_entry2], cpus: u8) -> Result<CpuId, Error> {
     let cpus = u32::from(cpus);
     let max_leaf = supported
@@ -48,7 +49,8 @@ pub(super) fn template(supported: &[kvm_cpuid_entry2], cpus: u8) -> Result<CpuId
     for entry in &mut entries {
         match entry.function {
             VERSION => {
-                // KVM emulates the deadline timer whether or not the host has one, but leaves saying so to us.
+                // KVM emulates the deadline timer whether or not the host has one, but leaves saying so to
+                // us.
                 entry.ecx |= ECX_TSC_DEADLINE | ECX_HYPERVISOR;
                 entry.ebx = field(entry.ebx, 16, 8, cpus);
                 entry.edx = if cpus > 1 {

@@ -19,16 +19,17 @@ pub(super) use scratch::routine;
 /// What to do where there is no `/dev/kvm`.
 pub(super) const ABSENT: &str = "the kernel has no KVM here: load kvm_intel or kvm_amd";
 
-/// Model-specific registers (Intel SDM volume 4) and what firmware would have set them to: fast string operations on;
-/// memory types on, write-back by default. Linux turns the page attribute table off when it finds them off.
+/// Model-specific registers (Intel SDM volume 4) and what firmware would have set them to: fast string
+/// operations on; memory types on, write-back by default. Linux turns the page attribute table off when it
+/// finds them off.
 const MSRS: [(u32, u64); 2] = [(IA32_MISC_ENABLE, 1), (IA32_MTRR_DEF_TYPE, 1 << 11 | 6)];
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// IA32_APIC_BASE: enabled, and this is the bootstrap processor.
 const APIC_BASE: u64 = layout::LAPIC | 1 << 11 | 1 << 8;
 
-/// The interrupt controllers, in the kernel: local APICs, IOAPIC, and the old pair that ACPI says is not there. No timer
-/// chip: the guest has the TSC deadline timer and the paravirtual clock.
+/// The interrupt controllers, in the kernel: local APICs, IOAPIC, and the old pair that ACPI says is not
+/// there. No timer chip: the guest has the TSC deadline timer and the paravirtual clock.
 fn create_interrupt_chip(vm: &VmFd) -> Result<(), Error> {
     vm.set_tss_address(layout::KVM_TSS as usize)
         .map_err(failed("KVM_SET_TSS_ADDR"))?;
@@ -42,8 +43,8 @@ pub(super) struct Template {
 }
 
 impl Template {
-    /// The host's processor as far as KVM can virtualize it, with our topology. Makes the interrupt controllers too, which
-    /// must be there before any vCPU.
+    /// The host's processor as far as KVM can virtualize it, with our topology. Makes the interrupt
+    /// controllers too, which must be there before any vCPU.
     pub(super) fn new(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Self, Error> {
         create_interrupt_chip(vm)?;
         let supported = kvm

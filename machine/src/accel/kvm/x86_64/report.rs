@@ -12,8 +12,8 @@ const MAX_INSTRUCTION: usize = 15;
 
 /// Describes the internal error with which `KVM_RUN` has just come back on CPU `id`.
 pub(in crate::accel::kvm) fn internal_error(id: u8, fd: &mut VcpuFd, memory: &Memory) -> Error {
-    // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, for which both members are valid; the second one's extra fields
-    // are only trusted under its flag.
+    // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, for which both members are valid; the second one's
+    // extra fields are only trusted under its flag.
     let (suberror, failure) = unsafe {
         let union = &fd.get_kvm_run().__bindgen_anon_1;
         (union.internal.suberror, union.emulation_failure)

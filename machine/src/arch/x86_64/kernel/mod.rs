@@ -104,7 +104,8 @@ pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Res
     Ok(loaded)
 }
 
-/// The end in RAM of an x86-64 ELF file's segments, as far as `head` has their headers (System V ABI, chapter 5).
+/// The end in RAM of an x86-64 ELF file's segments, as far as `head` has their headers (System V ABI, chapter
+/// 5).
 fn elf_end(head: &[u8; HEAD]) -> Option<u64> {
     const PT_LOAD: u64 = 1;
     let number = |at: usize, size: usize| -> Option<u64> {
@@ -167,7 +168,8 @@ fn load_bzimage(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Kernel, 
     })
 }
 
-/// The highest page-aligned place for `len` bytes that is RAM, that the kernel accepts and that does not touch it.
+/// The highest page-aligned place for `len` bytes that is RAM, that the kernel accepts and that does not
+/// touch it.
 fn place_initrd(ram: u64, kernel: &Kernel, len: u64) -> Result<u64, Error> {
     let max = match kernel.header {
         Some(header) if header.u32(at::INITRD_ADDR_MAX) != 0 => header.u32(at::INITRD_ADDR_MAX).into(),

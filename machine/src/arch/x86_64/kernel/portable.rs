@@ -22,12 +22,14 @@ const P_FILESZ: usize = 32;
 const P_MEMSZ: usize = 40;
 const PT_LOAD: u32 = 1;
 
-/// Unit of a bzImage's setup code, in bytes, and how many there are when the header says 0 (boot.rst, `setup_sects`).
+/// Unit of a bzImage's setup code, in bytes, and how many there are when the header says 0 (boot.rst,
+/// `setup_sects`).
 const SECTOR: u64 = 512;
 const DEFAULT_SECTORS: u64 = 4;
 /// `loadflags`: the protected-mode code belongs into high memory.
 const LOADED_HIGH: u16 = 1 << 0;
-/// Offsets of what only a loader reads: `loadflags` (a byte, before one of no interest) and where the code belongs.
+/// Offsets of what only a loader reads: `loadflags` (a byte, before one of no interest) and where the code
+/// belongs.
 const LOADFLAGS: usize = 0x211;
 const CODE32_START: usize = 0x214;
 

@@ -1,5 +1,6 @@
-//! The setup header: what a bzImage says to its loader, and the loader to the kernel (Linux, Documentation/arch/x86/boot.rst,
-//! "The Real-Mode Kernel Header"). It lies at the same offset in the file and in `boot_params`.
+//! The setup header: what a bzImage says to its loader, and the loader to the kernel (Linux,
+//! Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header"). It lies at the same offset in the file
+//! and in `boot_params`.
 
 /// Where it begins and ends, in the file and in `boot_params` alike.
 pub(in crate::arch::x86_64) const START: usize = 0x1f1;
@@ -30,7 +31,8 @@ impl SetupHeader {
     /// Bytes that it takes.
     pub(in crate::arch::x86_64) const LEN: usize = END - START;
 
-    /// The header whose bytes begin with `bytes`; what is missing is zero, as the protocol reads older headers.
+    /// The header whose bytes begin with `bytes`; what is missing is zero, as the protocol reads older
+    /// headers.
     pub(in crate::arch::x86_64) fn new(bytes: &[u8]) -> Self {
         SetupHeader(std::array::from_fn(|n| bytes.get(n).copied().unwrap_or(0)))
     }

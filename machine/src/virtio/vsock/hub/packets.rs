@@ -37,7 +37,7 @@ impl Hub {
             ));
         }
         if header.src_cid != self.guest_cid {
-            return Ok(()); // forged; there is nobody to answer
+            return Ok(()); // forged: there is no peer to answer
         }
         if header.kind != STREAM || header.dst_cid != HOST_CID {
             self.reset(&header);
@@ -105,7 +105,7 @@ impl Hub {
             (op::SHUTDOWN, Phase::Open) => {
                 connection.guest_shutdown |= header.flags & shutdown::BOTH;
                 if connection.guest_shutdown == shutdown::BOTH {
-                    // The guest is done. It waits for the reset, and what it has sent is in our hands.
+                    // The guest is done. It waits for the reset, and all that it has sent is here.
                     self.reset(header);
                     return self.close(id);
                 }
@@ -160,7 +160,7 @@ impl Hub {
                     used += 1;
                 }
                 // Nothing came after all: the buffer stays available.
-                None => ring.queue.set_next_avail(ring.queue.next_avail().wrapping_sub(1)),
+                None => ring.undo_pop(),
             }
         }
         self.more = used == MAX_PACKETS_PER_WAKEUP;

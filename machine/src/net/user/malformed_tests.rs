@@ -1,4 +1,5 @@
-//! Frames that no honest guest sends, from a generator with a fixed seed: whatever comes, the network neither stops nor grows.
+//! Malformed and malicious frames, from a generator with a fixed seed: whatever comes, the network neither
+//! stops nor grows.
 
 use std::net::{TcpListener, UdpSocket};
 
@@ -10,7 +11,8 @@ use crate::net::metadata::{InstanceDocuments, WithMetadata};
 /// Frames of one run.
 const FRAMES: usize = 30_000;
 
-/// What may wait for the guest, whatever it sends: packets of the two TCP stacks, other frames, an answer to ARP.
+/// What may wait for the guest, whatever it sends: packets of the two TCP stacks, other frames, an answer to
+/// ARP.
 const WAITING_CAP: usize = 128 + 128 + FRAMES_CAP + 1;
 
 /// A frame that is right as far as a driver could make it: what is wrong is put into it afterwards.
@@ -89,8 +91,8 @@ fn damage(frame: &mut Vec<u8>, chance: &mut Chance) {
     }
 }
 
-/// Keeps a frame from leaving this test: what would go to somebody outside goes to the gateway, and what would go through it to
-/// a service of this host goes to `sink`.
+/// Keeps a frame from leaving this test: what would go to somebody outside goes to the gateway, and what
+/// would go through it to a service of this host goes to `sink`.
 fn confine(frame: &mut [u8], sink: u16) {
     let Some(packet) = frame
         .get_mut(ETHERNET_HEADER..)
@@ -127,7 +129,8 @@ fn sink() -> (TcpListener, UdpSocket, u16) {
     }
 }
 
-/// Throws the frames at `network` and takes what it answers now and then only, as a guest does that does not listen.
+/// Throws the frames at `network` and takes what it answers now and then only, as a guest does that does not
+/// listen.
 fn throw(network: &mut impl Backend, seed: u64) -> usize {
     let (mut chance, mut answers) = (Chance(seed), 0);
     let (_listener, _socket, port) = sink();

@@ -1,7 +1,7 @@
-//! A driver that means harm: turns bytes into broken rings, wild register writes and notify storms.
+//! A malicious driver: turns bytes into broken rings, wild register writes and notify storms.
 //!
-//! Random tests and fuzzers run the same program through [`drive`]. Whatever the bytes are, the device must survive, stop
-//! when it is told to, and serve a good driver after a reset.
+//! Random tests and fuzzers run the same program through [`drive`]. Whatever the bytes are, the device must
+//! survive, stop when asked to, and serve a good driver after a reset.
 
 use super::mmio::register;
 use super::testing::{Driver, RAM};
@@ -65,7 +65,8 @@ pub fn drive(driver: &mut Driver, input: &[u8]) {
         }
         let queue = usize::from(input.byte()) % queues.max(1);
         match input.byte() % 16 {
-            // Descriptors: address, length, any flags (next, write, indirect and bits that do not exist), next.
+            // Descriptors: address, length, any flags (next, write, indirect and bits that do not exist),
+            // next.
             0..6 => {
                 let (index, address, len) = (
                     input.index() % driver.layout(queue).size,
