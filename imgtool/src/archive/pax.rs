@@ -66,7 +66,8 @@ impl Extended {
             b"uid" => self.uid = Some(number(value)?),
             b"gid" => self.gid = Some(number(value)?),
             b"mtime" => self.mtime = Some(seconds(value)?),
-            // Other times and names of owners are not kept, nor are the numbers of the file system that it was on.
+            // Other times and names of owners are not kept, nor are the numbers of the file system that it
+            // was on.
             b"atime"
             | b"ctime"
             | b"LIBARCHIVE.creationtime"

@@ -61,7 +61,7 @@ fn package(entry: &Value) -> Option<Package> {
     })
 }
 
-/// The document as it stands in the part.
+/// The document as the part holds it.
 pub fn compress(document: &[u8]) -> std::io::Result<Vec<u8>> {
     zstd::encode_all(document, LEVEL)
 }

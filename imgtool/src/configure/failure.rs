@@ -11,7 +11,8 @@ use super::disk;
 use crate::advice::Advice;
 use crate::recipe::Arch;
 
-/// Why a job failed. It crosses from one process to another, so it holds texts where other errors hold their source.
+/// Why a job failed. It crosses from one process to another, so it holds texts where other errors hold their
+/// source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Display, thiserror::Error)]
 pub enum Failure {
     /// cannot {what}: {why}

@@ -107,8 +107,8 @@ impl Archive {
         )
     }
 
-    /// Serves the files over HTTP. Who names the tag that they have is answered that they are unchanged; each answer's
-    /// path and status are handed back.
+    /// Serves the files over HTTP. Who names the tag that they have is answered that they are unchanged; each
+    /// answer's path and status are handed back.
     fn serve(&self) -> (String, mpsc::Receiver<(String, u16)>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

@@ -10,7 +10,8 @@ use crate::recipe::{Recipe, Variant};
 use crate::resolve::{self, Id, Universe, Wanted};
 use crate::store::Sha256;
 
-/// The packages of a recipe: from the lock file if that answers the recipe's question, else resolved and written there.
+/// The packages of a recipe: from the lock file if that answers the recipe's question, else resolved and
+/// written there.
 pub fn lock_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, Error> {
     let inputs = inputs(recipe, options);
     let Some(path) = options.lock else {
