@@ -65,7 +65,7 @@ impl Progress for Quiet {
 
 /// Says what is to be warned of, a line or more each.
 #[derive(Debug, Default)]
-pub struct Warnings;
+struct Warnings;
 
 impl Progress for Warnings {
     fn start(&self, _what: &str, _total: Option<u64>, _unit: Unit) -> Box<dyn Step> {
@@ -87,7 +87,7 @@ impl Step for Quiet {
 
 /// Bars on standard error.
 #[derive(Debug, Default)]
-pub struct Bars {
+struct Bars {
     screen: MultiProgress,
 }
 
@@ -158,7 +158,7 @@ impl Drop for Bar {
 
 /// One JSON object a line: `{"event":"start","step":1,"what":…,"total":…}`, then `progress` (at most ten a
 /// second), `finish`, `note` or `warning`.
-pub struct Json {
+struct Json {
     out: std::sync::Arc<Mutex<Box<dyn Write + Send>>>,
     next: AtomicU64,
 }

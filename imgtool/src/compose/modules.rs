@@ -13,7 +13,7 @@ use crate::tree::{Kind, NodeId, Tree, show};
 
 /// What an instance needs before its root is mounted, and for its agent. A kernel may have any of them built
 /// in, and an older one may not know some: those that do not exist are left out.
-pub const ESSENTIAL: &[&str] = &[
+const ESSENTIAL: &[&str] = &[
     "virtio_mmio",
     "virtio_blk",
     "virtio_console",
@@ -38,7 +38,7 @@ pub struct Module {
     pub bytes: Vec<u8>,
 }
 
-/// The modules of [`ESSENTIAL`] and those `wanted`, with all that they depend on, each after its
+/// The modules of `ESSENTIAL` and those `wanted`, with all that they depend on, each after its
 /// dependencies.
 pub fn closure(tree: &Tree, release: &str, wanted: &[String]) -> Result<Vec<Module>, Error> {
     let library = Library::new(tree, release)?;

@@ -35,7 +35,7 @@ fn inputs(recipe: &Recipe, options: &Options<'_>) -> Sha256 {
 }
 
 /// Asks the archive.
-pub fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, Error> {
+fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, Error> {
     let base = options.base;
     let asks = !recipe.packages_for(options.arch.debian()).is_empty()
         || recipe.kernel_package(options.arch).is_some()

@@ -29,7 +29,7 @@ use resolve::MAX_FOLLOWED;
 
 /// Most inodes that one tree may hold: far above any real system, and at about 200 bytes an inode still below
 /// 1 GiB.
-pub const MAX_NODES: usize = 4 << 20;
+const MAX_NODES: usize = 4 << 20;
 /// Most bytes in the target of a symbolic link: Linux's `PATH_MAX` without its NUL.
 pub const MAX_SYMLINK: usize = 4095;
 /// Most bytes of extended attributes (names and values) of one inode: what ext4 can hold in one block.

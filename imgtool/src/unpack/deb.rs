@@ -85,7 +85,7 @@ impl<'a> Deb<'a> {
     }
 
     /// The tar stream of control files.
-    pub fn control_stream(&self) -> Result<impl Read + 'a, Damage> {
+    fn control_stream(&self) -> Result<impl Read + 'a, Damage> {
         Ok(Capped::new(decompressor(self.control)?, MAX_CONTROL))
     }
 
