@@ -11,7 +11,7 @@ pub const XATTR: &[u8] = b"SCHILY.xattr.";
 /// How libarchive does, besides.
 const LIBARCHIVE: &[u8] = b"LIBARCHIVE.xattr.";
 
-/// What has been said of the next entry.
+/// The extended headers of the next entry.
 #[derive(Debug, Default, Clone)]
 pub struct Extended {
     /// Its path.

@@ -19,7 +19,7 @@ pub enum Failure {
     Sandbox {
         /// What was attempted.
         what: String,
-        /// What the kernel said.
+        /// The error that the kernel returned.
         why: String,
     },
     /// A program in the root failed.
@@ -36,7 +36,7 @@ pub enum Failure {
     Foreign {
         /// The architecture.
         arch: Arch,
-        /// What the kernel said.
+        /// The error that the kernel returned.
         why: String,
     },
     /// the disk is full: {0}

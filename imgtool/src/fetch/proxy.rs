@@ -1,4 +1,4 @@
-//! Proxies: which of them serves an address, by the variables that curl and apt know.
+//! Proxies: which of them an address is reached through, by the variables that curl and apt know.
 //!
 //! A plain `http:` address is asked of the proxy in absolute form (RFC 9112, 3.2.2); for `https:` it opens a
 //! tunnel. The HTTP library knows tunnels only, and many proxies refuse those to port 80.

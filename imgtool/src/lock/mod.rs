@@ -173,7 +173,9 @@ impl Lock {
         let lock: Self = toml::from_str(&text).map_err(|e| damaged(e.into()))?;
         match lock.version {
             VERSION => Ok(lock),
-            other => Err(damaged(format!("its version is {other}, this program knows {VERSION}").into())),
+            other => Err(damaged(
+                format!("its version is {other}, this program knows {VERSION}").into(),
+            )),
         }
     }
 

@@ -123,7 +123,7 @@ mod tests {
         Ok(())
     }
 
-    /// Builds, and says whether the result was made anew. What is built is sound in any case.
+    /// Builds, and returns whether the result was made again. It is intact in any case.
     fn made(store: &Store) -> bool {
         let made = Cell::new(false);
         let tree = cached(store, &"key", |place| {
