@@ -6,7 +6,7 @@ use imgtool::fetch::Index;
 use imgtool::fetch::openpgp::Keyring;
 use imgtool::fetch::release::Release;
 use imgtool::recipe::Variant;
-use imgtool::resolve::{self, Universe, Wanted, relation};
+use imgtool::resolve::{self, Universe, Wanted, relation, version};
 use imgtool::unpack::{Deb, repack};
 use imgtool::{archive, time};
 
@@ -112,7 +112,7 @@ fn relations(bytes: &[u8]) {
     }
     let mut versions = text.split_whitespace();
     if let (Some(a), Some(b)) = (versions.next(), versions.next()) {
-        let (there, back) = (relation::compare(a, b), relation::compare(b, a));
+        let (there, back) = (version::compare(a, b), version::compare(b, a));
         assert_eq!(there, back.map(std::cmp::Ordering::reverse), "{a} and {b}");
     }
 }

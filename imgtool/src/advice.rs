@@ -2,6 +2,9 @@
 
 use std::borrow::Cow;
 
+/// Why something failed, where several libraries can be the reason: the error itself, or a sentence of ours.
+pub type Reason = Box<dyn std::error::Error + Send + Sync>;
+
 /// An error that can say what to try. Its `Display` says what failed and why.
 pub trait Advice: std::error::Error {
     /// What to try, without a full stop; `None` where only the caller can know.

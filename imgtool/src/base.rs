@@ -1,4 +1,5 @@
-//! An image to build upon: its root, its packages, its kernel, and what its manifest says where the recipe is silent.
+//! An image that another is layered on: its root, its packages, its kernel, and what its manifest says where
+//! the recipe is silent.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -8,7 +9,7 @@ use ami::boot::BootConfig;
 use ami::{Ami, Architecture, PartName};
 use displaydoc::Display;
 
-use crate::advice::Advice;
+use crate::advice::{Advice, Reason};
 use crate::compose::kernel::{self, Kernel};
 use crate::compose::modules::Module;
 use crate::compose::{self, cpio, sbom};
@@ -28,7 +29,7 @@ const STATUS: &[u8] = b"var/lib/dpkg/status";
 /// The archive of packages that are installed already.
 pub const INSTALLED: &str = "installed";
 
-/// Why an image cannot be built upon.
+/// Why an image cannot be a base.
 #[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
     /// {0}
@@ -42,7 +43,8 @@ pub enum Error {
         /// The image.
         path: PathBuf,
         /// What is wrong with it.
-        why: String,
+        #[source]
+        why: Reason,
     },
     /// image {path} is for {found}, and this build is for {wanted}
     Architecture {
@@ -78,14 +80,14 @@ impl Advice for Error {
                 Some(format!("--arch {found}, or build the base for {wanted} first").into())
             }
             Self::NoPackages { .. } => {
-                Some("leave out `packages`, or build upon an image of variant `minbase`".into())
+                Some("leave out `packages`, or choose a base of variant `minbase`".into())
             }
             Self::NoModule { .. } => Some("kernel.package in the recipe".into()),
         }
     }
 }
 
-/// An image to build upon, verified.
+/// A base image, verified.
 #[derive(Debug)]
 pub struct Base {
     ami: Ami,
@@ -268,15 +270,15 @@ fn part(ami: &Ami, name: PartName, cap: u64) -> Result<Vec<u8>, Error> {
 /// What an image's guest-init is to do.
 pub fn boot_of(ami: &Ami) -> Result<BootConfig, Error> {
     let archive = part(ami, PartName::Initramfs, MAX_INITRAMFS)?;
-    let wrong = |why: String| Error::Initramfs {
+    let wrong = |why: Reason| Error::Initramfs {
         path: ami.path().into(),
         why,
     };
     let files = cpio::files(&archive).map_err(|why| wrong(why.into()))?;
     let boot = files
         .get(ami::boot::PATH)
-        .ok_or_else(|| wrong(format!("it has no {}", ami::boot::PATH)))?;
-    serde_json::from_slice(boot).map_err(|e| wrong(e.to_string()))
+        .ok_or_else(|| wrong(format!("it has no {}", ami::boot::PATH).into()))?;
+    serde_json::from_slice(boot).map_err(|e| wrong(e.into()))
 }
 
 /// The kernel of an image with the modules of its initramfs.
@@ -288,7 +290,7 @@ pub fn kernel_of(ami: &Ami) -> Result<(Kernel, Vec<Module>), Error> {
         ami.manifest().architecture,
     )?;
     let archive = part(ami, PartName::Initramfs, MAX_INITRAMFS)?;
-    let wrong = |why: String| Error::Initramfs {
+    let wrong = |why: Reason| Error::Initramfs {
         path: path.into(),
         why,
     };
@@ -298,7 +300,7 @@ pub fn kernel_of(ami: &Ami) -> Result<(Kernel, Vec<Module>), Error> {
         let file = format!("{}/{name}.ko", ami::boot::MODULES);
         let bytes = files
             .get(file.as_str())
-            .ok_or_else(|| wrong(format!("its initramfs has no {file}")))?;
+            .ok_or_else(|| wrong(format!("its initramfs has no {file}").into()))?;
         modules.push(Module {
             name: name.clone(),
             bytes: bytes.to_vec(),

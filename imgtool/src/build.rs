@@ -40,7 +40,7 @@ pub enum Error {
     /// {0}
     Base(#[from] base::Error),
     /// the built-in recipe of the kernel is wrong: {0}
-    Builtin(String),
+    Builtin(#[source] toml::de::Error),
     /// cannot read the kernel {path}: {source}
     KernelFile {
         /// The file.
@@ -156,7 +156,7 @@ fn size_for_first_boot(root: &Root) -> Option<u64> {
     (root.room > 0).then(|| compose::ext4::automatic_size(&root.tree) + root.room)
 }
 
-/// Opens the image that the recipe builds upon, and fills in from it what the recipe leaves open.
+/// Opens the base image, and fills in from it what the recipe leaves open.
 pub fn open_base(recipe: &mut Recipe, arch: Arch) -> Result<Option<Base>, Error> {
     let Some(path) = &recipe.base else {
         return Ok(None);
@@ -212,7 +212,8 @@ fn kernel_of(
     Ok((kernel, modules))
 }
 
-/// Debian's kernel for an architecture with the modules that every image needs, for images that no recipe describes.
+/// Debian's kernel for an architecture with the modules that every image needs, for images that no recipe
+/// describes.
 pub fn debian_kernel(
     architecture: Architecture,
     progress: &dyn Progress,
@@ -222,7 +223,7 @@ pub fn debian_kernel(
         Architecture::Arm64 => Arch::Arm64,
     };
     let text = "name = \"kernel\"\nvariant = \"extract\"\n";
-    let recipe: Recipe = toml::from_str(text).map_err(|e| Error::Builtin(e.to_string()))?;
+    let recipe: Recipe = toml::from_str(text).map_err(Error::Builtin)?;
     let store = Store::of_user()?;
     let options = root::Options {
         arch,

@@ -47,7 +47,8 @@ impl<R: Read> Read for Capped<R> {
 mod tests {
     use super::*;
 
-    /// The header of an xz stream with one block whose LZMA2 dictionary has this size code (xz file format 5.3.1).
+    /// The header of an xz stream with one block whose LZMA2 dictionary has this size code (xz file format
+    /// 5.3.1).
     fn with_dictionary(code: u8) -> Vec<u8> {
         let mut stream = b"\xfd7zXZ\0\0\0\xff\x12\xd9A".to_vec();
         let mut block = vec![2, 0, 0x21, 1, code, 0, 0, 0];

@@ -99,8 +99,8 @@ fn versions(ami: &Ami) -> Result<BTreeMap<String, String>, ami::Error> {
     Ok(packages.iter().filter_map(entry).collect())
 }
 
-/// The differences of the files: kind, mode, owner, attributes, size or target, content. Times are left out unless
-/// asked for, since a rebuilt package changes them all.
+/// The differences of the files: kind, mode, owner, attributes, size or target, content. Times are left out
+/// unless asked for, since a rebuilt package changes them all.
 pub fn files(a: &Tree, b: &Tree, times: bool) -> std::io::Result<Vec<Change>> {
     let index = |tree: &Tree| tree.walk().collect::<BTreeMap<Vec<u8>, NodeId>>();
     let (in_a, in_b) = (index(a), index(b));

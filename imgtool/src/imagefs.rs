@@ -1,4 +1,5 @@
-//! The other direction: an ext4, in an AMI or in a file of its own, as a [`Tree`]. Contents stay where they are.
+//! The other direction: an ext4, in an AMI or in a file of its own, as a [`Tree`]. Contents stay where they
+//! are.
 //!
 //! Every command that looks into an image works on that tree.
 
@@ -34,7 +35,8 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        why: String,
+        #[source]
+        why: mkext4::Error,
     },
     /// the file system of {path} is not sound: {source}
     Tree {
@@ -71,7 +73,7 @@ pub fn of_ami(ami: &Ami) -> Result<Tree, Error> {
 pub fn of_file(file: Arc<File>, offset: u64, length: u64, path: &std::path::Path) -> Result<Tree, Error> {
     let ext4 = |e: mkext4::Error| Error::Ext4 {
         path: path.into(),
-        why: e.to_string(),
+        why: e,
     };
     let window = Window {
         file: Arc::clone(&file),
@@ -256,7 +258,8 @@ impl Load<'_> {
     }
 
     fn meta(&self, number: u32, inode: &Inode) -> Result<Meta, LoadError> {
-        // The two low bits of the extra field extend the 32-bit seconds (ext4 disk layout, "Inode Timestamps").
+        // The two low bits of the extra field extend the 32-bit seconds (ext4 disk layout, "Inode
+        // Timestamps").
         let mtime = i64::from(inode.mtime as i32) + (i64::from(inode.mtime_extra & 3) << 32);
         let mut meta = Meta::new(inode.mode & 0o7777, inode.uid, inode.gid, mtime);
         for attribute in self.fs.xattrs(number)? {

@@ -1,8 +1,8 @@
 //! From a recipe to an AMI, and the tools that look inside one.
 //!
-//! It uses the crates `ami` (the file format) and `guest-init` (one setting of the agent that the first boot of an image
-//! needs), and no other of Kiln's. What a person sees is in [`cli`]; everything below it returns values and errors, and reports
-//! its steps to a [`progress::Progress`].
+//! It uses the crates `ami` (the file format) and `guest-init` (one setting of the agent that the first boot
+//! of an image needs), and no other of Kiln's. What a person sees is in [`cli`]; everything below it returns
+//! values and errors, and reports its steps to a [`progress::Progress`].
 //!
 //! A build goes through these stages:
 //!
@@ -11,12 +11,14 @@
 //!            └── resolve: only where the lock file does not answer
 //! ```
 //!
-//! Begin with [`build::build`] to see a build from its beginning to its end, and with [`tree::Tree`] for what the stages hand on.
+//! Begin with [`build::build`] to see a build from its beginning to its end, and with [`tree::Tree`] for what
+//! the stages hand on.
 //!
 //! # Layers
 //!
-//! The lowest comes first. A folder imports what its row names, which is always above it; inside a folder, files import each
-//! other in one direction as well. `tests/layers.rs` reads this table and holds the code to it.
+//! The lowest comes first. A folder imports what its row names, which is always above it; inside a folder,
+//! files import each other in one direction as well. `tests/layers.rs` reads this table and holds the code to
+//! it.
 //!
 //! | folder | what it is | what it may import |
 //! |---|---|---|
@@ -37,7 +39,7 @@
 //! | [`boot`] | what every image boots with | |
 //! | [`compose`] | from a tree and a kernel to an AMI | `advice`, `decompress`, `lock`, `progress`, `spelling`, `tree` |
 //! | [`imagefs`] | the tree in an ext4 image | `advice`, `compose`, `tree` |
-//! | [`base`] | an image that another is built upon | `advice`, `boot`, `compose`, `fetch`, `imagefs`, `lock`, `recipe`, `tree` |
+//! | [`base`] | an image that another is layered on | `advice`, `boot`, `compose`, `fetch`, `imagefs`, `lock`, `recipe`, `tree` |
 //! | [`configure`] | the target's own dpkg and commands in a sandbox, and what the recipe adds | `advice`, `archive`, `lock`, `progress`, `recipe`, `resolve`, `store`, `tree`, `unpack` |
 //! | [`root`] | all stages up to a root, with their results in the cache | `advice`, `archive`, `base`, `configure`, `fetch`, `lock`, `microvm`, `progress`, `recipe`, `resolve`, `store`, `time`, `tree`, `unpack` |
 //! | [`build`] | from a recipe file to an AMI file | `advice`, `base`, `boot`, `compose`, `lock`, `progress`, `recipe`, `root`, `store` |

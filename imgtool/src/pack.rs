@@ -1,5 +1,6 @@
-//! `pack` and `unpack`: an AMI for transport, in the seekable format of zstd (contrib/seekable_format of Zstandard):
-//! frames that decompress alone, and a table of them at the end. Any zstd unpacks it; readers of the format can seek.
+//! `pack` and `unpack`: an AMI for transport, in the seekable format of zstd (contrib/seekable_format of
+//! Zstandard): frames that decompress alone, and a table of them at the end. Any zstd unpacks it; readers of
+//! the format can seek.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -15,8 +16,8 @@ use displaydoc::Display;
 use crate::advice::Advice;
 use crate::progress::Step;
 
-/// Bytes of the image in one frame. Smaller seeks better, larger compresses better: measured in research, 1 MiB costs
-/// 9 % over one frame.
+/// Bytes of the image in one frame. Smaller seeks better, larger compresses better: measured in research, 1
+/// MiB costs 9 % over one frame.
 const FRAME: u64 = 1 << 20;
 /// Compression level.
 const LEVEL: i32 = 9;

@@ -35,7 +35,8 @@ pub trait Step: Send + Sync {
     fn finish(&self, summary: &str);
 }
 
-/// Bars when standard error is a terminal, else warnings only, and nothing with `quiet`; `json` wins over all.
+/// Bars when standard error is a terminal, else warnings only, and nothing with `quiet`; `json` wins over
+/// all.
 pub fn choose(json: bool, quiet: bool) -> Box<dyn Progress> {
     if json {
         Box::new(Json::new(Box::new(std::io::stderr())))
@@ -64,7 +65,7 @@ impl Progress for Quiet {
 
 /// Says what is to be warned of, a line or more each.
 #[derive(Debug, Default)]
-pub struct Warnings;
+struct Warnings;
 
 impl Progress for Warnings {
     fn start(&self, _what: &str, _total: Option<u64>, _unit: Unit) -> Box<dyn Step> {
@@ -86,7 +87,7 @@ impl Step for Quiet {
 
 /// Bars on standard error.
 #[derive(Debug, Default)]
-pub struct Bars {
+struct Bars {
     screen: MultiProgress,
 }
 
@@ -155,9 +156,9 @@ impl Drop for Bar {
     }
 }
 
-/// One JSON object a line: `{"event":"start","step":1,"what":…,"total":…}`, then `progress` (at most ten a second),
-/// `finish`, `note` or `warning`.
-pub struct Json {
+/// One JSON object a line: `{"event":"start","step":1,"what":…,"total":…}`, then `progress` (at most ten a
+/// second), `finish`, `note` or `warning`.
+struct Json {
     out: std::sync::Arc<Mutex<Box<dyn Write + Send>>>,
     next: AtomicU64,
 }
@@ -194,7 +195,7 @@ impl Progress for Json {
             id,
             since: Instant::now(),
             done: AtomicU64::new(0),
-            told: AtomicU64::new(0),
+            reported: AtomicU64::new(0),
         })
     }
 
@@ -213,14 +214,14 @@ struct JsonStep {
     since: Instant,
     done: AtomicU64,
     /// Tenths of a second since `since` at the last event.
-    told: AtomicU64,
+    reported: AtomicU64,
 }
 
 impl Step for JsonStep {
     fn advance(&self, units: u64) {
         let done = self.done.fetch_add(units, Ordering::Relaxed) + units;
         let now = self.since.elapsed().as_millis() as u64 / 100;
-        if self.told.swap(now, Ordering::Relaxed) != now {
+        if self.reported.swap(now, Ordering::Relaxed) != now {
             emit(
                 &self.out,
                 &serde_json::json!({"event": "progress", "step": self.id, "done": done}),

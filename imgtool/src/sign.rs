@@ -1,4 +1,5 @@
-//! Keys and signatures in minisign's formats (minisign(1), "Signature format"): one line of comment, one of base64.
+//! Keys and signatures in minisign's formats (minisign(1), "Signature format"): one line of comment, one of
+//! base64.
 
 use crate::advice::Advice;
 use std::borrow::Cow;
@@ -114,7 +115,8 @@ impl SecretKey {
         Signature::sign(manifest, &self.key, self.id)
     }
 
-    /// Write the key, readable by its owner only. An existing file is never overwritten: it may be the only copy.
+    /// Write the key, readable by its owner only. An existing file is never overwritten: it may be the only
+    /// copy.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let pair = self.key.to_keypair_bytes();
         let mut bytes = [&ED25519[..], PLAIN, BLAKE2].concat();

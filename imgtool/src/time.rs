@@ -6,7 +6,8 @@ const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
 
-/// Reads the `Date` and `Valid-Until` of a Release file: `Sat, 21 Nov 2026 09:15:44 UTC` (also `GMT`, `+0000`).
+/// Reads the `Date` and `Valid-Until` of a Release file: `Sat, 21 Nov 2026 09:15:44 UTC` (also `GMT`,
+/// `+0000`).
 pub fn parse_release_date(text: &str) -> Option<SystemTime> {
     let mut words = text.split_ascii_whitespace();
     words.next()?.strip_suffix(',')?;

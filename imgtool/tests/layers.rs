@@ -1,5 +1,5 @@
-//! Holds the code to the table of layers in `src/lib.rs`: a folder imports what its row names, which is above it, and the
-//! files of a folder do not import each other in a circle.
+//! Holds the code to the table of layers in `src/lib.rs`: a folder imports what its row names, which is above
+//! it, and the files of a folder do not import each other in a circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

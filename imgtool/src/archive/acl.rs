@@ -12,8 +12,8 @@ const VERSION: u32 = 2;
 /// The number of an entry that is of nobody in particular.
 const NO_ID: u32 = u32::MAX;
 
-/// Reads entries such as `user:1000:rw-`, parted by commas or lines, as setfacl takes them. star adds a number behind the
-/// name of a user.
+/// Reads entries such as `user:1000:rw-`, parted by commas or lines, as setfacl takes them. star adds a
+/// number behind the name of a user.
 pub fn parse(text: &[u8]) -> Result<Vec<u8>, Damage> {
     let wrong = || Damage::Acl(String::from_utf8_lossy(text).into_owned());
     let plain = str::from_utf8(text).map_err(|_| wrong())?;

@@ -1,5 +1,5 @@
-//! Tar streams as packages, container tools and GNU tar write them: every header checked, every size bounded, nothing
-//! taken on trust.
+//! Tar streams as packages, container tools and GNU tar write them: every header checked, every size bounded,
+//! nothing taken on trust.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -56,7 +56,8 @@ pub struct Entry {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Where a file's bytes begin in the stream.
     pub offset: u64,
-    /// The parts of a file with holes, whose bytes in the stream are those of its data only; offsets are from the first.
+    /// The parts of a file with holes, whose bytes in the stream are those of its data only; offsets are from
+    /// the first.
     pub pieces: Option<Vec<Piece>>,
 }
 

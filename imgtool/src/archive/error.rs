@@ -19,7 +19,8 @@ pub enum Damage {
     MalformedPax,
     /// the checksum of a header is wrong
     Checksum,
-    /// the access control list `{0}` is not understood: names in it need --numeric-owner when the archive is written
+    /// the access control list `{0}` is not understood: names in it need --numeric-owner when the archive is
+    /// written
     Acl(String),
     /// the map of the holes of {0} is malformed
     Sparse(String),

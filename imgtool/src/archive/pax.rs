@@ -11,7 +11,7 @@ pub const XATTR: &[u8] = b"SCHILY.xattr.";
 /// How libarchive does, besides.
 const LIBARCHIVE: &[u8] = b"LIBARCHIVE.xattr.";
 
-/// What has been said of the next entry.
+/// The extended headers of the next entry.
 #[derive(Debug, Default, Clone)]
 pub struct Extended {
     /// Its path.
@@ -66,7 +66,8 @@ impl Extended {
             b"uid" => self.uid = Some(number(value)?),
             b"gid" => self.gid = Some(number(value)?),
             b"mtime" => self.mtime = Some(seconds(value)?),
-            // Other times and names of owners are not kept, nor are the numbers of the file system that it was on.
+            // Other times and names of owners are not kept, nor are the numbers of the file system that it
+            // was on.
             b"atime"
             | b"ctime"
             | b"LIBARCHIVE.creationtime"

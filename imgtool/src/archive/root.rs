@@ -1,5 +1,5 @@
-//! A root as a tar file: how configured roots are cached and handed between processes. GNU and pax extensions carry
-//! long names and extended attributes, so that `tar tvf` shows one.
+//! A root as a tar file: how configured roots are cached and handed between processes. GNU and pax extensions
+//! carry long names and extended attributes, so that `tar tvf` shows one.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -69,7 +69,11 @@ pub fn write(tree: &Tree, out: impl Write) -> io::Result<()> {
         }
         builder.append_pax_extensions(xattrs.iter().map(|(key, value)| (key.as_str(), *value)))?;
         match &node.kind {
-            Kind::File(content) => builder.append_data(&mut header, os(&name), content.open()?)?,
+            Kind::File(content) => {
+                let room = content.len().min(BUFFER as u64) as usize;
+                let reader = BufReader::with_capacity(room, content.open()?);
+                builder.append_data(&mut header, os(&name), reader)?;
+            }
             Kind::Symlink(target) => builder.append_link(&mut header, os(&name), os(target))?,
             _ => builder.append_data(&mut header, os(&name), io::empty())?,
         }
@@ -77,8 +81,8 @@ pub fn write(tree: &Tree, out: impl Write) -> io::Result<()> {
     builder.into_inner()?.flush()
 }
 
-/// Appends a file with holes, as GNU tar does in its version 1.0 of pax archives: a map and the data behind it. Other tools
-/// see a file of another name that holds both.
+/// Appends a file with holes, as GNU tar does in its version 1.0 of pax archives: a map and the data behind
+/// it. Other tools see a file of another name that holds both.
 fn sparse(
     builder: &mut tar::Builder<impl Write>,
     mut header: Header,
@@ -120,8 +124,8 @@ fn sparse(
     builder.append_pax_extensions(records.iter().map(|(key, value)| (key.as_str(), *value)))?;
     header.set_size(map.len() as u64 + stored);
     let data = DataReader::new(content, runs)?;
-    // GNU tar takes the records for those of a file with holes in headers of POSIX only. A name that fits needs no entry
-    // of its own before this one, which would come between the records and the file.
+    // GNU tar takes the records for those of a file with holes in headers of POSIX only. A name that fits
+    // needs no entry of its own before this one, which would come between the records and the file.
     header.as_mut_bytes()[257..265].copy_from_slice(b"ustar\x0000");
     let last = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     let other = [b"./GNUSparseFile.0/", &last[..last.len().min(MAX_OTHER)]].concat();

@@ -9,7 +9,8 @@ use crate::tree::{Piece, show};
 
 /// The unit of an archive. Each piece of data begins in one of its own.
 pub const BLOCK: u64 = 512;
-/// Longest file, holes included: the largest part of an image. An archive of a few bytes can name one of 2^64.
+/// Longest file, holes included: the largest part of an image. An archive of a few bytes can name one of
+/// 2^64.
 pub const MAX_FILE: u64 = ami::MAX_PART;
 /// Most pieces of one file, 16 MB of them: a file whose every other block is a hole has as many with 8 GB.
 const MAX_PIECES: usize = 1 << 20;
@@ -40,7 +41,8 @@ pub fn of_header(header: &GnuHeader, stream: &mut impl Read) -> Result<Vec<(u64,
     Ok(map)
 }
 
-/// The map at the beginning of an entry's data, in lines: how many, then offset and length of each. It fills whole blocks.
+/// The map at the beginning of an entry's data, in lines: how many, then offset and length of each. It fills
+/// whole blocks.
 pub fn of_data(stream: &mut impl Read) -> Result<Vec<(u64, u64)>, Damage> {
     let mut lines = Lines {
         stream,

@@ -136,7 +136,8 @@ fn what(node: &Node) -> &'static str {
     }
 }
 
-/// Copy files out with their modes and times. Owners and attributes are set when we may; devices are left out.
+/// Copy files out with their modes and times. Owners and attributes are set when we may; devices are left
+/// out.
 pub(super) fn extract(image: &Path, paths: &[String], to: &Path, out: &mut dyn Write) -> Result<(), Error> {
     let tree = imagefs::of_ami(&Ami::open(image)?)?;
     let mut copy = Copy {
@@ -191,7 +192,7 @@ impl Copy<'_> {
             let node = self.tree.node(id);
             if node.is_dir() {
                 match fs::create_dir(&path) {
-                    // Never through a link that stands in the way: what it points at is not ours.
+                    // Never through a link: what it points at is not ours.
                     Err(_) if path.symlink_metadata().is_ok_and(|m| m.is_dir()) => {}
                     made => made.map_err(fail)?,
                 }
@@ -275,7 +276,8 @@ fn set_attribute(file: &File, name: &[u8], value: &[u8]) -> io::Result<()> {
 }
 
 fn finish(node: &Node, file: &File, path: &Path) -> io::Result<()> {
-    // Only root may give files away; for others the modes still hold, without the bits that would lend their identity.
+    // Only root may give files away; for others the modes still hold, without the bits that would lend their
+    // identity.
     let owned = std::os::unix::fs::chown(path, Some(node.meta.uid), Some(node.meta.gid)).is_ok();
     let mode = if owned {
         node.meta.mode

@@ -208,7 +208,8 @@ struct Packages {
 
 #[derive(Debug, Args)]
 struct Import {
-    /// The source: a tar (plain, gzip, bzip2, xz or zstd), what `docker save` wrote, an OCI archive, or a raw ext4
+    /// The source: a tar (plain, gzip, bzip2, xz or zstd), what `docker save` wrote, an OCI archive, or a raw
+    /// ext4
     source: PathBuf,
     /// Write the image here
     #[arg(short, long)]
@@ -258,7 +259,8 @@ struct Extract {
 
 /// The status when standard output could not be written, as `vmm` has it.
 const UNWRITTEN: u8 = 120;
-/// The status when whoever read standard output has left, as in `imgtool ls … | head`: 128 + SIGPIPE, as with other programs.
+/// The status when whoever read standard output has left, as in `imgtool ls … | head`: 128 + SIGPIPE, as with
+/// other programs.
 const NOT_READ: u8 = 141;
 
 /// Run the command that the process was started with.

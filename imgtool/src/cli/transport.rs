@@ -41,7 +41,7 @@ fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
 pub(super) fn sign(image: &Path, key: &Path, out: &mut dyn Write) -> Result<(), Error> {
     let ami = Ami::open(image)?;
     let key = SecretKey::load(key)?;
-    // A signature vouches for the content, so the content is read before.
+    // A signature is a statement about the content, so the content is verified first.
     ami.verify_all(&|_, _| {})?;
     ami.set_signature(Some(&key.sign(ami.manifest_bytes())))?;
     writeln!(out, "{} signed by {}", ami.id(), ami::Signature::show_key(key.id))?;

@@ -23,7 +23,7 @@ pub struct Image<'a> {
     pub modules: &'a [Module],
     /// The guest-init program.
     pub guest_init: &'a [u8],
-    /// Its orders; `modules` is filled in.
+    /// The configuration of guest-init; `modules` is filled in.
     pub boot: BootConfig,
     /// The manifest; kernel release, modules, the root's mapping and the parts are filled in.
     pub manifest: Manifest,
@@ -96,7 +96,7 @@ pub fn write(image: Image<'_>, path: &Path, progress: &dyn Progress) -> Result<W
     Ok(Written { id, manifest })
 }
 
-/// The root's volume stands first among the mappings.
+/// The root's volume is the first of the mappings.
 fn map_root(manifest: &mut Manifest, length: u64) {
     let device = manifest.root_device.clone();
     manifest

@@ -1,5 +1,6 @@
-//! The cpio format that the kernel unpacks an initramfs from: "newc" (Documentation/driver-api/early-userspace/
-//! buffer-format.rst). Every field is fixed, so that the same entries are the same bytes.
+//! The cpio format that the kernel unpacks an initramfs from: "newc"
+//! (Documentation/driver-api/early-userspace/ buffer-format.rst). Every field is fixed, so that the same
+//! entries are the same bytes.
 
 /// A newc archive being written.
 #[derive(Debug, Default)]
@@ -81,7 +82,8 @@ impl Archive {
     fn entry(&mut self, entry: &Entry<'_>) {
         let (size, name_size) = (entry.content.len() as u32, entry.name.len() as u32 + 1);
         let (major, minor) = entry.device;
-        // ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor, namesize, check
+        // ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor, namesize,
+        // check
         let fields = [
             self.next_inode,
             entry.mode,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use displaydoc::Display;
 
-use crate::advice::Advice;
+use crate::advice::{Advice, Reason};
 use crate::tree::TreeError;
 
 /// What is wrong with the ingredients, or with the disk that the image is written to.
@@ -37,7 +37,8 @@ pub enum Error {
         /// Its path in the kernel tree.
         path: String,
         /// What is wrong with it.
-        why: String,
+        #[source]
+        why: Reason,
     },
     /// there is no guest-init for {architecture}: looked for {looked}
     NoGuestInit {
@@ -79,7 +80,7 @@ pub enum Error {
         largest: u64,
     },
     /// cannot write the root file system: {0}
-    Ext4(String),
+    Ext4(#[source] mkext4::Error),
     /// cannot read {what}: {source}
     Read {
         /// Which.

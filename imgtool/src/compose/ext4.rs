@@ -1,7 +1,8 @@
 //! The root file system: a tree as an ext4, written by `mkext4` behind one small interface.
 //!
-//! `mkext4` gives the same bytes for the same calls; here the calls are made the same for the same tree: names in
-//! sorted order, the UUID derived from the tree, holes found in the content and not in the host's files.
+//! `mkext4` gives the same bytes for the same calls; here the calls are made the same for the same tree:
+//! names in sorted order, the UUID derived from the tree, holes found in the content and not in the host's
+//! files.
 
 use std::fs::File;
 use std::io;
@@ -21,8 +22,8 @@ const BLOCK: u64 = 4096;
 const SPARSE_FROM: u64 = 1 << 20;
 /// A run of zero blocks becomes a hole from this length on.
 const HOLE: u64 = 64 << 10;
-/// Room that an automatic size leaves beside the content: a quarter of it, at least 128 MiB. Free space is a hole in
-/// the image and costs nothing; a root that is too small costs a person's time.
+/// Room that an automatic size leaves besides the content: a quarter of it, at least 128 MiB. Free space is a
+/// hole in the image and costs nothing; a root that is too small costs a person's time.
 const HEADROOM: u64 = 128 << 20;
 /// Sizes are multiples of this.
 const GRANULE: u64 = 4 << 20;
@@ -33,7 +34,7 @@ const SMALLEST: u64 = 16 << 20;
 pub trait FileSystem {
     /// Its length in bytes, a multiple of 4096.
     fn length(&self) -> u64;
-    /// Write it into a file that is zero there, from `offset` on. `step` hears of content bytes.
+    /// Write it into a file that is zero there, from `offset` on. `step` advances by content bytes.
     fn write(&self, file: &File, offset: u64, step: &dyn Step) -> Result<(), Error>;
 }
 
@@ -110,8 +111,8 @@ fn identity(tree: &Tree) -> Uuid {
 
 type Holes = std::collections::BTreeMap<NodeId, Vec<Run>>;
 
-/// The runs of every large file that has holes. They are found in the content, so that a tree unpacked on a file
-/// system without holes gives the same image.
+/// The runs of every large file that has holes. They are found in the content, so that a tree unpacked on a
+/// file system without holes gives the same image.
 fn find_holes(tree: &Tree) -> Result<Holes, Error> {
     let mut holes = Holes::new();
     for (path, id) in tree.walk() {
@@ -324,7 +325,7 @@ impl FileSystem for Plan<'_> {
                 path: "the image".into(),
                 source: e,
             }),
-            other => Error::Ext4(other.to_string()),
+            other => Error::Ext4(other),
         };
         let mut sink = Sink {
             file,

@@ -1,4 +1,5 @@
-//! The initramfs: guest-init as `/init`, the modules it loads, and its orders in `/etc/kiln/boot.json`.
+//! The initramfs: guest-init as `/init`, the modules it loads, and its configuration in
+//! `/etc/kiln/boot.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -43,8 +44,8 @@ pub fn pack(guest_init: &[u8], modules: &[Module], mut config: BootConfig) -> Re
     Ok(archive.finish())
 }
 
-/// Read the guest-init for an architecture: the file given, else `KILN_GUEST_INIT`, else one next to this program or in the directory
-/// of the architecture next to this program's.
+/// Read the guest-init for an architecture: the file given, else `KILN_GUEST_INIT`, else one next to this
+/// program or in the directory of the architecture next to this program's.
 pub fn find_guest_init(architecture: Architecture, given: Option<&Path>) -> Result<Vec<u8>, Error> {
     let named = given
         .map(Path::to_path_buf)
@@ -95,7 +96,7 @@ fn beside_us(architecture: Architecture) -> Vec<PathBuf> {
     paths
 }
 
-/// A static program of the right machine: with nothing beside it in the initramfs, an interpreter cannot be found.
+/// A static program of the right machine: with nothing else in the initramfs, an interpreter cannot be found.
 fn check_program(elf: &[u8], architecture: Architecture) -> Result<(), &'static str> {
     let machine: u16 = match architecture {
         Architecture::X86_64 => 62,

@@ -1,7 +1,8 @@
 //! The kernel in the form that a direct boot wants: x86_64 an uncompressed ELF, arm64 an `Image`.
 //!
-//! Distributions ship it compressed in a wrapper: x86's bzImage (Documentation/arch/x86/boot.rst), arm64's gzip or EFI
-//! zboot (drivers/firmware/efi/libstub/zboot-header.S). Decompressing once at build time saves it at every launch.
+//! Distributions ship it compressed in a wrapper: x86's bzImage (Documentation/arch/x86/boot.rst), arm64's
+//! gzip or EFI zboot (drivers/firmware/efi/libstub/zboot-header.S). Decompressing once at build time saves it
+//! at every launch.
 
 use std::io::Read;
 
@@ -31,8 +32,8 @@ pub struct Kernel {
     pub bytes: Vec<u8>,
 }
 
-/// Find the kernel in the files of its packages and extract it. Before Debian's 6.19 it is `/boot/vmlinuz-RELEASE`,
-/// since then `/usr/lib/modules/RELEASE/vmlinuz`.
+/// Find the kernel in the files of its packages and extract it. Before Debian's 6.19 it is
+/// `/boot/vmlinuz-RELEASE`, since then `/usr/lib/modules/RELEASE/vmlinuz`.
 pub fn from_tree(tree: &Tree, architecture: Architecture) -> Result<Kernel, Error> {
     let mut found = Vec::new();
     if let Some(boot) = tree.find_followed(b"boot")? {
@@ -169,8 +170,8 @@ fn bzimage_release(image: &[u8]) -> Option<String> {
     sound.then(|| String::from_utf8_lossy(text).into_owned())
 }
 
-/// Decompress by magic. All but gzip payloads have the plain size appended (scripts/Makefile.lib, `size_append`),
-/// which ends the input of streams that know their own end.
+/// Decompress by magic. All but gzip payloads have the plain size appended (scripts/Makefile.lib,
+/// `size_append`), which ends the input of streams that know their own end.
 fn decompress(payload: &[u8]) -> Result<Vec<u8>, String> {
     let context = |what: &'static str| move |e: std::io::Error| format!("its {what} payload is damaged: {e}");
     if payload.starts_with(GZIP) {
@@ -196,7 +197,8 @@ fn limited(reader: impl Read) -> std::io::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// The legacy LZ4 frame: magic, then blocks of a 32-bit compressed size and data, each at most 8 MiB decompressed.
+/// The legacy LZ4 frame: magic, then blocks of a 32-bit compressed size and data, each at most 8 MiB
+/// decompressed.
 fn lz4_legacy(payload: &[u8]) -> Result<Vec<u8>, String> {
     const BLOCK: usize = 8 << 20;
     let mut rest = &payload[4..];

@@ -1,5 +1,5 @@
-//! From a root tree and a kernel to an AMI: extract the kernel, choose modules, pack the initramfs, lay out the ext4,
-//! write the file.
+//! From a root tree and a kernel to an AMI: extract the kernel, choose modules, pack the initramfs, lay out
+//! the ext4, write the file.
 
 mod assemble;
 pub mod cpio;

@@ -1,4 +1,5 @@
-//! What a kernel module says about itself: the `.modinfo` section of its ELF, `key=value` strings ended by NUL.
+//! What a kernel module says about itself: the `.modinfo` section of its ELF, `key=value` strings ended by
+//! NUL.
 
 /// The values of one key in the `.modinfo` of a module, in order.
 ///

@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use super::{Error, modinfo};
+use crate::advice::Reason;
 use crate::decompress;
 use crate::tree::{Kind, NodeId, Tree, show};
 
-/// What an instance needs before its root is mounted, and for its agent. A kernel may have any of them built in, and an
-/// older one may not know some: those that do not exist are left out.
-pub const ESSENTIAL: &[&str] = &[
+/// What an instance needs before its root is mounted, and for its agent. A kernel may have any of them built
+/// in, and an older one may not know some: those that do not exist are left out.
+const ESSENTIAL: &[&str] = &[
     "virtio_mmio",
     "virtio_blk",
     "virtio_console",
@@ -37,7 +38,8 @@ pub struct Module {
     pub bytes: Vec<u8>,
 }
 
-/// The modules of [`ESSENTIAL`] and those `wanted`, with all that they depend on, each after its dependencies.
+/// The modules of `ESSENTIAL` and those `wanted`, with all that they depend on, each after its
+/// dependencies.
 pub fn closure(tree: &Tree, release: &str, wanted: &[String]) -> Result<Vec<Module>, Error> {
     let library = Library::new(tree, release)?;
     let mut order = Order {
@@ -135,7 +137,7 @@ impl<'a> Library<'a> {
         let Kind::File(content) = &self.tree.node(*id).kind else {
             return Err(self.missing(name));
         };
-        let damaged = |why: String| Error::Module {
+        let damaged = |why: Reason| Error::Module {
             path: show(path),
             why,
         };
@@ -143,7 +145,7 @@ impl<'a> Library<'a> {
             what: show(path),
             source,
         })?;
-        let bytes = decompress(path, file).map_err(|e| damaged(e.to_string()))?;
+        let bytes = decompress(path, file).map_err(|e| damaged(e.into()))?;
         let needs = match self.depends.get(name) {
             Some(needs) => needs.clone(),
             None => declared(&bytes).map_err(|why| damaged(why.into()))?,
@@ -180,8 +182,8 @@ struct Order<'a> {
 }
 
 impl Order<'_> {
-    /// Add a module after its dependencies. Iterative, as a damaged package could make them circular or deep: a name is
-    /// opened once only.
+    /// Add a module after its dependencies. Iterative, as a damaged package could make them circular or deep:
+    /// a name is opened once only.
     fn load(&mut self, name: &str) -> Result<(), Error> {
         let mut stack = vec![(name.to_owned(), None)];
         while let Some((name, opened)) = stack.pop() {

@@ -8,7 +8,7 @@ use crate::lock::Package;
 /// How hard the part is compressed. Fixed: it is part of the image's identity.
 const LEVEL: i32 = 9;
 /// Largest document read back: 100,000 packages.
-pub const MAX_DOCUMENT: u64 = 64 << 20;
+const MAX_DOCUMENT: u64 = 64 << 20;
 
 /// The document, as compact JSON. `epoch` is its creation time in seconds since 1970.
 pub fn document(name: &str, packages: &[Package], epoch: i64) -> Vec<u8> {
@@ -61,7 +61,7 @@ fn package(entry: &Value) -> Option<Package> {
     })
 }
 
-/// The document as it stands in the part.
+/// The document as the part holds it.
 pub fn compress(document: &[u8]) -> std::io::Result<Vec<u8>> {
     zstd::encode_all(document, LEVEL)
 }

@@ -1,7 +1,7 @@
 //! In which order dpkg gets the packages.
 //!
-//! dpkg orders configuration itself; what it asks of its caller is that the Pre-Depends of a package are configured
-//! before it is unpacked. Most systems need two or three batches.
+//! dpkg orders configuration itself; what it asks of its caller is that the Pre-Depends of a package are
+//! configured before it is unpacked. Most systems need two or three batches.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,8 +25,8 @@ impl Needs {
             Err(_) => None,
         };
         let text = |name: &str| fields.as_ref()?.get_field(name).map(|field| field.join());
-        // Versions do not matter: resolution has checked them. A field that cannot be read orders nothing; dpkg
-        // will have its say about it.
+        // Versions do not matter: resolution has checked them. A field that cannot be read orders nothing;
+        // dpkg reports it.
         let groups = |name: &str| {
             let text = text(name).unwrap_or_default();
             let names = |group: Group<'_>| group.iter().map(|r: &Relation<'_>| r.name.to_owned()).collect();
@@ -46,8 +46,8 @@ impl Needs {
     }
 }
 
-/// The order: the essential packages with all that they need, then batches whose Pre-Depends are in earlier ones. The
-/// numbers are places in `packages`.
+/// The order: the essential packages with all that they need, then batches whose Pre-Depends are in earlier
+/// ones. The numbers are places in `packages`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batches {
     /// What must be there, in any state, before the first maintainer script can run.
@@ -107,8 +107,8 @@ fn first_things_first(packages: &[Needs], essential: BTreeSet<usize>) -> Vec<usi
     order
 }
 
-/// All packages whose Pre-Depends, and those of everything that they depend on, are done. If there are none, the
-/// packages are tied in a circle and go together.
+/// All packages whose Pre-Depends, and those of everything that they depend on, are done. If there are none,
+/// the packages are tied in a circle and go together.
 fn next_batch(n: usize, done: &BTreeSet<usize>, pre: &[Vec<usize>], all: &[Vec<usize>]) -> BTreeSet<usize> {
     let mut ready: BTreeSet<usize> = (0..n)
         .filter(|i| !done.contains(i) && pre[*i].iter().all(|p| done.contains(p)))

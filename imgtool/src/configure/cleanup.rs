@@ -1,11 +1,12 @@
-//! What must not be in an image: the identity of the machine that it was configured on, logs, caches, leftovers.
+//! What must not be in an image: the identity of the machine that it was configured on, logs, caches,
+//! leftovers.
 //!
-//! Instances get a machine-id, host keys and seeds of their own on first boot; an image that carried them would
-//! give every instance the same.
+//! Instances get a machine-id, host keys and seeds of their own on first boot; an image that carried them
+//! would give every instance the same.
 
 use crate::tree::{Content, Kind, NodeId, Tree, TreeError};
 
-/// Files that go, by absolute path; a name with `*` stands for all that match.
+/// Files that are removed, by absolute path; `*` matches any part of a name.
 const REMOVED: &[&str] = &[
     // Identity.
     "etc/ssh/ssh_host_*",

@@ -11,14 +11,15 @@ use super::disk;
 use crate::advice::Advice;
 use crate::recipe::Arch;
 
-/// Why a job failed. It crosses from one process to another, so it holds texts where other errors hold their source.
+/// Why a job failed. It crosses from one process to another, so it holds texts where other errors hold their
+/// source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Display, thiserror::Error)]
 pub enum Failure {
     /// cannot {what}: {why}
     Sandbox {
         /// What was attempted.
         what: String,
-        /// What the kernel said.
+        /// The error that the kernel returned.
         why: String,
     },
     /// A program in the root failed.
@@ -35,7 +36,7 @@ pub enum Failure {
     Foreign {
         /// The architecture.
         arch: Arch,
-        /// What the kernel said.
+        /// The error that the kernel returned.
         why: String,
     },
     /// the disk is full: {0}

@@ -67,8 +67,8 @@ fn add(
     put(tree, path.as_bytes(), kind, meta)
 }
 
-/// Gives the directory that an entry with a source names to the entry's owner and group, where these are others than
-/// root; what else there was keeps its own.
+/// Gives the directory that an entry with a source names to the entry's owner and group, where these are
+/// others than root; what else there was keeps its own.
 fn give(tree: &mut Tree, entry: &FileEntry, path: &str, meta: &Meta) -> Result<(), Error> {
     let found = tree.find_followed(path.as_bytes()).map_err(Error::tree(path))?;
     if let Some(id) = found.filter(|id| tree.node(*id).is_dir()) {
@@ -83,8 +83,9 @@ fn give(tree: &mut Tree, entry: &FileEntry, path: &str, meta: &Meta) -> Result<(
     Ok(())
 }
 
-/// Makes a directory. One that exists, or that a link leads to, keeps its owner, permissions and attributes: with dpkg as
-/// well, a package's directory changes nothing about `/tmp` and does not take the place of `/lib`.
+/// Makes a directory. One that exists, or that a link leads to, keeps its owner, permissions and attributes:
+/// with dpkg as well, a package's directory changes nothing about `/tmp` and does not take the place of
+/// `/lib`.
 fn directory(tree: &mut Tree, path: &[u8], meta: &Meta) -> Result<NodeId, Error> {
     let shown = show(path);
     if let Some(id) = tree.find_followed(path).map_err(Error::tree(&shown))? {
@@ -105,8 +106,8 @@ fn directory(tree: &mut Tree, path: &[u8], meta: &Meta) -> Result<NodeId, Error>
     tree.create_dirs(path, &meta).map_err(Error::tree(shown))
 }
 
-/// Puts something else at a path. A file or link there is replaced; a directory, or a link to one, is not: what is in it
-/// would be lost, or no longer found.
+/// Puts something else at a path. A file or link there is replaced; a directory, or a link to one, is not:
+/// what is in it would be lost, or no longer found.
 fn put(tree: &mut Tree, path: &[u8], kind: Kind, meta: &Meta) -> Result<(), Error> {
     let at = |e| Error::tree(show(path))(e);
     let is_dir = |id: Option<NodeId>| id.is_some_and(|id| tree.node(id).is_dir());

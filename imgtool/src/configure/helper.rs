@@ -1,7 +1,8 @@
-//! The process in the sandbox: enters its namespaces, does the job, and takes everything with it when it ends.
+//! The process in the sandbox: enters its namespaces, does the job, and takes everything with it when it
+//! ends.
 //!
-//! It runs as two processes. The first enters the namespaces; the second is process 1 of the new process namespace, so
-//! that whatever a package starts ends with it.
+//! It runs as two processes. The first enters the namespaces; the second is process 1 of the new process
+//! namespace, so that whatever a package starts ends with it.
 
 use std::io::{self, BufRead, Write};
 use std::path::Path;
@@ -20,8 +21,8 @@ use super::job::{HELPER, Job, Message};
 /// The second process.
 const INNER: &str = "inner";
 
-/// Runs as the process in the sandbox if the arguments say so; `arguments` are those after the program's name. The
-/// program's `main` calls this before anything else, while it has one thread.
+/// Runs as the process in the sandbox if the arguments say so; `arguments` are those after the program's
+/// name. The program's `main` calls this before anything else, while it has one thread.
 pub fn run_if_asked(arguments: &[std::ffi::OsString]) -> Option<ExitCode> {
     if arguments.first()? != HELPER {
         return None;
@@ -59,8 +60,8 @@ fn read_job(input: &mut impl BufRead) -> Result<(String, Job), Failure> {
     Ok((line, job))
 }
 
-/// Ends this process when its parent has ended, however that was: a build that was killed leaves nothing running. The kernel forgets
-/// it when the process becomes another user (prctl(2), `PR_SET_PDEATHSIG`).
+/// Ends this process when its parent has ended, however that was: a build that was killed leaves nothing
+/// running. The kernel forgets it when the process becomes another user (prctl(2), `PR_SET_PDEATHSIG`).
 fn end_with_parent() -> Result<(), Failure> {
     set_pdeathsig(Signal::SIGKILL).map_err(sandbox_error("be ended with the program that builds"))
 }
@@ -109,7 +110,8 @@ fn inner() -> Result<(), Failure> {
     let (_, job) = read_job(&mut io::stdin().lock())?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let result = execute::run(&job);
-    // Files on disk have owners that only this namespace can remove; a root in memory goes with its mount.
+    // Files on disk have owners that only this namespace can remove; a root in memory is removed with its
+    // mount.
     let root = job.work.join("root");
     if nix::mount::umount2(&root, nix::mount::MntFlags::MNT_DETACH).is_err() {
         let _ = std::fs::remove_dir_all(&root);

@@ -1,9 +1,9 @@
-//! The root that a job starts from, on its way into the sandbox: its names and small files in an archive, the contents of
-//! its larger files as places in files that are open already.
+//! The root that a job starts from, on its way into the sandbox: its names and small files in an archive, the
+//! contents of its larger files as places in files that are open already.
 //!
-//! A root is some hundred megabytes, and the process outside has all of them in a few open files: an archive in the cache, or the
-//! image that is built upon. The process inside inherits these files, so that a content is copied once, to where programs
-//! work on it.
+//! A root is some hundred megabytes, and the process outside has all of them in a few open files: an archive
+//! in the cache, or the base image. The process inside inherits these files, so that a content is copied
+//! once, to where programs work on it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -151,8 +151,9 @@ impl InputRoot {
 /// An inherited descriptor as a file.
 #[allow(unsafe_code)]
 fn inherited(fd: RawFd) -> File {
-    // SAFETY: The process outside duplicated the descriptor for the process that it starts and names it in the job. Nothing
-    // else here knows the number, and `InputRoot::read` takes each once, so that this is its only owner.
+    // SAFETY: The process outside duplicated the descriptor for the process that it starts and names it in
+    // the job. Nothing else here knows the number, and `InputRoot::read` takes each once, so that this is its
+    // only owner.
     unsafe { File::from_raw_fd(fd) }
 }
 

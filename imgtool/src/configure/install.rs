@@ -17,7 +17,8 @@ use crate::store::Store;
 use crate::tree::{Meta, Tree};
 use crate::unpack::{self, Filter, Unpack};
 
-/// No daemon starts while an image is made: policy-rc.d, as Debian's init scripts and deb-systemd-invoke ask it.
+/// No daemon starts while an image is made: policy-rc.d, as Debian's init scripts and deb-systemd-invoke ask
+/// it.
 const POLICY_RC_D: &str = "#!/bin/sh\nexit 101\n";
 
 impl Worker<'_> {
@@ -154,8 +155,8 @@ impl Worker<'_> {
     }
 }
 
-/// What dpkg and maintainer scripts are told about this root. Into the tree, not onto the disk: there, a link of the root
-/// could lead out of it.
+/// The policy for dpkg and maintainer scripts in this root. Into the tree, not onto the disk: there, a link
+/// of the root could lead out of it.
 fn write_policy(tree: &mut Tree, filter: &Filter, epoch: i64) -> Result<(), Failure> {
     write_file(tree, "usr/sbin/policy-rc.d", POLICY_RC_D, 0o755, epoch)?;
     let options = filter.dpkg_options();

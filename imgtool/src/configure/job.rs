@@ -43,7 +43,7 @@ pub enum Task {
         exclude: Vec<String>,
         /// dpkg's path filters.
         include: Vec<String>,
-        /// What counts as now; unset, the newest time in the packages.
+        /// SOURCE_DATE_EPOCH; unset, the newest time in the packages.
         epoch: Option<i64>,
         /// Where apt finds packages in the running system, for /etc/apt/sources.list.d.
         sources: String,
@@ -58,7 +58,7 @@ pub enum Task {
         steps: Vec<String>,
         /// The directory of the root that is the result; unset, the root.
         keep: Option<String>,
-        /// What counts as now.
+        /// SOURCE_DATE_EPOCH.
         epoch: i64,
     },
 }

@@ -1,5 +1,5 @@
-//! Java keystores (`JKS`, as `sun.security.provider.JavaKeyStore` writes them): which keys they hold, and the same bytes for the same
-//! certificates.
+//! Java keystores (`JKS`, as `sun.security.provider.JavaKeyStore` writes them): which keys they hold, and the
+//! same bytes for the same certificates.
 
 use sha1::{Digest, Sha1};
 
@@ -22,7 +22,8 @@ struct Certificate<'a> {
     rest: &'a [u8],
 }
 
-/// A keystore with every entry's time replaced and the entries in order. `None` when it is not a list of certificates that is whole.
+/// A keystore with every entry's time replaced and the entries in order. `None` when it is not a list of
+/// certificates that is whole.
 pub fn with_time(keystore: &[u8], milliseconds: i64) -> Option<Vec<u8>> {
     let (data, digest) = keystore.split_last_chunk::<20>()?;
     if digest_of(data) != *digest {

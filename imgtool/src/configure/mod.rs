@@ -1,5 +1,5 @@
-//! What turns unpacked packages into a system: the target's own dpkg, the recipe's files, users and services, and the
-//! removal of everything that belongs to one machine.
+//! What turns unpacked packages into a system: the target's own dpkg, the recipe's files, users and services,
+//! and the removal of everything that belongs to one machine.
 
 mod accounts;
 mod batches;

@@ -1,4 +1,4 @@
-//! What programs in the root find mounted: devices that do no harm, processes, places for temporary files.
+//! What programs in the root find mounted: harmless devices, processes, places for temporary files.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -24,8 +24,8 @@ pub struct Mounts<'a> {
     root: &'a Path,
 }
 
-/// Keeps the root in memory if it surely fits: dpkg waits for the disk after each package, thousands of times.
-/// `bytes` is the size of its files. Says whether it did.
+/// Keeps the root in memory if it fits with room to spare: dpkg waits for the disk after each package,
+/// thousands of times. `bytes` is the size of its files. Says whether it did.
 pub fn root_in_memory(root: &Path, bytes: u64) -> bool {
     // Blocks of small files, caches of maintainer scripts; the other half stays for everybody else.
     let needed = bytes.saturating_mul(2) + (256 << 20);
@@ -51,7 +51,7 @@ fn available_memory() -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Makes the mounts of this process its own: nothing that it mounts shall reach the host.
+/// Makes the mounts of this process its own: nothing that it mounts reaches the host.
 pub fn make_private() -> Result<(), Failure> {
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     try_mount("mount tree", NONE, Path::new("/"), NONE, flags, NONE)
@@ -102,7 +102,8 @@ impl<'a> Mounts<'a> {
         Ok(())
     }
 
-    /// In a container with parts of /proc hidden the kernel refuses a new one; the container's own then serves.
+    /// In a container with parts of /proc hidden the kernel refuses a new one; the container's own then
+    /// serves.
     fn mount_proc(&self) -> Result<(), Failure> {
         let proc = self.root.join("proc");
         fs::create_dir_all(&proc).map_err(Failure::other)?;
@@ -118,7 +119,7 @@ impl<'a> Mounts<'a> {
 impl Drop for Mounts<'_> {
     fn drop(&mut self) {
         for dir in ["run/packages", "run", "tmp", "dev", "proc"] {
-            // What stays mounted goes with the mount namespace.
+            // What stays mounted is removed with the mount namespace.
             let _ = umount2(&self.root.join(dir), MntFlags::MNT_DETACH);
         }
     }
@@ -141,8 +142,8 @@ fn try_mount<S: nix::NixPath + ?Sized>(
     })
 }
 
-/// Makes programs of a foreign architecture run: registers QEMU as their interpreter in this user namespace's own
-/// binfmt_misc (Linux 6.7). On older kernels the host's registration, if there is one, has to do.
+/// Makes programs of a foreign architecture run: registers QEMU as their interpreter in this user namespace's
+/// own binfmt_misc (Linux 6.7). On older kernels the host's registration, if there is one, has to do.
 pub fn enable_foreign(arch: Arch, place: &Path) -> Result<(), Failure> {
     let (qemu, magic, mask) = match arch {
         Arch::Arm64 => ("/usr/bin/qemu-aarch64-static", elf_magic(0xb7), ELF_MASK),

@@ -1,4 +1,5 @@
-//! Private keys in a root that no package ships: a script or the recipe's `run` has made them, so that every instance has the same.
+//! Private keys in a root that no package ships: a script or the recipe's `run` has made them, so that every
+//! instance has the same.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -18,8 +19,8 @@ const INFO: &str = "var/lib/dpkg/info";
 /// A private key: its path, and what it is.
 pub type Found = (String, &'static str);
 
-/// The private keys that neither a package nor the recipe's `files` nor the base brings. A root without dpkg's lists has none that
-/// a script could have made.
+/// The private keys that neither a package nor the recipe's `files` nor the base brings. A root without
+/// dpkg's lists has none that a script could have made.
 pub fn private_keys(tree: &Tree, recipe: &Recipe, base: Option<&Tree>) -> Result<Vec<Found>, Error> {
     let Some(info) = tree.find_followed(INFO.as_bytes()).map_err(Error::tree(INFO))? else {
         return Ok(Vec::new());
@@ -98,7 +99,8 @@ fn kind_of(bytes: &[u8]) -> Option<&'static str> {
     has_pem_key(bytes).then_some("a private key")
 }
 
-/// `PFX ::= SEQUENCE { version INTEGER 3, authSafe ContentInfo … }` (RFC 7292), the content of type data or signedData.
+/// `PFX ::= SEQUENCE { version INTEGER 3, authSafe ContentInfo … }` (RFC 7292), the content of type data or
+/// signedData.
 fn is_pkcs12(bytes: &[u8]) -> bool {
     const DATA: &[u8] = &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07];
     let head = &bytes[..bytes.len().min(32)];
@@ -106,7 +108,8 @@ fn is_pkcs12(bytes: &[u8]) -> bool {
     head.first() == Some(&0x30) && contains(&[0x02, 0x01, 0x03, 0x30]) && contains(DATA)
 }
 
-/// A line `-----BEGIN … PRIVATE KEY-----` with base64 or a header in the next: a program that only knows the words has no key.
+/// A line `-----BEGIN … PRIVATE KEY-----` with base64 or a header in the next: a program that only knows the
+/// words has no key.
 fn has_pem_key(bytes: &[u8]) -> bool {
     let mut after_begin = false;
     for line in bytes.split(|b| *b == b'\n') {

@@ -29,8 +29,8 @@ pub fn file_name(index: usize) -> String {
     format!("{index}.deb")
 }
 
-/// Writes every package uncompressed, on all processors: dpkg would decompress one after the other. Returns what
-/// decides their order, and the newest time in them.
+/// Writes every package uncompressed, on all processors: dpkg would decompress one after the other. Returns
+/// what decides their order, and the newest time in them.
 pub fn prepare(packages: &[Package], store: &Store, debs: &Path) -> Result<(Vec<Needs>, i64), Failure> {
     let next = AtomicUsize::new(0);
     let newest = AtomicI64::new(0);

@@ -7,7 +7,7 @@
 //! there it can have its own interpreter for foreign programs without touching the host's.
 
 use std::borrow::Cow;
-use std::io::{BufReader, Write};
+use std::io::{self, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -16,7 +16,7 @@ use nix::unistd::{Gid, Uid};
 
 use super::failure::Failure;
 use super::job::{HELPER, Job, Message, Task};
-use crate::advice::Advice;
+use crate::advice::{Advice, Reason};
 use crate::progress::{Progress, Step, Unit};
 use crate::recipe::Arch;
 
@@ -38,10 +38,13 @@ pub enum Error {
         /// `newuidmap` or `newgidmap`.
         program: &'static str,
         /// Why.
-        reason: String,
+        #[source]
+        reason: Reason,
     },
+    /// the configuring process did not start: {0}
+    Start(#[source] io::Error),
     /// the configuring process {0}
-    Process(String),
+    Process(#[source] Reason),
     /// {0}
     Job(#[from] Failure),
 }
@@ -58,7 +61,7 @@ impl Advice for Error {
                 .into(),
             ),
             Self::Map { .. } => Some("install package uidmap, or build as root".into()),
-            Self::Process(..) => {
+            Self::Start(..) | Self::Process(..) => {
                 Some("again; if it stays so, report it with the output of `dmesg | tail`".into())
             }
         }
@@ -79,39 +82,39 @@ pub fn run(arch: Arch, task: Task, work: &Path, output: &Path, progress: &dyn Pr
     let mut child = start(&job)?;
     let result = listen(&mut child, maps.as_ref(), progress);
     if result.is_err() {
-        // It may wait for an answer that will not come. The first process of its namespace ends with it, and all others with that one.
+        // It may wait for an answer that will not come. The first process of its namespace ends with it, and
+        // all others with that one.
         let _ = child.kill();
     }
-    let status = child.wait().map_err(|e| Error::Process(e.to_string()))?;
+    let status = child.wait().map_err(|e| Error::Process(e.into()))?;
     result?;
     match status.success() {
         true => Ok(()),
-        false => Err(Error::Process(format!("ended with {status}"))),
+        false => Err(Error::Process(format!("ended with {status}").into())),
     }
 }
 
 fn start(job: &Job) -> Result<Child, Error> {
-    let failed = |e: &dyn std::fmt::Display| Error::Process(format!("did not start: {e}"));
     let mut child = Command::new("/proc/self/exe")
         .arg(HELPER)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(|e| failed(&e))?;
-    let mut text = serde_json::to_vec(job).map_err(|e| failed(&e))?;
+        .map_err(Error::Start)?;
+    let mut text = serde_json::to_vec(job).map_err(|e| Error::Start(e.into()))?;
     text.push(b'\n');
     if let Some(stdin) = &mut child.stdin
         && let Err(e) = stdin.write_all(&text)
     {
         let _ = child.kill();
         let _ = child.wait();
-        return Err(failed(&e));
+        return Err(Error::Start(e));
     }
     Ok(child)
 }
 
 fn listen(child: &mut Child, maps: Option<&Maps>, progress: &dyn Progress) -> Result<(), Error> {
-    let broken = |why: String| Error::Process(why);
+    let broken = |why: Reason| Error::Process(why);
     let id = child.id();
     let stdout = child
         .stdout
@@ -120,7 +123,7 @@ fn listen(child: &mut Child, maps: Option<&Maps>, progress: &dyn Progress) -> Re
     let mut from = BufReader::new(stdout);
     let mut step: Option<Box<dyn Step>> = None;
     loop {
-        let message = Message::receive(&mut from).map_err(|e| broken(e.to_string()))?;
+        let message = Message::receive(&mut from).map_err(|e| broken(e.into()))?;
         match message.ok_or_else(|| broken("broke off".into()))? {
             Message::MapIds => {
                 maps.ok_or_else(|| broken("asks for what it should not".into()))?
@@ -129,7 +132,7 @@ fn listen(child: &mut Child, maps: Option<&Maps>, progress: &dyn Progress) -> Re
                     .stdin
                     .as_mut()
                     .ok_or_else(|| broken("has no input".into()))?;
-                stdin.write_all(b"mapped\n").map_err(|e| broken(e.to_string()))?;
+                stdin.write_all(b"mapped\n").map_err(|e| broken(e.into()))?;
             }
             Message::Start(what, total) => {
                 step = Some(progress.start(&what, Some(total), Unit::Items));
@@ -192,13 +195,13 @@ impl Maps {
 }
 
 fn map_with(program: &'static str, pid: u32, map: &[[u32; 3]]) -> Result<(), Error> {
-    let failed = |reason: String| Error::Map { program, reason };
+    let failed = |reason: Reason| Error::Map { program, reason };
     let numbers = map.iter().flatten().map(u32::to_string);
     let output = Command::new(program).arg(pid.to_string()).args(numbers).output();
-    let output = output.map_err(|e| failed(e.to_string()))?;
+    let output = output.map_err(|e| failed(e.into()))?;
     match output.status.success() {
         true => Ok(()),
-        false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+        false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().into())),
     }
 }
 

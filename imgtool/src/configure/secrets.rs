@@ -1,5 +1,5 @@
-//! Keys and databases that packages' scripts have made: removed from the image, made by each instance at its first boot. The table is
-//! guest-init's, which makes them.
+//! Keys and databases that packages' scripts have made: removed from the image, made by each instance at its
+//! first boot. The table is guest-init's, which makes them.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,8 @@ use super::{Error, keystore};
 use crate::recipe::{FileEntry, Recipe, expand_braces};
 use crate::tree::{Content, Kind, Meta, NodeId, Tree, show};
 
-/// The Java virtual machine's list of certificate authorities: no secret, but it holds the time of its making.
+/// The Java virtual machine's list of certificate authorities: no secret, but it holds the time of its
+/// making.
 const CACERTS: &str = "etc/ssl/certs/java/cacerts";
 /// Largest keystore that is read: the one of all authorities has 150 kB.
 const MAX_KEYSTORE: u64 = 64 << 20;
@@ -44,8 +45,8 @@ pub fn made_by_packages(tree: &Tree, base: Option<&Tree>) -> Result<Vec<Made>, E
     Ok(found)
 }
 
-/// Removes what each instance makes for itself, and lists it for the first boot. Returns what a person should know: what stays, because
-/// the recipe has changed it.
+/// Removes what each instance makes for itself, and lists it for the first boot. Returns what a person should
+/// know: what stays, because the recipe has changed it.
 pub fn remove(tree: &mut Tree, made: &[Made], recipe: &Recipe, epoch: i64) -> Result<Vec<String>, Error> {
     let own = OwnFiles::of(recipe);
     let mut pending: BTreeSet<String> = read_text(tree, PENDING)?.lines().map(str::to_owned).collect();
@@ -169,7 +170,8 @@ fn stars(tree: &Tree, secret: &Secret) -> Result<Vec<String>, Error> {
         .collect())
 }
 
-/// The digest of an entry's files; `None` when there are none. Times do not count: a program that only reads may change them.
+/// The digest of an entry's files; `None` when there are none. Times do not count: a program that only reads
+/// may change them.
 fn content(tree: &Tree, secret: &Secret, star: &str) -> Result<Option<blake3::Hash>, Error> {
     let mut hasher = blake3::Hasher::new();
     let mut any = false;

@@ -1,5 +1,5 @@
-//! The recipe's `services` as units of systemd, and its `hostname`. guest-init takes its services from the boot
-//! configuration instead.
+//! The recipe's `services` as units of systemd, and its `hostname`. guest-init takes its services from the
+//! boot configuration instead.
 
 use std::fmt::Write;
 

@@ -117,7 +117,8 @@ fn check_kept(path: &str) -> Result<(), String> {
     }
 }
 
-/// Whether the kernel can start a program: it is there, executable, for the architecture, and so is its interpreter.
+/// Whether the kernel can start a program: it is there, executable, for the architecture, and so is its
+/// interpreter.
 fn check_program(tree: &Tree, path: &str, arch: Arch) -> Result<(), String> {
     let mut path = path.to_owned();
     for _ in 0..MAX_INTERPRETERS {

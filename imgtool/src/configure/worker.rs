@@ -82,8 +82,8 @@ impl Worker<'_> {
     }
 }
 
-/// Copies a program's output to the log. The line with which dpkg begins to configure a package advances the step;
-/// its `--status-fd` would have to be a descriptor of its own, because dpkg closes it for the scripts.
+/// Copies a program's output to the log. The line with which dpkg begins to configure a package advances the
+/// step; its `--status-fd` would have to be a descriptor of its own, because dpkg closes it for the scripts.
 fn copy_output(from: impl Read, mut log: File) -> io::Result<()> {
     let mut from = BufReader::new(from);
     let mut line = Vec::new();

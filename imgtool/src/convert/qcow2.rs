@@ -1,4 +1,5 @@
-//! A raw image as qcow2, version 3 (docs/interop/qcow2.rst of QEMU): header, L1 and L2 tables, reference counts.
+//! A raw image as qcow2, version 3 (docs/interop/qcow2.rst of QEMU): header, L1 and L2 tables, reference
+//! counts.
 //!
 //! Clusters of zeros are not stored. The same content is the same file.
 
@@ -23,7 +24,8 @@ pub fn write(from: &File, offset: u64, length: u64, to: &File, step: &dyn Step) 
     let clusters = length.div_ceil(CLUSTER);
     let l2_tables = clusters.div_ceil(L2_ENTRIES);
     let l1_clusters = (l2_tables * 8).div_ceil(CLUSTER);
-    // Header, then L1; L2 tables and data as they come; reference counts at the end, when their number is known.
+    // Header, then L1; L2 tables and data as they come; reference counts at the end, when their number is
+    // known.
     let l1_at = CLUSTER;
     let mut next = 1 + l1_clusters;
     let mut l1 = Vec::with_capacity(l2_tables as usize);
@@ -66,8 +68,8 @@ pub fn write(from: &File, offset: u64, length: u64, to: &File, step: &dyn Step) 
     )
 }
 
-/// Reference counts for every cluster before `used` and for themselves: a table of blocks behind the data. Gives the
-/// table's place and how many clusters it takes.
+/// Reference counts for every cluster before `used` and for themselves: a table of blocks behind the data.
+/// Gives the table's place and how many clusters it takes.
 fn write_refcounts(to: &File, used: u64) -> io::Result<(u64, u32)> {
     let (mut blocks, mut table) = (0, 0);
     // They count themselves, so their number is a fixed point; it is reached in a few rounds.

@@ -3,8 +3,8 @@
 use super::{Error, HttpError};
 use crate::store::{self, Partial, Sha256, Store};
 
-/// Brings a blob into the store. `transfer` appends what is missing of it; `what` names it in an error. Where the bytes
-/// of an earlier attempt turn out to be damaged, all of it is transferred again.
+/// Brings a blob into the store. `transfer` appends what is missing of it; `what` names it in an error. Where
+/// the bytes of an earlier attempt turn out to be damaged, all of it is transferred again.
 pub fn fetch_blob(
     store: &Store,
     digest: &Sha256,

@@ -1,4 +1,5 @@
-//! Connections by way of proxies, as parts of the HTTP library: where it resolves a name, connects, and sends a request.
+//! Connections by way of proxies, as parts of the HTTP library: where it resolves a name, connects, and sends
+//! a request.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use ureq::{Agent, Error};
 
 use super::proxy::{Proxies, Server};
 
-/// An agent that reaches servers by way of `proxies`. `config` makes its configuration, for the proxy that tunnels go through.
+/// An agent that reaches servers by way of `proxies`. `config` makes its configuration, for the proxy that
+/// tunnels go through.
 pub fn agent(proxies: Arc<Proxies>, config: impl Fn(Option<ureq::Proxy>) -> Config) -> Agent {
     let any_https = Uri::from_static("https://any.invalid/");
     let https = proxies.serving(&any_https).map(|server| server.proxy.clone());

@@ -23,7 +23,7 @@ pub struct Download {
     pub size: u64,
 }
 
-/// Brings each of `wanted` into the store. `on_bytes` hears of each piece from any thread. On the first
+/// Brings each of `wanted` into the store. `on_bytes` is called for each piece, from any thread. On the first
 /// error no new transfer begins; what is complete stays in the store.
 pub fn fetch_debs(
     client: &Client,

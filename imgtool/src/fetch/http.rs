@@ -13,7 +13,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
 use super::connect;
 use super::proxy::Proxies;
-use crate::advice::Advice;
+use crate::advice::{Advice, Reason};
 use crate::store::{self, Partial};
 
 /// Attempts at one file before giving up, the first included.
@@ -21,7 +21,7 @@ const ATTEMPTS: u32 = 4;
 /// The pause before the second attempt; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(400);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// A transfer that stands still for this long has failed; a slow one has not.
+/// A transfer without a byte for this long has failed; a slow one has not.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 const BUFFER: usize = 1 << 16;
 
@@ -47,14 +47,17 @@ pub enum Error {
         /// The status.
         status: u16,
     },
-    /// {url} could not be fetched, {attempts} attempts: {reason}
+    /// {url} could not be fetched, {attempts} attempts: {reason}{through}
     Transfer {
         /// The address.
         url: String,
         /// How often it was attempted.
         attempts: u32,
         /// The last failure.
-        reason: String,
+        #[source]
+        reason: Reason,
+        /// Which proxy was used, if any.
+        through: String,
     },
     /// {url} is longer than the {cap} bytes expected of it
     TooLong {
@@ -125,7 +128,7 @@ pub enum Answer {
 
 /// One attempt's failure: worth another attempt, or final.
 enum Failure {
-    Again(String),
+    Again(Reason),
     Final(Error),
 }
 
@@ -143,8 +146,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that trusts the host's certificate authorities, or a built-in set where the host has none, and uses the
-    /// proxies of the environment.
+    /// A client that trusts the host's certificate authorities, or a built-in set where the host has none,
+    /// and uses the proxies of the environment.
     pub fn new() -> Result<Self, Error> {
         Ok(Self::through(Proxies::of(|name| std::env::var(name).ok())?))
     }
@@ -196,8 +199,8 @@ impl Client {
         self.attempt(url, || self.get_once(url, cap, known))
     }
 
-    /// Fetches `size` bytes into `partial`, continuing where an earlier attempt ended. `on_bytes` hears of each
-    /// piece.
+    /// Fetches `size` bytes into `partial`, continuing where an earlier attempt ended. `on_bytes` is called
+    /// for each piece.
     pub fn get_into(
         &self,
         url: &str,
@@ -229,7 +232,8 @@ impl Client {
                     return Err(Error::Transfer {
                         url: url.to_owned(),
                         attempts: ATTEMPTS,
-                        reason: format!("{reason}{}", self.proxies.show(url)),
+                        reason,
+                        through: self.proxies.show(url),
                     });
                 }
                 Err(Failure::Again(_)) => std::thread::sleep(pause),
@@ -250,7 +254,7 @@ impl Client {
                 request = request.header(name, value);
             }
         }
-        let response = request.call().map_err(|e| Failure::Again(e.to_string()))?;
+        let response = request.call().map_err(|e| Failure::Again(e.into()))?;
         if response.status() == StatusCode::NOT_MODIFIED && *known != Validators::default() {
             return Ok(Answer::Unchanged);
         }
@@ -267,7 +271,7 @@ impl Client {
             .into_reader()
             .take(cap + 1)
             .read_to_end(&mut body);
-        read.map_err(|e| Failure::Again(e.to_string()))?;
+        read.map_err(|e| Failure::Again(e.into()))?;
         if body.len() as u64 > cap {
             return Err(Failure::Final(Error::TooLong {
                 url: url.to_owned(),
@@ -299,7 +303,7 @@ impl Client {
         if have > 0 {
             request = request.header(RANGE, format!("bytes={have}-"));
         }
-        let response = request.call().map_err(|e| Failure::Again(e.to_string()))?;
+        let response = request.call().map_err(|e| Failure::Again(e.into()))?;
         let continues = response.status() == StatusCode::PARTIAL_CONTENT
             && response
                 .headers()
@@ -332,7 +336,7 @@ fn check_status(url: &str, status: StatusCode) -> Result<(), Failure> {
             url: url(),
             status: code,
         })),
-        408 | 429 | 500.. => Err(Failure::Again(format!("the server answered HTTP {code}"))),
+        408 | 429 | 500.. => Err(Failure::Again(format!("the server answered HTTP {code}").into())),
         _ => Err(Failure::Final(Error::Refused {
             url: url(),
             status: code,
@@ -355,7 +359,7 @@ fn copy(
             Ok(0) => break,
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Failure::Again(e.to_string())),
+            Err(e) => return Err(Failure::Again(e.into())),
         };
         have += n as u64;
         if have > size {
@@ -370,9 +374,9 @@ fn copy(
     }
     match have == size {
         true => Ok(()),
-        false => Err(Failure::Again(format!(
-            "the transfer ended after {have} of {size} bytes"
-        ))),
+        false => Err(Failure::Again(
+            format!("the transfer ended after {have} of {size} bytes").into(),
+        )),
     }
 }
 

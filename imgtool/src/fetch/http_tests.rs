@@ -1,4 +1,5 @@
-//! Transfers that break off: continued where they ended, or given up with advice, and never taken for complete.
+//! Transfers that break off: continued where they ended, or given up with advice, and never taken for
+//! complete.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -10,7 +11,8 @@ use crate::store::{Sha256, Store};
 
 const CONTENT: &[u8] = b"The quick brown fox jumps over the lazy dog.";
 
-/// A server that answers one connection after the other with `answers`; it hands back each request's Range header.
+/// A server that answers one connection after the other with `answers`; it hands back each request's Range
+/// header.
 fn serve(answers: Vec<Vec<u8>>) -> (String, mpsc::Receiver<Option<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/file", listener.local_addr().unwrap());
@@ -203,7 +205,7 @@ fn a_proxy_forwards_http_and_tunnels_https() {
     let error = client
         .get_once("https://mirror.invalid/x", 1000, &known)
         .map(drop);
-    assert!(matches!(error, Err(Failure::Again(why)) if why.contains("403")));
+    assert!(matches!(error, Err(Failure::Again(why)) if why.to_string().contains("403")));
     assert_eq!(heads.recv().unwrap()[0], "CONNECT mirror.invalid:443 HTTP/1.1");
 
     let (direct, _) = serve(vec![cut(CONTENT.len())]);

@@ -8,6 +8,7 @@ use super::http::{Answer, Client, Validators};
 use super::openpgp::Keyring;
 use super::release::{IndexFile, Release};
 use super::{Error, HttpError, Repository};
+use crate::advice::Reason;
 use crate::decompress;
 use crate::store::{Sha256, Store};
 
@@ -139,12 +140,12 @@ fn fetch_index(
     on_bytes: &(dyn Fn(u64) + Sync),
 ) -> Result<String, Error> {
     let plain_url = format!("{base}/{}", file.path);
-    let wrong = |reason: String| Error::Index {
+    let wrong = |reason: Reason| Error::Index {
         url: plain_url.clone(),
         reason,
     };
     if file.size > MAX_INDEX {
-        return Err(wrong(format!("it is longer than {MAX_INDEX} bytes")));
+        return Err(wrong(format!("it is longer than {MAX_INDEX} bytes").into()));
     }
     if file.size == 0 {
         return Ok(String::new());
@@ -163,7 +164,7 @@ fn fetch_index(
             got.ok_or_else(|| wrong("it changed on disk while in use".into()))?
         }
     };
-    decompress(&file.path, &data).map_err(|e| wrong(e.to_string()))
+    decompress(&file.path, &data).map_err(|e| wrong(e.into()))
 }
 
 fn download(

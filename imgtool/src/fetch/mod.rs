@@ -1,7 +1,7 @@
 //! From a mirror to verified bytes: InRelease, its OpenPGP signature, Packages by SHA-256, `.deb` by SHA-256.
 //!
-//! Trust runs in one direction: keyring → signed text of InRelease → digest of Packages → digest of each package.
-//! Nothing that stands outside of this chain is used.
+//! Trust runs in one direction: keyring → signed text of InRelease → digest of Packages → digest of each
+//! package. Nothing outside of this chain is used.
 
 mod blob;
 mod connect;
@@ -26,7 +26,7 @@ pub use index::{Index, fetch_indexes};
 pub use offline::cached_indexes;
 pub use sources::repositories;
 
-use crate::advice::Advice;
+use crate::advice::{Advice, Reason};
 use crate::store;
 
 /// What goes wrong while fetching.
@@ -69,7 +69,8 @@ pub enum Error {
         /// The index file.
         url: String,
         /// Why not.
-        reason: String,
+        #[source]
+        reason: Reason,
     },
     /// {what} is damaged in the cache, and the cache cannot be written to
     Damaged {

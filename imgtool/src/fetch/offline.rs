@@ -7,8 +7,8 @@ use super::release::Release;
 use super::{Error, Repository};
 use crate::store::Store;
 
-/// The indexes of every repository for Debian architecture `arch`, as they were when they were last fetched. They are verified as if
-/// they came from a server, but for their age: newer ones cannot be had.
+/// The indexes of every repository for Debian architecture `arch`, as they were when they were last fetched.
+/// They are verified as if they came from a server, but for their age: newer ones cannot be had.
 pub fn cached_indexes(store: &Store, repositories: &[Repository], arch: &str) -> Result<Vec<Index>, Error> {
     let mut indexes = Vec::new();
     for repository in repositories {
@@ -28,7 +28,7 @@ pub fn cached_indexes(store: &Store, repositories: &[Repository], arch: &str) ->
                 let data = data.ok_or_else(|| missing(&url))?;
                 let text = decompress(&file.path, &data).map_err(|e| Error::Index {
                     url,
-                    reason: e.to_string(),
+                    reason: e.into(),
                 })?;
                 indexes.push(Index {
                     url: repository.url.clone(),

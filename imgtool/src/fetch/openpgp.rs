@@ -1,10 +1,10 @@
 //! OpenPGP: is this text signed by a key that we trust, today?
 //!
 //! Crate `pgp` does the cryptography; the policy is here. A signature counts if it is of text or binary data
-//! with a SHA-2 or SHA-3 digest, made by a signing-capable key of the keyring that is bound to its certificate
-//! by signatures as strong, is neither expired nor revoked, and if it is itself neither expired nor
-//! from the future. One such signature is enough; signatures of unknown keys are passed over, because an archive
-//! signs with its next key before we know it; a *wrong* signature of a known key refuses the file.
+//! with a SHA-2 or SHA-3 digest, made by a signing-capable key of the keyring that is bound to its
+//! certificate by signatures as strong, is neither expired nor revoked, and if it is itself neither expired
+//! nor from the future. One such signature is enough; signatures of unknown keys are passed over, because an
+//! archive signs with its next key before we know it; a *wrong* signature of a known key refuses the file.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,6 +14,7 @@ use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{Signature, SignatureType};
 use pgp::types::{KeyDetails, Tag, Timestamp};
 
+use crate::advice::Reason;
 use crate::time::show_time;
 
 /// Clocks differ: a signature may be this many seconds ahead of ours.
@@ -21,9 +22,9 @@ const MAX_CLOCK_SKEW: u64 = 24 * 60 * 60;
 
 /// Debian's archive keys of bookworm and trixie, which also sign testing and sid.
 ///
-/// Exported with `gpg --armor --export-options export-minimal` from /usr/share/keyrings/debian-archive-keyring.gpg
-/// of package debian-archive-keyring 2023.3+deb12u2 (SHA-256 of that file:
-/// 506b815cbb32d9b6066b4a2aa524071e071761e7e7f68c3ac74f3061ba852017). Fingerprints, as
+/// Exported with `gpg --armor --export-options export-minimal` from
+/// /usr/share/keyrings/debian-archive-keyring.gpg of package debian-archive-keyring 2023.3+deb12u2 (SHA-256
+/// of that file: 506b815cbb32d9b6066b4a2aa524071e071761e7e7f68c3ac74f3061ba852017). Fingerprints, as
 /// <https://ftp-master.debian.org/keys.html> publishes them:
 ///
 /// - `4D64FEC119C2029067D6E791F8D2585B8783D481` stable release key, bookworm
@@ -38,9 +39,9 @@ const DEBIAN_KEYS: &[u8] = include_bytes!("debian-archive-keyring.asc");
 #[derive(Debug, Display, thiserror::Error)]
 pub enum Error {
     /// the keyring cannot be read: {0}
-    Keyring(String),
+    Keyring(#[source] Reason),
     /// it is not one clear-signed OpenPGP message: {0}
-    Form(String),
+    Form(#[source] Reason),
     /// no signature on it can be trusted: {0}
     Untrusted(String),
     /// the signature of key {0} does not fit the text: it was changed after it was signed
@@ -61,7 +62,7 @@ impl Keyring {
 
     /// Reads a keyring: certificates one after the other, binary or in ASCII armour.
     pub fn parse(data: &[u8]) -> Result<Self, Error> {
-        let error = |e: pgp::errors::Error| Error::Keyring(e.to_string());
+        let error = |e: pgp::errors::Error| Error::Keyring(e.into());
         let (certificates, _) = SignedPublicKey::from_reader_many(data).map_err(error)?;
         let certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(error)?;
         match certificates.is_empty() {
@@ -72,11 +73,10 @@ impl Keyring {
 
     /// Verifies a clear-signed message at time `at` and returns the signed text, with `\n` line ends.
     pub fn verify(&self, message: &[u8], at: SystemTime) -> Result<String, Error> {
-        let form = |e: String| Error::Form(e);
         let text = str::from_utf8(message)
-            .map_err(|e| form(e.to_string()))?
+            .map_err(|e| Error::Form(e.into()))?
             .trim_end();
-        let (message, _) = CleartextSignedMessage::from_string(text).map_err(|e| form(e.to_string()))?;
+        let (message, _) = CleartextSignedMessage::from_string(text).map_err(|e| Error::Form(e.into()))?;
         let signed = message.signed_text();
         let mut trusted = false;
         let mut reasons = Vec::new();

@@ -1,7 +1,7 @@
-//! Proxies: which of them serves an address, by the variables that curl and apt know.
+//! Proxies: which of them an address is reached through, by the variables that curl and apt know.
 //!
-//! A plain `http:` address is asked of the proxy in absolute form (RFC 9112, 3.2.2); for `https:` it opens a tunnel. The
-//! HTTP library knows tunnels only, and many proxies refuse those to port 80.
+//! A plain `http:` address is asked of the proxy in absolute form (RFC 9112, 3.2.2); for `https:` it opens a
+//! tunnel. The HTTP library knows tunnels only, and many proxies refuse those to port 80.
 
 use std::sync::Arc;
 
@@ -31,8 +31,9 @@ pub struct Server {
 }
 
 impl Proxies {
-    /// The proxies of the environment, of which `variable` gives a variable's value. The one for a scheme comes before
-    /// that for all, and a name in lower case before one in upper case; an empty value means none.
+    /// The proxies of the environment, of which `variable` gives a variable's value. The one for a scheme
+    /// comes before that for all, and a name in lower case before one in upper case; an empty value means
+    /// none.
     pub fn of(variable: impl Fn(&str) -> Option<String>) -> Result<Self, HttpError> {
         let first = |names: [&str; 2]| {
             let found = names.iter().find_map(|name| Some((*name, variable(name)?)));

@@ -133,7 +133,8 @@ fn check_suite(fields: &BorrowedParagraph<'_>, wanted: &str) -> Result<(), Error
         .iter()
         .filter_map(|name| fields.get_single(name))
         .collect();
-    // A security suite is written `trixie-security`, older ones `trixie/updates`; flat repositories name none.
+    // A security suite is written `trixie-security`, older ones `trixie/updates`; flat repositories name
+    // none.
     match names.is_empty() || names.contains(&wanted) {
         true => Ok(()),
         false => Err(Error::Suite {

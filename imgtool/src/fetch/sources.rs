@@ -57,12 +57,12 @@ fn mirrors(recipe: &Recipe) -> (String, Option<String>) {
         (None, Some(time)) => format!("{SNAPSHOT}/debian/{}", snapshot_name(time)),
         (None, None) => DEBIAN.to_owned(),
     };
-    let beside = || match (&distribution.mirror, &distribution.snapshot) {
+    let sibling = || match (&distribution.mirror, &distribution.snapshot) {
         (None, Some(time)) => Some(format!("{SNAPSHOT}/debian-security/{}", snapshot_name(time))),
-        // Mirrors of Debian keep the two archives beside each other.
+        // Mirrors of Debian keep the two archives next to each other.
         _ => Some(format!("{}/debian-security", mirror.strip_suffix("/debian")?)),
     };
-    let security = distribution.security_mirror.clone().or_else(beside);
+    let security = distribution.security_mirror.clone().or_else(sibling);
     (mirror, security)
 }
 

@@ -107,8 +107,8 @@ impl Archive {
         )
     }
 
-    /// Serves the files over HTTP. Who names the tag that they have is answered that they are unchanged; each answer's
-    /// path and status are handed back.
+    /// Serves the files over HTTP. Who names the tag that they have is answered that they are unchanged; each
+    /// answer's path and status are handed back.
     fn serve(&self) -> (String, mpsc::Receiver<(String, u16)>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -221,7 +221,7 @@ fn a_damaged_file_of_the_cache_is_fetched_again() {
     }
 }
 
-/// What was fetched once serves a run without network, and what was not is named.
+/// What was fetched once is used without network, and what was not is named.
 #[test]
 fn the_cache_alone_has_what_was_fetched() {
     let fields = format!("{DATE}Valid-Until: Sat, 28 Nov 2099 09:15:44 UTC\n");

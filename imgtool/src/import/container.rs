@@ -1,5 +1,5 @@
-//! Container images in an archive on disk: what `docker save` writes, and the OCI image layout (image-layout.md of the
-//! OCI image specification). Every blob is checked against the digest that names it.
+//! Container images in an archive on disk: what `docker save` writes, and the OCI image layout
+//! (image-layout.md of the OCI image specification). Every blob is checked against the digest that names it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -87,7 +87,7 @@ pub(super) fn is_one(file: &File) -> std::io::Result<bool> {
     let Ok(entries) = archive.entries() else {
         return Ok(false);
     };
-    // They may stand behind all blobs; a root's archive is read to its end in vain, which costs a second.
+    // They may follow all blobs; a root's archive is read to its end for nothing, which costs a second.
     for entry in entries {
         let Ok(entry) = entry else { return Ok(false) };
         let path = entry.path_bytes();

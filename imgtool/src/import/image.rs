@@ -105,7 +105,8 @@ fn newest(tree: &Tree) -> i64 {
         .max(0)
 }
 
-/// Container images leave out the directories that a runtime mounts things on, and may leave out the one that the command begins in.
+/// Container images leave out the directories that a runtime mounts things on, and may leave out the one that
+/// the command begins in.
 fn complete(tree: &mut Tree, working: &str, epoch: i64) -> Result<(), Error> {
     for directory in [
         "usr", "etc", "dev", "proc", "sys", "run", "var", "var/lib", "var/log", "root", "mnt", working,

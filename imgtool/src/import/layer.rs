@@ -19,8 +19,8 @@ pub(super) struct Layer {
     spool: Spool,
     /// Whether there are lower layers, and entries that remove what these have.
     whiteouts: bool,
-    /// What this archive has brought, and the directories above: real paths. A whiteout is about lower layers, wherever
-    /// it stands in its own.
+    /// What this archive has brought, and the directories above: real paths. A whiteout is about lower
+    /// layers, wherever it is in its own.
     upper: HashSet<Vec<u8>>,
 }
 
@@ -141,8 +141,8 @@ impl Layer {
         Ok(())
     }
 
-    /// Removes what lower layers have at a path, or below it. `name` is the whole name of the entry, `hidden` what it
-    /// hides.
+    /// Removes what lower layers have at a path, or below it. `name` is the whole name of the entry, `hidden`
+    /// what it hides.
     fn whiteout(&mut self, parent: &[u8], name: &[u8], hidden: &[u8]) -> Result<(), String> {
         if matches!(hidden, b"" | b"." | b"..") {
             let path = show(&[parent, b"/", name].concat());

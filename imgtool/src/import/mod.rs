@@ -23,8 +23,8 @@ use crate::decompress::{Capped, xz_streams};
 use crate::imagefs;
 use crate::tree::Tree;
 
-/// What one archive or layer may unpack to: twice the largest container images that are in use. A decompression bomb
-/// ends here.
+/// What one archive or layer may unpack to: twice the largest container images that are in use. A
+/// decompression bomb ends here.
 const MAX_UNPACKED: u64 = 64 << 30;
 
 /// Why a source cannot be imported.

@@ -1,9 +1,9 @@
-//! The lock file: which packages, exactly, an image is made of. It stands beside the recipe and belongs under version
-//! control with it.
+//! The lock file: which packages, exactly, an image is made of. It is next to the recipe and belongs under
+//! version control with it.
 //!
 //! A build uses the lock file as long as it answers the recipe's question (its `inputs` are the digest of
-//! everything that resolution depends on) and makes it where it is missing. `imgtool lock` asks the archive anew;
-//! `--locked` refuses to build when the lock file would have to change.
+//! everything that resolution depends on) and makes it where it is missing. `imgtool lock` asks the archive
+//! anew; `--locked` refuses to build when the lock file would have to change.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use displaydoc::Display;
 use serde::{Deserialize, Serialize};
 
-use crate::advice::Advice;
+use crate::advice::{Advice, Reason};
 use crate::recipe::{Arch, Recipe};
 use crate::store::Sha256;
 
@@ -39,7 +39,8 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        reason: String,
+        #[source]
+        reason: Reason,
     },
     /// lock file {path} does not lock {arch}, and --locked forbids to change it
     Missing {
@@ -48,7 +49,8 @@ pub enum Error {
         /// The architecture.
         arch: Arch,
     },
-    /// the recipe asks for other packages than lock file {path} was made for, and --locked forbids to change it
+    /// the recipe asks for other packages than lock file {path} was made for, and --locked forbids to change
+    /// it
     Outdated {
         /// The file.
         path: PathBuf,
@@ -155,7 +157,7 @@ impl Lock {
             path: path.to_owned(),
             source,
         };
-        let damaged = |reason: String| Error::Damaged {
+        let damaged = |reason: Reason| Error::Damaged {
             path: path.to_owned(),
             reason,
         };
@@ -163,17 +165,17 @@ impl Lock {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(e) => return Err(io(e)),
             Ok(metadata) if metadata.len() > MAX_LOCK => {
-                return Err(damaged(format!("it is longer than {MAX_LOCK} bytes")));
+                return Err(damaged(format!("it is longer than {MAX_LOCK} bytes").into()));
             }
             Ok(_) => {}
         }
         let text = std::fs::read_to_string(path).map_err(io)?;
-        let lock: Self = toml::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+        let lock: Self = toml::from_str(&text).map_err(|e| damaged(e.into()))?;
         match lock.version {
             VERSION => Ok(lock),
-            other => Err(damaged(format!(
-                "its version is {other}, this program knows {VERSION}"
-            ))),
+            other => Err(damaged(
+                format!("its version is {other}, this program knows {VERSION}").into(),
+            )),
         }
     }
 
@@ -210,7 +212,7 @@ impl Lock {
         };
         let text = toml::to_string(self).map_err(|e| Error::Damaged {
             path: path.to_owned(),
-            reason: e.to_string(),
+            reason: e.into(),
         })?;
         let dir = path
             .parent()
@@ -239,7 +241,8 @@ pub fn inputs(recipe: &Recipe, arch: Arch, base: Option<&str>) -> Sha256 {
         recipe.packages_for(arch.debian()),
         recipe.recommends,
         &recipe.distribution,
-        // A kernel that is built comes with the packages that build it, and those are of the building machine.
+        // A kernel that is built comes with the packages that build it, and those are of the building
+        // machine.
         recipe.kernel_package(arch).or_else(|| {
             let build = recipe.kernel.build?;
             Some(format!("{build:?} built on {}", crate::microvm::builder()))

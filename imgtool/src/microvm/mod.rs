@@ -1,12 +1,13 @@
-//! The microvm kernel: Debian's kernel source with a configuration of ours, compiled by Debian's compiler in a root of
-//! its own, so that the result depends on locked packages only and never on what this machine has installed.
+//! The microvm kernel: Debian's kernel source with a configuration of ours, compiled by Debian's compiler in
+//! a root of its own, so that the result depends on locked packages only and never on what this machine has
+//! installed.
 //!
 //! ```text
 //! lock (linux-source, gcc, make, …) ─ fetch ─ configure ─▶ root ─ run: unpack, configure, compile ─▶ kernel, cached
 //! ```
 //!
-//! `allnoconfig` drops what it does not know or what lacks a dependency without a word; a kernel that lost a requested
-//! symbol is refused before it is compiled.
+//! `allnoconfig` drops what it does not know or what lacks a dependency without a word; a kernel that lost a
+//! requested symbol is refused before it is compiled.
 
 use crate::recipe::Arch;
 
@@ -29,7 +30,8 @@ if [ -n \"$lost\" ]; then
 fi
 ";
 
-/// The machine that compiles: this one. Other architectures are cross-compiled, which QEMU would take an hour for.
+/// The machine that compiles: this one. Other architectures are cross-compiled, which QEMU would take an hour
+/// for.
 pub fn builder() -> Arch {
     Arch::host().unwrap_or(Arch::X86_64)
 }

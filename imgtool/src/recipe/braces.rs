@@ -2,11 +2,13 @@
 
 /// Bytes of a pattern at most. A multi-call program has some hundred names of some ten bytes.
 const MAX_PATTERN: usize = 64 << 10;
-/// Bytes of all the paths of one pattern at most: lists multiply, so that a few of them could ask for any amount of memory.
+/// Bytes of all the paths of one pattern at most: lists multiply, so that a few of them could ask for any
+/// amount of memory.
 const MAX_PATHS: usize = 1 << 20;
 
-/// The paths that a pattern stands for, in the order of writing: `/usr/bin/{sh,ls}` is `/usr/bin/sh` and `/usr/bin/ls`.
-/// Braces that are not closed or hold no comma are themselves; they do not nest. `None` when pattern or paths are too long.
+/// The paths that a pattern stands for, in the order of writing: `/usr/bin/{sh,ls}` is `/usr/bin/sh` and
+/// `/usr/bin/ls`. Braces that are not closed or hold no comma are themselves; they do not nest. `None` when
+/// pattern or paths are too long.
 pub fn expand_braces(pattern: &str) -> Option<Vec<String>> {
     if pattern.len() > MAX_PATTERN {
         return None;

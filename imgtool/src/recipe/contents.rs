@@ -1,5 +1,5 @@
-//! What is checked of users, services, files and names before anything is fetched. The composed root is checked against the same
-//! entries later.
+//! What is checked of users, services, files and names before anything is fetched. The composed root is
+//! checked against the same entries later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -25,8 +25,8 @@ pub struct Recipe {
     /// One line for people.
     #[serde(default)]
     pub description: String,
-    /// The creation date in the manifest, RFC 3339 in UTC, and the latest file time in the image. Unset, none is
-    /// recorded and file times end at the newest package.
+    /// The creation date in the manifest, RFC 3339 in UTC, and the latest file time in the image. Unset, none
+    /// is recorded and file times end at the newest package.
     #[serde(default)]
     pub created: Option<String>,
     /// Free labels.
@@ -35,13 +35,14 @@ pub struct Recipe {
     /// The architectures that it can be built for, the default one first.
     #[serde(default = "Arch::all")]
     pub arch: Vec<Arch>,
-    /// An AMI to build upon instead of an empty root; `packages` then adds to it.
+    /// An AMI to layer on instead of an empty root; `packages` then adds to it.
     #[serde(default)]
     pub base: Option<PathBuf>,
     /// The set of packages that the root starts from.
     #[serde(default)]
     pub variant: Variant,
-    /// Packages: `name`, `name (>= version)`, `a | b`, `name [amd64]` for one architecture only; `-name` leaves one out.
+    /// Packages: `name`, `name (>= version)`, `a | b`, `name [amd64]` for one architecture only; `-name`
+    /// leaves one out.
     #[serde(default)]
     pub packages: Vec<String>,
     /// Install recommended packages, too.
@@ -59,8 +60,8 @@ pub struct Recipe {
     /// The kernel.
     #[serde(default)]
     pub kernel: Kernel,
-    /// Modules for the initramfs, besides those that every image needs: `name`, or `name [amd64]` for one architecture only,
-    /// as Debian writes it.
+    /// Modules for the initramfs, besides those that every image needs: `name`, or `name [amd64]` for one
+    /// architecture only, as Debian writes it.
     #[serde(default)]
     pub modules: Vec<String>,
     /// The kernel command line, after what the image needs itself.
@@ -69,7 +70,8 @@ pub struct Recipe {
     /// The size of the root file system: `auto` or a size such as `2G`.
     #[serde(default)]
     pub root_size: Size,
-    /// Process 1 of the running system: `guest-init`, or the path of the image's own. Unset: the base's, or `guest-init`.
+    /// Process 1 of the running system: `guest-init`, or the path of the image's own. Unset: the base's, or
+    /// `guest-init`.
     #[serde(default)]
     pub init: Option<String>,
     /// The host name; an instance's own name goes before it.
@@ -131,8 +133,8 @@ pub struct Distribution {
     pub mirror: Option<String>,
     /// The components.
     pub components: Vec<String>,
-    /// Build from the archive as it was at this moment (`20261121T000000Z`, or RFC 3339). Without `mirror` the
-    /// packages come from snapshot.debian.org. Expiry of the archive's index is then no error.
+    /// Build from the archive as it was at this moment (`20261121T000000Z`, or RFC 3339). Without `mirror`
+    /// the packages come from snapshot.debian.org. Expiry of the archive's index is then no error.
     pub snapshot: Option<String>,
     /// A keyring instead of the built-in keys of Debian.
     pub keyring: Option<PathBuf>,
@@ -212,7 +214,7 @@ pub struct FileEntry {
     /// Its text.
     #[serde(default)]
     pub content: Option<String>,
-    /// A file or directory beside the recipe to copy, directories with all that is in them.
+    /// A file or directory next to the recipe to copy, directories with all that is in them.
     #[serde(default)]
     pub source: Option<PathBuf>,
     /// The target of a symbolic link.
@@ -247,7 +249,8 @@ pub struct User {
     /// The home directory; unset, `/home/NAME`.
     #[serde(default)]
     pub home: Option<String>,
-    /// The login shell. Unset, a new user has `/bin/bash`, or `/bin/sh` in an image without it; one that exists keeps its own.
+    /// The login shell. Unset, a new user has `/bin/bash`, or `/bin/sh` in an image without it; one that
+    /// exists keeps its own.
     #[serde(default)]
     pub shell: Option<String>,
     /// A crypt(5) hash, as `openssl passwd -6` makes. Unset, no password lets the user in.
@@ -287,7 +290,7 @@ pub struct Service {
     /// Ports that it listens on: they become the image's.
     #[serde(default)]
     pub ports: Vec<Port>,
-    /// The image ends with it. Recipes do not say so: it comes with a container image that they build upon.
+    /// The image ends with it. Recipes do not say so: a container image as base does.
     #[serde(skip)]
     pub main: bool,
 }
@@ -313,7 +316,7 @@ pub struct BlockDevice {
     pub name: String,
     /// The size.
     pub size: Size,
-    /// Whether the volume goes with its instance.
+    /// Whether the volume is removed with its instance.
     #[serde(default = "yes")]
     pub delete_on_termination: bool,
 }
@@ -329,7 +332,7 @@ impl Recipe {
         self.init.as_deref().unwrap_or("guest-init")
     }
 
-    /// Whether the kernel is the one of the image that this one is built upon.
+    /// Whether the kernel is that of the base image.
     pub fn kernel_of_base(&self) -> bool {
         let Kernel {
             package,
@@ -340,7 +343,8 @@ impl Recipe {
         self.base.is_some() && package.is_none() && build.is_none() && path.is_none()
     }
 
-    /// The name of the kernel package for an architecture; `None` if the kernel is built, a file, or the base's.
+    /// The name of the kernel package for an architecture; `None` if the kernel is built, a file, or the
+    /// base's.
     pub fn kernel_package(&self, arch: Arch) -> Option<String> {
         if self.kernel.build.is_some() || self.kernel.path.is_some() || self.kernel_of_base() {
             return None;
@@ -394,8 +398,8 @@ fn yes() -> bool {
     true
 }
 
-/// The entries for an architecture: those without a restriction, and those whose restriction (`name [amd64 arm64]`, as in Debian
-/// Policy 7.1) names it.
+/// The entries for an architecture: those without a restriction, and those whose restriction (`name [amd64
+/// arm64]`, as in Debian Policy 7.1) names it.
 fn for_architecture(entries: &[String], debian: &str) -> Vec<String> {
     let chosen = |entry: &String| match entry.split_once('[') {
         None => Some(entry.trim().to_owned()),

@@ -64,7 +64,8 @@ impl FromStr for Arch {
     }
 }
 
-/// A size in bytes, written `512M`, `2G` or as a number of bytes; `auto` (no value) where the tool can choose.
+/// A size in bytes, written `512M`, `2G` or as a number of bytes; `auto` (no value) where the tool can
+/// choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Size(pub Option<u64>);
 

@@ -3,6 +3,7 @@
 pub mod relation;
 mod solver;
 mod universe;
+pub mod version;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -115,8 +116,8 @@ pub fn as_wanted(indexes: &[Index], arch: &str) -> Result<Vec<String>, Error> {
         .collect())
 }
 
-/// The kernel package and, of what it depends on, the packages that hold the kernel and its modules: never the
-/// initramfs builder, boot loader and helpers that an installed system would want.
+/// The kernel package and, of what it depends on, the packages that hold the kernel and its modules: never
+/// the initramfs builder, boot loader and helpers that an installed system would want.
 pub fn resolve_kernel(universe: &Universe<'_>, package: &str) -> Result<Vec<Id>, Error> {
     let group = relation::parse_group(package)?;
     check_exists(universe, &group)?;

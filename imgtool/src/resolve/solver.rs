@@ -1,17 +1,17 @@
 //! The search: from wanted packages to a set that satisfies every relation in it.
 //!
-//! A clause is a group of alternatives that some selected package needs. A clause with a single candidate left
-//! is no choice and is taken first (unit propagation); then the oldest open clause is decided by its preferred
-//! candidate, and undone if that leads nowhere. One version of a name, one architecture. All orders are
-//! fixed, so that the same indexes give the same set everywhere.
+//! A clause is a group of alternatives that some selected package needs. A clause with a single candidate
+//! left is no choice and is taken first (unit propagation); then the oldest open clause is decided by its
+//! preferred candidate, and undone if that leads nowhere. One version of a name, one architecture. All orders
+//! are fixed, so that the same indexes give the same set everywhere.
 
 use std::collections::{BTreeSet, HashMap};
 
 use super::relation::{Relation, show_group};
 use super::universe::{Id, Universe};
 
-/// Decisions tried before the search gives up. Debian needs a few hundred for a desktop; a set that needs more is
-/// contradictory in a way that a person must look at.
+/// Decisions tried before the search gives up. Debian needs a few hundred for a desktop; a set that needs
+/// more is contradictory in a way that a person must look at.
 const MAX_DECISIONS: usize = 20_000;
 
 /// What must be installed, and for whom.
@@ -259,7 +259,7 @@ impl<'u> Solver<'u, '_> {
         Ok(state)
     }
 
-    /// Tells how the clause came to be and why each of its candidates fails.
+    /// Explains where the clause comes from and why each of its candidates fails.
     fn explain(&self, state: &State<'u>, open: &Open<'_>) -> Contradiction {
         let mut lines = Vec::new();
         let mut owner = open.clause.owner;

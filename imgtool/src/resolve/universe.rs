@@ -7,6 +7,7 @@ use deb822_fast::borrowed::{BorrowedParagraph, iter_paragraphs_borrowed};
 use displaydoc::Display;
 
 use super::relation::{self, Group, Relation};
+use super::version;
 use crate::advice::Advice;
 use crate::fetch::Index;
 use crate::store::Sha256;
@@ -161,7 +162,7 @@ impl<'a> Universe<'a> {
     fn sort(&mut self) {
         let packages = &self.packages;
         let newer = |a: &Id, b: &Id| {
-            let order = relation::compare(packages[b.0].version, packages[a.0].version);
+            let order = version::compare(packages[b.0].version, packages[a.0].version);
             order.unwrap_or(std::cmp::Ordering::Equal)
         };
         self.by_name
@@ -201,8 +202,8 @@ impl<'a> Universe<'a> {
         self.by_name.keys().copied()
     }
 
-    /// The packages that satisfy a relation, in the order of preference: versions of the package itself, newest
-    /// first, then providers.
+    /// The packages that satisfy a relation, in the order of preference: versions of the package itself,
+    /// newest first, then providers.
     pub fn candidates(&self, relation: &Relation<'_>) -> Vec<Id> {
         let mut found: Vec<Id> = self
             .versions(relation.name)

@@ -1,6 +1,6 @@
-//! Results of stages in the cache. Each is an archive named by the digest of everything that it depends on; a file
-//! beside it holds the BLAKE3 digest of its bytes, as `b3sum` writes it. An archive without that file, or with another
-//! digest, is made again.
+//! Results of stages in the cache. Each is an archive named by the digest of everything that it depends on; a
+//! file next to it holds the BLAKE3 digest of its bytes, as `b3sum` writes it. An archive without that file,
+//! or with another digest, is made again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,8 @@ pub struct Place {
     pub output: PathBuf,
 }
 
-/// The result of a stage: from the cache, or made and put there. A cache that cannot be written to costs the time
-/// again at the next build.
+/// The result of a stage: from the cache, or made and put there. A cache that cannot be written to costs the
+/// time again at the next build.
 pub fn cached(
     store: &Store,
     key: &impl serde::Serialize,
@@ -81,8 +81,8 @@ impl Entry<'_> {
         (found == expected).then_some(tree)
     }
 
-    /// Puts an archive into the cache if that is possible. Between the two steps the digest is of another archive, and
-    /// a reader makes the result again.
+    /// Puts an archive into the cache if that is possible. Between the two steps the digest is of another
+    /// archive, and a reader makes the result again.
     fn keep(&self, archive: &Path, digest: &blake3::Hash) {
         let line = format!("{}  {}\n", digest.to_hex(), self.archive);
         if store::make_dir(&self.store.root().join(ROOTS)).is_ok() && fs::rename(archive, self.path()).is_ok()
@@ -93,8 +93,8 @@ impl Entry<'_> {
     }
 }
 
-/// A directory for temporary files: beside the cache, where there is space, or where the system keeps them if the cache
-/// is read-only.
+/// A directory for temporary files: next to the cache, where there is space, or where the system keeps them
+/// if the cache is read-only.
 pub fn scratch(store: &Store) -> PathBuf {
     let dir = store.root().join("tmp");
     match store::make_dir(&dir).is_ok() && tempfile::tempfile_in(&dir).is_ok() {
@@ -123,7 +123,7 @@ mod tests {
         Ok(())
     }
 
-    /// Builds, and says whether the result was made anew. What is built is sound in any case.
+    /// Builds, and returns whether the result was made again. It is intact in any case.
     fn made(store: &Store) -> bool {
         let made = Cell::new(false);
         let tree = cached(store, &"key", |place| {

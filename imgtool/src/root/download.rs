@@ -8,7 +8,8 @@ use crate::lock::Package;
 use crate::progress::Unit;
 use crate::store::{self, Store};
 
-/// Makes sure that packages are whole in the cache just before they are unpacked, and fetches those that are not again.
+/// Makes sure that packages are whole in the cache just before they are unpacked, and fetches those that are
+/// not again.
 pub fn renew_damaged(packages: &[Package], options: &Options<'_>) -> Result<(), Error> {
     let damaged = damaged(packages, options.store)?;
     if damaged.is_empty() {

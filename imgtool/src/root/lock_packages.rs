@@ -10,7 +10,8 @@ use crate::recipe::{Recipe, Variant};
 use crate::resolve::{self, Id, Universe, Wanted};
 use crate::store::Sha256;
 
-/// The packages of a recipe: from the lock file if that answers the recipe's question, else resolved and written there.
+/// The packages of a recipe: from the lock file if that answers the recipe's question, else resolved and
+/// written there.
 pub fn lock_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, Error> {
     let inputs = inputs(recipe, options);
     let Some(path) = options.lock else {
@@ -34,7 +35,7 @@ fn inputs(recipe: &Recipe, options: &Options<'_>) -> Sha256 {
 }
 
 /// Asks the archive.
-pub fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, Error> {
+fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, Error> {
     let base = options.base;
     let asks = !recipe.packages_for(options.arch.debian()).is_empty()
         || recipe.kernel_package(options.arch).is_some()

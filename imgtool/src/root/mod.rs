@@ -81,7 +81,7 @@ impl Advice for Error {
 pub struct Options<'a> {
     /// For which architecture.
     pub arch: Arch,
-    /// The image to build upon.
+    /// The base image.
     pub base: Option<&'a Base>,
     /// The cache.
     pub store: &'a Store,
@@ -99,13 +99,14 @@ pub struct Options<'a> {
 pub struct Root {
     /// Its files.
     pub tree: Tree,
-    /// The files of the kernel packages, which are not in the root; `None` if the recipe's kernel is no package.
+    /// The files of the kernel packages, which are not in the root; `None` if the recipe's kernel is no
+    /// package.
     pub kernel: Option<Tree>,
     /// Its packages, and those of the kernel at the end.
     pub packages: Vec<Package>,
     /// The packages as text, one a line: what a lock digest is taken of.
     pub lock_text: String,
-    /// What counts as now for this build, in seconds since 1970: no file is newer.
+    /// SOURCE_DATE_EPOCH of this build, in seconds since 1970: no file is newer.
     pub epoch: i64,
     /// Room that its first boot needs besides the files, in bytes.
     pub room: u64,
@@ -121,7 +122,7 @@ pub fn build(recipe: &Recipe, options: &Options<'_>) -> Result<Root, Error> {
         .cloned()
         .partition(|package| !package.kernel);
     let (mut tree, epoch) = match (options.base, recipe.variant) {
-        (Some(base), _) => stages::upon(base, recipe, &packages, options)?,
+        (Some(base), _) => stages::layered(base, recipe, &packages, options)?,
         (None, Variant::Extract) => extracted(recipe, &packages, options)?,
         (None, _) => stages::configured(recipe, &packages, options)?,
     };

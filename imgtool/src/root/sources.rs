@@ -6,8 +6,8 @@ use crate::recipe::Recipe;
 /// Debian's own keys as package debian-archive-keyring installs them.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The text of a `.sources` file, deb822 style, for the repositories that Debian's own keys sign. A repository with
-/// another keyring needs that keyring in the image: the recipe's `files` can bring both.
+/// The text of a `.sources` file, deb822 style, for the repositories that Debian's own keys sign. A
+/// repository with another keyring needs that keyring in the image: the recipe's `files` can bring both.
 pub fn for_apt(recipe: &Recipe) -> String {
     let mut text = String::new();
     for repository in fetch::repositories(recipe).iter().filter(|r| r.keyring.is_none()) {

@@ -1,5 +1,5 @@
-//! Stages that take time, and their results in the cache: a root configured by dpkg, a root after the recipe's `run`
-//! steps, the files of a kernel.
+//! Stages that take time, and their results in the cache: a root configured by dpkg, a root after the
+//! recipe's `run` steps, the files of a kernel.
 
 use std::fs;
 
@@ -35,7 +35,7 @@ fn seconds(time: &str) -> Option<i64> {
     i64::try_from(since.as_secs()).ok()
 }
 
-/// A root with the packages installed and configured, and what counts as now in it.
+/// A root with the packages installed and configured, and its SOURCE_DATE_EPOCH.
 pub fn configured(
     recipe: &Recipe,
     packages: &[Package],
@@ -44,13 +44,13 @@ pub fn configured(
     let sources = sources::for_apt(recipe);
     let filters = (&recipe.exclude[..], &recipe.include[..]);
     let tree = installed(packages, filters, recipe.created.as_deref(), &sources, options)?;
-    // The root directory carries the time that counts as now.
+    // The root directory carries SOURCE_DATE_EPOCH.
     let epoch = tree.node(Tree::ROOT).meta.mtime;
     Ok((tree, epoch))
 }
 
-/// A base's root with the packages added, and what counts as now in it.
-pub fn upon(
+/// A base's root with the packages added, and its SOURCE_DATE_EPOCH.
+pub fn layered(
     base: &Base,
     recipe: &Recipe,
     packages: &[Package],
@@ -158,7 +158,8 @@ fn input(tree: &Tree, place: &Place) -> Result<Input, Error> {
     Ok(Input::write(tree, &path).map_err(|source| unpack::Error::Scratch { path, source })?)
 }
 
-/// The microvm kernel for `options.arch`, built of and with `packages`, as the files of a kernel package would be.
+/// The microvm kernel for `options.arch`, built of and with `packages`, as the files of a kernel package
+/// would be.
 pub fn microvm(packages: &[Package], options: &Options<'_>) -> Result<Tree, Error> {
     let builder = microvm::builder();
     let steps = microvm::steps(builder, options.arch);

@@ -5,7 +5,7 @@
 //!   blobs/ab/abcd…     a file whose SHA-256 is its name; complete or absent
 //!   partial/abcd…      a download under way, locked by its writer, resumed after an interruption
 //!   releases/…         the last InRelease of each suite, for revalidation; its signature is verified at every use
-//!   roots/…            results of a recipe's stages, each with the digest of its bytes beside it
+//!   roots/…            results of a recipe's stages, each with the digest of its bytes next to it
 //! ```
 //!
 //! A blob appears by `rename`, so that a reader never meets half of one; a writer holds a lock on the partial
@@ -138,8 +138,8 @@ impl Store {
         fs::metadata(self.blob_path(digest)).is_ok_and(|m| m.is_file() && m.len() == size)
     }
 
-    /// The blob's bytes, checked; `None` if it is absent, of another size or damaged. A damaged blob is removed
-    /// where that is possible, so that the next download replaces it.
+    /// The blob's bytes, checked; `None` if it is absent, of another size or damaged. A damaged blob is
+    /// removed where that is possible, so that the next download replaces it.
     pub fn get(&self, digest: &Sha256, size: u64) -> Result<Option<Vec<u8>>, Error> {
         if !self.has(digest, size) {
             return Ok(None);
@@ -238,7 +238,8 @@ fn same_file(file: &File, path: &Path) -> bool {
     }
 }
 
-/// A blob under way. It holds the lock of its file until dropped; dropping it keeps the bytes for a resumption.
+/// A blob under way. It holds the lock of its file until dropped; dropping it keeps the bytes for a
+/// resumption.
 #[derive(Debug)]
 pub struct Partial {
     file: File,

@@ -20,8 +20,8 @@ pub enum Content {
         /// Its length in bytes.
         len: u64,
     },
-    /// A whole file by name, opened only while it is read: a configured root has more files than a process may hold
-    /// open.
+    /// A whole file by name, opened only while it is read: a configured root has more files than a process
+    /// may hold open.
     Path {
         /// The file on the host.
         path: Arc<Path>,
@@ -261,8 +261,8 @@ impl Read for PiecesReader {
     }
 }
 
-/// One unnamed temporary file that takes the contents of many: unpacked archives cost one descriptor and no clean-up,
-/// whatever way the program ends.
+/// One unnamed temporary file that takes the contents of many: unpacked archives cost one descriptor and no
+/// clean-up, whatever way the program ends.
 #[derive(Debug)]
 pub struct Spool {
     file: Arc<File>,
@@ -307,8 +307,8 @@ impl Spool {
 }
 
 impl Spool {
-    /// Take the data of a file with holes from `reader`: that of one piece behind that of the other, with offsets from the
-    /// first byte of `reader`.
+    /// Take the data of a file with holes from `reader`: that of one piece behind that of the other, with
+    /// offsets from the first byte of `reader`.
     pub fn add_pieces(&mut self, reader: &mut impl Read, pieces: &[Piece]) -> io::Result<Content> {
         let offset = self.end;
         let mut out = OffsetWriter {

@@ -14,7 +14,8 @@ pub enum Run {
     Hole(u64),
 }
 
-/// The parts of a file, from its beginning to its end. Zeros are a hole where they fill units of `unit` bytes.
+/// The parts of a file, from its beginning to its end. Zeros are a hole where they fill units of `unit`
+/// bytes.
 pub fn runs(content: &Content, unit: u64) -> io::Result<Vec<Run>> {
     let mut runs: Vec<Run> = Vec::new();
     let mut add = |run| match (runs.last_mut(), run) {

@@ -1,11 +1,13 @@
-//! A root file system in memory: what packages, files and images are merged into before any byte of ext4 is written.
+//! A root file system in memory: what packages, files and images are merged into before any byte of ext4 is
+//! written.
 //!
-//! A [`Tree`] is a table of inodes and directories of names, as in a Unix file system; hard links are several names for
-//! one inode. Owners, modes, device nodes and extended attributes are data here, so that no privilege is needed to hold
-//! them. File contents stay where they are (a range of a file, mostly) until they are written out.
+//! A [`Tree`] is a table of inodes and directories of names, as in a Unix file system; hard links are several
+//! names for one inode. Owners, modes, device nodes and extended attributes are data here, so that no
+//! privilege is needed to hold them. File contents stay where they are (a range of a file, mostly) until they
+//! are written out.
 //!
-//! Paths are bytes relative to the root, with or without a leading `/` or `./`. A path never leaves the tree: `..` is
-//! refused, and symbolic links met on the way to a parent directory are resolved *inside* the tree.
+//! Paths are bytes relative to the root, with or without a leading `/` or `./`. A path never leaves the tree:
+//! `..` is refused, and symbolic links met on the way to a parent directory are resolved *inside* the tree.
 
 mod content;
 mod holes;
@@ -25,8 +27,9 @@ use std::collections::BTreeMap;
 use displaydoc::Display;
 use resolve::MAX_FOLLOWED;
 
-/// Most inodes that one tree may hold: far above any real system, and at about 200 bytes an inode still below 1 GiB.
-pub const MAX_NODES: usize = 4 << 20;
+/// Most inodes that one tree may hold: far above any real system, and at about 200 bytes an inode still below
+/// 1 GiB.
+const MAX_NODES: usize = 4 << 20;
 /// Most bytes in the target of a symbolic link: Linux's `PATH_MAX` without its NUL.
 pub const MAX_SYMLINK: usize = 4095;
 /// Most bytes of extended attributes (names and values) of one inode: what ext4 can hold in one block.
@@ -45,11 +48,11 @@ pub struct Meta {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Modification time in seconds since 1970. Builds keep no finer time, so that trees from archives (which have
-    /// none) and from directories compare equal.
+    /// Modification time in seconds since 1970. Builds keep no finer time, so that trees from archives (which
+    /// have none) and from directories compare equal.
     pub mtime: i64,
-    /// Extended attributes by full name (`security.capability`, `user.…`). ACLs stand in the form that `getxattr`
-    /// gives (POSIX ACL version 2).
+    /// Extended attributes by full name (`security.capability`, `user.…`). ACLs stand in the form that
+    /// `getxattr` gives (POSIX ACL version 2).
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -237,10 +240,11 @@ impl Tree {
         Walk::new(self)
     }
 
-    /// Put an inode at a path whose parent directory exists (symbolic links to it are followed inside the tree).
+    /// Put an inode at a path whose parent directory exists (symbolic links to it are followed inside the
+    /// tree).
     ///
-    /// What was there is replaced: a directory over a directory keeps the entries and takes the new metadata; a
-    /// non-directory takes the place of a non-directory or of an empty directory.
+    /// What was there is replaced: a directory over a directory keeps the entries and takes the new metadata;
+    /// a non-directory takes the place of a non-directory or of an empty directory.
     pub fn insert(&mut self, path: &[u8], kind: Kind, meta: Meta) -> Result<NodeId, TreeError> {
         self.check(path, &kind, &meta)?;
         let parsed = TreePath::parse(path)?;
@@ -279,7 +283,8 @@ impl Tree {
         Ok(id)
     }
 
-    /// Give an inode that is not a directory one more name, as `link(2)`; a non-directory that had the name is replaced.
+    /// Give an inode that is not a directory one more name, as `link(2)`; a non-directory that had the name
+    /// is replaced.
     pub fn link(&mut self, path: &[u8], target: NodeId) -> Result<(), TreeError> {
         if self.node(target).is_dir() {
             return Err(TreeError::LinkToDirectory(show(path)));
@@ -393,7 +398,8 @@ impl Tree {
         Ok(id)
     }
 
-    /// Take a name out of a directory and free whatever has no name left. Iterative: depth is the input's choice.
+    /// Take a name out of a directory and free whatever has no name left. Iterative: depth is the input's
+    /// choice.
     fn unlink(&mut self, dir: NodeId, name: &[u8]) {
         let mut orphans: Vec<NodeId> = self.node_mut(dir).children.remove(name).into_iter().collect();
         while let Some(id) = orphans.pop() {

@@ -74,7 +74,8 @@ impl TreePath {
     }
 }
 
-/// A path for a person to read: control characters and invalid UTF-8 escaped, over-long paths cut, `/` in front.
+/// A path for a person to read: control characters and invalid UTF-8 escaped, over-long paths cut, `/` in
+/// front.
 pub fn show(path: &[u8]) -> String {
     let cut = &path[..path.len().min(MAX_PATH)];
     let cut = cut

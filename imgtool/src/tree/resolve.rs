@@ -1,4 +1,5 @@
-//! From a path to an inode: symbolic links are followed inside the tree, as a process chrooted in it would follow them.
+//! From a path to an inode: symbolic links are followed inside the tree, as a process chrooted in it would
+//! follow them.
 
 use super::{Kind, Meta, NodeId, Tree, TreeError, TreePath, show};
 
@@ -45,8 +46,8 @@ impl Tree {
         }
     }
 
-    /// The path of an entry without symbolic links: those on the way to it are followed, the last name is not. What does
-    /// not exist yet is as written.
+    /// The path of an entry without symbolic links: those on the way to it are followed, the last name is
+    /// not. What does not exist yet is as written.
     pub fn real_path(&self, path: &[u8]) -> Result<Vec<u8>, TreeError> {
         let parsed = TreePath::parse(path)?;
         let Some((parent, name)) = parsed.split_last() else {
@@ -60,8 +61,8 @@ impl Tree {
         Ok(join(&steps))
     }
 
-    /// Make every missing directory of `path` with this metadata; those that exist are left alone. A symbolic link to a
-    /// directory counts as that directory, and where it leads to nothing, that is made.
+    /// Make every missing directory of `path` with this metadata; those that exist are left alone. A symbolic
+    /// link to a directory counts as that directory, and where it leads to nothing, that is made.
     pub fn create_dirs(&mut self, path: &[u8], meta: &Meta) -> Result<NodeId, TreeError> {
         let steps = self.trace(&TreePath::parse(path)?, path, Missing::AsWritten)?;
         let real = join(&steps);
@@ -94,8 +95,8 @@ impl Tree {
         Ok(steps.last().and_then(|step| step.id).unwrap_or(Self::ROOT))
     }
 
-    /// The names from the root down to what a path means, none of them a symbolic link: an absolute target starts at the
-    /// tree's root and `..` at the root stays there, so nothing outside can be reached.
+    /// The names from the root down to what a path means, none of them a symbolic link: an absolute target
+    /// starts at the tree's root and `..` at the root stays there, so nothing outside can be reached.
     fn trace(&self, path: &TreePath, shown: &[u8], missing: Missing) -> Result<Vec<Step>, TreeError> {
         let mut todo: Vec<Vec<u8>> = path.components().map(<[u8]>::to_vec).collect();
         todo.reverse();

@@ -2,8 +2,8 @@
 
 use super::{NodeId, Tree};
 
-/// Every name of a tree, the root first (with an empty path), depth first, sorted by bytes within a directory. An
-/// inode with several names comes once for each. Iterative: depth is the input's choice.
+/// Every name of a tree, the root first (with an empty path), depth first, sorted by bytes within a
+/// directory. An inode with several names comes once for each. Iterative: depth is the input's choice.
 #[derive(Debug)]
 pub struct Walk<'a> {
     tree: &'a Tree,

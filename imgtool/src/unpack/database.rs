@@ -1,4 +1,5 @@
-//! dpkg's database for packages that were unpacked and not configured, so that `dpkg -l` and scanners see them.
+//! dpkg's database for packages that were unpacked and not configured, so that `dpkg -l` and scanners see
+//! them.
 
 use std::fmt::Write;
 

@@ -85,7 +85,7 @@ impl<'a> Deb<'a> {
     }
 
     /// The tar stream of control files.
-    pub fn control_stream(&self) -> Result<impl Read + 'a, Damage> {
+    fn control_stream(&self) -> Result<impl Read + 'a, Damage> {
         Ok(Capped::new(decompressor(self.control)?, MAX_CONTROL))
     }
 
@@ -120,8 +120,8 @@ impl<'a> Deb<'a> {
     }
 }
 
-/// Writes the package again with its members uncompressed, so that the dpkg that unpacks it has nothing to compute.
-/// Returns the newest time of its files, in seconds since 1970.
+/// Writes the package again with its members uncompressed, so that the dpkg that unpacks it has nothing to
+/// compute. Returns the newest time of its files, in seconds since 1970.
 pub fn repack(deb: &Deb<'_>, out: &mut (impl Write + Seek)) -> Result<i64, Damage> {
     out.write_all(AR_MAGIC).map_err(Damage::io)?;
     write_member(out, "debian-binary", &mut &b"2.0\n"[..])?;

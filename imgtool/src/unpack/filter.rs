@@ -17,8 +17,8 @@ impl Filter {
         }
     }
 
-    /// Whether the absolute path is unpacked. A directory above an included path always is, and so is a symbolic
-    /// link, which may stand for such a directory.
+    /// Whether the absolute path is unpacked. A directory above an included path always is, and so is a
+    /// symbolic link, which may stand for such a directory.
     pub fn keeps(&self, path: &[u8], is_dir_or_symlink: bool) -> bool {
         let matches = |patterns: &[Vec<u8>]| patterns.iter().any(|pattern| glob(pattern, path));
         !matches(&self.exclude)
@@ -49,8 +49,8 @@ fn leads_to(path: &[u8], pattern: &[u8]) -> bool {
     }
 }
 
-/// Shell patterns: `*`, `?`, `[a-z]`, `[!a]` and `\` before a literal character. Linear in memory and, by keeping one
-/// place to return to, quadratic at worst in time.
+/// Shell patterns: `*`, `?`, `[a-z]`, `[!a]` and `\` before a literal character. Linear in memory and, by
+/// keeping one place to return to, quadratic at worst in time.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;

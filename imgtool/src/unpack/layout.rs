@@ -26,8 +26,8 @@ const DIRECTORIES: &[(&str, u16)] = &[
     ("var/tmp", 0o1777),
 ];
 
-/// Makes `/bin`, `/sbin`, `/lib` and, where the architecture has it, `/lib64` links into `/usr`, as every Debian
-/// since bookworm expects.
+/// Makes `/bin`, `/sbin`, `/lib` and, where the architecture has it, `/lib64` links into `/usr`, as every
+/// Debian since bookworm expects.
 pub fn merge_usr(tree: &mut Tree, debian_arch: &str, mtime: i64) -> Result<(), TreeError> {
     let lib64 = (debian_arch == "amd64").then_some("lib64");
     for name in ["bin", "lib", "sbin"].into_iter().chain(lib64) {

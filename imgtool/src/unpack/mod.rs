@@ -122,21 +122,24 @@ pub struct Unpack<'a> {
     pub filter: &'a Filter,
     /// A directory for temporary files.
     pub scratch: &'a Path,
-    /// Hears of each package.
+    /// Advances with each package.
     pub step: &'a dyn Step,
 }
 
-/// The newest time in the packages, in seconds since 1970: what a build without a date of its own counts as now.
+/// The newest time in the packages, in seconds since 1970: SOURCE_DATE_EPOCH of a build without a date of its
+/// own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Newest(pub i64);
 
 impl Unpack<'_> {
-    /// Unpacks into `tree`, on all processors. Directories that exist keep their owner and permissions, as with dpkg.
+    /// Unpacks into `tree`, on all processors. Directories that exist keep their owner and permissions, as
+    /// with dpkg.
     pub fn unpack_into(&self, tree: &mut Tree) -> Result<Newest, Error> {
         self.merge(tree, None)
     }
 
-    /// As [`Unpack::unpack_into`], and writes dpkg's database for packages that are unpacked and not configured.
+    /// As [`Unpack::unpack_into`], and writes dpkg's database for packages that are unpacked and not
+    /// configured.
     pub fn with_database(&self, tree: &mut Tree) -> Result<Newest, Error> {
         let mut database = database::Database::default();
         let newest = self.merge(tree, Some(&mut database))?;
@@ -198,7 +201,7 @@ impl Unpack<'_> {
             let Some(package) = self.packages.get(index) else {
                 return;
             };
-            // The receiver hangs up on the first error.
+            // The receiver is dropped on the first error.
             if send.send((index, self.unpack(package, &mut spool))).is_err() {
                 return;
             }

@@ -1,4 +1,5 @@
-//! What takes the space in an image: by part, by package, by directory; as a table or as a page with a treemap.
+//! What takes the space in an image: by part, by package, by directory; as a table or as a page with a
+//! treemap.
 
 mod page;
 
@@ -32,11 +33,12 @@ pub struct Item {
     pub children: Vec<Item>,
 }
 
-/// The space of a tree, nested as its directories are. Items below `threshold` bytes are left out of their parents'
-/// lists and counted in one last item, so that a page stays small.
+/// The space of a tree, nested as its directories are. Items below `threshold` bytes are left out of their
+/// parents' lists and counted in one last item, so that a page stays small.
 pub fn measure(tree: &Tree, threshold: u64) -> Item {
     let mut seen = std::collections::BTreeSet::new();
-    // Children are finished before their parent: the walk is depth first, so a stack of open directories will do.
+    // Children are finished before their parent: the walk is depth first, so a stack of open directories will
+    // do.
     let mut open: Vec<(Vec<u8>, Item)> = Vec::new();
     for (path, id) in tree.walk() {
         while let Some((at, _)) = open.last() {
@@ -123,7 +125,8 @@ fn allocated(tree: &Tree, id: NodeId) -> u64 {
     }
 }
 
-/// Bytes by package, the largest first, from the lists that dpkg keeps. What no package owns is `(no package)`.
+/// Bytes by package, the largest first, from the lists that dpkg keeps. What no package owns is `(no
+/// package)`.
 pub fn packages(tree: &Tree) -> std::io::Result<Vec<(String, u64)>> {
     let mut sizes: BTreeMap<String, u64> = BTreeMap::new();
     let mut owned = std::collections::BTreeSet::new();
