@@ -1,8 +1,9 @@
-//! Instances: each a copy of an AMI with a root volume, a state directory, a process and a control socket of its own.
+//! Instances: each a copy of an AMI with a root volume, a state directory, a process and a control socket of
+//! its own.
 //!
-//! There is no daemon. The process that runs a guest, the *instance process*, holds a lock in the instance's directory, and the kernel
-//! drops that lock however the process ends. So two facts tell every later command where an instance stands: its record, and whether
-//! the lock is held ([`store`]).
+//! There is no daemon. The process that runs a guest, the *instance process*, holds a lock in the instance's
+//! directory, and the kernel drops that lock however the process ends. So two facts tell every later command
+//! where an instance stands: its record, and whether the lock is held ([`store`]).
 //!
 //! Begin with [`service`], which is what the command line calls, and follow one request down; or with
 //! [`process::instance_process`] for what happens while a guest runs.
@@ -16,10 +17,12 @@
 //! | `api` | the control socket of a running instance: server and client |
 //! | `service` | what can be asked for, in plain structs |
 //!
-//! A layer uses those above it in the table and none below; `tests/layers.rs` holds the code to that. [`Error`] is for all of them.
+//! A layer uses those above it in the table and none below; `tests/layers.rs` holds the code to that.
+//! [`Error`] is for all of them.
 //!
-//! The crate uses `machine`, `ami` and the protocol of `guest-init`. It knows no command line and no terminal, reads no environment
-//! variable for a decision, and prints nothing: what is for a person is returned or, from the instance process, logged.
+//! The crate uses `machine`, `ami` and the protocol of `guest-init`. It knows no command line and no
+//! terminal, reads no environment variable for a decision, and prints nothing: what is for a person is
+//! returned or, from the instance process, logged.
 
 pub mod api;
 pub mod error;

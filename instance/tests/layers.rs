@@ -42,7 +42,8 @@ fn without_tests(text: &str) -> &str {
     text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default()
 }
 
-/// The layers that `code` names behind `crate::`: `store` for `crate::store::Store`, and each of `crate::{images, store}`.
+/// The layers that `code` names behind `crate::`: `store` for `crate::store::Store`, and each of
+/// `crate::{images, store}`.
 fn imports(code: &str) -> Vec<&'static str> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("crate::") {

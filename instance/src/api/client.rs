@@ -56,7 +56,8 @@ impl Client {
         serde_json::from_slice(&response.body).map_err(|e| self.odd(e.into()))
     }
 
-    /// Asks for power-off within `patience` (rounded up to seconds). Whoever is to stop at once is not waited for long.
+    /// Asks for power-off within `timeout` (rounded up to seconds). A guest that is to stop at once is not
+    /// waited for long.
     pub fn stop(&self, timeout: Duration) -> Result<()> {
         let seconds = timeout.as_millis().div_ceil(1000).try_into().unwrap_or(u32::MAX);
         let body = serde_json::to_vec(&StopRequest { time: Some(seconds) }).unwrap_or_default();
@@ -87,13 +88,13 @@ impl Client {
         Ok(lines.map_while(|line| serde_json::from_str(&line.ok()?).ok()))
     }
 
-    /// Waits until the instance has ended, it is `deadline`, or its process says nothing more. Which of them, the record and the
-    /// lock know.
+    /// Waits until the instance has ended, it is `deadline`, or its process says nothing more. Which of them,
+    /// the record and the lock know.
     pub fn wait_ended(&self, deadline: Instant) {
-        let Ok((news, stream)) = self.open_until("/v1/events", false, deadline) else {
+        let Ok((events, stream)) = self.open_until("/v1/events", false, deadline) else {
             return;
         };
-        let mut lines = BufReader::new(news).lines();
+        let mut lines = BufReader::new(events).lines();
         while wait_until(&stream, deadline).is_ok() && lines.next().is_some_and(|line| line.is_ok()) {}
     }
 

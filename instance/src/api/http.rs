@@ -1,6 +1,6 @@
-//! As much of HTTP/1.1 (RFC 9112) as the control socket needs, each input with a cap: one request or response per
-//! connection, bodies with `Content-Length` only, and `Upgrade` to a plain stream. `httparse` reads the heads; what a head may ask
-//! for is decided here.
+//! As much of HTTP/1.1 (RFC 9112) as the control socket needs, each input with a cap: one request or response
+//! per connection, bodies with `Content-Length` only, and `Upgrade` to a plain stream. `httparse` reads the
+//! heads; what a head may ask for is decided here.
 
 use std::io::{self, Read, Write};
 
@@ -35,7 +35,8 @@ pub struct Request {
 pub struct Response {
     /// Status code.
     pub status: u16,
-    /// Header lines besides those that every response has. Those of a response that was received are not kept.
+    /// Header lines besides those that every response has. Those of a response that was received are not
+    /// kept.
     pub headers: Vec<(&'static str, String)>,
     /// The body; JSON throughout.
     pub body: Vec<u8>,
@@ -197,8 +198,8 @@ pub fn parse_response(bytes: &[u8]) -> Result<Option<(Response, usize)>, Malform
     Ok(Some((response, start + length)))
 }
 
-/// Reads from `stream` until `parse` has its message. Returns it with what came after it. `Ok(Err(_))` is the peer's
-/// fault, `Err(_)` the stream's.
+/// Reads from `stream` until `parse` has its message. Returns it with what came after it. `Ok(Err(_))` is the
+/// peer's fault, `Err(_)` the stream's.
 pub fn receive<T>(
     stream: &mut impl Read,
     parse: impl Fn(&[u8]) -> Result<Option<(T, usize)>, Malformed>,

@@ -20,11 +20,11 @@ pub struct HostUse {
     pub disk_engine: DiskEngine,
 }
 
-/// What is wished for one run of an instance and not kept.
+/// What is asked of one run of an instance and not kept.
 #[derive(Debug, Clone, Default)]
 pub struct PerRun {
-    /// Where it is written when each step of the boot was reached, and the exits up to it, as JSON; `-` shows the steps as a table on
-    /// standard error.
+    /// Where it is written when each step of the boot was reached, and the exits up to it, as JSON; `-` shows
+    /// the steps as a table on standard error.
     pub timing: Option<PathBuf>,
     /// Whether it is shown how often the guest left its processor up to each step, by device register.
     pub exits: bool,

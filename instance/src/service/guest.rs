@@ -1,4 +1,5 @@
-//! What is asked of the guest of a running instance: to be there, and what its agent, its console and its ports offer.
+//! What is asked of the guest of a running instance: to be there, and what its agent, its console and its
+//! ports offer.
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -93,7 +94,8 @@ impl Service {
         Ok(ReadyInstance { id, directory })
     }
 
-    /// Waits for something of a running instance. The guest says when it is there; nothing here asks again and again.
+    /// Waits for something of a running instance. The guest says when it is there; nothing here asks again
+    /// and again.
     ///
     /// # Errors
     /// When the instance does not run, is paused, ends, or takes longer than `timeout`.
@@ -191,8 +193,8 @@ impl Service {
     }
 }
 
-/// What `step` returns, or `None` when that takes longer than `timeout`: its thread ends with the process then, or when the instance
-/// does.
+/// What `step` returns, or `None` when that takes longer than `timeout`: its thread ends with the process
+/// then, or when the instance does.
 fn within<T: Send + 'static>(
     timeout: Duration,
     step: impl FnOnce() -> T + Send + 'static,

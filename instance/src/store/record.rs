@@ -28,7 +28,7 @@ pub struct Record {
     pub name: Option<String>,
     /// Free key/value pairs.
     pub tags: BTreeMap<String, String>,
-    /// Last state written; [`crate::store`] says when it is the truth.
+    /// Last state written; [`crate::store`] says when it is current.
     pub state: State,
     /// Why it is in this state, in words.
     pub reason: String,
@@ -67,7 +67,7 @@ pub struct ImageRef {
     pub name: String,
     /// Where the file was found at launch, absolute.
     pub path: PathBuf,
-    /// Whether a hard link of its own stands beside the state directory, so that nobody can take the file away.
+    /// Whether a hard link of its own is next to the state directory, so that nobody can take the file away.
     pub linked: bool,
 }
 
@@ -168,7 +168,8 @@ impl fmt::Display for Ending {
 }
 
 impl Record {
-    /// The same with the identity that every instance has in a repeatable run: what the guest sees of ids and names.
+    /// The same with the identity that every instance has in a repeatable run: what the guest sees of ids and
+    /// names.
     pub fn without_identity(&self) -> Record {
         let mut record = self.clone();
         record.id = InstanceId::nobody();

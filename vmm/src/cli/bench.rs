@@ -280,7 +280,7 @@ impl Bench {
         let name = peer.name();
         if self.end == End::Ready {
             return Err(format!(
-                "{name} does not take part: only vmm's guests tell when their agent is ready"
+                "{name} does not take part: only vmm's guests report when their agent is ready"
             ));
         }
         if image.manifest().architecture != ami::Architecture::X86_64 {
@@ -294,7 +294,7 @@ impl Bench {
     }
 }
 
-/// Gives lanes of the same name what tells them apart.
+/// Gives lanes of the same name what distinguishes them.
 fn name_apart(lanes: &mut [Lane]) {
     let distinct = |of: &dyn Fn(&Lane) -> String| {
         let first = of(&lanes[0]);

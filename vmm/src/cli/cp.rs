@@ -52,7 +52,8 @@ fn place() -> impl TypedValueParser<Value = Place> {
 }
 
 impl Place {
-    /// A colon after what could be an instance; a file here whose name has one is written with its folder: `./a:b`.
+    /// A colon after what could be an instance; a file here whose name has one is written with its folder:
+    /// `./a:b`.
     fn parse(text: OsString) -> Result<Place, String> {
         let bytes = text.as_bytes();
         let colon = bytes.iter().position(|&byte| byte == b':');

@@ -132,7 +132,8 @@ pub fn run_in(
     let mut session = agent::exec(directory, determinism, exec)?;
     let raw = if tty { terminal::Raw::enter_stdin()? } else { None };
     signals.connect(Some(session.sender()));
-    // What was not asked for is not read: it may be the rest of a script, or the list that a loop goes through.
+    // What was not asked for is not read: it may be the rest of a script, or the list that a loop goes
+    // through.
     if how.interactive {
         let (sender, determinism) = (session.sender(), determinism.clone());
         determinism.take();
@@ -205,8 +206,8 @@ struct Outputs {
 }
 
 impl Outputs {
-    /// Writes to a stream of ours. When it takes no more, the command gets what it would get from a local pipe, and what it
-    /// still prints is dropped: it must not wait for a reader that does not come.
+    /// Writes to a stream of ours. When it takes no more, the command gets what it would get from a local
+    /// pipe, and what it still prints is dropped: it must not wait for a reader that does not come.
     fn put(&mut self, stream: Stream, bytes: &[u8], session: &agent::Session) {
         if self.closed.contains(&stream) {
             return;
@@ -218,7 +219,8 @@ impl Outputs {
         }
     }
 
-    /// Reported at once, because the command may go on for long. A full disk counts more than a reader that has left.
+    /// Reported at once, because the command may go on for long. A full disk counts more than a reader that
+    /// has left.
     fn lose(&mut self, error: &anyhow::Error) {
         let lost = super::failure::report(error);
         if self.lost != Some(Status::UNWRITTEN) {

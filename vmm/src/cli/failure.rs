@@ -83,9 +83,11 @@ impl From<&Ending> for Status {
     }
 }
 
+/// {message}
+///
 /// An error that says itself what to try.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
+#[ignore_extra_doc_attributes]
 pub struct Advice {
     message: String,
     advice: String,
@@ -129,7 +131,8 @@ pub fn complain(error: &anyhow::Error) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// What failed and why. An error that tells its cause in its own words is not followed by the cause once more.
+/// What failed and why. An error that tells its cause in its own words is not followed by the cause once
+/// more.
 fn sentence(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -185,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn no_cause_is_told_twice() {
+    fn no_cause_is_printed_twice() {
         let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
         let error = anyhow::Error::from(Error::file("opening", std::path::Path::new("/x"))(missing()));
         let error = error.context("cannot terminate web");

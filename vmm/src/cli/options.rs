@@ -87,7 +87,8 @@ pub fn end() -> impl TypedValueParser<Value = End> {
 /// How the process that runs an instance deals with its host: what `run` and `start` both ask.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct HostOptions {
-    /// Confine the process by what this host offers, by all of it or not at all, or by nothing (`vmm doctor` tells)
+    /// Confine the process by what this host offers, by all of it or not at all, or by nothing (see `vmm
+    /// doctor`)
     #[arg(
         long,
         value_parser = one_of(SANDBOXES),
@@ -96,7 +97,8 @@ pub struct HostOptions {
         help_heading = "Security"
     )]
     sandbox: Mode,
-    /// How requests of disks get to their files: each on the spot, or many at once through the kernel's io_uring
+    /// How requests of disks get to their files: each on the spot, or many at once through the kernel's
+    /// io_uring
     #[arg(
         long,
         value_parser = one_of(DISK_ENGINES),
@@ -117,7 +119,8 @@ impl From<HostOptions> for HostUse {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Measuring")]
 struct MeasuringOptions {
-    /// Write when each step of the boot was reached, and the exits up to it, as JSON; `-` shows the steps as a table
+    /// Write when each step of the boot was reached, and the exits up to it, as JSON; `-` shows the steps as
+    /// a table
     #[arg(long, value_name = "FILE")]
     timing: Option<PathBuf>,
     /// Show how often the guest left its processor up to each step, by device register

@@ -20,8 +20,8 @@ use machine::memory::Part;
 
 /// Boot an image, and show where its kernel spends its instructions
 ///
-/// The boot runs on the software processor with instructions as time, so every run of the same image counts the same. The
-/// instance is removed afterwards.
+/// The boot runs on the software processor with instructions as time, so every run of the same image counts
+/// the same. The instance is removed afterwards.
 #[derive(Debug, Args)]
 pub struct Profile {
     /// An AMI file, or the id or name of an image in the store

@@ -1,4 +1,5 @@
-//! A flame graph as one SVG file that needs nothing else: width is instructions, callers are below what they call.
+//! A flame graph as one SVG file that needs nothing else: width is instructions, callers are below what they
+//! call.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -126,7 +127,8 @@ impl Picture<'_> {
     }
 }
 
-/// A warm colour for the kernel's functions, another kind for what is none; the same name always has the same one.
+/// A warm colour for the kernel's functions, another kind for what is none; the same name always has the same
+/// one.
 fn colour(name: &str) -> String {
     let hash = name.bytes().fold(5381_u32, |hash, byte| {
         hash.wrapping_mul(33).wrapping_add(byte.into())
