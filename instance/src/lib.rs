@@ -11,7 +11,7 @@
 //! | layer | what |
 //! |---|---|
 //! | `store` | what is kept: records, identifiers, locks, directories |
-//! | `images` | AMI files as a launch sees them, the store of them, what belongs to one instance removed from a copy |
+//! | `images` | AMI files as a launch sees them, the store of them, the identity removed from a copy |
 //! | `process` | what runs a guest: launch, machine, confinement, console, network |
 //! | `guest` | the guest's agent: requests to it, and what it says of itself |
 //! | `api` | the control socket of a running instance: server and client |

@@ -121,7 +121,13 @@ fn nothing_is_printed_and_no_command_line_is_known() {
 
 #[test]
 fn imports_are_found_in_every_form() {
-    let code = "use crate::store::Store;\nuse crate::{\n    Error,\n    images::{self, Image},\n};\ncrate::api::serve(crate::State::ALL)";
+    let code = "use crate::store::Store;
+use crate::{
+    Error,
+    images::{self, Image},
+};
+\
+                crate::api::serve(crate::State::ALL)";
     assert_eq!(imports(code), ["store", "images", "api"]);
     assert_eq!(without_tests("a\n#[cfg(test)]\nmod tests {\nb"), "a\n");
 }

@@ -252,7 +252,8 @@ pub fn send_response(stream: &mut impl Write, response: &Response) -> io::Result
         .map(|(name, value)| format!("{name}: {value}\r\n"))
         .collect();
     let mut text = format!(
-        "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{headers}Connection: close\r\n\r\n",
+        "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{headers}\
+         Connection: close\r\n\r\n",
         phrase(*status),
         body.len()
     )
@@ -407,7 +408,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_give_an_answer_and_never_more_than_was_given(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        fn any_bytes_give_an_answer_and_never_more_than_was_given(
+            bytes in proptest::collection::vec(any::<u8>(), 0..600)
+        ) {
             if let Ok(Some((_, used))) = parse_request(&bytes) {
                 prop_assert!(used <= bytes.len());
             }
@@ -416,7 +419,8 @@ mod tests {
 
         #[test]
         fn mutations_of_a_request_give_an_answer(at in 0usize..70, value: u8) {
-            let mut text = b"POST /v1/instance/stop HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}".to_vec();
+            let head = "POST /v1/instance/stop HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n";
+            let mut text = format!("{head}{{}}").into_bytes();
             let at = at % text.len();
             text[at] = value;
             if let Ok(Some((_, used))) = parse_request(&text) {

@@ -367,7 +367,8 @@ fn check_name(text: &str) -> Result<()> {
     }
     Err(Error::Malformed(
         text.into(),
-        "image name (NAME or NAME:TAG, each of 1 to 63 letters, digits, `.`, `_`, `-`; not in the form of an id)",
+        "image name (NAME or NAME:TAG, each of 1 to 63 letters, digits, `.`, `_`, `-`; not in the form of an \
+         id)",
     ))
 }
 

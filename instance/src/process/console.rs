@@ -410,7 +410,8 @@ mod tests {
     #[test]
     fn a_panic_is_noticed_however_it_is_cut_up() {
         let (_dir, console) = console();
-        let text = b"[ 1.0] ok\r\n[ 1.2] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n[ 1.3] more\r\n";
+        let text = b"[ 1.0] ok\r\n[ 1.2] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n\
+                     [ 1.3] more\r\n";
         for size in [1, 7, text.len()] {
             text.chunks(size).for_each(|chunk| console.output(chunk));
             assert_eq!(

@@ -42,7 +42,9 @@ mod tests {
 
     #[test]
     fn the_last_list_counts_and_only_names_are_taken() {
-        let text = "search old.example\nnameserver 192.0.2.1\n search a.example. b_c.example x,kiln.main=none \n# search z\n";
+        let text = "search old.example\nnameserver 192.0.2.1\n \
+                    search a.example. b_c.example x,kiln.main=none \n\
+                    # search z\n";
         assert_eq!(parse(text), ["a.example.", "b_c.example"]);
         assert_eq!(parse("domain one.example\n"), ["one.example"]);
         assert!(parse("nameserver 127.0.0.53\nsearch .\n").is_empty());

@@ -108,7 +108,10 @@ impl Capture {
         let thawed = agent::request(&directory, &Determinism::default(), &Request::Thaw);
         let made = made?;
         let warning = thawed.err().map(|error| {
-            format!("the file systems were not frozen to the end of the copy ({error}): the image may not be consistent")
+            format!(
+                "the file systems were not frozen to the end of the copy ({error}): the image may not be \
+                 consistent"
+            )
         });
         Ok((made, warning))
     }

@@ -1,6 +1,8 @@
-//! The process of an instance from the inside: it holds the lock, runs the guest, and serves those who control it.
+//! The process of an instance from the inside: it holds the lock, runs the guest, and serves those who
+//! control it.
 //!
-//! A command that launches in the foreground runs the instance itself; a detached one is run by a process that
+//! A command that launches in the foreground runs the instance itself; a detached one is run by a process
+//! that
 //! [`detach`](crate::process::detach) has started.
 
 use std::path::Path;
@@ -25,7 +27,8 @@ use machine::virtio::determinism::Determinism;
 /// Lines of the console that are kept of a guest that has ended.
 const LAST_LINES: usize = 12;
 
-/// An instance that this process runs. No other thread may have been started before it runs: the process confines itself.
+/// An instance that this process runs. No other thread may have been started before it runs: the process
+/// confines itself.
 pub struct Host {
     process: Arc<InstanceProcess>,
     assembly: Assembly,
@@ -99,8 +102,9 @@ impl Host {
         &self.determinism
     }
 
-    /// Runs the guest until it ends for good. `on_started` is called when it runs and its sockets are there. Whoever started this
-    /// process is told of that through `report`, if there is one. An instance that is not to outlive its run is removed.
+    /// Runs the guest until it ends for good. `on_started` is called when it runs and its sockets are there.
+    /// Whoever started this process is told of that through `report`, if there is one. An instance that is
+    /// not to outlive its run is removed.
     ///
     /// # Errors
     /// When the end cannot be written down, or what was measured cannot.

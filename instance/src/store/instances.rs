@@ -5,7 +5,7 @@
 //!   .names                   lock: held while a name is being claimed
 //!   i-0123456789abcdef0/     an instance; complete from the moment it bears this name
 //!     instance.json          the record, replaced atomically
-//!     lock                   held by the instance process, the process that runs the guest, for as long as it lives
+//!     lock                   held by the process that runs the guest, to its end
 //!     reserve                room for the record when the guest has filled the file system
 //!     …                      volumes, console log, sockets
 //!   i-0123456789abcdef0.ami  a hard link to its image
@@ -115,7 +115,8 @@ impl Store {
         if !valid_name(name) {
             return Err(Error::Malformed(
                 name.into(),
-                "name (1 to 63 letters, digits, `.`, `_`, `-`; the first is a letter or digit or `_`; not in the form of an id)",
+                "name (1 to 63 letters, digits, `.`, `_`, `-`; the first is a letter or digit or `_`; not in \
+                 the form of an id)",
             ));
         }
         for id in self.ids()? {

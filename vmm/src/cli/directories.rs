@@ -15,7 +15,10 @@ pub fn from_environment() -> Result<Home, Advice> {
     let needed = |variable: &str, default| {
         directory(variable, default).ok_or_else(|| {
             Advice::new(
-                format!("there is no directory to keep instances and images in: neither {variable} nor HOME is set"),
+                format!(
+                    "there is no directory to keep instances and images in: neither {variable} nor HOME is \
+                     set"
+                ),
                 format!("set {variable} to a directory that you can write to"),
             )
         })

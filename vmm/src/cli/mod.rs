@@ -53,8 +53,9 @@ pub use failure::Status;
     disable_help_subcommand = true
 )]
 #[command(after_help = "`vmm --ami IMAGE` is short for `vmm run -it IMAGE`.\n\n\
-    Exit status: that of COMMAND, or 0 when the guest powered off, 120 when the output could not be written, 121 when its kernel panicked, 122 when its \
-    processor crashed, 123 when it was killed, 124 when waiting took too long, 125 when vmm failed, 126 when COMMAND \
+    Exit status: that of COMMAND, or 0 when the guest powered off, 120 when the output could not be written, \
+    121 when its kernel panicked, 122 when its processor crashed, 123 when it was killed, 124 when waiting \
+    took too long, 125 when vmm failed, 126 when COMMAND \
     cannot be executed, 127 when it is not found.")]
 struct Cli {
     /// Launch this image with a console: the same as `vmm run -it IMAGE`

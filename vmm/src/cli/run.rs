@@ -55,7 +55,8 @@ pub struct Run {
     #[arg(long, value_name = "KEY=VALUE", value_parser = value::tag)]
     tag: Vec<(String, String)>,
     /// How many instances to launch
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     count: u32,
 
     #[command(flatten)]

@@ -57,7 +57,8 @@ pub fn draw(report: &Report, title: &str) -> String {
     let scale = (WIDTH - 2.0 * SIDE) / root.instructions.max(1) as f64;
     let height = ABOVE + BELOW + ROW * (root.rows(scale) + 1) as f64;
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\">\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+         width=\"{WIDTH}\" height=\"{height}\">\n\
          <style>\n\
          text {{ font: 11px monospace; pointer-events: none }}\n\
          .title {{ font: bold 15px sans-serif; text-anchor: middle }}\n\

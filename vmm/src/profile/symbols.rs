@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn a_system_map_names_what_is_in_a_function() {
-        let text = "ffffffff81000000 T _text\nffffffff81000000 T startup_64\nffffffff81000040 t helper\nffffffff82000000 D data\n";
+        let text = "ffffffff81000000 T _text\nffffffff81000000 T startup_64\n\
+                    ffffffff81000040 t helper\nffffffff82000000 D data\n";
         let symbols = Symbols::of_system_map(text).unwrap();
         assert_eq!(symbols.len(), 2);
         for (address, name) in [
@@ -141,7 +142,8 @@ mod tests {
         for (text, at) in [
             ("", 1),
             (
-                "ffffffff81000000 T _text\nffffffffffffffff B The real System.map is in the package\nrubbish\n",
+                "ffffffff81000000 T _text\nffffffffffffffff B The real System.map is in the package\n\
+                 rubbish\n",
                 3,
             ),
             ("ffffffff81000000 D data\n", 1),
