@@ -150,7 +150,7 @@ pub enum Error {
         /// The instance.
         id: String,
         /// Why its processors stand still.
-        paused: Paused,
+        paused: Box<Paused>,
     },
     /// {what} of {id} failed: its agent has not reported itself yet
     NotReady {
@@ -164,7 +164,7 @@ pub enum Error {
         /// The instance.
         id: String,
         /// Why its processors stand still.
-        paused: Paused,
+        paused: Box<Paused>,
     },
     /// {0} is paused already
     PausedAlready(String),
@@ -175,7 +175,7 @@ pub enum Error {
         /// The instance.
         id: String,
         /// What is full.
-        full: NoSpace,
+        full: Box<NoSpace>,
     },
     /// {0} has ended
     HasEnded(String),
@@ -226,7 +226,7 @@ pub enum Error {
         /// The instance.
         label: String,
         /// Why its processors stand still.
-        paused: Paused,
+        paused: Box<Paused>,
     },
     /// {0} is removed when it stops
     CaptureRemoved(String),

@@ -313,6 +313,7 @@ impl InstanceProcess {
         };
         let (what, id) = ("the reboot", self.id.to_string());
         if let Some(paused) = paused {
+            let paused = Box::new(paused);
             return Err(Error::StandsStill { what, id, paused });
         }
         match (state, ready) {

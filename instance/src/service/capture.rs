@@ -66,7 +66,7 @@ impl Capture {
         if let Some(paused) = &record.paused {
             return Err(Error::CapturePaused {
                 label: record.label().to_owned(),
-                paused: paused.clone(),
+                paused: Box::new(paused.clone()),
             });
         }
         let (draft, warning) = if self.no_reboot {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use guest_init::proto::{Exec, Request};
 
-use super::Service;
+use super::{Service, shutdown};
 use crate::api::client::{Incoming, StatusEvent};
 use crate::error::AgentError;
 use crate::guest::agent::{self, Session};
@@ -101,14 +101,29 @@ impl Service {
     /// When the instance does not run, is paused, ends, or takes longer than `timeout`.
     pub fn wait_for(&self, instance: &str, what: WaitFor, timeout: Duration) -> Result<InstanceId> {
         let id = self.running(instance, Event::Started)?;
+        self.wait_for_launched(&id, what, timeout)?;
+        Ok(id)
+    }
+
+    /// The same for an instance that was launched or started a moment ago: that it runs no more means that it
+    /// has ended too early.
+    ///
+    /// # Errors
+    /// As [`Service::wait_for`].
+    pub fn wait_for_launched(&self, id: &InstanceId, what: WaitFor, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
-        self.wait_ready(&id, timeout)?;
+        match self.wait_ready(id, timeout) {
+            Err(Error::Unresponsive { .. }) if shutdown::has_ended(&self.store, id)? => {
+                return Err(Error::EndedEarly(id.to_string()));
+            }
+            ready => ready?,
+        }
         let port = match what {
-            WaitFor::Agent => return Ok(id),
+            WaitFor::Agent => return Ok(()),
             WaitFor::Ssh => SSH,
             WaitFor::Port(port) => port,
         };
-        let directory = self.home().instance(&id);
+        let directory = self.home().instance(id);
         let found = within(deadline.saturating_duration_since(Instant::now()), move || {
             Session::open(&directory, &Determinism::default(), &Request::WaitPort { port })?.finish()?;
             match what {
@@ -117,7 +132,7 @@ impl Service {
             }
         })?;
         match found {
-            Some(Ok(())) => Ok(id),
+            Some(Ok(())) => Ok(()),
             Some(Err(source)) => Err(Error::Port {
                 id: id.to_string(),
                 port,
@@ -141,7 +156,10 @@ impl Service {
         let id = id.to_string();
         match found {
             Some(Ok(Some(event))) => match event.paused {
-                Some(paused) => Err(Error::IsPaused { id, paused }),
+                Some(paused) => Err(Error::IsPaused {
+                    id,
+                    paused: Box::new(paused),
+                }),
                 None => Ok(()),
             },
             Some(Ok(None)) => Err(Error::EndedEarly(id)),

@@ -202,7 +202,7 @@ impl Service {
             (id, None) => Ok(id),
             (id, Some(paused)) => Err(Error::IsPaused {
                 id: id.to_string(),
-                paused,
+                paused: Box::new(paused),
             }),
         }
     }

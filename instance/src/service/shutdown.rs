@@ -112,7 +112,7 @@ pub fn hold(store: &Store, id: &InstanceId, event: Event) -> Result<LockedInstan
 }
 
 /// Whether nobody runs `id` any more; with `--rm` nothing is left of it.
-fn has_ended(store: &Store, id: &InstanceId) -> Result<bool> {
+pub fn has_ended(store: &Store, id: &InstanceId) -> Result<bool> {
     match store.reconcile(id) {
         Ok(record) => Ok(!record.state.has_process()),
         Err(Error::NoInstance(_)) => Ok(true),

@@ -257,6 +257,10 @@ fn what_a_state_does_not_allow_has_its_code() {
     service.resume_instance("busy").unwrap();
     running.process.set_ready();
     service.wait_for("busy", WaitFor::Agent, LONG).unwrap();
+    let id = running.process.id().clone();
+    drop(running);
+    let ended = service.wait_for_launched(&id, WaitFor::Agent, LONG).unwrap_err();
+    assert!(matches!(ended, Error::EndedEarly(_)), "{ended}");
 }
 
 #[test]

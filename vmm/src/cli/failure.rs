@@ -138,7 +138,7 @@ fn sentence(error: &anyhow::Error) -> String {
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {
             text = cause;
-        } else if !text.ends_with(&cause) {
+        } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
     }
@@ -188,6 +188,17 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_that_took_too_long_has_a_status_of_its_own() {
+        let id = || "i-0".to_owned();
+        let silent = Error::AgentSilent { id: id(), seconds: 1 };
+        let error = anyhow::Error::from(silent).context("cannot run it");
+        assert_eq!(report(&error), Status::TIMED_OUT);
+        assert_eq!(report(&Error::EndedEarly(id()).into()), Status::VMM_FAILED);
+        let advice = what_to_try(&Error::EndedEarly(id()).into());
+        assert!(advice.unwrap().contains("vmm logs i-0"));
+    }
+
+    #[test]
     fn no_cause_is_printed_twice() {
         let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
         let error = anyhow::Error::from(Error::file("opening", std::path::Path::new("/x"))(missing()));
@@ -196,6 +207,11 @@ mod tests {
             sentence(&error),
             format!("cannot terminate web: opening /x failed: {}", missing())
         );
+        // Where there is no space, a message says how much is left, after its cause.
+        let full = || std::io::Error::from_raw_os_error(libc::ENOSPC);
+        let error = anyhow::Error::from(Error::file("writing", std::path::Path::new("/"))(full()));
+        let text = sentence(&error);
+        assert_eq!(text.matches(&full().to_string()).count(), 1, "{text}");
         let plain = anyhow::Error::from(missing()).context("reading it");
         assert_eq!(sentence(&plain), format!("reading it: {}", missing()));
     }

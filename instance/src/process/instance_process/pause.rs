@@ -47,7 +47,7 @@ impl InstanceProcess {
         match self.retry(&*control) {
             Some(full) => Err(Error::StillFull {
                 id: self.id.to_string(),
-                full,
+                full: Box::new(full),
             }),
             None => Ok(()),
         }
