@@ -14,7 +14,7 @@ use crate::process::janitor::Janitor;
 use crate::process::launch::{Fresh, hostname};
 use crate::process::measure::Measured;
 use crate::process::network;
-use crate::process::per_run::{DiskEngine, PerRun};
+use crate::process::per_run::{DiskEngine, PerRun, Timing};
 use crate::process::search;
 use crate::process::space_watch::SpaceWatch;
 use crate::store::LockedInstance;
@@ -124,8 +124,11 @@ impl Assembly {
         // Both leave a note where the confined process may not write.
         image.verify_boot(&self.home)?;
         self.accelerator(record, &image)?;
-        let timing = self.per_run.timing.iter().filter(|path| *path != Path::new("-"));
-        let outputs: Vec<_> = timing.chain(&self.per_run.outputs).cloned().collect();
+        let timing = match &self.per_run.timing {
+            Some(Timing::File(path)) => Some(path),
+            Some(Timing::Table) | None => None,
+        };
+        let outputs: Vec<_> = self.per_run.outputs.iter().chain(timing).cloned().collect();
         let plan = confine::plan(record, directory, &self.home, &image, &outputs)?;
         self.fresh = Some(Fresh { image, root });
         if removes && Offer::of_host().files.is_ok() {
@@ -250,7 +253,7 @@ impl Assembly {
         [network, search, main].into_iter().flatten().collect()
     }
 
-    /// What was counted, in words; `None` without `--icount`.
+    /// What was counted, in words; `None` where they are not counted.
     pub fn counted(&self) -> Option<String> {
         let all = self
             .timeline
@@ -275,8 +278,8 @@ impl Assembly {
             tables += &self.measured.exits();
         }
         match &self.per_run.timing {
-            Some(path) if path == Path::new("-") => tables += &self.measured.timing(),
-            Some(path) => self.measured.write_timing(path)?,
+            Some(Timing::Table) => tables += &self.measured.timing(),
+            Some(Timing::File(path)) => self.measured.write_timing(path)?,
             None => {}
         }
         Ok(tables)

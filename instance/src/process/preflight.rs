@@ -1,4 +1,4 @@
-//! What a launch would be refused for, found without launching anything: `run --dry-run`.
+//! What a launch would be refused for, found without launching anything.
 
 use std::fs::OpenOptions;
 use std::io;

@@ -111,7 +111,7 @@ pub fn hold(store: &Store, id: &InstanceId, event: Event) -> Result<LockedInstan
     store.hold(id, event)
 }
 
-/// Whether nobody runs `id` any more; with `--rm` nothing is left of it.
+/// Whether nobody runs `id` any more; of one that is removed when it stops nothing is left.
 pub fn has_ended(store: &Store, id: &InstanceId) -> Result<bool> {
     match store.reconcile(id) {
         Ok(record) => Ok(!record.state.has_process()),

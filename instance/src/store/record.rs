@@ -34,7 +34,7 @@ pub struct Record {
     pub reason: String,
     /// How the last run ended, if one has.
     pub ending: Option<Ending>,
-    /// The launch that this instance came from, shared by `--count N`.
+    /// The launch that this instance came from, shared by all of them.
     pub reservation: ReservationId,
     /// Its place in that launch, from 0.
     pub launch_index: u32,
@@ -47,7 +47,7 @@ pub struct Record {
     /// Why its processors stand still, if they do.
     #[serde(default)]
     pub paused: Option<Paused>,
-    /// Whether it goes away when it stops (`--rm`).
+    /// Whether it is removed when it stops.
     pub auto_remove: bool,
     /// What it is a copy of.
     pub image: ImageRef,

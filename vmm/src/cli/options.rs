@@ -1,12 +1,12 @@
 //! Options of the command line that become values of the library crates, which know no command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgMatches, Args, Error, FromArgMatches};
 
 use instance::process::launch::RootCopy;
-use instance::process::per_run::{DiskEngine, HostUse, PerRun};
+use instance::process::per_run::{DiskEngine, HostUse, PerRun, Timing};
 use instance::store::record::Accel;
 use kiln_benches::outcome::End;
 use machine::sandbox::Mode;
@@ -133,6 +133,14 @@ struct MeasuringOptions {
     host: HostOptions,
 }
 
+/// The value of `--timing`: a file, or `-` for a table.
+pub fn timing(path: PathBuf) -> Timing {
+    match path == Path::new("-") {
+        true => Timing::Table,
+        false => Timing::File(path),
+    }
+}
+
 impl From<MeasuringOptions> for PerRun {
     fn from(options: MeasuringOptions) -> PerRun {
         let MeasuringOptions {
@@ -142,7 +150,7 @@ impl From<MeasuringOptions> for PerRun {
             host,
         } = options;
         PerRun {
-            timing,
+            timing: timing.map(self::timing),
             exits,
             icount,
             host: host.into(),

@@ -11,7 +11,7 @@ use clap::Args;
 use super::request::{Hardware, NetworkArgs, Storage};
 use super::run::Run;
 use super::stream::note;
-use super::{Context, Status, output, value};
+use super::{Context, Status, options, output, value};
 use crate::profile::{Report, Symbols, draw};
 use instance::images::image::Image;
 use instance::process::per_run::PerRun;
@@ -75,7 +75,7 @@ impl Profile {
             result: Mutex::default(),
         });
         let per_run = PerRun {
-            timing: self.timing,
+            timing: self.timing.map(options::timing),
             exits: false,
             icount: true,
             profile: Some(Arc::clone(&profiling)),
