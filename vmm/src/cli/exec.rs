@@ -20,7 +20,7 @@ use machine::virtio::determinism::Determinism;
 #[derive(Debug, Args)]
 pub struct Exec {
     #[command(flatten)]
-    how: How,
+    options: ExecOptions,
     /// How long to wait for an instance that is still booting
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = value::seconds)]
     wait_timeout: Duration,
@@ -38,7 +38,7 @@ pub struct Exec {
 
 /// How a command is run.
 #[derive(Debug, Clone, Default, Args)]
-pub struct How {
+pub struct ExecOptions {
     /// Pass standard input on; without it the command finds it empty, and nothing is read from it here
     #[arg(short, long)]
     pub interactive: bool,
@@ -61,15 +61,15 @@ impl Exec {
         let ready = context
             .service
             .ready_instance(&self.instance, self.wait_timeout)?;
-        let resize = Resize::default();
-        let by_signal = resize.clone();
+        let signals = CommandSignals::default();
+        let by_signal = signals.clone();
         signals::hold()?.deliver(move |signal| by_signal.signal(signal))?;
         run_in(
             ready.directory(),
             &Determinism::default(),
             &self.command,
-            &self.how,
-            &resize,
+            &self.options,
+            &signals,
         )
         .with_context(|| format!("cannot run {} in {}", self.command[0], self.instance))
     }
@@ -77,9 +77,9 @@ impl Exec {
 
 /// Where signals go while a command runs: the terminal's size and Ctrl-C are the command's business.
 #[derive(Clone, Default)]
-pub struct Resize(std::sync::Arc<std::sync::Mutex<Option<Sender>>>);
+pub struct CommandSignals(std::sync::Arc<std::sync::Mutex<Option<Sender>>>);
 
-impl Resize {
+impl CommandSignals {
     fn connect(&self, sender: Option<Sender>) {
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = sender;
     }
@@ -118,15 +118,15 @@ pub fn run_in(
     directory: &Path,
     determinism: &Determinism,
     command: &[String],
-    how: &How,
-    signals: &Resize,
+    options: &ExecOptions,
+    signals: &CommandSignals,
 ) -> anyhow::Result<Status> {
-    let tty = how.tty && io::stdin().is_terminal();
+    let tty = options.tty && io::stdin().is_terminal();
     let exec = Command {
         argv: command.to_vec(),
-        environment: how.env.clone(),
-        directory: how.workdir.clone(),
-        user: how.user.clone(),
+        environment: options.env.clone(),
+        directory: options.workdir.clone(),
+        user: options.user.clone(),
         terminal: tty.then(own_terminal),
     };
     let mut session = agent::exec(directory, determinism, exec)?;
@@ -134,7 +134,7 @@ pub fn run_in(
     signals.connect(Some(session.sender()));
     // What was not asked for is not read: it may be the rest of a script, or the list that a loop goes
     // through.
-    if how.interactive {
+    if options.interactive {
         let (sender, determinism) = (session.sender(), determinism.clone());
         determinism.take();
         // Ends with the process: a thread that waits for input cannot be woken.

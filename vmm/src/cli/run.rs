@@ -11,7 +11,7 @@ use clap::Args;
 use guest_init::proto::READY_PORT;
 use nix::sys::signal::Signal;
 
-use super::exec::{How, Resize, run_in};
+use super::exec::{CommandSignals, ExecOptions, run_in};
 use super::failure::Advice;
 use super::options::PerRunOptions;
 use super::request::{Hardware, NetworkArgs, Storage};
@@ -191,7 +191,7 @@ impl Run {
         let mut session = ConsoleSession::default();
         let hosted = host.run(None, || {
             session = self
-                .attend(&process, &determinism, signals)
+                .connect_session(&process, &determinism, signals)
                 .map_err(Error::os("connecting the terminal"))?;
             Ok(())
         });
@@ -225,7 +225,7 @@ impl Run {
     }
 
     /// Connects the person or the command to the guest, which runs.
-    fn attend(
+    fn connect_session(
         &self,
         process: &Arc<InstanceProcess>,
         determinism: &Determinism,
@@ -237,22 +237,22 @@ impl Run {
             move |reason: &str| leave(&process, &asked_before, auto_remove, reason)
         };
         let by_signal = leave.clone();
-        let to_command = Resize::default();
-        let resize = to_command.clone();
+        let to_command = CommandSignals::default();
+        let command_signals = to_command.clone();
         let console = process.console().clone();
         let ended_by = Arc::new(Mutex::new(None));
         let reason = Arc::clone(&ended_by);
         let mut passed_on = false;
         signals.deliver(move |signal| match signal {
             Signal::SIGWINCH => {
-                resize.signal(signal);
+                command_signals.signal(signal);
                 if let Some((rows, columns)) = terminal::size() {
                     console.resize(columns, rows);
                 }
             }
             // As `exec` does; one that takes no notice is ended by the next.
-            Signal::SIGINT if resize.is_connected() && !std::mem::replace(&mut passed_on, true) => {
-                resize.signal(signal);
+            Signal::SIGINT if command_signals.is_connected() && !std::mem::replace(&mut passed_on, true) => {
+                command_signals.signal(signal);
             }
             _ => {
                 *reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(signal);
@@ -307,16 +307,16 @@ impl Run {
         &self,
         process: &Arc<InstanceProcess>,
         determinism: &Determinism,
-        signals: Resize,
+        signals: CommandSignals,
     ) -> io::Result<JoinHandle<CommandEnd>> {
         // Waiting for the agent is no work; the agent's call is.
         determinism.expect(READY_PORT, Times::Once);
         let determinism = determinism.clone();
         let (process, command) = (Arc::clone(process), self.command.clone());
-        let how = How {
+        let options = ExecOptions {
             interactive: self.interactive,
             tty: self.tty,
-            ..How::default()
+            ..ExecOptions::default()
         };
         let (timeout, auto_remove) = (self.waiting.wait_timeout, self.rm);
         let run = move || {
@@ -325,7 +325,7 @@ impl Run {
                     process.directory(),
                     &determinism,
                     &command,
-                    &how,
+                    &options,
                     &signals,
                 ))
             } else if process.record().state.has_process() {
