@@ -10,10 +10,10 @@ use serde::Deserialize;
 use crate::api::StopRequest;
 use crate::api::http::{self, Response};
 use crate::error::{CallError, Code};
-use crate::store::pause::Paused;
-use crate::store::record::{Ending, Record};
+use crate::process::instance_process::StatusEvent;
+use crate::store::record::Record;
 use crate::store::sockets;
-use crate::{Error, InstanceId, Result, State};
+use crate::{Error, InstanceId, Result};
 
 /// An instance process answers at once; one that takes this long is stuck.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,20 +28,6 @@ pub type Incoming = Chain<Cursor<Vec<u8>>, UnixStream>;
 pub struct Client {
     id: InstanceId,
     directory: PathBuf,
-}
-
-/// One line of [`Client::watch`].
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct StatusEvent {
-    /// The instance's state.
-    pub state: State,
-    /// Whether the guest's agent is there.
-    pub ready: bool,
-    /// Why its processors stand still, if they do.
-    #[serde(default)]
-    pub paused: Option<Paused>,
-    /// How it ended, once it has.
-    pub ending: Option<Ending>,
 }
 
 impl Client {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::process::console::Console;
 use crate::process::guest::{Guest, GuestControl};
@@ -41,13 +41,14 @@ pub enum ShutdownKind {
 pub type Ask = Box<dyn Fn(&Path, ShutdownKind) -> Result<()> + Send + Sync>;
 
 /// One event: the state of the instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusEvent {
     /// Its state.
     pub state: State,
     /// Whether the guest's agent is there.
     pub ready: bool,
-    /// Why its processors stand still, if they do.
+    /// Why its processors stand still, if they do. A process of an older release does not say.
+    #[serde(default)]
     pub paused: Option<Paused>,
     /// How it ended, once it has.
     pub ending: Option<Ending>,

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use guest_init::proto::{Exec, Request};
 
 use super::{Service, shutdown};
-use crate::api::client::{Incoming, StatusEvent};
+use crate::api::client::Incoming;
 use crate::error::AgentError;
 use crate::guest::agent::{self, Session};
 use crate::process::console::read_whole_log;
+use crate::process::instance_process::StatusEvent;
 use crate::process::network::open_ports;
 use crate::store::network::Port;
 use crate::{Error, Event, InstanceId, Result};
