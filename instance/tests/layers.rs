@@ -42,7 +42,8 @@ fn without_tests(text: &str) -> &str {
     text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default()
 }
 
-/// The layers that `code` names behind `crate::`: `store` for `crate::store::Store`, and each of `crate::{images, store}`.
+/// The layers that `code` names behind `crate::`: `store` for `crate::store::Store`, and each of
+/// `crate::{images, store}`.
 fn imports(code: &str) -> Vec<&'static str> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("crate::") {
@@ -120,7 +121,13 @@ fn nothing_is_printed_and_no_command_line_is_known() {
 
 #[test]
 fn imports_are_found_in_every_form() {
-    let code = "use crate::store::Store;\nuse crate::{\n    Error,\n    images::{self, Image},\n};\ncrate::api::serve(crate::State::ALL)";
+    let code = "use crate::store::Store;
+use crate::{
+    Error,
+    images::{self, Image},
+};
+\
+                crate::api::serve(crate::State::ALL)";
     assert_eq!(imports(code), ["store", "images", "api"]);
     assert_eq!(without_tests("a\n#[cfg(test)]\nmod tests {\nb"), "a\n");
 }

@@ -10,10 +10,10 @@ use serde::Deserialize;
 use crate::api::StopRequest;
 use crate::api::http::{self, Response};
 use crate::error::{CallError, Code};
-use crate::store::pause::Paused;
-use crate::store::record::{Ending, Record};
+use crate::process::instance_process::StatusEvent;
+use crate::store::record::Record;
 use crate::store::sockets;
-use crate::{Error, InstanceId, Result, State};
+use crate::{Error, InstanceId, Result};
 
 /// An instance process answers at once; one that takes this long is stuck.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -30,20 +30,6 @@ pub struct Client {
     directory: PathBuf,
 }
 
-/// One line of [`Client::watch`].
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct StatusEvent {
-    /// The instance's state.
-    pub state: State,
-    /// Whether the guest's agent is there.
-    pub ready: bool,
-    /// Why its processors stand still, if they do.
-    #[serde(default)]
-    pub paused: Option<Paused>,
-    /// How it ended, once it has.
-    pub ending: Option<Ending>,
-}
-
 impl Client {
     /// For the instance process of `id`, whose state directory is given.
     pub fn new(id: InstanceId, directory: PathBuf) -> Client {
@@ -56,7 +42,8 @@ impl Client {
         serde_json::from_slice(&response.body).map_err(|e| self.odd(e.into()))
     }
 
-    /// Asks for power-off within `patience` (rounded up to seconds). Whoever is to stop at once is not waited for long.
+    /// Asks for power-off within `timeout` (rounded up to seconds). A guest that is to stop at once is not
+    /// waited for long.
     pub fn stop(&self, timeout: Duration) -> Result<()> {
         let seconds = timeout.as_millis().div_ceil(1000).try_into().unwrap_or(u32::MAX);
         let body = serde_json::to_vec(&StopRequest { time: Some(seconds) }).unwrap_or_default();
@@ -87,13 +74,13 @@ impl Client {
         Ok(lines.map_while(|line| serde_json::from_str(&line.ok()?).ok()))
     }
 
-    /// Waits until the instance has ended, it is `deadline`, or its process says nothing more. Which of them, the record and the
-    /// lock know.
+    /// Waits until the instance has ended, it is `deadline`, or its process says nothing more. Which of them,
+    /// the record and the lock know.
     pub fn wait_ended(&self, deadline: Instant) {
-        let Ok((news, stream)) = self.open_until("/v1/events", false, deadline) else {
+        let Ok((events, stream)) = self.open_until("/v1/events", false, deadline) else {
             return;
         };
-        let mut lines = BufReader::new(news).lines();
+        let mut lines = BufReader::new(events).lines();
         while wait_until(&stream, deadline).is_ok() && lines.next().is_some_and(|line| line.is_ok()) {}
     }
 

@@ -1,6 +1,6 @@
-//! As much of HTTP/1.1 (RFC 9112) as the control socket needs, each input with a cap: one request or response per
-//! connection, bodies with `Content-Length` only, and `Upgrade` to a plain stream. `httparse` reads the heads; what a head may ask
-//! for is decided here.
+//! As much of HTTP/1.1 (RFC 9112) as the control socket needs, each input with a cap: one request or response
+//! per connection, bodies with `Content-Length` only, and `Upgrade` to a plain stream. `httparse` reads the
+//! heads; what a head may ask for is decided here.
 
 use std::io::{self, Read, Write};
 
@@ -35,7 +35,8 @@ pub struct Request {
 pub struct Response {
     /// Status code.
     pub status: u16,
-    /// Header lines besides those that every response has. Those of a response that was received are not kept.
+    /// Header lines besides those that every response has. Those of a response that was received are not
+    /// kept.
     pub headers: Vec<(&'static str, String)>,
     /// The body; JSON throughout.
     pub body: Vec<u8>,
@@ -197,8 +198,8 @@ pub fn parse_response(bytes: &[u8]) -> Result<Option<(Response, usize)>, Malform
     Ok(Some((response, start + length)))
 }
 
-/// Reads from `stream` until `parse` has its message. Returns it with what came after it. `Ok(Err(_))` is the peer's
-/// fault, `Err(_)` the stream's.
+/// Reads from `stream` until `parse` has its message. Returns it with what came after it. `Ok(Err(_))` is the
+/// peer's fault, `Err(_)` the stream's.
 pub fn receive<T>(
     stream: &mut impl Read,
     parse: impl Fn(&[u8]) -> Result<Option<(T, usize)>, Malformed>,
@@ -251,7 +252,8 @@ pub fn send_response(stream: &mut impl Write, response: &Response) -> io::Result
         .map(|(name, value)| format!("{name}: {value}\r\n"))
         .collect();
     let mut text = format!(
-        "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{headers}Connection: close\r\n\r\n",
+        "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{headers}\
+         Connection: close\r\n\r\n",
         phrase(*status),
         body.len()
     )
@@ -406,7 +408,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_give_an_answer_and_never_more_than_was_given(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        fn any_bytes_give_an_answer_and_never_more_than_was_given(
+            bytes in proptest::collection::vec(any::<u8>(), 0..600)
+        ) {
             if let Ok(Some((_, used))) = parse_request(&bytes) {
                 prop_assert!(used <= bytes.len());
             }
@@ -415,7 +419,8 @@ mod tests {
 
         #[test]
         fn mutations_of_a_request_give_an_answer(at in 0usize..70, value: u8) {
-            let mut text = b"POST /v1/instance/stop HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}".to_vec();
+            let head = "POST /v1/instance/stop HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n";
+            let mut text = format!("{head}{{}}").into_bytes();
             let at = at % text.len();
             text[at] = value;
             if let Ok(Some((_, used))) = parse_request(&text) {

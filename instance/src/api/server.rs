@@ -1,7 +1,8 @@
-//! The control socket: a small HTTP/1.1 API on a unix socket in the state directory, served by the instance process.
+//! The control socket: a small HTTP/1.1 API on a unix socket in the state directory, served by the instance
+//! process.
 //!
-//! `docs/openapi.json` describes it; a test holds the description against [`ROUTES`] and against what is answered. The
-//! directory is private to the user, which is the whole access control.
+//! `docs/openapi.json` describes it; a test holds the description against [`ROUTES`] and against what is
+//! answered. The directory is private to the user, which is the whole access control.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -27,7 +28,8 @@ const MAX_CONNECTIONS: usize = 64;
 const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much of the past an attached console sees: the prompt and what led to it.
 const CONSOLE_REPLAY: u64 = 2 << 10;
-/// After a connection could not be accepted: descriptors are short, and asking again at once would burn a processor.
+/// After a connection could not be accepted: descriptors are short, and asking again at once would burn a
+/// processor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Patience with a guest that is to stop, unless the request says another.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,7 +47,7 @@ pub enum Operation {
     Pause,
     /// Go on.
     Resume,
-    /// StatusEvent, a line of JSON each, until the end.
+    /// Events, a line of JSON each, until the end.
     Watch,
     /// The console log so far and everything after it, until the end.
     Logs,
@@ -253,7 +255,7 @@ fn answer(process: &Arc<InstanceProcess>, operation: Operation, request: &Reques
         Operation::Watch | Operation::Logs | Operation::Console => return upgrade_required(),
     };
     match done {
-        Ok(()) => json_response(202, &process.news()),
+        Ok(()) => json_response(202, &process.status()),
         Err(error) => problem(409, error.code(), &error.to_string()),
     }
 }
@@ -262,7 +264,8 @@ fn stop_request(body: &[u8]) -> std::result::Result<StopRequest, String> {
     if body.is_empty() {
         return Ok(StopRequest::default());
     }
-    // serde reads a structure from an array as well, by the order of its fields; the description knows objects only.
+    // serde reads a structure from an array as well, by the order of its fields; the description knows
+    // objects only.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err("the body is not a JSON object".into());
     }
@@ -294,20 +297,20 @@ fn begin_stream(stream: &mut UnixStream, kind: &str) -> io::Result<()> {
 }
 
 fn watch(process: &InstanceProcess, mut stream: UnixStream) -> io::Result<()> {
-    let (now, news) = process.watch().map_err(io::Error::other)?;
+    let (now, events) = process.watch().map_err(io::Error::other)?;
     begin_stream(&mut stream, "application/x-ndjson")?;
-    send_news(&mut stream, &now)?;
-    follow(stream, &news, |stream, news| send_news(stream, &news), None)
+    send_event(&mut stream, &now)?;
+    follow(stream, &events, |stream, event| send_event(stream, &event), None)
 }
 
-fn send_news(stream: &mut UnixStream, news: &StatusEvent) -> io::Result<()> {
-    let mut line = serde_json::to_vec(news)?;
+fn send_event(stream: &mut UnixStream, event: &StatusEvent) -> io::Result<()> {
+    let mut line = serde_json::to_vec(event)?;
     line.push(b'\n');
     stream.write_all(&line)
 }
 
-/// Both ways until one side closes. Every attached console sees the same output, and what any of them types goes to the
-/// guest in the order of arrival.
+/// Both ways until one side closes. Every attached console sees the same output, and what any of them types
+/// goes to the guest in the order of arrival.
 fn console(process: &InstanceProcess, mut stream: UnixStream, typed_already: &[u8]) -> io::Result<()> {
     let (past, live) = process.console().view(CONSOLE_REPLAY)?;
     http::send_upgrade(&mut stream)?;
@@ -328,8 +331,9 @@ fn console(process: &InstanceProcess, mut stream: UnixStream, typed_already: &[u
 /// Takes what a peer sends.
 type TakeInput<'a> = &'a dyn Fn(&[u8]);
 
-/// Sends what is published to the peer, and what the peer sends to `input`, until either side has ended. A peer that goes away is
-/// noticed at once, also while nothing is published: its thread and its place are needed for others.
+/// Sends what is published to the peer, and what the peer sends to `input`, until either side has ended. A
+/// peer that goes away is noticed at once, also while nothing is published: its thread and its place are
+/// needed for others.
 fn follow<T>(
     mut stream: UnixStream,
     live: &Subscription<T>,

@@ -59,7 +59,8 @@ impl World {
         }
     }
 
-    /// A connection is given up when its thread has noticed that the peer has gone, which may be a moment later.
+    /// A connection is given up when its thread has noticed that the peer has gone, which may be a moment
+    /// later.
     fn until_nobody_is_served(&self) {
         let started = std::time::Instant::now();
         while self.open.load(Ordering::Relaxed) > 0 {
@@ -89,7 +90,7 @@ impl Drop for World {
 }
 
 #[test]
-fn describe_tells_the_record() {
+fn describe_answers_the_record() {
     let world = World::start();
     assert_eq!(world.client.describe().unwrap(), world.process.record());
 }
@@ -215,7 +216,8 @@ fn bad_requests_get_an_answer_and_disturb_nobody() {
     assert_eq!(world.client.describe().unwrap().state, State::Running);
 }
 
-/// As `exec`, `cp` and `ssh` do: each watches until the agent is there, and leaves. Nothing is published meanwhile.
+/// As `exec`, `cp` and `ssh` do: each watches until the agent is there, and leaves. Nothing is published
+/// meanwhile.
 #[test]
 fn a_thousand_connections_leave_nothing_behind() {
     let world = World::start();
@@ -248,7 +250,7 @@ fn headers_say_what_would_be_right() {
 }
 
 #[test]
-fn one_connection_too_many_is_told_so() {
+fn one_connection_too_many_is_refused() {
     let world = World::start();
     let idle: Vec<_> = (0..MAX_CONNECTIONS)
         .map(|_| sockets::connect(world.process.directory(), sockets::CONTROL).unwrap())

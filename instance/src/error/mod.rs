@@ -1,7 +1,7 @@
 //! What can go wrong with instances and images. The first line of each variant's description is its message.
 //!
-//! A message says what failed and why. What to try depends on how the library is used, so its users say that. Programs tell errors
-//! apart by their [`Code`].
+//! A message says what failed and why. What to try depends on how the library is used, so its users say that.
+//! Programs tell errors apart by their [`Code`].
 
 use std::fmt;
 use std::io;
@@ -98,7 +98,7 @@ pub enum Error {
         /// The id of what the instance was launched from.
         then: String,
     },
-    /// {path} is for {image} and this host is {host}: KVM runs its own kind only, and the software processor runs x86_64
+    /// {path} is for {image}: KVM runs what this host is, {host}, and the software processor x86_64
     ForeignImage {
         /// The image's file.
         path: PathBuf,
@@ -124,7 +124,7 @@ pub enum Error {
     KvmCannotCount,
     /// the number of CPUs must be 1 where instructions are counted, not {0}
     CountingSeveralCpus(u32),
-    /// limits count seconds of this host, and where instructions are counted they are time; leave one of them out
+    /// limits count seconds of this host, and where instructions are counted they are time
     CountingWithLimits,
 
     /// the launch of {id} failed: {reason}
@@ -150,7 +150,7 @@ pub enum Error {
         /// The instance.
         id: String,
         /// Why its processors stand still.
-        paused: Paused,
+        paused: Box<Paused>,
     },
     /// {what} of {id} failed: its agent has not reported itself yet
     NotReady {
@@ -164,7 +164,7 @@ pub enum Error {
         /// The instance.
         id: String,
         /// Why its processors stand still.
-        paused: Paused,
+        paused: Box<Paused>,
     },
     /// {0} is paused already
     PausedAlready(String),
@@ -175,7 +175,7 @@ pub enum Error {
         /// The instance.
         id: String,
         /// What is full.
-        full: NoSpace,
+        full: Box<NoSpace>,
     },
     /// {0} has ended
     HasEnded(String),
@@ -226,7 +226,7 @@ pub enum Error {
         /// The instance.
         label: String,
         /// Why its processors stand still.
-        paused: Paused,
+        paused: Box<Paused>,
     },
     /// {0} is removed when it stops
     CaptureRemoved(String),

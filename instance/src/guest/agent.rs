@@ -1,4 +1,5 @@
-//! The host's side of the conversation with the guest's agent (`guest_init::proto`), over the vsock device's Unix socket.
+//! The host's side of the conversation with the guest's agent (`guest_init::proto`), over the vsock device's
+//! Unix socket.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -17,7 +18,8 @@ use crate::store::sockets;
 use crate::{Error, Result};
 use machine::virtio::determinism::Determinism;
 
-/// How long the vsock device may take to say that the guest has accepted: a guest on a slow accelerator, busy booting.
+/// How long the vsock device may take to say that the guest has accepted: a guest on a slow accelerator, busy
+/// booting.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// `OK <port>` and a newline.
 const MAX_ANSWER: usize = 32;
@@ -219,7 +221,7 @@ mod tests {
     use super::*;
     use std::io::{BufRead, BufReader};
 
-    /// A guest whose agent answers one connection with what it is told to.
+    /// A guest whose agent answers one connection with what the test says.
     fn guest(
         directory: &Path,
         answer: impl FnOnce(Request, &mut UnixStream) + Send + 'static,
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_without_an_agent_is_told_apart() {
+    fn a_guest_without_an_agent_is_distinguished() {
         let dir = tempfile::tempdir().unwrap();
         let listener = sockets::bind(dir.path(), sockets::VSOCK).unwrap();
         let device = std::thread::spawn(move || drop(listener.accept()));

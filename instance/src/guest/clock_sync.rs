@@ -1,8 +1,9 @@
-//! Keeps the guest's date right when the host's clock has moved in another way than by passing: the host slept, or its clock was set;
-//! or when the guest stood still for long.
+//! Keeps the guest's date right when the host's clock has moved in another way than by passing: the host
+//! slept, or its clock was set; or when the guest stood still for long.
 //!
-//! Guests count on with the host's monotonic clock or the processor's counter. Neither counts a sleep of the host, and a kernel that
-//! has not looked at its counter for many minutes may compute the time wrongly. The guest's monotonic clocks are left alone.
+//! Guests count on with the host's monotonic clock or the processor's counter. Neither counts a sleep of the
+//! host, and a kernel that has not looked at its counter for many minutes may compute the time wrongly. The
+//! guest's monotonic clocks are left alone.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,8 +18,8 @@ use machine::virtio::determinism::Determinism;
 
 /// Between two looks at the clocks.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// The date may move so far against the monotonic clock: less than what is promised to guests, more than what adjusting takes in
-/// an hour.
+/// The date may move so far against the monotonic clock: less than what is promised to guests, more than what
+/// adjusting takes in an hour.
 const MOVED: Duration = Duration::from_millis(20);
 /// This process was stopped when a look comes so much too late, or the host was busy: then it does no harm.
 const STOPPED: Duration = Duration::from_secs(60);

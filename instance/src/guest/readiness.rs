@@ -16,8 +16,9 @@ use machine::footprint;
 use machine::sandbox::{self, Kind};
 use machine::virtio::determinism::{Determinism, Times};
 
-/// How long after a guest's readiness its launch is over, in milliseconds: those who waited are told meanwhile, and what tells them is
-/// used once more. At once would unmap some of it, or all, as the threads happen to run.
+/// How long after a guest's readiness its launch is over, in milliseconds: those who waited are notified
+/// meanwhile, and the code for it is used once more. At once would unmap some of it, or all, as the threads
+/// happen to run.
 const SETTLING: u16 = 500;
 
 /// The agent says that it is there by connecting; what it sends is of no interest.
@@ -51,7 +52,8 @@ pub fn listen_for_readiness(
 /// How long the guest may take to say how its main program has ended, once it has connected.
 const END_SAID_WITHIN: Duration = Duration::from_secs(5);
 
-/// Notes how the image's main program has ended. The guest waits for the end of its connection before it powers off.
+/// Notes how the image's main program has ended. The guest waits for the end of its connection before it
+/// powers off.
 pub(crate) fn listen_for_end(process: &Arc<InstanceProcess>, determinism: Determinism) -> Result<()> {
     let listener = sockets::bind(process.directory(), &format!("{}_{END_PORT}", sockets::VSOCK))?;
     determinism.expect(END_PORT, Times::Always);
@@ -74,14 +76,15 @@ pub(crate) fn listen_for_end(process: &Arc<InstanceProcess>, determinism: Determ
     Ok(())
 }
 
-/// Whether the launch is over: who waited for the guest has been told, and it has not started anew meanwhile.
+/// Whether the launch is over: those who waited for the guest have been notified, and it has not started anew
+/// meanwhile.
 fn is_quiet(listener: &impl AsFd) -> bool {
     let mut next = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
     poll(&mut next, SETTLING) == Ok(0)
 }
 
-/// Gives the guest what belongs to this instance, unless there is nothing. cloud-init, where the image has it, asks the
-/// metadata service itself; the agent knows.
+/// Gives the guest what belongs to this instance, unless there is nothing. cloud-init, where the image has
+/// it, asks the metadata service itself; the agent knows.
 fn configure(process: &InstanceProcess, determinism: &Determinism) -> Result<()> {
     let record = process.record();
     let user_data = network::user_data(process.directory())?;

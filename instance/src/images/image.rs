@@ -36,7 +36,8 @@ impl Image {
         })
     }
 
-    /// The image of the instance kept in `directory`: its own link to it, or the file that it was launched from.
+    /// The image of the instance kept in `directory`: its own link to it, or the file that it was launched
+    /// from.
     ///
     /// # Errors
     /// When the file is gone or is another image now.
@@ -77,7 +78,7 @@ impl Image {
         self.ami.manifest()
     }
 
-    /// Size of the root volume in bytes, unless a launch wishes another.
+    /// Size of the root volume in bytes, unless a launch asks for another.
     pub fn root_size(&self) -> u64 {
         self.manifest().root_volume_size()
     }
@@ -138,8 +139,8 @@ impl Image {
         Ok(self.ami.verify_all(&|_: Region, _| {})?)
     }
 
-    /// Verifies kernel and initramfs, which are mapped and not looked at again. A file that has not been touched since
-    /// it was verified is not read again: that would cost most of the time of a launch.
+    /// Verifies kernel and initramfs, which are mapped and not looked at again. A file that has not been
+    /// touched since it was verified is not read again: that would cost most of the time of a launch.
     pub fn verify_boot(&self, home: &Home) -> Result<()> {
         let seal = self.seal()?;
         let record = home.seal(self.id());
@@ -155,7 +156,8 @@ impl Image {
         Ok(())
     }
 
-    /// What changes when the file does. The change time would say more, but the hard link that a launch makes moves it.
+    /// What changes when the file does. The change time would say more, but the hard link that a launch makes
+    /// moves it.
     fn seal(&self) -> Result<String> {
         let m = self
             .ami
@@ -173,7 +175,8 @@ impl Image {
     }
 }
 
-/// Where `file`, opened at `path`, really is: the kernel knows it whole, without a look at every folder on the way.
+/// Where `file`, opened at `path`, really is: the kernel knows it whole, without a look at every folder on
+/// the way.
 fn real_path(file: &fs::File, path: &Path) -> io::Result<PathBuf> {
     match fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) {
         Ok(real) if real.is_absolute() && !file_is_gone(&real) => Ok(real),
@@ -213,7 +216,8 @@ impl fmt::Debug for Image {
     }
 }
 
-/// Whether an image for `architecture` can run here: hardware runs its own kind, the processor in software runs x86-64.
+/// Whether an image for `architecture` can run here: hardware runs its own kind, the processor in software
+/// runs x86-64.
 pub fn runnable(image: &Image) -> Result<()> {
     let architecture = image.manifest().architecture;
     let native = ami::Architecture::host() == Some(architecture);

@@ -2,7 +2,7 @@
 
 pub mod image;
 mod registry;
-pub mod scrub;
+pub(crate) mod scrub;
 pub mod sparse_copy;
 
 pub use registry::{Images, Removed, Stored};

@@ -147,8 +147,8 @@ impl Images {
         Ok(stored)
     }
 
-    /// Where an image that is made of `instance` gets its name first; [`adopt`](Images::adopt) takes it from there. It must be locked
-    /// before it has the name.
+    /// Where an image that is made of `instance` gets its name first; [`adopt`](Images::adopt) takes it from
+    /// there. It must be locked before it has the name.
     pub fn draft_of(&self, instance: &InstanceId) -> Result<PathBuf> {
         create_private(&self.directory)?;
         let name = format!("{CAPTURE}{instance}-{}", std::process::id());
@@ -221,8 +221,8 @@ impl Images {
         Ok(id)
     }
 
-    /// Takes the name `text` away from its image, or, given an id or the last name, removes the image. An image that a
-    /// root volume still reads from stays, unless `force` has those volumes completed first.
+    /// Takes the name `text` away from its image, or, given an id or the last name, removes the image. An
+    /// image that a root volume still reads from stays, unless `force` has those volumes completed first.
     pub fn remove(&self, text: &str, force: bool, store: &Store) -> Result<Removed> {
         let _lock = self.lock()?;
         self.sweep();
@@ -367,7 +367,8 @@ fn check_name(text: &str) -> Result<()> {
     }
     Err(Error::Malformed(
         text.into(),
-        "image name (NAME or NAME:TAG, each of 1 to 63 letters, digits, `.`, `_`, `-`; not in the form of an id)",
+        "image name (NAME or NAME:TAG, each of 1 to 63 letters, digits, `.`, `_`, `-`; not in the form of an \
+         id)",
     ))
 }
 

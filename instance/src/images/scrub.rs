@@ -1,6 +1,7 @@
-//! Removing the identity from a copied root file system: the copy boots for a moment, alone, with the image's own kernel and
-//! initramfs, and guest-init removes what belongs to one instance and powers off (`kiln.scrub=1`). So the file system is
-//! changed by the kernel that knows it, its journal is replayed, and deleted blocks are given back.
+//! Removing the identity from a copied root file system: the copy boots for a moment, alone, with the image's
+//! own kernel and initramfs, and guest-init removes what belongs to one instance and powers off
+//! (`kiln.scrub=1`). So the file system is changed by the kernel that knows it, its journal is replayed, and
+//! deleted blocks are given back.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -32,12 +33,12 @@ const TAIL: usize = 4096;
 /// RAM: enough for the kernel, the initramfs and a journal to be replayed.
 const MEMORY: u64 = 256 << 20;
 
-/// Removes the identity from the root file system in a part (start and length) of `file`, which is at `path`: a copy of the one of
-/// the instance that `record` describes.
+/// Removes the identity from the root file system in a part (start and length) of `file`, which is at `path`:
+/// a copy of the one of the instance that `record` describes.
 ///
 /// # Errors
-/// When the machine cannot be built, the host has no space for what it writes, or guest-init does not say that it has succeeded;
-/// with the console's last lines.
+/// When the machine cannot be built, the host has no space for what it writes, or guest-init does not say
+/// that it has succeeded; with the console's last lines.
 pub fn scrub(
     record: &Record,
     image: &Image,
@@ -143,7 +144,8 @@ fn run(
     })
     .map_err(|error| Stopped::Failed(Error::os("starting a thread")(error)))?;
     let outcome = machine.run(|| {}).map_err(|error| Stopped::Failed(error.into()));
-    // The disk's end of the channel lives as long as the watchdog's handle of the machine: this ends the wait.
+    // The disk's end of the channel lives as long as the watchdog's handle of the machine: this ends the
+    // wait.
     let _ = events.send(Watched::Ended);
     match watchdog.join() {
         Ok(Some(kind)) => Err(Stopped::NoSpace(kind)),

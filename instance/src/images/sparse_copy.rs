@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use nix::fcntl::copy_file_range;
 use nix::unistd::{Whence, lseek};
 
-/// Copies the data of `from` to `to`, which must not exist, and makes it durable. What could not be completed is removed.
+/// Copies the data of `from` to `to`, which must not exist, and makes it durable. What could not be completed
+/// is removed.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let source = File::open(from)?;
     let target = OpenOptions::new()

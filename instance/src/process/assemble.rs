@@ -1,4 +1,4 @@
-//! From a record to a machine: one life of an instance's guest.
+//! From a record to a machine: one run of an instance's guest.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,14 +7,15 @@ use crate::images::image::{self, Image, part_or};
 use crate::process::confine;
 use crate::process::console::Console;
 use crate::process::consoles::consoles;
-use crate::process::guest::{Guest, GuestControl, SpaceHook};
+use crate::process::guest::Guest;
+use crate::process::guest_run::GuestRun;
 use crate::process::janitor::Janitor;
 use crate::process::launch::{Fresh, hostname};
 use crate::process::measure::Measured;
 use crate::process::network;
-use crate::process::per_run::PerRun;
+use crate::process::per_run::{PerRun, Timing};
 use crate::process::search;
-use crate::process::space_watch::{Remote, SpaceWatch};
+use crate::process::space_watch::SpaceWatch;
 use crate::store::LockedInstance;
 use crate::store::home::Home;
 use crate::store::limits::Limits;
@@ -25,7 +26,7 @@ use machine::accel::{self, Chosen};
 use machine::arch;
 use machine::block::Backend;
 use machine::block::raw::RawFile;
-use machine::block::volume::{Hydration, Volume as RootVolume};
+use machine::block::volume::Volume as RootVolume;
 use machine::devices::VirtioSpec;
 use machine::memory::Part;
 use machine::sandbox::{self, Mode, Offer};
@@ -35,7 +36,7 @@ use machine::virtio::block::{DiskSpec, IoEngine, Spec as BlockSpec};
 use machine::virtio::determinism::Determinism;
 use machine::virtio::rng::RngSpec;
 use machine::virtio::vsock::VsockSpec;
-use machine::{Device, Handle, Machine, Outcome, Spec};
+use machine::{Device, Machine, Spec};
 
 /// The guest's vsock address. Each instance has a network of sockets of its own, so all have the same.
 const GUEST_CID: u64 = 3;
@@ -46,7 +47,7 @@ pub struct Assembly {
     per_run: PerRun,
     determinism: Determinism,
     timeline: Arc<Timeline>,
-    /// Taken by the first life.
+    /// Taken by the first run.
     fresh: Option<Fresh>,
     measured: Measured,
     /// A command of the launch runs in place of the image's main program.
@@ -82,7 +83,7 @@ impl Assembly {
         }
     }
 
-    /// Uses what the launch has opened, if it was in this process, for the first life.
+    /// Uses what the launch has opened, if it was in this process, for the first run.
     pub fn with(self, fresh: Fresh) -> Assembly {
         Assembly {
             fresh: Some(fresh),
@@ -103,8 +104,8 @@ impl Assembly {
         Assembly { without_main, ..self }
     }
 
-    /// Confines this process, as its user wishes, to what the instance needs; with `removes` it may be removed in the end. No
-    /// other thread may have been started. What the host does not offer is told.
+    /// Confines this process, as its user wishes, to what the instance needs; with `removes` it may be
+    /// removed in the end. No other thread may have been started. What the host does not offer is logged.
     pub fn confine(&mut self, record: &Record, directory: &Path, removes: bool) -> Result<()> {
         self.confined = true;
         // Confined, the process could not look for it, and as root it would make one.
@@ -123,8 +124,11 @@ impl Assembly {
         // Both leave a note where the confined process may not write.
         image.verify_boot(&self.home)?;
         self.accelerator(record, &image)?;
-        let timing = self.per_run.timing.iter().filter(|path| *path != Path::new("-"));
-        let outputs: Vec<_> = timing.chain(&self.per_run.outputs).cloned().collect();
+        let timing = match &self.per_run.timing {
+            Some(Timing::File(path)) => Some(path),
+            Some(Timing::Table) | None => None,
+        };
+        let outputs: Vec<_> = self.per_run.outputs.iter().chain(timing).cloned().collect();
         let plan = confine::plan(record, directory, &self.home, &image, &outputs)?;
         self.fresh = Some(Fresh { image, root });
         if removes && Offer::of_host().files.is_ok() {
@@ -164,7 +168,7 @@ impl Assembly {
         }
     }
 
-    /// Builds the machine of one life; confines the process before, unless that was done.
+    /// Builds the machine of one run; confines the process before, unless that was done.
     pub fn build(&mut self, record: &Record, directory: &Path, console: &Console) -> Result<Box<dyn Guest>> {
         if !self.confined {
             self.confine(record, directory, true)?;
@@ -201,7 +205,7 @@ impl Assembly {
         let card = network::card(record, directory, &image)?;
         let words = card.as_ref().and_then(|card| card.words.clone());
         devices.extend(card.map(|card| device("net0", VirtioSpec::Net(card.device))));
-        // A guest that is to run the same way everywhere is not told of this terminal.
+        // A guest that is to run the same way everywhere does not know this terminal.
         let terminal = (self.terminal_size)().filter(|_| !self.determinism.is_enabled());
         let (hvc, serial) = consoles(&image, console, terminal)?;
         devices.extend(hvc.map(|hvc| device("console", VirtioSpec::Console(hvc))));
@@ -236,15 +240,10 @@ impl Assembly {
         }
         // What is removed when it stops would be copied for nothing.
         let lazy = disks.lazy.filter(|_| !record.auto_remove);
-        Ok(Box::new(GuestRun {
-            machine,
-            lazy,
-            space: disks.space,
-            space_hook: None,
-        }))
+        Ok(Box::new(GuestRun::new(machine, lazy, disks.space)))
     }
 
-    /// What the guest is told of its network and of this run.
+    /// Words about the network and this run for the guest's kernel command line.
     fn launch_words(&self, network: Option<String>) -> Vec<String> {
         // A repeatable run does not depend on the host's resolver.
         let search = network
@@ -255,7 +254,7 @@ impl Assembly {
         [network, search, main].into_iter().flatten().collect()
     }
 
-    /// What was counted, in words; `None` without `--icount`.
+    /// What was counted, in words; `None` where they are not counted.
     pub fn counted(&self) -> Option<String> {
         let all = self
             .timeline
@@ -280,98 +279,16 @@ impl Assembly {
             tables += &self.measured.exits();
         }
         match &self.per_run.timing {
-            Some(path) if path == Path::new("-") => tables += &self.measured.timing(),
-            Some(path) => self.measured.write_timing(path)?,
+            Some(Timing::Table) => tables += &self.measured.timing(),
+            Some(Timing::File(path)) => self.measured.write_timing(path)?,
             None => {}
         }
         Ok(tables)
     }
 }
 
-/// A machine and what works for it in the background.
-struct GuestRun {
-    machine: Machine,
-    /// The root volume, if it is to be filled in the background.
-    lazy: Option<Arc<RootVolume>>,
-    space: SpaceWatch,
-    space_hook: Option<SpaceHook>,
-}
-
-impl Guest for GuestRun {
-    fn killer(&self) -> Arc<dyn Fn() + Send + Sync> {
-        let (handle, space): (Handle, Remote) = (self.machine.handle(), self.space.remote());
-        Arc::new(move || {
-            handle.kill();
-            space.abandon();
-        })
-    }
-
-    fn control(&self) -> Arc<dyn GuestControl> {
-        Arc::new(Controls {
-            handle: self.machine.handle(),
-            space: self.space.remote(),
-        })
-    }
-
-    fn report_space(&mut self, hook: SpaceHook) {
-        self.space_hook = Some(hook);
-    }
-
-    fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome> {
-        let GuestRun {
-            machine,
-            lazy,
-            space,
-            space_hook,
-        } = *self;
-        let (mut hydration, mut watch) = (None, None);
-        let handle = machine.handle();
-        let outcome = machine.run(|| {
-            started();
-            let not_filled = space.not_filled();
-            let hook = space_hook.unwrap_or_else(|| Box::new(|_| {}));
-            watch = space
-                .start(handle, hook)
-                .inspect_err(|error| tracing::warn!(%error, "nobody looks after space for the volumes"))
-                .ok();
-            // Whatever stands in its way, the volume works without it.
-            hydration = lazy.and_then(|volume| {
-                Hydration::start(volume, not_filled)
-                    .inspect_err(|error| tracing::warn!(%error, "the root volume is not filled"))
-                    .ok()
-            });
-        });
-        if let Some(hydration) = hydration {
-            hydration.stop();
-        }
-        if let Some(watch) = watch {
-            watch.stop();
-        }
-        Ok(outcome?)
-    }
-}
-
-/// What pauses a machine.
-struct Controls {
-    handle: Handle,
-    space: Remote,
-}
-
-impl GuestControl for Controls {
-    fn pause(&self) -> bool {
-        self.handle.pause()
-    }
-
-    fn resume(&self) {
-        self.handle.resume();
-    }
-
-    fn retry(&self) {
-        self.space.retry();
-    }
-}
-
-/// The image's command line, then what a launch adds. The last word on a subject counts, so a person's comes last.
+/// The image's command line, then what a launch adds. The last word on a subject counts, so a person's comes
+/// last.
 pub(crate) fn command_line(image: &Image, record: &Record, launch: &[String]) -> String {
     let manifest = image.manifest();
     let layout = arch::layout(manifest.architecture);

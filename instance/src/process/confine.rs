@@ -12,11 +12,12 @@ use crate::{Error, Result};
 use machine::net::user::RESOLVERS;
 use machine::sandbox::{Capability, Plan, Right};
 
-/// The lowest port that needs no privilege (ip(7), `ip_unprivileged_port_start`, as it is unless somebody changed it).
+/// The lowest port that needs no privilege (ip(7), `ip_unprivileged_port_start`, as it is unless somebody
+/// changed it).
 const FIRST_FREE_PORT: u16 = 1024;
 
-/// The plan for the instance process of the instance that `record` describes, kept in `directory`. `outputs` are files that it writes
-/// when its guest has ended; they are made now.
+/// The plan for the instance process of the instance that `record` describes, kept in `directory`. `outputs`
+/// are files that it writes when its guest has ended; they are made now.
 pub fn plan(
     record: &Record,
     directory: &Path,
@@ -95,9 +96,10 @@ fn add_network(plan: &mut Plan, network: &Network) {
     }
 }
 
-/// The directory that a program keeps for the file which names the host's resolvers, if that is a link there (systemd-resolved,
-/// NetworkManager): the program replaces the file, and the right to read one file ends with it. A file that lies in /etc is read as
-/// long as it is changed and not replaced: what else is in /etc is nothing to this process.
+/// The directory that a program keeps for the file which names the host's resolvers, if that is a link there
+/// (systemd-resolved, NetworkManager): the program replaces the file, and the right to read one file ends
+/// with it. A file that lies in /etc is read as long as it is changed and not replaced: what else is in /etc
+/// is nothing to this process.
 fn resolver_directory(target: &Path) -> Option<&Path> {
     let directory = target.parent()?;
     let kept = directory.strip_prefix("/run").ok()?;

@@ -1,4 +1,5 @@
-//! The guest's console on the host's side: one log with a cap, any number of viewers, and an eye for the kernel's last words.
+//! The guest's console on the host's side: one log with a cap, any number of viewers, and an eye for the
+//! kernel's last words.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -9,7 +10,8 @@ use crate::process::subscription::{Subscribers, Subscription};
 use machine::block::space;
 use machine::sandbox::{self, Kind};
 
-/// The log is turned over at this size and one old log is kept: a guest that babbles cannot fill the host's disk.
+/// The log is turned over at this size and one old log is kept: a guest that babbles cannot fill the host's
+/// disk.
 pub const LOG_CAP: u64 = 1 << 20;
 /// Chunks a viewer may lag behind before it is cut off: it must not slow the guest or the others down.
 const VIEWER_BACKLOG: usize = 1024;
@@ -26,8 +28,8 @@ pub type Resize = Box<dyn Fn(u16, u16) + Send>;
 /// The console of one instance. Cloning gives another handle to the same console.
 #[derive(Clone)]
 pub struct Console {
-    // A leaf: nothing else is locked while it is held. A terminal that does not take output (Ctrl-S) holds it, and so
-    // the guest's output waits, as it does on a real line.
+    // A leaf: nothing else is locked while it is held. A terminal that does not take output (Ctrl-S) holds
+    // it, and so the guest's output waits, as it does on a real line.
     inner: Arc<Mutex<Inner>>,
 }
 
@@ -116,8 +118,8 @@ impl Console {
         self.lock().unshown.take()
     }
 
-    /// The last `replay` bytes of the log, and everything from here on; nothing is lost or repeated between the two.
-    /// The subscription ends when the console does, or when its reader lags too far behind.
+    /// The last `replay` bytes of the log, and everything from here on; nothing is lost or repeated between
+    /// the two. The subscription ends when the console does, or when its reader lags too far behind.
     ///
     /// # Errors
     /// When there is no descriptor to be had.
@@ -190,8 +192,8 @@ impl Inner {
     }
 }
 
-/// A file that is turned over once when it reaches [`LOG_CAP`]. A log that cannot be written is given up, not the guest. One for
-/// which there is no space goes on when there is, and says how much is missing.
+/// A file that is turned over once when it reaches [`LOG_CAP`]. A log that cannot be written is given up, not
+/// the guest. One for which there is no space goes on when there is, and says how much is missing.
 struct Log {
     path: PathBuf,
     state: LogState,
@@ -408,7 +410,8 @@ mod tests {
     #[test]
     fn a_panic_is_noticed_however_it_is_cut_up() {
         let (_dir, console) = console();
-        let text = b"[ 1.0] ok\r\n[ 1.2] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n[ 1.3] more\r\n";
+        let text = b"[ 1.0] ok\r\n[ 1.2] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n\
+                     [ 1.3] more\r\n";
         for size in [1, 7, text.len()] {
             text.chunks(size).for_each(|chunk| console.output(chunk));
             assert_eq!(

@@ -14,8 +14,8 @@ use crate::{Error, Result};
 use machine::Serial;
 use machine::virtio::console::{ConsoleSpec, Size as HvcSize};
 
-/// The console devices. What a person types goes to the one that the image names. The serial port is always there: until
-/// the driver of `hvc0` is loaded, it alone can say why a kernel does not come up.
+/// The console devices. What a person types goes to the one that the image names. The serial port is always
+/// there: until the driver of `hvc0` is loaded, it alone can say why a kernel does not come up.
 pub fn consoles(
     image: &Image,
     console: &Console,
@@ -86,7 +86,8 @@ fn keyboard(console: &Console) -> Result<OwnedFd> {
     let (keys, device) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
         .map_err(|error| Error::os(failed)(error.into()))?;
     let keys = UnixStream::from(keys);
-    // What does not fit is dropped, as on a line without flow control: a guest that does not read must not stop its host.
+    // What does not fit is dropped, as on a line without flow control: a guest that does not read must not
+    // stop its host.
     console.connect_input(Some(Box::new(move |bytes| {
         let _ = (&keys).write(bytes);
     })));

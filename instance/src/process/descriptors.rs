@@ -7,9 +7,9 @@ use std::io;
 /// The first descriptor that is not a standard stream.
 const FIRST: libc::c_uint = 3;
 
-/// Marks all descriptors but the standard streams to be closed in programs that this process starts. Its own are marked anyway;
-/// those that it has inherited without the mark, such as a shell's lock or pipe, would be held open by an instance for as long as
-/// that runs.
+/// Marks all descriptors but the standard streams to be closed in programs that this process starts. Its own
+/// are marked anyway; those that it has inherited without the mark, such as a shell's lock or pipe, would be
+/// held open by an instance for as long as that runs.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -33,7 +33,8 @@ fn one_by_one() -> io::Result<()> {
             continue;
         };
         if descriptor >= FIRST as libc::c_int {
-            // SAFETY: takes numbers only. That of the directory itself is closed by now or soon, which is an error of no interest.
+            // SAFETY: takes numbers only. That of the directory itself is closed by now or soon, which is an
+            // error of no interest.
             unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
     }

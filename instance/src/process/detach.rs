@@ -1,8 +1,8 @@
 //! Running an instance in a process of its own, away from the terminal.
 //!
-//! The launching command starts this program anew with the instance's lock as its standard input and a pipe as its
-//! standard output. The lock passes with its descriptor, so there is no moment at which nobody owns the instance; the
-//! pipe carries one line, which says that the guest runs or why it does not.
+//! The launching command starts this program anew with the instance's lock as its standard input and a pipe
+//! as its standard output. The lock passes with its descriptor, so there is no moment at which nobody owns
+//! the instance; the pipe carries one line, which says that the guest runs or why it does not.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -26,8 +26,8 @@ pub const COMMAND: &str = "own";
 pub const LOG: &str = "vmm.log";
 
 const RUNNING: &str = "running";
-/// All that the new process is given of its caller's environment: where things are kept, and how much it logs. The rest may hold
-/// secrets, and an instance runs for months.
+/// All that the new process is given of its caller's environment: where things are kept, and how much it
+/// logs. The rest may hold secrets, and an instance runs for months.
 const KEPT: [&str; 6] = [
     "HOME",
     "XDG_STATE_HOME",
@@ -37,8 +37,8 @@ const KEPT: [&str; 6] = [
     "RUST_BACKTRACE",
 ];
 
-/// Starts the instance process of `held`, which is pending, and returns when its guest runs. `per_run` is what is
-/// asked of this run.
+/// Starts the instance process of `held`, which is pending, and returns when its guest runs. `per_run` is
+/// what is asked of this run.
 pub fn spawn(mut held: LockedInstance, per_run: &PerRun) -> Result<()> {
     let id = held.record().id.clone();
     let answer = match start_owner(&held, per_run) {

@@ -1,4 +1,5 @@
-//! A guest as the process that runs it sees it: something that runs, is paused and is ended. How its machine is made is not known here.
+//! A guest as the process that runs it sees it: something that runs, is paused and is ended. How its machine
+//! is made is not known here.
 
 use std::sync::Arc;
 
@@ -6,14 +7,14 @@ use crate::Result;
 use crate::store::pause::NoSpace;
 use machine::Outcome;
 
-/// One life of a guest: from its first instruction to power-off or reset.
+/// One run of a guest: from its first instruction to power-off or reset.
 pub trait Guest {
-    /// Something that makes [`run`](Guest::run) return soon with [`Outcome::Killed`], from any thread, also when it is
-    /// called before `run`.
+    /// Something that makes [`run`](Guest::run) return soon with [`Outcome::Killed`], from any thread, also
+    /// when it is called before `run`.
     fn killer(&self) -> Arc<dyn Fn() + Send + Sync>;
     /// What pauses it, from any thread.
     fn control(&self) -> Arc<dyn GuestControl>;
-    /// Whom to tell that its processors are held for want of space. Called before `run`.
+    /// What to call when its processors are held for want of space. Called before `run`.
     fn report_space(&mut self, hook: SpaceHook);
     /// Runs the guest until it ends, and calls `started` on this thread when its first processor runs.
     fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome>;
@@ -21,15 +22,16 @@ pub trait Guest {
 
 /// Control over a guest that runs, from any thread.
 pub trait GuestControl: Send + Sync {
-    /// Stops its processors and devices where they are, and returns when nothing of it runs. `false` when it has ended, or is
-    /// paused already.
+    /// Stops its processors and devices where they are, and returns when nothing of it runs. `false` when it
+    /// has ended, or is paused already.
     fn pause(&self) -> bool;
     /// Goes on after [`pause`](GuestControl::pause).
     fn resume(&self);
-    /// Has the writes that wait for space carried out again. What came of it is reported to the [`SpaceHook`].
+    /// Has the writes that wait for space carried out again. What came of it is reported to the
+    /// [`SpaceHook`].
     fn retry(&self);
 }
 
-/// Called when a guest's processors are held because there is no space, after each attempt that was asked for, and with
-/// `None` before they go on.
+/// Called when a guest's processors are held because there is no space, after each attempt that was asked
+/// for, and with `None` before they go on.
 pub type SpaceHook = Box<dyn Fn(Option<NoSpace>) + Send>;

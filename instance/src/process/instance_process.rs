@@ -1,14 +1,14 @@
 //! The process that runs an instance's guest, from the first instruction to the last record.
 //!
-//! The instance process knows nothing of devices: it is given a way to build a [`Guest`] and a way to ask the guest's agent to shut
-//! down. What it adds is the life cycle: the record, reboots, requests to stop with a deadline, readiness, and the news
-//! for those who watch.
+//! The instance process knows nothing of devices: it is given a way to build a [`Guest`] and a way to ask the
+//! guest's agent to shut down. What it adds is the life cycle: the record, reboots, requests to stop with a
+//! deadline, readiness, and events for subscribers.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::process::console::Console;
 use crate::process::guest::{Guest, GuestControl};
@@ -23,7 +23,7 @@ use machine::virtio::determinism::Determinism;
 
 mod pause;
 
-/// StatusEvent that a watcher may lag behind before it is cut off; a life brings about ten.
+/// Events that a subscriber may lag behind before it is cut off; a run has about ten.
 const EVENT_BACKLOG: usize = 256;
 /// Between two attempts to reach an agent that is not there yet.
 const AGENT_RETRY: Duration = Duration::from_millis(100);
@@ -40,32 +40,34 @@ pub enum ShutdownKind {
 /// Asks the agent in the guest of the instance kept in this directory to shut down.
 pub type Ask = Box<dyn Fn(&Path, ShutdownKind) -> Result<()> + Send + Sync>;
 
-/// One line of news: where the instance stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// One event: the state of the instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusEvent {
     /// Its state.
     pub state: State,
     /// Whether the guest's agent is there.
     pub ready: bool,
-    /// Why its processors stand still, if they do.
+    /// Why its processors stand still, if they do. A process of an older release does not say.
+    #[serde(default)]
     pub paused: Option<Paused>,
     /// How it ended, once it has.
     pub ending: Option<Ending>,
 }
 
-/// The instance process of one instance, shared by the thread that runs the guest and those that take requests.
+/// The instance process of one instance, shared by the thread that runs the guest and those that take
+/// requests.
 pub struct InstanceProcess {
     id: InstanceId,
     directory: PathBuf,
     console: Console,
     ask: Ask,
     determinism: Determinism,
-    /// LockedInstance while a request to pause or to go on is carried out. Locked before `life`.
+    /// Locked while a request to pause or to go on is carried out. Locked before `inner`.
     pausing: Mutex<()>,
     /// What the record says of an error; the error's own message without it.
     explain: OnceLock<fn(&Error) -> String>,
-    // LockedInstance while the record is written, and nothing else is locked meanwhile but the console (a leaf).
-    life: Mutex<Inner>,
+    // Locked while the record is written, and nothing else is locked meanwhile but the console (a leaf).
+    inner: Mutex<Inner>,
     changed: Condvar,
 }
 
@@ -84,7 +86,7 @@ struct Inner {
     killed: bool,
     /// The guest has executed its first instruction in this process.
     ran: bool,
-    /// How the image's main program has ended in this life, if it has.
+    /// How the image's main program has ended in this run, if it has.
     exited: Option<u8>,
     watchers: Subscribers<StatusEvent>,
 }
@@ -106,7 +108,7 @@ impl InstanceProcess {
             determinism,
             pausing: Mutex::default(),
             explain: OnceLock::new(),
-            life: Mutex::new(Inner {
+            inner: Mutex::new(Inner {
                 held: Some(held),
                 record,
                 killer: None,
@@ -153,9 +155,9 @@ impl InstanceProcess {
         self.lock().ran
     }
 
-    /// Runs the guest, again after each reboot, until it ends for good; then writes that down and hands the instance
-    /// back, stopped. `build` makes one life. `surround` sets up what serves the guest's users; it is called once, when the
-    /// first life runs already, because none of it has to be there before.
+    /// Runs the guest, again after each reboot, until it ends for good; then writes that down and hands the
+    /// instance back, stopped. `build` makes one inner. `surround` sets up what serves the guest's users; it
+    /// is called once, when the first life runs already, because none of it has to be there before.
     pub fn run(
         self: &Arc<Self>,
         mut build: impl FnMut(&Record, &Path, &Console) -> Result<Box<dyn Guest>>,
@@ -176,7 +178,7 @@ impl InstanceProcess {
         self.finish(ending)
     }
 
-    /// One life. `None` means that the guest wants another one.
+    /// One inner. `None` means that the guest wants another one.
     fn live(
         self: &Arc<Self>,
         build: &mut impl FnMut(&Record, &Path, &Console) -> Result<Box<dyn Guest>>,
@@ -186,15 +188,15 @@ impl InstanceProcess {
         let mut guest = build(record, &self.directory, &self.console)?;
         guest.report_space(self.space_hook());
         {
-            let mut life = self.lock();
+            let mut inner = self.lock();
             let killer = guest.killer();
-            if life.killed {
+            if inner.killed {
                 killer();
             }
-            life.killer = Some(killer);
-            life.control = Some(guest.control());
-            life.ran = true;
-            life.exited = None;
+            inner.killer = Some(killer);
+            inner.control = Some(guest.control());
+            inner.ran = true;
+            inner.exited = None;
         }
         let mut begun = Ok(());
         let outcome = guest.run(&mut || {
@@ -205,22 +207,22 @@ impl InstanceProcess {
         });
         self.console.connect_input(None);
         self.console.connect_size(None);
-        let mut life = self.lock();
-        life.killer = None;
-        life.control = None;
+        let mut inner = self.lock();
+        inner.killer = None;
+        inner.control = None;
         begun?;
         let panic = self.console.take_panic();
         Ok(match (outcome?, panic) {
             (Outcome::Killed, _) => Some(Ending::Killed),
             (Outcome::Reset | Outcome::TripleFault, Some(line)) => Some(Ending::Panicked(line)),
             (Outcome::TripleFault, None) => Some(Ending::Crashed),
-            (Outcome::PowerOff, _) => Some(life.exited.map_or(Ending::PoweredOff, Ending::Exited)),
-            (Outcome::Reset, None) if life.stopping => Some(Ending::PoweredOff),
+            (Outcome::PowerOff, _) => Some(inner.exited.map_or(Ending::PoweredOff, Ending::Exited)),
+            (Outcome::Reset, None) if inner.stopping => Some(Ending::PoweredOff),
             (Outcome::Reset, None) => None,
         })
     }
 
-    /// The guest runs: says so to those who watch, after the first life's surroundings are there.
+    /// The guest runs: says so to subscribers, after what serves the first run is there.
     fn begun(&self, on_started: Option<impl FnOnce() -> Result<()>>) -> Result<()> {
         let (event, reason) = match on_started {
             Some(on_started) => {
@@ -230,9 +232,9 @@ impl InstanceProcess {
             }
             None => (Event::Rebooted, "rebooted by the guest"),
         };
-        let mut life = self.lock();
-        if !life.stopping {
-            life.update(event, reason, |r| {
+        let mut inner = self.lock();
+        if !inner.stopping {
+            inner.update(event, reason, |r| {
                 r.ready = false;
                 r.paused = None;
                 r.owner = Some(std::process::id());
@@ -244,17 +246,17 @@ impl InstanceProcess {
 
     fn finish(&self, ending: Ending) -> Result<(Ending, LockedInstance)> {
         self.console.close();
-        let mut life = self.lock();
-        let written = life.update(Event::Ended, &ending.to_string(), |r| {
+        let mut inner = self.lock();
+        let written = inner.update(Event::Ended, &ending.to_string(), |r| {
             r.ending = Some(ending.clone());
             r.ready = false;
             r.paused = None;
             r.owner = None;
         });
-        life.watchers.clear();
-        let held = life.held.take();
+        inner.watchers.clear();
+        let held = inner.held.take();
         self.changed.notify_all();
-        drop(life);
+        drop(inner);
         written?;
         // `held` is taken here and nowhere else, and `run` is called once.
         held.map(|held| (ending, held))
@@ -263,10 +265,10 @@ impl InstanceProcess {
 
     /// The guest's agent has reported itself.
     pub fn set_ready(&self) {
-        let mut life = self.lock();
-        if life.held.is_some() && !life.record.ready {
-            // Readiness is told to the watchers first; that the disk has it too matters to a later listing only.
-            if let Err(error) = life.change(|r| r.ready = true) {
+        let mut inner = self.lock();
+        if inner.held.is_some() && !inner.record.ready {
+            // Subscribers are notified first; that the disk has it too matters to a later listing only.
+            if let Err(error) = inner.change(|r| r.ready = true) {
                 tracing::warn!(%error, "readiness is not recorded");
             }
             self.changed.notify_all();
@@ -278,18 +280,18 @@ impl InstanceProcess {
         self.lock().exited = Some(status);
     }
 
-    /// Waits until the agent is there. `false` when the instance ended or `patience` ran out before.
+    /// Waits until the agent is there. `false` when the instance ended or `timeout` ran out before.
     pub fn wait_ready(&self, timeout: Duration) -> bool {
-        let over = |life: &mut Inner| !life.record.ready && life.held.is_some();
-        let (life, _) = self
+        let over = |inner: &mut Inner| !inner.record.ready && inner.held.is_some();
+        let (inner, _) = self
             .changed
             .wait_timeout_while(self.lock(), timeout, over)
             .unwrap_or_else(PoisonError::into_inner);
-        life.record.ready && life.held.is_some()
+        inner.record.ready && inner.held.is_some()
     }
 
-    /// Asks the guest to power off, and ends it without its consent when it has not obeyed after `patience`. Returns at
-    /// once. A guest that is paused by request goes on for it, as with `docker stop`.
+    /// Asks the guest to power off, and ends it without its consent when it has not obeyed after `timeout`.
+    /// Returns at once. A guest that is paused by request goes on for it, as with `docker stop`.
     pub fn stop(self: &Arc<Self>, timeout: Duration, reason: &str) -> Result<()> {
         self.lock().begin_stop(reason)?;
         self.changed.notify_all();
@@ -315,19 +317,24 @@ impl InstanceProcess {
     /// Asks the guest to restart.
     pub fn reboot(&self) -> Result<()> {
         let (state, ready, paused) = {
-            let life = self.lock();
-            (life.record.state, life.record.ready, life.record.paused.clone())
+            let inner = self.lock();
+            (
+                inner.record.state,
+                inner.record.ready,
+                inner.record.paused.clone(),
+            )
         };
         let (what, id) = ("the reboot", self.id.to_string());
         if let Some(paused) = paused {
+            let paused = Box::new(paused);
             return Err(Error::StandsStill { what, id, paused });
         }
         match (state, ready) {
             (State::Running, true) => {
                 (self.ask)(&self.directory, ShutdownKind::Reboot)?;
-                // Whoever asks from now on means the next life.
-                let mut life = self.lock();
-                life.change(|r| r.ready = false)?;
+                // Whoever asks from now on means the next inner.
+                let mut inner = self.lock();
+                inner.change(|r| r.ready = false)?;
                 self.changed.notify_all();
                 Ok(())
             }
@@ -338,28 +345,28 @@ impl InstanceProcess {
 
     /// Ends the guest without its consent.
     pub fn kill(&self) {
-        let mut life = self.lock();
-        life.stopping = true;
-        life.killed = true;
-        if let Some(killer) = &life.killer {
+        let mut inner = self.lock();
+        inner.stopping = true;
+        inner.killed = true;
+        if let Some(killer) = &inner.killer {
             killer();
         }
     }
 
     /// Where the instance stands, and everything new from here on until it ends.
     pub fn watch(&self) -> Result<(StatusEvent, Subscription<StatusEvent>)> {
-        let mut life = self.lock();
-        let subscribed = life.watchers.add(EVENT_BACKLOG);
-        if life.held.is_none() {
-            life.watchers.clear();
+        let mut inner = self.lock();
+        let subscribed = inner.watchers.add(EVENT_BACKLOG);
+        if inner.held.is_none() {
+            inner.watchers.clear();
         }
-        let subscription = subscribed.map_err(Error::os("subscribing to news"))?;
-        Ok((news(&life.record), subscription))
+        let subscription = subscribed.map_err(Error::os("subscribing to events"))?;
+        Ok((status(&inner.record), subscription))
     }
 
     /// Where the instance stands.
-    pub fn news(&self) -> StatusEvent {
-        news(&self.lock().record)
+    pub fn status(&self) -> StatusEvent {
+        status(&self.lock().record)
     }
 
     /// Tries to reach the agent until it has taken the request, the guest has ended or it is too late.
@@ -378,15 +385,15 @@ impl InstanceProcess {
     /// Waits until the instance has ended; `false` when that has not happened by `deadline`.
     fn wait_ended(&self, deadline: Instant) -> bool {
         let timeout = deadline.saturating_duration_since(Instant::now());
-        let (life, _) = self
+        let (inner, _) = self
             .changed
-            .wait_timeout_while(self.lock(), timeout, |life| life.held.is_some())
+            .wait_timeout_while(self.lock(), timeout, |inner| inner.held.is_some())
             .unwrap_or_else(PoisonError::into_inner);
-        life.held.is_none()
+        inner.held.is_none()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -410,27 +417,27 @@ impl Inner {
             return Err(Error::Transition { id, state, event });
         };
         let written = held.update(event, reason, change);
-        self.tell();
+        self.publish();
         written
     }
 
     fn change(&mut self, change: impl FnOnce(&mut Record)) -> Result<()> {
         let Some(held) = &mut self.held else { return Ok(()) };
         let written = held.change(change);
-        self.tell();
+        self.publish();
         written
     }
 
-    /// Tells the watchers where the instance stands.
-    fn tell(&mut self) {
+    /// Publishes the state of the instance.
+    fn publish(&mut self) {
         if let Some(held) = &self.held {
             self.record = held.record().clone();
         }
-        self.watchers.publish(&news(&self.record));
+        self.watchers.publish(&status(&self.record));
     }
 }
 
-fn news(record: &Record) -> StatusEvent {
+fn status(record: &Record) -> StatusEvent {
     StatusEvent {
         state: record.state,
         ready: record.ready,

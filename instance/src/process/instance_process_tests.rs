@@ -10,7 +10,7 @@ use crate::store::home::Home;
 use crate::store::instances::tests::draft;
 use crate::store::pause::NoSpace;
 
-/// A guest that ends when it is told how.
+/// A guest that ends as the test says.
 struct Scripted {
     ends: Receiver<Outcome>,
     killer: Sender<Outcome>,
@@ -69,8 +69,8 @@ struct World {
     _dir: tempfile::TempDir,
     store: Store,
     process: Arc<InstanceProcess>,
-    /// One sender per life, in order.
-    lives: Receiver<Sender<Outcome>>,
+    /// One sender for each run, in order.
+    runs: Receiver<Sender<Outcome>>,
     switch: Arc<Switch>,
     running: std::thread::JoinHandle<Result<Ending>>,
 }
@@ -82,14 +82,14 @@ impl World {
         let held = store.create(draft(Some("web")), |_, _| Ok(())).unwrap();
         let console = Console::new(held.directory());
         let process = InstanceProcess::new(held, console, ask, Determinism::default());
-        let (births, lives) = channel();
+        let (begun, runs) = channel();
         let switch = Arc::<Switch>::default();
         let running = {
             let (process, switch) = (Arc::clone(&process), Arc::clone(&switch));
             std::thread::spawn(move || {
                 let build = |_: &Record, _: &Path, _: &Console| {
                     let (killer, ends) = channel();
-                    births.send(killer.clone()).unwrap();
+                    begun.send(killer.clone()).unwrap();
                     let switch = Arc::clone(&switch);
                     Ok(Box::new(Scripted { ends, killer, switch }) as Box<dyn Guest>)
                 };
@@ -100,7 +100,7 @@ impl World {
             _dir: dir,
             store,
             process,
-            lives,
+            runs,
             switch,
             running,
         }
@@ -128,8 +128,8 @@ fn deaf() -> Ask {
 #[test]
 fn a_guest_that_powers_off_leaves_a_stopped_instance() {
     let world = World::start(deaf());
-    let life = world.lives.recv().unwrap();
-    life.send(Outcome::PowerOff).unwrap();
+    let run = world.runs.recv().unwrap();
+    run.send(Outcome::PowerOff).unwrap();
     let (store, id) = (world.store.clone(), world.process.id().clone());
     let _dir = world.end_keeping(Ending::PoweredOff);
     let record = store.reconcile(&id).unwrap();
@@ -142,7 +142,7 @@ fn a_guest_that_powers_off_leaves_a_stopped_instance() {
 #[test]
 fn a_reset_is_a_reboot_and_readiness_starts_anew() {
     let world = World::start(deaf());
-    let first = world.lives.recv().unwrap();
+    let first = world.runs.recv().unwrap();
     let (_, mut news) = world.process.watch().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
@@ -151,7 +151,7 @@ fn a_reset_is_a_reboot_and_readiness_starts_anew() {
     assert!(world.process.wait_ready(Duration::ZERO));
     assert!(world.recorded().ready);
     first.send(Outcome::Reset).unwrap();
-    let second = world.lives.recv().unwrap();
+    let second = world.runs.recv().unwrap();
     let rebooted = news.find(|n| !n.ready && n.state == State::Running && n.ending.is_none());
     assert!(rebooted.is_some());
     second.send(Outcome::TripleFault).unwrap();
@@ -161,12 +161,12 @@ fn a_reset_is_a_reboot_and_readiness_starts_anew() {
 #[test]
 fn a_panic_is_not_taken_for_a_reboot() {
     let world = World::start(deaf());
-    let life = world.lives.recv().unwrap();
+    let run = world.runs.recv().unwrap();
     world
         .process
         .console()
         .output(b"Kernel panic - not syncing: no init found\n");
-    life.send(Outcome::Reset).unwrap();
+    run.send(Outcome::Reset).unwrap();
     assert_eq!(world.end(), Ending::Panicked("no init found".into()));
 }
 
@@ -177,14 +177,14 @@ fn a_polite_guest_is_not_killed() {
         let _ = asked.send(shutdown);
         Ok(())
     }));
-    let life = world.lives.recv().unwrap();
+    let run = world.runs.recv().unwrap();
     world
         .process
         .stop(Duration::from_secs(60), "stopped by a test")
         .unwrap();
     assert_eq!(requests.recv().unwrap(), ShutdownKind::PowerOff);
     assert_eq!(world.recorded().state, State::Stopping);
-    life.send(Outcome::PowerOff).unwrap();
+    run.send(Outcome::PowerOff).unwrap();
     assert_eq!(world.end(), Ending::PoweredOff);
 }
 
@@ -194,29 +194,29 @@ fn the_end_of_the_main_program_is_the_instances() {
     use guest_init::proto::{END_PORT, Ended, Frame, Kind, write_frame};
     use std::io::{Read, Write};
     let world = World::start(deaf());
-    let life = world.lives.recv().unwrap();
+    let run = world.runs.recv().unwrap();
     crate::guest::readiness::listen_for_end(&world.process, Determinism::default()).unwrap();
     let name = format!("{}_{END_PORT}", crate::store::sockets::VSOCK);
     let connect = || crate::store::sockets::connect(world.process.directory(), &name).unwrap();
-    // What is no such word says nothing, and does not keep the next one from being heard.
+    // What is no such message is ignored, and does not keep the next one from being heard.
     connect().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     drop(connect());
     let mut guest = connect();
     let frame = Frame::json(Kind::Ended, &Ended::Signaled(9)).unwrap();
     write_frame(&mut guest, frame.kind, &frame.payload).unwrap();
     assert_eq!(guest.read(&mut [0]).unwrap(), 0, "noted");
-    life.send(Outcome::PowerOff).unwrap();
+    run.send(Outcome::PowerOff).unwrap();
     assert_eq!(world.end(), Ending::Exited(137));
 }
 
-/// A reset is another life, whose end is its own.
+/// A reset is another run, whose end is its own.
 #[test]
 fn the_status_of_one_life_is_not_the_next_ones() {
     let world = World::start(deaf());
-    let first = world.lives.recv().unwrap();
+    let first = world.runs.recv().unwrap();
     world.process.set_exited(3);
     first.send(Outcome::Reset).unwrap();
-    let second = world.lives.recv().unwrap();
+    let second = world.runs.recv().unwrap();
     second.send(Outcome::PowerOff).unwrap();
     assert_eq!(world.end(), Ending::PoweredOff);
 }
@@ -224,7 +224,7 @@ fn the_status_of_one_life_is_not_the_next_ones() {
 #[test]
 fn a_deaf_guest_is_killed_when_patience_is_over() {
     let world = World::start(deaf());
-    let _life = world.lives.recv().unwrap();
+    let _run = world.runs.recv().unwrap();
     world
         .process
         .stop(Duration::from_millis(50), "stopped by a test")
@@ -235,9 +235,9 @@ fn a_deaf_guest_is_killed_when_patience_is_over() {
 #[test]
 fn watchers_hear_the_end_and_then_nothing() {
     let world = World::start(deaf());
-    let life = world.lives.recv().unwrap();
+    let run = world.runs.recv().unwrap();
     let (_, news) = world.process.watch().unwrap();
-    life.send(Outcome::PowerOff).unwrap();
+    run.send(Outcome::PowerOff).unwrap();
     let last = news.last().unwrap();
     assert_eq!(
         (last.state, last.ending),
@@ -281,7 +281,7 @@ fn full(free: u64) -> NoSpace {
 #[test]
 fn a_full_disk_is_in_the_record_until_there_is_space() {
     let world = World::start(deaf());
-    let life = world.lives.recv().unwrap();
+    let run = world.runs.recv().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
     }
@@ -305,7 +305,7 @@ fn a_full_disk_is_in_the_record_until_there_is_space() {
         *world.switch.asked.lock().unwrap(),
         ["retry", "pause", "resume", "retry"]
     );
-    life.send(Outcome::PowerOff).unwrap();
+    run.send(Outcome::PowerOff).unwrap();
     assert_eq!(world.end(), Ending::PoweredOff);
 }
 
@@ -316,7 +316,7 @@ fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
         let _ = asked.send(shutdown);
         Ok(())
     }));
-    let life = world.lives.recv().unwrap();
+    let run = world.runs.recv().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
     }
@@ -327,11 +327,11 @@ fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
         .unwrap();
     assert_eq!(requests.recv().unwrap(), ShutdownKind::PowerOff);
     assert_eq!(*world.switch.asked.lock().unwrap(), ["pause", "resume"]);
-    life.send(Outcome::PowerOff).unwrap();
+    run.send(Outcome::PowerOff).unwrap();
     assert_eq!(world.end(), Ending::PoweredOff);
 
     let world = World::start(deaf());
-    let _life = world.lives.recv().unwrap();
+    let _run = world.runs.recv().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
     }
@@ -343,7 +343,7 @@ fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
 #[test]
 fn a_full_disk_does_not_keep_an_instance_from_its_end() {
     let world = World::start(deaf());
-    let _life = world.lives.recv().unwrap();
+    let _run = world.runs.recv().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
     }

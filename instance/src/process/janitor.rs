@@ -1,8 +1,8 @@
 //! A small process that removes an instance's directory when the instance process is done with it.
 //!
-//! The instance process is confined to the directory (`machine::sandbox`), so it cannot remove it: that is a change of the directory
-//! above, where the other instances are. The janitor is made before, knows one directory, takes one request and reads
-//! nothing from the instance process but that.
+//! The instance process is confined to the directory (`machine::sandbox`), so it cannot remove it: that is a
+//! change of the directory above, where the other instances are. The janitor is made before, knows one
+//! directory, takes one request and reads nothing from the instance process but that.
 #![allow(unsafe_code)]
 
 use std::io::{self, Read, Write};
@@ -82,7 +82,8 @@ fn serve(mut socket: &UnixStream, directory: &Path) {
     let _ = socket.write_all(answer.as_bytes());
 }
 
-/// Closes all descriptors but one: the instance's lock and the instance process's streams must end with the instance process.
+/// Closes all descriptors but one: the instance's lock and the instance process's streams must end with the
+/// instance process.
 fn close_all_but(kept: i32) -> io::Result<()> {
     let close = |first: u32, last: u32| {
         // SAFETY: takes numbers only. Nothing in this process uses the descriptors any more.

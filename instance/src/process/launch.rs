@@ -83,7 +83,7 @@ impl FromStr for VolumeRequest {
     }
 }
 
-/// A launch: one image, one set of wishes, any number of instances.
+/// A launch: one image, one set of options, any number of instances.
 #[derive(Debug)]
 pub struct Launch {
     store: Store,
@@ -100,7 +100,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// A launch of `image` with nothing wished for.
+    /// A launch of `image` with no options.
     pub fn new(store: &Store, image: Image) -> Launch {
         Launch {
             store: store.clone(),
@@ -286,7 +286,8 @@ impl Launch {
         self.prepare_fresh(index).map(|(held, _)| held)
     }
 
-    /// As [`prepare`](Launch::prepare), with what was opened for it: for whoever runs the instance at once.
+    /// As [`prepare`](Launch::prepare), with what was opened for it: for a caller that runs the instance at
+    /// once.
     pub fn prepare_fresh(&self, index: u32) -> Result<(LockedInstance, Fresh)> {
         let mut root = None;
         let record = self.plan(index)?;
@@ -353,7 +354,7 @@ pub fn empty_ephemeral(record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// What a launch has opened and the first life of the instance needs again.
+/// What a launch has opened and the first run of the instance needs again.
 pub struct Fresh {
     /// The image, all but the content of its parts checked.
     pub image: Arc<Image>,
@@ -361,8 +362,8 @@ pub struct Fresh {
     pub root: Option<volume::Volume>,
 }
 
-/// Gives the instance a name of its own for the image's file, so that nobody can take the file away. Not possible across
-/// file systems, or for another user's file; then the image stays where it is.
+/// Gives the instance a name of its own for the image's file, so that nobody can take the file away. Not
+/// possible across file systems, or for another user's file; then the image stays where it is.
 fn link(image: &Image, to: &Path) -> bool {
     match fs::hard_link(image.path(), to) {
         Ok(()) => true,

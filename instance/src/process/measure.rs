@@ -1,4 +1,5 @@
-//! What was measured of a boot, for people and for programs: when each step was reached, and the exits up to it.
+//! What was measured of a boot, for people and for programs: when each step was reached, and the exits up to
+//! it.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -11,12 +12,13 @@ use crate::{Error, Result};
 use machine::timeline::{Event, Timeline};
 use machine::{Handle, NamedExit};
 
-/// The steps for which exits are shown: the kernel has started the initramfs, the image's own PID 1, and ready.
+/// The steps for which exits are shown: the kernel has started the initramfs, the image's own PID 1, and
+/// ready.
 const STEPS: [Event; 3] = [Event::KernelReady, Event::Init, Event::Ready];
 /// Characters of the longest bar.
 const BAR: usize = 40;
 
-/// The first life of an instance, measured.
+/// The first run of an instance, measured.
 pub struct Measured {
     timeline: Arc<Timeline>,
     /// Missing until a machine was built.
@@ -32,7 +34,7 @@ impl Measured {
         }
     }
 
-    /// The machine of a life; only the first one counts.
+    /// The machine of a run; only the first one counts.
     pub fn machine(&mut self, handle: Handle) {
         self.machine.get_or_insert(handle);
     }

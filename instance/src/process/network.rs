@@ -1,4 +1,5 @@
-//! An instance's network while it runs: the device, the ports that are open, and what its metadata service says.
+//! An instance's network while it runs: the device, the ports that are open, and what its metadata service
+//! says.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +24,7 @@ pub const MAX_USER_DATA: u64 = 16 << 10;
 /// Where the ports that are really open are written while the guest runs.
 const PORTS: &str = "ports.json";
 
-/// A card for the guest, and what its kernel is told about the network.
+/// A card for the guest, and what is on its kernel's command line about the network.
 pub struct Card {
     /// The device.
     pub device: NetSpec,
@@ -31,7 +32,7 @@ pub struct Card {
     pub words: Option<String>,
 }
 
-/// The card of one life of the instance, or none.
+/// The card of one run of the instance, or none.
 pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<Card>> {
     let mac = mac(&record.id);
     let limits = record.config.limits;
@@ -91,7 +92,8 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
     })
 }
 
-/// Checks that the network can be had now: the tap device is there, the ports are free. Leaves nothing behind.
+/// Checks that the network can be had now: the tap device is there, the ports are free. Leaves nothing
+/// behind.
 ///
 /// # Errors
 /// The reason for which a launch would be refused.
@@ -129,7 +131,7 @@ fn mac(id: &InstanceId) -> [u8; 6] {
     [0x02, bytes[11], bytes[12], bytes[13], bytes[14], bytes[15]]
 }
 
-/// What to forward. Where the host is to choose, its choice in the instance's life before is asked for again: a port that
+/// What to forward. Where the host is to choose, its choice in the run before is asked for again: a port that
 /// changed with each reboot would have to be looked up each time.
 fn as_before(ports: &[Port], mut before: Vec<Port>) -> Vec<Forward> {
     let again = |port: &Port| {
@@ -218,8 +220,8 @@ fn documents(
     })
 }
 
-/// EC2's virtual names: `ami` and `root` for the first volume, `ebs1` and so on for the others, `ephemeral0` and so on for
-/// those that do not outlive a stop.
+/// EC2's virtual names: `ami` and `root` for the first volume, `ebs1` and so on for the others, `ephemeral0`
+/// and so on for those that do not outlive a stop.
 fn block_devices(record: &Record) -> Vec<(String, String)> {
     let mut all = Vec::new();
     let mut ephemeral = 0;
@@ -263,7 +265,7 @@ mod tests {
             let forwards = as_before(&asked, before.to_vec());
             forwards.iter().map(|forward| forward.host.port()).collect()
         };
-        assert_eq!(hosts(&[]), [0, 0, 8443, 0], "the first life");
+        assert_eq!(hosts(&[]), [0, 0, 8443, 0], "the first run");
         assert_eq!(hosts(&open), [40001, 40002, 8443, 0]);
         // One of another address, protocol or guest's port is no memory of it.
         for other in ["127.0.0.2:40001:80", "40001:80/udp", "40001:81"] {

@@ -1,7 +1,7 @@
 //! What is asked of one run of an instance and not kept in its record.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::Error;
@@ -21,12 +21,11 @@ pub struct HostUse {
     pub disk_engine: DiskEngine,
 }
 
-/// What is wished for one run of an instance and not kept.
+/// What is asked of one run of an instance and not kept.
 #[derive(Debug, Clone, Default)]
 pub struct PerRun {
-    /// Where it is written when each step of the boot was reached, and the exits up to it, as JSON; `-` shows the steps as a table on
-    /// standard error.
-    pub timing: Option<PathBuf>,
+    /// Where it is reported when each step of the boot was reached.
+    pub timing: Option<Timing>,
     /// Whether it is shown how often the guest left its processor up to each step, by device register.
     pub exits: bool,
     /// Whether instructions are time, so that every run is the same.
@@ -37,6 +36,16 @@ pub struct PerRun {
     pub profile: Option<Arc<Profiling>>,
     /// Other files that the process writes at the end.
     pub outputs: Vec<PathBuf>,
+}
+
+/// Where the steps of a boot are reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Timing {
+    /// As a table, when the guest has ended.
+    Table,
+    /// As JSON in this file, with the exits up to each step.
+    File(PathBuf),
 }
 
 /// How requests of disks get to their files.
@@ -63,7 +72,7 @@ impl From<DiskEngine> for IoEngine {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Message {
-    timing: Option<PathBuf>,
+    timing: Option<Timing>,
     exits: bool,
     icount: bool,
     sandbox: String,
@@ -84,9 +93,9 @@ impl PerRun {
             profile: _,
             outputs: _,
         } = self;
-        let absolute = |path: &PathBuf| match path == Path::new("-") {
-            true => Ok(path.clone()),
-            false => std::path::absolute(path),
+        let absolute = |timing: &Timing| match timing {
+            Timing::Table => Ok(Timing::Table),
+            Timing::File(path) => std::path::absolute(path).map(Timing::File),
         };
         let message = Message {
             timing: timing.as_ref().map(absolute).transpose()?,
@@ -149,7 +158,7 @@ mod tests {
     #[test]
     fn it_arrives_as_it_was_sent() {
         let sent = PerRun {
-            timing: Some("timing.json".into()),
+            timing: Some(Timing::File("timing.json".into())),
             icount: true,
             host: HostUse {
                 sandbox: Mode::Required,
@@ -159,7 +168,8 @@ mod tests {
         };
         let arrived = PerRun::from_json(&sent.to_json().unwrap()).unwrap();
         assert_eq!(arrived.host, sent.host);
-        assert_eq!(arrived.timing, Some(std::path::absolute("timing.json").unwrap()));
+        let file = Timing::File(std::path::absolute("timing.json").unwrap());
+        assert_eq!(arrived.timing, Some(file));
         assert!(arrived.icount && !arrived.exits);
         assert!(PerRun::from_json("{}").is_err());
         let text = sent.to_json().unwrap().replace("required", "perhaps");

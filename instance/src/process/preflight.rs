@@ -1,4 +1,4 @@
-//! What a launch would be refused for, found without launching anything: `run --dry-run`.
+//! What a launch would be refused for, found without launching anything.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -35,7 +35,8 @@ pub fn check(store: &Store, image: &Image, record: &Record, per_run: &PerRun) ->
     network::check(record)
 }
 
-/// Builds the machine as it would be, but for its devices, and drops it: processors, memory, accelerator and what boots.
+/// Builds the machine as it would be, but for its devices, and drops it: processors, memory, accelerator and
+/// what boots.
 fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: &PerRun) -> Result<()> {
     let config = &record.config;
     per_run.check(&config.limits)?;
@@ -90,8 +91,8 @@ fn volume_fits(volume: &Volume, image: &Image) -> Result<()> {
     }
 }
 
-/// Tries the size with a file without a name, in the directory or the one that it would be made in. Where there are no such files,
-/// the launch will show it.
+/// Tries the size with a file without a name, in the directory or the one that it would be made in. Where
+/// there are no such files, the launch will show it.
 fn size_fits(path: &Path, size: u64) -> io::Result<()> {
     let Some(directory) = path.ancestors().skip(1).find(|directory| directory.is_dir()) else {
         return Ok(());
@@ -123,7 +124,8 @@ mod tests {
         kernel: std::path::PathBuf,
     }
 
-    /// The least that passes for a kernel: ELF for x86-64 with one segment of a page at 16 MiB, where it is entered.
+    /// The least that passes for a kernel: ELF for x86-64 with one segment of a page at 16 MiB, where it is
+    /// entered.
     fn kernel() -> Vec<u8> {
         let mut file = vec![0; 0x2000];
         let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);

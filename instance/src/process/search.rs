@@ -1,9 +1,10 @@
-//! The host's search list for names, which a guest without DHCP gets on its kernel command line. Its resolver is the host's, so short
-//! names mean there what they mean here.
+//! The host's search list for names, which a guest without DHCP gets on its kernel command line. Its resolver
+//! is the host's, so short names mean there what they mean here.
 
 use machine::net::user::RESOLVERS;
 
-/// Domains at most, and bytes of all of them: glibc's limits before 2.26, and the command line has room for them.
+/// Domains at most, and bytes of all of them: glibc's limits before 2.26, and the command line has room for
+/// them.
 const DOMAINS: usize = 6;
 const BYTES: usize = 256;
 
@@ -14,7 +15,8 @@ pub fn word() -> Option<String> {
     (!domains.is_empty()).then(|| format!("kiln.search={}", domains.join(",")))
 }
 
-/// The last `search` or `domain` line counts (resolv.conf(5)). The root domain alone, as systemd-resolved writes it, is none.
+/// The last `search` or `domain` line counts (resolv.conf(5)). The root domain alone, as systemd-resolved
+/// writes it, is none.
 fn parse(text: &str) -> Vec<&str> {
     let list = text.lines().rev().find_map(|line| {
         let mut words = line.split_ascii_whitespace();
@@ -40,7 +42,9 @@ mod tests {
 
     #[test]
     fn the_last_list_counts_and_only_names_are_taken() {
-        let text = "search old.example\nnameserver 192.0.2.1\n search a.example. b_c.example x,kiln.main=none \n# search z\n";
+        let text = "search old.example\nnameserver 192.0.2.1\n \
+                    search a.example. b_c.example x,kiln.main=none \n\
+                    # search z\n";
         assert_eq!(parse(text), ["a.example.", "b_c.example"]);
         assert_eq!(parse("domain one.example\n"), ["one.example"]);
         assert!(parse("nameserver 127.0.0.53\nsearch .\n").is_empty());

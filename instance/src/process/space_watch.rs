@@ -1,7 +1,8 @@
-//! A full file system of the host: holds the guest's processors while a write of theirs waits for space, reports why, and has the
-//! write carried out again when there is space or somebody asks for it.
+//! A full file system of the host: holds the guest's processors while a write of theirs waits for space,
+//! reports why, and has the write carried out again when there is space or somebody asks for it.
 //!
-//! The disks' threads report; a thread of its own does the rest, because they may neither open files nor wait.
+//! The disks' threads report; a thread of its own does the rest, because they may neither open files nor
+//! wait.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,8 +19,8 @@ use machine::virtio::block::{SpaceEvent, SpaceMonitor};
 
 /// Between two looks whether there is space again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// The guest goes on by itself when so many bytes are free: more than the room for the record, and enough that it does not stop
-/// again at its next write. A request to go on is tried whatever is free.
+/// The guest goes on by itself when so many bytes are free: more than the room for the record, and enough
+/// that it does not stop again at its next write. A request to go on is tried whatever is free.
 const ENOUGH: u64 = 4 << 20;
 
 /// What the thread is sent.
@@ -184,7 +185,7 @@ impl Watch {
                 hold(true);
                 let Disk { device, path, .. } = &self.disks[number];
                 let report = NoSpace::new(device, path, &error);
-                // An attempt of our own that has failed again is no news.
+                // An attempt of our own that has failed again is not reported again.
                 if self.full[number].replace(error).is_none() || std::mem::take(&mut self.asked) {
                     (self.hook)(Some(report));
                 }
@@ -212,7 +213,8 @@ impl Watch {
         }
     }
 
-    /// Has the writes that wait carried out again: all of them, or those that seem to have the space they need.
+    /// Has the writes that wait carried out again: all of them, or those that seem to have the space they
+    /// need.
     fn retry(&self, all: bool) {
         for (disk, error) in self.disks.iter().zip(&self.full) {
             if let Some(error) = error
@@ -224,7 +226,7 @@ impl Watch {
     }
 }
 
-/// Whether a write may succeed now. What a quota leaves, only the write itself can tell.
+/// Whether a write may succeed now. What a quota leaves, only the write itself shows.
 fn may_have_space(path: &Path, error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::QuotaExceeded || space::free(path).map_or(true, |free| free >= ENOUGH)
 }

@@ -1,9 +1,10 @@
-//! What is published to those who subscribed: a bounded channel for each of them, whose receiver can wait for its connection as
-//! well.
+//! What is published to those who subscribed: a bounded channel for each of them, whose receiver can wait for
+//! its connection as well.
 //!
-//! A subscriber is served by a thread that waits for two things at once: the next item, and the end of the peer that the items
-//! go to. A channel alone cannot be polled, so each has an eventfd next to it. The descriptor belongs to the receiver: it is
-//! closed when the subscriber's thread ends, not when the publisher has something new to say.
+//! A subscriber is served by a thread that waits for two things at once: the next item, and the end of the
+//! peer that the items go to. A channel alone cannot be polled, so each has an eventfd next to it. The
+//! descriptor belongs to the receiver: it is closed when the subscriber's thread ends, not when the publisher
+//! has something new to say.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -25,7 +26,8 @@ struct Subscriber<T> {
     wake: Weak<EventFd>,
 }
 
-/// The receiver's side: everything that is published from its making on. As an iterator it waits for the items alone.
+/// The receiver's side: everything that is published from its making on. As an iterator it waits for the
+/// items alone.
 #[derive(Debug)]
 pub struct Subscription<T> {
     receiver: Receiver<T>,
@@ -113,7 +115,8 @@ impl<T> Drop for Subscriber<T> {
 impl<T> Subscription<T> {
     /// Waits for the next item, for the end of `peer`, and with `input` for what `peer` sends.
     ///
-    /// A peer that has ended its own direction only (`shutdown(2)` with `SHUT_WR`) still reads, and is not gone.
+    /// A peer that has ended its own direction only (`shutdown(2)` with `SHUT_WR`) still reads, and is not
+    /// gone.
     ///
     /// # Errors
     /// When the kernel cannot wait.

@@ -1,9 +1,10 @@
 //! `create-image`: a new AMI from an instance.
 //!
-//! By default a running instance is shut down, copied and started again, as EC2 does, so that the file system in the image is
-//! clean. `no_reboot` freezes the guest's file systems through the agent for the time of the copy instead. The image stands
-//! alone: it holds the whole root, only allocated blocks of it on disk. The instance keeps its identity; it is removed
-//! from the copy ([`scrub`]), and each instance of the new image gets one of its own at its first boot.
+//! By default a running instance is shut down, copied and started again, as EC2 does, so that the file system
+//! in the image is clean. `no_reboot` freezes the guest's file systems through the agent for the time of the
+//! copy instead. The image stands alone: it holds the whole root, only allocated blocks of it on disk. The
+//! instance keeps its identity; it is removed from the copy ([`scrub`]), and each instance of the new image
+//! gets one of its own at its first boot.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -37,7 +38,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(90);
 /// Bytes copied at a time.
 const STEP: u64 = 1 << 20;
 
-/// What is wished of a new image.
+/// What is asked of a new image.
 #[derive(Debug, Clone)]
 pub struct Capture {
     /// The image's name, and its name in the store.
@@ -51,7 +52,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Makes an image of `id` and puts it into the store. Returns its id, and a warning when the copy may not be clean.
+    /// Makes an image of `id` and puts it into the store. Returns its id, and a warning when the copy may not
+    /// be clean.
     pub fn run(&self, store: &Store, images: &Images, id: &InstanceId) -> Result<(String, Option<String>)> {
         let record = store.reconcile(id)?;
         if !record.state.has_process() {
@@ -64,7 +66,7 @@ impl Capture {
         if let Some(paused) = &record.paused {
             return Err(Error::CapturePaused {
                 label: record.label().to_owned(),
-                paused: paused.clone(),
+                paused: Box::new(paused.clone()),
             });
         }
         let (draft, warning) = if self.no_reboot {
@@ -92,7 +94,8 @@ impl Capture {
         Ok((made?, warning))
     }
 
-    /// Copies while the guest's file systems take no writes. The agent thaws by itself should this process die.
+    /// Copies while the guest's file systems take no writes. The agent thaws by itself should this process
+    /// die.
     fn frozen(&self, store: &Store, images: &Images, record: &Record) -> Result<(Draft, Option<String>)> {
         let directory = store.home().instance(&record.id);
         let mut freeze = agent::Session::open(
@@ -105,7 +108,10 @@ impl Capture {
         let thawed = agent::request(&directory, &Determinism::default(), &Request::Thaw);
         let made = made?;
         let warning = thawed.err().map(|error| {
-            format!("the file systems were not frozen to the end of the copy ({error}): the image may not be consistent")
+            format!(
+                "the file systems were not frozen to the end of the copy ({error}): the image may not be \
+                 consistent"
+            )
         });
         Ok((made, warning))
     }

@@ -1,4 +1,5 @@
-//! What is asked of the guest of a running instance: to be there, and what its agent, its console and its ports offer.
+//! What is asked of the guest of a running instance: to be there, and what its agent, its console and its
+//! ports offer.
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -7,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use guest_init::proto::{Exec, Request};
 
-use super::Service;
-use crate::api::client::{Incoming, StatusEvent};
+use super::{Service, shutdown};
+use crate::api::client::Incoming;
 use crate::error::AgentError;
 use crate::guest::agent::{self, Session};
 use crate::process::console::read_whole_log;
+use crate::process::instance_process::StatusEvent;
 use crate::process::network::open_ports;
 use crate::store::network::Port;
 use crate::{Error, Event, InstanceId, Result};
@@ -93,20 +95,36 @@ impl Service {
         Ok(ReadyInstance { id, directory })
     }
 
-    /// Waits for something of a running instance. The guest says when it is there; nothing here asks again and again.
+    /// Waits for something of a running instance. The guest says when it is there; nothing here asks again
+    /// and again.
     ///
     /// # Errors
     /// When the instance does not run, is paused, ends, or takes longer than `timeout`.
     pub fn wait_for(&self, instance: &str, what: WaitFor, timeout: Duration) -> Result<InstanceId> {
         let id = self.running(instance, Event::Started)?;
+        self.wait_for_launched(&id, what, timeout)?;
+        Ok(id)
+    }
+
+    /// The same for an instance that was launched or started a moment ago: that it runs no more means that it
+    /// has ended too early.
+    ///
+    /// # Errors
+    /// As [`Service::wait_for`].
+    pub fn wait_for_launched(&self, id: &InstanceId, what: WaitFor, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
-        self.wait_ready(&id, timeout)?;
+        match self.wait_ready(id, timeout) {
+            Err(Error::Unresponsive { .. }) if shutdown::has_ended(&self.store, id)? => {
+                return Err(Error::EndedEarly(id.to_string()));
+            }
+            ready => ready?,
+        }
         let port = match what {
-            WaitFor::Agent => return Ok(id),
+            WaitFor::Agent => return Ok(()),
             WaitFor::Ssh => SSH,
             WaitFor::Port(port) => port,
         };
-        let directory = self.home().instance(&id);
+        let directory = self.home().instance(id);
         let found = within(deadline.saturating_duration_since(Instant::now()), move || {
             Session::open(&directory, &Determinism::default(), &Request::WaitPort { port })?.finish()?;
             match what {
@@ -115,7 +133,7 @@ impl Service {
             }
         })?;
         match found {
-            Some(Ok(())) => Ok(id),
+            Some(Ok(())) => Ok(()),
             Some(Err(source)) => Err(Error::Port {
                 id: id.to_string(),
                 port,
@@ -139,7 +157,10 @@ impl Service {
         let id = id.to_string();
         match found {
             Some(Ok(Some(event))) => match event.paused {
-                Some(paused) => Err(Error::IsPaused { id, paused }),
+                Some(paused) => Err(Error::IsPaused {
+                    id,
+                    paused: Box::new(paused),
+                }),
                 None => Ok(()),
             },
             Some(Ok(None)) => Err(Error::EndedEarly(id)),
@@ -191,8 +212,8 @@ impl Service {
     }
 }
 
-/// What `step` returns, or `None` when that takes longer than `timeout`: its thread ends with the process then, or when the instance
-/// does.
+/// What `step` returns, or `None` when that takes longer than `timeout`: its thread ends with the process
+/// then, or when the instance does.
 fn within<T: Send + 'static>(
     timeout: Duration,
     step: impl FnOnce() -> T + Send + 'static,

@@ -1,18 +1,167 @@
-//! The process of an instance from the inside: what is set up around a guest while it runs.
+//! The process of an instance from the inside: it holds the lock, runs the guest, and serves those who
+//! control it.
+//!
+//! A command that launches in the foreground runs the instance itself; a detached one is run by a process
+//! that
+//! [`detach`](crate::process::detach) has started.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::Result;
 use crate::api;
 use crate::guest::{agent, clock_sync, readiness};
+use crate::process::assemble::{Assembly, TerminalSize};
 use crate::process::console::Console;
+use crate::process::detach::Report;
 use crate::process::instance_process::InstanceProcess;
+use crate::process::launch::Fresh;
+use crate::process::per_run::PerRun;
 use crate::store::LockedInstance;
+use crate::store::home::Home;
+use crate::store::record::Ending;
+use crate::{Error, Record, Result, State};
+use machine::sandbox::{self, Kind};
+use machine::timeline::{Event, Timeline};
 use machine::virtio::determinism::Determinism;
 
-/// Takes charge of `held`. The guest itself is run by [`InstanceProcess::run`]. `determinism` is the machine's.
-pub fn take_charge(mut held: LockedInstance, determinism: &Determinism) -> Arc<InstanceProcess> {
+/// Lines of the console that are kept of a guest that has ended.
+const LAST_LINES: usize = 12;
+
+/// An instance that this process runs. No other thread may have been started before it runs: the process
+/// confines itself.
+pub struct Host {
+    process: Arc<InstanceProcess>,
+    assembly: Assembly,
+    determinism: Determinism,
+    timeline: Arc<Timeline>,
+    /// It was launched by this process: what never runs is removed.
+    launched_here: bool,
+}
+
+/// How a guest has ended for good.
+#[derive(Debug)]
+pub struct Hosted {
+    /// The end.
+    pub ending: Ending,
+    /// The record as it was written then; the instance may be removed.
+    pub record: Record,
+    /// The last lines of the console.
+    pub last_lines: String,
+    /// What was measured and is to be shown, as tables.
+    pub tables: String,
+    /// How many instructions there were, in words, where they were counted.
+    pub counted: Option<String>,
+}
+
+impl Host {
+    /// Takes charge of `held`, which is pending. `timeline` has been running since the process began.
+    pub fn new(held: LockedInstance, home: &Home, per_run: PerRun, timeline: Arc<Timeline>) -> Host {
+        let determinism = per_run.determinism();
+        let assembly = Assembly::new(home.clone(), per_run, determinism.clone(), Arc::clone(&timeline));
+        Host {
+            process: take_charge(held, &determinism),
+            assembly,
+            determinism,
+            timeline,
+            launched_here: false,
+        }
+    }
+
+    /// The instance was launched by this process, which has opened `fresh` for it.
+    pub fn launched_here(self, fresh: Fresh) -> Host {
+        Host {
+            assembly: self.assembly.with(fresh),
+            launched_here: true,
+            ..self
+        }
+    }
+
+    /// A command of the caller runs in place of the image's main program.
+    pub fn without_main(self, without_main: bool) -> Host {
+        Host {
+            assembly: self.assembly.without_main(without_main),
+            ..self
+        }
+    }
+
+    /// The console is shown on a terminal of this size.
+    pub fn on_terminal(self, size: TerminalSize) -> Host {
+        Host {
+            assembly: self.assembly.on_terminal(size),
+            ..self
+        }
+    }
+
+    /// The instance process.
+    pub fn process(&self) -> &Arc<InstanceProcess> {
+        &self.process
+    }
+
+    /// Whether instructions are time.
+    pub fn determinism(&self) -> &Determinism {
+        &self.determinism
+    }
+
+    /// Runs the guest until it ends for good. `on_started` is called when it runs and its sockets are there.
+    /// Whoever started this process is told of that through `report`, if there is one. An instance that is
+    /// not to outlive its run is removed.
+    ///
+    /// # Errors
+    /// When the end cannot be written down, or what was measured cannot.
+    pub fn run(
+        mut self,
+        mut report: Option<Report>,
+        on_started: impl FnOnce() -> Result<()>,
+    ) -> Result<Hosted> {
+        let (process, determinism) = (&self.process, &self.determinism);
+        let assembly = &mut self.assembly;
+        let timeline = Arc::clone(&self.timeline);
+        let serve = || {
+            serve(process, determinism, move || timeline.mark(Event::Ready))?;
+            on_started()
+        };
+        let build = |record: &Record, directory: &Path, console: &Console| {
+            // Threads only after this; and without it the report stays here until the record says why.
+            if let Some(report) = report.take() {
+                assembly.confine(record, directory, record.auto_remove)?;
+                report_start(process, report)?;
+            }
+            assembly.build(record, directory, console)
+        };
+        let (ending, held) = process.run(build, serve)?;
+        let hosted = Hosted {
+            ending,
+            record: held.record().clone(),
+            last_lines: self.process.console().last_lines(LAST_LINES),
+            tables: self.assembly.finish()?,
+            counted: self.assembly.counted(),
+        };
+        // What never ran is nothing to keep.
+        if hosted.record.auto_remove || self.launched_here && !self.process.has_run() {
+            self.assembly.remove(held)?;
+        }
+        Ok(hosted)
+    }
+}
+
+/// Reports to the command that waits for it whether the guest runs.
+fn report_start(process: &Arc<InstanceProcess>, report: Report) -> Result<()> {
+    let (now, events) = process.watch()?;
+    let watch = move || {
+        for next in std::iter::once(now).chain(events) {
+            match (next.state, next.ending) {
+                (State::Running, _) => return report.running(),
+                (State::Stopped, Some(ending)) => return report.failed(&ending.to_string()),
+                _ => {}
+            }
+        }
+    };
+    sandbox::spawn("report", Kind::Control, watch).map_err(Error::os("starting a thread"))?;
+    Ok(())
+}
+
+/// The instance process of `held`, which is this one.
+fn take_charge(mut held: LockedInstance, determinism: &Determinism) -> Arc<InstanceProcess> {
     held.name_process();
     let console = Console::new(held.directory());
     let asked = determinism.clone();
@@ -21,7 +170,7 @@ pub fn take_charge(mut held: LockedInstance, determinism: &Determinism) -> Arc<I
 }
 
 /// Opens the instance process's sockets. `on_ready` is called when the guest's agent says that it is there.
-pub fn serve(
+fn serve(
     process: &Arc<InstanceProcess>,
     determinism: &Determinism,
     on_ready: impl Fn() + Send + 'static,

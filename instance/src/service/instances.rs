@@ -81,7 +81,8 @@ impl Service {
     /// What is known of instances.
     ///
     /// # Errors
-    /// When one that the request names is not there or its record cannot be read, or no instance can be looked for.
+    /// When one that the request names is not there or its record cannot be read, or no instance can be
+    /// looked for.
     pub fn describe_instances(&self, request: &DescribeInstances) -> Result<DescribedInstances> {
         let mut described = DescribedInstances::default();
         if request.instances.is_empty() {
@@ -164,8 +165,8 @@ impl Service {
         Ok(id)
     }
 
-    /// Stops an instance and removes it with its volumes, but for those that outlive it. What is left of one whose record
-    /// cannot be read is removed, too.
+    /// Stops an instance and removes it with its volumes, but for those that outlive it. What is left of one
+    /// whose record cannot be read is removed, too.
     ///
     /// # Errors
     /// When there is no such instance, or it can be neither stopped nor removed.
@@ -201,7 +202,7 @@ impl Service {
             (id, None) => Ok(id),
             (id, Some(paused)) => Err(Error::IsPaused {
                 id: id.to_string(),
-                paused,
+                paused: Box::new(paused),
             }),
         }
     }

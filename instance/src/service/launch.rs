@@ -111,7 +111,8 @@ impl Service {
     /// Launches instances, and returns when their guests run.
     ///
     /// # Errors
-    /// The reason for which an instance could not be launched. Those before it run; [`Service::launch_instances`] names them.
+    /// The reason for which an instance could not be launched. Those before it run;
+    /// [`Service::launch_instances`] names them.
     pub fn run_instances(&self, request: &RunInstances) -> Result<Reservation> {
         let launches = self.launch_instances(request)?;
         let id = launches.launch.reservation().clone();
@@ -134,7 +135,8 @@ impl Service {
         })
     }
 
-    /// Checks that a launch is possible, and makes nothing: the record that its first instance would begin with.
+    /// Checks that a launch is possible, and makes nothing: the record that its first instance would begin
+    /// with.
     ///
     /// # Errors
     /// The reason for which it would be refused.
@@ -145,7 +147,8 @@ impl Service {
         Ok(record)
     }
 
-    /// Makes one instance that this process is to run itself ([`hosting`](super::hosting)), with what was opened for it.
+    /// Makes one instance that this process is to run itself ([`hosting`](super::hosting)), with what was
+    /// opened for it.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -169,7 +172,8 @@ impl Service {
     }
 }
 
-/// The instances of a launch, each launched by the call of `next` that returns it. After an error there are no more.
+/// The instances of a launch, each launched by the call of `next` that returns it. After an error there are
+/// no more.
 #[derive(Debug)]
 pub struct Launches<'a> {
     service: &'a Service,

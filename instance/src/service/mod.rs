@@ -1,7 +1,8 @@
 //! What can be asked for: requests and answers in plain structs, and errors with a [`Code`](crate::Code).
 //!
-//! The command line calls it, and a server for EC2's API can. Nothing here prints, reads an environment variable or looks at a
-//! terminal. An instance or image is named as people name it: by its id, the beginning of its id, or its name.
+//! The command line calls it, and a server for EC2's API can. Nothing here prints, reads an environment
+//! variable or looks at a terminal. An instance or image is named as people name it: by its id, the beginning
+//! of its id, or its name.
 //!
 //! | file | requests |
 //! |---|---|

@@ -1,7 +1,9 @@
-//! Stopping an instance from another process: through its control socket, and by signals where that cannot be.
+//! Stopping an instance from another process: through its control socket, and by signals where that cannot
+//! be.
 //!
-//! The process that runs an instance may be out of reach: its socket removed, all of its connections taken, or the process
-//! itself stuck. It can be ended all the same, because the kernel says which process it is ([`crate::store::process_lock`]).
+//! The process that runs an instance may be out of reach: its socket removed, all of its connections taken,
+//! or the process itself stuck. It can be ended all the same, because the kernel says which process it is
+//! ([`crate::store::process_lock`]).
 
 use std::io;
 use std::path::Path;
@@ -22,8 +24,9 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks at the lock of a process that is about to end.
 const RETRY: Duration = Duration::from_millis(5);
 
-/// Stops an instance and waits until it has stopped. The guest has `time` to power off, then it is ended without its consent:
-/// by its process, or with it if it does not answer. An instance that has stopped already is fine.
+/// Stops an instance and waits until it has stopped. The guest has `time` to power off, then it is ended
+/// without its consent: by its process, or with it if it does not answer. An instance that has stopped
+/// already is fine.
 ///
 /// # Errors
 /// When the instance's state cannot be known, or its process cannot be ended from here.
@@ -75,8 +78,8 @@ pub fn remove_damaged(store: &Store, id: &InstanceId) -> Result<()> {
     store.hold_damaged(id)?.remove()
 }
 
-/// Ends the process that runs the instance kept in `directory` without its consent, and waits until it has ended; `false` when there
-/// is none.
+/// Ends the process that runs the instance kept in `directory` without its consent, and waits until it has
+/// ended; `false` when there is none.
 fn kill(directory: &Path) -> Result<bool> {
     let Some(process) = ProcessHandle::find(directory)? else {
         return Ok(false);
@@ -85,8 +88,9 @@ fn kill(directory: &Path) -> Result<bool> {
     Ok(process.wait(EXIT_TIMEOUT))
 }
 
-/// Takes hold of an instance that nobody runs, as [`Store::hold`] does. One whose process has been killed a moment ago is waited
-/// for: the kernel takes such a process apart after the kill has returned, and only then gives up its locks.
+/// Takes hold of an instance that nobody runs, as [`Store::hold`] does. One whose process has been killed a
+/// moment ago is waited for: the kernel takes such a process apart after the kill has returned, and only then
+/// gives up its locks.
 ///
 /// # Errors
 /// As [`Store::hold`].
@@ -107,8 +111,8 @@ pub fn hold(store: &Store, id: &InstanceId, event: Event) -> Result<LockedInstan
     store.hold(id, event)
 }
 
-/// Whether nobody runs `id` any more; with `--rm` nothing is left of it.
-fn has_ended(store: &Store, id: &InstanceId) -> Result<bool> {
+/// Whether nobody runs `id` any more; of one that is removed when it stops nothing is left.
+pub fn has_ended(store: &Store, id: &InstanceId) -> Result<bool> {
     match store.reconcile(id) {
         Ok(record) => Ok(!record.state.has_process()),
         Err(Error::NoInstance(_)) => Ok(true),

@@ -14,7 +14,7 @@ use crate::process::console::Console;
 use crate::process::guest::Guest;
 use crate::process::instance_process::InstanceProcess;
 use crate::process::launch::Launch;
-use crate::process::per_run::{HostUse, PerRun};
+use crate::process::per_run::HostUse;
 use crate::store::network::Network;
 use crate::store::record::{Accel, Config};
 use crate::store::sockets;
@@ -119,24 +119,44 @@ fn launches_that_cannot_be_are_refused_by_code_and_nothing_is_made() {
         ports,
         ..Config::default()
     };
-    let counting = PerRun {
-        icount: true,
-        ..PerRun::default()
+    let with = |change: &dyn Fn(&mut RunInstances)| {
+        let mut request = world.request();
+        change(&mut request);
+        request
     };
-    let base = || world.request();
-    #[rustfmt::skip]
     let cases = [
         (RunInstances::of("nothing"), Code::ImageNotFound),
-        (RunInstances { count: 0, ..base() }, Code::InvalidValue),
-        (RunInstances { count: 1001, ..base() }, Code::InvalidValue),
-        (RunInstances { count: 2, name: Some("web".into()), ..base() }, Code::InvalidCombination),
-        (RunInstances { count: 2, config: config(Network::User, vec![port("8080:80")]), ..base() }, Code::InvalidCombination),
-        (RunInstances { config: config(Network::None, vec![port("80")]), ..base() }, Code::InvalidCombination),
-        (RunInstances { per_run: counting.clone(), config: Config { accel: Accel::Kvm, ..Config::default() }, ..base() }, Code::InvalidCombination),
-        (RunInstances { per_run: counting, config: Config { cpus: Some(2), ..Config::default() }, ..base() }, Code::InvalidCombination),
-        (RunInstances { user_data: Some(vec![b'x'; 16385]), ..base() }, Code::InvalidValue),
-        (RunInstances { volumes: vec!["4M".parse().unwrap(); 16], ..base() }, Code::TooManyVolumes),
-        (RunInstances { name: Some("../x".into()), ..base() }, Code::InvalidValue),
+        (with(&|r| r.count = 0), Code::InvalidValue),
+        (with(&|r| r.count = 1001), Code::InvalidValue),
+        (
+            with(&|r| (r.count, r.name) = (2, Some("web".into()))),
+            Code::InvalidCombination,
+        ),
+        (
+            with(&|r| (r.count, r.config) = (2, config(Network::User, vec![port("8080:80")]))),
+            Code::InvalidCombination,
+        ),
+        (
+            with(&|r| r.config = config(Network::None, vec![port("80")])),
+            Code::InvalidCombination,
+        ),
+        (
+            with(&|r| (r.per_run.icount, r.config.accel) = (true, Accel::Kvm)),
+            Code::InvalidCombination,
+        ),
+        (
+            with(&|r| (r.per_run.icount, r.config.cpus) = (true, Some(2))),
+            Code::InvalidCombination,
+        ),
+        (
+            with(&|r| r.user_data = Some(vec![b'x'; 16385])),
+            Code::InvalidValue,
+        ),
+        (
+            with(&|r| r.volumes = vec!["4M".parse().unwrap(); 16]),
+            Code::TooManyVolumes,
+        ),
+        (with(&|r| r.name = Some("../x".into())), Code::InvalidValue),
     ];
     for (request, expected) in cases {
         assert_eq!(
@@ -156,7 +176,7 @@ fn launches_that_cannot_be_are_refused_by_code_and_nothing_is_made() {
     let several = RunInstances {
         count: 2,
         config: config(Network::User, vec![port("80")]),
-        ..base()
+        ..world.request()
     };
     world.service.launch_instances(&several).unwrap();
 }
@@ -237,6 +257,10 @@ fn what_a_state_does_not_allow_has_its_code() {
     service.resume_instance("busy").unwrap();
     running.process.set_ready();
     service.wait_for("busy", WaitFor::Agent, LONG).unwrap();
+    let id = running.process.id().clone();
+    drop(running);
+    let ended = service.wait_for_launched(&id, WaitFor::Agent, LONG).unwrap_err();
+    assert!(matches!(ended, Error::EndedEarly(_)), "{ended}");
 }
 
 #[test]

@@ -69,8 +69,8 @@ impl Home {
     }
 }
 
-/// The hard link to the image of the instance kept in `directory`. It stands beside the directory: the process that runs the
-/// guest may write inside, and must not write to an image.
+/// The hard link to the image of the instance kept in `directory`. It is next to the directory: the process
+/// that runs the guest may write inside, and must not write to an image.
 pub fn base_link(directory: &Path) -> PathBuf {
     let mut name = directory.file_name().unwrap_or_default().to_owned();
     name.push(BASE_SUFFIX);

@@ -101,8 +101,8 @@ id!(
 );
 
 impl InstanceId {
-    /// The SMBIOS product uuid and serial number. It starts with `ec2`, by which cloud-init recognises the platform,
-    /// and follows from the id, so that it survives stop and start.
+    /// The SMBIOS product uuid and serial number. It starts with `ec2`, by which cloud-init recognises the
+    /// platform, and follows from the id, so that it survives stop and start.
     pub fn platform_uuid(&self) -> Uuid {
         let derived = Uuid::new_v5(&NAMESPACE, self.0.as_bytes()).as_u128();
         Uuid::from_u128(0xec2 << 116 | (derived & (u128::MAX >> 12)))
@@ -114,8 +114,8 @@ impl InstanceId {
     }
 }
 
-/// Whether `name` may name an instance or an image tag: 1 to 63 letters, digits, `.`, `_` and `-`, not first a `.` or `-`,
-/// and not in the form of an id.
+/// Whether `name` may name an instance or an image tag: 1 to 63 letters, digits, `.`, `_` and `-`, not first
+/// a `.` or `-`, and not in the form of an id.
 pub fn valid_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     (1..=63).contains(&name.len())

@@ -1,48 +1,43 @@
-//! The directory of all instances, and the truth about each of them.
+//! The directory of all instances, and how the state of each is derived.
 //!
 //! ```text
 //! instances/                 one directory for all
 //!   .names                   lock: held while a name is being claimed
 //!   i-0123456789abcdef0/     an instance; complete from the moment it bears this name
 //!     instance.json          the record, replaced atomically
-//!     lock                   held by the instance process, the process that runs the guest, for as long as it lives
+//!     lock                   held by the process that runs the guest, to its end
 //!     reserve                room for the record when the guest has filled the file system
 //!     …                      volumes, console log, sockets
 //!   i-0123456789abcdef0.ami  a hard link to its image
 //!   .new-i-…/  .gone-i-…/    being made, being removed; swept when their maker has died
 //! ```
 //!
-//! Only the holder of `lock` writes the record. When the record says that a process runs the guest but nobody holds the
-//! lock, the instance process was killed: whoever notices takes the lock and writes that down. So after `kill -9` of anything at any
-//! moment the next command tells the truth.
+//! Only the holder of `lock` writes the record. When the record says that a process runs the guest but nobody
+//! holds the lock, the instance process was killed: whoever notices takes the lock and writes that down. So
+//! after `kill -9` of anything at any moment the next command derives the right state.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::error::RecordError;
 use crate::store::home::{BASE_SUFFIX, Home, base_link, create_private, create_private_new};
 use crate::store::id::valid_name;
 use crate::store::lock::Lock;
-use crate::store::process_lock::ProcessLock;
-use crate::store::record::{Ending, FORMAT, Record};
-use crate::store::replace::{Durable, replace};
-use crate::store::reserve;
+use crate::store::locked::{Damaged, LockedInstance};
+use crate::store::record::{Ending, Record};
+use crate::store::record_file;
 use crate::{Error, Event, InstanceId, Result, State};
 
-/// The largest record that is read: one with the largest user input is far below.
-const MAX_RECORD: u64 = 1 << 20;
 /// How long a claim on a name or on a stopped instance waits for another command that is about to finish.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// After this long an unfinished directory that nobody holds has no maker any more.
 const ABANDONED: Duration = Duration::from_secs(60);
 
-const RECORD: &str = "instance.json";
 const LOCK: &str = "lock";
 const NEW: &str = ".new-";
 /// Begins the name of a directory that is being removed.
-const GONE: &str = ".gone-";
+pub(super) const GONE: &str = ".gone-";
 
 /// All instances of a user.
 #[derive(Debug, Clone)]
@@ -53,20 +48,10 @@ pub struct Store {
 /// One entry of a listing.
 #[derive(Debug)]
 pub enum Entry {
-    /// The record, with the truth about its state.
+    /// The record, reconciled with the lock.
     Known(Box<Record>),
     /// The record cannot be read.
     Damaged(Error, InstanceId),
-}
-
-/// An instance that this process owns: nobody else changes it until this is dropped.
-#[derive(Debug)]
-pub struct LockedInstance {
-    record: Record,
-    directory: PathBuf,
-    lock: Lock,
-    /// The name of this process, once it runs the guest.
-    named: Option<ProcessLock>,
 }
 
 impl Store {
@@ -80,8 +65,8 @@ impl Store {
         &self.home
     }
 
-    /// Makes the directory of a new instance and takes hold of it. Claims the record's name. `fill` puts further files
-    /// into the directory (given as it is named *now*) before anybody can see it.
+    /// Makes the directory of a new instance and takes hold of it. Claims the record's name. `fill` puts
+    /// further files into the directory (given as it is named *now*) before anybody can see it.
     pub fn create(
         &self,
         mut record: Record,
@@ -100,7 +85,7 @@ impl Store {
         let made = (|| {
             let lock = take(&under_way, &record.id)?;
             fill(&under_way, &mut record)?;
-            first_record(&under_way, &record)?;
+            record_file::write_first(&under_way, &record)?;
             let directory = self.home.instance(&record.id);
             fs::rename(&under_way, &directory).map_err(Error::file("creating", &directory))?;
             Ok(LockedInstance {
@@ -130,11 +115,12 @@ impl Store {
         if !valid_name(name) {
             return Err(Error::Malformed(
                 name.into(),
-                "name (1 to 63 letters, digits, `.`, `_`, `-`; the first is a letter or digit or `_`; not in the form of an id)",
+                "name (1 to 63 letters, digits, `.`, `_`, `-`; the first is a letter or digit or `_`; not in \
+                 the form of an id)",
             ));
         }
         for id in self.ids()? {
-            if let Ok(Some(other)) = read_record(&self.home.instance(&id))
+            if let Ok(Some(other)) = record_file::read(&self.home.instance(&id))
                 && other.name.as_deref() == Some(name)
                 && other.state != State::Terminated
             {
@@ -161,7 +147,7 @@ impl Store {
         }
         let lock = unless_removed(id, &directory, Lock::take(&directory.join(LOCK), TIMEOUT))?
             .ok_or_else(|| Error::Busy(id.to_string()))?;
-        let record = read_record(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
+        let record = record_file::read(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
         if record.state.after(event).is_none() {
             return Err(refused(record.state));
         }
@@ -176,7 +162,7 @@ impl Store {
     /// Takes over an instance whose lock was inherited from the process that held it.
     pub fn inherit(&self, id: &InstanceId, lock: Lock) -> Result<LockedInstance> {
         let directory = self.home.instance(id);
-        let record = read_record(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
+        let record = record_file::read(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
         Ok(LockedInstance {
             record,
             directory,
@@ -185,9 +171,9 @@ impl Store {
         })
     }
 
-    /// The record in `directory` as it is written there, without the truth about it.
+    /// The record in `directory` as it is written there, not reconciled with the lock.
     pub fn record_in(directory: &Path) -> Result<Record> {
-        read_record(directory)?.ok_or_else(|| Error::NoInstance(directory.display().to_string()))
+        record_file::read(directory)?.ok_or_else(|| Error::NoInstance(directory.display().to_string()))
     }
 
     /// Takes hold of what is left of an instance whose record cannot be read, to remove it.
@@ -204,7 +190,7 @@ impl Store {
     pub fn reconcile(&self, id: &InstanceId) -> Result<Record> {
         let directory = self.home.instance(id);
         loop {
-            let record = read_record(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
+            let record = record_file::read(&directory)?.ok_or_else(|| Error::NoInstance(id.to_string()))?;
             if !record.state.has_process() || Lock::is_held(&directory.join(LOCK))? {
                 return Ok(record);
             }
@@ -212,8 +198,8 @@ impl Store {
             let Some(lock) = taken else {
                 continue;
             };
-            // The instance process may have written its last word between the reading and the taking.
-            let Some(record) = read_record(&directory)? else {
+            // The instance process may have written its last change between the reading and the taking.
+            let Some(record) = record_file::read(&directory)? else {
                 continue;
             };
             if !record.state.has_process() {
@@ -236,7 +222,8 @@ impl Store {
         }
     }
 
-    /// Every instance, oldest first, each with the truth about it. Sweeps what killed commands have left behind.
+    /// Every instance, oldest first, each reconciled with its lock. Sweeps what killed commands have left
+    /// behind.
     pub fn list(&self) -> Result<Vec<Entry>> {
         self.sweep();
         let mut entries = Vec::new();
@@ -266,7 +253,7 @@ impl Store {
         }
         let ids = self.ids()?;
         for id in &ids {
-            if let Ok(Some(record)) = read_record(&self.home.instance(id))
+            if let Ok(Some(record)) = record_file::read(&self.home.instance(id))
                 && record.name.as_deref() == Some(text)
             {
                 return Ok(id.clone());
@@ -312,7 +299,8 @@ impl Store {
             .collect())
     }
 
-    /// Removes directories whose making or removal was cut short. What cannot be removed now is left for the next time.
+    /// Removes directories whose making or removal was cut short. What cannot be removed now is left for the
+    /// next time.
     fn sweep(&self) {
         for name in self.names().unwrap_or_default() {
             let path = self.home.instances().join(&name);
@@ -331,105 +319,8 @@ impl Store {
     }
 }
 
-impl LockedInstance {
-    /// The record.
-    pub fn record(&self) -> &Record {
-        &self.record
-    }
-
-    /// The state directory.
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    /// Names this process as the one that runs the guest, so that it can be ended though its socket cannot be reached. Without
-    /// that the instance works all the same.
-    pub fn name_process(&mut self) {
-        match ProcessLock::take(&self.directory) {
-            Ok(named) => self.named = Some(named),
-            Err(error) => tracing::warn!(%error, "this process could be ended through its socket only"),
-        }
-    }
-
-    /// The lock, to be handed to a child.
-    pub fn lock(&self) -> &Lock {
-        &self.lock
-    }
-
-    /// Moves to the state after `event` and writes it down durably.
-    pub fn apply(&mut self, event: Event, reason: &str) -> Result<()> {
-        self.update(event, reason, |_| {})
-    }
-
-    /// As [`apply`](LockedInstance::apply), with other changes to the record in the same stroke.
-    pub fn update(&mut self, event: Event, reason: &str, change: impl FnOnce(&mut Record)) -> Result<()> {
-        let state = self.record.state;
-        let next = state.after(event).ok_or_else(|| Error::Transition {
-            id: self.record.id.to_string(),
-            state,
-            event,
-        })?;
-        self.record.state = next;
-        self.record.reason = reason.into();
-        self.change(change)
-    }
-
-    /// Changes the record in another respect than its state.
-    pub fn change(&mut self, change: impl FnOnce(&mut Record)) -> Result<()> {
-        change(&mut self.record);
-        // What goes away when it stops need not survive a power failure.
-        let durable = if self.record.auto_remove {
-            Durable::No
-        } else {
-            Durable::Yes
-        };
-        write_record(&self.directory, &self.record, durable)
-    }
-
-    /// Removes a stopped instance: its volumes that are to go with it, then its directory.
-    pub fn remove(self) -> Result<()> {
-        self.remove_with(remove_directory)
-    }
-
-    /// The same in a process that may not remove its own directory: `directory` removes it.
-    pub fn remove_with(mut self, directory: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        self.apply(Event::Terminate, "terminated")?;
-        for volume in self.record.volumes.iter().filter(|v| v.delete_on_termination) {
-            // Those inside the directory go with it.
-            if !volume.path.starts_with(&self.directory) {
-                let _ = fs::remove_file(&volume.path);
-            }
-        }
-        directory(&self.directory)
-    }
-}
-
-/// What is left of an instance without a readable record.
-#[derive(Debug)]
-pub struct Damaged {
-    directory: PathBuf,
-    _lock: Lock,
-}
-
-impl Damaged {
-    /// Removes it.
-    pub fn remove(self) -> Result<()> {
-        remove_directory(&self.directory)
-    }
-}
-
-/// Gone at once for everybody, then deleted at leisure.
-pub(crate) fn remove_directory(directory: &Path) -> Result<()> {
-    let name = directory.file_name().unwrap_or_default().to_string_lossy();
-    let gone = directory.with_file_name(format!("{GONE}{name}"));
-    fs::rename(directory, &gone).map_err(Error::file("removing", directory))?;
-    // There is none when the image is on another file system.
-    let _ = fs::remove_file(base_link(directory));
-    fs::remove_dir_all(&gone).map_err(Error::file("removing", &gone))
-}
-
-/// An instance can be removed by its process between any two steps of another command: that is no failure of the step, and
-/// the instance is simply not there any more.
+/// An instance can be removed by its process between any two steps of another command: that is no failure of
+/// the step, and the instance is simply not there any more.
 fn unless_removed<T>(id: &InstanceId, directory: &Path, step: Result<T>) -> Result<T> {
     match step {
         Err(Error::File { source, .. })
@@ -452,58 +343,6 @@ fn is_old(path: &Path) -> bool {
             .ok()
     };
     age().is_some_and(|age| age > ABANDONED)
-}
-
-/// `None` when there is no such instance.
-fn read_record(directory: &Path) -> Result<Option<Record>> {
-    let path = directory.join(RECORD);
-    let damaged = |source: RecordError| Error::Damaged {
-        id: directory
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
-        source,
-    };
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound && !directory.exists() => return Ok(None),
-        Err(e) => return Err(damaged(e.into())),
-    };
-    let mut text = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(file, MAX_RECORD), &mut text).map_err(|e| damaged(e.into()))?;
-    let record: Record = serde_json::from_slice(&text).map_err(|e| damaged(e.into()))?;
-    if record.format != FORMAT {
-        return Err(damaged(RecordError::Format {
-            found: record.format,
-            known: FORMAT,
-        }));
-    }
-    if directory.file_name() != Some(record.id.as_str().as_ref()) {
-        return Err(damaged(RecordError::OfAnother(record.id.to_string())));
-    }
-    Ok(Some(record))
-}
-
-/// Writes the record into a directory that nobody sees yet.
-fn first_record(directory: &Path, record: &Record) -> Result<()> {
-    let path = directory.join(RECORD);
-    let written = text_of(record).and_then(|text| fs::write(&path, text));
-    written.map_err(Error::file("writing", &path))
-}
-
-fn text_of(record: &Record) -> io::Result<Vec<u8>> {
-    let mut text = serde_json::to_vec_pretty(record)?;
-    text.push(b'\n');
-    Ok(text)
-}
-
-/// Replaces the record, if need be with the room that is kept for it.
-fn write_record(directory: &Path, record: &Record, durable: Durable) -> Result<()> {
-    let path = directory.join(RECORD);
-    let written =
-        text_of(record).and_then(|text| reserve::with_room(directory, || replace(&path, &text, durable)));
-    written.map_err(Error::file("writing", &path))
 }
 
 #[cfg(test)]

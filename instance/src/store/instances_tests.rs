@@ -5,7 +5,8 @@ use std::thread;
 
 use super::*;
 use crate::store::id::ReservationId;
-use crate::store::record::{Config, ImageRef};
+use crate::store::record::{Config, FORMAT, ImageRef};
+use crate::store::record_file::RECORD;
 
 pub(crate) fn draft(name: Option<&str>) -> Record {
     Record {
@@ -56,7 +57,7 @@ fn a_record_survives_its_writing() {
 }
 
 #[test]
-fn a_dead_owner_means_stopped_and_is_written_down() {
+fn a_dead_process_means_stopped_and_is_written_down() {
     let (_dir, store) = store();
     let mut held = store.create(draft(None), nothing).unwrap();
     held.apply(Event::Started, "").unwrap();
@@ -69,14 +70,17 @@ fn a_dead_owner_means_stopped_and_is_written_down() {
         (State::Stopped, Some(Ending::Lost))
     );
     assert_eq!(
-        read_record(&store.home.instance(&id)).unwrap().unwrap().state,
+        record_file::read(&store.home.instance(&id))
+            .unwrap()
+            .unwrap()
+            .state,
         State::Stopped
     );
     store.hold(&id, Event::Start).unwrap();
 }
 
 #[test]
-fn a_dead_owner_of_an_instance_with_rm_leaves_nothing() {
+fn a_dead_process_of_an_instance_with_rm_leaves_nothing() {
     let (_dir, store) = store();
     let mut record = draft(None);
     record.auto_remove = true;
@@ -230,7 +234,8 @@ fn a_damaged_record_is_reported_and_can_be_removed() {
     assert!(store.list().unwrap().is_empty());
 }
 
-/// An instance process that was started with `--rm` removes the instance whenever its guest is done, whatever others are about.
+/// An instance process that was started with `--rm` removes the instance whenever its guest is done, whatever
+/// others are about.
 #[test]
 fn an_instance_that_vanishes_is_not_an_error_of_the_disk() {
     let (_dir, store) = store();

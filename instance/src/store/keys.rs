@@ -28,7 +28,8 @@ fn holds_key(line: &str) -> bool {
     words.windows(2).any(|pair| is_key(pair[0], pair[1]))
 }
 
-/// A key begins with the name of its type and the length of that name, four bytes (RFC 4253 §6.6), so the two vouch for each other.
+/// A key begins with the name of its type and the length of that name, four bytes (RFC 4253 §6.6), so the two
+/// vouch for each other.
 fn is_key(kind: &str, key: &str) -> bool {
     let Ok(key) = STANDARD.decode(key) else {
         return false;

@@ -1,4 +1,4 @@
-//! What an instance may do in a second: `--limit disk=50MiB/s,iops=1000,net=100Mbit/s`.
+//! What an instance may do in a second, as in `disk=50MiB/s,iops=1000,net=100Mbit/s`.
 
 use std::num::NonZeroU64;
 use std::str::FromStr;

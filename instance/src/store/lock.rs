@@ -1,9 +1,10 @@
 //! A lock that ends with its holder.
 //!
-//! It is an open-file-description lock (`fcntl(2)`, `F_OFD_SETLK`): the kernel drops it when the last descriptor of the
-//! open file is closed, however the process ended, and it passes to a child that inherits the descriptor, so an instance
-//! can change hands with no moment in between. Unlike `flock`, it can be *asked about* without being taken
-//! (`F_OFD_GETLK`), so a command that only looks never makes another one fail.
+//! It is an open-file-description lock (`fcntl(2)`, `F_OFD_SETLK`): the kernel drops it when the last
+//! descriptor of the open file is closed, however the process ended, and it passes to a child that inherits
+//! the descriptor, so an instance can change hands with no moment in between. Unlike `flock`, it can be
+//! *asked about* without being taken (`F_OFD_GETLK`), so a command that only looks never makes another one
+//! fail.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,7 +40,7 @@ impl Lock {
         Ok(Lock { file })
     }
 
-    /// Takes the lock, waiting for the holder at most `patience`.
+    /// Takes the lock, waiting for the holder at most `timeout`.
     pub fn take(path: &Path, timeout: Duration) -> Result<Option<Lock>> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -60,12 +61,10 @@ impl Lock {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(Error::file("opening", path)(e)),
         };
-        // A read lock asks the same question as a write lock when all holders are exclusive, and needs no write access.
-        let mut probe = request();
-        probe.l_type = libc::F_RDLCK as libc::c_short;
+        let mut probe = question();
         fcntl(&file, FcntlArg::F_OFD_GETLK(&mut probe))
             .map_err(|e| Error::file("asking about", path)(e.into()))?;
-        Ok(probe.l_type != libc::F_UNLCK as libc::c_short)
+        Ok(is_locked(&probe))
     }
 
     /// A second descriptor of the same lock, to be inherited by a child process.
@@ -76,8 +75,8 @@ impl Lock {
             .map_err(Error::os("duplicating a lock"))
     }
 
-    /// The lock behind a descriptor that was inherited from a parent that [`share`](Lock::share)d it. Taking it again is
-    /// harmless when it is held through this very open file, and fails when it is not.
+    /// The lock behind a descriptor that was inherited from a parent that [`share`](Lock::share)d it. Taking
+    /// it again is harmless when it is held through this very open file, and fails when it is not.
     pub fn inherit(descriptor: OwnedFd) -> Result<Lock> {
         let file = File::from(descriptor);
         fcntl(&file, FcntlArg::F_OFD_SETLK(&request()))
@@ -96,8 +95,8 @@ fn open(path: &Path) -> Result<File> {
         .map_err(Error::file("opening", path))
 }
 
-/// The whole file, exclusively. Open-file-description locks want `l_pid` to be zero.
-fn request() -> libc::flock {
+/// A request for the whole file, exclusively. Open-file-description locks want `l_pid` to be zero.
+pub(super) fn request() -> libc::flock {
     libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -105,6 +104,20 @@ fn request() -> libc::flock {
         l_len: 0,
         l_pid: 0,
     }
+}
+
+/// The question who holds the whole file. A read lock asks the same as a write lock when all holders are
+/// exclusive, and needs no write access.
+pub(super) fn question() -> libc::flock {
+    libc::flock {
+        l_type: libc::F_RDLCK as libc::c_short,
+        ..request()
+    }
+}
+
+/// Whether a [`question`] was answered with a holder.
+pub(super) fn is_locked(answer: &libc::flock) -> bool {
+    answer.l_type != libc::F_UNLCK as libc::c_short
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ pub enum Network {
     /// The built-in one, which needs no privilege.
     #[default]
     User,
-    /// The built-in one, and 10.0.2.2 leads to the host's own loopback address: what listens there is open to the guest.
+    /// The built-in one, and 10.0.2.2 leads to the host's own loopback address: what listens there is open to
+    /// the guest.
     UserLoopback,
     /// A tap device of the host.
     Tap(String),

@@ -1,10 +1,12 @@
-//! Finding the process that runs an instance without asking it: to end one that cannot be reached through its socket.
+//! Finding the process that runs an instance without asking it: to end one that cannot be reached through its
+//! socket.
 //!
-//! The instance's lock says that there is such a process, but not which one: open-file-description locks belong to no process.
-//! The record has a process id, which is the launching command's while the machine is being built. So the process that runs
-//! the guest holds a second lock, a record lock on a file of its own, whose holder the kernel names (`fcntl(2)`, `F_GETLK`).
-//! That the id may be another process's by the time that a signal is sent is excluded by a pidfd: it is opened, then the lock
-//! is looked at again, and what still holds it is what was opened.
+//! The instance's lock says that there is such a process, but not which one: open-file-description locks
+//! belong to no process. The record has a process id, which is the launching command's while the machine is
+//! being built. So the process that runs the guest holds a second lock, a record lock on a file of its own,
+//! whose holder the kernel names (`fcntl(2)`, `F_GETLK`). That the id may be another process's by the time
+//! that a signal is sent is excluded by a pidfd: it is opened, then the lock is looked at again, and what
+//! still holds it is what was opened.
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
@@ -18,12 +20,14 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use crate::store::lock::{is_locked, question, request};
 use crate::{Error, Result};
 
 /// The file in the state directory whose lock names the process.
 const FILE: &str = "owner";
 
-/// LockedInstance by the process that runs an instance: the kernel names it to whoever asks. The lock ends with the process.
+/// Held by the process that runs an instance: the kernel names the holder to those who ask. The lock ends
+/// with the process.
 #[derive(Debug)]
 pub struct ProcessLock {
     /// No other descriptor of this file may be closed in this process: that would give up the lock.
@@ -48,15 +52,16 @@ impl ProcessLock {
     }
 }
 
-/// A process that runs an instance. It stays this process: the descriptor is not given to another one with the same id.
+/// A process that runs an instance. It stays this process: the descriptor is not given to another one with
+/// the same id.
 #[derive(Debug)]
 pub struct ProcessHandle {
     descriptor: OwnedFd,
 }
 
 impl ProcessHandle {
-    /// The process that runs the instance kept in `directory`; `None` when none has named itself, or none that can be seen
-    /// from here. Must not be asked by that process itself.
+    /// The process that runs the instance kept in `directory`; `None` when none has named itself, or none
+    /// that can be seen from here. Must not be asked by that process itself.
     ///
     /// # Errors
     /// When the kernel cannot say.
@@ -122,11 +127,9 @@ impl ProcessHandle {
 
 /// The process that holds the lock, as far as it can be seen from here.
 fn holder(file: &File) -> io::Result<Option<i32>> {
-    let mut lock = request();
-    // A read lock asks the same question when all holders are exclusive, and needs no write access.
-    lock.l_type = libc::F_RDLCK as libc::c_short;
+    let mut lock = question();
     fcntl(file, FcntlArg::F_GETLK(&mut lock))?;
-    Ok((lock.l_type != libc::F_UNLCK as libc::c_short && lock.l_pid > 0).then_some(lock.l_pid))
+    Ok((is_locked(&lock) && lock.l_pid > 0).then_some(lock.l_pid))
 }
 
 fn open(id: i32) -> io::Result<OwnedFd> {
@@ -136,17 +139,6 @@ fn open(id: i32) -> io::Result<OwnedFd> {
         // SAFETY: the kernel has just made the descriptor for us.
         Ok(descriptor @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
         _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// The whole file, exclusively.
-fn request() -> libc::flock {
-    libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
     }
 }
 
@@ -161,8 +153,8 @@ pub(crate) mod tests {
 
     const DIRECTORY: &str = "KILN_TEST_DIRECTORY";
 
-    /// A process that has named itself as the one that runs the instance kept in a directory, and does nothing else: it takes
-    /// connections, but no thread of it answers.
+    /// A process that has named itself as the one that runs the instance kept in a directory, and does
+    /// nothing else: it takes connections, but no thread of it answers.
     pub struct Stuck(Child);
 
     impl Stuck {

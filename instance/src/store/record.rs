@@ -28,13 +28,13 @@ pub struct Record {
     pub name: Option<String>,
     /// Free key/value pairs.
     pub tags: BTreeMap<String, String>,
-    /// Last state written; [`crate::store`] says when it is the truth.
+    /// Last state written; [`crate::store`] says when it is current.
     pub state: State,
     /// Why it is in this state, in words.
     pub reason: String,
     /// How the last run ended, if one has.
     pub ending: Option<Ending>,
-    /// The launch that this instance came from, shared by `--count N`.
+    /// The launch that this instance came from, shared by all of them.
     pub reservation: ReservationId,
     /// Its place in that launch, from 0.
     pub launch_index: u32,
@@ -47,7 +47,7 @@ pub struct Record {
     /// Why its processors stand still, if they do.
     #[serde(default)]
     pub paused: Option<Paused>,
-    /// Whether it goes away when it stops (`--rm`).
+    /// Whether it is removed when it stops.
     pub auto_remove: bool,
     /// What it is a copy of.
     pub image: ImageRef,
@@ -67,7 +67,7 @@ pub struct ImageRef {
     pub name: String,
     /// Where the file was found at launch, absolute.
     pub path: PathBuf,
-    /// Whether a hard link of its own stands beside the state directory, so that nobody can take the file away.
+    /// Whether a hard link of its own is next to the state directory, so that nobody can take the file away.
     pub linked: bool,
 }
 
@@ -168,7 +168,8 @@ impl fmt::Display for Ending {
 }
 
 impl Record {
-    /// The same with the identity that every instance has in a repeatable run: what the guest sees of ids and names.
+    /// The same with the identity that every instance has in a repeatable run: what the guest sees of ids and
+    /// names.
     pub fn without_identity(&self) -> Record {
         let mut record = self.clone();
         record.id = InstanceId::nobody();

@@ -13,10 +13,12 @@ pub enum Durable {
     No,
 }
 
-/// Puts a file with `content` at `path`, by way of a draft beside it. The caller sees to it that nobody else does so at once.
+/// Puts a file with `content` at `path`, by way of a draft next to it. The caller sees to it that nobody else
+/// does so at once.
 ///
 /// # Errors
-/// As the file system says; the old file is there then, and perhaps the draft, which the next call writes over.
+/// As the file system says; the old file is there then, and perhaps the draft, which the next call writes
+/// over.
 pub fn replace(path: &Path, content: &[u8], durable: Durable) -> io::Result<()> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(".new");

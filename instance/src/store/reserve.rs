@@ -1,9 +1,9 @@
 //! Room kept back for the record, on a file system that the guest's writes may fill.
 //!
-//! An instance's volumes and its record are neighbours. When the guest has written the last free block, a stop could not be
-//! written down any more, and an instance that cannot be stopped cannot be mended either. So each running instance keeps a
-//! file of nothing beside its record: whoever finds no room gives it up, writes, and lays it again as soon as there is
-//! room.
+//! An instance's volumes and its record are neighbours. When the guest has written the last free block, a
+//! stop could not be written down any more, and an instance that cannot be stopped cannot be mended either.
+//! So each running instance keeps a file of zeros next to its record: a writer that finds no room gives it
+//! up, writes, and lays it again as soon as there is room.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_file_system_gives_the_ballast_up_and_gets_it_back() {
+    fn a_full_file_system_gives_the_reserve_up_and_gets_it_back() {
         let directory = tempfile::tempdir().unwrap();
         let reserve = directory.path().join(RESERVE);
         with_room(directory.path(), || Ok(())).unwrap();
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn without_ballast_or_for_another_reason_an_error_stays_one() {
+    fn without_reserve_or_for_another_reason_an_error_stays_one() {
         let directory = tempfile::tempdir().unwrap();
         let mut tries = 0;
         let mut fail = |error: fn() -> io::Error| {

@@ -1,7 +1,7 @@
 //! Unix sockets in a state directory, however long its path is.
 //!
-//! A socket address holds 107 bytes. A longer path is reached through `/proc/self/fd/N/name`, where N is the directory,
-//! opened.
+//! A socket address holds 107 bytes. A longer path is reached through `/proc/self/fd/N/name`, where N is the
+//! directory, opened.
 
 use std::fs::File;
 use std::io;
@@ -37,8 +37,8 @@ pub fn connect(directory: &Path, name: &str) -> Result<UnixStream> {
     reach(directory, name, UnixStream::connect).map_err(Error::file("connecting to", directory.join(name)))
 }
 
-/// The path of `name` in `directory`, in a form that fits into a socket address with a few bytes to spare. Where the real
-/// one does not, the directory stays open for as long as this process lives.
+/// The path of `name` in `directory`, in a form that fits into a socket address with a few bytes to spare.
+/// Where the real one does not, the directory stays open for as long as this process lives.
 pub fn lasting_path(directory: &Path, name: &str) -> Result<PathBuf> {
     let path = directory.join(name);
     if path.as_os_str().len() + 8 <= MAX_PATH {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Where an instance is in its life; the words are EC2's.
+/// The state of an instance, by EC2's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -33,7 +33,7 @@ pub enum Event {
     Rebooted,
     /// The guest is no more, or its machine could not be built, and the instance process says so.
     Ended,
-    /// The instance process vanished without a word.
+    /// The instance process vanished.
     Lost,
     /// Somebody asked for its removal.
     Terminate,
@@ -58,7 +58,7 @@ impl State {
             (Pending, Started) => Running,
             (Running, Rebooted) => Running,
             (Pending | Running, Stop) => Stopping,
-            // A second, more impatient request.
+            // A second request, with less time.
             (Stopping, Stop) => Stopping,
             (Pending | Running | Stopping, Ended | Lost) => Stopped,
             // Twice, so that a removal that was cut short can be finished.
@@ -114,7 +114,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_whole_life() {
+    fn every_step_from_launch_to_removal() {
         let mut state = State::Pending;
         for (event, expected) in [
             (Event::Started, State::Running),
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn losing_the_owner_stops_exactly_the_owned_states() {
+    fn losing_the_process_stops_exactly_the_states_that_have_one() {
         for state in State::ALL {
             assert_eq!(state.after(Event::Lost).is_some(), state.has_process(), "{state}");
         }

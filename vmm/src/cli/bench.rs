@@ -27,9 +27,10 @@ const NO_CONCLUSION: Status = Status::of_command(2);
 /// Measure launches: interleaved, with min, median, p99 and paired ratios
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The first configuration is what the others are compared with; it runs twice a round, to know the noise. Configurations are every image \
-    with every --append, --accel and --vmm, then the peers.\n\nExit status: 0 when conclusions may be drawn, 1 when --compare found \
-    a regression, 2 when the run draws no conclusion (too noisy, or fewer than five rounds), 125 when it failed."
+    after_help = "The first configuration is what the others are compared with; it runs twice a round, to know the \
+    noise. Configurations are every image with every --append, --accel and --vmm, then the peers.\n\nExit status: 0 when \
+    conclusions may be drawn, 1 when --compare found a regression, 2 when the run draws \
+    no conclusion (too noisy, or fewer than five rounds), 125 when it failed."
 )]
 pub struct Bench {
     /// AMI files, or ids or names of images in the store
@@ -37,10 +38,12 @@ pub struct Bench {
     image: Vec<String>,
 
     /// Launches of each configuration for each state of the page cache
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: u32,
     /// Launches of each configuration before those, thrown away
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(value_parser = clap::value_parser!(u32).range(..=1000))]
     warmups: u32,
     /// Whether the image is in the page cache before a launch
     #[arg(long, value_enum, default_value_t = Caches::Both)]
@@ -280,7 +283,7 @@ impl Bench {
         let name = peer.name();
         if self.end == End::Ready {
             return Err(format!(
-                "{name} does not take part: only vmm's guests tell when their agent is ready"
+                "{name} does not take part: only vmm's guests report when their agent is ready"
             ));
         }
         if image.manifest().architecture != ami::Architecture::X86_64 {
@@ -379,7 +382,8 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
     outcome.skipped.iter().for_each(note);
     if !outcome.conclusive {
         note(format_args!(
-            "no conclusion: configuration A must read 1.00 ± 0.02 against itself, its interval within ± 0.1, over at least five rounds; try -n {} on an idle host",
+            "no conclusion: configuration A must read 1.00 ± 0.02 against itself, its interval within ± 0.1, over \
+             at least five rounds; try -n {} on an idle host",
             (outcome.rounds * 2).max(20)
         ));
     }
@@ -440,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_are_named_by_what_differs() {
+    fn configurations_are_named_by_what_differs() {
         assert_eq!(names(vec![configuration("a", "", "v")]), ["vmm kvm"]);
         assert_eq!(
             names(vec![configuration("a", "", "v"), configuration("b", "", "v")]),

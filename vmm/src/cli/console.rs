@@ -44,8 +44,8 @@ impl Console {
     }
 }
 
-/// Reads keys until Ctrl-] (`true`), the end of input or until nobody `take`s them (`false`). What is not from a terminal
-/// is passed on as it is.
+/// Reads keys until Ctrl-] (`true`), the end of input or until nobody `take`s them (`false`). What is not
+/// from a terminal is passed on as it is.
 pub fn forward_keys(mut take: impl FnMut(&[u8]) -> bool) -> bool {
     let mut stdin = io::stdin().lock();
     let keyboard = stdin.is_terminal();

@@ -23,9 +23,10 @@ const PIECE: usize = guest_init::proto::frame::PAYLOAD_CAP;
 /// Copy a file or folder to or from a running instance
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Into an existing folder under its own name, else under the name given; as cp -r. A relative path in \
-    an instance begins at root's home. Files in the instance will be root's. Hard links and holes stay what they are, as do FIFOs. \
-    Sockets are left out, and devices of the instance, each with a line that says so."
+    after_help = "Into an existing folder under its own name, else under the name given; as cp -r. A \
+    relative path in an instance begins at root's home. Files in the instance will be root's. Hard links and \
+    holes stay what they are, as do FIFOs. Sockets are left out, and devices of the instance, each with a \
+    line that says so."
 )]
 pub struct Cp {
     /// How long to wait for an instance that is still booting
@@ -52,7 +53,8 @@ fn place() -> impl TypedValueParser<Value = Place> {
 }
 
 impl Place {
-    /// A colon after what could be an instance; a file here whose name has one is written with its folder: `./a:b`.
+    /// A colon after what could be an instance; a file here whose name has one is written with its folder:
+    /// `./a:b`.
     fn parse(text: OsString) -> Result<Place, String> {
         let bytes = text.as_bytes();
         let colon = bytes.iter().position(|&byte| byte == b':');
@@ -64,7 +66,9 @@ impl Place {
                     .zip(text(path))
                     .map(|(instance, path)| Place::Guest { instance, path })
                     .ok_or_else(|| {
-                        "a path in an instance is given in UTF-8; copy the folder of a file that has another name".into()
+                        "a path in an instance is given in UTF-8; copy the folder of a file that has another \
+                         name"
+                            .into()
                     })
             }
             _ if bytes.is_empty() => Err("a path has at least one letter".into()),

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::failure::Advice;
 use instance::store::home::Home;
 
-/// The directories that `XDG_STATE_HOME`, `XDG_DATA_HOME` and `XDG_CACHE_HOME` name, or their defaults below `HOME`. Creates
-/// nothing.
+/// The directories that `XDG_STATE_HOME`, `XDG_DATA_HOME` and `XDG_CACHE_HOME` name, or their defaults below
+/// `HOME`. Creates nothing.
 ///
 /// # Errors
 /// When neither the variable nor `HOME` names one; without a cache nothing is worse than slower.
@@ -15,7 +15,10 @@ pub fn from_environment() -> Result<Home, Advice> {
     let needed = |variable: &str, default| {
         directory(variable, default).ok_or_else(|| {
             Advice::new(
-                format!("there is no directory to keep instances and images in: neither {variable} nor HOME is set"),
+                format!(
+                    "there is no directory to keep instances and images in: neither {variable} nor HOME is \
+                     set"
+                ),
                 format!("set {variable} to a directory that you can write to"),
             )
         })

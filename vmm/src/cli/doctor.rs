@@ -149,13 +149,14 @@ fn kvm_device() -> Finding {
 fn absent(host: Architecture) -> &'static str {
     match host {
         Architecture::X86_64 => {
-            "on hardware, enable virtualization in the firmware and load kvm_intel or kvm_amd; in a virtual machine, \
-             ask for nested virtualization; without it the processor in software is used"
+            "on hardware, enable virtualization in the firmware and load kvm_intel or kvm_amd; in a virtual \
+             machine, ask for nested virtualization; without it the processor in software is used"
         }
         // KVM is part of the arm64 kernel, and needs the exception level that it was booted at (booting.rst).
         Architecture::Arm64 => {
-            "on hardware, have the firmware boot the kernel at EL2; in a virtual machine, ask for nested virtualization; \
-             without it x86_64 images run on the processor in software, and arm64 images do not run"
+            "on hardware, have the firmware boot the kernel at EL2; in a virtual machine, ask for nested \
+             virtualization; without it x86_64 images run on the processor in software, and arm64 images do \
+             not run"
         }
     }
 }
@@ -274,13 +275,12 @@ fn tun() -> Finding {
 /// How far the process that runs a guest is confined here.
 fn confinement() -> [Finding; 3] {
     let offer = Offer::of_host();
-    let finding = |what, part: Result<String, String>| {
-        match part {
+    let finding = |what, part: Result<String, String>| match part {
         Ok(found) => Finding::new(what, Verdict::Good, found),
         Err(missing) => Finding::new(what, Verdict::Fair, missing).advice(
-            "a kernel that has it; until then guests run confined by the rest, and --sandbox required refuses them",
+            "a kernel that has it; until then guests run confined by the rest, and --sandbox required \
+             refuses them",
         ),
-    }
     };
     [
         finding("system calls", offer.system_calls),

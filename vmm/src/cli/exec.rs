@@ -20,7 +20,7 @@ use machine::virtio::determinism::Determinism;
 #[derive(Debug, Args)]
 pub struct Exec {
     #[command(flatten)]
-    how: How,
+    options: ExecOptions,
     /// How long to wait for an instance that is still booting
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = value::seconds)]
     wait_timeout: Duration,
@@ -38,7 +38,7 @@ pub struct Exec {
 
 /// How a command is run.
 #[derive(Debug, Clone, Default, Args)]
-pub struct How {
+pub struct ExecOptions {
     /// Pass standard input on; without it the command finds it empty, and nothing is read from it here
     #[arg(short, long)]
     pub interactive: bool,
@@ -61,15 +61,15 @@ impl Exec {
         let ready = context
             .service
             .ready_instance(&self.instance, self.wait_timeout)?;
-        let resize = Resize::default();
-        let by_signal = resize.clone();
+        let signals = CommandSignals::default();
+        let by_signal = signals.clone();
         signals::hold()?.deliver(move |signal| by_signal.signal(signal))?;
         run_in(
             ready.directory(),
             &Determinism::default(),
             &self.command,
-            &self.how,
-            &resize,
+            &self.options,
+            &signals,
         )
         .with_context(|| format!("cannot run {} in {}", self.command[0], self.instance))
     }
@@ -77,9 +77,9 @@ impl Exec {
 
 /// Where signals go while a command runs: the terminal's size and Ctrl-C are the command's business.
 #[derive(Clone, Default)]
-pub struct Resize(std::sync::Arc<std::sync::Mutex<Option<Sender>>>);
+pub struct CommandSignals(std::sync::Arc<std::sync::Mutex<Option<Sender>>>);
 
-impl Resize {
+impl CommandSignals {
     fn connect(&self, sender: Option<Sender>) {
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = sender;
     }
@@ -118,22 +118,23 @@ pub fn run_in(
     directory: &Path,
     determinism: &Determinism,
     command: &[String],
-    how: &How,
-    signals: &Resize,
+    options: &ExecOptions,
+    signals: &CommandSignals,
 ) -> anyhow::Result<Status> {
-    let tty = how.tty && io::stdin().is_terminal();
+    let tty = options.tty && io::stdin().is_terminal();
     let exec = Command {
         argv: command.to_vec(),
-        environment: how.env.clone(),
-        directory: how.workdir.clone(),
-        user: how.user.clone(),
+        environment: options.env.clone(),
+        directory: options.workdir.clone(),
+        user: options.user.clone(),
         terminal: tty.then(own_terminal),
     };
     let mut session = agent::exec(directory, determinism, exec)?;
     let raw = if tty { terminal::Raw::enter_stdin()? } else { None };
     signals.connect(Some(session.sender()));
-    // What was not asked for is not read: it may be the rest of a script, or the list that a loop goes through.
-    if how.interactive {
+    // What was not asked for is not read: it may be the rest of a script, or the list that a loop goes
+    // through.
+    if options.interactive {
         let (sender, determinism) = (session.sender(), determinism.clone());
         determinism.take();
         // Ends with the process: a thread that waits for input cannot be woken.
@@ -205,8 +206,8 @@ struct Outputs {
 }
 
 impl Outputs {
-    /// Writes to a stream of ours. When it takes no more, the command gets what it would get from a local pipe, and what it
-    /// still prints is dropped: it must not wait for a reader that does not come.
+    /// Writes to a stream of ours. When it takes no more, the command gets what it would get from a local
+    /// pipe, and what it still prints is dropped: it must not wait for a reader that does not come.
     fn put(&mut self, stream: Stream, bytes: &[u8], session: &agent::Session) {
         if self.closed.contains(&stream) {
             return;
@@ -218,7 +219,8 @@ impl Outputs {
         }
     }
 
-    /// Reported at once, because the command may go on for long. A full disk counts more than a reader that has left.
+    /// Reported at once, because the command may go on for long. A full disk counts more than a reader that
+    /// has left.
     fn lose(&mut self, error: &anyhow::Error) {
         let lost = super::failure::report(error);
         if self.lost != Some(Status::UNWRITTEN) {

@@ -83,9 +83,11 @@ impl From<&Ending> for Status {
     }
 }
 
+/// {message}
+///
 /// An error that says itself what to try.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
+#[ignore_extra_doc_attributes]
 pub struct Advice {
     message: String,
     advice: String,
@@ -129,13 +131,14 @@ pub fn complain(error: &anyhow::Error) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// What failed and why. An error that tells its cause in its own words is not followed by the cause once more.
+/// What failed and why. An error that tells its cause in its own words is not followed by the cause once
+/// more.
 fn sentence(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {
             text = cause;
-        } else if !text.ends_with(&cause) {
+        } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
     }
@@ -209,7 +212,18 @@ mod tests {
     }
 
     #[test]
-    fn no_cause_is_repeated() {
+    fn a_wait_that_took_too_long_has_a_status_of_its_own() {
+        let id = || "i-0".to_owned();
+        let silent = Error::AgentSilent { id: id(), seconds: 1 };
+        let error = anyhow::Error::from(silent).context("cannot run it");
+        assert_eq!(report(&error), Status::TIMED_OUT);
+        assert_eq!(report(&Error::EndedEarly(id()).into()), Status::VMM_FAILED);
+        let advice = what_to_try(&Error::EndedEarly(id()).into());
+        assert!(advice.unwrap().contains("vmm logs i-0"));
+    }
+
+    #[test]
+    fn no_cause_is_printed_twice() {
         let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
         let error = anyhow::Error::from(Error::file("opening", std::path::Path::new("/x"))(missing()));
         let error = error.context("cannot terminate web");
@@ -217,6 +231,11 @@ mod tests {
             sentence(&error),
             format!("cannot terminate web: opening /x failed: {}", missing())
         );
+        // Where there is no space, a message says how much is left, after its cause.
+        let full = || std::io::Error::from_raw_os_error(libc::ENOSPC);
+        let error = anyhow::Error::from(Error::file("writing", std::path::Path::new("/"))(full()));
+        let text = sentence(&error);
+        assert_eq!(text.matches(&full().to_string()).count(), 1, "{text}");
         let plain = anyhow::Error::from(missing()).context("reading it");
         assert_eq!(sentence(&plain), format!("reading it: {}", missing()));
     }

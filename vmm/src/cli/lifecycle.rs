@@ -1,5 +1,5 @@
-//! `start`, `stop`, `reboot`, `pause`, `resume` and `terminate`: the same step for each instance named; one that fails does not keep
-//! the others from theirs.
+//! `start`, `stop`, `reboot`, `pause`, `resume` and `terminate`: the same step for each instance named; one
+//! that fails does not keep the others from theirs.
 
 use std::time::Duration;
 
@@ -138,7 +138,8 @@ impl Terminate {
     }
 }
 
-/// Does `step` for each instance, prints what was typed when it succeeds as docker does, and complains when it does not.
+/// Does `step` for each instance, prints what was typed when it succeeds as docker does, and complains when
+/// it does not.
 fn for_each(
     verb: &str,
     instances: &[String],

@@ -1,7 +1,7 @@
 //! The command line.
 //!
-//! Each command is a file: its arguments, and a `run` that returns the exit status. Errors say what failed, why, and what
-//! to try; see [`failure`] for the statuses. What is printed goes through [`stream`].
+//! Each command is a file: its arguments, and a `run` that returns the exit status. Errors say what failed,
+//! why, and what to try; see [`failure`] for the statuses. What is printed goes through [`stream`].
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::ffi::OsString;
@@ -54,8 +54,9 @@ pub use failure::Status;
     disable_help_subcommand = true
 )]
 #[command(after_help = "`vmm --ami IMAGE` is short for `vmm run -it IMAGE`.\n\n\
-    Exit status: that of COMMAND, or 0 when the guest powered off, 120 when the output could not be written, 121 when its kernel panicked, 122 when its \
-    processor crashed, 123 when it was killed, 124 when waiting took too long, 125 when vmm failed, 126 when COMMAND \
+    Exit status: that of COMMAND, or 0 when the guest powered off, 120 when the output could not be written, \
+    121 when its kernel panicked, 122 when its processor crashed, 123 when it was killed, 124 when waiting \
+    took too long, 125 when vmm failed, 126 when COMMAND \
     cannot be executed, 127 when it is not found.")]
 struct Cli {
     /// Launch this image with a console: the same as `vmm run -it IMAGE`
@@ -194,7 +195,8 @@ fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
     }
 }
 
-/// Turns `vmm --ami IMAGE …` into `vmm run -it IMAGE …`, so that the short form takes all that the long one does.
+/// Turns `vmm --ami IMAGE …` into `vmm run -it IMAGE …`, so that the short form takes all that the long one
+/// does.
 fn spell_out(arguments: Vec<OsString>) -> Vec<OsString> {
     let long = ["run", "-it"].map(OsString::from);
     let (skip, image) = match arguments.get(1).and_then(|a| a.to_str()) {
@@ -229,8 +231,8 @@ fn start_log(verbose: u8) {
     tracing_subscriber::fmt()
         .with_max_level(filter)
         .with_writer(std::io::stderr)
-        // Colours are for a person: a detached instance's messages go to its log.
-        // A log that cannot be written, on a full disk, is no reason to end a guest, as the library's report of it would.
+        // Colours are for a person: a detached instance's messages go to its log. A log that cannot be
+        // written, on a full disk, is no reason to end a guest, as the library's report of it would.
         .log_internal_errors(false)
         .with_ansi(output::Style::of(&std::io::stderr()).is_on())
         .init();

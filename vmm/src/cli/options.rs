@@ -1,12 +1,12 @@
 //! Options of the command line that become values of the library crates, which know no command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgMatches, Args, Error, FromArgMatches};
 
 use instance::process::launch::RootCopy;
-use instance::process::per_run::{DiskEngine, HostUse, PerRun};
+use instance::process::per_run::{DiskEngine, HostUse, PerRun, Timing};
 use instance::store::record::Accel;
 use kiln_benches::outcome::End;
 use machine::sandbox::Mode;
@@ -87,7 +87,8 @@ pub fn end() -> impl TypedValueParser<Value = End> {
 /// How the process that runs an instance deals with its host: what `run` and `start` both ask.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct HostOptions {
-    /// Confine the process by what this host offers, by all of it or not at all, or by nothing (`vmm doctor` tells)
+    /// Confine the process by what this host offers, by all of it or not at all, or by nothing (see `vmm
+    /// doctor`)
     #[arg(
         long,
         value_parser = one_of(SANDBOXES),
@@ -96,7 +97,8 @@ pub struct HostOptions {
         help_heading = "Security"
     )]
     sandbox: Mode,
-    /// How requests of disks get to their files: each on the spot, or many at once through the kernel's io_uring
+    /// How requests of disks get to their files: each on the spot, or many at once through the kernel's
+    /// io_uring
     #[arg(
         long,
         value_parser = one_of(DISK_ENGINES),
@@ -117,7 +119,8 @@ impl From<HostOptions> for HostUse {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Measuring")]
 struct MeasuringOptions {
-    /// Write when each step of the boot was reached, and the exits up to it, as JSON; `-` shows the steps as a table
+    /// Write when each step of the boot was reached, and the exits up to it, as JSON; `-` shows the steps as
+    /// a table
     #[arg(long, value_name = "FILE")]
     timing: Option<PathBuf>,
     /// Show how often the guest left its processor up to each step, by device register
@@ -130,6 +133,14 @@ struct MeasuringOptions {
     host: HostOptions,
 }
 
+/// The value of `--timing`: a file, or `-` for a table.
+pub fn timing(path: PathBuf) -> Timing {
+    match path == Path::new("-") {
+        true => Timing::Table,
+        false => Timing::File(path),
+    }
+}
+
 impl From<MeasuringOptions> for PerRun {
     fn from(options: MeasuringOptions) -> PerRun {
         let MeasuringOptions {
@@ -139,7 +150,7 @@ impl From<MeasuringOptions> for PerRun {
             host,
         } = options;
         PerRun {
-            timing,
+            timing: timing.map(self::timing),
             exits,
             icount,
             host: host.into(),

@@ -11,7 +11,7 @@ use clap::Args;
 use super::request::{Hardware, NetworkArgs, Storage};
 use super::run::Run;
 use super::stream::note;
-use super::{Context, Status, output, value};
+use super::{Context, Status, options, output, value};
 use crate::profile::{Report, Symbols, draw};
 use instance::images::image::Image;
 use instance::process::per_run::PerRun;
@@ -20,8 +20,8 @@ use machine::memory::Part;
 
 /// Boot an image, and show where its kernel spends its instructions
 ///
-/// The boot runs on the software processor with instructions as time, so every run of the same image counts the same. The
-/// instance is removed afterwards.
+/// The boot runs on the software processor with instructions as time, so every run of the same image counts
+/// the same. The instance is removed afterwards.
 #[derive(Debug, Args)]
 pub struct Profile {
     /// An AMI file, or the id or name of an image in the store
@@ -75,7 +75,7 @@ impl Profile {
             result: Mutex::default(),
         });
         let per_run = PerRun {
-            timing: self.timing,
+            timing: self.timing.map(options::timing),
             exits: false,
             icount: true,
             profile: Some(Arc::clone(&profiling)),

@@ -29,7 +29,8 @@ pub struct Hardware {
     /// Give memory that the guest does not use back to this host as the guest reports it free
     #[arg(long)]
     balloon: bool,
-    /// What the guest may do in a second: bytes of each volume, requests to it, bits of the network in each direction
+    /// What the guest may do in a second: bytes of each volume, requests to it, bits of the network in each
+    /// direction
     #[arg(long, value_name = "disk=RATE,iops=N,net=RATE")]
     limit: Vec<Limits>,
     /// Words to add to the kernel command line
@@ -53,8 +54,8 @@ pub struct Storage {
     /// Fill the root volume as it is read, or before the launch
     #[arg(long, value_parser = options::root_copy(), default_value = "lazy")]
     pub(super) root_copy: RootCopy,
-    /// Attach a new volume of this size, or a file as it is; with `,keep` it outlives the instance, with `,ephemeral` not even a
-    /// stop
+    /// Attach a new volume of this size, or a file as it is; with `,keep` it outlives the instance, with
+    /// `,ephemeral` not even a stop
     #[arg(long, value_name = "SIZE[,keep|,ephemeral]|FILE")]
     pub(super) volume: Vec<VolumeRequest>,
 }
@@ -63,10 +64,12 @@ pub struct Storage {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
-    /// Publish a port of the guest on 127.0.0.1, or on another address if asked; without HOST the host chooses
+    /// Publish a port of the guest on 127.0.0.1, or on another address if asked; without HOST the host
+    /// chooses
     #[arg(short, long, value_name = "[[IP:]HOST:]GUEST[/udp]")]
     publish: Vec<Port>,
-    /// The network: built-in, a tap device, or none; with `user,loopback` the guest reaches this host's 127.0.0.1 at 10.0.2.2
+    /// The network: built-in, a tap device, or none; with `user,loopback` the guest reaches this host's
+    /// 127.0.0.1 at 10.0.2.2
     #[arg(long, value_name = "user[,loopback]|tap=DEVICE|none", default_value = "user")]
     net: Network,
     /// A file with public keys that may log in

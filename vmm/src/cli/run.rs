@@ -11,7 +11,7 @@ use clap::Args;
 use guest_init::proto::READY_PORT;
 use nix::sys::signal::Signal;
 
-use super::exec::{How, Resize, run_in};
+use super::exec::{CommandSignals, ExecOptions, run_in};
 use super::failure::{self, Advice};
 use super::options::PerRunOptions;
 use super::request::{Hardware, NetworkArgs, Storage};
@@ -19,11 +19,11 @@ use super::stream::{Stream, Unwritten, line, note};
 use super::wait::Waiting;
 use super::{Context, Status, console, output, signals, terminal, value};
 use instance::api;
-use instance::process::assemble::Assembly;
 use instance::process::instance_process::InstanceProcess;
 use instance::process::launch::Fresh;
 use instance::process::per_run::PerRun;
-use instance::service::{RunInstances, hosting};
+use instance::service::RunInstances;
+use instance::service::hosting::{Host, Hosted};
 use instance::store::LockedInstance;
 use instance::store::record::Ending;
 use instance::{Error, Record, State};
@@ -55,7 +55,8 @@ pub struct Run {
     #[arg(long, value_name = "KEY=VALUE", value_parser = value::tag)]
     tag: Vec<(String, String)>,
     /// How many instances to launch
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     count: u32,
 
     #[command(flatten)]
@@ -175,58 +176,47 @@ impl Run {
 
     /// Runs the instance in this process.
     fn foreground(self, context: &Context, (held, fresh): (LockedInstance, Fresh)) -> anyhow::Result<Status> {
-        let determinism = self.per_run.0.determinism();
-        let timeline = Arc::clone(&context.timeline);
         let signals = signals::hold()?;
-        let process = hosting::take_charge(held, &determinism);
-        process.explain_failures(failure::line);
         let with_console = self.command.is_empty();
+        let per_run = self.per_run.0.clone();
+        let host = Host::new(held, context.home(), per_run, Arc::clone(&context.timeline))
+            .launched_here(fresh)
+            .without_main(!with_console)
+            .on_terminal(terminal::size);
+        let process = Arc::clone(host.process());
+        process.explain_failures(failure::line);
+        let determinism = host.determinism().clone();
         if with_console {
             process.console().show_on(Box::new(Stream::Output));
         }
         let mut session = ConsoleSession::default();
-        let on_started = || {
-            hosting::serve(&process, &determinism, move || {
-                timeline.mark(machine::timeline::Event::Ready)
-            })?;
+        let hosted = host.run(None, || {
             session = self
-                .attend(&process, &determinism, signals)
+                .connect_session(&process, &determinism, signals)
                 .map_err(Error::os("connecting the terminal"))?;
             Ok(())
-        };
-        let mut assembly = Assembly::new(
-            context.home().clone(),
-            self.per_run.0.clone(),
-            determinism.clone(),
-            Arc::clone(&context.timeline),
-        )
-        .with(fresh)
-        .without_main(!with_console)
-        .on_terminal(terminal::size);
-        let (ending, held) = process.run(
-            |record, directory, console| assembly.build(record, directory, console),
-            on_started,
-        )?;
-        let log = process.console().last_lines(12);
+        });
         let ConsoleSession {
             raw,
             command,
             ended_by,
         } = session;
         drop(raw);
-        Stream::Error.put(assembly.finish()?.as_bytes())?;
-        if let Some(counted) = assembly.counted() {
-            note(format_args!("{}: {counted}", process.id()));
-        }
-        let record = held.record().clone();
-        // What never ran is nothing to keep.
-        if record.auto_remove || !process.has_run() {
-            assembly.remove(held)?;
+        let Hosted {
+            ending,
+            record,
+            last_lines,
+            tables,
+            counted,
+        } = hosted?;
+        Stream::Error.put(tables.as_bytes())?;
+        if let Some(counted) = counted {
+            note(format_args!("{}: {counted}", record.id));
         }
         let done = match command.map(|command| command.join()) {
             Some(Ok(Some(done))) => done,
             None if with_console => return conclude(&record, &ending, process.console().take_unshown()),
-            None | Some(Ok(None) | Err(_)) => Err(no_command(&ending, &log)),
+            None | Some(Ok(None) | Err(_)) => Err(no_command(&ending, &last_lines)),
         };
         // A command that was cut off by a signal to this process has not failed.
         match ended_by.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -236,34 +226,34 @@ impl Run {
     }
 
     /// Connects the person or the command to the guest, which runs.
-    fn attend(
+    fn connect_session(
         &self,
         process: &Arc<InstanceProcess>,
         determinism: &Determinism,
         signals: signals::Held,
     ) -> io::Result<ConsoleSession> {
-        let impatient = Arc::new(AtomicBool::new(false));
+        let asked_before = Arc::new(AtomicBool::new(false));
         let leave = {
             let (process, auto_remove) = (Arc::clone(process), self.rm);
-            move |reason: &str| leave(&process, &impatient, auto_remove, reason)
+            move |reason: &str| leave(&process, &asked_before, auto_remove, reason)
         };
         let by_signal = leave.clone();
-        let to_command = Resize::default();
-        let resize = to_command.clone();
+        let to_command = CommandSignals::default();
+        let command_signals = to_command.clone();
         let console = process.console().clone();
         let ended_by = Arc::new(Mutex::new(None));
         let reason = Arc::clone(&ended_by);
         let mut passed_on = false;
         signals.deliver(move |signal| match signal {
             Signal::SIGWINCH => {
-                resize.signal(signal);
+                command_signals.signal(signal);
                 if let Some((rows, columns)) = terminal::size() {
                     console.resize(columns, rows);
                 }
             }
             // As `exec` does; one that takes no notice is ended by the next.
-            Signal::SIGINT if resize.is_connected() && !std::mem::replace(&mut passed_on, true) => {
-                resize.signal(signal);
+            Signal::SIGINT if command_signals.is_connected() && !std::mem::replace(&mut passed_on, true) => {
+                command_signals.signal(signal);
             }
             _ => {
                 *reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(signal);
@@ -318,16 +308,16 @@ impl Run {
         &self,
         process: &Arc<InstanceProcess>,
         determinism: &Determinism,
-        signals: Resize,
+        signals: CommandSignals,
     ) -> io::Result<JoinHandle<CommandEnd>> {
         // Waiting for the agent is no work; the agent's call is.
         determinism.expect(READY_PORT, Times::Once);
         let determinism = determinism.clone();
         let (process, command) = (Arc::clone(process), self.command.clone());
-        let how = How {
+        let options = ExecOptions {
             interactive: self.interactive,
             tty: self.tty,
-            ..How::default()
+            ..ExecOptions::default()
         };
         let (timeout, auto_remove) = (self.waiting.wait_timeout, self.rm);
         let run = move || {
@@ -336,7 +326,7 @@ impl Run {
                     process.directory(),
                     &determinism,
                     &command,
-                    &how,
+                    &options,
                     &signals,
                 ))
             } else if process.record().state.has_process() {
@@ -353,7 +343,8 @@ impl Run {
             } else {
                 None
             };
-            // Nothing that is removed anyway needs a clean shutdown, but a count of instructions needs an end.
+            // Nothing that is removed anyway needs a clean shutdown, but a count of instructions needs an
+            // end.
             let timeout = if auto_remove && !determinism.is_enabled() {
                 Duration::ZERO
             } else {
@@ -381,8 +372,8 @@ struct ConsoleSession {
 }
 
 /// Ends the guest politely the first time and at once the second time.
-fn leave(process: &Arc<InstanceProcess>, impatient: &AtomicBool, auto_remove: bool, reason: &str) {
-    if auto_remove || impatient.swap(true, Ordering::Relaxed) {
+fn leave(process: &Arc<InstanceProcess>, asked_before: &AtomicBool, auto_remove: bool, reason: &str) {
+    if auto_remove || asked_before.swap(true, Ordering::Relaxed) {
         process.kill();
     } else if process.stop(api::STOP_TIMEOUT, reason).is_ok() && io::stderr().is_terminal() {
         let text = format!("\r\nstopping {}; once more ends it at once\r\n", process.id());

@@ -1,4 +1,5 @@
-//! Signals that ask the process to end or tell it about its terminal, taken by a thread of their own instead of a handler.
+//! Signals that ask the process to end or concern its terminal, taken by a thread of their own instead of a
+//! handler.
 
 use std::io;
 
@@ -12,8 +13,8 @@ const TAKEN: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Sig
 #[derive(Debug)]
 pub struct Held(SigSet);
 
-/// Keeps the signals back until they are [delivered](Held::deliver). Call before other threads are started: they inherit
-/// that these signals are not theirs.
+/// Keeps the signals back until they are [delivered](Held::deliver). Call before other threads are started:
+/// they inherit that these signals are not theirs.
 pub fn hold() -> io::Result<Held> {
     let signals: SigSet = TAKEN.into_iter().collect();
     signals.thread_block()?;

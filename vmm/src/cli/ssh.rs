@@ -1,5 +1,5 @@
-//! `ssh`: OpenSSH's client, led to an instance through the guest's agent. No port need be published, and the host key is known
-//! from the agent, which nobody else can answer for.
+//! `ssh`: OpenSSH's client, led to an instance through the guest's agent. No port need be published, and the
+//! host key is known from the agent, which nobody else can answer for.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -89,8 +89,8 @@ fn options(id: &InstanceId, known: &Path, program: &Path) -> Vec<String> {
     .collect()
 }
 
-/// This key and no other: an agent may hold more keys than a server lets a client try (sshd_config(5), `MaxAuthTries`), and
-/// offers them first.
+/// This key and no other: an agent may hold more keys than a server lets a client try (sshd_config(5),
+/// `MaxAuthTries`), and offers them first.
 fn only_identity(identity: &Path) -> [&OsStr; 4] {
     let [option, only, file] = ["-o", "IdentitiesOnly=yes", "-i"].map(OsStr::new);
     [option, only, file, identity.as_os_str()]

@@ -1,7 +1,8 @@
-//! Standard output and standard error as commands write to them: nothing is held back, and nothing is lost without an error.
+//! Standard output and standard error as commands write to them: nothing is held back, and nothing is lost
+//! without an error.
 //!
-//! Rust's own handles take a closed descriptor for one that writes well, and keep part of a line until the process ends, when
-//! nobody looks at the result any more.
+//! Rust's own handles take a closed descriptor for one that writes well, and keep part of a line until the
+//! process ends, when nobody looks at the result any more.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -19,9 +20,8 @@ pub enum Stream {
     Error,
 }
 
-/// What was to be printed is lost.
-#[derive(Debug, thiserror::Error)]
-#[error("standard {stream} cannot be written: {source}")]
+/// standard {stream} cannot be written: {source}
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub struct Unwritten {
     stream: Stream,
     source: io::Error,
@@ -97,8 +97,8 @@ pub fn line(text: impl fmt::Display) -> Result<(), Unwritten> {
     Stream::Output.put(format!("{text}\n").as_bytes())
 }
 
-/// Says something on standard error that is not the command's output. Where nobody can be told, nothing is left to do; the
-/// library's own macro would end the process, and with it a guest.
+/// Says something on standard error that is not the command's output. Where that cannot be written, nothing
+/// is left to do; the library's own macro would end the process, and with it a guest.
 pub fn note(text: impl fmt::Display) {
     let _ = Stream::Error.put(format!("{text}\n").as_bytes());
 }
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_closed_pipe_is_told_apart_from_a_full_disk() {
+    fn a_closed_pipe_is_distinguished_from_a_full_disk() {
         let full = Unwritten::output(Errno::ENOSPC.into());
         assert!(!full.is_closed_pipe());
         assert!(

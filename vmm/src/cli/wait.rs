@@ -35,7 +35,7 @@ impl Waiting {
     pub fn run(&self, context: &Context, ids: &[InstanceId]) -> anyhow::Result<()> {
         let Some(wait) = self.wait else { return Ok(()) };
         for id in ids {
-            context.service.wait_for(id.as_str(), wait, self.wait_timeout)?;
+            context.service.wait_for_launched(id, wait, self.wait_timeout)?;
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! A flame graph as one SVG file that needs nothing else: width is instructions, callers are below what they call.
+//! A flame graph as one SVG file that needs nothing else: width is instructions, callers are below what they
+//! call.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -56,7 +57,8 @@ pub fn draw(report: &Report, title: &str) -> String {
     let scale = (WIDTH - 2.0 * SIDE) / root.instructions.max(1) as f64;
     let height = ABOVE + BELOW + ROW * (root.rows(scale) + 1) as f64;
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\">\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+         width=\"{WIDTH}\" height=\"{height}\">\n\
          <style>\n\
          text {{ font: 11px monospace; pointer-events: none }}\n\
          .title {{ font: bold 15px sans-serif; text-anchor: middle }}\n\
@@ -126,7 +128,8 @@ impl Picture<'_> {
     }
 }
 
-/// A warm colour for the kernel's functions, another kind for what is none; the same name always has the same one.
+/// A warm colour for the kernel's functions, another kind for what is none; the same name always has the same
+/// one.
 fn colour(name: &str) -> String {
     let hash = name.bytes().fold(5381_u32, |hash, byte| {
         hash.wrapping_mul(33).wrapping_add(byte.into())

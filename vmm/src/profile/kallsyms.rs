@@ -1,9 +1,10 @@
-//! The table of symbols that a Linux kernel carries for itself (`CONFIG_KALLSYMS`), found by its form in an uncompressed image
-//! whose own symbol table was stripped.
+//! The table of symbols that a Linux kernel carries for itself (`CONFIG_KALLSYMS`), found by its form in an
+//! uncompressed image whose own symbol table was stripped.
 //!
-//! As `scripts/kallsyms.c` writes it, each part aligned: the number of symbols; their names, each a length (one byte, or two from
-//! 128 on) and as many tokens; for every 256th name its offset; the 256 tokens, zero-terminated; the offset of each token.
-//! Addresses are 32-bit offsets and one 64-bit base, before all of that (until Linux 6.3) or after it.
+//! As `scripts/kallsyms.c` writes it, each part aligned: the number of symbols; their names, each a length
+//! (one byte, or two from 128 on) and as many tokens; for every 256th name its offset; the 256 tokens,
+//! zero-terminated; the offset of each token. Addresses are 32-bit offsets and one 64-bit base, before all of
+//! that (until Linux 6.3) or after it.
 
 use super::symbols::{Symbol, is_code};
 
@@ -166,7 +167,8 @@ fn addresses(image: &[u8], tokens: &Tokens<'_>, names: &Names) -> Option<Vec<u64
                 .chunks_exact(4)
                 .map(|bytes| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
                 .collect();
-            // With CONFIG_KALLSYMS_ABSOLUTE_PERCPU, what is not negative is itself an address; without, all are distances.
+            // With CONFIG_KALLSYMS_ABSOLUTE_PERCPU, what is not negative is itself an address; without, all
+            // are distances.
             let absolute = |offset: &i32| match u64::try_from(*offset) {
                 Ok(address) => address,
                 Err(_) => base.wrapping_sub(1).wrapping_sub(i64::from(*offset) as u64),

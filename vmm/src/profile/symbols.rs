@@ -1,5 +1,5 @@
-//! Names of kernel functions by address: from a `System.map`, the symbol table of an ELF file, or the table that a kernel
-//! carries for itself.
+//! Names of kernel functions by address: from a `System.map`, the symbol table of an ELF file, or the table
+//! that a kernel carries for itself.
 
 use std::sync::Arc;
 
@@ -11,17 +11,11 @@ const LONGEST: usize = 512;
 const MODULES: u64 = 0xffff_ffff_c000_0000;
 
 /// Why there are no names.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
-    /// the kernel names none of its functions: it has neither a symbol table nor kallsyms that could be found; try --system-map FILE with the System.map of its build
-    #[error(
-        "the kernel names none of its functions: it has neither a symbol table nor kallsyms that could be found; try --system-map FILE with the System.map of its build"
-    )]
+    /// the kernel has no symbol table and no kallsyms that could be found; try --system-map FILE of its build
     NoSymbols,
-    /// line {line} of the system map is not `ADDRESS TYPE NAME`; a package's placeholder file has no addresses, its debug package has the real one
-    #[error(
-        "line {line} of the system map is not `ADDRESS TYPE NAME`; a package's placeholder file has no addresses, its debug package has the real one"
-    )]
+    /// line {line} of the system map is not `ADDRESS TYPE NAME`; the kernel's debug package has the real file
     SystemMap {
         /// Counted from 1.
         line: usize,
@@ -127,7 +121,8 @@ mod tests {
 
     #[test]
     fn a_system_map_names_what_is_in_a_function() {
-        let text = "ffffffff81000000 T _text\nffffffff81000000 T startup_64\nffffffff81000040 t helper\nffffffff82000000 D data\n";
+        let text = "ffffffff81000000 T _text\nffffffff81000000 T startup_64\n\
+                    ffffffff81000040 t helper\nffffffff82000000 D data\n";
         let symbols = Symbols::of_system_map(text).unwrap();
         assert_eq!(symbols.len(), 2);
         for (address, name) in [
@@ -147,7 +142,8 @@ mod tests {
         for (text, at) in [
             ("", 1),
             (
-                "ffffffff81000000 T _text\nffffffffffffffff B The real System.map is in the package\nrubbish\n",
+                "ffffffff81000000 T _text\nffffffffffffffff B The real System.map is in the package\n\
+                 rubbish\n",
                 3,
             ),
             ("ffffffff81000000 D data\n", 1),

@@ -8,8 +8,8 @@ use crate::process::guest::{GuestControl, SpaceHook};
 use crate::store::pause::{NoSpace, Paused};
 use crate::{Error, Result, State};
 
-/// How long a request to go on waits for what came of the writes that wait for space. They are few and the answer is quick; a
-/// file system that hangs must not hold the request.
+/// How long a request to go on waits for what came of the writes that wait for space. They are few and the
+/// answer is quick; a file system that hangs must not hold the request.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl InstanceProcess {
@@ -47,22 +47,22 @@ impl InstanceProcess {
         match self.retry(&*control) {
             Some(full) => Err(Error::StillFull {
                 id: self.id.to_string(),
-                full,
+                full: Box::new(full),
             }),
             None => Ok(()),
         }
     }
 
-    /// Waits until the instance is paused, or goes on, other than `paused` says; or for `timeout`. Returns how it is; `None` when it
-    /// has ended.
+    /// Waits until the instance is paused, or goes on, other than `paused` says; or for `timeout`. Returns
+    /// how it is; `None` when it has ended.
     pub fn wait_for_pause(&self, paused: bool, timeout: Duration) -> Option<bool> {
-        let (life, _) = self
+        let (inner, _) = self
             .changed
-            .wait_timeout_while(self.lock(), timeout, |life| {
-                life.held.is_some() && life.record.paused.is_some() == paused
+            .wait_timeout_while(self.lock(), timeout, |inner| {
+                inner.held.is_some() && inner.record.paused.is_some() == paused
             })
             .unwrap_or_else(PoisonError::into_inner);
-        life.held.as_ref().map(|_| life.record.paused.is_some())
+        inner.held.as_ref().map(|_| inner.record.paused.is_some())
     }
 
     /// A guest that is to shut down in order has to run for it.
@@ -99,32 +99,33 @@ impl InstanceProcess {
         }
     }
 
-    /// Has the waiting writes carried out again, and waits for what came of it: what is still missing, if anything.
+    /// Has the waiting writes carried out again, and waits for what came of it: what is still missing, if
+    /// anything.
     fn retry(&self, control: &dyn GuestControl) -> Option<NoSpace> {
         let before = self.lock().space_reports;
         control.retry();
-        let (life, _) = self
+        let (inner, _) = self
             .changed
-            .wait_timeout_while(self.lock(), RETRY_TIMEOUT, |life| {
-                life.space_reports == before && life.held.is_some()
+            .wait_timeout_while(self.lock(), RETRY_TIMEOUT, |inner| {
+                inner.space_reports == before && inner.held.is_some()
             })
             .unwrap_or_else(PoisonError::into_inner);
-        life.record.paused.clone().and_then(|paused| paused.no_space)
+        inner.record.paused.clone().and_then(|paused| paused.no_space)
     }
 
     /// Changes why the guest stands still, and says so in the record.
     fn change_paused(&self, change: impl FnOnce(&mut Paused)) {
-        let mut life = self.lock();
-        life.space_reports += 1;
-        let mut paused = life.record.paused.clone().unwrap_or_default();
+        let mut inner = self.lock();
+        inner.space_reports += 1;
+        let mut paused = inner.record.paused.clone().unwrap_or_default();
         change(&mut paused);
         let paused = (paused != Paused::default()).then_some(paused);
         let reason = match &paused {
             Some(paused) => paused.to_string(),
-            None if life.record.paused.is_some() => "resumed".into(),
-            None => life.record.reason.clone(),
+            None if inner.record.paused.is_some() => "resumed".into(),
+            None => inner.record.reason.clone(),
         };
-        let written = life.change(|record| {
+        let written = inner.change(|record| {
             record.paused = paused;
             if record.state == State::Running {
                 record.reason = reason;
@@ -138,14 +139,14 @@ impl InstanceProcess {
 
     /// Control over the guest, which must run; `what` is asked for.
     fn running_control(&self, what: &'static str) -> Result<Arc<dyn GuestControl>> {
-        let life = self.lock();
-        let control = life.control.clone();
+        let inner = self.lock();
+        let control = inner.control.clone();
         control
-            .filter(|_| matches!(life.record.state, State::Running | State::Stopping))
+            .filter(|_| matches!(inner.record.state, State::Running | State::Stopping))
             .ok_or_else(|| Error::NotRunning {
                 what,
                 id: self.id.to_string(),
-                state: life.record.state,
+                state: inner.record.state,
             })
     }
 }

@@ -1,0 +1,104 @@
+//! One run of a machine, with what works for it in the background.
+
+use std::sync::Arc;
+
+use crate::Result;
+use crate::process::guest::{Guest, GuestControl, SpaceHook};
+use crate::process::space_watch::{Remote, SpaceWatch};
+use machine::block::volume::{Hydration, Volume as RootVolume};
+use machine::{Handle, Machine, Outcome};
+
+/// A machine and what works for it in the background.
+pub struct GuestRun {
+    machine: Machine,
+    /// The root volume, if it is to be filled in the background.
+    lazy: Option<Arc<RootVolume>>,
+    space: SpaceWatch,
+    space_hook: Option<SpaceHook>,
+}
+
+impl GuestRun {
+    /// A run of `machine`; `lazy` is its root volume, if that is to be filled in the background.
+    pub fn new(machine: Machine, lazy: Option<Arc<RootVolume>>, space: SpaceWatch) -> GuestRun {
+        GuestRun {
+            machine,
+            lazy,
+            space,
+            space_hook: None,
+        }
+    }
+}
+
+impl Guest for GuestRun {
+    fn killer(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let (handle, space): (Handle, Remote) = (self.machine.handle(), self.space.remote());
+        Arc::new(move || {
+            handle.kill();
+            space.abandon();
+        })
+    }
+
+    fn control(&self) -> Arc<dyn GuestControl> {
+        Arc::new(Controls {
+            handle: self.machine.handle(),
+            space: self.space.remote(),
+        })
+    }
+
+    fn report_space(&mut self, hook: SpaceHook) {
+        self.space_hook = Some(hook);
+    }
+
+    fn run(self: Box<Self>, started: &mut dyn FnMut()) -> Result<Outcome> {
+        let GuestRun {
+            machine,
+            lazy,
+            space,
+            space_hook,
+        } = *self;
+        let (mut hydration, mut watch) = (None, None);
+        let handle = machine.handle();
+        let outcome = machine.run(|| {
+            started();
+            let not_filled = space.not_filled();
+            let hook = space_hook.unwrap_or_else(|| Box::new(|_| {}));
+            watch = space
+                .start(handle, hook)
+                .inspect_err(|error| tracing::warn!(%error, "nobody looks after space for the volumes"))
+                .ok();
+            // Whatever stands in its way, the volume works without it.
+            hydration = lazy.and_then(|volume| {
+                Hydration::start(volume, not_filled)
+                    .inspect_err(|error| tracing::warn!(%error, "the root volume is not filled"))
+                    .ok()
+            });
+        });
+        if let Some(hydration) = hydration {
+            hydration.stop();
+        }
+        if let Some(watch) = watch {
+            watch.stop();
+        }
+        Ok(outcome?)
+    }
+}
+
+/// What pauses a machine.
+struct Controls {
+    handle: Handle,
+    space: Remote,
+}
+
+impl GuestControl for Controls {
+    fn pause(&self) -> bool {
+        self.handle.pause()
+    }
+
+    fn resume(&self) {
+        self.handle.resume();
+    }
+
+    fn retry(&self) {
+        self.space.retry();
+    }
+}
