@@ -8,4 +8,6 @@ pub use crate::core::clock::Clock;
 pub use crate::core::counters::Counters;
 pub use crate::core::profile::Profile;
 pub use crate::core::ram::{Ram, RegionSpec};
-pub use x86_64::{Cpu, EndOfInterrupt, Exit, Message, Platform, Segment, Table, fault_code};
+pub use x86_64::{
+    ArchState, Cpu, EndOfInterrupt, Exit, Message, OtherProcessor, Platform, Segment, Table, fault_code,
+};

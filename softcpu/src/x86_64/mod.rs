@@ -2,6 +2,7 @@
 
 pub mod access;
 pub(crate) mod apic;
+mod arch_state;
 pub(crate) mod blocks;
 pub(crate) mod cpu;
 pub(crate) mod cpuid;
@@ -28,6 +29,7 @@ pub mod state;
 pub(crate) mod time;
 pub mod x87;
 
+pub use arch_state::{ArchState, OtherProcessor};
 pub use cpu::Cpu;
 pub use mmu::code as fault_code;
 pub use platform::{EndOfInterrupt, Message, Platform};
