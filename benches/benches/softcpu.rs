@@ -8,7 +8,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use softcpu::x86_64::state::{cr0, cr4, efer, reg, seg};
-use softcpu::{Answer, Bus, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment};
+use softcpu::{Bus, BusResult, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment};
 
 const MEMORY: u64 = 128 << 20;
 const PAGE_TABLES: u64 = 0x9000;
@@ -23,8 +23,8 @@ const ROUNDS: u64 = 10_000;
 struct Plug;
 
 impl Bus for Plug {
-    fn port_write(&mut self, _port: u16, _data: &[u8]) -> Answer {
-        Answer::Stop
+    fn port_write(&mut self, _port: u16, _data: &[u8]) -> BusResult {
+        BusResult::Stop
     }
 
     fn unimplemented(&mut self, what: &str, rip: u64) {

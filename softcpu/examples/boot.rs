@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use softcpu::x86_64::state::{cr0, cr4, efer, reg, seg};
-use softcpu::{Answer, Bus, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment, Table};
+use softcpu::{Bus, BusResult, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment, Table};
 
 const MEMORY: u64 = 256 << 20;
 const BOOT_TIMER: u64 = 0xc000_0000;
@@ -29,14 +29,14 @@ struct Devices {
 }
 
 impl Bus for Devices {
-    fn mmio_write(&mut self, addr: u64, _data: &[u8]) -> Answer {
+    fn mmio_write(&mut self, addr: u64, _data: &[u8]) -> BusResult {
         if addr == BOOT_TIMER {
             self.marks -= 1;
         }
         if self.marks == 0 {
-            Answer::Stop
+            BusResult::Stop
         } else {
-            Answer::Continue
+            BusResult::Continue
         }
     }
 
@@ -56,7 +56,7 @@ fn word<const N: usize>(file: &[u8], at: usize) -> Result<[u8; N], String> {
         .ok_or_else(|| format!("the kernel ends before byte {at}"))
 }
 
-/// Copies the segments of an ELF kernel to RAM; answers its entry.
+/// Copies the segments of an ELF kernel to RAM; returns its entry.
 fn load_elf(ram: &Ram, file: &[u8]) -> Result<u64, String> {
     if !file.starts_with(b"\x7fELF\x02\x01") {
         return Err("the kernel is no 64-bit ELF file".into());

@@ -100,7 +100,7 @@ impl Cpu {
             // Caches, and what decides on them.
             tlb: _,
             cache: _,
-            vain_stores: _,
+            non_code_stores: _,
             // Only while `run` is on the stack.
             running: _,
             stopped: _,

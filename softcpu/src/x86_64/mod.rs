@@ -1,4 +1,18 @@
-//! The x86-64 instruction set.
+//! The x86-64 instruction set: a processor with SSE4.2, x87, an APIC, and KVM's paravirtual clock.
+//!
+//! From the lowest layer to the highest:
+//!
+//! | files | what |
+//! |---|---|
+//! | `state`, `flags`, `op`, `float`, `memory_type` | registers by name, status flags, decoded operations, floating point; plain values |
+//! | `apic`, `debug`, `msr`, `exception`, `x87`, `simd::mxcsr` | the registers of each part |
+//! | `platform` | interrupt messages, and which processor they reach |
+//! | `cpu` | the processor: all of the above, and its caches |
+//! | `exception::raise`, `access`, `mmu` | faults, operands, translation |
+//! | `apic::processor`, `debug::processor`, `msr::processor`, `time`, `pvclock`, `exception::deliver` | each part at work |
+//! | `exec`, `simd`, `x87::handlers` | what each instruction does |
+//! | `select`, `decode`, `decode_block`, `blocks` | from bytes to blocks of operations |
+//! | `power_on`, `reset`, `arch_state`, `profile`, `run` | how a processor begins, is saved, and runs |
 
 pub mod access;
 pub(crate) mod apic;

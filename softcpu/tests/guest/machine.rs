@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use softcpu::x86_64::state::{cr0, cr4, efer, reg, seg};
-use softcpu::{Answer, Bus, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment, Table};
+use softcpu::{Bus, BusResult, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment, Table};
 
 /// Bytes of RAM.
 const SIZE: usize = 4 << 20;
@@ -97,10 +97,10 @@ pub struct Devices {
 }
 
 impl Bus for Devices {
-    fn port_write(&mut self, port: u16, data: &[u8]) -> Answer {
+    fn port_write(&mut self, port: u16, data: &[u8]) -> BusResult {
         self.last = port;
         match port {
-            TRAP_PORT | DONE_PORT => return Answer::Stop,
+            TRAP_PORT | DONE_PORT => return BusResult::Stop,
             DMA_PORT => {
                 if let Some((at, bytes)) = &self.dma {
                     // As a device does it: past the processor.
@@ -116,7 +116,7 @@ impl Bus for Devices {
                 self.written.push((port, u32::from_le_bytes(value)));
             }
         }
-        Answer::Continue
+        BusResult::Continue
     }
 
     fn unimplemented(&mut self, what: &str, _rip: u64) {

@@ -147,7 +147,7 @@ impl Apic {
         now
     }
 
-    /// IRET lets the next NMI come in. Answers whether one waits.
+    /// IRET lets the next NMI come in. Returns whether one waits.
     pub fn end_of_nmi(&mut self) -> bool {
         self.in_nmi = false;
         self.nmi

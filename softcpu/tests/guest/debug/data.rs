@@ -9,7 +9,7 @@ use super::{
 };
 use crate::machine::{DATA, DATA_SELECTOR, KERNEL, done};
 
-/// Runs an instruction with one breakpoint on data and answers what was hit.
+/// Runs an instruction with one breakpoint on data and returns what was hit.
 fn watched(breakpoint: u64, kind: u64, len: u64, body: Write) -> (Vec<Hit>, Vec<u64>) {
     let target = KERNEL + 0x800;
     let mut machine = debugged();
