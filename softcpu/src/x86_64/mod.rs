@@ -12,7 +12,7 @@
 //! | `apic::processor`, `debug::processor`, `msr::processor`, `time`, `pvclock`, `exception::deliver` | each part at work |
 //! | `exec`, `simd`, `x87::handlers` | what each instruction does |
 //! | `select`, `decode`, `decode_block`, `blocks` | from bytes to blocks of operations |
-//! | `power_on`, `reset`, `arch_state`, `profile`, `run` | how a processor begins, is saved, and runs |
+//! | `power_on`, `reset`, `flat`, `arch_state`, `profile`, `run` | how a processor begins, is saved, and runs |
 
 pub mod access;
 pub(crate) mod apic;
@@ -26,6 +26,7 @@ pub(crate) mod decode_block;
 pub mod exception;
 pub(crate) mod exec;
 pub mod flags;
+pub mod flat;
 pub mod float;
 pub(crate) mod memory_type;
 pub(crate) mod mmu;

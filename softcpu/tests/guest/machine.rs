@@ -29,6 +29,8 @@ pub const IST1: u64 = 0x2_8000;
 /// Kernel code, kernel data: pages that user code may not touch.
 pub const KERNEL: u64 = 0x3_0000;
 pub const DATA: u64 = 0x4_0000;
+/// Where a second processor starts, in real mode.
+pub const START: u64 = 0x5_0000;
 /// What user code may touch: the second half.
 pub const USER: u64 = 0x20_0000;
 pub const USER_STACK: u64 = 0x21_1000;
@@ -310,6 +312,24 @@ impl Machine {
             }
             Exit::Stopped => End::Done,
         }
+    }
+
+    /// Processor 1, which waits for a startup IPI: that leads to `code` in real mode at [`START`].
+    pub fn second(&mut self, code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Box<Cpu> {
+        self.assemble(START, 16, code);
+        Box::new(Cpu::new(Arc::clone(&self.ram), Arc::clone(&self.platform), 1).unwrap())
+    }
+
+    /// Runs to the end beside a second processor, which is returned.
+    pub fn done_beside(&mut self, mut second: Box<Cpu>) -> Box<Cpu> {
+        std::thread::scope(|scope| {
+            let beside = scope.spawn(move || {
+                second.run(&mut Devices::default());
+                second
+            });
+            self.done();
+            beside.join().unwrap()
+        })
     }
 
     /// Runs to an exception.
