@@ -18,7 +18,7 @@ pub(crate) mod clock;
 pub(crate) mod code_page;
 pub(crate) mod counters;
 pub(crate) mod mailbox;
-pub(crate) mod page;
+pub mod page;
 pub(crate) mod processors;
 pub(crate) mod profile;
 pub mod ram;

@@ -39,7 +39,7 @@ impl Ram {
     /// # Safety
     /// Each `host..host + len` must stay mapped, readable and writable for as long as the `Ram` lives, be
     /// aligned to [`PAGE`], and nobody may hold a Rust reference into it: the guest writes whenever it likes. Other
-    /// threads may access it by atomic or volatile accesses; see [`ram_access`](crate::core::ram_access).
+    /// threads may access it by atomic or volatile accesses; see [`ram_access`].
     pub unsafe fn new(specs: &[RegionSpec]) -> Ram {
         let mut regions: Vec<Region> = specs
             .iter()

@@ -2,7 +2,7 @@
 //!
 //! The fast path is three instructions of the host: compare the tag of the one entry that can hold the page, add,
 //! access. The last byte's page is compared, so that an access across two pages misses; what misses goes to
-//! [`mmu`](crate::x86_64::mmu). How memory is accessed, and what other processors see of it, is in
+//! `mmu`. How memory is accessed, and what other processors see of it, is in
 //! [`ram_access`](crate::core::ram_access).
 #![allow(unsafe_code)]
 

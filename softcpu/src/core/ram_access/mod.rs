@@ -12,7 +12,7 @@
 //!   they are one MOVDQU nevertheless, which hosts with AVX do as one.
 //! - *Order.* Total store order, which leaves only a store and a later load of another address unordered: x86-64 hosts have it, and
 //!   elsewhere loads are acquire and stores are release. MFENCE and locked instructions are the host's full barriers.
-//! - *Locked instructions* are the host's atomic ones; see [`exec::atomic`](crate::x86_64::exec::atomic).
+//! - *Locked instructions* are the host's atomic ones; see `x86_64::exec::atomic`.
 //! - *Page table entries* are read once, as 8 bytes; accessed and dirty bits are set by a compare-exchange with what was read.
 //!
 //! What is left, in which this differs from a processor:
