@@ -1,16 +1,15 @@
 //! The software processor's hot paths: what a loop of each kind costs for each instruction.
-#![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed};
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use softcpu::x86_64::state::{cr0, cr4, efer, reg, seg};
-use softcpu::{Answer, Bus, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment};
+use softcpu::x86_64::flat;
+use softcpu::x86_64::state::reg;
+use softcpu::{Bus, BusResult, Clock, Cpu, Exit, Platform, Ram};
 
-const MEMORY: u64 = 128 << 20;
+const MEMORY: usize = 128 << 20;
 const PAGE_TABLES: u64 = 0x9000;
 const CODE: u64 = 0x10_0000;
 /// What loops work on.
@@ -23,8 +22,8 @@ const ROUNDS: u64 = 10_000;
 struct Plug;
 
 impl Bus for Plug {
-    fn port_write(&mut self, _port: u16, _data: &[u8]) -> Answer {
-        Answer::Stop
+    fn port_write(&mut self, _port: u16, _data: &[u8]) -> BusResult {
+        BusResult::Stop
     }
 
     fn unimplemented(&mut self, what: &str, rip: u64) {
@@ -32,50 +31,18 @@ impl Bus for Plug {
     }
 }
 
-/// RAM whose first GiB, as far as there is one, is mapped to itself in pages of 2 MiB.
+/// RAM that is mapped to itself.
 fn ram() -> Arc<Ram> {
-    let layout = Layout::from_size_align(MEMORY as usize, 4096).expect("a layout");
-    // SAFETY: the layout has a size; the memory is never freed and nobody holds a reference into it.
-    let ram = unsafe {
-        let host = alloc_zeroed(layout);
-        Arc::new(Ram::new(&[RegionSpec {
-            start: 0,
-            len: MEMORY,
-            host,
-        }]))
-    };
-    let quad = |at: u64, value: u64| assert!(ram.write(at, &value.to_le_bytes()));
-    quad(PAGE_TABLES, (PAGE_TABLES + 0x1000) | 3);
-    quad(PAGE_TABLES + 0x1000, (PAGE_TABLES + 0x2000) | 3);
-    for n in 0..512 {
-        quad(PAGE_TABLES + 0x2000 + n * 8, n << 21 | 0x83);
-    }
-    ram
+    let ram = Ram::leaked(MEMORY).expect("room for RAM");
+    assert!(flat::map(&ram, PAGE_TABLES));
+    Arc::new(ram)
 }
 
 /// A processor in 64-bit mode over `ram`.
 fn processor(ram: &Arc<Ram>) -> Cpu {
     let platform = Platform::new(1, Clock::Instructions);
     let mut cpu = Cpu::new(Arc::clone(ram), platform, 0).expect("processor 0");
-    let flat = |selector, access| Segment {
-        selector,
-        base: 0,
-        limit: u32::MAX,
-        access,
-    };
-    let enabled = cr0::PE | cr0::PG;
-    cpu.set_control(
-        enabled,
-        PAGE_TABLES,
-        cr4::PAE | cr4::OSFXSR,
-        efer::LME | efer::LMA,
-    );
-    for number in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
-        cpu.set_segment(number, flat(0x18, 0xc093));
-    }
-    cpu.set_segment(seg::CS, flat(0x10, 0xa09b));
-    cpu.set_rflags(2);
-    cpu.unpark();
+    flat::enter(&mut cpu, PAGE_TABLES);
     cpu
 }
 

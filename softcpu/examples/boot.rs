@@ -9,12 +9,12 @@
 //! much CPU time.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use softcpu::x86_64::state::{cr0, cr4, efer, reg, seg};
-use softcpu::{Answer, Bus, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment, Table};
+use softcpu::x86_64::flat;
+use softcpu::x86_64::state::reg;
+use softcpu::{Bus, BusResult, Clock, Cpu, Exit, Platform, Ram, Table};
 
 const MEMORY: u64 = 256 << 20;
 const BOOT_TIMER: u64 = 0xc000_0000;
@@ -29,14 +29,14 @@ struct Devices {
 }
 
 impl Bus for Devices {
-    fn mmio_write(&mut self, addr: u64, _data: &[u8]) -> Answer {
+    fn mmio_write(&mut self, addr: u64, _data: &[u8]) -> BusResult {
         if addr == BOOT_TIMER {
             self.marks -= 1;
         }
         if self.marks == 0 {
-            Answer::Stop
+            BusResult::Stop
         } else {
-            Answer::Continue
+            BusResult::Continue
         }
     }
 
@@ -56,7 +56,7 @@ fn word<const N: usize>(file: &[u8], at: usize) -> Result<[u8; N], String> {
         .ok_or_else(|| format!("the kernel ends before byte {at}"))
 }
 
-/// Copies the segments of an ELF kernel to RAM; answers its entry.
+/// Copies the segments of an ELF kernel to RAM; returns its entry.
 fn load_elf(ram: &Ram, file: &[u8]) -> Result<u64, String> {
     if !file.starts_with(b"\x7fELF\x02\x01") {
         return Err("the kernel is no 64-bit ELF file".into());
@@ -101,26 +101,12 @@ fn write_zero_page(ram: &Ram, initrd: u64, len: u64) {
     }
 }
 
-fn start(cpu: &mut Cpu, ram: &Ram, entry: u64) {
-    let quad = |at: u64, value: u64| ram.write(at, &value.to_le_bytes());
-    quad(PAGE_TABLES, (PAGE_TABLES + 0x1000) | 3);
-    quad(PAGE_TABLES + 0x1000, (PAGE_TABLES + 0x2000) | 3);
-    for n in 0..512 {
-        quad(PAGE_TABLES + 0x2000 + n * 8, n << 21 | 0x83);
+fn start(cpu: &mut Cpu, ram: &Ram, entry: u64) -> Result<(), String> {
+    let descriptors = flat::DESCRIPTORS.map(u64::to_le_bytes);
+    if !flat::map(ram, PAGE_TABLES) || !ram.write(GDT + u64::from(flat::CODE), descriptors.as_flattened()) {
+        return Err("RAM has no room for tables".into());
     }
-    quad(GDT + 0x10, 0x00af_9b00_0000_ffff);
-    quad(GDT + 0x18, 0x00cf_9300_0000_ffff);
-    let flat = |selector, access| Segment {
-        selector,
-        base: 0,
-        limit: u32::MAX,
-        access,
-    };
-    cpu.set_control(cr0::PE | cr0::PG, PAGE_TABLES, cr4::PAE, efer::LME | efer::LMA);
-    for number in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
-        cpu.set_segment(number, flat(0x18, 0xc093));
-    }
-    cpu.set_segment(seg::CS, flat(0x10, 0xa09b));
+    flat::enter(cpu, PAGE_TABLES);
     cpu.set_tables(
         Table {
             base: GDT,
@@ -128,11 +114,10 @@ fn start(cpu: &mut Cpu, ram: &Ram, entry: u64) {
         },
         Table::default(),
     );
-    cpu.set_rflags(2);
     cpu.gpr[reg::RSI] = ZERO_PAGE;
     cpu.gpr[reg::RSP] = 0x8ff0;
     cpu.rip = entry;
-    cpu.unpark();
+    Ok(())
 }
 
 /// User and system time of this process, in seconds.
@@ -156,16 +141,7 @@ fn run() -> Result<(), String> {
     let read = |path: &str| std::fs::read(path).map_err(|error| format!("{path}: {error}"));
     let (kernel, initramfs) = (read(&kernel)?, read(&initramfs)?);
 
-    let layout = Layout::from_size_align(MEMORY as usize, 4096).map_err(|error| error.to_string())?;
-    // SAFETY: the layout has a size; the memory is never freed and nobody holds a reference into it.
-    let ram = unsafe {
-        let host = alloc_zeroed(layout);
-        Arc::new(Ram::new(&[RegionSpec {
-            start: 0,
-            len: MEMORY,
-            host,
-        }]))
-    };
+    let ram = Arc::new(Ram::leaked(MEMORY as usize).ok_or("the host has no room for RAM")?);
     let entry = load_elf(&ram, &kernel)?;
     let initrd = (MEMORY - initramfs.len() as u64) & !0xfff;
     ram.write(initrd, &initramfs);
@@ -174,7 +150,7 @@ fn run() -> Result<(), String> {
 
     let platform = Platform::new(1, Clock::Instructions);
     let mut cpu = Cpu::new(Arc::clone(&ram), platform, 0).ok_or("there is no processor 0")?;
-    start(&mut cpu, &ram, entry);
+    start(&mut cpu, &ram, entry)?;
     let before = cpu_seconds();
     let exit = cpu.run(&mut Devices { marks });
     let spent = cpu_seconds() - before;

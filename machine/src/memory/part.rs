@@ -224,9 +224,9 @@ impl PartReader<'_> {
         if !inside {
             return Ok(0);
         }
-        // SAFETY: the range lies inside one guest RAM mapping of ours (checked above), which stays mapped,
-        // readable and writable throughout; nobody holds references into guest RAM, only volatile accesses.
-        // MAP_PRIVATE keeps the guest's writes out of the file.
+        // SAFETY: the range lies inside one guest RAM mapping of ours (checked above), which stays mapped, readable and
+        // writable throughout; nobody holds references into guest RAM: accesses are volatile, or a processor's
+        // (`softcpu::core::ram_access`). MAP_PRIVATE keeps the guest's writes out of the file.
         let mapped = unsafe {
             libc::mmap(
                 host.cast(),

@@ -2,7 +2,7 @@
 
 /// Whether the processor goes on after a write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Answer {
+pub enum BusResult {
     /// It does.
     #[default]
     Continue,
@@ -17,16 +17,16 @@ pub trait Bus {
         data.fill(0xff);
     }
     /// A store to an address that is not RAM (1 to 8 bytes, little endian).
-    fn mmio_write(&mut self, _addr: u64, _data: &[u8]) -> Answer {
-        Answer::Continue
+    fn mmio_write(&mut self, _addr: u64, _data: &[u8]) -> BusResult {
+        BusResult::Continue
     }
     /// Port input; fills `data` (1, 2 or 4 bytes).
     fn port_read(&mut self, _port: u16, data: &mut [u8]) {
         data.fill(0xff);
     }
     /// Port output (1, 2 or 4 bytes, little endian).
-    fn port_write(&mut self, _port: u16, _data: &[u8]) -> Answer {
-        Answer::Continue
+    fn port_write(&mut self, _port: u16, _data: &[u8]) -> BusResult {
+        BusResult::Continue
     }
     /// The guest met something that this processor does not have: an instruction (which raised #UD), or a
     /// mode. Called once for each `what`.

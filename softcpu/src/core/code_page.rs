@@ -3,7 +3,7 @@
 //!
 //! All of it is one word, so that it changes as one:
 //! - Whoever relies on bytes of the page (a decoder, or a block that is looked up again) first calls [`CodePage::rely`], which
-//!   marks their granules and answers the version; then it reads the bytes.
+//!   marks their granules and returns the version; then it reads the bytes.
 //! - Whoever stores to the page first stores, then calls [`CodePage::stored`], which changes the version where a granule
 //!   was marked.
 //!
@@ -29,7 +29,7 @@ const VERSION: u64 = 1 << VERSION_SHIFT;
 #[derive(Debug, Default)]
 pub(crate) struct CodePage(AtomicU64);
 
-/// What [`CodePage::rely`] answers.
+/// What [`CodePage::rely`] returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reliance {
     /// The page's version before the bytes are read.
@@ -109,8 +109,8 @@ impl CodePage {
     }
 
     /// Whether stores of the processor that asks may pass without a call of [`CodePage::stored`] until
-    /// [`CodePage::rely`] says otherwise. Where the page held code before, only if the caller insists.
-    pub fn open(&self, insist: bool) -> bool {
+    /// [`CodePage::rely`] says otherwise. Where the page held code before, only with `force`.
+    pub fn open(&self, force: bool) -> bool {
         let mut word = self.0.load(Ordering::SeqCst);
         loop {
             if word & MARKS != 0 {
@@ -119,7 +119,7 @@ impl CodePage {
             if word & DIRECT != 0 {
                 return true;
             }
-            if word >> VERSION_SHIFT != 0 && !insist {
+            if word >> VERSION_SHIFT != 0 && !force {
                 return false;
             }
             match self
@@ -138,7 +138,7 @@ impl CodePage {
     }
 
     /// Says that no processor has a translation any more by which stores pass that it had when [`CodePage::rely`]
-    /// answered `version`. `false` and without effect where the page has another version now: it may have been opened since.
+    /// returned `version`. `false` and without effect where the page has another version now: it may have been opened since.
     pub fn settle(&self, version: u32) -> bool {
         self.0
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {

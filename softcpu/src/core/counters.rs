@@ -21,17 +21,17 @@ pub struct Counters {
 /// Stores in a row to pages that held code and hold none now, by page: after enough of them the page is watched no longer. Pages
 /// share counts, which only makes the decision a little early.
 #[derive(Debug, Default)]
-pub(crate) struct VainStores([u8; 16]);
+pub(crate) struct NonCodeStores([u8; 16]);
 
-impl VainStores {
-    /// Stores after which watching is in vain. Watching again costs as much as some hundred watched stores.
+impl NonCodeStores {
+    /// Stores after which watching does not pay. Watching again costs as much as some hundred watched stores.
     const ENOUGH: u8 = 128;
 
-    /// Counts a store to the page of `phys`; answers whether that is enough.
+    /// Counts a store to the page of `phys`; returns whether that is enough.
     pub fn count(&mut self, phys: u64) -> bool {
         let count = &mut self.0[(phys / PAGE % 16) as usize];
         *count += 1;
-        let enough = *count >= VainStores::ENOUGH;
+        let enough = *count >= NonCodeStores::ENOUGH;
         if enough {
             *count = 0;
         }

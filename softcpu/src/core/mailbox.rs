@@ -16,6 +16,14 @@ pub(crate) mod event {
     pub const OWN: u32 = 1 << 8;
 }
 
+/// What waits in a mailbox, as plain data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pending {
+    events: u32,
+    requests: [u64; 4],
+    argument: u32,
+}
+
 /// What other threads have for one processor.
 pub(crate) struct Mailbox {
     events: AtomicU32,
@@ -89,6 +97,32 @@ impl Mailbox {
     /// Says that the stores to code are watched as [`Processors::watch_requests`](crate::core::processors::Processors::watch_requests) asked for before.
     pub fn set_watched(&self, request: u64) {
         self.watched.store(request, Ordering::SeqCst);
+    }
+
+    /// What waits of interrupts and of the instruction set's own events. Whether `run` shall come back, and what is about
+    /// translations, belongs to this machine and not to the state of its guest.
+    pub fn pending(&self) -> Pending {
+        Pending {
+            events: self.events.load(Ordering::SeqCst) & !(event::KICK | event::WATCH),
+            requests: std::array::from_fn(|n| self.requests[n].load(Ordering::SeqCst)),
+            argument: self.argument(),
+        }
+    }
+
+    /// Lets the same wait here, in the place of what waited of it before.
+    pub fn set_pending(&self, pending: &Pending) {
+        let Pending {
+            events,
+            requests,
+            argument,
+        } = *pending;
+        for (mine, new) in self.requests.iter().zip(requests) {
+            mine.store(new, Ordering::SeqCst);
+        }
+        self.argument.store(argument, Ordering::SeqCst);
+        self.events
+            .fetch_and(event::KICK | event::WATCH, Ordering::SeqCst);
+        self.post(events);
     }
 
     /// Takes all events.

@@ -1,4 +1,15 @@
-//! What a processor of any instruction set needs.
+//! What a processor of any instruction set needs. Nothing here knows one.
+//!
+//! | file | what |
+//! |---|---|
+//! | `page` | the size of a page |
+//! | `ram`, `ram_access` | guest RAM, and how it is read and written while others use it |
+//! | `code_page` | what is known of the code in a page of RAM |
+//! | `tlb` | translations of addresses |
+//! | `block`, `unsettled`, `address_map` | decoded blocks, how they are found, and when they may be kept |
+//! | `bus` | what a processor sees beyond RAM |
+//! | `mailbox`, `processors`, `clock` | what others have for a processor, and what all share |
+//! | `profile`, `counters` | where instructions are spent, and how often the costly things happen |
 
 pub(crate) mod address_map;
 pub(crate) mod block;
@@ -7,7 +18,7 @@ pub(crate) mod clock;
 pub(crate) mod code_page;
 pub(crate) mod counters;
 pub(crate) mod mailbox;
-pub(crate) mod page;
+pub mod page;
 pub(crate) mod processors;
 pub(crate) mod profile;
 pub mod ram;

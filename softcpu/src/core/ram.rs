@@ -1,6 +1,7 @@
 //! Guest RAM: host memory at guest-physical addresses, and for each page what code was decoded from it.
 #![allow(unsafe_code)]
 
+use std::alloc::{Layout, alloc_zeroed};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::core::code_page::{CodePage, granules};
@@ -38,7 +39,7 @@ impl Ram {
     /// # Safety
     /// Each `host..host + len` must stay mapped, readable and writable for as long as the `Ram` lives, be
     /// aligned to [`PAGE`], and nobody may hold a Rust reference into it: the guest writes whenever it likes. Other
-    /// threads may access it by atomic or volatile accesses; see [`ram_access`](crate::core::ram_access).
+    /// threads may access it by atomic or volatile accesses; see [`ram_access`].
     pub unsafe fn new(specs: &[RegionSpec]) -> Ram {
         let mut regions: Vec<Region> = specs
             .iter()
@@ -52,6 +53,24 @@ impl Ram {
         // The region that is used most is found first.
         regions.sort_by_key(|region| std::cmp::Reverse(region.len));
         Ram { regions }
+    }
+
+    /// RAM of `len` bytes (whole pages) from address 0 on, which is never given back: for programs that have one machine and end with
+    /// it. `None` where the host has no room.
+    pub fn leaked(len: usize) -> Option<Ram> {
+        let layout = Layout::from_size_align(len, PAGE as usize).ok()?;
+        if len == 0 || !(len as u64).is_multiple_of(PAGE) {
+            return None;
+        }
+        // SAFETY: the layout is not empty.
+        let host = unsafe { alloc_zeroed(layout) };
+        let region = RegionSpec {
+            start: 0,
+            len: len as u64,
+            host,
+        };
+        // SAFETY: the memory is aligned, never freed, and nobody else has its address.
+        (!host.is_null()).then(|| unsafe { Ram::new(&[region]) })
     }
 
     #[inline]

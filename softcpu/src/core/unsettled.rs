@@ -35,7 +35,7 @@ pub(crate) struct Asker<'a> {
 
 impl Unsettled {
     /// Lets stores to a page of code be watched, by this processor at once and by the others before their next block.
-    /// Answers whether all do.
+    /// Returns whether all do.
     #[cold]
     pub fn settle(&mut self, asker: Asker, page: u64, version: u32) -> bool {
         let Asker {

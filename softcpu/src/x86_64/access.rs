@@ -2,7 +2,7 @@
 //!
 //! The fast path is three instructions of the host: compare the tag of the one entry that can hold the page, add,
 //! access. The last byte's page is compared, so that an access across two pages misses; what misses goes to
-//! [`mmu`](crate::x86_64::mmu). How memory is accessed, and what other processors see of it, is in
+//! `mmu`. How memory is accessed, and what other processors see of it, is in
 //! [`ram_access`](crate::core::ram_access).
 #![allow(unsafe_code)]
 
@@ -187,7 +187,7 @@ impl Cpu {
         (direct || self.tlb.watched(addr, size).is_some()).then(|| addr.wrapping_add(entry.addend) as usize)
     }
 
-    /// Reads, changes and writes memory, not atomically. `f` answers the new value.
+    /// Reads, changes and writes memory, not atomically. `f` returns the new value.
     #[inline(always)]
     pub(crate) fn modify<T: Scalar>(&mut self, addr: u64, f: impl FnOnce(T) -> T) -> Result<(), Stop> {
         // A fault must come before anything changes, and as that of a write.
@@ -204,7 +204,7 @@ impl Cpu {
         self.check_write(addr, size)
     }
 
-    /// Reads, changes and writes memory, not atomically. `f` answers the new value and the flags.
+    /// Reads, changes and writes memory, not atomically. `f` returns the new value and the flags.
     #[inline(always)]
     pub(crate) fn compute<T: Scalar>(
         &mut self,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::core::block::{Block, Cache};
 use crate::core::bus::Bus;
 use crate::core::clock::Time;
-use crate::core::counters::{Counters, VainStores};
+use crate::core::counters::{Counters, NonCodeStores};
 use crate::core::mailbox::Mailbox;
 use crate::core::profile::Profile;
 use crate::core::ram::Ram;
@@ -87,7 +87,7 @@ pub struct Cpu {
     pub(crate) apic: Apic,
     pub(crate) time: Time,
     pub(crate) cache: Cache<Op>,
-    pub(crate) vain_stores: VainStores,
+    pub(crate) non_code_stores: NonCodeStores,
     pub(crate) counters: Counters,
     pub(crate) profile: Option<Box<Profile>>,
     /// A device asked `run` to come back.

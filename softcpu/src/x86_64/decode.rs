@@ -20,7 +20,7 @@ pub(crate) enum Run {
 pub(crate) struct Choice {
     /// The handler.
     pub run: Run,
-    /// It ends the block: it sets `rip` itself and answers [`Stop`](crate::x86_64::op::Stop).
+    /// It ends the block: it sets `rip` itself and returns [`Stop`](crate::x86_64::op::Stop).
     pub ends: bool,
     /// It must be the first of its block, so that interrupts are looked for before it.
     pub starts: bool,

@@ -129,7 +129,7 @@ impl Cpu {
         })
     }
 
-    /// Makes the operations of an instruction, the `count`-th of its block; answers whether it ends the block.
+    /// Makes the operations of an instruction, the `count`-th of its block; returns whether it ends the block.
     fn lower(&mut self, instr: &Instruction, choice: Choice, count: usize, ops: &mut Vec<Op>) -> bool {
         let mut op = fallthrough(0, count);
         if !decode::operands(instr, self.code_size, &mut op) {

@@ -20,7 +20,7 @@ const DEFAULT: u32 = 0x2ff;
 const ABOVE: u64 = !((1 << PHYSICAL_BITS) - 1);
 
 /// The registers.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryTypes {
     pat: u64,
     default: u64,

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
-use crate::core::bus::Answer;
+use crate::core::bus::BusResult;
 use crate::core::code_page::{Stored, granules};
 use crate::core::page::{PAGE, PAGE_MASK};
 use crate::core::ram_access::{self, Scalar};
@@ -90,7 +90,7 @@ impl Cpu {
             }
         } else {
             if !canonical(addr) {
-                // The address tells this one apart: it is #SS where the stack's segment was meant.
+                // The address in `cr2` distinguishes this one: it is #SS where the stack's segment was meant.
                 self.fault = Fault {
                     vector: vector::GP,
                     code: Some(0),
@@ -260,15 +260,15 @@ impl Cpu {
         Ok(())
     }
 
-    /// Reports a store by a watched translation to its page, and watches no longer where that is in vain.
+    /// Reports a store by a watched translation to its page, and stops watching the page after enough stores that hit no code.
     pub(crate) fn stored_watched(&mut self, addr: u64, size: usize) {
         let Some(entry) = self.tlb.watched(addr, size) else {
             return;
         };
         let phys = entry.phys & PAGE_MASK | (addr % PAGE);
         if self.stored(phys, size) == Stored::NoCode {
-            let vain = self.vain_stores.count(phys);
-            if self.ram.page(phys).is_some_and(|page| page.open(vain)) {
+            let enough = self.non_code_stores.count(phys);
+            if self.ram.page(phys).is_some_and(|page| page.open(enough)) {
                 self.tlb.open(addr);
             }
         }
@@ -403,7 +403,7 @@ impl Cpu {
             if self.apic.decodes(at) {
                 processor::mmio_write(self, at, chunk);
             } else {
-                if self.with_bus(|bus| bus.mmio_write(at, chunk)) == Answer::Stop {
+                if self.with_bus(|bus| bus.mmio_write(at, chunk)) == BusResult::Stop {
                     self.request_stop();
                 }
             }

@@ -1,7 +1,22 @@
-//! The x86-64 instruction set.
+//! The x86-64 instruction set: a processor with SSE4.2, x87, an APIC, and KVM's paravirtual clock.
+//!
+//! From the lowest layer to the highest:
+//!
+//! | files | what |
+//! |---|---|
+//! | `state`, `flags`, `op`, `float`, `memory_type` | registers by name, status flags, decoded operations, floating point; plain values |
+//! | `apic`, `debug`, `msr`, `exception`, `x87`, `simd::mxcsr` | the registers of each part |
+//! | `platform` | interrupt messages, and which processor they reach |
+//! | `cpu` | the processor: all of the above, and its caches |
+//! | `exception::raise`, `access`, `mmu` | faults, operands, translation |
+//! | `apic::processor`, `debug::processor`, `msr::processor`, `time`, `pvclock`, `exception::deliver` | each part at work |
+//! | `exec`, `simd`, `x87::handlers` | what each instruction does |
+//! | `select`, `decode`, `decode_block`, `blocks` | from bytes to blocks of operations |
+//! | `power_on`, `reset`, `flat`, `arch_state`, `profile`, `run` | how a processor begins, is saved, and runs |
 
 pub mod access;
 pub(crate) mod apic;
+mod arch_state;
 pub(crate) mod blocks;
 pub(crate) mod cpu;
 pub(crate) mod cpuid;
@@ -11,6 +26,7 @@ pub(crate) mod decode_block;
 pub mod exception;
 pub(crate) mod exec;
 pub mod flags;
+pub mod flat;
 pub mod float;
 pub(crate) mod memory_type;
 pub(crate) mod mmu;
@@ -28,6 +44,7 @@ pub mod state;
 pub(crate) mod time;
 pub mod x87;
 
+pub use arch_state::{ArchState, OtherProcessor};
 pub use cpu::Cpu;
 pub use mmu::code as fault_code;
 pub use platform::{EndOfInterrupt, Message, Platform};

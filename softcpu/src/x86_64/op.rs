@@ -1,4 +1,4 @@
-//! A decoded instruction as plain data, and what its handler may answer.
+//! A decoded instruction as plain data, and what its handler may return.
 
 /// Executes one operation, by itself. `C` is the processor, which is above this layer.
 pub type Handler<C> = fn(&mut C, &Operation<C>) -> Flow;
@@ -7,7 +7,7 @@ pub type Handler<C> = fn(&mut C, &Operation<C>) -> Flow;
 /// [`Stop::Branch`], the processor remembers which operation stopped.
 ///
 /// # Safety
-/// The pointer is to an operation of a block that is alive; the last operation of a block never answers `Ok`.
+/// The pointer is to an operation of a block that is alive; the last operation of a block never returns `Ok`.
 pub type Chained<C> = unsafe fn(&mut C, *const Operation<C>) -> Flow;
 
 /// `Ok` goes on with the next operation of the block.

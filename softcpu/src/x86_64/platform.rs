@@ -93,7 +93,7 @@ impl Platform {
         self.processors.set_elapsed(elapsed);
     }
 
-    /// Registers who hears of ends of interrupts. The first call counts.
+    /// Registers a callback for ends of interrupts. The first call counts.
     pub fn on_end_of_interrupt(&self, callback: EndOfInterrupt) {
         let _ = self.eoi.set(callback);
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::core::block::Cache;
 use crate::core::clock::{Clock, Time};
-use crate::core::counters::{Counters, VainStores};
+use crate::core::counters::{Counters, NonCodeStores};
 use crate::core::ram::Ram;
 use crate::core::tlb::Tlb;
 use crate::x86_64::apic::Apic;
@@ -65,7 +65,7 @@ impl Cpu {
             apic: Apic::new(id),
             time: Time::default(),
             cache: Cache::new(),
-            vain_stores: VainStores::default(),
+            non_code_stores: NonCodeStores::default(),
             counters: Counters::default(),
             profile: None,
             stop: false,

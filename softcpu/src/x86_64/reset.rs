@@ -85,7 +85,7 @@ impl Cpu {
             reported: _,
             random: _,
             spin: _,
-            vain_stores: _,
+            non_code_stores: _,
             counters: _,
         } = self;
         gpr[..16].fill(0);

@@ -14,7 +14,7 @@ use crate::x86_64::state::{Shadow, reg};
 /// Why [`Cpu::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// A device answered [`Answer::Stop`](crate::core::bus::Answer::Stop), or as many instructions have retired as
+    /// A device answered [`BusResult::Stop`](crate::core::bus::BusResult::Stop), or as many instructions have retired as
     /// [`Cpu::set_limit`] said.
     Stopped,
     /// Another thread asked for it.
@@ -72,7 +72,7 @@ impl Cpu {
         loop {
             let begin = self.rip;
             let before = PROFILE.then(|| self.profile_before());
-            // SAFETY: `find_block` and `follow` answer blocks that live until `bound_cache`, which `service_pending` calls.
+            // SAFETY: `find_block` and `follow` return blocks that live until `bound_cache`, which `service_pending` calls.
             let current = unsafe { &*block };
             let complete = self.run_block(current).is_ok();
             if let Some(before) = before {
@@ -98,7 +98,7 @@ impl Cpu {
         self.gpr[REG_BLOCK as usize] = self.rip;
         self.running = block;
         let first = block.ops.first();
-        // SAFETY: the block is alive, and its last operation never answers `Ok`.
+        // SAFETY: the block is alive, and its last operation never returns `Ok`.
         match unsafe { ((*first).run)(self, first) } {
             Err(Stop::Branch) => {
                 self.retired += block.count as u64;

@@ -33,7 +33,7 @@ impl Cpu {
         next.min(self.limit)
     }
 
-    /// Polls devices if it is time to, and answers whether something came.
+    /// Polls devices if it is time to, and returns whether something came.
     pub(crate) fn poll_if_due(&mut self) -> bool {
         if self.platform.processors.clock != Clock::Instructions || self.now(0) < self.time.next_poll {
             return false;

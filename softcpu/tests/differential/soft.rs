@@ -8,7 +8,7 @@ use softcpu::x86_64::exception::vector;
 use softcpu::x86_64::simd::mxcsr::Mxcsr;
 use softcpu::x86_64::state::{cr0, cr4, efer, seg};
 use softcpu::x86_64::x87::{Fpu, Fxsave};
-use softcpu::{Answer, Bus, Clock, Cpu, Platform, Ram, RegionSpec, Segment, Table};
+use softcpu::{Bus, BusResult, Clock, Cpu, Platform, Ram, RegionSpec, Segment, Table};
 use std::sync::Arc;
 
 /// Where the system structures are: guest-physical addresses, all in the first region, which is mapped far from
@@ -68,9 +68,9 @@ struct Watcher {
 }
 
 impl Bus for Watcher {
-    fn port_write(&mut self, port: u16, _data: &[u8]) -> Answer {
+    fn port_write(&mut self, port: u16, _data: &[u8]) -> BusResult {
         self.vector = Some(port);
-        Answer::Stop
+        BusResult::Stop
     }
 
     fn unimplemented(&mut self, _what: &str, _rip: u64) {

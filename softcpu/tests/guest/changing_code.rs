@@ -1,12 +1,11 @@
 //! Code that changes: what runs is what memory holds, whoever wrote it (Intel SDM vol. 3, 11.6).
 
-use std::sync::Arc;
-
+use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use softcpu::Clock;
 use softcpu::x86_64::state::reg;
-use softcpu::{Clock, Cpu};
 
-use crate::machine::{DATA, Devices, End, KERNEL, Machine, assembled, dma, done};
+use crate::machine::{DATA, KERNEL, Machine, START, assembled, dma, done};
 
 /// A function `mov eax, VALUE; ret`; its value is at its second byte.
 const FUNCTION: u64 = KERNEL + 0x1000;
@@ -250,10 +249,52 @@ fn a_page_that_held_code_and_holds_none_is_watched_no_longer() {
     );
 }
 
+const ROUNDS: u32 = 3000;
+
+/// Runs `machine` beside a second processor that does `other`, in real mode.
+fn run_beside(machine: &mut Machine, other: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
+    let second = machine.second(other);
+    machine.platform.deliver(softcpu::Message {
+        destination: 1,
+        logical: false,
+        mode: 6,
+        vector: (START >> 12) as u8,
+    });
+    machine.done_beside(second);
+}
+
+/// For n = 1, 2 and so on up to [`ROUNDS`], asks the other processor for round n, does `check` with n in ECX once it
+/// has done it, and ends with an exception where `check` leaves "not equal".
+fn ask_each_round(
+    a: &mut CodeAssembler,
+    before: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+    check: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Result<(), IcedError> {
+    let (mut again, mut wait, mut wrong) = (a.create_label(), a.create_label(), a.create_label());
+    a.xor(ecx, ecx)?;
+    a.set_label(&mut again)?;
+    a.inc(ecx)?;
+    before(a)?;
+    a.mov(dword_ptr(DATA), ecx)?;
+    a.set_label(&mut wait)?;
+    a.pause()?;
+    a.cmp(dword_ptr(DATA + 4), ecx)?;
+    a.jne(wait)?;
+    check(a)?;
+    a.jne(wrong)?;
+    a.cmp(ecx, ROUNDS)?;
+    a.jb(again)?;
+    done(a)?;
+    a.set_label(&mut wrong)?;
+    a.ud2()
+}
+
 /// Code for the second processor, in real mode: for n = 1, 2 and so on it waits until the word at `DATA` is n, does `store` with
 /// n in EAX and DS at `FUNCTION`, and puts n into the word at `DATA + 4`.
-fn on_request(store: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
-    assembled(OTHER, 16, |a| {
+fn on_request(
+    store: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError> {
+    move |a| {
         let mut again = a.create_label();
         a.mov(ax, (FUNCTION >> 4) as i32)?;
         a.mov(ds, ax)?;
@@ -272,27 +313,7 @@ fn on_request(store: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedErr
         a.cmp(eax, ROUNDS)?;
         a.jb(again)?;
         done(a)
-    })
-}
-
-const OTHER: u64 = 0x5_0000;
-const ROUNDS: u32 = 3000;
-
-/// Runs `machine` beside a second processor that starts at [`OTHER`].
-fn run_beside_other(machine: &mut Machine, code: &[u8]) {
-    assert!(machine.ram.write(OTHER, code));
-    let mut second = Cpu::new(Arc::clone(&machine.ram), Arc::clone(&machine.platform), 1).unwrap();
-    machine.platform.deliver(softcpu::Message {
-        destination: 1,
-        logical: false,
-        mode: 6,
-        vector: (OTHER >> 12) as u8,
-    });
-    let end = std::thread::scope(|scope| {
-        scope.spawn(move || second.run(&mut Devices::default()));
-        machine.run()
-    });
-    assert_eq!(end, End::Done);
+    }
 }
 
 #[test]
@@ -303,27 +324,16 @@ fn what_another_processor_writes_counts_once_it_says_so() {
     // Calls the function after each change: without an instruction that serialises, since the branch that sees the
     // other's word is enough here, and code on this processor's own page between that was not decoded before.
     machine.kernel(|a| {
-        let (mut again, mut wrong) = (a.create_label(), a.create_label());
-        a.xor(ecx, ecx)?;
-        a.set_label(&mut again)?;
-        a.inc(ecx)?;
-        a.call(FUNCTION)?;
-        a.mov(dword_ptr(DATA), ecx)?;
-        let mut wait = a.create_label();
-        a.set_label(&mut wait)?;
-        a.pause()?;
-        a.cmp(dword_ptr(DATA + 4), ecx)?;
-        a.jne(wait)?;
-        a.call(FUNCTION)?;
-        a.cmp(eax, ecx)?;
-        a.jne(wrong)?;
-        a.cmp(ecx, ROUNDS)?;
-        a.jb(again)?;
-        done(a)?;
-        a.set_label(&mut wrong)?;
-        a.ud2()
+        ask_each_round(
+            a,
+            |a| a.call(FUNCTION),
+            |a| {
+                a.call(FUNCTION)?;
+                a.cmp(eax, ecx)
+            },
+        )
     });
-    run_beside_other(&mut machine, &other);
+    run_beside(&mut machine, other);
 }
 
 #[test]
@@ -348,30 +358,20 @@ fn what_another_processor_writes_as_data_runs_as_code() {
         a.mov(eax, ebx)
     });
     machine.kernel(|a| {
-        let (mut again, mut wrong) = (a.create_label(), a.create_label());
-        a.xor(ecx, ecx)?;
-        a.set_label(&mut again)?;
-        a.inc(ecx)?;
-        a.mov(dword_ptr(DATA), ecx)?;
-        let mut wait = a.create_label();
-        a.set_label(&mut wait)?;
-        a.pause()?;
-        a.cmp(dword_ptr(DATA + 4), ecx)?;
-        a.jne(wait)?;
-        // A function in another granule each time.
-        a.imul_3(esi, ecx, 132)?;
-        a.and(esi, 0xffc)?;
-        a.add(rsi, FUNCTION as i32)?;
-        a.call(rsi)?;
-        a.cmp(al, cl)?;
-        a.jne(wrong)?;
-        a.cmp(ecx, ROUNDS)?;
-        a.jb(again)?;
-        done(a)?;
-        a.set_label(&mut wrong)?;
-        a.ud2()
+        ask_each_round(
+            a,
+            |a| a.nop(),
+            |a| {
+                // A function in another granule each time.
+                a.imul_3(esi, ecx, 132)?;
+                a.and(esi, 0xffc)?;
+                a.add(rsi, FUNCTION as i32)?;
+                a.call(rsi)?;
+                a.cmp(al, cl)
+            },
+        )
     });
-    run_beside_other(&mut machine, &other);
+    run_beside(&mut machine, other);
 }
 
 #[test]
@@ -379,7 +379,7 @@ fn locked_additions_beside_code_all_count() {
     const EACH: u32 = 20_000;
     let mut machine = Machine::with(Clock::Host, 2);
     function(&mut machine, FUNCTION, 0);
-    let other = assembled(OTHER, 16, |a| {
+    let other = |a: &mut CodeAssembler| {
         let mut again = a.create_label();
         a.mov(ax, (FUNCTION >> 4) as i32)?;
         a.mov(ds, ax)?;
@@ -390,7 +390,7 @@ fn locked_additions_beside_code_all_count() {
         a.jnz(again)?;
         a.inc(dword_ptr(0x900))?;
         done(a)
-    });
+    };
     machine.kernel(|a| {
         let (mut again, mut wait) = (a.create_label(), a.create_label());
         a.mov(ecx, EACH)?;
@@ -405,7 +405,7 @@ fn locked_additions_beside_code_all_count() {
         a.je(wait)?;
         done(a)
     });
-    run_beside_other(&mut machine, &other);
+    run_beside(&mut machine, other);
     assert_eq!(machine.word(FUNCTION + 0x800) as u32, 2 * EACH);
 }
 
@@ -413,7 +413,7 @@ fn locked_additions_beside_code_all_count() {
 fn what_another_processor_writes_runs_here() {
     let mut machine = Machine::with(Clock::Host, 2);
     function(&mut machine, FUNCTION, 1);
-    // This one calls until the answer changes.
+    // This one calls until the value changes.
     machine.kernel(|a| {
         let mut again = a.create_label();
         a.call(FUNCTION)?;
@@ -426,8 +426,7 @@ fn what_another_processor_writes_runs_here() {
         done(a)
     });
     // The other one, in real mode, stores once this one has called.
-    let other = 0x5_0000u64;
-    let code = assembled(other, 16, |a| {
+    run_beside(&mut machine, |a| {
         let mut again = a.create_label();
         a.mov(ax, (DATA >> 4) as i32)?;
         a.mov(ds, ax)?;
@@ -439,18 +438,5 @@ fn what_another_processor_writes_runs_here() {
         a.mov(byte_ptr(1), 2)?;
         done(a)
     });
-    assert!(machine.ram.write(other, &code));
-    let mut second = Cpu::new(Arc::clone(&machine.ram), Arc::clone(&machine.platform), 1).unwrap();
-    machine.platform.deliver(softcpu::Message {
-        destination: 1,
-        logical: false,
-        mode: 6,
-        vector: (other >> 12) as u8,
-    });
-    let end = std::thread::scope(|scope| {
-        scope.spawn(move || second.run(&mut Devices::default()));
-        machine.run()
-    });
-    assert_eq!(end, End::Done);
     assert_eq!((machine.cpu.gpr[reg::RBX], machine.cpu.gpr[reg::RAX]), (1, 2));
 }

@@ -9,7 +9,7 @@ use crate::machine::{DATA, DATA_SELECTOR, GDT, KERNEL, Machine, STACK, done, pag
 
 type Write = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
-/// Runs kernel code to its end and answers RAX.
+/// Runs kernel code to its end and returns RAX.
 fn result(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> u64 {
     let mut machine = Machine::new();
     machine.kernel(|a| {

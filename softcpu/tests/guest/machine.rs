@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use softcpu::x86_64::state::{cr0, cr4, efer, reg, seg};
-use softcpu::{Answer, Bus, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment, Table};
+use softcpu::{Bus, BusResult, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment, Table};
 
 /// Bytes of RAM.
 const SIZE: usize = 4 << 20;
@@ -29,6 +29,8 @@ pub const IST1: u64 = 0x2_8000;
 /// Kernel code, kernel data: pages that user code may not touch.
 pub const KERNEL: u64 = 0x3_0000;
 pub const DATA: u64 = 0x4_0000;
+/// Where a second processor starts, in real mode.
+pub const START: u64 = 0x5_0000;
 /// What user code may touch: the second half.
 pub const USER: u64 = 0x20_0000;
 pub const USER_STACK: u64 = 0x21_1000;
@@ -97,10 +99,10 @@ pub struct Devices {
 }
 
 impl Bus for Devices {
-    fn port_write(&mut self, port: u16, data: &[u8]) -> Answer {
+    fn port_write(&mut self, port: u16, data: &[u8]) -> BusResult {
         self.last = port;
         match port {
-            TRAP_PORT | DONE_PORT => return Answer::Stop,
+            TRAP_PORT | DONE_PORT => return BusResult::Stop,
             DMA_PORT => {
                 if let Some((at, bytes)) = &self.dma {
                     // As a device does it: past the processor.
@@ -116,7 +118,7 @@ impl Bus for Devices {
                 self.written.push((port, u32::from_le_bytes(value)));
             }
         }
-        Answer::Continue
+        BusResult::Continue
     }
 
     fn unimplemented(&mut self, what: &str, _rip: u64) {
@@ -310,6 +312,24 @@ impl Machine {
             }
             Exit::Stopped => End::Done,
         }
+    }
+
+    /// Processor 1, which waits for a startup IPI: that leads to `code` in real mode at [`START`].
+    pub fn second(&mut self, code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Box<Cpu> {
+        self.assemble(START, 16, code);
+        Box::new(Cpu::new(Arc::clone(&self.ram), Arc::clone(&self.platform), 1).unwrap())
+    }
+
+    /// Runs to the end beside a second processor, which is returned.
+    pub fn done_beside(&mut self, mut second: Box<Cpu>) -> Box<Cpu> {
+        std::thread::scope(|scope| {
+            let beside = scope.spawn(move || {
+                second.run(&mut Devices::default());
+                second
+            });
+            self.done();
+            beside.join().unwrap()
+        })
     }
 
     /// Runs to an exception.

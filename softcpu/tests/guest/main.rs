@@ -20,5 +20,6 @@ mod modes;
 mod paging;
 mod processors;
 mod refusals;
+mod snapshot;
 mod umip;
 mod unknown;

@@ -6,28 +6,16 @@ use iced_x86::code_asm::*;
 use softcpu::x86_64::state::reg;
 use softcpu::{Clock, Cpu};
 
-use crate::machine::{DATA, Devices, End, KERNEL, Machine, assembled, done, wrmsr};
+use crate::machine::{DATA, KERNEL, Machine, START, assembled, done, wrmsr};
 
 const INTERRUPT_COMMAND: u32 = 0x830;
-/// Where the second processor starts, in real mode.
-const START: u64 = 0x5_0000;
-
 /// Runs the first processor's `machine` and, beside it, a second one that does `other` after its startup IPI. Returns the second one.
 fn run_both(
     machine: &mut Machine,
     other: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
 ) -> Box<Cpu> {
-    let code = assembled(START, 16, other);
-    assert!(machine.ram.write(START, &code));
-    let mut second = Box::new(Cpu::new(Arc::clone(&machine.ram), Arc::clone(&machine.platform), 1).unwrap());
-    std::thread::scope(|scope| {
-        let beside = scope.spawn(move || {
-            second.run(&mut Devices::default());
-            second
-        });
-        assert_eq!(machine.run(), End::Done);
-        beside.join().unwrap()
-    })
+    let second = machine.second(other);
+    machine.done_beside(second)
 }
 
 /// Sends INIT and then a startup IPI to processor 1, as an operating system does.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use softcpu::x86_64::state::seg;
-use softcpu::{Answer, Cpu, Platform, Segment, Table};
+use softcpu::{BusResult, Cpu, Platform, Segment, Table};
 
 use crate::accel::{Error, Exit, ExitHandler, Kick, Profiling, Stop, Vcpu};
 use crate::arch::Boot;
@@ -125,12 +125,12 @@ struct Adapter<'a> {
 }
 
 impl Adapter<'_> {
-    fn serve(&mut self, exit: Exit<'_>) -> Answer {
+    fn serve(&mut self, exit: Exit<'_>) -> BusResult {
         match self.handler.exit(exit) {
-            Action::None => Answer::Continue,
+            Action::None => BusResult::Continue,
             action => {
                 self.action = action;
-                Answer::Stop
+                BusResult::Stop
             }
         }
     }
@@ -151,11 +151,11 @@ impl softcpu::Bus for Adapter<'_> {
         }
     }
 
-    fn mmio_write(&mut self, addr: u64, data: &[u8]) -> Answer {
+    fn mmio_write(&mut self, addr: u64, data: &[u8]) -> BusResult {
         match Self::ioapic_offset(addr) {
             Some(offset) => {
                 lock(self.ioapic).write(offset, data);
-                Answer::Continue
+                BusResult::Continue
             }
             None => self.serve(Exit::MmioWrite { addr, data }),
         }
@@ -165,7 +165,7 @@ impl softcpu::Bus for Adapter<'_> {
         self.serve(Exit::PortIn { port, data });
     }
 
-    fn port_write(&mut self, port: u16, data: &[u8]) -> Answer {
+    fn port_write(&mut self, port: u16, data: &[u8]) -> BusResult {
         self.serve(Exit::PortOut { port, data })
     }
 

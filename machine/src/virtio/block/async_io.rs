@@ -44,8 +44,8 @@ struct InFlightRequest {
     len: usize,
 }
 
-// SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it, only
-// volatile accesses.
+// SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it. Accesses
+// are volatile, or a processor's (`softcpu::core::ram_access`).
 unsafe impl Send for InFlightRequest {}
 
 impl AsyncIo {

@@ -105,8 +105,8 @@ pub(super) struct Waiting {
     write_through: bool,
 }
 
-// SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it, only
-// volatile accesses.
+// SAFETY: its slices are of guest memory, which any thread may use: nobody holds references into it. Accesses
+// are volatile, or a processor's (`softcpu::core::ram_access`).
 unsafe impl Send for Waiting {}
 
 /// The requests of one worker that wait.

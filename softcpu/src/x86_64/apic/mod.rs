@@ -15,7 +15,7 @@ const MASKED: u32 = 1 << 16;
 const ENABLED: u32 = 1 << 8;
 
 /// A set of 256 vectors.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Vectors([u64; 4]);
 
 impl Vectors {
@@ -38,10 +38,10 @@ impl Vectors {
 }
 
 /// State of the local APIC.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Apic {
     pub base: u64,
-    id: u32,
+    pub id: u32,
     requested: Vectors,
     in_service: Vectors,
     tpr: u32,
@@ -147,7 +147,7 @@ impl Apic {
         now
     }
 
-    /// IRET lets the next NMI come in. Answers whether one waits.
+    /// IRET lets the next NMI come in. Returns whether one waits.
     pub fn end_of_nmi(&mut self) -> bool {
         self.in_nmi = false;
         self.nmi

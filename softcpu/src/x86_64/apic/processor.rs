@@ -10,7 +10,7 @@ use crate::x86_64::platform::{Message, event};
 use crate::x86_64::state::seg;
 
 impl Cpu {
-    /// Requests what the mailbox holds. Answers whether `run` was asked to come back.
+    /// Requests what the mailbox holds. Returns whether `run` was asked to come back.
     pub(crate) fn take_events(&mut self) -> bool {
         if !self.mailbox.has_events() {
             return false;

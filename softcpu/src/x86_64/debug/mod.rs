@@ -44,7 +44,7 @@ mod kind {
 const BTF: u64 = 1 << 1;
 
 /// The debug registers and what follows from them.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Debug {
     addresses: [u64; 4],
     dr6: u64,

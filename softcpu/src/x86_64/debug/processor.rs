@@ -115,14 +115,14 @@ impl Cpu {
         hits != 0
     }
 
-    /// An instruction begins alone. Answers the traps that wait already.
+    /// An instruction begins alone. Returns the traps that wait already.
     pub(crate) fn begin_step(&mut self) -> u64 {
         self.debug.entered = false;
         self.debug.pending
     }
 
     /// Notes the trap after the single instruction that has just run, or the iteration of one. `earlier` is what
-    /// [`Cpu::begin_step`] answered, `single` whether TF was set then, `branched` whether the instruction was a branch and
+    /// [`Cpu::begin_step`] returned, `single` whether TF was set then, `branched` whether the instruction was a branch and
     /// taken.
     pub(crate) fn end_step(&mut self, outcome: Flow, earlier: u64, single: bool, branched: bool) {
         if outcome == Err(Stop::Fault) {

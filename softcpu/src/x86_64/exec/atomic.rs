@@ -18,7 +18,7 @@ use crate::x86_64::state::reg;
 
 /// An integer with a host atomic.
 pub(crate) trait Atomic: Gpr {
-    /// Compares and exchanges; answers the old value either way.
+    /// Compares and exchanges; returns the old value either way.
     ///
     /// # Safety
     /// `host` is a mapped, aligned address of guest RAM.
@@ -53,7 +53,7 @@ atomic!(u8, AtomicU8; u16, AtomicU16; u32, AtomicU32; u64, AtomicU64);
 #[inline(always)]
 pub(crate) fn update<W: Gpr>(cpu: &mut Cpu, addr: u64, mut f: impl FnMut(W) -> W) -> Flow {
     match cpu.direct(addr, W::SIZE) {
-        // SAFETY: `direct` answers aligned addresses of mapped guest RAM.
+        // SAFETY: `direct` returns aligned addresses of mapped guest RAM.
         Some(host) => unsafe { update_at(host, f) },
         None => return update_slow(cpu, addr, &mut f),
     }
@@ -111,7 +111,7 @@ fn update_unaligned<W: Gpr>(cpu: &mut Cpu, addr: u64, f: &mut dyn FnMut(W) -> W)
     let Some(host) = cpu.direct_unaligned(addr, W::SIZE) else {
         return false;
     };
-    // SAFETY: `direct_unaligned` answers addresses of mapped guest RAM.
+    // SAFETY: `direct_unaligned` returns addresses of mapped guest RAM.
     let mut old = unsafe { W::load(host) };
     loop {
         let new = f(old);
@@ -272,7 +272,7 @@ fn exchange16(cpu: &mut Cpu, addr: u64, wanted: u128, new: u128) -> Result<u128,
     if let Some(host) = cpu.direct_or_watched(addr, 16)
         && std::is_x86_feature_detected!("cmpxchg16b")
     {
-        // SAFETY: both answer aligned addresses of mapped guest RAM, and the host has the instruction.
+        // SAFETY: both return aligned addresses of mapped guest RAM, and the host has the instruction.
         let found = unsafe { host_cmpxchg16b(with_exposed_provenance_mut(host), wanted, new) };
         cpu.stored_watched(addr, 16);
         return Ok(found);

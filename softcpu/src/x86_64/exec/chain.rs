@@ -34,7 +34,7 @@ where
     let body = unsafe { NonNull::<F>::dangling().read() };
     // SAFETY: the caller's promise.
     match body(cpu, unsafe { &*at }) {
-        // SAFETY: an operation that answers `Ok` is not the last one.
+        // SAFETY: an operation that returns `Ok` is not the last one.
         Ok(()) => unsafe { proceed(cpu, at.add(1)) },
         Err(stop) => halt(cpu, at, stop),
     }

@@ -54,7 +54,7 @@ pub(crate) fn syscall(cpu: &mut Cpu, op: &Op) -> Flow {
     Err(Stop::Branch)
 }
 
-/// SYSRET; `W` tells 64-bit code from compatibility mode.
+/// SYSRET, to 64-bit code or to compatibility mode as `W` says.
 pub(crate) fn sysret<W: Gpr>(cpu: &mut Cpu, _: &Op) -> Flow {
     if cpu.efer & efer::SCE == 0 || !cpu.is_long() {
         return cpu.undefined();
@@ -103,7 +103,7 @@ pub(crate) fn sysenter(cpu: &mut Cpu, _: &Op) -> Flow {
     Err(Stop::Branch)
 }
 
-/// SYSEXIT to RDX with the stack in RCX; `W` tells 64-bit code from 32-bit code.
+/// SYSEXIT to RDX with the stack in RCX; to 64-bit or to 32-bit code as `W` says.
 pub(crate) fn sysexit<W: Gpr>(cpu: &mut Cpu, _: &Op) -> Flow {
     let selector = sysenter_selector(cpu)?;
     cpu.privileged()?;

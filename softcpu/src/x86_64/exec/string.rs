@@ -1,7 +1,7 @@
 //! String instructions. Repeated moves and fills go a page at a time where both sides are plain RAM.
 #![allow(unsafe_code)]
 
-use crate::core::bus::Answer;
+use crate::core::bus::BusResult;
 use crate::core::page::{PAGE, PAGE_MASK};
 use crate::core::ram_access;
 use crate::x86_64::access::Gpr;
@@ -51,7 +51,7 @@ fn destination(cpu: &Cpu, op: &Op) -> u64 {
     (cpu.gpr[reg::RDI] & mask(op)).wrapping_add(base)
 }
 
-/// Repeats `one` as often as the counter says; `bulk` may do several at once and answers how many it did.
+/// Repeats `one` as often as the counter says; `bulk` may do several at once and returns how many it did.
 #[inline(always)]
 fn repeat(
     cpu: &mut Cpu,
@@ -225,7 +225,7 @@ pub(crate) fn outs<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
         |cpu| {
             let value: W = cpu.load(source(cpu, op))?;
             cpu.watch_port(port, W::SIZE)?;
-            if cpu.with_bus(|bus| bus.port_write(port, &value.to_bytes()[..W::SIZE])) == Answer::Stop {
+            if cpu.with_bus(|bus| bus.port_write(port, &value.to_bytes()[..W::SIZE])) == BusResult::Stop {
                 cpu.request_stop();
             }
             let by = stride::<W>(cpu);

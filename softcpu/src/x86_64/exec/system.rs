@@ -1,6 +1,6 @@
 //! Control and debug registers, descriptor table registers, MSRs, port I/O, TLB.
 
-use crate::core::bus::Answer;
+use crate::core::bus::BusResult;
 use crate::x86_64::access::Gpr;
 use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::exception::canonical;
@@ -117,7 +117,7 @@ pub(crate) fn smsw<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
-/// SGDT, SIDT, SLDT, SMSW and STR tell programs where the system's tables are, unless UMIP keeps that from them.
+/// SGDT, SIDT, SLDT, SMSW and STR show programs where the system's tables are, unless UMIP forbids it.
 pub(crate) fn may_look(cpu: &mut Cpu) -> Flow {
     if cpu.cr4 & cr4::UMIP != 0 && cpu.cpl != 0 {
         return cpu.general_protection(0);
@@ -245,7 +245,7 @@ pub(crate) fn io_allowed(cpu: &mut Cpu, port: u16, size: usize) -> Flow {
     cpu.general_protection(0)
 }
 
-/// IN; `IMM` tells whether the port is immediate or DX.
+/// IN; the port is immediate where `IMM` is set, and otherwise DX.
 pub(crate) fn input<W: Gpr, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let port = if IMM {
         op.imm as u8 as u16
@@ -270,7 +270,7 @@ pub(crate) fn output<W: Gpr, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     io_allowed(cpu, port, W::SIZE)?;
     cpu.watch_port(port, W::SIZE)?;
     let data = W::get(cpu, 0).to_bytes();
-    if cpu.with_bus(|bus| bus.port_write(port, &data[..W::SIZE])) == Answer::Stop {
+    if cpu.with_bus(|bus| bus.port_write(port, &data[..W::SIZE])) == BusResult::Stop {
         cpu.request_stop();
     }
     advance(cpu, op)

@@ -46,7 +46,7 @@ const NO_BTS: u64 = 1 << 11;
 const NO_PEBS: u64 = 1 << 12;
 
 /// The registers that have no better place.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Msrs {
     pub star: u64,
     pub lstar: u64,
