@@ -169,6 +169,11 @@ impl Dist {
     /// Builds `recipe` (relative to the workspace) into `images/NAME.ami` beside the programs' folder, for their architecture, and returns the
     /// path. An image for another architecture than the host's is built with the host's imgtool.
     pub fn image(&self, recipe: &str) -> Result<PathBuf> {
+        self.image_in(recipe, &self.images())
+    }
+
+    /// The same into another folder than that of the images which labs are given.
+    pub fn image_in(&self, recipe: &str, images: &Path) -> Result<PathBuf> {
         let stem = Path::new(recipe)
             .file_stem()
             .context("the recipe has no file name")?
@@ -179,8 +184,7 @@ impl Dist {
         } else {
             format!("{stem}-{}.ami", self.arch.debian())
         };
-        let images = self.images();
-        fs::create_dir_all(&images).with_context(|| format!("{} could not be made", images.display()))?;
+        fs::create_dir_all(images).with_context(|| format!("{} could not be made", images.display()))?;
         let image = images.join(name);
         let mut build = Command::new(Dist::at(host, self.profile).program("imgtool"));
         build
