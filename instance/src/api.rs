@@ -20,7 +20,7 @@ use super::{Error, Result, sockets};
 use machine::sandbox::{self, Kind};
 
 /// Connections served at once; attached consoles and watchers stay connected. One more is answered with 503.
-const MAX_CONNECTIONS: usize = 64;
+pub(super) const MAX_CONNECTIONS: usize = 64;
 /// A peer that takes longer to state its request, or to take its answer, is hung up on.
 const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much of the past an attached console sees: the prompt and what led to it.

@@ -12,12 +12,13 @@ use super::janitor::Janitor;
 use super::launch::{Fresh, hostname};
 use super::limits::Limits;
 use super::measure::Measured;
+use super::network::Network;
 use super::owner::Guest;
 use super::pause::{GuestControl, SpaceHook};
 use super::per_run::{DiskEngine, PerRun};
 use super::record::{Accel, Record, Volume, VolumeKind};
 use super::space_watch::{Remote, SpaceWatch};
-use super::{Error, Result, confine, network, search, sockets};
+use super::{Error, Result, confine, descriptors, network, search, sockets};
 use machine::accel::{self, Choice, Chosen};
 use machine::arch;
 use machine::block::raw::RawFile;
@@ -89,6 +90,7 @@ impl Assembly {
     /// other thread may have been started. What the host does not offer is told.
     pub fn confine(&mut self, record: &Record, directory: &Path, removes: bool) -> Result<()> {
         self.confined = true;
+        descriptors::raise_limit();
         // Confined, the process could not look for it, and as root it would make one.
         network::check_device(&record.config.network)?;
         let mode = self.per_run.host.sandbox;
@@ -175,7 +177,13 @@ impl Assembly {
         };
         devices.push(device("rng", rng));
         devices.push(device("vsock", vsock(directory)?));
-        let card = network::card(record, directory, &image)?;
+        // A repeatable run does not depend on the host's resolver.
+        let user = matches!(record.config.network, Network::User | Network::UserLoopback);
+        let search = match user && !self.determinism.is_enabled() {
+            true => search::domains(),
+            false => Vec::new(),
+        };
+        let card = network::card(record, directory, &image, &search)?;
         let words = card.as_ref().and_then(|card| card.words.clone());
         devices.extend(card.map(|card| device("net0", card.device)));
         let (hvc, serial) = consoles(&image, console, &self.determinism)?;
@@ -193,7 +201,7 @@ impl Assembly {
             accel: self.accelerator(record, &image)?,
             kernel,
             initrd: Some(initrd),
-            cmdline: command_line(&image, record, &self.launch_words(words)),
+            cmdline: command_line(&image, record, &self.launch_words(words, &search)),
             serial: Some(serial),
             devices,
             uuid: Some(record.id.platform_uuid().into_bytes()),
@@ -218,12 +226,8 @@ impl Assembly {
     }
 
     /// What the guest is told of its network and of this run.
-    fn launch_words(&self, network: Option<String>) -> Vec<String> {
-        // A repeatable run does not depend on the host's resolver.
-        let search = network
-            .as_ref()
-            .filter(|_| !self.determinism.is_enabled())
-            .and_then(|_| search::word());
+    fn launch_words(&self, network: Option<String>, search: &[String]) -> Vec<String> {
+        let search = search::word(search);
         let main = self.without_main.then(|| "kiln.main=none".to_owned());
         [network, search, main].into_iter().flatten().collect()
     }

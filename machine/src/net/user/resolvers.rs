@@ -12,7 +12,7 @@ use crate::sandbox::{self, Kind};
 pub const RESOLVERS: &str = "/etc/resolv.conf";
 
 /// Servers that are used of a longer list: glibc's limit (`MAXNS`).
-const SERVERS_CAP: usize = 3;
+pub(super) const SERVERS_CAP: usize = 3;
 
 /// The file is read again when the guest asks for a name and the last time is this long ago. A laptop changes networks less often,
 /// and who has just done so waits no longer.
