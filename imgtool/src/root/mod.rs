@@ -9,6 +9,7 @@ pub mod archive;
 mod cached;
 mod lock_packages;
 mod sources;
+mod stage_dir;
 mod stages;
 
 use std::path::Path;
