@@ -13,9 +13,9 @@ use super::failure::Advice;
 use super::lifecycle::{running, wait_ready};
 use super::stream::Stream;
 use super::{Context, Status, signals, value};
-use instance::Event;
 use instance::agent::{self, Incoming, Sender};
 use instance::terminal;
+use instance::{Event, api};
 use machine::sandbox::{self, Kind};
 use machine::virtio::determinism::Determinism;
 
@@ -66,7 +66,11 @@ impl Exec {
         wait_ready(context, &id, self.wait_timeout)?;
         let resize = Resize::default();
         let by_signal = resize.clone();
-        signals::hold()?.deliver(move |signal| by_signal.signal(signal))?;
+        let mut leaving = Leaving::default();
+        signals::hold()?.deliver(move |signal| {
+            leaving.signal(signal);
+            by_signal.signal(signal);
+        })?;
         let directory = context.home().instance(&id);
         run_in(
             &directory,
@@ -76,6 +80,34 @@ impl Exec {
             &resize,
         )
         .with_context(|| format!("cannot run {} in {}", self.command[0], self.instance))
+    }
+}
+
+/// What asks this process to end goes to the command, too. A guest that hangs or is paused passes nothing on, so the process ends by a
+/// second such signal, and some time after the first. Ctrl-C is the command's business alone.
+#[derive(Default)]
+struct Leaving {
+    asked: bool,
+}
+
+impl Leaving {
+    fn signal(&mut self, signal: Signal) {
+        if !matches!(signal, Signal::SIGTERM | Signal::SIGHUP) {
+            return;
+        }
+        let end = move || {
+            terminal::restore();
+            std::process::exit(128 + signal as i32);
+        };
+        if std::mem::replace(&mut self.asked, true) {
+            end();
+        }
+        let wait = move || {
+            std::thread::sleep(api::STOP_TIMEOUT);
+            end();
+        };
+        // Without a thread the second signal is left.
+        let _ = sandbox::spawn("leaving", Kind::Control, wait);
     }
 }
 
