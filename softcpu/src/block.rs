@@ -59,6 +59,13 @@ impl Ops {
     pub fn first(&self) -> *const Op {
         self.first.as_ptr()
     }
+
+    /// The operation that ends the block: the one before the guard.
+    pub fn end(&self) -> Option<&Op> {
+        // SAFETY: made by `new` from a boxed slice of this length, which lives as long as `self`.
+        let all = unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) };
+        all.iter().nth_back(1)
+    }
 }
 
 impl Drop for Ops {

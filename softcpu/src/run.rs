@@ -7,7 +7,7 @@ use iced_x86::FlowControl;
 
 use crate::block::Block;
 use crate::bus::Bus;
-use crate::exception::{Fault, vector};
+use crate::exception::{Fault, canonical, vector};
 use crate::flags::rflag;
 use crate::op::{Flow, Op, REG_BLOCK, SEG_FLAT, Stop};
 use crate::state::{Cpu, Shadow, reg};
@@ -80,6 +80,9 @@ impl Cpu {
                 self.profile_after(before, current.flow);
             }
             if !complete || self.needs_service() {
+                if complete {
+                    self.refuse_target(current, begin);
+                }
                 return;
             }
             // SAFETY: as above.
@@ -87,10 +90,38 @@ impl Cpu {
                 Ok(next) => block = next,
                 Err(_) => {
                     self.running = std::ptr::null();
-                    return self.deliver_fault();
+                    if !self.refuse_target(current, begin) {
+                        self.deliver_fault();
+                    }
+                    return;
                 }
             }
         }
+    }
+
+    /// Raises #GP at the relative jump by which the block that began at `begin` has left the canonical addresses. It has changed nothing
+    /// but the instruction pointer, so this is found out where nothing is lost by looking: between blocks, and where no code is fetched.
+    /// Other jumps and calls look themselves.
+    #[cold]
+    fn refuse_target(&mut self, block: &Block, begin: u64) -> bool {
+        let jumps = matches!(
+            block.flow,
+            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
+        );
+        let went_on = self.rip == begin.wrapping_add(block.len.into());
+        if canonical(self.rip) || went_on || !jumps {
+            return false;
+        }
+        let jump = block.ops.end().map_or(0, |op| op.off.into());
+        self.rip = begin.wrapping_add(jump);
+        self.retired -= 1;
+        self.fault = Fault {
+            vector: vector::GP,
+            code: Some(0),
+            cr2: 0,
+        };
+        self.deliver_fault();
+        true
     }
 
     /// Runs the operations of a block, to its end or to what stops it.
@@ -200,9 +231,13 @@ impl Cpu {
         let next = self.rip.wrapping_add(block.len as u64);
         let earlier = self.begin_step();
         self.alone = true;
-        let outcome = self.run_block(&block);
+        let begin = self.rip;
+        let mut outcome = self.run_block(&block);
         self.alone = false;
         self.running = std::ptr::null();
+        if outcome.is_ok() && self.refuse_target(&block, begin) {
+            outcome = Err(Stop::Fault);
+        }
         let branched = block.flow != FlowControl::Next && self.rip != next;
         self.end_step(outcome, earlier, single, branched);
     }

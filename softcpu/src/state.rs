@@ -40,6 +40,8 @@ pub mod cr0 {
     pub const NE: u64 = 1 << 5;
     /// Supervisors respect read-only pages.
     pub const WP: u64 = 1 << 16;
+    /// Alignment is checked at CPL 3 where RFLAGS.AC is set.
+    pub const AM: u64 = 1 << 18;
     /// Not write-through, which needs [`CD`].
     pub const NW: u64 = 1 << 29;
     /// Cache disable.
@@ -416,7 +418,13 @@ impl Cpu {
     /// Chooses the translations that fit the privilege level.
     #[inline]
     pub(crate) fn select_bank(&mut self) {
-        self.tlb.select(self.bank());
+        self.tlb.select(self.bank(), self.checks_alignment());
+    }
+
+    /// Whether data must be aligned (Intel SDM vol. 3, §6.15, interrupt 17).
+    #[inline]
+    pub(crate) fn checks_alignment(&self) -> bool {
+        self.cpl == 3 && self.rflags & rflag::AC != 0 && self.cr0 & cr0::AM != 0
     }
 
     pub(crate) fn bank(&self) -> Bank {
