@@ -2,7 +2,7 @@
 //!
 //! Landlock's rules are about inodes, so the right to read such a file ends with its first replacement, and a rule for its directory would
 //! open all that lies there. This process is made before the other one is confined. It takes one byte, which it does not look at, and answers
-//! with what the one name leads to; it may open files for reading in two directories and make five system calls.
+//! with what the one name leads to; it may open files for reading in two directories and make six system calls.
 #![allow(unsafe_code)]
 
 use std::fs::File;
