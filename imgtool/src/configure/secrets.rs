@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(read_text(&tree, KEY).unwrap(), "of the recipe");
         assert_eq!(
             read_text(&tree, PENDING).unwrap(),
-            "etc/bind/rndc.key\nvar/lib/mysql\n"
+            "etc/bind/rndc.key\netc/ldap/slapd.d\nvar/lib/mysql\n"
         );
     }
 
