@@ -294,7 +294,7 @@ fn needs_long_images(arguments: &Arguments) -> bool {
         };
         arguments.filter.as_ref().is_none_or(matches)
     };
-    long_tests() && names.into_iter().any(|name| named(name))
+    long_tests() && names.into_iter().any(named)
 }
 
 /// Builds the programs, and the images and the archive that tests take for granted, those that long tests share only where one of them
