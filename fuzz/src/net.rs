@@ -59,6 +59,7 @@ impl Guest {
             addresses: Addresses::default(),
             forwards: Vec::new(),
             resolver: Resolver::At(vec![([127, 0, 0, 1], sink().2).into()]),
+            search: vec!["example.org".into()],
             host_loopback: true,
         };
         let network = UserNetwork::new(&spec).expect("the host has a descriptor left");

@@ -18,7 +18,7 @@ use machine::sandbox::{self, Kind, Mode, Plan, Right};
 #[path = "sandbox/attempts.rs"]
 mod attempts;
 
-use attempts::{ATTEMPTS, DISK};
+use attempts::{ATTEMPTS, DISK, start_replacing};
 
 const TRY: &str = "KILN_TRY";
 /// The directory that the process may use, and one beside it that it may not.
@@ -53,6 +53,7 @@ fn child(what: &str, home: &Path) -> ! {
         .unwrap();
     assert!(disk.as_raw_fd() > 2);
     DISK.set(disk).unwrap();
+    start_replacing(home);
     // A test runs in a thread of its own. The one that waits for it is not confined, and does nothing.
     let plan = Plan {
         files: vec![
@@ -60,6 +61,7 @@ fn child(what: &str, home: &Path) -> ! {
             (home.join("read-only"), Right::Read),
             (home.join("not-there"), Right::Read),
         ],
+        replaced: Some(home.join("etc/names")),
         tcp: kind == Kind::Network,
         network: kind == Kind::Network || !may_leave_network(),
         capabilities: Vec::new(),
@@ -86,7 +88,8 @@ fn may_leave_network() -> bool {
 fn prepare() -> tempfile::TempDir {
     let home = tempfile::tempdir().unwrap();
     fs::create_dir(home.path().join("own")).unwrap();
-    for file in ["own/file", "foreign", "read-only"] {
+    fs::create_dir(home.path().join("etc")).unwrap();
+    for file in ["own/file", "foreign", "read-only", "etc/names", "etc/beside"] {
         fs::write(home.path().join(file), "content").unwrap();
     }
     home
@@ -259,6 +262,8 @@ const FILES: &[(&str, End)] = &[
     ("write_read_only", End::Fails(libc::EACCES)),
     ("cut_read_only", End::Fails(libc::EACCES)),
     ("open_foreign", End::Fails(libc::EACCES)),
+    ("read_replaced", End::Done),
+    ("read_beside_replaced", End::Fails(libc::EACCES)),
     ("open_passwd", End::Fails(libc::EACCES)),
     ("list_foreign", End::Fails(libc::EACCES)),
     ("make_foreign", End::Fails(libc::EACCES)),

@@ -223,6 +223,11 @@ impl Dist {
     /// Builds `recipe` (relative to the workspace) into `images/NAME.ami` beside the programs' folder, for their architecture, and returns the
     /// path. The imgtool that does it is always the host's.
     pub fn image(&self, recipe: &str) -> Result<PathBuf> {
+        self.image_in(recipe, &self.images())
+    }
+
+    /// The same into another folder than that of the images which labs are given.
+    pub fn image_in(&self, recipe: &str, images: &Path) -> Result<PathBuf> {
         let stem = Path::new(recipe)
             .file_stem()
             .context("the recipe has no file name")?
@@ -233,8 +238,7 @@ impl Dist {
         } else {
             format!("{stem}-{}.ami", self.arch.debian())
         };
-        let images = self.images();
-        fs::create_dir_all(&images).with_context(|| format!("{} could not be made", images.display()))?;
+        fs::create_dir_all(images).with_context(|| format!("{} could not be made", images.display()))?;
         let image = images.join(name);
         let mut build = Command::new(self.imgtool()?);
         build

@@ -8,6 +8,7 @@ mod make;
 mod transport;
 
 use std::io::{BufWriter, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -265,7 +266,10 @@ const NOT_READ: u8 = 141;
 
 /// Run the command that the process was started with.
 pub fn main() -> ExitCode {
-    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut out = match output() {
+        Ok(out) => BufWriter::new(out),
+        Err(error) => return report(&error.into()),
+    };
     let result = match Cli::try_parse() {
         Ok(cli) => run(cli.command, &mut out),
         Err(error) if error.use_stderr() => error.exit(),
@@ -275,6 +279,12 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
     }
+}
+
+/// Standard output, of which Rust's own type hides that it is closed.
+fn output() -> std::io::Result<std::fs::File> {
+    let owned = std::io::stdout().as_fd().try_clone_to_owned()?;
+    Ok(owned.into())
 }
 
 /// Help and version, which are output like any other.

@@ -274,6 +274,7 @@ mod tests {
             "usr/lib/postgresql/17/bin/initdb",
             "usr/bin/mariadb-install-db",
             "usr/sbin/rndc-confgen",
+            "usr/sbin/slapd",
         ] {
             put(&mut tree, path, "program");
         }
@@ -283,6 +284,8 @@ mod tests {
             "var/lib/postgresql/17/main/global/pg_control",
             "var/lib/mysql/ibdata1",
             "etc/bind/rndc.key",
+            "etc/ldap/slapd.d/cn=config/olcDatabase={1}mdb.ldif",
+            "var/lib/ldap/data.mdb",
         ] {
             put(&mut tree, path, random);
         }
@@ -328,7 +331,7 @@ mod tests {
         );
         assert_eq!(
             read_text(&first, PENDING).unwrap(),
-            format!("etc/bind/rndc.key\n{KEY}\nvar/lib/mysql\n{CLUSTER}\n")
+            format!("etc/bind/rndc.key\netc/ldap/slapd.d\n{KEY}\nvar/lib/mysql\n{CLUSTER}\n")
         );
         assert_eq!(first_boot_room(&first).unwrap(), 384 << 20);
         for kept in ["var/lib/mysql/debian-11.8.flag", "etc/xrdp/rsakeys.ini", CLUSTER] {
@@ -353,7 +356,7 @@ mod tests {
         assert_eq!(read_text(&tree, KEY).unwrap(), "of the recipe");
         assert_eq!(
             read_text(&tree, PENDING).unwrap(),
-            "etc/bind/rndc.key\nvar/lib/mysql\n"
+            "etc/bind/rndc.key\netc/ldap/slapd.d\nvar/lib/mysql\n"
         );
     }
 

@@ -192,9 +192,6 @@ pub struct Kernel {
     /// A kernel image on this machine.
     #[serde(default)]
     pub path: Option<PathBuf>,
-    /// Put the package's modules into the root, too, so that the running system can load more of them.
-    #[serde(default)]
-    pub modules_in_root: bool,
 }
 
 /// A kernel configuration of ours.
@@ -334,12 +331,7 @@ impl Recipe {
 
     /// Whether the kernel is that of the base image.
     pub fn kernel_of_base(&self) -> bool {
-        let Kernel {
-            package,
-            build,
-            path,
-            modules_in_root: _,
-        } = &self.kernel;
+        let Kernel { package, build, path } = &self.kernel;
         self.base.is_some() && package.is_none() && build.is_none() && path.is_none()
     }
 

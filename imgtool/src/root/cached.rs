@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use super::stage_dir::StageDir;
 use crate::archive::{self, Damage};
 use crate::store::{self, Sha256, Store};
 use crate::tree::Tree;
@@ -17,7 +18,7 @@ const ROOTS: &str = "roots";
 /// Where a stage works, and where its result goes.
 pub struct Place {
     /// A directory for it alone.
-    pub work: tempfile::TempDir,
+    pub work: StageDir,
     /// The archive to write.
     pub output: PathBuf,
 }
@@ -44,10 +45,7 @@ pub fn cached(
         path: scratch.clone(),
         source,
     };
-    let work = tempfile::Builder::new()
-        .prefix("stage-")
-        .tempdir_in(&scratch)
-        .map_err(failed)?;
+    let work = StageDir::new(&scratch).map_err(failed)?;
     let output = work.path().join("output.tar");
     let place = Place { work, output };
     make(&place)?;

@@ -9,6 +9,7 @@ mod cached;
 mod download;
 mod lock_packages;
 mod sources;
+mod stage_dir;
 mod stages;
 
 use std::borrow::Cow;

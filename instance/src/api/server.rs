@@ -16,14 +16,13 @@ use serde_json::json;
 
 use crate::api::http::{self, Request, Response};
 use crate::error::Code;
+use crate::process::descriptors::MAX_CONNECTIONS;
 use crate::process::instance_process::{InstanceProcess, StatusEvent};
 use crate::process::subscription::{Next, Subscription};
 use crate::store::sockets;
 use crate::{Error, Result};
 use machine::sandbox::{self, Kind};
 
-/// Connections served at once; attached consoles and watchers stay connected. One more is answered with 503.
-const MAX_CONNECTIONS: usize = 64;
 /// A peer that takes longer to state its request, or to take its answer, is hung up on.
 const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much of the past an attached console sees: the prompt and what led to it.

@@ -7,6 +7,7 @@ use crate::images::image::{self, Image, part_or};
 use crate::process::confine;
 use crate::process::console::Console;
 use crate::process::consoles::consoles;
+use crate::process::descriptors;
 use crate::process::guest::Guest;
 use crate::process::guest_run::GuestRun;
 use crate::process::janitor::Janitor;
@@ -19,6 +20,7 @@ use crate::process::space_watch::SpaceWatch;
 use crate::store::LockedInstance;
 use crate::store::home::Home;
 use crate::store::limits::Limits;
+use crate::store::network::Network;
 use crate::store::record::{Record, Volume, VolumeKind};
 use crate::store::sockets;
 use crate::{Error, Result};
@@ -108,6 +110,7 @@ impl Assembly {
     /// removed in the end. No other thread may have been started. What the host does not offer is logged.
     pub fn confine(&mut self, record: &Record, directory: &Path, removes: bool) -> Result<()> {
         self.confined = true;
+        descriptors::raise_limit();
         // Confined, the process could not look for it, and as root it would make one.
         network::check_device(&record.config.network)?;
         let mode = self.per_run.host.sandbox;
@@ -202,7 +205,13 @@ impl Assembly {
             .then(|| image.id().as_bytes().to_vec());
         devices.push(device("rng", VirtioSpec::Rng(RngSpec { seed })));
         devices.push(device("vsock", VirtioSpec::Vsock(vsock(directory)?)));
-        let card = network::card(record, directory, &image)?;
+        // A repeatable run does not depend on the host's resolver.
+        let user = matches!(record.config.network, Network::User | Network::UserLoopback);
+        let search = match user && !self.determinism.is_enabled() {
+            true => search::domains(),
+            false => Vec::new(),
+        };
+        let card = network::card(record, directory, &image, &search)?;
         let words = card.as_ref().and_then(|card| card.words.clone());
         devices.extend(card.map(|card| device("net0", VirtioSpec::Net(card.device))));
         // A guest that is to run the same way everywhere does not know this terminal.
@@ -223,7 +232,7 @@ impl Assembly {
             accel: self.accelerator(record, &image)?,
             kernel,
             initrd: Some(initrd),
-            cmdline: command_line(&image, record, &self.launch_words(words)),
+            cmdline: command_line(&image, record, &self.launch_words(words, &search)),
             serial: Some(serial),
             devices,
             uuid: Some(record.id.platform_uuid().into_bytes()),
@@ -244,12 +253,8 @@ impl Assembly {
     }
 
     /// Words about the network and this run for the guest's kernel command line.
-    fn launch_words(&self, network: Option<String>) -> Vec<String> {
-        // A repeatable run does not depend on the host's resolver.
-        let search = network
-            .as_ref()
-            .filter(|_| !self.determinism.is_enabled())
-            .and_then(|_| search::word());
+    fn launch_words(&self, network: Option<String>, search: &[String]) -> Vec<String> {
+        let search = search::word(search);
         let main = self.without_main.then(|| "kiln.main=none".to_owned());
         [network, search, main].into_iter().flatten().collect()
     }

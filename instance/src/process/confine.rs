@@ -82,11 +82,7 @@ fn add_network(plan: &mut Plan, network: &Network) {
         Network::User | Network::UserLoopback => {
             plan.tcp = true;
             plan.network = true;
-            plan.files.push((RESOLVERS.into(), Right::Read));
-            let target = fs::canonicalize(RESOLVERS).ok();
-            let directory = target.as_deref().and_then(resolver_directory);
-            plan.files
-                .extend(directory.map(|path| (path.to_owned(), Right::Read)));
+            add_resolvers(plan, fs::canonicalize(RESOLVERS).ok().as_deref());
         }
         Network::Tap(_) => {
             plan.network = true;
@@ -96,10 +92,19 @@ fn add_network(plan: &mut Plan, network: &Network) {
     }
 }
 
-/// The directory that a program keeps for the file which names the host's resolvers, if that is a link there
-/// (systemd-resolved, NetworkManager): the program replaces the file, and the right to read one file ends
-/// with it. A file that lies in /etc is read as long as it is changed and not replaced: what else is in /etc
-/// is nothing to this process.
+/// Lets the file which names the host's resolvers be read; `target` is what its name leads to, if there is one. Programs replace it, and
+/// the right to read one file ends with that. What else lies in the same directory is nothing to this process, unless the directory is for
+/// that file.
+fn add_resolvers(plan: &mut Plan, target: Option<&Path>) {
+    let Some(target) = target else { return };
+    match resolver_directory(target) {
+        Some(directory) => plan.files.push((directory.to_owned(), Right::Read)),
+        None => plan.replaced = Some(RESOLVERS.into()),
+    }
+}
+
+/// The directory that a program keeps for the file which names the host's resolvers, if that is a link there (systemd-resolved,
+/// NetworkManager).
 fn resolver_directory(target: &Path) -> Option<&Path> {
     let directory = target.parent()?;
     let kept = directory.strip_prefix("/run").ok()?;
@@ -137,9 +142,11 @@ mod tests {
         assert_eq!(right(&base_link(&directory)), Some(Right::Read));
         assert!(!base_link(&directory).starts_with(&directory));
         assert_eq!(right(Path::new("/dev/kvm")), Some(Right::Device));
-        assert_eq!(right(Path::new(RESOLVERS)), Some(Right::Read));
         assert!(plan.tcp && plan.network && plan.capabilities.is_empty());
-        assert_eq!(plan.files.len(), 5, "{:?}", plan.files);
+        // The directory of the host's resolvers, where they have one.
+        let run = |(path, right): &&(PathBuf, Right)| path.starts_with("/run") && *right == Right::Read;
+        let others = plan.files.iter().filter(run).count();
+        assert!(others <= 1 && plan.files.len() == 4 + others, "{:?}", plan.files);
     }
 
     #[test]
@@ -171,6 +178,22 @@ mod tests {
             [Capability::NetAdmin, Capability::NetBindService]
         );
         assert!(!plan.tcp && plan.network);
+    }
+
+    #[test]
+    fn a_list_of_resolvers_that_is_replaced_is_read() {
+        let plan = |target: Option<&str>| {
+            let mut plan = Plan::default();
+            add_resolvers(&mut plan, target.map(Path::new));
+            (plan.files, plan.replaced)
+        };
+        assert_eq!(plan(Some("/etc/resolv.conf")), (vec![], Some(RESOLVERS.into())));
+        let directory = ("/run/NetworkManager".into(), Right::Read);
+        assert_eq!(
+            plan(Some("/run/NetworkManager/resolv.conf")),
+            (vec![directory], None)
+        );
+        assert_eq!(plan(None), (vec![], None));
     }
 
     #[test]

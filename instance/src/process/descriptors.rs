@@ -1,8 +1,50 @@
-//! What this process has inherited and must not hand on.
+//! The process's descriptors: those that it has inherited and must not hand on, and how many it may have.
 #![allow(unsafe_code)]
 
 use std::fs;
 use std::io;
+
+use super::launch::MAX_VOLUMES;
+use machine::net::user::SOCKETS_CAP;
+use machine::virtio::vsock::MAX_STREAMS;
+
+/// Connections served at once; attached consoles and watchers stay connected. One more is answered with 503.
+pub(crate) const MAX_CONNECTIONS: usize = 64;
+/// Descriptors that the process of an instance may have. The soft limit is 1,024 almost everywhere, for programs that call select(2);
+/// a busy guest may bring more sockets than that, and one that is refused would be a connection lost.
+const LIMIT: libc::rlim_t = 4096;
+/// Of a volume: two files, a ring and a doorbell for each of eight queues, an interrupt.
+const EACH_VOLUME: usize = 32;
+/// A control connection has a stream of its own, and may have one to the guest.
+const EACH_CONNECTION: usize = 2;
+/// Processors, published ports, consoles, the log and what else there are few of.
+const REST: usize = 1024;
+const _: () = assert!(
+    SOCKETS_CAP + MAX_STREAMS + MAX_VOLUMES * EACH_VOLUME + MAX_CONNECTIONS * EACH_CONNECTION + REST
+        <= LIMIT as usize
+);
+
+/// Raises the limit of this process's descriptors to what an instance may need, or as far as it may. One call where that is allowed: the
+/// hard limit becomes the same, which nothing here has to exceed.
+pub fn raise_limit() {
+    let both = libc::rlimit {
+        rlim_cur: LIMIT,
+        rlim_max: LIMIT,
+    };
+    // SAFETY: the kernel reads one structure, which lives until it returns.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &both) } == 0 {
+        return;
+    }
+    let mut own = both;
+    // SAFETY: the kernel writes one structure, and reads it.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut own) == 0 {
+            own.rlim_cur = own.rlim_max;
+            // What cannot be raised stays: the guest runs all the same.
+            libc::setrlimit(libc::RLIMIT_NOFILE, &own);
+        }
+    }
+}
 
 /// The first descriptor that is not a standard stream.
 const FIRST: libc::c_uint = 3;

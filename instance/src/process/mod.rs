@@ -14,7 +14,7 @@ pub(crate) mod assemble;
 pub(crate) mod confine;
 pub mod console;
 mod consoles;
-mod descriptors;
+pub(crate) mod descriptors;
 pub mod detach;
 pub(crate) mod guest;
 mod guest_run;

@@ -32,8 +32,8 @@ pub struct Card {
     pub words: Option<String>,
 }
 
-/// The card of one run of the instance, or none.
-pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<Card>> {
+/// The card of one run of the instance, or none; `search` are the domains that short names are looked up in.
+pub fn card(record: &Record, directory: &Path, image: &Image, search: &[String]) -> Result<Option<Card>> {
     let mac = mac(&record.id);
     let limits = record.config.limits;
     let with = |backend: Box<dyn Backend>| NetSpec {
@@ -56,6 +56,7 @@ pub fn card(record: &Record, directory: &Path, image: &Image) -> Result<Option<C
                 addresses,
                 forwards: as_before(ports, before),
                 resolver: Resolver::host(),
+                search: search.to_vec(),
                 host_loopback: record.config.network == Network::UserLoopback,
             };
             let network = UserNetwork::new(&spec).or_else(|_| {
@@ -108,6 +109,7 @@ pub fn check(record: &Record) -> Result<()> {
         addresses: Addresses::default(),
         forwards: as_before(&config.ports, Vec::new()),
         resolver: Resolver::host(),
+        search: Vec::new(),
         host_loopback: false,
     };
     UserNetwork::new(&spec)?;

@@ -1,5 +1,5 @@
-//! The host's search list for names, which a guest without DHCP gets on its kernel command line. Its resolver
-//! is the host's, so short names mean there what they mean here.
+//! The host's search list for names, which a guest gets on its kernel command line, and from the DHCP server. Its resolver is the host's, so
+//! short names mean there what they mean here.
 
 use machine::net::user::RESOLVERS;
 
@@ -8,10 +8,15 @@ use machine::net::user::RESOLVERS;
 const DOMAINS: usize = 6;
 const BYTES: usize = 256;
 
-/// `kiln.search=DOMAIN,…`; `None` when the host has no search list.
-pub fn word() -> Option<String> {
-    let text = std::fs::read_to_string(RESOLVERS).ok()?;
-    let domains = parse(&text);
+/// The host's list as it is now.
+pub fn domains() -> Vec<String> {
+    let text = machine::sandbox::read_file(RESOLVERS.as_ref()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    parse(&text).into_iter().map(str::to_owned).collect()
+}
+
+/// `kiln.search=DOMAIN,…`; `None` without domains.
+pub fn word(domains: &[String]) -> Option<String> {
     (!domains.is_empty()).then(|| format!("kiln.search={}", domains.join(",")))
 }
 

@@ -22,6 +22,7 @@ mod files;
 mod filter;
 mod namespaces;
 mod privileges;
+mod reader;
 mod violation;
 
 use std::cell::Cell;
@@ -34,6 +35,7 @@ use std::thread::{Builder, JoinHandle};
 pub use files::Right;
 pub use namespaces::offered as network_offered;
 pub use privileges::Capability;
+pub use reader::read_file;
 
 /// Whether a process is to be confined.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -87,11 +89,13 @@ pub enum Kind {
     Console,
     /// Answers requests, signals and keys.
     Control,
+    /// Not a thread but a process of its own: reads one file for the others ([`Plan::replaced`]).
+    Reader,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Main,
         Kind::Kvm,
         Kind::Soft,
@@ -101,6 +105,7 @@ impl Kind {
         Kind::Vsock,
         Kind::Console,
         Kind::Control,
+        Kind::Reader,
     ];
 
     /// A word for it.
@@ -115,6 +120,7 @@ impl Kind {
             Kind::Vsock => "vsock",
             Kind::Console => "console",
             Kind::Control => "control",
+            Kind::Reader => "reader",
         }
     }
 }
@@ -124,6 +130,8 @@ impl Kind {
 pub struct Plan {
     /// Files and directories, and what may be done with each. One that does not exist is left out.
     pub files: Vec<(PathBuf, Right)>,
+    /// A file that other programs replace by another of the same name: [`read_file`] reads it in a process of its own.
+    pub replaced: Option<PathBuf>,
     /// Whether TCP sockets are needed.
     pub tcp: bool,
     /// Whether the host's network is needed at all.
@@ -212,6 +220,10 @@ pub fn confine(mode: Mode, plan: &Plan) -> Result<Option<String>, Error> {
         true => None,
         false => required(namespaces::leave_network().err())?,
     };
+    // Where files are not restricted, this process reads it itself.
+    if let Some(path) = plan.replaced.as_deref().filter(|_| offer.files.is_ok()) {
+        reader::start(path)?;
+    }
     privileges::drop_all_but(plan).map_err(Error::os("dropping privileges"))?;
     if offer.files.is_ok() {
         files::restrict(plan).map_err(Error::os("restricting files"))?;

@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::mpsc::SyncSender;
 
 use machine::sandbox::{self, Kind};
 use machine::virtio::scheduling;
@@ -77,6 +78,32 @@ pub const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
     ("remove_own_directory", |home| {
         fs::rename(home.join("own"), home.join("gone"))
+    }),
+    ("read_replaced", |home| {
+        let name = home.join("etc/names");
+        let is = |expected: &[u8]| match sandbox::read_file(&name)? == expected {
+            true => Ok(()),
+            false => Err(io::Error::other("it reads something else")),
+        };
+        is(b"content")?;
+        for content in [&b"another"[..], b"a third"] {
+            REPLACE
+                .get()
+                .expect("started in the beginning")
+                .send(content.to_vec())
+                .map_err(io::Error::other)?;
+            // It is there when the next can be taken.
+            REPLACE
+                .get()
+                .expect("started in the beginning")
+                .send(content.to_vec())
+                .map_err(io::Error::other)?;
+            is(content)?;
+        }
+        Ok(())
+    }),
+    ("read_beside_replaced", |home| {
+        sandbox::read_file(&home.join("etc/beside")).map(drop)
     }),
     ("list_foreign", |home| fs::read_dir(home).map(drop)),
     ("execute", |_| {
@@ -192,6 +219,22 @@ fn map(protection: i32) -> io::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// A thread that is not confined takes what the file `etc/names` is to be replaced by.
+pub static REPLACE: std::sync::OnceLock<SyncSender<Vec<u8>>> = std::sync::OnceLock::new();
+
+/// Starts it.
+pub fn start_replacing(home: &Path) {
+    let (sender, contents) = std::sync::mpsc::sync_channel::<Vec<u8>>(0);
+    let (name, new) = (home.join("etc/names"), home.join("etc/new"));
+    std::thread::spawn(move || {
+        for content in contents {
+            fs::write(&new, content).unwrap();
+            fs::rename(&new, &name).unwrap();
+        }
+    });
+    REPLACE.set(sender).unwrap();
 }
 
 /// A file that was opened before the process was confined.

@@ -42,6 +42,13 @@ impl<O> Ops<O> {
     pub fn first(&self) -> *const O {
         self.first.as_ptr()
     }
+
+    /// The operation that ends the block: the one before the guard.
+    pub fn end(&self) -> Option<&O> {
+        // SAFETY: made by `new` from a boxed slice of this length, which lives as long as `self`.
+        let all = unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) };
+        all.iter().nth_back(1)
+    }
 }
 
 impl<O> Drop for Ops<O> {
@@ -81,6 +88,8 @@ pub(crate) enum Ending {
     Next,
     /// It calls a function.
     Call,
+    /// It jumps by a distance from the next instruction, always or under a condition.
+    RelativeJump,
     /// It goes elsewhere in another way.
     Other,
 }

@@ -10,7 +10,10 @@ use crate::core::ram::Ram;
 /// Entries of a bank; a power of two.
 const ENTRIES: usize = 1024;
 /// Entries of all banks.
-const SLOTS: usize = 3 * ENTRIES;
+const SLOTS: usize = 4 * ENTRIES;
+/// The bank of user code whose data must be aligned, with the rights of [`Bank::User`]. No fast path takes its entries: they serve
+/// atomic operations, which look at the alignment themselves.
+const ALIGNED: usize = 3;
 /// Entries for instruction fetch; a power of two.
 const EXEC_ENTRIES: usize = 512;
 /// A tag that no page has.
@@ -45,6 +48,17 @@ pub(crate) struct Entry {
     pub addend: u64,
     /// Guest-physical page; bit 0 is set for global pages.
     pub phys: u64,
+}
+
+impl Entry {
+    /// The linear page, by whichever tag has it; no page where there is none.
+    fn page(&self) -> u64 {
+        if self.read == NONE {
+            self.write & !WATCHED
+        } else {
+            self.read
+        }
+    }
 }
 
 /// How stores go to a page.
@@ -159,6 +173,8 @@ pub(crate) struct Tlb {
     exec: Box<[ExecEntry; 2 * EXEC_ENTRIES]>,
     /// The first entry of the bank in use.
     bank: NonNull<Entry>,
+    /// Whether that is the bank of code whose data must be aligned.
+    aligned: bool,
     /// First entry of the fetch bank in use.
     exec_bank: usize,
     /// Data entries filled with non-global pages since the last flush, as far as there is room.
@@ -200,6 +216,7 @@ impl Tlb {
                 .try_into()
                 .unwrap_or_else(|_| unreachable!()),
             bank: data,
+            aligned: false,
             exec_bank: EXEC_ENTRIES,
             local: Vec::with_capacity(LIST),
             exec_local: Vec::with_capacity(LIST),
@@ -211,11 +228,13 @@ impl Tlb {
         }
     }
 
-    /// Chooses whose rights count from now on.
+    /// Chooses whose rights count from now on, and whether data must be aligned.
     #[inline]
-    pub fn select(&mut self, bank: Bank) {
+    pub fn select(&mut self, bank: Bank, aligned: bool) {
+        self.aligned = aligned;
+        let number = if aligned { ALIGNED } else { bank as usize };
         // SAFETY: there are as many entries as the banks have.
-        self.bank = unsafe { self.data.add(bank as usize * ENTRIES) };
+        self.bank = unsafe { self.data.add(number * ENTRIES) };
         self.exec_bank = if bank == Bank::User { 0 } else { EXEC_ENTRIES };
     }
 
@@ -270,10 +289,14 @@ impl Tlb {
     /// Remembers a translation of the bank in use.
     pub fn fill(&mut self, addr: u64, stores: Stores, host: usize, phys: u64, global: bool, large: bool) {
         let page = addr & PAGE_MASK;
+        let stores = match stores {
+            Stores::Direct if self.aligned => Stores::Watched,
+            stores => stores,
+        };
         // SAFETY: both point into the same entries, the bank not before their start.
         let slot = unsafe { self.bank.offset_from_unsigned(self.data) } + index(addr);
         self.all()[slot] = Entry {
-            read: page,
+            read: if self.aligned { NONE } else { page },
             write: match stores {
                 Stores::Walk => NONE,
                 Stores::Watched => page | WATCHED,
@@ -363,9 +386,9 @@ impl Tlb {
             return self.flush_large(addr);
         }
         let page = addr & PAGE_MASK;
-        for bank in 0..3 {
+        for bank in 0..SLOTS / ENTRIES {
             let entry = &mut self.all()[bank * ENTRIES + index(addr)];
-            if entry.read == page {
+            if entry.page() == page {
                 *entry = EMPTY;
             }
         }
@@ -386,7 +409,7 @@ impl Tlb {
         self.forget(0);
         self.forget(1);
         let near = |page: u64| (page ^ addr) >> LargePages::SHIFT == 0;
-        for entry in self.all().iter_mut().filter(|entry| near(entry.read)) {
+        for entry in self.all().iter_mut().filter(|entry| near(entry.page())) {
             *entry = EMPTY;
         }
         for entry in self.exec.iter_mut().filter(|entry| near(entry.tag)) {
@@ -405,7 +428,7 @@ impl Tlb {
     pub fn open(&mut self, addr: u64) {
         // SAFETY: as in `entry`, and `self` is borrowed for changing it.
         let entry = unsafe { self.bank.add(index(addr)).as_mut() };
-        if entry.write == addr & PAGE_MASK | WATCHED {
+        if !self.aligned && entry.write == addr & PAGE_MASK | WATCHED {
             entry.write = addr & PAGE_MASK;
         }
     }

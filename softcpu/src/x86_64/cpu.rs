@@ -253,7 +253,13 @@ impl Cpu {
     /// Chooses the translations that fit the privilege level.
     #[inline]
     pub(crate) fn select_bank(&mut self) {
-        self.tlb.select(self.bank());
+        self.tlb.select(self.bank(), self.checks_alignment());
+    }
+
+    /// Whether data must be aligned (Intel SDM vol. 3, §6.15, interrupt 17).
+    #[inline]
+    pub(crate) fn checks_alignment(&self) -> bool {
+        self.cpl == 3 && self.rflags & rflag::AC != 0 && self.cr0 & cr0::AM != 0
     }
 
     pub(crate) fn bank(&self) -> Bank {

@@ -102,6 +102,7 @@ impl Cpu {
         let ending = match instr.flow_control() {
             FlowControl::Next => Ending::Next,
             FlowControl::Call | FlowControl::IndirectCall => Ending::Call,
+            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => Ending::RelativeJump,
             _ => Ending::Other,
         };
         Ok(Block::new(

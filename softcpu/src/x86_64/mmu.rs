@@ -240,6 +240,7 @@ impl Cpu {
     #[inline(never)]
     pub(crate) fn load_slow<T: Scalar>(&mut self, addr: u64) -> Result<T, Stop> {
         let mut bytes = [0; 16];
+        self.check_alignment(addr, T::SIZE)?;
         self.watch(addr, T::SIZE, false)?;
         self.read_linear(addr, &mut bytes[..T::SIZE], self.bank())?;
         Ok(T::from_bytes(&bytes))
@@ -248,6 +249,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub(crate) fn store_slow<T: Scalar>(&mut self, addr: u64, value: T) -> Flow {
+        self.check_alignment(addr, T::SIZE)?;
         let Some(entry) = self.tlb.watched(addr, T::SIZE) else {
             self.watch(addr, T::SIZE, true)?;
             return self.write_linear(addr, &value.to_bytes()[..T::SIZE], self.bank());
@@ -258,6 +260,15 @@ impl Cpu {
         unsafe { T::store(host, value) };
         self.stored_watched(addr, T::SIZE);
         Ok(())
+    }
+
+    /// Raises #AC for an operand of up to 8 bytes that is not aligned, where that counts. Larger ones have rules of their own.
+    fn check_alignment(&mut self, addr: u64, size: usize) -> Flow {
+        let aligned = size > 8 || !size.is_power_of_two() || addr.is_multiple_of(size as u64);
+        if aligned || !self.checks_alignment() || !canonical(addr) {
+            return Ok(());
+        }
+        self.raise_code(vector::AC, 0)
     }
 
     /// Reports a store by a watched translation to its page, and stops watching the page after enough stores that hit no code.
@@ -328,6 +339,7 @@ impl Cpu {
     /// Faults as a write of `size` bytes would, and does nothing else.
     #[cold]
     pub(crate) fn check_write(&mut self, addr: u64, size: usize) -> Flow {
+        self.check_alignment(addr, size)?;
         if let Some(entry) = self.tlb.watched(addr, size) {
             return self.check_running(entry.phys & PAGE_MASK | (addr % PAGE), size);
         }

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use crate::core::block::{Block, Ending};
 use crate::core::bus::Bus;
 use crate::x86_64::cpu::{Cpu, Op};
-use crate::x86_64::exception::{Fault, vector};
+use crate::x86_64::exception::{Fault, canonical, vector};
 use crate::x86_64::flags::rflag;
 use crate::x86_64::op::{Flow, REG_BLOCK, SEG_FLAT, Stop};
 use crate::x86_64::state::{Shadow, reg};
@@ -79,6 +79,9 @@ impl Cpu {
                 self.profile_after(before, current.ending);
             }
             if !complete || self.needs_service() {
+                if complete {
+                    self.refuse_target(current, begin);
+                }
                 return;
             }
             // SAFETY: as above.
@@ -86,10 +89,34 @@ impl Cpu {
                 Ok(next) => block = next,
                 Err(_) => {
                     self.running = std::ptr::null();
-                    return self.deliver_fault();
+                    if !self.refuse_target(current, begin) {
+                        self.deliver_fault();
+                    }
+                    return;
                 }
             }
         }
+    }
+
+    /// Raises #GP at the relative jump by which the block that began at `begin` has left the canonical addresses. It has changed nothing
+    /// but the instruction pointer, so this is found out where nothing is lost by looking: between blocks, and where no code is fetched.
+    /// Other jumps and calls look themselves.
+    #[cold]
+    fn refuse_target(&mut self, block: &Block<Op>, begin: u64) -> bool {
+        let went_on = self.rip == begin.wrapping_add(block.len.into());
+        if canonical(self.rip) || went_on || block.ending != Ending::RelativeJump {
+            return false;
+        }
+        let jump = block.ops.end().map_or(0, |op| op.off.into());
+        self.rip = begin.wrapping_add(jump);
+        self.retired -= 1;
+        self.fault = Fault {
+            vector: vector::GP,
+            code: Some(0),
+            cr2: 0,
+        };
+        self.deliver_fault();
+        true
     }
 
     /// Runs the operations of a block, to its end or to what stops it.
@@ -199,9 +226,13 @@ impl Cpu {
         let next = self.rip.wrapping_add(block.len as u64);
         let earlier = self.begin_step();
         self.alone = true;
-        let outcome = self.run_block(&block);
+        let begin = self.rip;
+        let mut outcome = self.run_block(&block);
         self.alone = false;
         self.running = std::ptr::null();
+        if outcome.is_ok() && self.refuse_target(&block, begin) {
+            outcome = Err(Stop::Fault);
+        }
         let branched = block.ending != Ending::Next && self.rip != next;
         self.end_step(outcome, earlier, single, branched);
     }

@@ -19,6 +19,8 @@ pub mod cr0 {
     pub const NE: u64 = 1 << 5;
     /// Supervisors respect read-only pages.
     pub const WP: u64 = 1 << 16;
+    /// Alignment is checked at CPL 3 where RFLAGS.AC is set.
+    pub const AM: u64 = 1 << 18;
     /// Not write-through, which needs [`CD`].
     pub const NW: u64 = 1 << 29;
     /// Cache disable.

@@ -1,6 +1,7 @@
 //! Small guests, assembled by hand, that look at one concept each: paging, exceptions, interrupts, changing code, modes, time.
 
 mod access;
+mod alignment;
 mod apic;
 mod changing_code;
 mod clock;

@@ -399,3 +399,89 @@ fn an_apic_that_is_turned_off_forgets() {
     assert_eq!(machine.cpu.gpr[reg::RBX], 0xff);
     assert_eq!(machine.cpu.gpr[reg::RAX], 0);
 }
+
+/// The last page below the hole, which these machines find at this place in RAM.
+const LAST_PAGE: u64 = HOLE - 0x1000;
+const LAST_PAGE_IN_RAM: u64 = 0x1f_f000;
+/// Where the code begins in it: the shortest branches reach beyond.
+const START: u64 = 0xfc0;
+
+/// A machine whose kernel lies at the end of the last page below the hole.
+fn at_the_end(write: Write) -> (Machine, u64) {
+    const PML4: u64 = 0x1000;
+    const RIGHTS: u64 = 0b11;
+    let mut machine = Machine::new();
+    // Each table's last entry leads on; that of the first page table is the page's.
+    for (table, entry, next) in [(PML4, 255, 0x2000), (0x2000, 511, 0x3000), (0x3000, 511, 0x4000)] {
+        machine.set_word(table + 8 * entry, next | RIGHTS);
+    }
+    let start = LAST_PAGE + START;
+    let code = assembled(start, 64, write);
+    assert!(machine.ram.write(LAST_PAGE_IN_RAM + START, &code));
+    let mut decoder = iced_x86::Decoder::with_ip(64, &code, start, 0);
+    let last = decoder.iter().map(|instruction| instruction.ip()).last().unwrap();
+    machine.cpu.rip = start;
+    (machine, last)
+}
+
+#[test]
+fn relative_branches_lead_to_canonical_addresses() {
+    const BEYOND: u64 = HOLE + 0x10;
+    let cases: [(&str, bool, Write); 9] = [
+        ("jmp", true, |a| a.jmp(BEYOND)),
+        ("call", true, |a| a.call(BEYOND)),
+        ("jcc", true, |a| {
+            a.xor(eax, eax)?;
+            a.nop()?;
+            a.je(BEYOND)
+        }),
+        ("a comparison and jcc", true, |a| {
+            a.cmp(rax, rax)?;
+            a.je(BEYOND)
+        }),
+        ("loop", true, |a| a.loop_(BEYOND)),
+        ("jrcxz", true, |a| {
+            a.mov(rdx, rcx)?;
+            a.xor(ecx, ecx)?;
+            a.jrcxz(BEYOND)
+        }),
+        ("a comparison and jcc that is not taken", false, |a| {
+            a.cmp(rax, rax)?;
+            a.jne(BEYOND)?;
+            a.ud2()
+        }),
+        ("loop that ends", false, |a| {
+            a.mov(ecx, 1)?;
+            a.loop_(BEYOND)?;
+            a.ud2()
+        }),
+        ("jmp to the last byte", false, |a| {
+            a.jmp(HOLE - 2)?;
+            a.ud2()
+        }),
+    ];
+    for (what, refused, write) in cases {
+        for single_step in [false, true] {
+            let (mut machine, last) = at_the_end(write);
+            assert!(machine.ram.write(LAST_PAGE_IN_RAM + 0xffe, &[0x0f, 0x0b]));
+            machine.cpu.gpr[reg::RCX] = 5;
+            let stack = machine.cpu.gpr[reg::RSP];
+            if single_step {
+                machine.cpu.set_rflags(1 << 8);
+                // The handler of #DB returns at once.
+                let handler = 0x6_0000;
+                machine.assemble(handler, 64, |a| a.iretq());
+                machine.set_gate(1, handler, 0, 0);
+            }
+            let trap = machine.trap();
+            if refused {
+                assert_eq!((trap.vector, trap.code, trap.rip), (13, 0, last), "{what}");
+                assert_eq!(trap.rsp, stack, "{what}");
+                let count = if what == "jrcxz" { 0 } else { 5 };
+                assert_eq!(machine.cpu.gpr[reg::RCX], count, "{what}");
+            } else {
+                assert_eq!(trap.vector, 6, "{what}");
+            }
+        }
+    }
+}

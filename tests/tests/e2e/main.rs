@@ -5,6 +5,7 @@
 
 mod archives;
 mod bench;
+mod clock;
 mod cloud;
 mod count;
 mod counters;
@@ -68,6 +69,7 @@ const SOFT: &[Table] = &[
     hostile::TESTS,
     durable::TESTS,
     pause::TESTS,
+    clock::TESTS,
     directory::TESTS,
     terminal::TESTS,
     sandbox::TESTS,
@@ -105,6 +107,8 @@ const ON_KVM: &[(Need, Table)] = &[
     (Need::Kvm, network::TESTS),
     (Need::Kvm, network::LAB_TESTS),
     (Need::Kvm, sandbox::TESTS),
+    (Need::Kvm, clock::TESTS),
+    (Need::Kvm, clock::LAB_TESTS),
     (Need::X86, hostile::TESTS),
     (Need::X86, kvm::TESTS),
     (Need::X86, kernels::TESTS),
@@ -202,7 +206,7 @@ impl Missing {
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let host = match prepare(long_tests()) {
+    let host = match prepare(&arguments) {
         Ok(image) => image,
         Err(error) => {
             eprintln!("the programs or the images could not be built: {error:#}");
@@ -227,12 +231,13 @@ fn main() -> ExitCode {
     let built: &[Table] = &[trouble::TESTS, archives::TESTS, examples::TESTS];
     let rootless_long = user.clone().or(time.clone());
     let mut trials = on("soft", here(), None, SOFT);
-    trials.extend(on(
-        "soft",
-        here(),
-        time.clone(),
-        &[examples::LONG, cloud::LONG, suites::LONG],
-    ));
+    trials.extend(on("soft", here(), time.clone(), &[examples::LONG, cloud::LONG]));
+    // The suites' guests are of x86, and are built here.
+    let suites: &[Table] = match Arch::host() {
+        Ok(Arch::X86_64) => &[suites::LONG],
+        _ => &[],
+    };
+    trials.extend(on("soft", here(), time.clone(), suites));
     trials.extend(on("build", here(), None, built));
     trials.extend(on("build", here(), oracle, &[oracle::TESTS]));
     trials.extend(on("build", here(), user, &[rootless::TESTS]));
@@ -272,20 +277,33 @@ fn print_slowest() {
     }
 }
 
-/// Builds the programs, and the images and the archive that tests need; with `long`, also those that long tests
-/// need. Returns the hello image.
-fn prepare(long: bool) -> anyhow::Result<PathBuf> {
+/// Whether `arguments` name one of the tests that share the long images, which take many minutes to build.
+fn needs_long_images(arguments: &Arguments) -> bool {
+    let tables = [examples::LONG, cloud::LONG, examples::LAB_LONG];
+    let hosts = ["soft", "lab-x86_64", "lab-aarch64"];
+    let names = tables.iter().flat_map(|table| table.iter()).map(|(name, _)| name);
+    let named = |name: &&str| {
+        let full = hosts.map(|host| format!("{host}::{name}"));
+        let matches = |filter: &String| match arguments.exact {
+            true => full.contains(filter),
+            false => full.iter().any(|full| full.contains(filter)),
+        };
+        arguments.filter.as_ref().is_none_or(matches)
+    };
+    long_tests() && names.into_iter().any(named)
+}
+
+/// Builds the programs, and the images and the archive that tests need, those that long tests share only where one of them
+/// is named. Returns the hello image.
+fn prepare(arguments: &Arguments) -> anyhow::Result<PathBuf> {
     const HELLO: &str = "examples/hello.toml";
     const PLAIN: &str = "examples/plain.toml";
     const DIRECTORY: &str = "examples/employee-directory.toml";
     let arch = Arch::host()?;
     let dist = Dist::build(Profile::Dev)?;
-    if long {
+    if needs_long_images(arguments) {
         for recipe in ["microvm", "cloud", "debian", "web"] {
             dist.image(&format!("examples/{recipe}.toml"))?;
-        }
-        if arch == Arch::X86_64 {
-            dist.image("tests/suites/suites.toml")?;
         }
     }
     for recipe in ["linux-6.1", "linux-6.12", "linux-7"] {

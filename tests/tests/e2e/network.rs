@@ -13,10 +13,16 @@ pub const TESTS: &[(&str, Test)] = &[(
 )];
 
 /// Tests for which the host's own files change: in the lab only.
-pub const LAB_TESTS: &[(&str, Test)] = &[(
-    "the_hosts_resolver_answers_at_the_guests",
-    the_hosts_resolver_answers,
-)];
+pub const LAB_TESTS: &[(&str, Test)] = &[
+    (
+        "the_hosts_resolver_answers_at_the_guests",
+        the_hosts_resolver_answers,
+    ),
+    (
+        "a_replaced_list_of_resolvers_is_followed",
+        a_replaced_list_is_followed,
+    ),
+];
 
 /// IMDSv2 as a program in the guest uses it: a session token first, and with it what the instance is. busybox's wget
 /// cannot PUT, so the token comes by hand.
@@ -58,5 +64,28 @@ fn the_hosts_resolver_answers(host: &TestHost) -> Result<()> {
         printed == "nameserver 10.0.2.3\nanswer\nquestion\n",
         "{printed:?}"
     );
+    Ok(())
+}
+
+/// The list is a plain file at first, and names a server that nobody can reach from here. What replaces it counts for a confined
+/// instance that runs already.
+fn a_replaced_list_is_followed(host: &TestHost) -> Result<()> {
+    ok(
+        host,
+        "echo nameserver 192.0.2.1 > /etc/resolv.conf; vmm run hello.ami -d --name asker --sandbox required --wait agent",
+    )?;
+    let printed = ok(
+        host,
+        "(echo answer | nc -l -p 53 > $HOME/asked &) ; \
+         ask() { vmm exec asker -- sh -c 'echo question | nc -w 60 10.0.2.3 53'; }; \
+         ask 2>/dev/null && exit 1; \
+         echo nameserver 127.0.0.1 > /etc/resolv.conf.new && mv /etc/resolv.conf.new /etc/resolv.conf; \
+         n=0; until ask 2>/dev/null; do n=$((n + 1)); test $n -lt 100 || exit 1; done; cat $HOME/asked",
+    )?;
+    ok(
+        host,
+        "vmm terminate --time 0 asker; rm /etc/resolv.conf $HOME/asked",
+    )?;
+    ensure!(printed == "answer\nquestion\n", "{printed:?}");
     Ok(())
 }

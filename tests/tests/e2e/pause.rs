@@ -4,31 +4,14 @@
 use anyhow::{Context, Result, ensure};
 use kiln_tests::test_host::TestHost;
 
-use crate::Test;
 use crate::directory::ok;
+use crate::{Test, clock};
 
-/// On the software processor only: the script needs GNU `date`, and the host of the lab has BusyBox.
+/// On the software processor only: the lab has a test of its own for a full disk on KVM.
 pub const TESTS: &[(&str, Test)] = &[(
     "a_full_host_disk_and_a_request_pause_the_guest_and_nothing_is_lost",
     a_full_host_disk_and_a_request_pause_the_guest,
 )];
-
-/// By how much the guest's clock may be wrong, in nanoseconds.
-const CLOCK_ERROR: i128 = 50_000_000;
-
-/// Reads the clocks of host and guest ten times: `clock`, the host's before, the guest's, the host's after. The guest's is what a new
-/// file bears, since its `date` knows whole seconds only.
-const READ_CLOCKS: &str = r#"
-clocks() {
-    mkfifo in out
-    vmm exec -i full -- sh -c "while read x; do rm -f /run/now; : >/run/now; stat -c %z /run/now; done" <in >out &
-    exec 3>in 4<out
-    for i in 1 2 3 4 5 6 7 8 9 10; do
-        before=$(date +%s%N); echo >&3; read guest <&4; after=$(date +%s%N); echo clock $before $(date -d "$guest" +%s%N) $after
-    done
-    exec 3>&- 4<&-; wait $!; rm in out
-}
-"#;
 
 /// Everything in one file system of 48 MiB that another process fills.
 const FILL: &str = r#"
@@ -36,7 +19,7 @@ mount -t tmpfs -o size=48m none small && cd small && export XDG_STATE_HOME=$PWD/
 vmm run "$IMAGES"/hello.ami -d --rm --name full --wait agent || exit 1
 id=$(vmm ps -q)
 until_ps() { while ! vmm ps | grep -q "$1"; do sleep 0.1; done; }
-clocks
+clocks full
 cat /dev/zero >filler 2>/dev/null; truncate -s -1M filler
 vmm exec full -- sh -c "head -c 6000000 /dev/urandom >/root/data && sync && sha256sum </root/data && echo written" >said 2>&1 & writer=$!
 until_ps paused
@@ -50,7 +33,7 @@ wait $writer; cat said
 vmm exec full -- sh -c "sync; sha256sum </root/data; echo errors \$(dmesg | grep -ci -e i/o.error -e ext4-fs.error)"
 vmm pause full; echo pause $?
 until_ps "paused by request"
-vmm resume full && clocks
+vmm resume full && clocks full
 cat /dev/zero >filler 2>/dev/null
 vmm exec full -- sh -c "head -c 6000000 /dev/urandom >/root/more; sync" >/dev/null 2>&1 &
 until_ps paused
@@ -60,7 +43,7 @@ vmm ps -aq
 
 fn a_full_host_disk_and_a_request_pause_the_guest(host: &TestHost) -> Result<()> {
     // The state directory of an instance is in a mount namespace of this test's own.
-    let script = format!("{READ_CLOCKS}{FILL}");
+    let script = format!("{}{FILL}", clock::READ_CLOCKS);
     let line = format!(
         "export IMAGES=$PWD; D=$(mktemp -d); mkdir $D/small; cat >$D/script <<'END'\n{script}\nEND\n\
          cd $D; unshare --mount --map-root-user sh script; status=$?; cd /; rm -rf $D; exit $status"
@@ -88,30 +71,5 @@ fn a_full_host_disk_and_a_request_pause_the_guest(host: &TestHost) -> Result<()>
     // The data was the same before and after.
     let sums: Vec<_> = lines.iter().filter(|line| line.ends_with("  -")).collect();
     ensure!(sums.len() == 2 && sums[0] == sums[1], "{said}");
-    check_clocks(&said)
-}
-
-/// The guest read its clock between two readings of the host's: it must not be outside by more than [`CLOCK_ERROR`].
-fn check_clocks(said: &str) -> Result<()> {
-    let readings: Vec<_> = said
-        .lines()
-        .filter_map(|line| line.strip_prefix("clock "))
-        .collect();
-    ensure!(readings.len() == 20, "{said}");
-    for reading in readings {
-        let numbers: Vec<i128> = reading
-            .split(' ')
-            .map(str::parse)
-            .collect::<Result<_, _>>()
-            .with_context(|| reading.to_owned())?;
-        let [before, guest, after] = numbers[..] else {
-            anyhow::bail!("{reading}");
-        };
-        ensure!(
-            (before - CLOCK_ERROR..=after + CLOCK_ERROR).contains(&guest),
-            "the guest's clock is {} ms behind",
-            (before - guest) / 1_000_000
-        );
-    }
-    Ok(())
+    clock::check(&said, 2 * clock::READINGS)
 }

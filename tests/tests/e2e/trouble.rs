@@ -12,6 +12,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("a_missing_package_is_named", a_missing_package_is_named),
     ("an_unreachable_mirror_is_named", an_unreachable_mirror_is_named),
     ("a_full_disk_leaves_no_image", a_full_disk_leaves_no_image),
+    ("a_closed_output_is_an_error", a_closed_output_is_an_error),
     (
         "a_read_only_cache_serves_what_it_has",
         a_read_only_cache_serves_what_it_has,
@@ -63,6 +64,27 @@ fn an_unreachable_mirror_is_named(host: &TestHost) -> Result<()> {
     let line = "printf 'name = \"x\"\n[distribution]\nmirror = \"http://127.0.0.1:9/debian\"\n' >x.toml; \
                 imgtool build x.toml -o x.ami --quiet";
     refused(&attempt(host, line)?, &["http://127.0.0.1:9/debian", "refused"])
+}
+
+/// What is printed to a stream that is closed, or to a full disk, is lost, and both programs say so.
+fn a_closed_output_is_an_error(host: &TestHost) -> Result<()> {
+    for line in [
+        "imgtool inspect hello.ami >&-",
+        "imgtool ls hello.ami >&-",
+        "imgtool --version >&-",
+        "imgtool ls hello.ami >/dev/full",
+        "vmm --version >&-",
+        "vmm doctor --json >&-",
+    ] {
+        let output = host.sh(line)?;
+        ensure!(
+            output.status == 120 && !output.stderr.is_empty(),
+            "{line}: {output:?}"
+        );
+    }
+    let output = host.sh("imgtool ls hello.ami / >/dev/null 2>&- <&-")?;
+    ensure!(output.status == 0, "{output:?}");
+    Ok(())
 }
 
 fn a_full_disk_leaves_no_image(host: &TestHost) -> Result<()> {

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use super::failure::Advice;
 use super::stream::Stream;
 use super::{Context, Status, signals, terminal, value};
+use instance::api;
 use instance::guest::agent::{self, Incoming, Sender};
 use machine::sandbox::{self, Kind};
 use machine::virtio::determinism::Determinism;
@@ -63,7 +64,11 @@ impl Exec {
             .ready_instance(&self.instance, self.wait_timeout)?;
         let signals = CommandSignals::default();
         let by_signal = signals.clone();
-        signals::hold()?.deliver(move |signal| by_signal.signal(signal))?;
+        let mut leaving = Leaving::default();
+        signals::hold()?.deliver(move |signal| {
+            leaving.signal(signal);
+            by_signal.signal(signal);
+        })?;
         run_in(
             ready.directory(),
             &Determinism::default(),
@@ -72,6 +77,34 @@ impl Exec {
             &signals,
         )
         .with_context(|| format!("cannot run {} in {}", self.command[0], self.instance))
+    }
+}
+
+/// What asks this process to end goes to the command, too. A guest that hangs or is paused passes nothing on, so the process ends by a
+/// second such signal, and some time after the first. Ctrl-C is the command's business alone.
+#[derive(Default)]
+struct Leaving {
+    asked: bool,
+}
+
+impl Leaving {
+    fn signal(&mut self, signal: Signal) {
+        if !matches!(signal, Signal::SIGTERM | Signal::SIGHUP) {
+            return;
+        }
+        let end = move || {
+            terminal::restore();
+            std::process::exit(128 + signal as i32);
+        };
+        if std::mem::replace(&mut self.asked, true) {
+            end();
+        }
+        let wait = move || {
+            std::thread::sleep(api::STOP_TIMEOUT);
+            end();
+        };
+        // Without a thread the second signal is left.
+        let _ = sandbox::spawn("leaving", Kind::Control, wait);
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Ps {
     /// Print JSON
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
-    /// Only those in this state; those that are ready are running, too
+    /// Only those in this state; those that are ready or paused are running, too
     #[arg(long, value_name = "STATE")]
     state: Option<Shown>,
     /// Only those with this tag
@@ -39,28 +39,36 @@ enum Shown {
     State(State),
     /// Running, and the guest's agent is there.
     Ready,
+    /// Running, and its processors stand still.
+    Paused,
 }
+
+/// [`Shown::Paused`] in words.
+const PAUSED: &str = "paused";
 
 impl std::str::FromStr for Shown {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Shown, String> {
-        if text == READY {
-            return Ok(Shown::Ready);
+        match text {
+            READY => return Ok(Shown::Ready),
+            PAUSED => return Ok(Shown::Paused),
+            _ => {}
         }
         let found = State::ALL.into_iter().find(|s| s.to_string() == text);
         found.map(Shown::State).ok_or_else(|| {
             let all = State::ALL.map(|s| s.to_string()).join(", ");
-            format!("there is no such state; the states are {all}, and {READY}")
+            format!("there is no such state; the states are {all}, {READY} and {PAUSED}")
         })
     }
 }
 
 impl Shown {
-    fn is(self, state: State, ready: bool) -> bool {
+    fn is(self, state: State, ready: bool, paused: bool) -> bool {
         match self {
             Shown::State(wanted) => state == wanted,
-            Shown::Ready => state == State::Running && ready,
+            Shown::Ready => state == State::Running && ready && !paused,
+            Shown::Paused => paused,
         }
     }
 }
@@ -89,7 +97,7 @@ impl Ps {
 
     fn wants(&self, record: &Record) -> bool {
         match self.state {
-            Some(wanted) => wanted.is(record.state, record.ready),
+            Some(wanted) => wanted.is(record.state, record.ready, record.paused.is_some()),
             None => self.all || record.state.has_process(),
         }
     }
@@ -100,7 +108,7 @@ fn row(record: &Record) -> Vec<String> {
         record.id.to_string(),
         record.name.clone().unwrap_or_default(),
         match record.paused {
-            Some(_) => "paused".into(),
+            Some(_) => PAUSED.into(),
             None => output::state(record.state, record.ready),
         },
         output::age(record.launched),
@@ -209,11 +217,15 @@ mod tests {
         for state in State::ALL {
             for ready in [false, true] {
                 let shown: Shown = output::state(state, ready).parse().unwrap();
-                assert!(shown.is(state, ready), "{state} {ready}");
+                assert!(shown.is(state, ready, false), "{state} {ready}");
             }
         }
-        assert!(Shown::State(State::Running).is(State::Running, true));
-        assert!(!Shown::Ready.is(State::Stopping, true));
+        assert!(Shown::State(State::Running).is(State::Running, true, false));
+        assert!(!Shown::Ready.is(State::Stopping, true, false));
+        let paused: Shown = PAUSED.parse().unwrap();
+        assert!(paused.is(State::Running, true, true) && !paused.is(State::Running, true, false));
+        assert!(!Shown::Ready.is(State::Running, true, true));
+        assert!(Shown::State(State::Running).is(State::Running, true, true));
         assert!("up".parse::<Shown>().unwrap_err().contains("ready"));
     }
 

@@ -15,7 +15,7 @@ use crate::net::Addresses;
 use crate::net::clock::{Clock, millis};
 
 /// Questions without an answer at once. One more takes the place of the oldest.
-const QUESTIONS_CAP: usize = 64;
+pub(super) const QUESTIONS_CAP: usize = 64;
 
 /// Bytes of a question. One name is asked for in less than 300; extensions add some. Longer ones are not
 /// kept, and are dropped.

@@ -46,6 +46,10 @@ const MTU: u16 = 65_520;
 
 const DNS_PORT: u16 = 53;
 
+/// Sockets at once, but for those of published ports: connections, translations of datagrams, and questions for names with all servers.
+pub const SOCKETS_CAP: usize =
+    tcp::CONNECTIONS_CAP + udp::TRANSLATIONS_CAP + dns::QUESTIONS_CAP * resolvers::SERVERS_CAP;
+
 /// Frames for the guest that do not come from the TCP stack (DHCP, ARP, UDP). A flood beyond it is dropped.
 const FRAMES_CAP: usize = 256;
 
@@ -71,6 +75,8 @@ pub struct Spec {
     pub forwards: Vec<Forward>,
     /// Where the guest's questions for names go.
     pub resolver: Resolver,
+    /// Domains that short names are looked up in, for a guest that asks the DHCP server.
+    pub search: Vec<String>,
     /// Whether the gateway's address leads to the host's loopback address. Off unless asked for: what listens
     /// there was not meant for a guest.
     pub host_loopback: bool,
@@ -80,6 +86,7 @@ pub struct Spec {
 pub struct UserNetwork {
     addresses: Addresses,
     routes: Routes,
+    search: Vec<String>,
     framing: Framing,
     clock: Clock,
     stack: Stack,
@@ -117,6 +124,7 @@ impl UserNetwork {
             addresses,
             forwards,
             resolver,
+            search,
             host_loopback,
         } = spec;
         let routes = Routes {
@@ -135,6 +143,7 @@ impl UserNetwork {
         Ok(UserNetwork {
             addresses: *addresses,
             routes,
+            search: search.clone(),
             framing: Framing { guest: *mac },
             stack: Stack::new(addresses.gateway, addresses.prefix, MTU, true, clock.clone()),
             fragments: Fragments::default(),
@@ -206,7 +215,12 @@ impl UserNetwork {
             return;
         };
         if datagram.dst_port() == dhcp::SERVER_PORT {
-            if let Some(reply) = dhcp::answer(datagram.payload(), &self.framing, &self.addresses, MTU) {
+            let lease = dhcp::Lease {
+                addresses: &self.addresses,
+                mtu: MTU,
+                search: &self.search,
+            };
+            if let Some(reply) = dhcp::answer(datagram.payload(), &self.framing, &lease) {
                 self.frames.push(reply);
             }
         } else if source == self.addresses.guest {

@@ -1,9 +1,7 @@
 //! The host's name servers: which there are now, and in which order they are asked.
 
-use std::fs::File;
-use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::DNS_PORT;
@@ -14,10 +12,7 @@ use crate::sandbox::{self, Kind};
 pub const RESOLVERS: &str = "/etc/resolv.conf";
 
 /// Servers that are used of a longer list: glibc's limit (`MAXNS`).
-const SERVERS_CAP: usize = 3;
-
-/// Bytes of the file that are read.
-const FILE_CAP: u64 = 64 * 1024;
+pub(super) const SERVERS_CAP: usize = 3;
 
 /// The file is read again when the guest asks for a name and the last time is this long ago. A laptop changes
 /// networks less often, and who has just done so waits no longer.
@@ -134,12 +129,10 @@ impl Resolvers {
 
 /// Reads the file in a thread that may: the one that carries packets opens no files.
 fn read(path: PathBuf) -> Option<String> {
-    let read = move |path: &Path| -> std::io::Result<String> {
-        let mut text = Vec::new();
-        File::open(path)?.take(FILE_CAP).read_to_end(&mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
-    };
-    sandbox::ask(Kind::Control, move || read(&path)).ok()?.ok()
+    let text = sandbox::ask(Kind::Control, move || sandbox::read_file(&path))
+        .ok()?
+        .ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The servers that a file names; where it names none, the host's own, as resolv.conf(5) says.

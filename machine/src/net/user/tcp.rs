@@ -20,7 +20,7 @@ const BUFFER: usize = 256 * 1024;
 
 /// Connections at once, for the guest and into it together: 512 full ones hold 256 MiB. One more takes the
 /// place of the one that has been unanswered for longest; when all are established, it is refused.
-const CONNECTIONS_CAP: usize = 512;
+pub(super) const CONNECTIONS_CAP: usize = 512;
 
 /// Connections taken from one listening socket per poll, so that a flood there does not hold the worker.
 const ACCEPT_BATCH: usize = 16;

@@ -36,6 +36,7 @@ impl Guest {
             addresses,
             forwards,
             resolver,
+            search: vec!["corp.example".into(), "a..b".into(), "example.".into()],
             host_loopback: true,
         };
         let mut nic = Nic::new(usize::from(MTU) + ETHERNET_HEADER);
@@ -262,6 +263,7 @@ fn a_port_in_use_is_named() {
         addresses,
         forwards,
         resolver: Resolver::At(Vec::new()),
+        search: Vec::new(),
         host_loopback: false,
     };
     let error = UserNetwork::new(&spec).err().expect("the port is taken");
@@ -441,7 +443,7 @@ fn the_guest_finds_its_gateway_and_its_address() {
 }
 
 #[test]
-fn dhcp_offers_the_address_the_mtu_and_the_resolver() {
+fn dhcp_offers_the_address_the_mtu_the_resolver_and_the_search_list() {
     // The reply is exercised with the message that a client builds.
     let mut packet = vec![0; 244];
     packet[..4].copy_from_slice(&[1, 1, 6, 0]);
@@ -468,11 +470,14 @@ fn dhcp_offers_the_address_the_mtu_and_the_resolver() {
     assert_eq!(repr.your_ip, Addresses::default().guest);
     assert_eq!(repr.transaction_id, 0x0102_0304);
     assert_eq!(repr.router, Some(gateway()));
-    let mtu = message
-        .options()
-        .find(|option| option.kind == 26)
-        .map(|option| option.data.to_vec());
-    assert_eq!(mtu, Some(MTU.to_be_bytes().to_vec()));
+    let option = |kind| {
+        let found = message.options().find(|option| option.kind == kind);
+        found.map(|option| option.data.to_vec())
+    };
+    assert_eq!(option(26), Some(MTU.to_be_bytes().to_vec()));
+    assert_eq!(option(15), Some(b"corp.example".to_vec()));
+    // What is no name is left out.
+    assert_eq!(option(119), Some(b"\x04corp\x07example\0\x07example\0".to_vec()));
 }
 
 proptest::proptest! {

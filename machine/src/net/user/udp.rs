@@ -15,7 +15,7 @@ use crate::net::clock::{Clock, millis};
 use crate::net::{Addresses, Error};
 
 /// Translations at once. When full, the one idle for longest goes.
-const TRANSLATIONS_CAP: usize = 256;
+pub(super) const TRANSLATIONS_CAP: usize = 256;
 
 /// An idle translation is forgotten after this long (RFC 4787, REQ-5: five minutes or more are recommended).
 /// More would cost nothing but descriptors; when they are all used, the one idle for longest goes anyway.

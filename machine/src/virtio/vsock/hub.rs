@@ -20,7 +20,7 @@ use crate::virtio::worker::{Context, Service, Wake};
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 /// Streams and half-made streams at once: each costs a descriptor and up to 128 KiB.
-const MAX_STREAMS: usize = 512;
+pub const MAX_STREAMS: usize = 512;
 /// Resets that wait for the guest to give room for them. A guest that provokes more without taking any loses
 /// the rest.
 const MAX_RESETS: usize = 512;

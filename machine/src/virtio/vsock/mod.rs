@@ -24,6 +24,7 @@ mod unix;
 
 use crate::sandbox::Kind;
 use hub::Hub;
+pub use hub::MAX_STREAMS;
 
 /// Context id of the host (VIRTIO 1.3 §5.10.4).
 pub const HOST_CID: u64 = 2;

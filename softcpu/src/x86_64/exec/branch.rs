@@ -64,6 +64,9 @@ pub(crate) fn jmp_indirect<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
 /// CALL relative.
 pub(crate) fn call<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     let (to, next) = (target(cpu, op), cpu.next_ip(op));
+    if W::BITS == 64 && !crate::x86_64::exception::canonical(to) {
+        return cpu.general_protection(0);
+    }
     cpu.push(<W as Width>::from(next))?;
     cpu.rip = to;
     Err(Stop::Branch)
@@ -102,12 +105,12 @@ fn counter_mask(op: &Op) -> u64 {
 /// LOOP (`KIND` 2), LOOPE (1), LOOPNE (0) and JrCXZ (3); the address size is in the flags.
 pub(crate) fn loops<const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
     let mask = counter_mask(op);
-    let mut count = cpu.gpr[reg::RCX] & mask;
+    let old = cpu.gpr[reg::RCX];
+    let mut count = old & mask;
     let taken = if KIND == 3 {
         count == 0
     } else {
         count = count.wrapping_sub(1) & mask;
-        let old = cpu.gpr[reg::RCX];
         cpu.gpr[reg::RCX] = if mask == 0xffff {
             old & !mask | count
         } else {
@@ -120,6 +123,11 @@ pub(crate) fn loops<const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
                 _ => true,
             }
     };
-    cpu.rip = if taken { target(cpu, op) } else { cpu.next_ip(op) };
+    let to = if taken { target(cpu, op) } else { cpu.next_ip(op) };
+    if taken && !crate::x86_64::exception::canonical(to) {
+        cpu.gpr[reg::RCX] = old;
+        return cpu.general_protection(0);
+    }
+    cpu.rip = to;
     Err(Stop::Branch)
 }

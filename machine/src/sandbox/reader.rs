@@ -1,0 +1,150 @@
+//! A small process that reads one file for the confined one: a file that other programs replace by another of its name.
+//!
+//! Landlock's rules are about inodes, so the right to read such a file ends with its first replacement, and a rule for its directory would
+//! open all that lies there. This process is made before the other one is confined. It takes one byte, which it does not look at, and answers
+//! with what the one name leads to; it may open files for reading in two directories and make six system calls.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::{Error, Kind, Plan, Right, files, filter, privileges};
+
+/// Bytes of the file that are answered.
+pub(super) const FILE_CAP: usize = 64 << 10;
+
+/// The file, and the way to its reader.
+static READER: OnceLock<(PathBuf, Mutex<UnixStream>)> = OnceLock::new();
+
+/// Starts the process. The caller's must have one thread only.
+pub(super) fn start(path: &Path) -> Result<(), Error> {
+    let failed = Error::os("starting the process that reads a file for it");
+    let (socket, theirs) = match UnixStream::pair() {
+        Ok(pair) => pair,
+        Err(error) => return Err(failed(error)),
+    };
+    // SAFETY: this process has one thread, so the child finds every lock as if it had taken it itself.
+    match unsafe { libc::fork() } {
+        -1 => Err(failed(io::Error::last_os_error())),
+        0 => {
+            let _ = serve(File::from(OwnedFd::from(theirs)), path);
+            // Neither destructors nor buffers: they are the other process's.
+            // SAFETY: takes a number only.
+            unsafe { libc::_exit(0) }
+        }
+        _ => {
+            // Nobody else can have set it: a process is confined once.
+            let _ = READER.set((path.to_owned(), Mutex::new(socket)));
+            Ok(())
+        }
+    }
+}
+
+/// What the file at `path` holds, its first 64 KiB, by way of its reader where it has one.
+///
+/// # Errors
+/// Those of opening and reading it.
+pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let Some((_, socket)) = READER.get().filter(|(known, _)| known == path) else {
+        return read_here(path);
+    };
+    let mut socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
+    socket.write_all(&[0])?;
+    let mut answer = [0; 4];
+    socket.read_exact(&mut answer)?;
+    let answer = i32::from_le_bytes(answer);
+    let length = usize::try_from(answer).map_err(|_| io::Error::from_raw_os_error(answer.wrapping_neg()))?;
+    if length > FILE_CAP {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut content = vec![0; length];
+    socket.read_exact(&mut content)?;
+    Ok(content)
+}
+
+fn read_here(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?
+        .take(FILE_CAP as u64)
+        .read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// In the new process: answers until the other one ends. The socket is read and written as a file is: no other call is needed.
+fn serve(mut socket: File, path: &Path) -> io::Result<()> {
+    // The other's lock and streams must end with it, and what its terminal or its user sends is not for this one.
+    close_all_but(socket.as_raw_fd())?;
+    block_signals()?;
+    // The directories of the name and of what it may lead to.
+    let target = path.canonicalize().unwrap_or_default();
+    let directories = [path, &target].map(|path| path.parent().map(Path::to_owned));
+    let plan = Plan {
+        files: directories
+            .into_iter()
+            .flatten()
+            .map(|path| (path, Right::Read))
+            .collect(),
+        ..Plan::default()
+    };
+    privileges::drop_all_but(&Plan::default())?;
+    files::restrict(&plan)?;
+    filter::install(Kind::Reader)?;
+    let (mut content, mut request) = (vec![0; 4 + FILE_CAP], [0]);
+    while socket.read(&mut request)? == 1 {
+        let read = File::open(path).and_then(|file| fill(file, &mut content[4..]));
+        let length = read.as_ref().copied().unwrap_or(0);
+        let answer = match read {
+            Ok(length) => i32::try_from(length).unwrap_or(0),
+            Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+        };
+        content[..4].copy_from_slice(&answer.to_le_bytes());
+        socket.write_all(&content[..4 + length])?;
+    }
+    Ok(())
+}
+
+/// Reads until `room` is full or the file ends.
+fn fill(mut file: File, room: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    loop {
+        match file.read(&mut room[length..])? {
+            0 => return Ok(length),
+            count => length += count,
+        }
+    }
+}
+
+/// Closes all descriptors but one.
+fn close_all_but(kept: i32) -> io::Result<()> {
+    let close = |first: u32, last: u32| {
+        // SAFETY: takes numbers only. Nothing in this process uses the descriptors any more.
+        match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    let kept = u32::try_from(kept).map_err(io::Error::other)?;
+    if kept > 0 {
+        close(0, kept - 1)?;
+    }
+    close(kept + 1, u32::MAX)
+}
+
+fn block_signals() -> io::Result<()> {
+    // SAFETY: a set of signals is numbers only, and is filled before it is used.
+    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `all` lives until both calls return; the old set is not asked for.
+    let done = unsafe {
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut())
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
