@@ -166,7 +166,7 @@ pub fn line(error: &Error) -> String {
     let causes = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |cause| {
         cause.source()
     });
-    let hint = causes.into_iter().find_map(|cause| hint::of(cause));
+    let hint = causes.into_iter().find_map(hint::of);
     match hint {
         Some(hint) => format!("{error}; try {hint}"),
         None => error.to_string(),
