@@ -12,7 +12,8 @@ const MIB: usize = 1 << 20;
 /// Bytes of the kernel: about those of Debian's.
 const KERNEL: usize = 48 * MIB;
 
-/// An ELF kernel of `len` bytes with one segment at 1 MiB (System V ABI, chapters 4 and 5), which no processor will enter.
+/// An ELF kernel of `len` bytes with one segment at 1 MiB (System V ABI, chapters 4 and 5), which no
+/// processor will enter.
 fn kernel(len: usize) -> Vec<u8> {
     const HEADER: u16 = 64;
     const PROGRAM_HEADER: u16 = 56;
@@ -97,7 +98,8 @@ fn place(criterion: &mut Criterion) {
             (memory, boot)
         });
     });
-    // RAM that was touched before, and a kernel of two pages: what is left are ACPI, SMBIOS, page tables and parameters.
+    // RAM that was touched before, and a kernel of two pages: what is left are ACPI, SMBIOS, page tables and
+    // parameters.
     let (small, memory) = (part("small", 3 * 4096), allocate());
     criterion.bench_function("tables", |bencher| {
         bencher.iter(|| arch::prepare(guest, &memory, &small, None, black_box(&platform)).expect("a kernel"));

@@ -130,7 +130,8 @@ fn beside_code(code: &mut CodeAssembler) -> Result<(), IcedError> {
     Ok(())
 }
 
-/// A function of one instruction that is changed before each call, as trampolines are; others of its page are called, too.
+/// A function of one instruction that is changed before each call, as trampolines are; others of its page are
+/// called, too.
 fn changing_code(code: &mut CodeAssembler) -> Result<(), IcedError> {
     const FUNCTION: u64 = CODE + 0x1000;
     // `mov eax, imm32; ret` three times, 0x100 apart; the loop brings them along.

@@ -1,4 +1,5 @@
-//! Disks: creating a root volume at different sizes, reading and writing through the backends, a request through the virtqueue.
+//! Disks: creating a root volume at different sizes, reading and writing through the backends, a request
+//! through the virtqueue.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -98,8 +99,8 @@ fn transfer(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A read of 4 KiB from the driver's request to the interrupt, the hand-over to the device's thread included, one at a time and
-/// 32 at once.
+/// A read of 4 KiB from the driver's request to the interrupt, the hand-over to the device's thread included,
+/// one at a time and 32 at once.
 fn virtqueue(criterion: &mut Criterion) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     drop(data_file(&directory.path().join("raw")));

@@ -9,12 +9,12 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::{Error, Result};
 
-/// Share of a file that may stay in the page cache when a launch is called cold: read-ahead and another reader of the file
-/// may hold a few pages.
+/// Share of a file that may stay in the page cache when a launch is called cold: read-ahead and another
+/// reader of the file may hold a few pages.
 const MAY_STAY: f64 = 0.02;
 
-/// Takes `path` out of the page cache. Needs no privilege: pages that are clean and mapped by nobody go. Fails when they do
-/// not, as on tmpfs, where the page cache is the file.
+/// Takes `path` out of the page cache. Needs no privilege: pages that are clean and mapped by nobody go.
+/// Fails when they do not, as on tmpfs, where the page cache is the file.
 pub fn drop_file(path: &Path) -> Result<()> {
     let failed = |source| Error::File {
         what: "dropping from the page cache",

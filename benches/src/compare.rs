@@ -25,8 +25,8 @@ pub enum Changes {
     Found(Vec<Change>),
 }
 
-/// Compares by the metric that ends a launch. The runs were not interleaved, so a change counts only when its whole interval
-/// lies beyond the noise that a run may have.
+/// Compares by the metric that ends a launch. The runs were not interleaved, so a change counts only when its
+/// whole interval lies beyond the noise that a run may have.
 pub fn compare(now: &Outcome, then: &Outcome) -> Changes {
     if let Some(reason) = incomparable(now, then) {
         return Changes::Incomparable(reason);

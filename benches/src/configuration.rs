@@ -153,8 +153,8 @@ fn run_peer(peer: Peer, machine: &peer::Machine, scratch: &Scratch) -> Result<La
     })
 }
 
-/// The machine that peers get: the parts of `image` as files, and the command line that `vmm` gives its kernel, without what
-/// only `vmm` has devices for.
+/// The machine that peers get: the parts of `image` as files, and the command line that `vmm` gives its
+/// kernel, without what only `vmm` has devices for.
 pub fn peer_machine(
     image: &Image,
     configuration: (u32, u64, &str),
@@ -182,9 +182,10 @@ pub fn peer_machine(
     })
 }
 
-/// Lengthens an initramfs by zeros, which kernels skip, until it leaves most of its last page free. QEMU 10.0 puts it at the end of a
-/// microvm's RAM, page-aligned, where its firmware puts the ACPI tables too, without knowing of each other: an initramfs that ends in the last kilobyte
-/// of a page takes the place of FACP and DSDT, and the guest finds no device at all.
+/// Lengthens an initramfs by zeros, which kernels skip, until it leaves most of its last page free. QEMU 10.0
+/// puts it at the end of a microvm's RAM, page-aligned, where its firmware puts the ACPI tables too, without
+/// knowing of each other: an initramfs that ends in the last kilobyte of a page takes the place of FACP and
+/// DSDT, and the guest finds no device at all.
 fn spare_last_page(initramfs: &Path) -> std::io::Result<()> {
     const PAGE: u64 = 4096;
     const TAIL: u64 = 512;
@@ -210,7 +211,8 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes one below `parent`: where instances are kept, so that root disks of all monitors lie on the same file system.
+    /// Makes one below `parent`: where instances are kept, so that root disks of all monitors lie on the same
+    /// file system.
     pub fn new(parent: &Path) -> Result<Scratch> {
         let directory = parent.join(format!("bench-{}", std::process::id()));
         instance::store::home::create_private(&directory)?;

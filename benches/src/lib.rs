@@ -1,9 +1,9 @@
 //! `vmm bench`: many cold launches, interleaved, and what may be concluded from them.
 //!
-//! A *configuration* is one way of launching (a monitor, an image, a command line, an accelerator). In each round every configuration launches
-//! once, in an order that turns round from round to round (A B A', A' B A, …), so that drift of the host hits all alike.
-//! Configuration A runs twice a round: what its two launches differ by is the noise, and a run whose noise is above
-//! [`outcome::NOISE_LIMIT`] draws no conclusion.
+//! A *configuration* is one way of launching (a monitor, an image, a command line, an accelerator). In each
+//! round every configuration launches once, in an order that turns round from round to round (A B A', A' B A,
+//! …), so that drift of the host hits all alike. Configuration A runs twice a round: what its two launches
+//! differ by is the noise, and a run whose noise is above [`outcome::NOISE_LIMIT`] draws no conclusion.
 
 pub mod cache;
 pub mod compare;
@@ -23,10 +23,9 @@ use outcome::{Cache, End, Host, Outcome, Sample};
 use sample::Launcher;
 
 /// What goes wrong with a measurement.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
 pub enum Error {
     /// {what} {path} failed: {source}
-    #[error("{what} {} failed: {source}", path.display())]
     File {
         /// The step.
         what: &'static str,
@@ -36,42 +35,33 @@ pub enum Error {
         source: std::io::Error,
     },
     /// {percent} % of {path} stay in the page cache, so no launch of it is cold
-    #[error("{percent} % of {} stay in the page cache, so no launch of it is cold", path.display())]
     Warm {
         /// The file.
         path: PathBuf,
         /// How much stays.
         percent: u32,
     },
-    /// {configuration} did not reach the end of its boot within {seconds} s; the end of what it printed:\n{output}
-    #[error(
-        "{configuration} did not reach the end of its boot within {seconds} s; the end of what it printed:\n{output}"
-    )]
+    /// {configuration} did not reach the end of its boot within {seconds} s; it printed last:{output}
     Late {
         /// The configuration's name.
         configuration: String,
         /// How long was waited.
         seconds: u64,
-        /// Its last output.
+        /// Its last output, from a new line on.
         output: String,
     },
-    /// {configuration} ended ({status}) before the end of its boot; the end of what it printed:\n{output}
-    #[error(
-        "{configuration} ended ({status}) before the end of its boot; the end of what it printed:\n{output}"
-    )]
+    /// {configuration} ended ({status}) before the end of its boot; it printed last:{output}
     Died {
         /// The configuration's name.
         configuration: String,
         /// How it ended.
         status: String,
-        /// Its last output.
+        /// Its last output, from a new line on.
         output: String,
     },
-    /// this host's kernel does not let us see entries into a guest
-    #[error("this host's kernel does not let us see entries into a guest (tracefs, event kvm_entry)")]
+    /// this host's kernel does not show entries into a guest (tracefs, event kvm_entry)
     Untraced,
     /// {path} is not what `vmm bench --json` writes: {reason}
-    #[error("{} is not what `vmm bench --json` writes: {reason}", path.display())]
     NotAnOutcome {
         /// The file.
         path: PathBuf,
@@ -79,7 +69,6 @@ pub enum Error {
         reason: String,
     },
     /// {0}
-    #[error(transparent)]
     Image(#[from] instance::Error),
 }
 
@@ -187,7 +176,8 @@ impl Plan {
     }
 }
 
-/// The turns of a round: the configurations in order, then configuration A again; every other round backwards.
+/// The turns of a round: the configurations in order, then configuration A again; every other round
+/// backwards.
 fn order(turns: usize, round: u32) -> impl Iterator<Item = usize> {
     (0..turns).map(move |n| if round.is_multiple_of(2) { n } else { turns - 1 - n })
 }

@@ -1,4 +1,5 @@
-//! What a run found: the samples, what follows from them, and the JSON of both (docs/bench.md has the schema).
+//! What a run found: the samples, what follows from them, and the JSON of both (docs/bench.md has the
+//! schema).
 
 use std::collections::BTreeMap;
 use std::path::Path;

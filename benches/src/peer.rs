@@ -1,4 +1,5 @@
-//! Other virtual machine monitors, each in its best documented configuration: same kernel, initramfs, root disk, RAM and CPUs.
+//! Other virtual machine monitors, each in its best documented configuration: same kernel, initramfs, root
+//! disk, RAM and CPUs.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -153,16 +154,18 @@ fn mebibytes(machine: &Machine) -> u64 {
     machine.memory >> 20
 }
 
-/// QEMU's documentation of microvm (docs/system/i386/microvm.rst), "Running a microvm-based VM": neither PIT, PIC nor RTC where
-/// KVM's clock stands in for them. The option ROMs stay, because one of them starts an ELF kernel: with `x-option-roms=off`
-/// QEMU 10.0 shows no sign of life. ACPI stays on: Debian's kernel finds virtio-mmio devices by it alone.
-/// The guest prints nothing but the marker, so the serial port costs nothing.
+/// QEMU's documentation of microvm (docs/system/i386/microvm.rst), "Running a microvm-based VM": neither PIT,
+/// PIC nor RTC where KVM's clock stands in for them. The option ROMs stay, because one of them starts an ELF
+/// kernel: with `x-option-roms=off` QEMU 10.0 shows no sign of life. ACPI stays on: Debian's kernel finds
+/// virtio-mmio devices by it alone. The guest prints nothing but the marker, so the serial port costs
+/// nothing.
 fn qemu(machine: &Machine) -> Vec<OsString> {
     let mut words = machine.command_line.clone();
     let (platform, cpu) = match machine.accel {
         Accel::Kvm => ("microvm,accel=kvm,acpi=on,pit=off,pic=off,rtc=off", "host"),
         Accel::Tcg => {
-            // Without ACPI's timer and KVM's clock Linux has nothing to calibrate its time stamp counter by and waits for ever.
+            // Without ACPI's timer and KVM's clock Linux has nothing to calibrate its time stamp counter by
+            // and waits for ever.
             if let Some(khz) = machine.tsc_khz {
                 words = ami::command_line::join([words.as_str(), &format!("tsc_early_khz={khz}")]);
             }
@@ -202,8 +205,8 @@ fn qemu(machine: &Machine) -> Vec<OsString> {
     ]
 }
 
-/// Firecracker's documentation (docs/getting-started.md, docs/api_requests/block-io-engine.md): configuration from a file,
-/// no API socket, io_uring for the disk. `reboot=k` is its own recommendation.
+/// Firecracker's documentation (docs/getting-started.md, docs/api_requests/block-io-engine.md): configuration
+/// from a file, no API socket, io_uring for the disk. `reboot=k` is its own recommendation.
 fn firecracker(machine: &Machine, file: &Path) -> Invocation {
     let configuration = json!({
         "boot-source": {

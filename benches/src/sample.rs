@@ -22,7 +22,8 @@ use super::{Error, Result, cache};
 const KEPT: usize = 4096;
 /// How long a monitor has to end after its guest has.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the trace is looked at. The entry has its own time; looking seldom leaves the processor to the launch.
+/// How often the trace is looked at. The entry has its own time; looking seldom leaves the processor to the
+/// launch.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Launches configurations.
@@ -47,7 +48,8 @@ impl<'a> Launcher<'a> {
         }
     }
 
-    /// The exits to user space of the configuration's last launch up to the end of its boot; none where nobody counts them.
+    /// The exits to user space of the configuration's last launch up to the end of its boot; none where
+    /// nobody counts them.
     pub fn exits(&self, configuration: &Configuration) -> Vec<ExitInfo> {
         self.exits.get(&configuration.name).cloned().unwrap_or_default()
     }
@@ -294,7 +296,7 @@ impl<'a> Watched<'a> {
         Error::Late {
             configuration: self.configuration.name.clone(),
             seconds: self.limit.as_secs(),
-            output: self.said(),
+            output: format!("\n{}", self.said()),
         }
     }
 
@@ -302,7 +304,7 @@ impl<'a> Watched<'a> {
         Error::Died {
             configuration: self.configuration.name.clone(),
             status,
-            output: self.said(),
+            output: format!("\n{}", self.said()),
         }
     }
 
@@ -396,7 +398,7 @@ mod tests {
         )
         .unwrap_err();
         assert!(
-            matches!(&error, Error::Late { output, .. } if output == "hanging"),
+            matches!(&error, Error::Late { output, .. } if output == "\nhanging"),
             "{error}"
         );
         assert!(begin.elapsed() < Duration::from_secs(30));

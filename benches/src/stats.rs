@@ -1,4 +1,5 @@
-//! Quantiles, and the paired ratio with its bootstrap interval. Deterministic: the same samples and seed give the same figures.
+//! Quantiles, and the paired ratio with its bootstrap interval. Deterministic: the same samples and seed give
+//! the same figures.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +8,8 @@ const RESAMPLES: usize = 2000;
 /// What an interval leaves out at each end.
 const TAIL: f64 = 0.025;
 
-/// The quantile `q` (0 to 1) of `samples` by linear interpolation (Hyndman and Fan's type 7); `None` without samples.
+/// The quantile `q` (0 to 1) of `samples` by linear interpolation (Hyndman and Fan's type 7); `None` without
+/// samples.
 pub fn quantile(samples: &[f64], q: f64) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -39,8 +41,9 @@ pub struct Ratio {
     pub high: f64,
 }
 
-/// The median of `this[i] / that[i]`: both were measured in the same round, so what disturbed the round cancels out. The
-/// interval comes from drawing rounds with replacement. `None` without rounds, or with a denominator that is not positive.
+/// The median of `this[i] / that[i]`: both were measured in the same round, so what disturbed the round
+/// cancels out. The interval comes from drawing rounds with replacement. `None` without rounds, or with a
+/// denominator that is not positive.
 pub fn paired_ratio(this: &[f64], that: &[f64], seed: u64) -> Option<Ratio> {
     if this.len() != that.len() || that.iter().any(|&v| v <= 0.0) {
         return None;
@@ -72,7 +75,8 @@ fn interval(ratio: f64, mut estimate: impl FnMut() -> Option<f64>) -> Option<Rat
     })
 }
 
-/// Random draws by SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+/// Random draws by SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+/// 2014).
 struct Draw(u64);
 
 impl Draw {

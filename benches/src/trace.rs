@@ -1,5 +1,5 @@
-//! The first entry into a guest as the host's kernel sees it: the same observation for every monitor. Needs root, tracefs and
-//! KVM; without them the metric is left out.
+//! The first entry into a guest as the host's kernel sees it: the same observation for every monitor. Needs
+//! root, tracefs and KVM; without them the metric is left out.
 
 use std::fs;
 use std::io;

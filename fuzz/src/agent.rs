@@ -1,4 +1,5 @@
-//! What a guest's agent says to the host, and what reaches the control socket: a guest that was taken over speaks here.
+//! What a guest's agent says to the host, and what reaches the control socket: a guest that was taken over
+//! speaks here.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
-//! What is read out of an image file: its tables and manifest, the kernel's formats, archives, the root file system.
+//! What is read out of an image file: its tables and manifest, the kernel's formats, archives, the root file
+//! system.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,9 @@
-//! What fuzzers do with bytes: each target is a function that takes any input and may neither panic, hang nor grow.
+//! What fuzzers do with bytes: each target is a function that takes any input and may neither panic, hang nor
+//! grow.
 //!
-//! `cargo xtask fuzz` drives them with libFuzzer; `tests/corpus.rs` runs the committed inputs through them in every test run.
-//! Targets share their process's time between several parts; the first byte of an input chooses.
+//! `cargo xtask fuzz` drives them with libFuzzer; `tests/corpus.rs` runs the committed inputs through them in
+//! every test run. Targets share their process's time between several parts; the first byte of an input
+//! chooses.
 
 pub mod agent;
 pub mod image;

@@ -1,7 +1,8 @@
-//! The user network with the metadata service in front of it: frames as no guest sends them, and a guest's half of TCP well
-//! enough to be heard.
+//! The user network with the metadata service in front of it: frames as no guest sends them, and a guest's
+//! half of TCP well enough to be heard.
 //!
-//! Nothing leaves the host: what would go to somebody outside goes to a port of loopback that answers nothing.
+//! Nothing leaves the host: what would go to somebody outside goes to a port of loopback that answers
+//! nothing.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::OnceLock;
@@ -237,8 +238,8 @@ fn dhcp(input: &mut Input<'_>) -> Vec<u8> {
     message
 }
 
-/// Keeps a frame on this host: what would go to somebody outside goes to the gateway, and what would go through it to a
-/// service of this host goes to `sink`.
+/// Keeps a frame on this host: what would go to somebody outside goes to the gateway, and what would go
+/// through it to a service of this host goes to `sink`.
 fn confine(frame: &mut [u8], sink: u16) {
     let Some(packet) = frame.get_mut(ETHERNET..).filter(|packet| packet.len() >= IPV4) else {
         return;

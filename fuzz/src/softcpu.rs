@@ -1,4 +1,5 @@
-//! The software processor: any bytes as code, under any page tables, from any privilege, for so many instructions.
+//! The software processor: any bytes as code, under any page tables, from any privilege, for so many
+//! instructions.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -84,8 +85,9 @@ impl Drop for Memory {
 /// What runs now, with the number of its run.
 type Running = Mutex<(u64, Option<Arc<Platform>>)>;
 
-/// Kicks a processor that has run for longer than instructions take: a fault whose handler faults again on a stack of its
-/// own, or a long repetition, retires nothing. A processor that does not even hear a kick hangs, which is a finding.
+/// Kicks a processor that has run for longer than instructions take: a fault whose handler faults again on a
+/// stack of its own, or a long repetition, retires nothing. A processor that does not even hear a kick hangs,
+/// which is a finding.
 fn watch(platform: Option<&Arc<Platform>>) {
     const TIMEOUT: Duration = Duration::from_millis(5);
     static RUNNING: OnceLock<&'static Running> = OnceLock::new();
@@ -117,7 +119,8 @@ enum Mode {
     User32,
 }
 
-/// The first bytes choose the mode, control bits, what is changed in the tables, and registers; the rest is code.
+/// The first bytes choose the mode, control bits, what is changed in the tables, and registers; the rest is
+/// code.
 pub fn run(data: &[u8]) {
     let memory = Memory::new();
     let region = RegionSpec {

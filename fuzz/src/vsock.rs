@@ -1,4 +1,5 @@
-//! The socket device between a guest that sends well-formed headers with any content and host processes that come and go.
+//! The socket device between a guest that sends well-formed headers with any content and host processes that
+//! come and go.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -1,6 +1,6 @@
-//! Runs neighbours of the committed inputs through the targets: what a fuzzer without knowledge of coverage tries first. The
-//! same ones in every run, so that a change is what makes the difference; `KILN_FUZZ_SEED` asks for others and
-//! `KILN_FUZZ_TIMES` for as many times more.
+//! Runs neighbours of the committed inputs through the targets: what a fuzzer without knowledge of coverage
+//! tries first. The same ones in every run, so that a change is what makes the difference; `KILN_FUZZ_SEED`
+//! asks for others and `KILN_FUZZ_TIMES` for as many times more.
 
 use std::fs;
 use std::path::Path;
@@ -117,8 +117,8 @@ macro_rules! targets {
     };
 }
 
-// As many as take some seconds: what costs much of one is a guest that runs (`softcpu`), or a host process that is
-// waited for (`vsock`).
+// As many as take some seconds: what costs much of one is a guest that runs (`softcpu`), or a host process
+// that is waited for (`vsock`).
 targets!(
     agent: 40_000,
     image: 10_000,

@@ -15,7 +15,8 @@ pub const PENDING: &str = "var/lib/kiln/first-boot";
 pub struct Secret {
     /// The package.
     pub package: &'static str,
-    /// What it makes, below the root: files, or folders whose content it makes. A `*` stands for one name, the same in each.
+    /// What it makes, below the root: files, or folders whose content it makes. A `*` stands for one name,
+    /// the same in each.
     pub paths: &'static [&'static str],
     /// Names that stay in a folder begin so.
     pub keeps: Option<&'static str>,
@@ -158,8 +159,8 @@ pub const TABLE: &[Secret] = &[
         program: "usr/bin/mariadb-install-db",
         make: "mariadb-install-db --rpm --cross-bootstrap --user=mysql --disable-log-bin --skip-test-db",
     },
-    // The administrator's password, and the directory's ids. The package's own script makes both, with the domain that debconf has; it
-    // would start the service, too, and keeps a copy of the empty folder.
+    // The administrator's password, and the directory's ids. The package's own script makes both, with the
+    // domain that debconf has; it would start the service, too, and keeps a copy of the empty folder.
     Secret {
         package: "slapd",
         paths: &["etc/ldap/slapd.d", "var/lib/ldap"],

@@ -1,8 +1,8 @@
 //! The `imgtool` command.
 #![allow(unsafe_code)]
 
-/// Called before Rust's own start-up, which would put a writable /dev/null in the place of a standard stream that is closed: what is
-/// printed there would be lost without a word.
+/// Called before Rust's own start-up, which would put a writable /dev/null in the place of a standard stream
+/// that is closed: what is printed there would be lost without a word.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static KEEP_CLOSED_STREAMS: extern "C" fn() = {

@@ -1,12 +1,13 @@
-//! Boots a Linux kernel on a bare processor: RAM, a serial port that only swallows, and the boot timer's byte. Time is
-//! counted in instructions, so that two runs do exactly the same, and what differs between two builds is their speed.
+//! Boots a Linux kernel on a bare processor: RAM, a serial port that only swallows, and the boot timer's
+//! byte. Time is counted in instructions, so that two runs do exactly the same, and what differs between two
+//! builds is their speed.
 //!
 //! ```console
 //! $ cargo run --release -p softcpu --example boot -- vmlinux initramfs [MARKS]
 //! ```
 //!
-//! Ends at the MARKS-th write to the boot timer (default 1: guest-init's first) and says how many instructions that took, and how
-//! much CPU time.
+//! Ends at the MARKS-th write to the boot timer (default 1: guest-init's first) and says how many
+//! instructions that took, and how much CPU time.
 #![allow(unsafe_code)]
 
 use std::process::ExitCode;

@@ -1,4 +1,5 @@
-//! Holds the crate to its layers: `core` never imports an instruction set, and no file is in a circle of imports.
+//! Holds the crate to its layers: `core` never imports an instruction set, and no file is in a circle of
+//! imports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

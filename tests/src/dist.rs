@@ -1,4 +1,5 @@
-//! The programs and the images that they bake: those under test in `target/kiln`, those that ship in `target/dist`.
+//! The programs and the images that they bake: those under test in `target/kiln`, those that ship in
+//! `target/dist`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,11 +14,12 @@ use crate::arch::Arch;
 pub const PROGRAMS: [&str; 3] = ["vmm", "imgtool", "guest-init"];
 /// Those without which no guest runs. Images for a foreign lab are baked on this machine.
 pub const LAUNCHING: [&str; 2] = ["vmm", "guest-init"];
-/// Packages that have no unit tests: the end-to-end tests, and benchmarks, whose measuring takes its time to build.
+/// Packages that have no unit tests: the end-to-end tests, and benchmarks, whose measuring takes its time to
+/// build.
 pub const UNTESTED: [&str; 2] = ["kiln-tests", "kiln-benches"];
 
-/// The root of the workspace. Cargo passes the directory of the package that it runs; what was compiled in may be another checkout's,
-/// when a target folder was copied along with the sources.
+/// The root of the workspace. Cargo passes the directory of the package that it runs; what was compiled in
+/// may be another checkout's, when a target folder was copied along with the sources.
 pub fn workspace() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {
@@ -34,8 +36,8 @@ fn target_dir() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
-/// Where cargo builds for `arch`. Cross builds have a folder of their own: their settings would make each rebuild the
-/// build scripts of the other.
+/// Where cargo builds for `arch`. Cross builds have a folder of their own: their settings would make each
+/// rebuild the build scripts of the other.
 fn build_dir(arch: Arch) -> Result<PathBuf> {
     let cross = if arch == Arch::host()? { "" } else { "cross" };
     Ok(target_dir().join(cross))
@@ -46,8 +48,9 @@ pub fn kiln_dir() -> PathBuf {
     Profile::Dev.dir()
 }
 
-/// The cargo that runs this program, without what it passes of this program's package: a build script that reads such a variable (that of
-/// the crate `ring` does) would see another environment for each program, and run again, with all that needs it.
+/// The cargo that runs this program, without what it passes of this program's package: a build script that
+/// reads such a variable (that of the crate `ring` does) would see another environment for each program, and
+/// run again, with all that needs it.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
@@ -65,10 +68,11 @@ pub fn cargo() -> Command {
 pub enum Profile {
     /// As the unit tests are: nothing that these have compiled is compiled again, and assertions hold.
     Dev,
-    /// As they ship: small, fast, and minutes of link-time optimization. What is measured is measured with these.
+    /// As they ship: small, fast, and minutes of link-time optimization. What is measured is measured with
+    /// these.
     Release,
-    /// What a launch runs (`LAUNCHING`) as it ships. Images are composed by the development build of imgtool: they have the
-    /// same bytes, and nobody waits for imgtool's link-time optimization.
+    /// What a launch runs (`LAUNCHING`) as it ships. Images are composed by the development build of imgtool:
+    /// they have the same bytes, and nobody waits for imgtool's link-time optimization.
     Launch,
 }
 
@@ -122,13 +126,13 @@ pub struct Dist {
 }
 
 impl Dist {
-    /// Builds the programs for this machine's architecture. Those of the development build have the features that unit tests
-    /// have, so that nothing that these have compiled is compiled again.
+    /// Builds the programs for this machine's architecture. Those of the development build have the features
+    /// that unit tests have, so that nothing that these have compiled is compiled again.
     pub fn build(profile: Profile) -> Result<Dist> {
         let mut selection = Vec::new();
         if profile.composer() == Profile::Dev {
-            // Cargo counts the features of development dependencies only where a test is built: `layers` is the smallest. The packages
-            // are those of the unit tests.
+            // Cargo counts the features of development dependencies only where a test is built: `layers` is
+            // the smallest. The packages are those of the unit tests.
             selection.extend(["--workspace", "--test", "layers"]);
             selection.extend(UNTESTED.iter().flat_map(|package| ["--exclude", package]));
             selection.extend(PROGRAMS.iter().flat_map(|program| ["--bin", program]));
@@ -151,7 +155,8 @@ impl Dist {
         Dist::build_by(cargo, arch, profile, programs, &selection)
     }
 
-    /// Builds what `selection` (options of `cargo build`) names, `programs` among it. `.cargo/config.toml` makes them static.
+    /// Builds what `selection` (options of `cargo build`) names, `programs` among it. `.cargo/config.toml`
+    /// makes them static.
     fn build_by(
         mut build: Command,
         arch: Arch,
@@ -220,8 +225,8 @@ impl Dist {
         Ok(Dist::at(Arch::host()?, self.profile.composer()).program("imgtool"))
     }
 
-    /// Builds `recipe` (relative to the workspace) into `images/NAME.ami` beside the programs' folder, for their architecture, and returns the
-    /// path. The imgtool that does it is always the host's.
+    /// Builds `recipe` (relative to the workspace) into `images/NAME.ami` beside the programs' folder, for
+    /// their architecture, and returns the path. The imgtool that does it is always the host's.
     pub fn image(&self, recipe: &str) -> Result<PathBuf> {
         self.image_in(recipe, &self.images())
     }
@@ -261,7 +266,8 @@ impl Dist {
     }
 }
 
-/// Copies a program without its symbols and line tables: guest-init is in every initramfs, which the guest unpacks.
+/// Copies a program without its symbols and line tables: guest-init is in every initramfs, which the guest
+/// unpacks.
 fn strip(arch: Arch, from: &Path, to: &Path) -> Result<()> {
     let strip = match arch == Arch::host()? {
         true => "strip".to_owned(),

@@ -1,7 +1,8 @@
 //! End-to-end tests: the lab, the whole cycle of an instance, untrusted input.
 //!
-//! [`dist`] builds the programs and images that are tested, [`lab`] provides a host with genuine KVM on any machine that
-//! has QEMU, and [`test_host`] is where a test runs: on this machine, or in a lab. [`repository`] is what guests install packages from.
+//! [`dist`] builds the programs and images that are tested, [`lab`] provides a host with genuine KVM on any
+//! machine that has QEMU, and [`test_host`] is where a test runs: on this machine, or in a lab.
+//! [`repository`] is what guests install packages from.
 
 pub mod arch;
 pub mod dist;

@@ -134,7 +134,8 @@ impl Terminal {
         Ok(())
     }
 
-    /// Waits for the program to end, and returns its exit status. The terminal must be as it was before the start.
+    /// Waits for the program to end, and returns its exit status. The terminal must be as it was before the
+    /// start.
     pub fn end(mut self, limit: Duration) -> Result<Option<i32>> {
         let deadline = Instant::now() + limit;
         let status = loop {

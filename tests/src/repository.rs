@@ -1,5 +1,6 @@
-//! A package archive of the tests' own, so that a guest can install with apt where no mirror can be reached: the packages that
-//! two recipes differ in, from imgtool's store, where each was verified against the distribution's signed index.
+//! A package archive of the tests' own, so that a guest can install with apt where no mirror can be reached:
+//! the packages that two recipes differ in, from imgtool's store, where each was verified against the
+//! distribution's signed index.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -41,8 +42,8 @@ pub fn shared_dir() -> PathBuf {
     kiln_dir().join("shared")
 }
 
-/// Makes `shared/repository` with the packages that `recipe` has more than `base` (both relative to the workspace, both
-/// built before), and copies the folder `content` beside it.
+/// Makes `shared/repository` with the packages that `recipe` has more than `base` (both relative to the
+/// workspace, both built before), and copies the folder `content` beside it.
 pub fn build(arch: Arch, recipe: &str, base: &str, content: &str) -> Result<()> {
     let shared = shared_dir();
     let _ = fs::remove_dir_all(&shared);
@@ -68,8 +69,8 @@ pub fn build(arch: Arch, recipe: &str, base: &str, content: &str) -> Result<()> 
     Ok(())
 }
 
-/// Makes an archive of the packages that a lock file names for the root, from imgtool's cache directory `cache`. Returns
-/// their names.
+/// Makes an archive of the packages that a lock file names for the root, from imgtool's cache directory
+/// `cache`. Returns their names.
 pub fn of_lock(lock: &Path, arch: Arch, cache: &Path, repository: &Path) -> Result<Vec<String>> {
     let mut packages = locked(lock, arch)?;
     packages.retain(|package| !package.kernel);

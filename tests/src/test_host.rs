@@ -35,8 +35,8 @@ pub enum TestHost {
         arch: Arch,
         /// Which programs are tried there.
         profile: Profile,
-        /// Each thread that runs tests has a host of its own, booted on first use, so that a filtered run does not boot what
-        /// it does not need. While a thread's host runs a command, it is not in here.
+        /// Each thread that runs tests has a host of its own, booted on first use, so that a filtered run
+        /// does not boot what it does not need. While a thread's host runs a command, it is not in here.
         hosts: Mutex<HashMap<ThreadId, Session>>,
     },
 }
@@ -59,7 +59,8 @@ impl TestHost {
         }
     }
 
-    /// Whether `imgtool` is there: images for a lab of another architecture than this machine's are built on this machine.
+    /// Whether `imgtool` is there: images for a lab of another architecture than this machine's are built on
+    /// this machine.
     pub fn has_imgtool(&self) -> bool {
         match self {
             TestHost::Here { .. } => true,

@@ -1,7 +1,9 @@
-//! `cargo xtask bench-boot`: `vmm bench` in the lab, on genuine KVM beside QEMU's microvm, and its report brought here.
+//! `cargo xtask bench-boot`: `vmm bench` in the lab, on genuine KVM beside QEMU's microvm, and its report
+//! brought here.
 //!
-//! The lab is an emulated host: its times are no machine's, but all configurations are slowed alike. So the ratios are printed once more,
-//! each metric that both have, as what `vmm` takes in units of what the peer takes.
+//! The lab is an emulated host: its times are no machine's, but all configurations are slowed alike. So the
+//! ratios are printed once more, each metric that both have, as what `vmm` takes in units of what the peer
+//! takes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +26,8 @@ const LAUNCH_LIMIT: Duration = Duration::from_secs(60);
 /// `vmm bench`: conclusions may be drawn, a regression, no conclusion.
 const MEASURED: [u8; 3] = [0, 1, 2];
 
-/// Measures the images of `recipes` with `rounds` rounds and more options of `vmm bench`; returns its exit status.
+/// Measures the images of `recipes` with `rounds` rounds and more options of `vmm bench`; returns its exit
+/// status.
 pub fn bench(rounds: u32, recipes: &[String], options: &[String]) -> Result<u8> {
     let arch = Arch::X86_64;
     packages::ensure(packages::lab(arch))?;
@@ -71,7 +74,8 @@ fn fetch(lab: &TestHost, extension: &str) -> Result<PathBuf> {
     Ok(to)
 }
 
-/// A line for each metric that a configuration has in common with the first: the first configuration's time in units of the other's.
+/// A line for each metric that a configuration has in common with the first: the first configuration's time
+/// in units of the other's.
 fn rows(outcome: &Value) -> Vec<String> {
     let name = |configuration: &Value| {
         let configuration = configuration

@@ -1,9 +1,10 @@
 //! `cargo xtask bench-image`: imgtool against mmdebstrap and `mke2fs -d`.
 //!
-//! Both make an ext4 root of the same packages, in turns (A B B A), as root and without network: imgtool from its store by a lock
-//! file, mmdebstrap from an archive on disk that has exactly those packages. imgtool begins without any cached root; besides the root
-//! it writes kernel, initramfs, bill of materials and digests, all of which counts. Then imgtool alone: the same recipe again, and
-//! the recipe with one file changed.
+//! Both make an ext4 root of the same packages, in turns (A B B A), as root and without network: imgtool from
+//! its store by a lock file, mmdebstrap from an archive on disk that has exactly those packages. imgtool
+//! begins without any cached root; besides the root it writes kernel, initramfs, bill of materials and
+//! digests, all of which counts. Then imgtool alone: the same recipe again, and the recipe with one file
+//! changed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -105,7 +106,8 @@ fn judge(what: &str, found: f64, goal: f64) {
 }
 
 impl Bench {
-    /// Builds once: this downloads what is missing and writes the lock file. The cache stays for the next time.
+    /// Builds once: this downloads what is missing and writes the lock file. The cache stays for the next
+    /// time.
     fn prepare(packages: &[String]) -> Result<Self> {
         let arch = Arch::host()?;
         let dist = Dist::build(Profile::Release)?;

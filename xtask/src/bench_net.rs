@@ -1,8 +1,8 @@
-//! `cargo xtask bench-net`: the user-mode network against QEMU's (slirp), and itself without confinement, in the lab, same guest,
-//! in turns (A B C C B A).
+//! `cargo xtask bench-net`: the user-mode network against QEMU's (slirp), and itself without confinement, in
+//! the lab, same guest, in turns (A B C C B A).
 //!
-//! The figures are iperf3's, received, from guest to host and back, and the round trip to the gateway. The script runs on
-//! the lab's host.
+//! The figures are iperf3's, received, from guest to host and back, and the round trip to the gateway. The
+//! script runs on the lab's host.
 
 use std::time::Duration;
 

@@ -1,10 +1,10 @@
 //! `cargo xtask bench-tcg`: the software processor against QEMU's translator.
 //!
-//! Both boot the same ELF kernel with the same initramfs, RAM and words on the command line, one processor each, in turns
-//! (A B B A). What counts is the time from the start of the process to guest-init's first write to the boot timer: `vmm` logs
-//! it, and QEMU, which has nothing at that address, logs an invalid write. Both logs come line by line over a
-//! pipe to the same code here. At that line the CPU time of the process is read as well: on a machine that does
-//! other things it says more than the clock on the wall.
+//! Both boot the same ELF kernel with the same initramfs, RAM and words on the command line, one processor
+//! each, in turns (A B B A). What counts is the time from the start of the process to guest-init's first
+//! write to the boot timer: `vmm` logs it, and QEMU, which has nothing at that address, logs an invalid
+//! write. Both logs come line by line over a pipe to the same code here. At that line the CPU time of the
+//! process is read as well: on a machine that does other things it says more than the clock on the wall.
 
 use std::fmt;
 use std::fs;
@@ -25,7 +25,8 @@ use crate::spread::Spread;
 
 /// What `vmm` puts on the command line, less what names an instance or its network.
 const WORDS: &str = "quiet panic=-1 console=ttyS0 console=hvc0 kiln.boot_timer=0xc0000000";
-/// For both: on a busy machine QEMU's timer is late at times, and the kernel would take it for broken and panic.
+/// For both: on a busy machine QEMU's timer is late at times, and the kernel would take it for broken and
+/// panic.
 const TIMEOUT: &str = "no_timer_check";
 /// MiB of RAM, the image's default.
 const MEMORY: &str = "256M";

@@ -42,7 +42,8 @@ pub fn cross(arch: Arch, profile: Profile) -> Result<Dist> {
             }
         }
     }
-    // What is tried in a lab needs no optimized dependencies, and no imgtool: images are built on this machine.
+    // What is tried in a lab needs no optimized dependencies, and no imgtool: images are built on this
+    // machine.
     let programs: &[&str] = match profile {
         Profile::Dev => {
             build.args(["--config", "profile.dev.package.\"*\".opt-level=1"]);
@@ -100,8 +101,9 @@ fn rustc(args: &[&str]) -> Result<String> {
     String::from_utf8(output.stdout).context("rustc's answer")
 }
 
-/// Unpacks the library of Debian's `rust-src` into `dir`. apt verifies the archive's signatures, in folders of its own: neither
-/// the host's package lists nor its installed packages change, and nobody needs to be root.
+/// Unpacks the library of Debian's `rust-src` into `dir`. apt verifies the archive's signatures, in folders
+/// of its own: neither the host's package lists nor its installed packages change, and nobody needs to be
+/// root.
 fn debian_source(dir: &Path, version: &str) -> Result<()> {
     let apt = dir.join("apt");
     for folder in ["lists/partial", "cache/archives/partial"] {
@@ -165,8 +167,8 @@ fn debian_source(dir: &Path, version: &str) -> Result<()> {
     fs::remove_dir_all(&apt).with_context(|| format!("{place} could not be removed"))
 }
 
-/// A sysroot beside the library: all of the installed one by links, and the source where cargo looks for it. Its `rustc` is
-/// a script, because a linked compiler would find its way home.
+/// A sysroot beside the library: all of the installed one by links, and the source where cargo looks for it.
+/// Its `rustc` is a script, because a linked compiler would find its way home.
 fn link_sysroot(installed: &Path, dir: &Path) -> Result<()> {
     let sysroot = dir.join("sysroot");
     let _ = fs::remove_dir_all(&sysroot);

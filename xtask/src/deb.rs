@@ -1,8 +1,9 @@
 //! `cargo xtask deb`: a Debian package of the programs as they ship.
 //!
-//! The programs stand together in `/usr/lib/kiln`, because `imgtool` looks for `guest-init` in its own directory; `/usr/bin` has links to
-//! the two that a person calls. Manual pages and completions come from the programs themselves. The same sources give the same bytes:
-//! all times in the package are those of the last commit.
+//! The programs stand together in `/usr/lib/kiln`, because `imgtool` looks for `guest-init` in its own
+//! directory; `/usr/bin` has links to the two that a person calls. Manual pages and completions come from the
+//! programs themselves. The same sources give the same bytes: all times in the package are those of the last
+//! commit.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -94,8 +95,8 @@ fn fill(dist: &Dist, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The package's description (Debian Policy, 5.3). The programs are static: they need no library. mke2fs and the like are
-/// not called; `e2fsprogs` is what people check images with.
+/// The package's description (Debian Policy, 5.3). The programs are static: they need no library. mke2fs and
+/// the like are not called; `e2fsprogs` is what people check images with.
 fn control(arch: Arch, installed_size: u64) -> String {
     format!(
         "Package: kiln\n\

@@ -19,7 +19,8 @@ const OURS: &str = "vmm";
 /// Values by what was measured, then by who.
 pub struct Figures(BTreeMap<String, BTreeMap<String, Vec<f64>>>);
 
-/// Runs `script` in the lab with the image of `recipe` and prints what came out. Returns the exit status: figures decide nothing.
+/// Runs `script` in the lab with the image of `recipe` and prints what came out. Returns the exit status:
+/// figures decide nothing.
 pub fn measure(recipe: &str, script: &str, limit: Duration) -> Result<u8> {
     let arch = Arch::X86_64;
     packages::ensure(packages::lab(arch))?;

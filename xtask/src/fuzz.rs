@@ -1,7 +1,8 @@
 //! `cargo xtask fuzz`: builds the targets of `fuzz/` with libFuzzer and runs them in turns.
 //!
-//! The coverage counters of libFuzzer are passes of LLVM, which stable Rust takes as code generation options. The address
-//! sanitizer has its runtime in every toolchain, but the flag that asks for it is for nightly; `RUSTC_BOOTSTRAP` opens it.
+//! The coverage counters of libFuzzer are passes of LLVM, which stable Rust takes as code generation options.
+//! The address sanitizer has its runtime in every toolchain, but the flag that asks for it is for nightly;
+//! `RUSTC_BOOTSTRAP` opens it.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -19,8 +20,8 @@ use nix::unistd::Pid;
 
 use crate::cpu_time;
 
-/// What LLVM adds to the code: counters at every edge, a table of their places, and the operands of comparisons, from which
-/// libFuzzer learns what a program wants to see.
+/// What LLVM adds to the code: counters at every edge, a table of their places, and the operands of
+/// comparisons, from which libFuzzer learns what a program wants to see.
 const COVERAGE: [&str; 6] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -152,7 +153,8 @@ fn run(target: &str, programs: &Path, time: Duration) -> Result<bool> {
     let fuzzer = Fuzzer::new(target, programs)?;
     let start = Instant::now();
     let (mut used, mut executions) = (Duration::ZERO, 0);
-    // libFuzzer counts seconds of the day: it goes on from what it has found until it has had as many of a processor.
+    // libFuzzer counts seconds of the day: it goes on from what it has found until it has had as many of a
+    // processor.
     let last = loop {
         let left = time.saturating_sub(used).as_secs();
         let turn = fuzzer.turn(left.max(1))?;
@@ -241,7 +243,8 @@ impl Fuzzer {
         waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
         let spent = cpu_time::of_process(child.id())?;
         let success = child.wait()?.success();
-        // Of this turn only: a program that is killed says no figures, and must not be given those of the turn before.
+        // Of this turn only: a program that is killed says no figures, and must not be given those of the
+        // turn before.
         let mut log = File::open(&self.log)?;
         log.seek(SeekFrom::Start(before))?;
         let mut said = Vec::new();
@@ -269,7 +272,8 @@ fn last_edges(log: &str) -> Option<&str> {
     line.split(" cov: ").nth(1)?.split_ascii_whitespace().next()
 }
 
-/// Replaces the committed inputs by a smallest set of all inputs, as far as there is room for them: small ones first.
+/// Replaces the committed inputs by a smallest set of all inputs, as far as there is room for them: small
+/// ones first.
 fn keep(target: &str, programs: &Path) -> Result<()> {
     let dir = target_dir();
     let (found, merged, committed) = (

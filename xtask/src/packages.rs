@@ -98,7 +98,8 @@ pub fn test() -> Vec<Need> {
     labs.chain(image()).chain(more).collect()
 }
 
-/// Makes the user that builds images without privileges, with a range of subordinate numbers, if this is root.
+/// Makes the user that builds images without privileges, with a range of subordinate numbers, if this is
+/// root.
 pub fn ensure_rootless_user() -> Result<()> {
     if rootless::missing().is_none() || !is_root()? {
         return Ok(());
@@ -126,7 +127,8 @@ pub fn ensure_rootless_user() -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that every need is met: installs the packages when this is root on a Debian host, else says what to install.
+/// Makes sure that every need is met: installs the packages when this is root on a Debian host, else says
+/// what to install.
 pub fn ensure(needs: Vec<Need>) -> Result<()> {
     let mut missing: Vec<&str> = needs
         .iter()

@@ -1,6 +1,7 @@
 //! `cargo xtask picture`: boots the hello image and draws the steps of the boot for the README.
 //!
-//! Each bar is what passed between two events of `vmm run --timing`; `docs/timeline.md` says what the events are.
+//! Each bar is what passed between two events of `vmm run --timing`; `docs/timeline.md` says what the events
+//! are.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -28,8 +28,8 @@ const CHECKS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Runs the checks, then the end-to-end tests whose name contains `filter`; with `all`, or where a name is asked for, also those that
-/// an ordinary change does not need.
+/// Runs the checks, then the end-to-end tests whose name contains `filter`; with `all`, or where a name is
+/// asked for, also those that an ordinary change does not need.
 pub fn test(filter: Option<&str>, all: bool) -> Result<u8> {
     let start = Instant::now();
     packages::ensure(packages::test())?;
@@ -60,7 +60,8 @@ pub fn test(filter: Option<&str>, all: bool) -> Result<u8> {
     Ok(0)
 }
 
-/// Programs besides the development build for this machine, which the end-to-end tests make sure of themselves.
+/// Programs besides the development build for this machine, which the end-to-end tests make sure of
+/// themselves.
 #[derive(Debug, Clone, Copy)]
 struct Build {
     arch: Arch,
@@ -104,7 +105,8 @@ fn build(builds: &[Build]) -> Result<()> {
     })
 }
 
-/// Whether a test of the group `tests` (`lab-aarch64::`) may have `filter` in its name: not one that begins with another group's name.
+/// Whether a test of the group `tests` (`lab-aarch64::`) may have `filter` in its name: not one that begins
+/// with another group's name.
 fn may_match(filter: Option<&str>, tests: &str) -> bool {
     match filter.and_then(|filter| filter.split_once("::")) {
         Some((group, _)) => tests.trim_end_matches("::").ends_with(group),

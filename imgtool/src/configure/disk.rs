@@ -17,7 +17,8 @@ use crate::tree::{Content, Kind, MAX_XATTRS, Meta, Node, NodeId, Tree, TreeError
 /// Attributes that belong to a file and not to the host that it lay on.
 const KEPT_XATTRS: [&str; 3] = ["security.capability", "system.posix_acl_", "user."];
 
-/// Contents are copied in pieces of this size: the 8 KiB of `io::copy` alone are thirty calls where this is one.
+/// Contents are copied in pieces of this size: the 8 KiB of `io::copy` alone are thirty calls where this is
+/// one.
 const BUFFER: u64 = 1 << 18;
 
 /// Why a tree could not be written or read.

@@ -1,7 +1,11 @@
 //! Packages installed by the target's own dpkg.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 
 use super::batches::{self, Batches};
 use super::failure::Failure;
@@ -146,13 +150,37 @@ impl Worker<'_> {
     }
 
     fn write_sources(&self, sources: &str) -> Result<(), Failure> {
-        let dir = self.root.join("etc/apt/sources.list.d");
-        if sources.is_empty() || !dir.is_dir() {
+        const PATH: &str = "etc/apt/sources.list.d/debian.sources";
+        if sources.is_empty() {
             return Ok(());
         }
-        let path = dir.join("debian.sources");
-        fs::write(&path, sources).map_err(|e| Failure::io(&path, &e))
+        let written = match open_in(self.root, PATH) {
+            // A root without apt.
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(mut file) => file.write_all(sources.as_bytes()),
+        };
+        written.map_err(|error| Failure::io(&self.root.join(PATH), &error))
     }
+}
+
+/// Opens a file below `root` for writing, made if it is not there. Packages have made the links on the way:
+/// they are followed as in the root itself, and none leads out of it.
+fn open_in(root: &Path, path: &str) -> rustix::io::Result<File> {
+    let root = rustix::fs::open(
+        root,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let file = openat2(
+        root,
+        path,
+        flags,
+        Mode::from_raw_mode(0o644),
+        ResolveFlags::IN_ROOT,
+    )?;
+    Ok(File::from(file))
 }
 
 /// The policy for dpkg and maintainer scripts in this root. Into the tree, not onto the disk: there, a link
@@ -212,6 +240,21 @@ mod tests {
     use crate::tree::Kind;
 
     /// A base's links are its own: nothing is written where they would lead on this machine.
+    #[test]
+    fn no_link_of_a_root_leads_out_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+        fs::create_dir_all(root.join("etc")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, root.join("etc/apt")).unwrap();
+        assert_eq!(open_in(&root, "etc/apt/x").unwrap_err(), Errno::NOENT);
+        std::os::unix::fs::symlink("../../outside/x", root.join("etc/x")).unwrap();
+        assert_eq!(open_in(&root, "etc/x").unwrap_err(), Errno::NOENT);
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+        open_in(&root, "etc/y").unwrap().write_all(b"inside").unwrap();
+        assert_eq!(fs::read(root.join("etc/y")).unwrap(), b"inside");
+    }
+
     #[test]
     fn a_link_of_the_root_stays_in_it() {
         let mut tree = Tree::new();

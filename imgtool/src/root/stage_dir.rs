@@ -1,4 +1,5 @@
-//! Directories of builds under way: each is locked by its build, and one that no build has locked is what a killed build has left.
+//! Directories of builds under way: each is locked by its build, and one that no build has locked is what a
+//! killed build has left.
 
 use std::fs::{self, File};
 use std::io;
@@ -41,8 +42,8 @@ impl StageDir {
     }
 }
 
-/// Removes the directories that nobody has locked. What cannot be removed, because a build without root left files of other users in it,
-/// stays.
+/// Removes the directories that nobody has locked. What cannot be removed, because a build without root left
+/// files of other users in it, stays.
 fn sweep(scratch: &Path) {
     for entry in fs::read_dir(scratch).into_iter().flatten().flatten() {
         let ours = entry

@@ -49,8 +49,9 @@ pub fn listen_for_readiness(
     Ok(())
 }
 
-/// How long the guest may take to say how its main program has ended, once it has connected.
-const END_SAID_WITHIN: Duration = Duration::from_secs(5);
+/// How long the guest may take to say how its main program has ended, once it has connected. A busy host may
+/// let it stand still between two of its calls; meanwhile only its own other connections wait.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Notes how the image's main program has ended. The guest waits for the end of its connection before it
 /// powers off.
@@ -60,7 +61,7 @@ pub(crate) fn listen_for_end(process: &Arc<InstanceProcess>, determinism: Determ
     let process = Arc::clone(process);
     sandbox::spawn("end", Kind::Control, move || {
         for mut stream in listener.incoming().flatten() {
-            let _ = stream.set_read_timeout(Some(END_SAID_WITHIN));
+            let _ = stream.set_read_timeout(Some(END_TIMEOUT));
             // What is no such frame says nothing.
             if let Ok(Some(frame)) = read_frame(&mut stream)
                 && frame.kind == FrameKind::Ended

@@ -92,9 +92,9 @@ fn add_network(plan: &mut Plan, network: &Network) {
     }
 }
 
-/// Lets the file which names the host's resolvers be read; `target` is what its name leads to, if there is one. Programs replace it, and
-/// the right to read one file ends with that. What else lies in the same directory is nothing to this process, unless the directory is for
-/// that file.
+/// Lets the file which names the host's resolvers be read; `target` is what its name leads to, if there is
+/// one. Programs replace it, and the right to read one file ends with that. What else lies in the same
+/// directory is nothing to this process, unless the directory is for that file.
 fn add_resolvers(plan: &mut Plan, target: Option<&Path>) {
     let Some(target) = target else { return };
     match resolver_directory(target) {
@@ -103,8 +103,8 @@ fn add_resolvers(plan: &mut Plan, target: Option<&Path>) {
     }
 }
 
-/// The directory that a program keeps for the file which names the host's resolvers, if that is a link there (systemd-resolved,
-/// NetworkManager).
+/// The directory that a program keeps for the file which names the host's resolvers, if that is a link there
+/// (systemd-resolved, NetworkManager).
 fn resolver_directory(target: &Path) -> Option<&Path> {
     let directory = target.parent()?;
     let kept = directory.strip_prefix("/run").ok()?;

@@ -10,8 +10,9 @@ use machine::virtio::vsock::MAX_STREAMS;
 
 /// Connections served at once; attached consoles and watchers stay connected. One more is answered with 503.
 pub(crate) const MAX_CONNECTIONS: usize = 64;
-/// Descriptors that the process of an instance may have. The soft limit is 1,024 almost everywhere, for programs that call select(2);
-/// a busy guest may bring more sockets than that, and one that is refused would be a connection lost.
+/// Descriptors that the process of an instance may have. The soft limit is 1,024 almost everywhere, for
+/// programs that call select(2); a busy guest may bring more sockets than that, and one that is refused would
+/// be a connection lost.
 const LIMIT: libc::rlim_t = 4096;
 /// Of a volume: two files, a ring and a doorbell for each of eight queues, an interrupt.
 const EACH_VOLUME: usize = 32;
@@ -24,8 +25,8 @@ const _: () = assert!(
         <= LIMIT as usize
 );
 
-/// Raises the limit of this process's descriptors to what an instance may need, or as far as it may. One call where that is allowed: the
-/// hard limit becomes the same, which nothing here has to exceed.
+/// Raises the limit of this process's descriptors to what an instance may need, or as far as it may. One call
+/// where that is allowed: the hard limit becomes the same, which nothing here has to exceed.
 pub fn raise_limit() {
     let both = libc::rlimit {
         rlim_cur: LIMIT,

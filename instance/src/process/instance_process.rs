@@ -124,7 +124,8 @@ impl InstanceProcess {
         })
     }
 
-    /// Has the record say what `explain` makes of an error that ends the machine: its message, and what to try.
+    /// Has the record say what `explain` makes of an error that ends the machine: its message, and what to
+    /// try.
     pub fn explain_failures(&self, explain: fn(&Error) -> String) {
         // Who has set it first has the same words.
         let _ = self.explain.set(explain);

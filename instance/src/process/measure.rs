@@ -56,9 +56,9 @@ impl Measured {
         exit_table(&self.count_exits()) + &statistics_table(&self.statistics())
     }
 
-    /// As [`Timeline::to_json`], and for each step that was reached, by its name: in `"exits"` the exits up to it, most frequent first, as
-    /// `{"total": N, "by_register": [{"kind", "address", "register", "count"}, ...]}`; in `"statistics"` what the accelerator has counted
-    /// up to it, by its own names.
+    /// As [`Timeline::to_json`], and for each step that was reached, by its name: in `"exits"` the exits up
+    /// to it, most frequent first, as `{"total": N, "by_register": [{"kind", "address", "register", "count"},
+    /// ...]}`; in `"statistics"` what the accelerator has counted up to it, by its own names.
     fn to_json(&self) -> Value {
         let mut json = self.timeline.to_json();
         let exits = self.count_exits().into_iter().map(|(event, exits)| {
@@ -92,7 +92,8 @@ impl Measured {
     }
 }
 
-/// One line for each statistic that is not zero at the last step, one column for each step; nothing where nothing was counted.
+/// One line for each statistic that is not zero at the last step, one column for each step; nothing where
+/// nothing was counted.
 fn statistics_table(steps: &[(Event, Vec<(String, u64)>)]) -> String {
     let Some((_, all)) = steps.last().filter(|(_, all)| !all.is_empty()) else {
         return String::new();

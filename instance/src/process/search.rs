@@ -1,5 +1,5 @@
-//! The host's search list for names, which a guest gets on its kernel command line, and from the DHCP server. Its resolver is the host's, so
-//! short names mean there what they mean here.
+//! The host's search list for names, which a guest gets on its kernel command line, and from the DHCP server.
+//! Its resolver is the host's, so short names mean there what they mean here.
 
 use machine::net::user::RESOLVERS;
 

@@ -44,7 +44,8 @@ pub struct Record {
     pub owner: Option<u32>,
     /// Whether the guest's agent has reported itself ready in this run.
     pub ready: bool,
-    /// Why its processors stand still, if they do. Left out if not: an older `vmm` reads the record of an instance that it can run.
+    /// Why its processors stand still, if they do. Left out if not: an older `vmm` reads the record of an
+    /// instance that it can run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<Paused>,
     /// Whether it is removed when it stops.

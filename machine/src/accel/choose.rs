@@ -70,7 +70,8 @@ impl Chosen {
         }
     }
 
-    /// Makes the accelerator's side of a machine; with `statistics`, one that gives [`Vm::statistics`](super::Vm::statistics).
+    /// Makes the accelerator's side of a machine; with `statistics`, one that gives
+    /// [`Vm::statistics`](super::Vm::statistics).
     pub fn create(&self, memory: &Memory, cpus: u8, statistics: bool) -> Result<Created, Error> {
         match &self.kvm {
             Some(kvm) => kvm::create(kvm, memory, cpus, statistics),

@@ -126,8 +126,8 @@ pub trait Vm: Send + Sync {
     /// Makes a 4-byte store of `value` at `addr` signal `event` instead of leaving the guest. An accelerator
     /// that has no such short cut returns `false`; the store then reaches the device through the bus.
     fn doorbell(&self, event: &EventFd, addr: u64, value: u32) -> Result<bool, Error>;
-    /// What the accelerator has counted so far, by the names that it has for it, summed over the processors. Empty where it counts
-    /// nothing, or was not asked to.
+    /// What the accelerator has counted so far, by the names that it has for it, summed over the processors.
+    /// Empty where it counts nothing, or was not asked to.
     fn statistics(&self) -> Vec<(String, u64)> {
         Vec::new()
     }

@@ -135,8 +135,8 @@ impl Handle {
         Some(self.named(counted.exits))
     }
 
-    /// What the accelerator has counted up to `event`, by its own names: exits of any kind, faults in nested page tables, interrupts.
-    /// `None` when the event has not been reached; empty where nothing is counted.
+    /// What the accelerator has counted up to `event`, by its own names: exits of any kind, faults in nested
+    /// page tables, interrupts. `None` when the event has not been reached; empty where nothing is counted.
     pub fn statistics_until(&self, event: Event) -> Option<Vec<(String, u64)>> {
         let reached = lock(&self.shared.reached);
         Some(reached.get(&(event as u8))?.statistics.clone())

@@ -38,8 +38,8 @@ pub struct Spec {
     /// Makes every run the same, if it is enabled: instructions are time, and devices work in step with
     /// the one processor. Threads of the host that answer the guest take part in it.
     pub determinism: Determinism,
-    /// Whether the accelerator's own statistics are read at each step of the boot. Each reading costs a system call for the machine
-    /// and one for each of its processors.
+    /// Whether the accelerator's own statistics are read at each step of the boot. Each reading costs a
+    /// system call for the machine and one for each of its processors.
     pub statistics: bool,
     /// Where boot events are noted.
     pub timeline: Arc<Timeline>,

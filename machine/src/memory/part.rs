@@ -1,4 +1,5 @@
-//! A part of a file, and how it gets into guest RAM: copied, or mapped copy-on-write where page alignment allows.
+//! A part of a file, and how it gets into guest RAM: copied, or mapped copy-on-write where page alignment
+//! allows.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -20,13 +21,14 @@ const WINDOW: usize = PAGE as usize;
 /// How a part gets into guest RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Placement {
-    /// Its whole pages are mapped from the file, copy-on-write: nothing is read before the guest touches it. For an accelerator that
-    /// reaches guest RAM through this process's own page tables.
+    /// Its whole pages are mapped from the file, copy-on-write: nothing is read before the guest touches it.
+    /// For an accelerator that reaches guest RAM through this process's own page tables.
     #[default]
     Map,
-    /// It is read. A mapped page has 4 KiB; hardware that translates guest-physical addresses by tables of its own takes a fault in
-    /// those tables and one in the host's for each, and has no large page for the rest of the 2 MiB around it: for a kernel and an
-    /// initramfs of 60 MiB 15,000 faults, which cost more than the copy.
+    /// It is read. A mapped page has 4 KiB; hardware that translates guest-physical addresses by tables of
+    /// its own takes a fault in those tables and one in the host's for each, and has no large page for the
+    /// rest of the 2 MiB around it: for a kernel and an initramfs of 60 MiB 15,000 faults, which cost more
+    /// than the copy.
     Copy,
 }
 
@@ -180,8 +182,9 @@ impl Part {
     }
 }
 
-/// Reads a [`Part`] from front to back with seeking. Small reads come from a window of one page, so that a loader which
-/// reads headers field by field costs few system calls; reads into guest RAM follow the part's [`Placement`].
+/// Reads a [`Part`] from front to back with seeking. Small reads come from a window of one page, so that a
+/// loader which reads headers field by field costs few system calls; reads into guest RAM follow the part's
+/// [`Placement`].
 pub struct PartReader<'a> {
     part: &'a Part,
     memory: &'a Memory,
@@ -224,9 +227,9 @@ impl PartReader<'_> {
         if !inside {
             return Ok(0);
         }
-        // SAFETY: the range lies inside one guest RAM mapping of ours (checked above), which stays mapped, readable and
-        // writable throughout; nobody holds references into guest RAM: accesses are volatile, or a processor's
-        // (`softcpu::core::ram_access`). MAP_PRIVATE keeps the guest's writes out of the file.
+        // SAFETY: the range lies inside one guest RAM mapping of ours (checked above), which stays mapped,
+        // readable and writable throughout; nobody holds references into guest RAM: accesses are volatile, or
+        // a processor's (`softcpu::core::ram_access`). MAP_PRIVATE keeps the guest's writes out of the file.
         let mapped = unsafe {
             libc::mmap(
                 host.cast(),

@@ -197,7 +197,8 @@ const FILES: &[Rule] = &[
     Legacy(89), // readlink
 ];
 
-/// What the process does that reads one file: opens it, and speaks over the socket that it was given. It has its memory already.
+/// What the process does that reads one file: opens it, and speaks over the socket that it was given. It has
+/// its memory already.
 const READER: &[Rule] = &[
     Call(libc::SYS_openat),
     Call(libc::SYS_read),

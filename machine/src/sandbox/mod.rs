@@ -130,7 +130,8 @@ impl Kind {
 pub struct Plan {
     /// Files and directories, and what may be done with each. One that does not exist is left out.
     pub files: Vec<(PathBuf, Right)>,
-    /// A file that other programs replace by another of the same name: [`read_file`] reads it in a process of its own.
+    /// A file that other programs replace by another of the same name: [`read_file`] reads it in a process of
+    /// its own.
     pub replaced: Option<PathBuf>,
     /// Whether TCP sockets are needed.
     pub tcp: bool,

@@ -1,8 +1,10 @@
-//! A small process that reads one file for the confined one: a file that other programs replace by another of its name.
+//! A small process that reads one file for the confined one: a file that other programs replace by another of
+//! its name.
 //!
-//! Landlock's rules are about inodes, so the right to read such a file ends with its first replacement, and a rule for its directory would
-//! open all that lies there. This process is made before the other one is confined. It takes one byte, which it does not look at, and answers
-//! with what the one name leads to; it may open files for reading in two directories and make six system calls.
+//! Landlock's rules are about inodes, so the right to read such a file ends with its first replacement, and a
+//! rule for its directory would open all that lies there. This process is made before the other one is
+//! confined. It takes one byte, which it does not look at, and answers with what the one name leads to; it
+//! may open files for reading in two directories and make six system calls.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -74,9 +76,11 @@ fn read_here(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// In the new process: answers until the other one ends. The socket is read and written as a file is: no other call is needed.
+/// In the new process: answers until the other one ends. The socket is read and written as a file is: no
+/// other call is needed.
 fn serve(mut socket: File, path: &Path) -> io::Result<()> {
-    // The other's lock and streams must end with it, and what its terminal or its user sends is not for this one.
+    // The other's lock and streams must end with it, and what its terminal or its user sends is not for this
+    // one.
     close_all_but(socket.as_raw_fd())?;
     block_signals()?;
     // The directories of the name and of what it may lead to.

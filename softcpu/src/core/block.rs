@@ -1,9 +1,10 @@
 //! Basic blocks: straight runs of operations, decoded once and found again by physical address.
 //!
-//! A block lies in one page, but for the single instruction of a block that straddles two. It remembers its page's
-//! [version](crate::core::code_page): where that has changed, the block's bytes are compared with those it was decoded from, and it
-//! is decoded anew if they differ. The bytes are compared as well when a block is found by its physical address,
-//! which is how the first one after each change of translations is found: that shows what a device has stored.
+//! A block lies in one page, but for the single instruction of a block that straddles two. It remembers its
+//! page's [version](crate::core::code_page): where that has changed, the block's bytes are compared with
+//! those it was decoded from, and it is decoded anew if they differ. The bytes are compared as well when a
+//! block is found by its physical address, which is how the first one after each change of translations is
+//! found: that shows what a device has stored.
 //!
 //! While other processors may still store to the page without any sign, blocks of it are decoded each time.
 #![allow(unsafe_code)]
@@ -58,7 +59,8 @@ impl<O> Drop for Ops<O> {
     }
 }
 
-/// Where a block went, and how: an entry of [`Tlb::key`](crate::core::tlb::Tlb::key) and the instruction pointer.
+/// Where a block went, and how: an entry of [`Tlb::key`](crate::core::tlb::Tlb::key) and the instruction
+/// pointer.
 struct Link<O> {
     rip: u64,
     key: u64,
@@ -118,13 +120,13 @@ pub(crate) struct Block<O> {
     links: [Cell<Link<O>>; 2],
 }
 
-// SAFETY: `page` points into the `Ram` that the owning processor keeps alive; it is only read, atomically. `links` point
-// to blocks of the same cache, which is never taken apart.
+// SAFETY: `page` points into the `Ram` that the owning processor keeps alive; it is only read, atomically.
+// `links` point to blocks of the same cache, which is never taken apart.
 unsafe impl<O: Copy + 'static> Send for Block<O> {}
 
 impl<O> Block<O> {
-    /// A block of `bytes`, which lie at `phys` in `page` and, where there are more than it has room for, at `second`. Its
-    /// version is not known yet.
+    /// A block of `bytes`, which lie at `phys` in `page` and, where there are more than it has room for, at
+    /// `second`. Its version is not known yet.
     pub fn new(
         (ops, count, ending): (Vec<O>, u32, Ending),
         (phys, second, bytes): (u64, Option<u64>, &[u8]),
@@ -228,7 +230,8 @@ pub(crate) struct Cache<O> {
     pub unsettled: Unsettled,
 }
 
-// SAFETY: blocks belong to the cache alone, which hands out no pointer that outlives a call of the processor's thread.
+// SAFETY: blocks belong to the cache alone, which hands out no pointer that outlives a call of the
+// processor's thread.
 unsafe impl<O: Copy + 'static> Send for Cache<O> {}
 
 impl<O> Cache<O> {
@@ -325,14 +328,15 @@ impl<O> Cache<O> {
         self.by_address.get(&address).copied()
     }
 
-    /// Keeps a block until the cache is cleared, in the place of one that was [at](Cache::at) the same address.
+    /// Keeps a block until the cache is cleared, in the place of one that was [at](Cache::at) the same
+    /// address.
     ///
     /// No reference to a block is alive meanwhile, and the one that is replaced does not run.
     pub fn insert(&mut self, address: u64, block: Block<O>) -> NonNull<Block<O>> {
         match self.at(address) {
             Some(mut known) => {
-                // SAFETY: see above: whoever has its address (a jump, a link, the loop) finds another block of the same
-                // address there.
+                // SAFETY: see above: whoever has its address (a jump, a link, the loop) finds another block
+                // of the same address there.
                 unsafe { *known.as_mut() = block };
                 known
             }

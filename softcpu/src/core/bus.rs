@@ -10,7 +10,8 @@ pub enum BusResult {
     Stop,
 }
 
-/// Devices and diagnostics. Called on the processor's thread. Where nothing answers, loads give ones and stores vanish.
+/// Devices and diagnostics. Called on the processor's thread. Where nothing answers, loads give ones and
+/// stores vanish.
 pub trait Bus {
     /// A load from an address that is not RAM; fills `data` (1 to 8 bytes).
     fn mmio_read(&mut self, _addr: u64, data: &mut [u8]) {
@@ -31,8 +32,9 @@ pub trait Bus {
     /// The guest met something that this processor does not have: an instruction (which raised #UD), or a
     /// mode. Called once for each `what`.
     fn unimplemented(&mut self, what: &str, rip: u64);
-    /// Where instructions are time, devices may bring in what came from outside only in here: it is called at instants
-    /// that do not depend on the host, which are every 2^20 nanoseconds of guest time, and before HLT jumps ahead.
+    /// Where instructions are time, devices may bring in what came from outside only in here: it is called at
+    /// instants that do not depend on the host, which are every 2^20 nanoseconds of guest time, and before
+    /// HLT jumps ahead.
     fn poll(&mut self) {}
 }
 

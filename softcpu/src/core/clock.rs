@@ -1,4 +1,5 @@
-//! Time: one tick of the time stamp counter, of the APIC timer and of the paravirtual clock is one nanosecond.
+//! Time: one tick of the time stamp counter, of the APIC timer and of the paravirtual clock is one
+//! nanosecond.
 
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ pub(crate) const CHECK_EVERY: u64 = 4096;
 /// Instructions between two looks where only the clock could be of interest to nobody.
 pub(crate) const CHECK_IDLE: u64 = 1 << 20;
 
-/// Nanoseconds between two calls of [`Bus::poll`](crate::Bus::poll): a millisecond, so that input is prompt and asking for it
-/// is rare.
+/// Nanoseconds between two calls of [`Bus::poll`](crate::Bus::poll): a millisecond, so that input is prompt
+/// and asking for it is rare.
 pub(crate) const POLL_EVERY: u64 = 1 << 20;
 /// How long a processor that waits for input alone sleeps before it asks again.
 pub(crate) const POLL_SLEEP: Duration = Duration::from_millis(1);

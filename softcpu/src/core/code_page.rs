@@ -1,14 +1,15 @@
-//! What is known of the code in one page of guest RAM: which parts of it blocks were decoded from, how often such a part
-//! was written to, and whether stores may go to the page without a look at any of this.
+//! What is known of the code in one page of guest RAM: which parts of it blocks were decoded from, how often
+//! such a part was written to, and whether stores may go to the page without a look at any of this.
 //!
 //! All of it is one word, so that it changes as one:
-//! - Whoever relies on bytes of the page (a decoder, or a block that is looked up again) first calls [`CodePage::rely`], which
-//!   marks their granules and returns the version; then it reads the bytes.
-//! - Whoever stores to the page first stores, then calls [`CodePage::stored`], which changes the version where a granule
-//!   was marked.
+//! - Whoever relies on bytes of the page (a decoder, or a block that is looked up again) first calls
+//!   [`CodePage::rely`], which marks their granules and returns the version; then it reads the bytes.
+//! - Whoever stores to the page first stores, then calls [`CodePage::stored`], which changes the version
+//!   where a granule was marked.
 //!
-//! Each does its second step after its first one is visible to all processors, so either the reader sees the new bytes, or the
-//! version that it has is no longer the page's. A store that marks nothing as changed leaves every version as it is.
+//! Each does its second step after its first one is visible to all processors, so either the reader sees the
+//! new bytes, or the version that it has is no longer the page's. A store that marks nothing as changed
+//! leaves every version as it is.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -87,7 +88,8 @@ impl CodePage {
         }
     }
 
-    /// Says that `granules` were written to. On a machine with several processors the caller makes the store visible first.
+    /// Says that `granules` were written to. On a machine with several processors the caller makes the store
+    /// visible first.
     #[inline]
     pub fn stored(&self, granules: u64) -> Stored {
         let mut word = self.0.load(Ordering::SeqCst);
@@ -137,8 +139,9 @@ impl CodePage {
         self.0.load(Ordering::SeqCst) & MARKS != 0
     }
 
-    /// Says that no processor has a translation any more by which stores pass that it had when [`CodePage::rely`]
-    /// returned `version`. `false` and without effect where the page has another version now: it may have been opened since.
+    /// Says that no processor has a translation any more by which stores pass that it had when
+    /// [`CodePage::rely`] returned `version`. `false` and without effect where the page has another version
+    /// now: it may have been opened since.
     pub fn settle(&self, version: u32) -> bool {
         self.0
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {

@@ -1,5 +1,5 @@
-//! How often the costly things happened, for tests and benchmarks: exact and the same each time where one processor's time is
-//! its instructions.
+//! How often the costly things happened, for tests and benchmarks: exact and the same each time where one
+//! processor's time is its instructions.
 
 use crate::core::page::PAGE;
 
@@ -8,18 +8,20 @@ use crate::core::page::PAGE;
 pub struct Counters {
     /// Blocks of instructions that were decoded.
     pub blocks_decoded: u64,
-    /// Look-ups of a block by its physical address, whether it was decoded before or not: the two fast ways did not know it.
+    /// Look-ups of a block by its physical address, whether it was decoded before or not: the two fast ways
+    /// did not know it.
     pub blocks_looked_up: u64,
     /// Stores to bytes that a block may have been decoded from.
     pub code_stores: u64,
-    /// Pages of code to which stores passed without being watched, so that all processors' translations had to change.
+    /// Pages of code to which stores passed without being watched, so that all processors' translations had
+    /// to change.
     pub pages_watched: u64,
     /// Walks of the page tables.
     pub walks: u64,
 }
 
-/// Stores in a row to pages that held code and hold none now, by page: after enough of them the page is watched no longer. Pages
-/// share counts, which only makes the decision a little early.
+/// Stores in a row to pages that held code and hold none now, by page: after enough of them the page is
+/// watched no longer. Pages share counts, which only makes the decision a little early.
 #[derive(Debug, Default)]
 pub(crate) struct NonCodeStores([u8; 16]);
 

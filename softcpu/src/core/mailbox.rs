@@ -37,7 +37,8 @@ pub(crate) struct Mailbox {
     retired: AtomicU64,
     /// The processor runs instructions; where it does not, it takes its events before the next one.
     active: AtomicBool,
-    /// The last of [`Processors::watch_others`](crate::core::processors::Processors::watch_others)'s requests that it has done.
+    /// The last of [`Processors::watch_others`](crate::core::processors::Processors::watch_others)'s requests
+    /// that it has done.
     watched: AtomicU64,
     /// Held to sleep and to wake; a leaf.
     lock: Mutex<()>,
@@ -89,18 +90,20 @@ impl Mailbox {
         self.post(event);
     }
 
-    /// Says that the processor is about to run instructions, or does so no longer. Events are to be taken after the former.
+    /// Says that the processor is about to run instructions, or does so no longer. Events are to be taken
+    /// after the former.
     pub fn set_active(&self, active: bool) {
         self.active.swap(active, Ordering::SeqCst);
     }
 
-    /// Says that the stores to code are watched as [`Processors::watch_requests`](crate::core::processors::Processors::watch_requests) asked for before.
+    /// Says that the stores to code are watched as
+    /// [`Processors::watch_requests`](crate::core::processors::Processors::watch_requests) asked for before.
     pub fn set_watched(&self, request: u64) {
         self.watched.store(request, Ordering::SeqCst);
     }
 
-    /// What waits of interrupts and of the instruction set's own events. Whether `run` shall come back, and what is about
-    /// translations, belongs to this machine and not to the state of its guest.
+    /// What waits of interrupts and of the instruction set's own events. Whether `run` shall come back, and
+    /// what is about translations, belongs to this machine and not to the state of its guest.
     pub fn pending(&self) -> Pending {
         Pending {
             events: self.events.load(Ordering::SeqCst) & !(event::KICK | event::WATCH),

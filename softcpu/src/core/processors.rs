@@ -79,7 +79,8 @@ impl Processors {
         }
     }
 
-    /// Asks all processors but one to watch their stores to pages of code from now on. Returns the request's number.
+    /// Asks all processors but one to watch their stores to pages of code from now on. Returns the request's
+    /// number.
     pub fn watch_others(&self, me: &Mailbox) -> u64 {
         let request = self.watch_requests.fetch_add(1, Ordering::SeqCst) + 1;
         self.others(me).for_each(|mailbox| mailbox.post(event::WATCH));

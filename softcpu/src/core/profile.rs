@@ -1,15 +1,17 @@
 //! Where instructions are spent: exact counts by function and by the calls that led to it.
 //!
-//! Kernels are built without frame pointers, so calls are followed as they happen. A frame is known by the address of its return
-//! address: it is gone once the stack pointer is above it, however that came about (a return, an exception's return, a
-//! stack that is thrown away). Each kernel stack has frames of its own, found again when the stack pointer comes
-//! back to it; an interrupt's handler is called by what it interrupts.
+//! Kernels are built without frame pointers, so calls are followed as they happen. A frame is known by the
+//! address of its return address: it is gone once the stack pointer is above it, however that came about (a
+//! return, an exception's return, a stack that is thrown away). Each kernel stack has frames of its own,
+//! found again when the stack pointer comes back to it; an interrupt's handler is called by what it
+//! interrupts.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Most call paths, pairs of a call path and a function, and blocks whose function is remembered; what comes later is counted
-/// as unknown (address 0). Bounds host memory to about 150 MiB. A boot of Linux has 200 thousand pairs.
+/// Most call paths, pairs of a call path and a function, and blocks whose function is remembered; what comes
+/// later is counted as unknown (address 0). Bounds host memory to about 150 MiB. A boot of Linux has 200
+/// thousand pairs.
 const MOST: usize = 1 << 20;
 /// Frames of one stack that are followed; deeper calls count for the last.
 const DEEPEST: usize = 128;
@@ -66,7 +68,8 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// An empty one. `functions` are the addresses at which functions begin, in order; each ends where the next begins.
+    /// An empty one. `functions` are the addresses at which functions begin, in order; each ends where the
+    /// next begins.
     pub(crate) fn new(functions: Arc<[u64]>) -> Profile {
         Profile {
             functions,
@@ -120,8 +123,9 @@ impl Profile {
         self.user + self.counts.values().sum::<u64>()
     }
 
-    /// Each distinct path with its instructions outside of privilege level 3: the entry points of the functions called,
-    /// outermost first, then the start of the one that retired the instructions (0 where it is not known).
+    /// Each distinct path with its instructions outside of privilege level 3: the entry points of the
+    /// functions called, outermost first, then the start of the one that retired the instructions (0 where it
+    /// is not known).
     pub fn stacks(&self) -> impl Iterator<Item = (Vec<u64>, u64)> {
         self.counts.iter().map(|(&(path, function), &count)| {
             let mut addresses = vec![function];

@@ -38,8 +38,8 @@ impl Ram {
     ///
     /// # Safety
     /// Each `host..host + len` must stay mapped, readable and writable for as long as the `Ram` lives, be
-    /// aligned to [`PAGE`], and nobody may hold a Rust reference into it: the guest writes whenever it likes. Other
-    /// threads may access it by atomic or volatile accesses; see [`ram_access`].
+    /// aligned to [`PAGE`], and nobody may hold a Rust reference into it: the guest writes whenever it likes.
+    /// Other threads may access it by atomic or volatile accesses; see [`ram_access`].
     pub unsafe fn new(specs: &[RegionSpec]) -> Ram {
         let mut regions: Vec<Region> = specs
             .iter()
@@ -55,8 +55,8 @@ impl Ram {
         Ram { regions }
     }
 
-    /// RAM of `len` bytes (whole pages) from address 0 on, which is never given back: for programs that have one machine and end with
-    /// it. `None` where the host has no room.
+    /// RAM of `len` bytes (whole pages) from address 0 on, which is never given back: for programs that have
+    /// one machine and end with it. `None` where the host has no room.
     pub fn leaked(len: usize) -> Option<Ram> {
         let layout = Layout::from_size_align(len, PAGE as usize).ok()?;
         if len == 0 || !(len as u64).is_multiple_of(PAGE) {
@@ -100,8 +100,8 @@ impl Ram {
     pub(crate) fn word(&self, phys: u64) -> Option<&AtomicU64> {
         debug_assert!(phys.is_multiple_of(8));
         let host = self.host(phys)?;
-        // SAFETY: `new` promises mapped memory without references into it; it is aligned, since regions start at
-        // page boundaries on both sides.
+        // SAFETY: `new` promises mapped memory without references into it; it is aligned, since regions start
+        // at page boundaries on both sides.
         Some(unsafe { AtomicU64::from_ptr(std::ptr::with_exposed_provenance_mut(host)) })
     }
 

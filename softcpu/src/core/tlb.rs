@@ -11,15 +11,16 @@ use crate::core::ram::Ram;
 const ENTRIES: usize = 1024;
 /// Entries of all banks.
 const SLOTS: usize = 4 * ENTRIES;
-/// The bank of user code whose data must be aligned, with the rights of [`Bank::User`]. No fast path takes its entries: they serve
-/// atomic operations, which look at the alignment themselves.
+/// The bank of user code whose data must be aligned, with the rights of [`Bank::User`]. No fast path takes
+/// its entries: they serve atomic operations, which look at the alignment themselves.
 const ALIGNED: usize = 3;
 /// Entries for instruction fetch; a power of two.
 const EXEC_ENTRIES: usize = 512;
 /// A tag that no page has.
 const NONE: u64 = 1;
-/// Bit of a tag for writing: a store must be reported to the page's [`CodePage`](crate::core::code_page::CodePage). No address of a
-/// page has it, so the fast path does not take such an entry.
+/// Bit of a tag for writing: a store must be reported to the page's
+/// [`CodePage`](crate::core::code_page::CodePage). No address of a page has it, so the fast path does not
+/// take such an entry.
 const WATCHED: u64 = 2;
 /// Entries that a non-global flush visits one by one; where more were filled, it visits all.
 const LIST: usize = 4096;
@@ -41,8 +42,8 @@ pub enum Bank {
 pub(crate) struct Entry {
     /// Linear page that may be read.
     pub read: u64,
-    /// Linear page that may be written: its dirty bit is set and no code was decoded from it. With [`WATCHED`] where there
-    /// may be code.
+    /// Linear page that may be written: its dirty bit is set and no code was decoded from it. With
+    /// [`WATCHED`] where there may be code.
     pub write: u64,
     /// Host address minus linear address.
     pub addend: u64,
@@ -136,7 +137,8 @@ impl Fetched {
     }
 }
 
-/// The GiB in which large pages lie that are cached in pieces: invalidating one of their addresses has to find them all.
+/// The GiB in which large pages lie that are cached in pieces: invalidating one of their addresses has to
+/// find them all.
 struct LargePages {
     local: Filter<4>,
     global: Filter<4>,
@@ -149,7 +151,8 @@ impl LargePages {
         global: Filter::EMPTY,
     };
 
-    /// The number of its GiB for the filters: kernels have theirs in the upper half of the addresses, apart from users'.
+    /// The number of its GiB for the filters: kernels have theirs in the upper half of the addresses, apart
+    /// from users'.
     fn number(addr: u64) -> u64 {
         let gigabyte = addr >> LargePages::SHIFT;
         (gigabyte ^ gigabyte >> 7) & 0x7f | addr >> 63 << 7
@@ -249,8 +252,8 @@ impl Tlb {
         }
     }
 
-    /// While this number is the same, what was fetched from a linear address (outside of long mode: from an instruction
-    /// pointer) may be fetched from there again: mode and translations are the same.
+    /// While this number is the same, what was fetched from a linear address (outside of long mode: from an
+    /// instruction pointer) may be fetched from there again: mode and translations are the same.
     #[inline(always)]
     pub fn key(&self) -> u64 {
         self.key

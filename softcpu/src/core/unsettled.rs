@@ -1,5 +1,5 @@
-//! Pages that began to hold code while translations still let stores pass: all processors have to watch such stores before a
-//! block of the page may be kept.
+//! Pages that began to hold code while translations still let stores pass: all processors have to watch such
+//! stores before a block of the page may be kept.
 
 use std::collections::VecDeque;
 
@@ -34,8 +34,8 @@ pub(crate) struct Asker<'a> {
 }
 
 impl Unsettled {
-    /// Lets stores to a page of code be watched, by this processor at once and by the others before their next block.
-    /// Returns whether all do.
+    /// Lets stores to a page of code be watched, by this processor at once and by the others before their
+    /// next block. Returns whether all do.
     #[cold]
     pub fn settle(&mut self, asker: Asker, page: u64, version: u32) -> bool {
         let Asker {

@@ -1,8 +1,8 @@
 //! How handlers reach their operands: registers by width, memory through the software TLB.
 //!
-//! The fast path is three instructions of the host: compare the tag of the one entry that can hold the page, add,
-//! access. The last byte's page is compared, so that an access across two pages misses; what misses goes to
-//! `mmu`. How memory is accessed, and what other processors see of it, is in
+//! The fast path is three instructions of the host: compare the tag of the one entry that can hold the page,
+//! add, access. The last byte's page is compared, so that an access across two pages misses; what misses goes
+//! to `mmu`. How memory is accessed, and what other processors see of it, is in
 //! [`ram_access`](crate::core::ram_access).
 #![allow(unsafe_code)]
 
@@ -142,7 +142,8 @@ impl Cpu {
         let entry = self.tlb.entry(addr);
         if entry.read == last_page::<T>(addr) {
             let host = addr.wrapping_add(entry.addend) as usize;
-            // SAFETY: the tag says that all bytes lie in a page of guest RAM that `Ram::new` promises to be mapped.
+            // SAFETY: the tag says that all bytes lie in a page of guest RAM that `Ram::new` promises to be
+            // mapped.
             Ok(unsafe { T::load(host) })
         } else {
             self.load_slow(addr)

@@ -1,5 +1,5 @@
-//! What a snapshot saves of a processor: everything that its guest can see, and nothing else. No caches, no pointers, nothing
-//! of the host.
+//! What a snapshot saves of a processor: everything that its guest can see, and nothing else. No caches, no
+//! pointers, nothing of the host.
 
 use crate::core::clock::Time;
 use crate::core::mailbox::Pending;
@@ -59,7 +59,8 @@ pub struct OtherProcessor {
 }
 
 impl Cpu {
-    /// What a snapshot needs of this processor. The processor does not run meanwhile, and nobody sends it anything.
+    /// What a snapshot needs of this processor. The processor does not run meanwhile, and nobody sends it
+    /// anything.
     pub fn save(&self) -> ArchState {
         let Cpu {
             gpr,
@@ -212,8 +213,8 @@ impl Cpu {
         for (number, segment) in segments.iter().enumerate() {
             self.set_segment(number, *segment);
         }
-        // Forgets all translations and, with the mode, what blocks were found by; blocks are compared with RAM when they are
-        // found by their physical address.
+        // Forgets all translations and, with the mode, what blocks were found by; blocks are compared with
+        // RAM when they are found by their physical address.
         self.set_control(*cr0, *cr3, *cr4, *efer);
         self.publish();
         self.request_check();

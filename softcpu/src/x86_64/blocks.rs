@@ -1,5 +1,5 @@
-//! Finding the block at an instruction pointer: by the link of the block before, by linear address, by physical
-//! address, and by decoding it.
+//! Finding the block at an instruction pointer: by the link of the block before, by linear address, by
+//! physical address, and by decoding it.
 #![allow(unsafe_code)]
 
 use crate::core::block::Block;

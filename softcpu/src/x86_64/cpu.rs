@@ -33,7 +33,8 @@ pub type Chained = op::Chained<Cpu>;
 /// A processor: registers, translations, decoded code and local APIC. One thread owns it.
 #[repr(C)]
 pub struct Cpu {
-    /// General registers 0 to 15, then [`REG_ZERO`](crate::x86_64::op::REG_ZERO) and [`REG_BLOCK`](crate::x86_64::op::REG_BLOCK).
+    /// General registers 0 to 15, then [`REG_ZERO`](crate::x86_64::op::REG_ZERO) and
+    /// [`REG_BLOCK`](crate::x86_64::op::REG_BLOCK).
     pub gpr: [u64; 32],
     /// Status flags.
     pub flags: Flags,
@@ -106,7 +107,8 @@ pub struct Cpu {
     pub(crate) spin: u32,
 }
 
-// SAFETY: `bus`, `running` and `stopped` count only while `run` is on the stack of the owning thread; all else is `Send`.
+// SAFETY: `bus`, `running` and `stopped` count only while `run` is on the stack of the owning thread; all
+// else is `Send`.
 unsafe impl Send for Cpu {}
 
 impl Cpu {
@@ -128,8 +130,8 @@ impl Cpu {
     pub(crate) fn with_bus<R>(&mut self, f: impl FnOnce(&mut dyn Bus) -> R) -> R {
         self.mailbox.publish(self.retired);
         match self.bus {
-            // SAFETY: `run` sets it from a `&mut dyn Bus` that outlives the call, clears it before it returns, and
-            // uses it nowhere else meanwhile.
+            // SAFETY: `run` sets it from a `&mut dyn Bus` that outlives the call, clears it before it
+            // returns, and uses it nowhere else meanwhile.
             Some(mut bus) => f(unsafe { bus.as_mut() }),
             None => f(&mut crate::core::bus::NoBus),
         }
@@ -175,7 +177,8 @@ impl Cpu {
         self.counters
     }
 
-    /// Lets [`Cpu::run`] come back at the end of the block in which as many instructions have retired since power-on.
+    /// Lets [`Cpu::run`] come back at the end of the block in which as many instructions have retired since
+    /// power-on.
     pub fn set_limit(&mut self, retired: u64) {
         self.limit = retired;
         self.request_check();

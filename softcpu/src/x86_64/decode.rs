@@ -78,8 +78,8 @@ pub(crate) fn register_number(register: Register) -> u8 {
     }
 }
 
-/// Fills everything but the handler and the number of an operation that has no operands yet. `false` where an operand does
-/// not fit an [`Op`].
+/// Fills everything but the handler and the number of an operation that has no operands yet. `false` where an
+/// operand does not fit an [`Op`].
 pub(crate) fn operands(instr: &Instruction, size: CodeSize, op: &mut Op) -> bool {
     op.off = instr.ip() as u16;
     op.len = instr.len() as u8;

@@ -11,14 +11,16 @@ use crate::x86_64::exec::chain::{carry, chain};
 use crate::x86_64::op::Stop;
 use crate::x86_64::select::{fused, select};
 
-/// Most instructions of a block: their number must fit [`Op::idx`], and interrupts wait for the end of a block.
+/// Most instructions of a block: their number must fit [`Op::idx`], and interrupts wait for the end of a
+/// block.
 pub(crate) const MOST: usize = 64;
 /// Longest instruction.
 const LONGEST: usize = 15;
-/// Most bytes that are read to decode a block: few have more, and reading them would cost as much as decoding.
+/// Most bytes that are read to decode a block: few have more, and reading them would cost as much as
+/// decoding.
 const WINDOW: usize = 256;
-/// The hint space (0F 0D, 0F 18 to 0F 1F) does nothing: what later processors put there (shadow stacks, MPX, CLDEMOTE and
-/// other prefetches) is no operation without its CPUID bit, and programs rely on that.
+/// The hint space (0F 0D, 0F 18 to 0F 1F) does nothing: what later processors put there (shadow stacks, MPX,
+/// CLDEMOTE and other prefetches) is no operation without its CPUID bit, and programs rely on that.
 const DECODING: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
 impl Cpu {
@@ -130,7 +132,8 @@ impl Cpu {
         })
     }
 
-    /// Makes the operations of an instruction, the `count`-th of its block; returns whether it ends the block.
+    /// Makes the operations of an instruction, the `count`-th of its block; returns whether it ends the
+    /// block.
     fn lower(&mut self, instr: &Instruction, choice: Choice, count: usize, ops: &mut Vec<Op>) -> bool {
         let mut op = fallthrough(0, count);
         if !decode::operands(instr, self.code_size, &mut op) {

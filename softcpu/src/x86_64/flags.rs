@@ -2,8 +2,8 @@
 //!
 //! `result` is the last result, sign-extended to 64 bits: it gives ZF, SF and PF. `carries` is the vector of
 //! carries out of every bit of the last addition or subtraction, moved up so that the carry out of the
-//! operand is bit 63 and the carry into its sign bit is bit 62: CF is bit 63 and OF the difference of
-//! the two. Bit 3 stays in place: AF. Bits 4 and 8..16 are corrections that are zero after arithmetic; they let
+//! operand is bit 63 and the carry into its sign bit is bit 62: CF is bit 63 and OF the difference of the
+//! two. Bit 3 stays in place: AF. Bits 4 and 8..16 are corrections that are zero after arithmetic; they let
 //! POPF set combinations that no result has: bit 4 inverts SF, bits 8..16 are added to the low byte of the
 //! result before its parity is taken.
 

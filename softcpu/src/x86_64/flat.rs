@@ -1,5 +1,5 @@
-//! 64-bit mode with RAM mapped to itself, as loaders of 64-bit kernels leave it: for those who start a processor without a
-//! machine around it.
+//! 64-bit mode with RAM mapped to itself, as loaders of 64-bit kernels leave it: for those who start a
+//! processor without a machine around it.
 
 use crate::core::ram::Ram;
 use crate::x86_64::cpu::Cpu;
@@ -18,7 +18,8 @@ const ENTRIES: u64 = 512;
 const PRESENT_WRITABLE: u64 = 3;
 const LARGE: u64 = 1 << 7;
 
-/// Writes page tables of three pages at `at` that map the first GiB to itself, in pages of 2 MiB. `false` where RAM has no room.
+/// Writes page tables of three pages at `at` that map the first GiB to itself, in pages of 2 MiB. `false`
+/// where RAM has no room.
 pub fn map(ram: &Ram, at: u64) -> bool {
     let [directories, pages] = [at + 0x1000, at + 0x2000];
     let write = |at: u64, entry: u64| ram.write(at, &entry.to_le_bytes());
@@ -27,7 +28,8 @@ pub fn map(ram: &Ram, at: u64) -> bool {
         && (0..ENTRIES).all(|n| write(pages + 8 * n, n << 21 | LARGE | PRESENT_WRITABLE))
 }
 
-/// Puts `cpu` into 64-bit mode at privilege level 0 with page tables at `tables`, as [`map`] writes them, and lets it run.
+/// Puts `cpu` into 64-bit mode at privilege level 0 with page tables at `tables`, as [`map`] writes them, and
+/// lets it run.
 pub fn enter(cpu: &mut Cpu, tables: u64) {
     let flat = |selector, access| Segment {
         selector,

@@ -1,5 +1,5 @@
-//! Memory types, which have no effect here: the page attribute table and the memory type range registers (Intel SDM
-//! vol. 3, §12.11 and §12.12). They keep what is written, and refuse what a processor refuses.
+//! Memory types, which have no effect here: the page attribute table and the memory type range registers
+//! (Intel SDM vol. 3, §12.11 and §12.12). They keep what is written, and refuse what a processor refuses.
 
 use crate::x86_64::state::PHYSICAL_BITS;
 

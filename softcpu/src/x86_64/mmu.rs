@@ -149,8 +149,8 @@ impl Cpu {
         }
     }
 
-    /// Walks down to the page, checks the rights and sets accessed and dirty bits. `None` where an entry changed under its
-    /// hands; an error is what the page fault's code says of the entries.
+    /// Walks down to the page, checks the rights and sets accessed and dirty bits. `None` where an entry
+    /// changed under its hands; an error is what the page fault's code says of the entries.
     fn walk_once(&self, addr: u64, access: Access, bank: Bank) -> Result<Option<Leaf>, u32> {
         let mut table = self.cr3 & pte::ADDRESS;
         let mut rights = pte::WRITE | pte::USER;
@@ -224,8 +224,8 @@ impl Cpu {
             }
     }
 
-    /// Linear addresses of code outside of long mode have 32 bits; but those of the descriptor tables and stacks
-    /// that an exception reaches from a 32-bit program have 64.
+    /// Linear addresses of code outside of long mode have 32 bits; but those of the descriptor tables and
+    /// stacks that an exception reaches from a 32-bit program have 64.
     #[inline]
     fn linear(&self, addr: u64, bank: Bank) -> u64 {
         let by_system = bank != self.bank() && self.efer & efer::LMA != 0;
@@ -262,7 +262,8 @@ impl Cpu {
         Ok(())
     }
 
-    /// Raises #AC for an operand of up to 8 bytes that is not aligned, where that counts. Larger ones have rules of their own.
+    /// Raises #AC for an operand of up to 8 bytes that is not aligned, where that counts. Larger ones have
+    /// rules of their own.
     fn check_alignment(&mut self, addr: u64, size: usize) -> Flow {
         let aligned = size > 8 || !size.is_power_of_two() || addr.is_multiple_of(size as u64);
         if aligned || !self.checks_alignment() || !canonical(addr) {
@@ -271,7 +272,8 @@ impl Cpu {
         self.raise_code(vector::AC, 0)
     }
 
-    /// Reports a store by a watched translation to its page, and stops watching the page after enough stores that hit no code.
+    /// Reports a store by a watched translation to its page, and stops watching the page after enough stores
+    /// that hit no code.
     pub(crate) fn stored_watched(&mut self, addr: u64, size: usize) {
         let Some(entry) = self.tlb.watched(addr, size) else {
             return;
@@ -368,7 +370,8 @@ impl Cpu {
         let Some(host) = place.host else {
             return self.read_device(place.phys, data);
         };
-        // SAFETY: `host` is inside a page of guest RAM and no caller passes more than what is left of the page.
+        // SAFETY: `host` is inside a page of guest RAM and no caller passes more than what is left of the
+        // page.
         unsafe {
             match data.len() {
                 16 => data.copy_from_slice(&u128::load(host).to_le_bytes()),
@@ -429,7 +432,8 @@ impl Cpu {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// Sets bits of a byte of a descriptor as one, as processors do: another one may change the rest of it meanwhile.
+    /// Sets bits of a byte of a descriptor as one, as processors do: another one may change the rest of it
+    /// meanwhile.
     pub(crate) fn set_system_bits(&mut self, addr: u64, bits: u8) -> Flow {
         let addr = self.linear(addr, Bank::Supervisor);
         let place = self.translate_write(addr, 1, Bank::Supervisor)?;

@@ -3,8 +3,8 @@
 /// Executes one operation, by itself. `C` is the processor, which is above this layer.
 pub type Handler<C> = fn(&mut C, &Operation<C>) -> Flow;
 
-/// Executes an operation and then, if that went well, those that follow it in its block. Where it does not answer
-/// [`Stop::Branch`], the processor remembers which operation stopped.
+/// Executes an operation and then, if that went well, those that follow it in its block. Where it does not
+/// answer [`Stop::Branch`], the processor remembers which operation stopped.
 ///
 /// # Safety
 /// The pointer is to an operation of a block that is alive; the last operation of a block never returns `Ok`.

@@ -77,8 +77,8 @@ impl Platform {
         self.processors.count()
     }
 
-    /// Instructions that all processors have retired, HLT not waited for. Each is counted up to the start of the block in
-    /// which it last reached a device, or to its last return from [`Cpu::run`](crate::Cpu::run).
+    /// Instructions that all processors have retired, HLT not waited for. Each is counted up to the start of
+    /// the block in which it last reached a device, or to its last return from [`Cpu::run`](crate::Cpu::run).
     pub fn instructions(&self) -> u64 {
         self.processors.instructions()
     }

@@ -20,8 +20,8 @@ use crate::x86_64::state::{CodeSize, Segment, Shadow, Table};
 use crate::x86_64::x87::Fpu;
 
 impl Cpu {
-    /// Processor `id` of a platform, as after reset. It waits for INIT and a startup IPI until [`Cpu::unpark`]; `None` where
-    /// the platform has no such processor.
+    /// Processor `id` of a platform, as after reset. It waits for INIT and a startup IPI until
+    /// [`Cpu::unpark`]; `None` where the platform has no such processor.
     pub fn new(ram: Arc<Ram>, platform: Arc<Platform>, id: u32) -> Option<Cpu> {
         let mailbox = platform.processors.mailbox(id)?.clone();
         let mut cpu = Cpu {

@@ -1,4 +1,5 @@
-//! The paravirtual clock of KVM: what a guest reads instead of a timer (Linux, Documentation/virt/kvm/x86/msr.rst).
+//! The paravirtual clock of KVM: what a guest reads instead of a timer (Linux,
+//! Documentation/virt/kvm/x86/msr.rst).
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -20,7 +21,8 @@ impl Cpu {
         self.ram.write(at, &info);
     }
 
-    /// Tells the guest that this processor was stopped from outside (PVCLOCK_GUEST_STOPPED): its watchdogs then start anew.
+    /// Tells the guest that this processor was stopped from outside (PVCLOCK_GUEST_STOPPED): its watchdogs
+    /// then start anew.
     pub fn stood_still(&mut self) {
         const FLAGS: u64 = 29;
         const GUEST_STOPPED: u8 = 1 << 1;

@@ -14,8 +14,8 @@ use crate::x86_64::state::{Shadow, reg};
 /// Why [`Cpu::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// A device answered [`BusResult::Stop`](crate::core::bus::BusResult::Stop), or as many instructions have retired as
-    /// [`Cpu::set_limit`] said.
+    /// A device answered [`BusResult::Stop`](crate::core::bus::BusResult::Stop), or as many instructions have
+    /// retired as [`Cpu::set_limit`] said.
     Stopped,
     /// Another thread asked for it.
     Kicked,
@@ -72,7 +72,8 @@ impl Cpu {
         loop {
             let begin = self.rip;
             let before = PROFILE.then(|| self.profile_before());
-            // SAFETY: `find_block` and `follow` return blocks that live until `bound_cache`, which `service_pending` calls.
+            // SAFETY: `find_block` and `follow` return blocks that live until `bound_cache`, which
+            // `service_pending` calls.
             let current = unsafe { &*block };
             let complete = self.run_block(current).is_ok();
             if let Some(before) = before {
@@ -98,9 +99,9 @@ impl Cpu {
         }
     }
 
-    /// Raises #GP at the relative jump by which the block that began at `begin` has left the canonical addresses. It has changed nothing
-    /// but the instruction pointer, so this is found out where nothing is lost by looking: between blocks, and where no code is fetched.
-    /// Other jumps and calls look themselves.
+    /// Raises #GP at the relative jump by which the block that began at `begin` has left the canonical
+    /// addresses. It has changed nothing but the instruction pointer, so this is found out where nothing is
+    /// lost by looking: between blocks, and where no code is fetched. Other jumps and calls look themselves.
     #[cold]
     fn refuse_target(&mut self, block: &Block<Op>, begin: u64) -> bool {
         let went_on = self.rip == begin.wrapping_add(block.len.into());

@@ -1,4 +1,5 @@
-//! Which instructions are compared: every `Code` of the features that softcpu has, but for those that a child process cannot run.
+//! Which instructions are compared: every `Code` of the features that softcpu has, but for those that a child
+//! process cannot run.
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeOperandKind};
 
@@ -119,7 +120,8 @@ pub fn codes(bitness: u32) -> Vec<Code> {
 
 fn is_candidate(code: Code, bitness: u32) -> bool {
     let info = code.op_code();
-    // What only other vendors decode, and the pairs of FWAIT and an instruction, are no encodings of their own.
+    // What only other vendors decode, and the pairs of FWAIT and an instruction, are no encodings of their
+    // own.
     let mode = match bitness {
         64 => info.mode64() && info.intel_decoder64(),
         _ => info.mode32() && info.intel_decoder32(),
@@ -161,8 +163,8 @@ pub fn is_far_or_segment(code: Code) -> bool {
         )
 }
 
-/// Codes that sequences are made of: those whose results are exact, and whose outcome does not depend on registers
-/// that a sequence cannot choose.
+/// Codes that sequences are made of: those whose results are exact, and whose outcome does not depend on
+/// registers that a sequence cannot choose.
 pub fn fits_sequences(code: Code) -> bool {
     let unpredictable = matches!(
         code,

@@ -51,8 +51,9 @@ const CF: u64 = 1;
 const AF: u64 = 0x10;
 const OF: u64 = 0x800;
 
-/// Shifts and rotates: it depends on the count (Intel SDM vol. 2: SAL/SAR/SHL/SHR, RCL/RCR/ROL/ROR, SHLD, SHRD). OF
-/// for counts other than one, AF of shifts for counts other than zero, CF of SHL and SHR from the operand's size on.
+/// Shifts and rotates: it depends on the count (Intel SDM vol. 2: SAL/SAR/SHL/SHR, RCL/RCR/ROL/ROR, SHLD,
+/// SHRD). OF for counts other than one, AF of shifts for counts other than zero, CF of SHL and SHR from the
+/// operand's size on.
 fn undefined_by_shift(instruction: &Instruction, state: Option<&State>) -> u64 {
     let last = instruction.op_count() - 1;
     let size = match instruction.op0_kind() {
@@ -110,8 +111,8 @@ pub fn tolerance(mnemonic: Mnemonic) -> Tolerance {
     }
 }
 
-/// Parts of a memory image that differ between processors: the last instruction's opcode and addresses, reserved
-/// fields, MXCSR_MASK.
+/// Parts of a memory image that differ between processors: the last instruction's opcode and addresses,
+/// reserved fields, MXCSR_MASK.
 fn image_holes(mnemonic: Mnemonic, size: usize) -> Vec<Range<usize>> {
     match (mnemonic, size) {
         (Mnemonic::Fnstenv | Mnemonic::Fnsave, 14 | 94) => std::iter::once(6..14).collect(),
@@ -143,8 +144,8 @@ pub struct Mask {
     pub nans: NanLanes,
     /// The host may have set TOP to zero, its registers untouched.
     pub top_may_be_zero: bool,
-    /// Addresses of an operand of several accesses, whose order is the processor's business: any of them may be
-    /// the one that faults.
+    /// Addresses of an operand of several accesses, whose order is the processor's business: any of them may
+    /// be the one that faults.
     faults: Range<u64>,
 }
 
@@ -334,7 +335,8 @@ fn vectors_agree(a: u128, b: u128, tolerance: Tolerance) -> bool {
     })
 }
 
-/// The instruction writes memory that [`image_holes`] masks, or its results are inexact: not inside a sequence.
+/// The instruction writes memory that [`image_holes`] masks, or its results are inexact: not inside a
+/// sequence.
 pub fn only_alone(code: Code) -> bool {
     let mnemonic = code.mnemonic();
     tolerance(mnemonic) != Tolerance::Exact

@@ -1,7 +1,7 @@
 //! Where processors that both follow the manuals differ.
 //!
-//! softcpu does as the models it was written against do. A host of another make must not fail the comparison for
-//! what its manual leaves to the model, and must fail for everything else: each allowance here names the
+//! softcpu does as the models it was written against do. A host of another make must not fail the comparison
+//! for what its manual leaves to the model, and must fail for everything else: each allowance here names the
 //! instruction, the outcome and the bytes or bits that it hides, or the one other value that it accepts.
 
 use super::case::*;
@@ -42,7 +42,8 @@ fn instruction_at(case: &Case, rip: u64) -> Option<Instruction> {
 fn allow_in_fault(mask: &mut Mask, faulting: &Instruction, native: &Outcome) {
     let repeated = faulting.has_rep_prefix() || faulting.has_repne_prefix();
     match faulting.mnemonic() {
-        // Intel restores the flags from before the instruction (SDM vol. 2, REP); AMD keeps the last comparison's.
+        // Intel restores the flags from before the instruction (SDM vol. 2, REP); AMD keeps the last
+        // comparison's.
         Mnemonic::Cmpsb
         | Mnemonic::Cmpsw
         | Mnemonic::Cmpsd
@@ -79,7 +80,8 @@ fn uses_mmx(instruction: &Instruction) -> bool {
 /// What an instruction without a fault may leave behind.
 fn allow_in_result(mask: &mut Mask, last: &Instruction, native: &Outcome) {
     match last.code() {
-        // "Either a zero-extended value is pushed or the selector is written using a 16-bit move" (SDM vol. 2, PUSH).
+        // "Either a zero-extended value is pushed or the selector is written using a 16-bit move" (SDM vol.
+        // 2, PUSH).
         code if pushes_half(code) => mask.hide(native.state.gpr[RSP].wrapping_add(2), 2),
         // Which of two NaNs a sum keeps depends on the order of the addition, which is the model's.
         Code::Dppd_xmm_xmmm128_imm8 => mask.nans = NanLanes::Double,
@@ -97,7 +99,8 @@ fn pushes_half(code: Code) -> bool {
     )
 }
 
-/// The result of the instruction may depend on the model: its value must not reach another instruction's operands.
+/// The result of the instruction may depend on the model: its value must not reach another instruction's
+/// operands.
 pub fn differs(code: Code) -> bool {
     pushes_half(code) || matches!(code.mnemonic(), Mnemonic::Dppd | Mnemonic::Dpps)
 }

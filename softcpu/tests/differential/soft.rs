@@ -1,5 +1,5 @@
-//! Cases run by softcpu: a machine of four regions of RAM, just enough system structures to enter ring 3 and to
-//! come back with whatever exception ends the case.
+//! Cases run by softcpu: a machine of four regions of RAM, just enough system structures to enter ring 3 and
+//! to come back with whatever exception ends the case.
 
 use super::case::*;
 use super::compare::WITH_ERROR_CODE;
@@ -11,8 +11,8 @@ use softcpu::x86_64::x87::{Fpu, Fxsave};
 use softcpu::{Bus, BusResult, Clock, Cpu, Platform, Ram, RegionSpec, Segment, Table};
 use std::sync::Arc;
 
-/// Where the system structures are: guest-physical addresses, all in the first region, which is mapped far from
-/// anything that user code is likely to touch.
+/// Where the system structures are: guest-physical addresses, all in the first region, which is mapped far
+/// from anything that user code is likely to touch.
 mod system {
     /// Linear address of physical address zero.
     pub const LINEAR: u64 = 0xffff_f000_0000_0000;
@@ -122,7 +122,8 @@ impl Machine {
                 host: pages.as_mut_ptr().cast(),
             })
             .collect();
-        // SAFETY: the pages are aligned and live in `_memory` as long as the `Ram`; nobody touches them otherwise.
+        // SAFETY: the pages are aligned and live in `_memory` as long as the `Ram`; nobody touches them
+        // otherwise.
         let ram = Arc::new(unsafe { Ram::new(&specs) });
         write_system(&ram);
         let cpu = new_cpu(&ram);

@@ -99,8 +99,8 @@ fn sequence(pool: &[Code], bitness: u32, round: u64) -> Option<Prepared> {
     prepare(instructions, &generator).filter(|prepared| lands_on_instructions(&prepared.case))
 }
 
-/// No branch of the sequence leads into the middle of an instruction: what runs from there on is one that nobody
-/// chose, excluded ones and undefined flags among them.
+/// No branch of the sequence leads into the middle of an instruction: what runs from there on is one that
+/// nobody chose, excluded ones and undefined flags among them.
 fn lands_on_instructions(case: &Case) -> bool {
     let code = &case.code[..case.length as usize];
     let decoded: Vec<Instruction> = Decoder::with_ip(case.bitness, code, START, DecoderOptions::NONE)
@@ -319,8 +319,8 @@ fn random_sequences_in_compatibility_mode() {
     random_sequences(32);
 }
 
-/// What softcpu runs is covered above or excluded for a stated reason; what the selected features have, softcpu
-/// runs.
+/// What softcpu runs is covered above or excluded for a stated reason; what the selected features have,
+/// softcpu runs.
 #[test]
 fn coverage_is_complete() {
     let mut machine = Machine::new();

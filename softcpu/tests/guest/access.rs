@@ -1,5 +1,5 @@
-//! Every combination of page rights, processor settings and accesses, against the rules of the Intel SDM (vol. 3, §4.6 and
-//! §4.7) written down once more.
+//! Every combination of page rights, processor settings and accesses, against the rules of the Intel SDM
+//! (vol. 3, §4.6 and §4.7) written down once more.
 
 use iced_x86::code_asm::*;
 use softcpu::Segment;

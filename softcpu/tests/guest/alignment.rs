@@ -1,4 +1,5 @@
-//! Alignment checks (Intel SDM vol. 3, §6.15, interrupt 17): data of user code, where CR0.AM and RFLAGS.AC are set, and nothing else.
+//! Alignment checks (Intel SDM vol. 3, §6.15, interrupt 17): data of user code, where CR0.AM and RFLAGS.AC
+//! are set, and nothing else.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;

@@ -1,4 +1,5 @@
-//! The local APIC: its timer in every mode, priorities, both ways to its registers (Intel SDM vol. 3, chapter 11).
+//! The local APIC: its timer in every mode, priorities, both ways to its registers (Intel SDM vol. 3, chapter
+//! 11).
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -33,7 +34,8 @@ fn enable(a: &mut CodeAssembler) -> Result<(), IcedError> {
     wrmsr(a, SPURIOUS, 0x1ff)
 }
 
-/// A machine whose timer handler counts in `DATA`, notes the time in `DATA + 8 * count` and ends the interrupt.
+/// A machine whose timer handler counts in `DATA`, notes the time in `DATA + 8 * count` and ends the
+/// interrupt.
 fn ticking() -> Machine {
     let mut machine = Machine::new();
     machine.set_gate(VECTOR as u8, HANDLER, 0, 0);

@@ -263,8 +263,8 @@ fn run_beside(machine: &mut Machine, other: impl FnOnce(&mut CodeAssembler) -> R
     machine.done_beside(second);
 }
 
-/// For n = 1, 2 and so on up to [`ROUNDS`], asks the other processor for round n, does `check` with n in ECX once it
-/// has done it, and ends with an exception where `check` leaves "not equal".
+/// For n = 1, 2 and so on up to [`ROUNDS`], asks the other processor for round n, does `check` with n in ECX
+/// once it has done it, and ends with an exception where `check` leaves "not equal".
 fn ask_each_round(
     a: &mut CodeAssembler,
     before: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
@@ -289,8 +289,8 @@ fn ask_each_round(
     a.ud2()
 }
 
-/// Code for the second processor, in real mode: for n = 1, 2 and so on it waits until the word at `DATA` is n, does `store` with
-/// n in EAX and DS at `FUNCTION`, and puts n into the word at `DATA + 4`.
+/// Code for the second processor, in real mode: for n = 1, 2 and so on it waits until the word at `DATA` is
+/// n, does `store` with n in EAX and DS at `FUNCTION`, and puts n into the word at `DATA + 4`.
 fn on_request(
     store: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
 ) -> impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError> {
@@ -321,8 +321,9 @@ fn what_another_processor_writes_counts_once_it_says_so() {
     let mut machine = Machine::with(Clock::Host, 2);
     function(&mut machine, FUNCTION, 0);
     let other = on_request(|a| a.mov(dword_ptr(1), eax));
-    // Calls the function after each change: without an instruction that serialises, since the branch that sees the
-    // other's word is enough here, and code on this processor's own page between that was not decoded before.
+    // Calls the function after each change: without an instruction that serialises, since the branch that
+    // sees the other's word is enough here, and code on this processor's own page between that was not
+    // decoded before.
     machine.kernel(|a| {
         ask_each_round(
             a,
@@ -339,8 +340,8 @@ fn what_another_processor_writes_counts_once_it_says_so() {
 #[test]
 fn what_another_processor_writes_as_data_runs_as_code() {
     let mut machine = Machine::with(Clock::Host, 2);
-    // The other one writes a whole page of functions again and again, so that its stores pass without being watched; this one calls
-    // a function that it has not called since, on a page whose blocks are all gone.
+    // The other one writes a whole page of functions again and again, so that its stores pass without being
+    // watched; this one calls a function that it has not called since, on a page whose blocks are all gone.
     let other = on_request(|a| {
         a.cld()?;
         a.mov(ecx, 1024)?;

@@ -1,5 +1,5 @@
-//! Instructions of the kernel's that a differential test in user mode does not reach: system registers, ports, strings that
-//! fault half-way (Intel SDM vol. 2).
+//! Instructions of the kernel's that a differential test in user mode does not reach: system registers,
+//! ports, strings that fault half-way (Intel SDM vol. 2).
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;

@@ -1,5 +1,5 @@
-//! Events that meet: NMIs, interrupts and exceptions at the same instruction or inside each other's handlers (Intel SDM
-//! vol. 3, §6.7 to §6.9).
+//! Events that meet: NMIs, interrupts and exceptions at the same instruction or inside each other's handlers
+//! (Intel SDM vol. 3, §6.7 to §6.9).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

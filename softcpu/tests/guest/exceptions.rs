@@ -1,4 +1,5 @@
-//! Exceptions: vectors, error codes, where they return to, stacks, and faults on the way to a handler (Intel SDM vol. 3, chapter 6).
+//! Exceptions: vectors, error codes, where they return to, stacks, and faults on the way to a handler (Intel
+//! SDM vol. 3, chapter 6).
 
 use iced_x86::code_asm::*;
 use softcpu::x86_64::state::reg;

@@ -1,5 +1,5 @@
-//! CPUID against what is there: an instruction, control register bit or model-specific register is there if and only if its bit
-//! says so.
+//! CPUID against what is there: an instruction, control register bit or model-specific register is there if
+//! and only if its bit says so.
 
 use iced_x86::code_asm::*;
 use softcpu::x86_64::state::reg;

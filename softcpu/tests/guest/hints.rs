@@ -1,10 +1,12 @@
-//! The hint space, 0F 0D and 0F 18 to 0F 1F: no operation whatever later processors put there (Intel SDM vol. 2, table A-3).
+//! The hint space, 0F 0D and 0F 18 to 0F 1F: no operation whatever later processors put there (Intel SDM vol.
+//! 2, table A-3).
 
 use softcpu::x86_64::state::reg;
 
 use crate::machine::{KERNEL, Machine, USER, USER_CODE32, USER_CODE64, assembled, done, enter};
 
-/// Every instruction of the space, with every mandatory prefix, with a register and with a memory operand based on RAX.
+/// Every instruction of the space, with every mandatory prefix, with a register and with a memory operand
+/// based on RAX.
 fn every_hint() -> Vec<u8> {
     let mut code = Vec::new();
     for opcode in [0x0d, 0x18, 0x19, 0x1a, 0x1b, 0x1c, 0x1d, 0x1e, 0x1f] {

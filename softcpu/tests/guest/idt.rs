@@ -1,4 +1,5 @@
-//! Gates: what is pushed, which flags a handler starts with, and the table's end (Intel SDM vol. 3, §6.11 to §6.14).
+//! Gates: what is pushed, which flags a handler starts with, and the table's end (Intel SDM vol. 3, §6.11 to
+//! §6.14).
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;

@@ -1,5 +1,5 @@
-//! The paravirtual clock: what its registers make the processor write, and how a guest computes time from it (Linux,
-//! Documentation/virt/kvm/x86/msr.rst).
+//! The paravirtual clock: what its registers make the processor write, and how a guest computes time from it
+//! (Linux, Documentation/virt/kvm/x86/msr.rst).
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;

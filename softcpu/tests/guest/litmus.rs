@@ -1,5 +1,5 @@
-//! Memory that processors share: order, single accesses, locked instructions, page table entries (Intel SDM vol. 3, §9.1 and
-//! §9.2). What is forbidden must not be seen; what is only allowed is not looked for.
+//! Memory that processors share: order, single accesses, locked instructions, page table entries (Intel SDM
+//! vol. 3, §9.1 and §9.2). What is forbidden must not be seen; what is only allowed is not looked for.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -21,22 +21,23 @@ const LINE: u64 = 64;
 /// What all rounds of a test share.
 const SHARED: u64 = 0x5_0000;
 const ROUNDS: u64 = 2000;
-/// How often each processor does what is counted. They do not wait for each other meanwhile: it takes longer than the host
-/// leaves a thread alone.
+/// How often each processor does what is counted. They do not wait for each other meanwhile: it takes longer
+/// than the host leaves a thread alone.
 const REPEATED: u32 = 1_000_000;
 /// The same for what takes longer each time.
 const REPEATED_LONG: u32 = 50_000;
 
 type Code<'a> = &'a dyn Fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
-/// Runs each of `bodies` on a processor of its own, [`ROUNDS`] times. All begin a round at about the same time, with the round's
-/// offset in RBX and its number in R15. R12 to R14 are the barrier's; other registers are kept from round to round.
+/// Runs each of `bodies` on a processor of its own, [`ROUNDS`] times. All begin a round at about the same
+/// time, with the round's offset in RBX and its number in R15. R12 to R14 are the barrier's; other registers
+/// are kept from round to round.
 fn run(machine: &mut Machine, bodies: &[Code]) {
     start(machine, bodies, |a, body| rounds(a, bodies.len() as i32, body));
 }
 
-/// Runs each of `bodies` on a processor of its own, so many times. They begin together. R12 counts down; registers are
-/// kept from one time to the next.
+/// Runs each of `bodies` on a processor of its own, so many times. They begin together. R12 counts down;
+/// registers are kept from one time to the next.
 fn run_freely(machine: &mut Machine, times: u32, bodies: &[Code]) {
     start(machine, bodies, |a, body| {
         let mut again = a.create_label();
@@ -93,8 +94,8 @@ fn rounds(a: &mut CodeAssembler, cpus: i32, body: Code) -> Result<(), IcedError>
     a.jne(round)
 }
 
-/// Waits until all processors are here. The first moments without PAUSE, by which the host's thread may give way: they leave
-/// almost at once then. Where the host has less to give, the others are waited for with it.
+/// Waits until all processors are here. The first moments without PAUSE, by which the host's thread may give
+/// way: they leave almost at once then. Where the host has less to give, the others are waited for with it.
 fn barrier(a: &mut CodeAssembler, cpus: i32) -> Result<(), IcedError> {
     const EAGER: i32 = 500;
     let (mut eager, mut patient, mut go) = (a.create_label(), a.create_label(), a.create_label());
@@ -133,7 +134,8 @@ fn each_round<const N: usize>(machine: &Machine, check: impl Fn([u64; N])) {
     }
 }
 
-/// Two variables are read by one processor in this order, which leaves them as results `first` and `first + 1`.
+/// Two variables are read by one processor in this order, which leaves them as results `first` and `first +
+/// 1`.
 fn read_both(a: &mut CodeAssembler, variables: [u64; 2], first: u64) -> Result<(), IcedError> {
     a.mov(rax, variable(variables[0]))?;
     a.mov(rcx, variable(variables[1]))?;
@@ -154,7 +156,8 @@ fn message_passing_stores_are_seen_in_order() {
     });
 }
 
-/// Each of two processors stores to one variable, does `between`, and loads the other. Without a barrier both may load 0.
+/// Each of two processors stores to one variable, does `between`, and loads the other. Without a barrier both
+/// may load 0.
 fn store_buffering(between: impl Fn(&mut CodeAssembler, u64) -> Result<(), IcedError>) {
     let mut machine = Machine::with(Clock::Host, 2);
     let store_and_load = |number: u64, variables: [u64; 2]| {
@@ -259,8 +262,8 @@ fn load_whole(a: &mut CodeAssembler, from: AsmMemoryOperand) -> Result<(), IcedE
     a.nop()
 }
 
-/// Code that stores the 8 times repeated byte to all of two cache lines, by one quadword after the other and by
-/// REP STOS and REP MOVS.
+/// Code that stores the 8 times repeated byte to all of two cache lines, by one quadword after the other and
+/// by REP STOS and REP MOVS.
 fn store_whole(byte: u8) -> impl Fn(&mut CodeAssembler) -> Result<(), IcedError> {
     move |a| {
         a.mov(rax, u64::from_le_bytes([byte; 8]))?;
@@ -346,8 +349,8 @@ fn locked_instructions_of_four_processors_all_count() {
 #[test]
 fn locked_instructions_on_overlapping_operands_all_count() {
     let mut machine = Machine::with(Clock::Host, 4);
-    // No field of 16 bits is ever more than two, so that nothing is carried. The first and last operand are aligned; each
-    // shares changing bytes with one that is not.
+    // No field of 16 bits is ever more than two, so that nothing is carried. The first and last operand are
+    // aligned; each shares changing bytes with one that is not.
     run_freely(
         &mut machine,
         REPEATED,

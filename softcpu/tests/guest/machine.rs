@@ -1,5 +1,5 @@
-//! A machine for guests of a few instructions: four megabytes mapped one to one, tables that send every exception to a
-//! handler that stops the processor, and a few ports.
+//! A machine for guests of a few instructions: four megabytes mapped one to one, tables that send every
+//! exception to a handler that stops the processor, and a few ports.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::{Arc, OnceLock};
@@ -22,7 +22,8 @@ pub const GDT: u64 = 0x6000;
 pub const IDT: u64 = 0x7000;
 const TSS: u64 = 0x8000;
 const HANDLERS: u64 = 0x9000;
-/// Tops of stacks: the kernel's, the one for entering it from user code, and the first of the interrupt stack table.
+/// Tops of stacks: the kernel's, the one for entering it from user code, and the first of the interrupt stack
+/// table.
 pub const STACK: u64 = 0x2_0000;
 pub const ENTRY_STACK: u64 = 0x2_4000;
 pub const IST1: u64 = 0x2_8000;
@@ -108,7 +109,8 @@ impl Bus for Devices {
                     // As a device does it: past the processor.
                     let to = std::ptr::with_exposed_provenance_mut::<u8>(self.memory + *at as usize);
                     assert!(*at as usize + bytes.len() <= SIZE);
-                    // SAFETY: inside the machine's RAM, which lives as long as it and has no references into it.
+                    // SAFETY: inside the machine's RAM, which lives as long as it and has no references into
+                    // it.
                     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
                 }
             }
@@ -174,7 +176,8 @@ impl Machine {
             len: SIZE as u64,
             host: memory.0,
         };
-        // SAFETY: the memory is page-aligned, has no references into it and outlives the `Ram`: the machine drops it last.
+        // SAFETY: the memory is page-aligned, has no references into it and outlives the `Ram`: the machine
+        // drops it last.
         let ram = Arc::new(unsafe { Ram::new(&[region]) });
         let platform = Platform::new(cpus, clock);
         let cpu = processor(&ram, &platform, 0);

@@ -1,4 +1,5 @@
-//! Small guests, assembled by hand, that look at one concept each: paging, exceptions, interrupts, changing code, modes, time.
+//! Small guests, assembled by hand, that look at one concept each: paging, exceptions, interrupts, changing
+//! code, modes, time.
 
 mod access;
 mod alignment;

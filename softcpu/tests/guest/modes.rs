@@ -1,4 +1,5 @@
-//! Changes of mode: compatibility mode for 32-bit programs, system calls of both kinds, far returns (Intel SDM vol. 3, 5.8).
+//! Changes of mode: compatibility mode for 32-bit programs, system calls of both kinds, far returns (Intel
+//! SDM vol. 3, 5.8).
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -18,7 +19,8 @@ const SYSENTER_EIP: u32 = 0x176;
 /// Where system calls arrive.
 const ENTRY: u64 = KERNEL + 0x1000;
 
-/// Lets SYSCALL arrive at [`ENTRY`], with interrupts and direction masked; SYSRET returns to the users' segments.
+/// Lets SYSCALL arrive at [`ENTRY`], with interrupts and direction masked; SYSRET returns to the users'
+/// segments.
 fn system_calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
     wrmsr(a, STAR, u64::from(CODE64) << 32 | u64::from(USER_CODE32) << 48)?;
     wrmsr(a, LSTAR, ENTRY)?;

@@ -1,4 +1,5 @@
-//! Several processors: startup, interrupts from one to the other, stores in order (Intel SDM vol. 3, 8.4 and 11.6).
+//! Several processors: startup, interrupts from one to the other, stores in order (Intel SDM vol. 3, 8.4 and
+//! 11.6).
 
 use std::sync::Arc;
 
@@ -9,7 +10,8 @@ use softcpu::{Clock, Cpu};
 use crate::machine::{DATA, KERNEL, Machine, START, assembled, done, wrmsr};
 
 const INTERRUPT_COMMAND: u32 = 0x830;
-/// Runs the first processor's `machine` and, beside it, a second one that does `other` after its startup IPI. Returns the second one.
+/// Runs the first processor's `machine` and, beside it, a second one that does `other` after its startup IPI.
+/// Returns the second one.
 fn run_both(
     machine: &mut Machine,
     other: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
@@ -119,7 +121,8 @@ fn locked_additions_of_two_processors_all_count() {
 fn what_is_stored_first_is_seen_first() {
     const ROUNDS: u32 = 5_000;
     let mut machine = Machine::with(Clock::Host, 2);
-    // The other stores n to the first word and then to the second; whoever sees n in the second must see it in the first.
+    // The other stores n to the first word and then to the second; whoever sees n in the second must see it
+    // in the first.
     machine.kernel(|a| {
         let (mut again, mut wrong) = (a.create_label(), a.create_label());
         start_the_other(a)?;

@@ -1,5 +1,5 @@
-//! What a processor refuses with #GP: reserved bits, addresses that are not canonical, changes of mode that do not exist,
-//! instructions that are too long (Intel SDM vol. 3, §2.5, §6.14, §11.12; vol. 2, §2.3.11).
+//! What a processor refuses with #GP: reserved bits, addresses that are not canonical, changes of mode that
+//! do not exist, instructions that are too long (Intel SDM vol. 3, §2.5, §6.14, §11.12; vol. 2, §2.3.11).
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;

@@ -42,8 +42,8 @@ fn enable_apic(a: &mut CodeAssembler) -> Result<(), IcedError> {
     wrmsr(a, 0x80f, 0x1ff)
 }
 
-/// Works with everything that has a state: flags, SSE and x87 with other than default rounding, a timer that interrupts, the time
-/// stamp counter, a base of GS, a debug register, direction.
+/// Works with everything that has a state: flags, SSE and x87 with other than default rounding, a timer that
+/// interrupts, the time stamp counter, a base of GS, a debug register, direction.
 fn everything(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut again = a.create_label();
     enable_apic(a)?;

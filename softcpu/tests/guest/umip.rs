@@ -1,4 +1,5 @@
-//! User-mode instruction prevention: programs do not learn where the system's tables are (Intel SDM vol. 3, §2.5).
+//! User-mode instruction prevention: programs do not learn where the system's tables are (Intel SDM vol. 3,
+//! §2.5).
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;

@@ -1,8 +1,9 @@
 //! The lab: a host with genuine virtualization extensions, emulated by QEMU, on any machine.
 //!
-//! QEMU's software emulation knows AMD-V with nested paging and, for Arm, EL2. A Kiln image (`tests/lab/host.toml`) boots on it,
-//! loads KVM, and serves commands over virtio-serial ports: what a command prints and how it ends comes back as if it
-//! had run here. The programs under test and the images lie on a second disk, mounted at `/work`.
+//! QEMU's software emulation knows AMD-V with nested paging and, for Arm, EL2. A Kiln image
+//! (`tests/lab/host.toml`) boots on it, loads KVM, and serves commands over virtio-serial ports: what a
+//! command prints and how it ends comes back as if it had run here. The programs under test and the images
+//! lie on a second disk, mounted at `/work`.
 
 mod payload;
 mod qemu;
@@ -55,8 +56,8 @@ impl Lab {
         (!dist.is_built()).then(|| format!("there are no programs for {arch} in {}", dist.dir().display()))
     }
 
-    /// Builds what the lab needs and does not have yet: the programs (for this machine's architecture), the host image and
-    /// the hello image.
+    /// Builds what the lab needs and does not have yet: the programs (for this machine's architecture), the
+    /// host image and the hello image.
     pub fn prepare(arch: Arch, profile: Profile) -> Result<Lab> {
         let host = Dist::build(profile)?;
         let dist = if arch == Arch::host()? {

@@ -1,4 +1,5 @@
-//! The lab's second disk: the programs under test, the images and what tests share with guests, in an ext4 file system with room to work.
+//! The lab's second disk: the programs under test, the images and what tests share with guests, in an ext4
+//! file system with room to work.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ use anyhow::{Context, Result, bail};
 use crate::arch::Arch;
 use crate::dist::{Dist, Profile};
 
-/// Room beside the content, in MiB: volumes and captured images of the tests. The disk is sparse, so it costs nothing.
+/// Room beside the content, in MiB: volumes and captured images of the tests. The disk is sparse, so it costs
+/// nothing.
 const ROOM_MIB: u64 = 8 * 1024;
 
 /// Makes the disk in `scratch` and returns its path.
@@ -66,7 +68,8 @@ pub fn build(arch: Arch, profile: Profile, scratch: &Path) -> Result<PathBuf> {
     Ok(disk)
 }
 
-/// Whether an image is for `arch`: images of another architecture than the build host's carry it in their name.
+/// Whether an image is for `arch`: images of another architecture than the build host's carry it in their
+/// name.
 fn belongs(arch: Arch, image: &Path) -> bool {
     let stem = image
         .file_stem()
@@ -112,7 +115,8 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// What an image is called on the lab's host: its own name, and the name that it would have had if it had been built there.
+/// What an image is called on the lab's host: its own name, and the name that it would have had if it had
+/// been built there.
 fn names(arch: Arch, image: &Path) -> Vec<String> {
     let name = image
         .file_name()
@@ -127,7 +131,8 @@ fn names(arch: Arch, image: &Path) -> Vec<String> {
     }
 }
 
-/// A symbolic link would reach the disk as such, so link hard, or copy where the scratch folder is on another disk.
+/// A symbolic link would reach the disk as such, so link hard, or copy where the scratch folder is on another
+/// disk.
 fn link(file: &Path, to: &Path) -> Result<()> {
     fs::hard_link(file, to)
         .or_else(|_| fs::copy(file, to).map(drop))

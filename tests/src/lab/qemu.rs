@@ -22,13 +22,14 @@ pub fn console(arch: Arch) -> &'static str {
     }
 }
 
-/// A machine whose processor has virtualization extensions, with the lab's kernel and disks, and nothing that it
-/// does not need.
+/// A machine whose processor has virtualization extensions, with the lab's kernel and disks, and nothing that
+/// it does not need.
 pub fn command(lab: &Lab, payload: &Path) -> Command {
     let mut qemu = Command::new(program(lab.arch));
     match lab.arch {
-        // Without XSAVE: in QEMU 10.0 a nested guest's size of the state (CPUID leaf 13) does not follow its XCR0. Linux 6 then does without
-        // XSAVE, after a warning; Linux 7 panics, under QEMU's own nested guests as well.
+        // Without XSAVE: in QEMU 10.0 a nested guest's size of the state (CPUID leaf 13) does not follow its
+        // XCR0. Linux 6 then does without XSAVE, after a warning; Linux 7 panics, under QEMU's own nested
+        // guests as well.
         Arch::X86_64 => qemu.args(["-M", "q35", "-cpu", "max,-xsave"]),
         Arch::Aarch64 => qemu.args([
             "-M",
@@ -46,17 +47,19 @@ pub fn command(lab: &Lab, payload: &Path) -> Command {
         .arg("-initrd")
         .arg(&lab.initramfs)
         .args(["-append", &lab.command_line]);
-    // Both disks are scratch: the root is thrown away at the end (snapshot), the payload was made for this run.
+    // Both disks are scratch: the root is thrown away at the end (snapshot), the payload was made for this
+    // run.
     disk(&mut qemu, "root", &lab.root, "snapshot=on,");
     disk(&mut qemu, "payload", payload, "");
     qemu.stdin(Stdio::inherit());
     qemu
 }
 
-/// Releases of QEMU before 8.1 do not hold a page of code while they translate it. A host that patches its own kernel (KVM
-/// does when the first virtual machine is made) can meet the half of the patch on the other processor: `Oops: int3`. A host of
-/// one processor cannot. Two that take turns in one thread cannot either, but each waits out the other's turn whenever it
-/// waits for the other: on a busy machine a guest of that host did not boot within two minutes.
+/// Releases of QEMU before 8.1 do not hold a page of code while they translate it. A host that patches its
+/// own kernel (KVM does when the first virtual machine is made) can meet the half of the patch on the other
+/// processor: `Oops: int3`. A host of one processor cannot. Two that take turns in one thread cannot either,
+/// but each waits out the other's turn whenever it waits for the other: on a busy machine a guest of that
+/// host did not boot within two minutes.
 fn processors(arch: Arch) -> &'static str {
     const PAGES_ARE_LOCKED: (u32, u32) = (8, 1);
     match release(arch) {

@@ -1,7 +1,8 @@
 //! A running lab host and the commands it takes.
 //!
-//! Three virtio-serial ports, each a unix socket here: commands and exit statuses, standard output, standard error. The host's end is
-//! the shell loop in `tests/lab/host.toml`. When this process goes away, the command port closes and the host powers off.
+//! Three virtio-serial ports, each a unix socket here: commands and exit statuses, standard output, standard
+//! error. The host's end is the shell loop in `tests/lab/host.toml`. When this process goes away, the command
+//! port closes and the host powers off.
 
 use std::borrow::Cow;
 use std::fs::{self, File};
@@ -23,8 +24,8 @@ const PORTS: [&str; 3] = ["command", "stdout", "stderr"];
 /// Ends a command's output on each stream; the same bytes are in `tests/lab/host.toml`.
 const END: &[u8] = b"\0\x1ekiln-end\n";
 
-/// How long the host may take to boot. About four seconds on an idle machine; much more beside other builds. One that fails
-/// to boot ends QEMU, which is noticed at once.
+/// How long the host may take to boot. About four seconds on an idle machine; much more beside other builds.
+/// One that fails to boot ends QEMU, which is noticed at once.
 const BOOT_LIMIT: Duration = Duration::from_secs(400);
 
 /// What a command printed and how it ended.
@@ -247,7 +248,8 @@ fn tail(console: &Path) -> String {
     lines[lines.len().saturating_sub(25)..].join("\n")
 }
 
-/// The host reads one line for a command: a script of several goes there with its bytes as `printf` takes them.
+/// The host reads one line for a command: a script of several goes there with its bytes as `printf` takes
+/// them.
 fn one_line(line: &str) -> Cow<'_, str> {
     if !line.contains('\n') {
         return Cow::Borrowed(line);

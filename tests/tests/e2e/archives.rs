@@ -1,4 +1,5 @@
-//! Archives that lie, are too old, or break off: a build refuses them with what, why and what to try, and leaves no image.
+//! Archives that lie, are too old, or break off: a build refuses them with what, why and what to try, and
+//! leaves no image.
 //!
 //! Each test makes an archive of one package, signed with a key of its own.
 
@@ -25,8 +26,9 @@ pub const TESTS: &[(&str, Test)] = &[
     ),
 ];
 
-/// Shell functions: `archive` makes the package and `key` the key, `index` the index; `sign` writes and signs the release; `build URL` builds of it. The kernel is
-/// the hello image's, the cache one of the attempt's own. Bytes of `/dev/urandom` do not compress: the package is as long as they are.
+/// Shell functions: `archive` makes the package and `key` the key, `index` the index; `sign` writes and signs
+/// the release; `build URL` builds of it. The kernel is the hello image's, the cache one of the attempt's
+/// own. Bytes of `/dev/urandom` do not compress: the package is as long as they are.
 const ARCHIVE: &str = r#"set -e
 export XDG_CACHE_HOME=$PWD/cache GNUPGHOME=$PWD/gpg
 trap 'gpgconf --kill all 2>/dev/null' EXIT

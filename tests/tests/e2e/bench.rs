@@ -14,7 +14,8 @@ pub const TESTS: &[(&str, Test)] = &[(
 /// Where QEMU is on the host.
 pub const LAB_TESTS: &[(&str, Test)] = &[("bench_measures_qemu_beside_vmm", bench_measures_qemu_beside_vmm)];
 
-/// One cold round beside a peer, then against itself: each has to be distinguished from the other, and one round concludes nothing.
+/// One cold round beside a peer, then against itself: each has to be distinguished from the other, and one
+/// round concludes nothing.
 fn bench_measures_qemu_beside_vmm(host: &TestHost) -> Result<()> {
     let output = host.sh(
         "mount -t tracefs tracefs /sys/kernel/tracing; \

@@ -1,4 +1,5 @@
-//! The guest's clock is the host's: when the guest is ready, after it stood still, and after the host's clock has jumped.
+//! The guest's clock is the host's: when the guest is ready, after it stood still, and after the host's clock
+//! has jumped.
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::test_host::TestHost;
@@ -23,8 +24,9 @@ const CLOCK_ERROR: i128 = 50_000_000;
 /// Readings that `clocks` makes.
 pub const READINGS: usize = 10;
 
-/// `clocks NAME` reads the clocks of this host and of the guest of that name: a line `clock`, the host's before, the guest's, the host's
-/// after, in nanoseconds, for each reading. A clock is what a new file bears, since BusyBox's `date` knows whole seconds only.
+/// `clocks NAME` reads the clocks of this host and of the guest of that name: a line `clock`, the host's
+/// before, the guest's, the host's after, in nanoseconds, for each reading. A clock is what a new file bears,
+/// since BusyBox's `date` knows whole seconds only.
 pub const READ_CLOCKS: &str = r#"
 export TZ=UTC
 now() { rm -f now; : >now; stat -c %z now; }
@@ -41,8 +43,9 @@ clocks() {
 }
 "#;
 
-/// The guest read its clock between two readings of the host's, in each line of `clocks` in `text`: it must not be outside by more than
-/// [`CLOCK_ERROR`]. On a slow host the two lie far apart; an error shows all the same, because it would be there in every reading.
+/// The guest read its clock between two readings of the host's, in each line of `clocks` in `text`: it must
+/// not be outside by more than [`CLOCK_ERROR`]. On a slow host the two lie far apart; an error shows all the
+/// same, because it would be there in every reading.
 pub fn check(text: &str, readings: usize) -> Result<()> {
     let lines: Vec<_> = text
         .lines()
@@ -80,7 +83,8 @@ fn run(host: &TestHost, steps: &str) -> Result<String> {
     ok(host, &line)
 }
 
-/// A guest that stands still answers nothing: `exec` ends all the same when it is asked to, and meanwhile the guest falls behind.
+/// A guest that stands still answers nothing: `exec` ends all the same when it is asked to, and meanwhile the
+/// guest falls behind.
 const PAUSE: &str = r#"
 vmm run $IMAGES/hello.ami -d --name clock --wait agent >/dev/null && clocks clock && mkfifo up || exit 1
 vmm exec clock -- sh -c "echo up; exec sleep 100000" >up & exec=$!
@@ -96,7 +100,8 @@ fn the_guests_clock_is_right(host: &TestHost) -> Result<()> {
     check(&text, 2 * READINGS)
 }
 
-/// What a host finds when it wakes up: its date is another, its monotonic clock has not moved. And back, as a person sets it.
+/// What a host finds when it wakes up: its date is another, its monotonic clock has not moved. And back, as a
+/// person sets it.
 const JUMP: &str = r#"
 vmm run $IMAGES/hello.ami -d --name clock --wait agent >/dev/null || exit 1
 for shift in 3600 -3600; do

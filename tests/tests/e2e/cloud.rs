@@ -1,7 +1,7 @@
 //! Debian's own cloud-init in an image with systemd: what it does on EC2, it does here.
 //!
-//! Both DHCP clients of the test are Debian's: dhcpcd, which cloud-init starts to reach the metadata service before there is
-//! a network, and systemd-networkd after it.
+//! Both DHCP clients of the test are Debian's: dhcpcd, which cloud-init starts to reach the metadata service
+//! before there is a network, and systemd-networkd after it.
 
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ const LIMIT: Duration = Duration::from_secs(1200);
 /// A public key whose private half nobody has.
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBqZ2yUu4pD2gk4jQbqz5v8m0yQKxQ4n0B1kq1rj8w3X test";
 
-/// A user with a key, a file, and a command that leaves a line each time it runs. `@` stands for what differs.
+/// A user with a key, a file, and a command that leaves a line each time it runs. `@` stands for what
+/// differs.
 const USER_DATA: &str = "#cloud-config
 users:
   - default
@@ -62,7 +63,8 @@ fn check(host: &TestHost) -> Result<()> {
     is_configured(host, "clouded", "ada")?;
     ensure!(boot_of(host, "clouded")? != boot, "it was not rebooted");
 
-    // An instance of its image is another one: it is configured by its own data, and keeps what the image has.
+    // An instance of its image is another one: it is configured by its own data, and keeps what the image
+    // has.
     ok(
         host,
         "vmm stop --time 120 clouded && vmm create-image clouded captured && vmm terminate clouded",
@@ -80,7 +82,8 @@ fn check(host: &TestHost) -> Result<()> {
     has_its_address_by_dhcp(host, "second")
 }
 
-/// A key of this test's own where there is OpenSSH to use it; the lab has none, and gets one that cannot be used.
+/// A key of this test's own where there is OpenSSH to use it; the lab has none, and gets one that cannot be
+/// used.
 fn make_key(host: &TestHost) -> Result<()> {
     let line = match host {
         TestHost::Here { .. } => {
@@ -105,7 +108,8 @@ fn launch(host: &TestHost, image: &str, name: &str, user: &str) -> Result<()> {
     .map(drop)
 }
 
-/// cloud-init has ended without an error, has taken the instance for what it is, and has done each thing once.
+/// cloud-init has ended without an error, has taken the instance for what it is, and has done each thing
+/// once.
 fn is_configured(host: &TestHost, name: &str, user: &str) -> Result<()> {
     let line = format!("vmm exec --wait-timeout 300 {name} -- cloud-init status --wait --format json");
     let status = host.sh_within(&line, LIMIT)?;

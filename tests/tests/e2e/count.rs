@@ -20,7 +20,8 @@ pub const TESTS: &[(&str, Test)] = &[
 /// How far the instructions up to PID 1 may be from the recorded ones.
 const TOLERANCE: f64 = 0.01;
 
-/// Boots the image with the pinned kernel, which was built before the tests began, twice, to the command's end and power-off.
+/// Boots the image with the pinned kernel, which was built before the tests began, twice, to the command's
+/// end and power-off.
 fn two_counted_boots_are_the_same(host: &TestHost) -> Result<()> {
     let boot = || {
         let (timing, said) = timed(host, "linux-6.12.ami --icount --memory 512M")?;
@@ -54,7 +55,8 @@ fn counted(value: &Value, at: &str) -> Result<u64> {
     count.with_context(|| format!("{at} is missing in {value:#}"))
 }
 
-/// A boot that costs more or fewer instructions than it used to is news: either a fault, or a new number for the record.
+/// A boot that costs more or fewer instructions than it used to is news: either a fault, or a new number for
+/// the record.
 fn near_the_record(count: u64) -> Result<()> {
     let path = workspace().join("tests/kernels/instructions.json");
     let text =

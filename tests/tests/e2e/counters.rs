@@ -1,8 +1,10 @@
-//! Counters that a noisy machine cannot touch: what a launch costs, held to the values in `tests/lab/counters.json`.
+//! Counters that a noisy machine cannot touch: what a launch costs, held to the values in
+//! `tests/lab/counters.json`.
 //!
-//! A count that grows by more than its margin fails. One that shrinks by more fails too, and asks for the new value to be
-//! recorded, so that what was won is not lost again unseen. The margin is a hundredth, and one where that is less than one; three hundredths
-//! where it counts for something in which pages the linker has put what code (pages touched, PSS).
+//! A count that grows by more than its margin fails. One that shrinks by more fails too, and asks for the new
+//! value to be recorded, so that what was won is not lost again unseen. The margin is a hundredth, and one
+//! where that is less than one; three hundredths where it counts for something in which pages the linker has
+//! put what code (pages touched, PSS).
 
 use std::fs;
 
@@ -26,7 +28,8 @@ pub const TESTS: &[(&str, Test)] = &[
 /// The recorded values.
 const RECORDED: &str = "tests/lab/counters.json";
 
-/// What is recorded of a counter: `{"value": N, "margin": N, "goal": N}`, and `"missed": true` where the goal is.
+/// What is recorded of a counter: `{"value": N, "margin": N, "goal": N}`, and `"missed": true` where the goal
+/// is.
 struct Record {
     value: u64,
     margin: u64,
@@ -87,7 +90,8 @@ fn system_calls_before_the_first_run(host: &TestHost) -> Result<()> {
     hold_system_calls(host, "--sandbox off", "system_calls_before_first_run")
 }
 
-/// The same with what it takes to confine the process, which root does more for than others: there are capabilities to drop.
+/// The same with what it takes to confine the process, which root does more for than others: there are
+/// capabilities to drop.
 fn system_calls_of_confinement(host: &TestHost) -> Result<()> {
     hold_system_calls(
         host,
@@ -109,10 +113,11 @@ fn hold_system_calls(host: &TestHost, option: &str, name: &str) -> Result<()> {
     hold(name, calls.len() as u64).with_context(|| format!("the calls were:\n{}", calls.join("\n")))
 }
 
-/// The second launch, so that the image is known to be whole already, in the background; its root volume is not filled. All of the program
-/// is in the page cache: of what is not there a fault maps less. Looks two
-/// seconds after the guest's agent has answered at the memory of the process and of what it has started, and ends it: prints the mappings
-/// and then what the launch was measured by, which the process writes last of all.
+/// The second launch, so that the image is known to be whole already, in the background; its root volume is
+/// not filled. All of the program is in the page cache: of what is not there a fault maps less. Looks two
+/// seconds after the guest's agent has answered at the memory of the process and of what it has started, and
+/// ends it: prints the mappings and then what the launch was measured by, which the process writes last of
+/// all.
 fn launch() -> String {
     format!(
         "set -e; cat $(command -v vmm) >/dev/null; vmm run hello.ami --rm --accel kvm -- true; \
@@ -126,8 +131,8 @@ fn launch() -> String {
     )
 }
 
-/// Exits to user space until the kernel starts its PID 1; what is copied to guest RAM and how many pages are touched before the guest
-/// runs; what is mapped when it is up.
+/// Exits to user space until the kernel starts its PID 1; what is copied to guest RAM and how many pages are
+/// touched before the guest runs; what is mapped when it is up.
 fn exits_and_memory_of_a_launch(host: &TestHost) -> Result<()> {
     let output = host.sh(&launch())?;
     ensure!(output.status == 0, "{output:?}");

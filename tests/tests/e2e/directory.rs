@@ -1,6 +1,7 @@
 //! Launch a plain machine, install an application in it, make an image of it, launch two more.
 //!
-//! The guest installs with apt over its own network from an archive that this host serves on its loopback address.
+//! The guest installs with apt over its own network from an archive that this host serves on its loopback
+//! address.
 
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ pub const TESTS: &[(&str, Test)] = &[("an_application_installed_captured_and_lau
 /// Installing and booting on a processor in software take their time.
 const TIMEOUT: Duration = Duration::from_secs(900);
 
-/// The port of the archive on the host's loopback address; tests of one test host that use it do not run at once.
+/// The port of the archive on the host's loopback address; tests of one test host that use it do not run at
+/// once.
 const ARCHIVE: u16 = 28_080;
 
 /// A public key whose private half nobody has.
@@ -161,8 +163,8 @@ fn employees(host: &TestHost, address: &str) -> Result<Vec<String>> {
 }
 
 fn add(host: &TestHost, address: &str, name: &str) -> Result<()> {
-    // The answer leads back to the list, which this client would ask for with the form once more: whether it worked is seen in
-    // the list itself.
+    // The answer leads back to the list, which this client would ask for with the form once more: whether it
+    // worked is seen in the list itself.
     employees(host, address)?;
     let form = format!("name={name}&department=Research&email={name}%40example.org");
     host.sh(&format!(

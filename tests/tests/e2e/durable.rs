@@ -1,4 +1,5 @@
-//! What was acknowledged to a guest as written is there after the process that ran it was killed, at any moment.
+//! What was acknowledged to a guest as written is there after the process that ran it was killed, at any
+//! moment.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -24,7 +25,8 @@ pub const TESTS: &[(&str, Test)] = &[
     ),
 ];
 
-/// Boots that end by a kill. The first one's root volume still reads from the image, in the last it stands alone.
+/// Boots that end by a kill. The first one's root volume still reads from the image, in the last it stands
+/// alone.
 const BOOTS: u32 = 2;
 /// The same where there is time.
 const LONG_BOOTS: u32 = 12;
@@ -38,7 +40,8 @@ const WRITER: &str = "mkdir -p /d; i=$0; while :; do i=$((i+1)); \
     yes $i | head -c $((i*397%20000+1)) | dd of=/d/$i conv=fsync 2>/dev/null && \
     yes $i | head -c 4096 | dd of=/d/log bs=4096 seek=$((i%50)) conv=notrunc,fsync 2>/dev/null && echo $i; done";
 
-/// Compares what there is with what was written, up to the number that was acknowledged last, and says how many differ.
+/// Compares what there is with what was written, up to the number that was acknowledged last, and says how
+/// many differ.
 const CHECKER: &str = "bad=0; i=0; while [ $i -lt $0 ]; do i=$((i+1)); \
     yes $i | head -c $((i*397%20000+1)) | cmp -s - /d/$i || { bad=$((bad+1)); echo lost $i; }; done; \
     i=$(($0-49)); [ $i -gt 0 ] || i=1; while [ $i -le $0 ]; do \
@@ -93,7 +96,8 @@ fn record(host: &TestHost) -> Result<Value> {
     Ok(serde_json::from_str(&ok(host, "vmm inspect durable")?)?)
 }
 
-/// Lets the guest write on after number `from`, kills the process that runs it, and returns the last number that arrived.
+/// Lets the guest write on after number `from`, kills the process that runs it, and returns the last number
+/// that arrived.
 fn write_until_killed(host: &TestHost, from: u32) -> Result<u32> {
     let process = ok(host, &process_of("durable"))?;
     let process = process.trim();
@@ -158,8 +162,8 @@ fn fsck(host: &TestHost) -> Result<()> {
     .map(drop)
 }
 
-/// Killed before, while and after it copies: what bears a name in the store is whole, what does not is gone with the next image, and the
-/// instance runs on, thawed.
+/// Killed before, while and after it copies: what bears a name in the store is whole, what does not is gone
+/// with the next image, and the instance runs on, thawed.
 fn a_killed_create_image_leaves_a_whole_image_or_none(host: &TestHost) -> Result<()> {
     ok(host, "vmm run hello.ami -d --name model --wait agent")?;
     for seconds in ["0.02", "0.1", "0.2", "0.5", "1", "2"] {

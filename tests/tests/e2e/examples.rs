@@ -174,8 +174,8 @@ fn the_microvm_kernel_boots(host: &TestHost) -> Result<()> {
     Ok(())
 }
 
-/// The file system is sound to e2fsck, this machine's kernel mounts and reads all of it, and the image boots. Some were built before
-/// the tests began.
+/// The file system is sound to e2fsck, this machine's kernel mounts and reads all of it, and the image boots.
+/// Some were built before the tests began.
 fn every_example_is_sound_mounts_and_boots(host: &TestHost) -> Result<()> {
     for example in [
         "hello",
@@ -208,8 +208,8 @@ vmm run $D/x.ami --rm -- sh -c 'read name </proc/1/comm; echo $name'"#,
     Ok(())
 }
 
-/// Debian's user space on its own kernel and on ours: systemd says that everything runs, and no unit failed. The kernel is the
-/// microvm image's, which was built before the tests began.
+/// Debian's user space on its own kernel and on ours: systemd says that everything runs, and no unit failed.
+/// The kernel is the microvm image's, which was built before the tests began.
 fn systemd_runs_on_both_kernels(host: &TestHost) -> Result<()> {
     for kernel in ["", "[kernel]\npath = \"kernel\"\n"] {
         let line = format!(
@@ -238,7 +238,8 @@ vmm exec systemd -- cat /proc/1/comm"#,
     Ok(())
 }
 
-/// Every example with the kernel of its recipe; and Debian's user space, with Kiln's kernel, as an image layered on the image.
+/// Every example with the kernel of its recipe; and Debian's user space, with Kiln's kernel, as an image
+/// layered on the image.
 fn every_example_boots_with_both_kernels(host: &TestHost) -> Result<()> {
     let init = "vmm run $image --rm -- sh -c 'read name </proc/1/comm; echo $name $(uname -r)'";
     let line = format!(

@@ -99,9 +99,9 @@ done
     Ok(())
 }
 
-/// An OCI image that umoci makes of the hello image's root, in two layers: the second changes, adds and removes. What is imported is
-/// what umoci unpacks. A run of it shows the command's output on the console and ends with its status, as `docker run` does; a command of the run
-/// takes its place.
+/// An OCI image that umoci makes of the hello image's root, in two layers: the second changes, adds and
+/// removes. What is imported is what umoci unpacks. A run of it shows the command's output on the console and
+/// ends with its status, as `docker run` does; a command of the run takes its place.
 fn an_oci_image_in_layers_is_imported(host: &TestHost) -> Result<()> {
     let line = r#"
 imgtool convert $hello --to tar -o root.tar >/dev/null
@@ -151,8 +151,8 @@ vmm run x.ami --rm -- echo replaced
 /// Directories in which an upper layer has entries in an order of their own.
 const ORDERS: usize = 150;
 
-/// What an upper layer may have in such a directory. The lower one has `dir/old`, `dir/sub/deep`, `other` and `link`, which leads to
-/// `dir`.
+/// What an upper layer may have in such a directory. The lower one has `dir/old`, `dir/sub/deep`, `other` and
+/// `link`, which leads to `dir`.
 const UPPER: [&str; 12] = [
     "dir/",
     "dir/old",
@@ -168,7 +168,8 @@ const UPPER: [&str; 12] = [
     ".wh.other",
 ];
 
-/// The names of an upper layer in the order of its entries: in each directory some of [`UPPER`], shuffled by a fixed sequence.
+/// The names of an upper layer in the order of its entries: in each directory some of [`UPPER`], shuffled by
+/// a fixed sequence.
 fn upper_entries() -> String {
     let mut state = 1_u64;
     let mut random = |below: usize| {
@@ -245,7 +246,8 @@ dd if=sparse bs=4096 skip=131072 count=1 status=none | head -c 3; echo
 stat -c "%n %F %a" pipe
 "#;
 
-/// Made by Debian's own tools while the image is built, read by them in the guest, and by this machine's after `extract`.
+/// Made by Debian's own tools while the image is built, read by them in the guest, and by this machine's
+/// after `extract`.
 fn attributes_survive_to_the_guest_and_back(host: &TestHost) -> Result<()> {
     let line = format!(
         "cat >all.toml <<'END'\n{ATTRIBUTES}END\ncat >look <<'END'\n{LOOK}END\n{}",

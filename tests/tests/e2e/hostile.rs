@@ -1,4 +1,5 @@
-//! A kernel that breaks every rule of every device: it costs its own machine's devices, and nobody else anything.
+//! A kernel that breaks every rule of every device: it costs its own machine's devices, and nobody else
+//! anything.
 
 use std::fmt::Write as _;
 
@@ -14,7 +15,8 @@ pub const TESTS: &[(&str, Test)] = &[(
     a_hostile_kernel_harms_its_own_devices,
 )];
 
-/// Transports of the machine that are driven: disk, entropy, sockets, network, console, and one that is not there.
+/// Transports of the machine that are driven: disk, entropy, sockets, network, console, and one that is not
+/// there.
 const SLOTS: u64 = 6;
 /// Lines that each device may log of it.
 const LINES_PER_DEVICE: usize = 8;

@@ -30,8 +30,9 @@ pub mod register {
     pub const CONFIG: u64 = 0x100;
 }
 
-/// `mov rax, TABLES; mov cr3, rax; mov esi, LIST`, then for each entry (operation, address, value) of 24 bytes: operation 1
-/// stores 32 bits, 2 stores 64 bits, 3 loads 32 bits, 4 writes a byte to a port, 5 pauses, anything else halts for good.
+/// `mov rax, TABLES; mov cr3, rax; mov esi, LIST`, then for each entry (operation, address, value) of 24
+/// bytes: operation 1 stores 32 bits, 2 stores 64 bits, 3 loads 32 bits, 4 writes a byte to a port, 5 pauses,
+/// anything else halts for good.
 fn code() -> Vec<u8> {
     use iced_x86::code_asm::*;
     let assemble = || -> Result<Vec<u8>, iced_x86::IcedError> {

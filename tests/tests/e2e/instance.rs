@@ -216,7 +216,8 @@ pub fn process_of(name: &str) -> String {
     format!("vmm inspect {name} | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'")
 }
 
-/// `kill -9` of the process that runs the guest: the next command says so, and what was flushed is there after a start.
+/// `kill -9` of the process that runs the guest: the next command says so, and what was flushed is there
+/// after a start.
 fn a_killed_vmm_is_noticed(host: &TestHost) -> Result<()> {
     ok(host, "vmm run hello.ami -d --name victim --wait agent")?;
     ok(host, "vmm run hello.ami -d --name witness --wait agent")?;
@@ -252,8 +253,8 @@ fn a_killed_vmm_is_noticed(host: &TestHost) -> Result<()> {
     .map(drop)
 }
 
-/// What commands use of the process that runs the instance is given back, what they print arrives or is an error, and the instance
-/// can be ended though its socket is gone.
+/// What commands use of the process that runs the instance is given back, what they print arrives or is an
+/// error, and the instance can be ended though its socket is gone.
 fn commands_leave_nothing_behind(host: &TestHost) -> Result<()> {
     ok(
         host,
@@ -371,7 +372,8 @@ fn a_frozen_copy_needs_no_reboot(host: &TestHost) -> Result<()> {
     ok(host, "vmm image rm snapshot && vmm terminate --time 0 busy").map(drop)
 }
 
-/// With `--rm` the root volume is not filled in the background: it reads from the image for as long as it runs.
+/// With `--rm` the root volume is not filled in the background: it reads from the image for as long as it
+/// runs.
 fn a_deleted_image_stays(host: &TestHost) -> Result<()> {
     ok(
         host,
@@ -458,7 +460,8 @@ fn a_shutdown_tells_how_commands_ended(host: &TestHost) -> Result<()> {
 /// Packets that a guest has sent when it is a flood: a boot sends some ten.
 const FLOOD: u32 = 2000;
 
-/// DHCP, DNS, metadata and addresses that do not exist, as fast as the guest can; the instance and its neighbour go on.
+/// DHCP, DNS, metadata and addresses that do not exist, as fast as the guest can; the instance and its
+/// neighbour go on.
 fn a_flood_disturbs_nobody(host: &TestHost) -> Result<()> {
     ok(
         host,
@@ -527,7 +530,8 @@ fn user_data_runs_once(host: &TestHost) -> Result<()> {
     ok(host, "vmm terminate --time 0 data").map(drop)
 }
 
-/// Asked for from outside, and from within: it comes back with its files and its published ports, and another boot id.
+/// Asked for from outside, and from within: it comes back with its files and its published ports, and another
+/// boot id.
 fn a_reboot_is_another_life(host: &TestHost) -> Result<()> {
     ok(
         host,
@@ -569,7 +573,8 @@ fn a_boot_without_its_disk_says_why(host: &TestHost) -> Result<()> {
     Ok(())
 }
 
-/// The state directory on a file system of 48 MiB: the guest is paused when it is full, and its write succeeds when there is room.
+/// The state directory on a file system of 48 MiB: the guest is paused when it is full, and its write
+/// succeeds when there is room.
 fn a_full_disk(host: &TestHost) -> Result<()> {
     let within = |line: &str| format!("export XDG_STATE_HOME=/work/small; {line}");
     ok(

@@ -11,7 +11,8 @@ pub const TESTS: &[(&str, Test)] = &[
     ("linux_7_boots", |host| boots(host, "7")),
 ];
 
-/// Boots `tests/kernels/linux-VERSION.toml`, which was built before the tests began, and lets it say what it is.
+/// Boots `tests/kernels/linux-VERSION.toml`, which was built before the tests began, and lets it say what it
+/// is.
 fn boots(host: &TestHost, version: &str) -> Result<()> {
     let output = host.sh(&format!(
         "vmm run linux-{version}.ami --rm -- sh -c 'uname -r; head -n 1 /proc/1/status'"

@@ -12,8 +12,8 @@ pub const TESTS: &[(&str, Test)] = &[(
 
 /// Where the kernel of one instruction lies.
 const ENTRY: u64 = 0x100_0000;
-/// `fld dword [0x2000_0000]`: the address is mapped, but no RAM, so that KVM has to emulate the load; its emulator knows
-/// next to nothing of the x87.
+/// `fld dword [0x2000_0000]`: the address is mapped, but no RAM, so that KVM has to emulate the load; its
+/// emulator knows next to nothing of the x87.
 const FLD: [u8; 7] = [0xd9, 0x04, 0x25, 0x00, 0x00, 0x00, 0x20];
 
 /// An ELF executable (System V ABI, "Object Files") for x86-64 with one segment of `code` at [`ENTRY`].

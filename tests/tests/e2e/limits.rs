@@ -46,7 +46,8 @@ fn a_limited_guest_does_no_more(host: &TestHost) -> Result<()> {
         &format!("grep '^Max open files' /proc/$({})/limits", process_of("slow")),
     )?;
     ensure!(open_files.contains(" 4096 "), "{open_files}");
-    // 400 requests at 100 a second, of which 10 are free after a rest: dd reads the device past the page cache.
+    // 400 requests at 100 a second, of which 10 are free after a rest: dd reads the device past the page
+    // cache.
     let start = Instant::now();
     ok(
         host,
@@ -66,12 +67,14 @@ fn a_limited_guest_does_no_more(host: &TestHost) -> Result<()> {
     ok(host, "vmm terminate --time 0 slow").map(drop)
 }
 
-/// Bytes of a datagram's content: more than an Ethernet frame has, and than the MTU that the guest sets in the end.
+/// Bytes of a datagram's content: more than an Ethernet frame has, and than the MTU that the guest sets in
+/// the end.
 const BLOCK: usize = 8 << 10;
 /// Bytes of the file that goes both ways: several blocks, and a rest.
 const FILE: usize = 3 * BLOCK + 100;
 
-/// The guest puts and gets a file by TFTP (RFC 1350, RFC 2348) in datagrams of 8 KiB: whole ones, and with an MTU of 1500 in pieces.
+/// The guest puts and gets a file by TFTP (RFC 1350, RFC 2348) in datagrams of 8 KiB: whole ones, and with an
+/// MTU of 1500 in pieces.
 fn big_datagrams(host: &TestHost) -> Result<()> {
     let socket = UdpSocket::bind("127.0.0.1:0").context("a port")?;
     let port = socket.local_addr()?.port();
@@ -128,7 +131,8 @@ fn put_and_get(socket: &UdpSocket) -> Result<()> {
     }
 }
 
-/// Lets the guest send to a port of this host; returns how much came, and how long it took from the first byte to the last.
+/// Lets the guest send to a port of this host; returns how much came, and how long it took from the first
+/// byte to the last.
 fn send(host: &TestHost) -> Result<(u64, Duration)> {
     let listener = TcpListener::bind("127.0.0.1:0").context("a port")?;
     let port = listener.local_addr()?.port();

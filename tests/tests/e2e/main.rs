@@ -1,7 +1,8 @@
 //! Kiln through its command line: every test of a table, on every test host that this machine can offer.
 //!
-//! Where a test host cannot be had (no QEMU, no programs for it), its tests are ignored, by name and with the reason on standard error;
-//! under CI that is a failure. Tests that take many minutes are ignored, and named, unless `KILN_LONG_TESTS` is set.
+//! Where a test host cannot be had (no QEMU, no programs for it), its tests are ignored, by name and with the
+//! reason on standard error; under CI that is a failure. Tests that take many minutes are ignored, and named,
+//! unless `KILN_LONG_TESTS` is set.
 
 mod archives;
 mod bench;
@@ -49,9 +50,9 @@ type Test = fn(&TestHost) -> anyhow::Result<()>;
 /// Tests and their names.
 type Table = &'static [(&'static str, Test)];
 
-/// What runs on the software processor, on this machine. All of it runs on KVM as well, but for what launches nothing or depends on
-/// no accelerator (`ONCE`, images and what other tools make of them, the rules of `vmm bench`), and what only the software processor
-/// can do: counting instructions.
+/// What runs on the software processor, on this machine. All of it runs on KVM as well, but for what launches
+/// nothing or depends on no accelerator (`ONCE`, images and what other tools make of them, the rules of `vmm
+/// bench`), and what only the software processor can do: counting instructions.
 const SOFT: &[Table] = &[
     bench::TESTS,
     image::TESTS,
@@ -84,8 +85,8 @@ enum Need {
     X86,
     /// Images whose packages were configured, which takes an emulator where they are foreign.
     Configured,
-    /// Nothing, but what it shows is the same on every architecture: in a lab of another architecture than this machine's it is a
-    /// long test.
+    /// Nothing, but what it shows is the same on every architecture: in a lab of another architecture than
+    /// this machine's it is a long test.
     Time,
 }
 
@@ -293,8 +294,8 @@ fn needs_long_images(arguments: &Arguments) -> bool {
     long_tests() && names.into_iter().any(named)
 }
 
-/// Builds the programs, and the images and the archive that tests need, those that long tests share only where one of them
-/// is named. Returns the hello image.
+/// Builds the programs, and the images and the archive that tests need, those that long tests share only
+/// where one of them is named. Returns the hello image.
 fn prepare(arguments: &Arguments) -> anyhow::Result<PathBuf> {
     const HELLO: &str = "examples/hello.toml";
     const PLAIN: &str = "examples/plain.toml";

@@ -24,8 +24,8 @@ pub const LAB_TESTS: &[(&str, Test)] = &[
     ),
 ];
 
-/// IMDSv2 as a program in the guest uses it: a session token first, and with it what the instance is. busybox's wget
-/// cannot PUT, so the token comes by hand.
+/// IMDSv2 as a program in the guest uses it: a session token first, and with it what the instance is.
+/// busybox's wget cannot PUT, so the token comes by hand.
 fn metadata_is_for_who_has_a_token(host: &TestHost) -> Result<()> {
     const SCRIPT: &str = "at=169.254.169.254; \
         token=$(printf \"PUT /latest/api/token HTTP/1.1\\r\\nHost: $at\\r\\nConnection: close\\r\\n\
@@ -50,8 +50,8 @@ fn metadata_is_for_who_has_a_token(host: &TestHost) -> Result<()> {
     ok(host, "vmm terminate --time 0 asker").map(drop)
 }
 
-/// The guest's resolver is the first of the host's `/etc/resolv.conf`. What is asked goes there as it is, and so does
-/// the answer; a connection will do, for a host that has no name server.
+/// The guest's resolver is the first of the host's `/etc/resolv.conf`. What is asked goes there as it is, and
+/// so does the answer; a connection will do, for a host that has no name server.
 fn the_hosts_resolver_answers(host: &TestHost) -> Result<()> {
     ok(host, "echo nameserver 127.0.0.1 > /etc/resolv.conf")?;
     let printed = ok(
@@ -67,8 +67,8 @@ fn the_hosts_resolver_answers(host: &TestHost) -> Result<()> {
     Ok(())
 }
 
-/// The list is a plain file at first, and names a server that nobody can reach from here. What replaces it counts for a confined
-/// instance that runs already.
+/// The list is a plain file at first, and names a server that nobody can reach from here. What replaces it
+/// counts for a confined instance that runs already.
 fn a_replaced_list_is_followed(host: &TestHost) -> Result<()> {
     ok(
         host,

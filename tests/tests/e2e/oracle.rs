@@ -1,4 +1,5 @@
-//! What Debian's own tools make of the same question: the packages that apt chooses, the root that mmdebstrap builds.
+//! What Debian's own tools make of the same question: the packages that apt chooses, the root that mmdebstrap
+//! builds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -188,8 +189,8 @@ const DIFFERENT: &[&str] = &[
     "etc/shadow",
 ];
 
-/// Every file of both roots by name: kind, mode, owner, link target, size, digest. The times of the roots' making are
-/// left out.
+/// Every file of both roots by name: kind, mode, owner, link target, size, digest. The times of the roots'
+/// making are left out.
 fn minbase_is_what_mmdebstrap_makes(host: &TestHost) -> Result<()> {
     let line = r#"
 set -e

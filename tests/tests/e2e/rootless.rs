@@ -1,4 +1,5 @@
-//! A user without privileges: the images are the same bytes as root's, and instances are confined like root's.
+//! A user without privileges: the images are the same bytes as root's, and instances are confined like
+//! root's.
 
 use std::time::Duration;
 

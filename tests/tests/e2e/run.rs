@@ -113,7 +113,8 @@ fn power_off_ends_well_and_says_so(host: &TestHost) -> Result<()> {
     Ok(())
 }
 
-/// Runs `true` in an instance launched with `arguments`; returns the times of the launch, and what `vmm` said.
+/// Runs `true` in an instance launched with `arguments`; returns the times of the launch, and what `vmm`
+/// said.
 pub fn timed(host: &TestHost, arguments: &str) -> Result<(serde_json::Value, String)> {
     let output = host.sh(&format!(
         "file=$(mktemp) && vmm run {arguments} --rm --timing $file -- true && cat $file; \

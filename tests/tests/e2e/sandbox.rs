@@ -1,4 +1,5 @@
-//! Confinement through the command line: who is confined, by what, and that everything that an instance does still works.
+//! Confinement through the command line: who is confined, by what, and that everything that an instance does
+//! still works.
 
 use anyhow::{Result, ensure};
 use kiln_tests::test_host::TestHost;
@@ -100,7 +101,8 @@ fn off_is_off(host: &TestHost) -> Result<()> {
     ok(host, "vmm terminate --time 0 open").map(drop)
 }
 
-/// Whether the instance process is in the host's network namespace shows which one it could reach anything in.
+/// Whether the instance process is in the host's network namespace shows which one it could reach anything
+/// in.
 fn without_a_network_nothing_is_reached(host: &TestHost) -> Result<()> {
     let network_of_owner = |name: &str, options: &str| {
         let line = format!(
@@ -140,8 +142,8 @@ fn a_log_is_turned_over(host: &TestHost) -> Result<()> {
     .map(drop)
 }
 
-/// The resolver's name is in a file, which the thread of the network may not open itself. Nobody has to answer: a question
-/// that is sent is enough, and a process that died could not answer the next command.
+/// The resolver's name is in a file, which the thread of the network may not open itself. Nobody has to
+/// answer: a question that is sent is enough, and a process that died could not answer the next command.
 fn names_are_looked_up(host: &TestHost) -> Result<()> {
     ok(host, "vmm run hello.ami -d --name asker --wait agent")?;
     host.sh("vmm exec asker -- timeout 5 nslookup kiln.invalid 10.0.2.3")?;

@@ -1,7 +1,9 @@
-//! Suites that others wrote, in guests on the software processor: CPython's tests, stress-ng, and the kernel's own tests of x86.
+//! Suites that others wrote, in guests on the software processor: CPython's tests, stress-ng, and the
+//! kernel's own tests of x86.
 //!
-//! What is run of a suite and how it ends is in `tests/suites`: a name and an outcome a line, with the reason for each that is
-//! not expected to pass. An outcome that is not the expected one fails the test, in either direction.
+//! What is run of a suite and how it ends is in `tests/suites`: a name and an outcome a line, with the reason
+//! for each that is not expected to pass. An outcome that is not the expected one fails the test, in either
+//! direction.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -68,8 +70,8 @@ fn image() -> Result<PathBuf> {
     }
 }
 
-/// Runs `script` in a guest, with the names of the record for `@`; `parse` finds a name and its outcome in a line of what it
-/// prints.
+/// Runs `script` in a guest, with the names of the record for `@`; `parse` finds a name and its outcome in a
+/// line of what it prints.
 fn run(host: &TestHost, suite: &str, script: &str, parse: fn(&str) -> Option<(&str, &str)>) -> Result<()> {
     let record = record(suite)?;
     let names: Vec<&str> = record.iter().map(|(name, ..)| name.as_str()).collect();

@@ -1,5 +1,5 @@
-//! What a build does when something is missing, full, read-only or cut off: it says what, why and what to try, and leaves
-//! nothing that looks like an image.
+//! What a build does when something is missing, full, read-only or cut off: it says what, why and what to
+//! try, and leaves nothing that looks like an image.
 
 use anyhow::{Result, ensure};
 use kiln_tests::dist::kiln_dir;
@@ -27,7 +27,8 @@ pub const TESTS: &[(&str, Test)] = &[
     ),
 ];
 
-/// Ensures that the command failed with all of `words` in its message, which is a message for people, and left nothing.
+/// Ensures that the command failed with all of `words` in its message, which is a message for people, and
+/// left nothing.
 pub fn refused(output: &Output, words: &[&str]) -> Result<()> {
     ensure!(output.status == 1, "{output:?}");
     for word in words.iter().chain(&["try:"]) {
@@ -126,7 +127,8 @@ fn a_read_only_cache_serves_what_it_has(host: &TestHost) -> Result<()> {
 fn a_killed_build_leaves_a_whole_image_or_none(host: &TestHost) -> Result<()> {
     let hello = hello();
     for seconds in ["0.2", "0.5", "1", "2"] {
-        // The kill can also fall between the image's last step, its name, and the program's end: what has the name is whole.
+        // The kill can also fall between the image's last step, its name, and the program's end: what has the
+        // name is whole.
         let line = format!(
             "timeout --signal=KILL {seconds} imgtool build {hello} -o x.ami --quiet; status=$?; \
              [ ! -e x.ami ] || {{ imgtool verify x.ami && rm x.ami; }}; exit $status"

@@ -80,8 +80,9 @@ impl Exec {
     }
 }
 
-/// What asks this process to end goes to the command, too. A guest that hangs or is paused passes nothing on, so the process ends by a
-/// second such signal, and some time after the first. Ctrl-C is the command's business alone.
+/// What asks this process to end goes to the command, too. A guest that hangs or is paused passes nothing on,
+/// so the process ends by a second such signal, and some time after the first. Ctrl-C is the command's
+/// business alone.
 #[derive(Default)]
 struct Leaving {
     asked: bool,

@@ -161,7 +161,8 @@ fn what_to_try(error: &anyhow::Error) -> Option<String> {
         })
 }
 
-/// An error in one line, with what to try: what is written into the record of an instance whose machine has failed.
+/// An error in one line, with what to try: what is written into the record of an instance whose machine has
+/// failed.
 pub fn line(error: &Error) -> String {
     let causes = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |cause| {
         cause.source()

@@ -1,4 +1,5 @@
-//! What to try when the hypervisor cannot do something: its errors say what failed and why, and know no options.
+//! What to try when the hypervisor cannot do something: its errors say what failed and why, and know no
+//! options.
 
 use std::error::Error;
 
@@ -6,7 +7,8 @@ use machine::arch::Architecture;
 use machine::block::volume;
 use machine::{accel, net, sandbox};
 
-/// What to try for `cause`, if it is an error of the hypervisor for which an option of the command line is the answer.
+/// What to try for `cause`, if it is an error of the hypervisor for which an option of the command line is
+/// the answer.
 pub fn of(cause: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = cause.downcast_ref::<accel::Error>() {
         return of_accelerator(error, std::env::consts::ARCH);
@@ -36,7 +38,8 @@ pub fn of(cause: &(dyn Error + 'static)) -> Option<String> {
     }
 }
 
-/// The same for accelerators, on a host of architecture `host` (the kernel's name): the software processor runs guests of one kind.
+/// The same for accelerators, on a host of architecture `host` (the kernel's name): the software processor
+/// runs guests of one kind.
 fn of_accelerator(error: &accel::Error, host: &str) -> Option<String> {
     use accel::Error as E;
     let software = || Some("--accel soft".to_owned());

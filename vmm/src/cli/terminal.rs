@@ -49,7 +49,8 @@ impl Drop for Raw {
     }
 }
 
-/// Undoes raw mode if it is on, for whoever ends the process at once. What was typed meanwhile and not read is kept.
+/// Undoes raw mode if it is on, for whoever ends the process at once. What was typed meanwhile and not read
+/// is kept.
 pub fn restore() {
     // A panic while the lock is held must not wait for itself.
     let Ok(mut before) = BEFORE.try_lock() else { return };

@@ -64,7 +64,8 @@ pub fn open() -> Result<Kvm, Error> {
     })
 }
 
-/// Makes a machine with `memory` and `cpus` processors; with `statistics`, its own and theirs can be read, as far as the kernel has them.
+/// Makes a machine with `memory` and `cpus` processors; with `statistics`, its own and theirs can be read, as
+/// far as the kernel has them.
 pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8, statistics: bool) -> Result<Created, Error> {
     let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
     for (slot, region) in memory.iter().enumerate() {

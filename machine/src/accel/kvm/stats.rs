@@ -1,5 +1,6 @@
-//! KVM's own statistics: exits of any kind, faults in the nested page tables, interrupts (Linux, Documentation/virt/kvm/api.rst,
-//! `KVM_GET_STATS_FD`). What user space sees of a guest is a small part of what the processor does for it.
+//! KVM's own statistics: exits of any kind, faults in the nested page tables, interrupts (Linux,
+//! Documentation/virt/kvm/api.rst, `KVM_GET_STATS_FD`). What user space sees of a guest is a small part of
+//! what the processor does for it.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +17,8 @@ const DESCRIPTOR: usize = 16;
 const MAX_DESCRIPTORS: u32 = 1024;
 /// Longest name in bytes; the kernel's is 48.
 const MAX_NAME: u32 = 256;
-/// Bits of `flags` that say what a value means, and their values: a counter that only grows, and one that is a level.
+/// Bits of `flags` that say what a value means, and their values: a counter that only grows, and one that is
+/// a level.
 const TYPE_MASK: u32 = 0xf;
 const TYPE_CUMULATIVE: u32 = 0;
 const TYPE_INSTANT: u32 = 1;
@@ -37,7 +39,8 @@ pub(super) struct Stats {
 }
 
 impl Stats {
-    /// Opens those of `fd`, a virtual machine's or a virtual processor's descriptor. Hosts before Linux 5.14 have none: `ENOTTY`.
+    /// Opens those of `fd`, a virtual machine's or a virtual processor's descriptor. Hosts before Linux 5.14
+    /// have none: `ENOTTY`.
     pub(super) fn open(fd: &impl AsRawFd) -> io::Result<Stats> {
         // SAFETY: the ioctl takes no argument and returns a new descriptor or a negative number.
         let stats = unsafe { libc::ioctl(fd.as_raw_fd(), KVM_GET_STATS_FD as _) };

@@ -77,9 +77,9 @@ fn share(memory: &Memory) -> Result<Arc<Ram>, Error> {
             })
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    // SAFETY: the regions are page-aligned anonymous mappings into which nobody holds references: vm-memory accesses them
-    // through volatile pointers only, processors as `softcpu::core::ram_access` says.
-    // Every processor, which alone hold the `Ram`, also holds the `Memory` that keeps them mapped.
+    // SAFETY: the regions are page-aligned anonymous mappings into which nobody holds references: vm-memory
+    // accesses them through volatile pointers only, processors as `softcpu::core::ram_access` says. Every
+    // processor, which alone hold the `Ram`, also holds the `Memory` that keeps them mapped.
     Ok(Arc::new(unsafe { Ram::new(&regions) }))
 }
 

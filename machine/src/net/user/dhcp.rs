@@ -38,8 +38,8 @@ pub struct Lease<'a> {
     pub search: &'a [String],
 }
 
-/// The domains as option 119 has them: labels with their lengths before them, an empty one last (RFC 1035 §3.1). Those that are no names
-/// are left out, and those for which there is no room.
+/// The domains as option 119 has them: labels with their lengths before them, an empty one last (RFC 1035
+/// §3.1). Those that are no names are left out, and those for which there is no room.
 fn encode_search(domains: &[String]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for domain in domains {

@@ -46,7 +46,8 @@ const MTU: u16 = 65_520;
 
 const DNS_PORT: u16 = 53;
 
-/// Sockets at once, but for those of published ports: connections, translations of datagrams, and questions for names with all servers.
+/// Sockets at once, but for those of published ports: connections, translations of datagrams, and questions
+/// for names with all servers.
 pub const SOCKETS_CAP: usize =
     tcp::CONNECTIONS_CAP + udp::TRANSLATIONS_CAP + dns::QUESTIONS_CAP * resolvers::SERVERS_CAP;
 

@@ -1,31 +1,34 @@
-//! Reads and writes of guest RAM by host address. Every access of the processor to guest RAM goes through here; other
-//! processors and device threads use the same bytes at the same time.
+//! Reads and writes of guest RAM by host address. Every access of the processor to guest RAM goes through
+//! here; other processors and device threads use the same bytes at the same time.
 //!
 //! # Memory model
 //!
 //! What a guest may rely on (Intel SDM vol. 3, §9.1.1 and §9.2), and what gives it:
 //!
-//! - *Single accesses.* An access up to 8 bytes is one MOV of an x86-64 host, which has the guarantees that the guest expects:
-//!   it is single inside an aligned 8 bytes. On other hosts an aligned access up to 8 bytes is an atomic one, and an
-//!   unaligned one reads, or compares and exchanges, the aligned 8 bytes around it.
-//! - *16 bytes.* Only a processor with AVX promises a guest that aligned ones are single, and this one has no AVX. On x86-64 hosts
-//!   they are one MOVDQU nevertheless, which hosts with AVX do as one.
-//! - *Order.* Total store order, which leaves only a store and a later load of another address unordered: x86-64 hosts have it, and
-//!   elsewhere loads are acquire and stores are release. MFENCE and locked instructions are the host's full barriers.
+//! - *Single accesses.* An access up to 8 bytes is one MOV of an x86-64 host, which has the guarantees that
+//!   the guest expects: it is single inside an aligned 8 bytes. On other hosts an aligned access up to 8
+//!   bytes is an atomic one, and an unaligned one reads, or compares and exchanges, the aligned 8 bytes
+//!   around it.
+//! - *16 bytes.* Only a processor with AVX promises a guest that aligned ones are single, and this one has no
+//!   AVX. On x86-64 hosts they are one MOVDQU nevertheless, which hosts with AVX do as one.
+//! - *Order.* Total store order, which leaves only a store and a later load of another address unordered:
+//!   x86-64 hosts have it, and elsewhere loads are acquire and stores are release. MFENCE and locked
+//!   instructions are the host's full barriers.
 //! - *Locked instructions* are the host's atomic ones; see `x86_64::exec::atomic`.
-//! - *Page table entries* are read once, as 8 bytes; accessed and dirty bits are set by a compare-exchange with what was read.
+//! - *Page table entries* are read once, as 8 bytes; accessed and dirty bits are set by a compare-exchange
+//!   with what was read.
 //!
 //! What is left, in which this differs from a processor:
 //!
-//! - A locked instruction on bytes of two cache lines (a split lock; on hosts that are not x86-64, of two aligned 8 bytes) or
-//!   of a device takes one lock of all processors. It excludes other such instructions, but not
-//!   single accesses to the bytes and not locked ones of fewer bytes.
-//! - On hosts that are not x86-64, an access of more than 8 bytes or across an aligned 8 bytes is done in aligned pieces,
-//!   where processors of today keep it single inside a cache line.
-//! - Rust's memory model does not describe atomic accesses of different sizes to the same bytes, which guests make all the
-//!   time. Hosts define them.
-//! - Devices of the machine read and write RAM through `vm-memory`: aligned accesses up to 8 bytes are single there,
-//!   too, but their order is what the device's code asks for.
+//! - A locked instruction on bytes of two cache lines (a split lock; on hosts that are not x86-64, of two
+//!   aligned 8 bytes) or of a device takes one lock of all processors. It excludes other such instructions,
+//!   but not single accesses to the bytes and not locked ones of fewer bytes.
+//! - On hosts that are not x86-64, an access of more than 8 bytes or across an aligned 8 bytes is done in
+//!   aligned pieces, where processors of today keep it single inside a cache line.
+//! - Rust's memory model does not describe atomic accesses of different sizes to the same bytes, which guests
+//!   make all the time. Hosts define them.
+//! - Devices of the machine read and write RAM through `vm-memory`: aligned accesses up to 8 bytes are single
+//!   there, too, but their order is what the device's code asks for.
 #![allow(unsafe_code)]
 
 #[cfg(any(test, not(target_arch = "x86_64")))]
@@ -171,7 +174,8 @@ pub(crate) unsafe fn copy_in(host: usize, data: &[u8]) {
 /// Fewest elements for which the host's repeated string instructions are worth their start.
 const REPEATED: usize = 64;
 
-/// Copies `count` elements one after the other, upwards: where the ranges overlap, elements that were written are read again.
+/// Copies `count` elements one after the other, upwards: where the ranges overlap, elements that were written
+/// are read again.
 ///
 /// # Safety
 /// All bytes of both ranges are guest RAM.

@@ -1,4 +1,5 @@
-//! Accesses on hosts that are not x86-64: aligned ones up to 8 bytes are one atomic access, others are made of such.
+//! Accesses on hosts that are not x86-64: aligned ones up to 8 bytes are one atomic access, others are made
+//! of such.
 
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -99,7 +100,8 @@ fn low(len: usize) -> u64 {
     u64::MAX >> (64 - 8 * len)
 }
 
-/// Compares and exchanges an unaligned operand as one, where the host can: `None` where it cannot, and nothing is done.
+/// Compares and exchanges an unaligned operand as one, where the host can: `None` where it cannot, and
+/// nothing is done.
 ///
 /// # Safety
 /// All bytes at `host` are guest RAM.

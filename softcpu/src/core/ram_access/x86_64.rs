@@ -1,5 +1,6 @@
-//! Accesses on x86-64 hosts: one MOV each, in assembly. Rust has no atomic access that is not aligned, and distinguishing the two
-//! would cost as much as the access. The compiler neither splits nor merges them, and keeps their order.
+//! Accesses on x86-64 hosts: one MOV each, in assembly. Rust has no atomic access that is not aligned, and
+//! distinguishing the two would cost as much as the access. The compiler neither splits nor merges them, and
+//! keeps their order.
 
 use std::arch::asm;
 
@@ -65,7 +66,8 @@ pub(crate) mod xmmword {
     }
 }
 
-/// Compares and exchanges an unaligned operand as one, where the host can: `None` where it cannot, and nothing is done.
+/// Compares and exchanges an unaligned operand as one, where the host can: `None` where it cannot, and
+/// nothing is done.
 ///
 /// # Safety
 /// All bytes at `host` are guest RAM.

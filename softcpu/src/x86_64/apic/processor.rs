@@ -1,4 +1,5 @@
-//! The local APIC as part of its processor: registers in memory and as MSRs, the timer, interrupts that are sent and received.
+//! The local APIC as part of its processor: registers in memory and as MSRs, the timer, interrupts that are
+//! sent and received.
 
 use super::registers::{base, register};
 use super::{Apic, MASKED, VERSION};

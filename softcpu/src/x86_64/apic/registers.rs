@@ -9,7 +9,8 @@ pub(super) mod base {
     /// Where the address may be: physical ones have 46 bits. All other bits are reserved.
     pub const ADDRESSES: u64 = 0x3fff_ffff_f000;
 
-    /// Whether the mode may change so: x2APIC mode is entered from xAPIC mode, and left by disabling the APIC.
+    /// Whether the mode may change so: x2APIC mode is entered from xAPIC mode, and left by disabling the
+    /// APIC.
     pub const fn may_change(from: u64, to: u64) -> bool {
         const X2: u64 = ENABLE | X2APIC;
         !matches!((from & X2, to & X2), (_, X2APIC) | (0, X2) | (X2, ENABLE))

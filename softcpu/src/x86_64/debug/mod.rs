@@ -1,9 +1,10 @@
-//! Debug registers: breakpoints on instructions, on data and on ports, and the trap after each instruction that TF asks for
-//! (Intel SDM vol. 3, chapter 18).
+//! Debug registers: breakpoints on instructions, on data and on ports, and the trap after each instruction
+//! that TF asks for (Intel SDM vol. 3, chapter 18).
 //!
-//! A breakpoint costs nothing where it does not lie. A page with data that is watched stays out of the TLB, so that every
-//! access to it is a slow one and is looked at here. An instruction that hits runs again, alone; the trap follows it.
-//! Accesses of the processor's own (descriptor tables, task state, interrupt frames) are not watched.
+//! A breakpoint costs nothing where it does not lie. A page with data that is watched stays out of the TLB,
+//! so that every access to it is a slow one and is looked at here. An instruction that hits runs again,
+//! alone; the trap follows it. Accesses of the processor's own (descriptor tables, task state, interrupt
+//! frames) are not watched.
 
 mod processor;
 
@@ -161,7 +162,8 @@ impl Debug {
         self.data[0] != 0 && self.overlapping(self.data[0], addr & PAGE_MASK, !PAGE_MASK + 1) != 0
     }
 
-    /// Notes why a debug exception is raised: bits of earlier breakpoints go, all others stay until software clears them.
+    /// Notes why a debug exception is raised: bits of earlier breakpoints go, all others stay until software
+    /// clears them.
     fn note(&mut self, why: u64) {
         self.dr6 = self.dr6 & !dr6::HITS | why;
         self.dr7 &= !dr7::GD;

@@ -60,8 +60,8 @@ impl Cpu {
         self.request_check();
     }
 
-    /// An access of an instruction. Where it hits a breakpoint and other instructions follow in the block, the instruction
-    /// runs again alone; there the trap is noted.
+    /// An access of an instruction. Where it hits a breakpoint and other instructions follow in the block,
+    /// the instruction runs again alone; there the trap is noted.
     #[inline]
     pub(crate) fn watch(&mut self, addr: u64, size: usize, write: bool) -> Flow {
         let set = self.debug.data[!write as usize];
@@ -106,7 +106,8 @@ impl Cpu {
         self.debug.in_code(self.code_address(), size) != 0
     }
 
-    /// Raises #DB where a breakpoint lies on the next instruction; it is a fault, which IRET with RF set gets past.
+    /// Raises #DB where a breakpoint lies on the next instruction; it is a fault, which IRET with RF set gets
+    /// past.
     pub(crate) fn stop_at_breakpoint(&mut self) -> bool {
         let hits = self.debug.in_code(self.code_address(), 1);
         if hits != 0 {
@@ -121,9 +122,9 @@ impl Cpu {
         self.debug.pending
     }
 
-    /// Notes the trap after the single instruction that has just run, or the iteration of one. `earlier` is what
-    /// [`Cpu::begin_step`] returned, `single` whether TF was set then, `branched` whether the instruction was a branch and
-    /// taken.
+    /// Notes the trap after the single instruction that has just run, or the iteration of one. `earlier` is
+    /// what [`Cpu::begin_step`] returned, `single` whether TF was set then, `branched` whether the
+    /// instruction was a branch and taken.
     pub(crate) fn end_step(&mut self, outcome: Flow, earlier: u64, single: bool, branched: bool) {
         if outcome == Err(Stop::Fault) {
             // It will run again, and hit again.
@@ -152,8 +153,8 @@ impl Cpu {
         waits
     }
 
-    /// Raises #DB. A trap that waits for the end of MOV SS's shadow comes with it, and not once more in the handler.
-    /// Raises #DB, one for all that waits.
+    /// Raises #DB. A trap that waits for the end of MOV SS's shadow comes with it, and not once more in the
+    /// handler. Raises #DB, one for all that waits.
     fn raise_debug(&mut self, why: u64) {
         let waiting = std::mem::take(&mut self.debug.pending);
         self.debug.note(why | waiting);
@@ -162,8 +163,8 @@ impl Cpu {
         }
     }
 
-    /// INT1: the exception without a reason of its own in DR6. A trap that waits is part of it: a second one would come in
-    /// its handler.
+    /// INT1: the exception without a reason of its own in DR6. A trap that waits is part of it: a second one
+    /// would come in its handler.
     pub(crate) fn raise_int1(&mut self) -> Flow {
         match std::mem::take(&mut self.debug.pending) {
             0 => self.debug.dr7 &= !dr7::GD,

@@ -7,8 +7,8 @@ use crate::x86_64::op::{Flow, Stop};
 use crate::x86_64::state::{Segment, cr0, efer, reg, seg};
 
 impl Cpu {
-    /// Delivers the exception in `self.fault`, which the instruction at `self.rip` raised. A second one on the way
-    /// becomes a double fault where the two together say so, a third one shuts the processor down.
+    /// Delivers the exception in `self.fault`, which the instruction at `self.rip` raised. A second one on
+    /// the way becomes a double fault where the two together say so, a third one shuts the processor down.
     pub(crate) fn deliver_fault(&mut self) {
         let mut first: Option<u8> = None;
         loop {

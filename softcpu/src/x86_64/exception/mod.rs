@@ -60,7 +60,8 @@ pub(crate) enum Source {
     Exception,
     /// INT n, INT3, INTO: the gate's privilege level counts.
     Software,
-    /// A debug exception, but for general detect's: a trap, or the fault before an instruction with a breakpoint.
+    /// A debug exception, but for general detect's: a trap, or the fault before an instruction with a
+    /// breakpoint.
     Debug,
     /// An interrupt or NMI from outside.
     External,

@@ -11,8 +11,8 @@ pub(crate) trait Alu: 'static {
     const WRITES: bool = true;
     /// Result (upper bits undefined) and flags.
     fn apply<W: Width>(flags: Flags, a: u64, b: u64) -> (u64, Flags);
-    /// The condition `CC` of the flags that follow from `a` and `b`, where these alone decide: what the host compares at once.
-    /// `None` leaves it to the flags.
+    /// The condition `CC` of the flags that follow from `a` and `b`, where these alone decide: what the host
+    /// compares at once. `None` leaves it to the flags.
     #[inline(always)]
     fn holds<W: Width, const CC: u8>(_a: u64, _b: u64) -> Option<bool> {
         None

@@ -1,8 +1,8 @@
 //! Read-modify-write instructions that other processors must see as one: LOCK, XCHG, CMPXCHG, XADD.
 //!
-//! An operand in RAM is changed with the host's own atomic instructions, where it is aligned or the host can do
-//! without. What is left, a split lock or an operand in a device, is changed under one lock shared by all processors; see
-//! [`ram_access`](crate::core::ram_access) for what that means.
+//! An operand in RAM is changed with the host's own atomic instructions, where it is aligned or the host can
+//! do without. What is left, a split lock or an operand in a device, is changed under one lock shared by all
+//! processors; see [`ram_access`](crate::core::ram_access) for what that means.
 #![allow(unsafe_code)]
 
 use std::ptr::with_exposed_provenance_mut;
@@ -35,7 +35,8 @@ macro_rules! atomic {
         impl Atomic for $t {
             #[inline(always)]
             unsafe fn compare_exchange(host: usize, old: Self, new: Self) -> Result<Self, Self> {
-                // SAFETY: the caller's promise; all processors access the word atomically or in one instruction.
+                // SAFETY: the caller's promise; all processors access the word atomically or in one
+                // instruction.
                 let word = unsafe { <$a>::from_ptr(with_exposed_provenance_mut(host)) };
                 word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
             }
@@ -292,8 +293,8 @@ fn exchange16(cpu: &mut Cpu, addr: u64, wanted: u128, new: u128) -> Result<u128,
 #[cfg(target_arch = "x86_64")]
 unsafe fn host_cmpxchg16b(host: *mut u128, wanted: u128, new: u128) -> u128 {
     let (mut low, mut high) = (wanted as u64, (wanted >> 64) as u64);
-    // The function of `core::arch` becomes a library call unless it is inlined, which a debug build does not do.
-    // SAFETY: the caller's promise; RBX, which the compiler reserves, is put back.
+    // The function of `core::arch` becomes a library call unless it is inlined, which a debug build does not
+    // do. SAFETY: the caller's promise; RBX, which the compiler reserves, is put back.
     unsafe {
         std::arch::asm!(
             "xchg rbx, rsi",

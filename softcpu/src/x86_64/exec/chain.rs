@@ -1,5 +1,6 @@
-//! From handlers of single operations to ones that go on with the next: the jump from one to the other is the end of
-//! each handler, so that the host predicts it from where it is, and nothing returns between two operations.
+//! From handlers of single operations to ones that go on with the next: the jump from one to the other is the
+//! end of each handler, so that the host predicts it from where it is, and nothing returns between two
+//! operations.
 //!
 //! Whether the compiler makes it a jump or a call is its choice, and both are right: a block has at most 64
 //! instructions, and every block returns to the loop in [`run`](crate::x86_64::run).
@@ -10,7 +11,8 @@ use std::ptr::NonNull;
 use crate::x86_64::cpu::{Chained, Cpu, Handler, Op};
 use crate::x86_64::op::{Flow, Stop};
 
-/// The chained form of `body`, which must be a function and no pointer to one: the compiler then knows what it calls.
+/// The chained form of `body`, which must be a function and no pointer to one: the compiler then knows what
+/// it calls.
 pub(crate) fn chain<F>(_body: F) -> Chained
 where
     F: Fn(&mut Cpu, &Op) -> Flow + Copy + 'static,
@@ -75,7 +77,8 @@ unsafe fn carried(cpu: &mut Cpu, at: *const Op) -> Flow {
 
 /// Two operations that together run `body` with the operands of `op`.
 pub(crate) fn carry(op: Op, body: Handler) -> [Op; 2] {
-    // SAFETY: nothing calls it as what it is not: `carried` turns it back before the call, and jumps over it after.
+    // SAFETY: nothing calls it as what it is not: `carried` turns it back before the call, and jumps over it
+    // after.
     let kept = unsafe { std::mem::transmute::<Handler, Chained>(body) };
     [Op { run: carried, ..op }, Op { run: kept, ..op }]
 }

@@ -1,5 +1,5 @@
-//! System calls without a gate: SYSCALL and SYSRET, which 64-bit programs use, and SYSENTER and SYSEXIT, which 32-bit
-//! programs use (Intel SDM vol. 3, §5.8.7 and §5.8.8).
+//! System calls without a gate: SYSCALL and SYSRET, which 64-bit programs use, and SYSENTER and SYSEXIT,
+//! which 32-bit programs use (Intel SDM vol. 3, §5.8.7 and §5.8.8).
 
 use crate::x86_64::access::Gpr;
 use crate::x86_64::cpu::{Cpu, Op};

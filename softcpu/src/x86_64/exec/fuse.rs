@@ -1,7 +1,7 @@
 //! A comparison and the conditional jump after it, run as one.
 //!
-//! Both stay in the block as two operations: the first one's handler also does the second one's work, and ends the
-//! block. What faults is the first, so nothing else changes.
+//! Both stay in the block as two operations: the first one's handler also does the second one's work, and
+//! ends the block. What faults is the first, so nothing else changes.
 #![allow(unsafe_code)]
 
 use super::arith::Alu;

@@ -1,5 +1,5 @@
-//! Handlers, by concept. Each is a function over the processor and the operation's data, specialised by width and
-//! kind of operand, so that nothing is decided twice.
+//! Handlers, by concept. Each is a function over the processor and the operation's data, specialised by width
+//! and kind of operand, so that nothing is decided twice.
 //!
 //! A handler does everything that can fault before it changes anything that shows.
 

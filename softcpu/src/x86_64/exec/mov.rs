@@ -87,7 +87,8 @@ pub(crate) fn xchg_rr<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
-/// CMOVcc. The source is read, and faults, whatever the condition; a 32-bit destination is always zero-extended.
+/// CMOVcc. The source is read, and faults, whatever the condition; a 32-bit destination is always
+/// zero-extended.
 #[inline(always)]
 pub(crate) fn cmov<W: Gpr, const CC: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
     let source: W = cpu.source(op)?;

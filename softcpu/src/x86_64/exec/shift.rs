@@ -1,7 +1,7 @@
 //! Shifts and rotates.
 //!
-//! Where the manuals leave OF or AF undefined, the flags are those that processors give: OF as for a count of one
-//! applied last, AF clear.
+//! Where the manuals leave OF or AF undefined, the flags are those that processors give: OF as for a count of
+//! one applied last, AF clear.
 
 use crate::x86_64::access::Gpr;
 use crate::x86_64::cpu::{Cpu, Op};

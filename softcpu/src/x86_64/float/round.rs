@@ -141,7 +141,8 @@ pub(super) fn cut(rounding: Rounding, sign: bool, significand: u128, drop: u32) 
     }
 }
 
-/// Rounds `significand * 2^(exponent - 127)`, whose bit 127 is set and whose bit 0 may be sticky, to `target`.
+/// Rounds `significand * 2^(exponent - 127)`, whose bit 127 is set and whose bit 0 may be sticky, to
+/// `target`.
 pub fn round(env: &mut Environment, target: &Target, sign: bool, exponent: i32, significand: u128) -> Value {
     debug_assert!(significand >> 127 != 0);
     let (value, inexact, up) = round_unbounded(env.rounding, target, sign, exponent, significand);

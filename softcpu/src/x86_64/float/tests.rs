@@ -15,7 +15,8 @@ impl Random {
         z ^ z >> 31
     }
 
-    /// Bits of a number of `exponent` exponent and `fraction` fraction bits, near an edge more often than not.
+    /// Bits of a number of `exponent` exponent and `fraction` fraction bits, near an edge more often than
+    /// not.
     fn number(&mut self, exponent: u32, fraction: u32) -> u64 {
         let max = (1u64 << exponent) - 1;
         let biased = match self.next() % 6 {

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use crate::x86_64::memory_type::MemoryTypes;
 
-/// No speculation to mitigate: RDCL_NO, IBRS_ALL, SKIP_L1DFL, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO,
-/// FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO.
+/// No speculation to mitigate: RDCL_NO, IBRS_ALL, SKIP_L1DFL, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO,
+/// SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO.
 const ARCH_CAPABILITIES: u64 = 1 << 0
     | 1 << 1
     | 1 << 3
@@ -24,13 +24,15 @@ const ARCH_CAPABILITIES: u64 = 1 << 0
     | 1 << 27
     | 1 << 62;
 
-/// Registers without effect: number, value at reset, and the bits that can be written, where any write is allowed.
+/// Registers without effect: number, value at reset, and the bits that can be written, where any write is
+/// allowed.
 const PASSIVE: &[(u32, u64, Option<u64>)] = &[
     (PLATFORM_ID, 0, None),
     // IBRS, STIBP, SSBD.
     (SPEC_CTRL, 0, Some(7)),
     (BIOS_SIGN_ID, 0, Some(u64::MAX)),
-    // Fast string operations, and no performance monitoring. Limits of CPUID and of NX are not for the guest to set.
+    // Fast string operations, and no performance monitoring. Limits of CPUID and of NX are not for the guest
+    // to set.
     (
         MISC_ENABLE,
         FAST_STRINGS | NO_BTS | NO_PEBS,

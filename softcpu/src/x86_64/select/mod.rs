@@ -95,7 +95,8 @@ fn form(instr: &Instruction) -> Option<Form> {
     })
 }
 
-/// How a memory operand is reached: the names of the [`AddressingMode`](crate::x86_64::access::AddressingMode)es.
+/// How a memory operand is reached: the names of the
+/// [`AddressingMode`](crate::x86_64::access::AddressingMode)es.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     BaseDisp,

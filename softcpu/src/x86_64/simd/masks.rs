@@ -1,5 +1,5 @@
-//! Comparisons of all elements of two registers, as one bit for each; and the shuffle of bytes. The compiler does not find the
-//! host's instructions for these by itself.
+//! Comparisons of all elements of two registers, as one bit for each; and the shuffle of bytes. The compiler
+//! does not find the host's instructions for these by itself.
 #![cfg_attr(target_arch = "x86_64", allow(unsafe_code))]
 
 use super::lanes::{join8, split8, split16};

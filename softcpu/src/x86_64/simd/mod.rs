@@ -1,6 +1,7 @@
 //! MMX and SSE up to SSE4.2: value functions by concept, and the handlers that connect them to operands.
 //!
-//! A value function knows registers only as numbers (`u128`, or `u64` for MMX), so that it can be tested alone.
+//! A value function knows registers only as numbers (`u128`, or `u64` for MMX), so that it can be tested
+//! alone.
 
 pub mod arith_int;
 pub mod convert;

@@ -123,7 +123,8 @@ impl Fpu {
         self.compare_memory(Value::zero(false), 0);
     }
 
-    /// FCOMI, FUCOMI and their popping forms: the relation goes to RFLAGS. C1 changes only with a stack fault.
+    /// FCOMI, FUCOMI and their popping forms: the relation goes to RFLAGS. C1 changes only with a stack
+    /// fault.
     pub fn compare_to_flags(&mut self, i: usize, quiet: bool, pop: bool) -> Relation {
         let compared = self.relate_top(self.unpacked(i), quiet);
         let c1 = if compared.stack_fault {

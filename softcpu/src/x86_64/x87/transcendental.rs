@@ -1,8 +1,8 @@
 //! FSIN, FCOS, FSINCOS, FPTAN, FPATAN, F2XM1, FYL2X, FYL2XP1.
 //!
-//! Results come from series in 128-bit arithmetic ([`Wide`]), rounded once: within one unit in the last place of
-//! the exact value. Hardware differs from the exact value by up to about one unit too, and reduces
-//! large angles with a less exact pi, so the two need not agree to the last bit.
+//! Results come from series in 128-bit arithmetic ([`Wide`]), rounded once: within one unit in the last place
+//! of the exact value. Hardware differs from the exact value by up to about one unit too, and reduces large
+//! angles with a less exact pi, so the two need not agree to the last bit.
 
 use super::arith::{Computed, denormal_flag, propagate};
 use super::wide::Wide;
@@ -22,8 +22,9 @@ const ATAN: [Wide; 9] = [
     Wide::new(-1, 0xc90f_daa2_2168_c234_c4c6_628b_80dc_1cd1),
 ];
 
-/// Sums `first + next(first, 1) + ...` until a term no longer matters. Where not even the second one does, but
-/// takes something away, the sum is the number before the first term: directed rounding shows the difference.
+/// Sums `first + next(first, 1) + ...` until a term no longer matters. Where not even the second one does,
+/// but takes something away, the sum is the number before the first term: directed rounding shows the
+/// difference.
 fn series(first: Wide, mut next: impl FnMut(Wide, u32) -> (Wide, Wide)) -> Wide {
     let (mut sum, mut carried) = (first, first);
     let mut n = 1;
@@ -39,8 +40,8 @@ fn series(first: Wide, mut next: impl FnMut(Wide, u32) -> (Wide, Wide)) -> Wide 
     }
 }
 
-/// pi/2 in 65 fraction bits: the hardware's pi has 66 significant bits (Intel SDM vol. 1, 8.3.8), and a program
-/// that meets it near a multiple of pi sees that.
+/// pi/2 in 65 fraction bits: the hardware's pi has 66 significant bits (Intel SDM vol. 1, 8.3.8), and a
+/// program that meets it near a multiple of pi sees that.
 const HALF_PI_66: u128 = 0x3_243f_6a88_85a3_08d3;
 
 /// An angle as a multiple of pi/2 and a rest between -pi/4 and pi/4, both exact for the hardware's pi.

@@ -201,7 +201,8 @@ fn a_trap_on_a_load_of_the_stack_segment_waits_for_the_next_instruction() {
 
 #[test]
 fn a_trap_that_waits_for_the_stack_pointer_comes_with_the_exception_in_between() {
-    // Linux's #DB handler has a stack of the interrupt stack table: once more at its first instruction is an endless loop.
+    // Linux's #DB handler has a stack of the interrupt stack table: once more at its first instruction is an
+    // endless loop.
     let (mut machine, places) = watched_stack_segment(|a| a.int1());
     machine.done();
     assert_eq!(seen(&machine), [(places[2], 1)]);

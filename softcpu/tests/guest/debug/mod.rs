@@ -1,5 +1,5 @@
-//! Debugging: single steps, INT1, breakpoints on instructions, data and ports, the debug registers themselves (Intel SDM
-//! vol. 3, chapter 18).
+//! Debugging: single steps, INT1, breakpoints on instructions, data and ports, the debug registers themselves
+//! (Intel SDM vol. 3, chapter 18).
 
 mod code;
 mod data;
