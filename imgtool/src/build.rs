@@ -12,6 +12,7 @@ use crate::base::{self, Base};
 use crate::boot::{COMMAND_LINE, defaults};
 use crate::compose::kernel::Kernel;
 use crate::compose::{self, Written, initramfs, kernel, modules, sbom};
+use crate::fetch::Access;
 use crate::progress::{Progress, Unit};
 use crate::recipe::{self, Arch, Recipe};
 use crate::root::{self, Root};
@@ -81,6 +82,10 @@ pub struct Options<'a> {
     pub offline: bool,
     /// The guest-init to use.
     pub guest_init: Option<&'a Path>,
+    /// The cache.
+    pub store: &'a Store,
+    /// How servers are reached.
+    pub access: &'a Access,
     /// Where to report.
     pub progress: &'a dyn Progress,
 }
@@ -108,14 +113,14 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
     };
     // So is a place for the result: a file without a name is begun there, and goes at once.
     drop(ami::NewFile::create(&path).map_err(compose::Error::Ami)?);
-    let store = Store::of_user()?;
     let lock = crate::lock::path_for(options.recipe);
     let root = root::build(
         &recipe,
         &root::Options {
             arch,
             base: base.as_ref(),
-            store: &store,
+            store: options.store,
+            access: options.access,
             lock: Some(&lock),
             locked: options.locked,
             offline: options.offline,
@@ -216,6 +221,7 @@ fn kernel_of(
 /// describes.
 pub fn debian_kernel(
     architecture: Architecture,
+    (store, access): (&Store, &Access),
     progress: &dyn Progress,
 ) -> Result<(Kernel, Vec<modules::Module>), Error> {
     let arch = match architecture {
@@ -224,11 +230,11 @@ pub fn debian_kernel(
     };
     let text = "name = \"kernel\"\nvariant = \"extract\"\n";
     let recipe: Recipe = toml::from_str(text).map_err(Error::Builtin)?;
-    let store = Store::of_user()?;
     let options = root::Options {
         arch,
         base: None,
-        store: &store,
+        store,
+        access,
         lock: None,
         locked: false,
         offline: false,

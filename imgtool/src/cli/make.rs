@@ -4,11 +4,22 @@ use std::io::Write;
 
 use super::{Build, Error, Import, Lock};
 use crate::build::{self, Options};
-use crate::import;
+use crate::fetch::Access;
+use crate::import::{self, KernelSource};
 use crate::progress;
 use crate::recipe::Recipe;
 use crate::root;
-use crate::store::Store;
+use crate::store::{self, Store};
+
+/// The user's cache.
+fn store() -> Result<Store, store::Error> {
+    Store::of_user(|name| std::env::var_os(name))
+}
+
+/// How servers are reached, as the environment says.
+fn access() -> Access {
+    Access::of(|name| std::env::var_os(name))
+}
 
 pub(super) fn build(arguments: &Build, out: &mut dyn Write) -> Result<(), Error> {
     let Build {
@@ -24,6 +35,8 @@ pub(super) fn build(arguments: &Build, out: &mut dyn Write) -> Result<(), Error>
         locked: packages.locked,
         offline: packages.offline,
         guest_init: guest_init.as_deref(),
+        store: &store()?,
+        access: &access(),
         progress: &*progress::choose(packages.json, packages.quiet),
     })?;
     writeln!(out, "{} {}", built.image.id, built.path.display())?;
@@ -44,7 +57,8 @@ pub(super) fn lock(arguments: &Lock, out: &mut dyn Write) -> Result<(), Error> {
         &root::Options {
             arch,
             base: base.as_ref(),
-            store: &Store::of_user()?,
+            store: &store()?,
+            access: &access(),
             lock: Some(&lock),
             locked: packages.locked,
             offline: packages.offline,
@@ -74,6 +88,17 @@ pub(super) fn import(arguments: &Import, out: &mut dyn Write) -> Result<(), Erro
         path: source.clone(),
         option: "name",
     })?;
+    let debian;
+    let source_of_kernel = match kernel {
+        Some(path) => KernelSource::File(path),
+        None => {
+            debian = (store()?, access());
+            KernelSource::Debian {
+                store: &debian.0,
+                access: &debian.1,
+            }
+        }
+    };
     let image = import::image(&import::Options {
         source,
         output,
@@ -81,7 +106,7 @@ pub(super) fn import(arguments: &Import, out: &mut dyn Write) -> Result<(), Erro
         architecture: arch
             .or(ami::Architecture::host())
             .unwrap_or(ami::Architecture::X86_64),
-        kernel: kernel.as_deref(),
+        kernel: source_of_kernel,
         guest_init: guest_init.as_deref(),
         root_size: root_size.and_then(|size| size.0),
         progress: &*progress::choose(false, false),

@@ -44,14 +44,11 @@ pub fn pack(guest_init: &[u8], modules: &[Module], mut config: BootConfig) -> Re
     Ok(archive.finish())
 }
 
-/// Read the guest-init for an architecture: the file given, else `KILN_GUEST_INIT`, else one next to this
-/// program or in the directory of the architecture next to this program's.
+/// Read the guest-init for an architecture: the file given, else one next to this program or in the directory of
+/// the architecture next to this program's.
 pub fn find_guest_init(architecture: Architecture, given: Option<&Path>) -> Result<Vec<u8>, Error> {
-    let named = given
-        .map(Path::to_path_buf)
-        .or_else(|| std::env::var_os("KILN_GUEST_INIT").map(PathBuf::from));
-    let candidates = match named {
-        Some(path) => vec![path],
+    let candidates = match given {
+        Some(path) => vec![path.to_path_buf()],
         None => beside_us(architecture),
     };
     let Some(path) = candidates.iter().find(|path| path.exists()) else {

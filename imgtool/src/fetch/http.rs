@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use ureq::http::header::{CONTENT_RANGE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, 
 use ureq::http::{HeaderName, HeaderValue, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
+use super::access::Access;
 use super::connect;
 use super::proxy::Proxies;
 use crate::advice::{Advice, Reason};
@@ -147,15 +149,16 @@ pub struct Client {
 
 impl Client {
     /// A client that trusts the host's certificate authorities, or a built-in set where the host has none,
-    /// and uses the proxies of the environment.
-    pub fn new() -> Result<Self, Error> {
-        Ok(Self::through(Proxies::of(|name| std::env::var(name).ok())?))
+    /// and uses the proxies that `access` names.
+    pub fn new(access: &Access) -> Result<Self, Error> {
+        let proxies = Proxies::of(|name| access.variable(name))?;
+        Ok(Self::through(proxies, access.authorities()))
     }
 
-    /// A client that uses these proxies.
-    pub(super) fn through(proxies: Proxies) -> Self {
+    /// A client that uses these proxies, and the certificate authorities in the file `authorities`.
+    pub(super) fn through(proxies: Proxies, authorities: Option<&Path>) -> Self {
         let tls = TlsConfig::builder()
-            .root_certs(host_roots().unwrap_or(RootCerts::WebPki))
+            .root_certs(roots(authorities).unwrap_or(RootCerts::WebPki))
             .build();
         let config = |proxy| {
             ureq::Agent::config_builder()
@@ -394,10 +397,9 @@ fn open_local(url: &str, path: &str) -> Result<File, Error> {
     })
 }
 
-/// The host's certificate authorities: `$SSL_CERT_FILE` or Debian's bundle.
-fn host_roots() -> Option<RootCerts> {
-    let file = std::env::var_os("SSL_CERT_FILE");
-    let file = file.unwrap_or_else(|| "/etc/ssl/certs/ca-certificates.crt".into());
+/// The certificate authorities in a file, Debian's bundle if there is none.
+fn roots(file: Option<&Path>) -> Option<RootCerts> {
+    let file = file.unwrap_or(Path::new("/etc/ssl/certs/ca-certificates.crt"));
     let pem = std::fs::read(file).ok()?;
     let certificates: Vec<_> = ureq::tls::parse_pem(&pem)
         .filter_map(|item| match item {

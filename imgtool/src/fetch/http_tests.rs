@@ -64,7 +64,12 @@ fn download(url: &str, store: &Store) -> Result<(), fetch::Error> {
         sha256: Sha256::of(CONTENT),
         size: CONTENT.len() as u64,
     };
-    fetch::fetch_debs(&Client::through(Proxies::default()), store, &[wanted], &|_| {})
+    fetch::fetch_debs(
+        &Client::through(Proxies::default(), None),
+        store,
+        &[wanted],
+        &|_| {},
+    )
 }
 
 #[test]
@@ -152,7 +157,7 @@ fn a_damaged_validator_is_left_out() {
         etag: Some("a\u{1}b".into()),
         last_modified: None,
     };
-    let answer = Client::through(Proxies::default())
+    let answer = Client::through(Proxies::default(), None)
         .get(&url, 1000, &known)
         .unwrap();
     assert!(matches!(answer, Answer::Body(body, _) if body == CONTENT));
@@ -189,7 +194,7 @@ fn a_proxy_forwards_http_and_tunnels_https() {
         "no_proxy" => Some("127.0.0.1".into()),
         _ => None,
     };
-    let client = Client::through(Proxies::of(variables).unwrap());
+    let client = Client::through(Proxies::of(variables).unwrap(), None);
     let known = Validators::default();
     let answer = client.get("http://mirror.invalid:8080/a/b?c", 1000, &known);
     assert!(matches!(answer, Ok(Answer::Body(body, _)) if body == CONTENT));
@@ -219,7 +224,7 @@ fn an_error_names_the_proxy() {
     // Nobody listens there any more.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let variables = |name: &str| (name == "all_proxy").then(|| format!("http://{address}"));
-    let client = Client::through(Proxies::of(variables).unwrap());
+    let client = Client::through(Proxies::of(variables).unwrap(), None);
     let error = client.get("http://mirror.invalid/x", 1000, &Validators::default());
     let error = error.map(drop).unwrap_err().report();
     assert!(error.contains(&format!("through the proxy {address}")), "{error}");

@@ -3,6 +3,7 @@
 //! Trust runs in one direction: keyring → signed text of InRelease → digest of Packages → digest of each
 //! package. Nothing outside of this chain is used.
 
+mod access;
 mod blob;
 mod connect;
 mod debs;
@@ -20,6 +21,7 @@ use std::time::SystemTime;
 
 use displaydoc::Display;
 
+pub use access::Access;
 pub use debs::{Download, fetch_debs};
 pub use http::{Client, Error as HttpError};
 pub use index::{Index, fetch_indexes};

@@ -99,7 +99,7 @@ impl Archive {
             pinned: None,
         };
         fetch_indexes(
-            &Client::through(proxy::Proxies::default()),
+            &Client::through(proxy::Proxies::default(), None),
             &self.store(),
             &[repository],
             "amd64",
@@ -148,7 +148,7 @@ impl Archive {
             size: expected.len() as u64,
         };
         fetch_debs(
-            &Client::through(proxy::Proxies::default()),
+            &Client::through(proxy::Proxies::default(), None),
             &self.store(),
             &[download],
             &|_| {},

@@ -12,7 +12,9 @@ use crate::advice::Advice;
 use crate::compose::kernel::Kernel;
 use crate::compose::modules::Module;
 use crate::compose::{self, Written, initramfs, kernel};
+use crate::fetch::Access;
 use crate::progress::{Progress, Unit};
+use crate::store::Store;
 use crate::tree::{Meta, Tree};
 use crate::{base, boot, build, unpack};
 
@@ -43,6 +45,20 @@ impl Advice for Error {
     }
 }
 
+/// Where an imported image's kernel comes from.
+#[derive(Clone, Copy)]
+pub enum KernelSource<'a> {
+    /// An AMI or a kernel image.
+    File(&'a Path),
+    /// Debian's archive.
+    Debian {
+        /// The cache.
+        store: &'a Store,
+        /// How servers are reached.
+        access: &'a Access,
+    },
+}
+
 /// How to import.
 pub struct Options<'a> {
     /// The source.
@@ -53,8 +69,8 @@ pub struct Options<'a> {
     pub name: &'a str,
     /// Its architecture.
     pub architecture: Architecture,
-    /// An AMI or a kernel image to take the kernel from; unset, Debian's.
-    pub kernel: Option<&'a Path>,
+    /// Its kernel.
+    pub kernel: KernelSource<'a>,
     /// The guest-init to use.
     pub guest_init: Option<&'a Path>,
     /// Size of the root in bytes; unset, as the content needs.
@@ -74,8 +90,10 @@ pub fn image(options: &Options<'_>) -> Result<Written, Error> {
     let config = config.unwrap_or_default();
     complete(&mut tree, &config.directory, epoch)?;
     let (kernel, modules) = match options.kernel {
-        None => build::debian_kernel(options.architecture, options.progress)?,
-        Some(path) => take_kernel(path, options.architecture)?,
+        KernelSource::Debian { store, access } => {
+            build::debian_kernel(options.architecture, (store, access), options.progress)?
+        }
+        KernelSource::File(path) => take_kernel(path, options.architecture)?,
     };
     let mut manifest = Manifest::new(options.name, options.architecture);
     manifest.command_line = boot::COMMAND_LINE.to_owned();

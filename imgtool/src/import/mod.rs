@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use container::Config;
-pub use image::{Error as ImageError, Options, image};
+pub use image::{Error as ImageError, KernelSource, Options, image};
 
 use displaydoc::Display;
 use layer::Layer;

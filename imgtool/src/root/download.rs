@@ -74,7 +74,7 @@ pub fn fetch_packages(packages: &[Package], options: &Options<'_>) -> Result<(),
         .progress
         .start("download packages", Some(total), Unit::Bytes);
     fetch::fetch_debs(
-        &Client::new().map_err(fetch::Error::from)?,
+        &Client::new(options.access).map_err(fetch::Error::from)?,
         options.store,
         &missing,
         &|n| step.advance(n),
@@ -100,9 +100,11 @@ fn download(package: &Package) -> Download {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::LazyLock;
 
     use super::*;
     use crate::advice::Advice as _;
+    use crate::fetch::Access;
     use crate::progress::Quiet;
     use crate::recipe::Arch;
     use crate::store::Sha256;
@@ -134,10 +136,12 @@ mod tests {
     }
 
     fn options(store: &Store, offline: bool) -> Options<'_> {
+        static ACCESS: LazyLock<Access> = LazyLock::new(Access::default);
         Options {
             arch: Arch::X86_64,
             base: None,
             store,
+            access: &ACCESS,
             lock: None,
             locked: false,
             offline,

@@ -109,7 +109,13 @@ fn indexes(
         true => fetch::cached_indexes(options.store, repositories, arch),
         false => {
             let advance = |n| step.advance(n);
-            fetch::fetch_indexes(&Client::new()?, options.store, repositories, arch, &advance)
+            fetch::fetch_indexes(
+                &Client::new(options.access)?,
+                options.store,
+                repositories,
+                arch,
+                &advance,
+            )
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::advice::Advice;
 use crate::archive;
 use crate::base::{self, Base};
 use crate::configure;
-use crate::fetch;
+use crate::fetch::{self, Access};
 use crate::lock::{self, Package};
 use crate::microvm;
 use crate::progress::{Progress, Unit};
@@ -86,6 +86,8 @@ pub struct Options<'a> {
     pub base: Option<&'a Base>,
     /// The cache.
     pub store: &'a Store,
+    /// How servers are reached.
+    pub access: &'a Access,
     /// The lock file; `None` neither reads nor writes one.
     pub lock: Option<&'a Path>,
     /// Refuse to change the lock file.

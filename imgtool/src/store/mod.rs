@@ -16,6 +16,7 @@ mod digest;
 
 use crate::advice::Advice;
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
@@ -109,13 +110,9 @@ impl Store {
         Self { root: root.into() }
     }
 
-    /// The user's store: `$XDG_CACHE_HOME/kiln`, or `$HOME/.cache/kiln`.
-    pub fn of_user() -> Result<Self, Error> {
-        let set = |name| {
-            std::env::var_os(name)
-                .filter(|v| !v.is_empty())
-                .map(PathBuf::from)
-        };
+    /// The user's store: `$XDG_CACHE_HOME/kiln`, or `$HOME/.cache/kiln`; `variable` gives a variable's value.
+    pub fn of_user(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, Error> {
+        let set = |name| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let cache = set("XDG_CACHE_HOME")
             .filter(|p| p.is_absolute())
             .or_else(|| Some(set("HOME")?.join(".cache")))

@@ -172,6 +172,7 @@ pub(crate) unsafe fn copy_in(host: usize, data: &[u8]) {
 }
 
 /// Fewest elements for which the host's repeated string instructions are worth their start.
+#[cfg(target_arch = "x86_64")]
 const REPEATED: usize = 64;
 
 /// Copies `count` elements one after the other, upwards: where the ranges overlap, elements that were written
