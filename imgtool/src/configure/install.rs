@@ -1,10 +1,9 @@
 //! Packages installed by the target's own dpkg.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
 use super::batches::{self, Batches};
@@ -14,7 +13,7 @@ use super::job::Message;
 use super::mounts::{Mounts, root_in_memory};
 use super::repack::{file_name, prepare, size_of};
 use super::worker::Worker;
-use super::{disk, edit};
+use super::{disk, edit, inside};
 use crate::lock::Package;
 use crate::progress::Step;
 use crate::store::Store;
@@ -154,7 +153,7 @@ impl Worker<'_> {
         if sources.is_empty() {
             return Ok(());
         }
-        let written = match open_in(self.root, PATH) {
+        let written = match inside::create(self.root, PATH) {
             // A root without apt.
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             Err(error) => Err(error.into()),
@@ -162,25 +161,6 @@ impl Worker<'_> {
         };
         written.map_err(|error| Failure::io(&self.root.join(PATH), &error))
     }
-}
-
-/// Opens a file below `root` for writing, made if it is not there. Packages have made the links on the way:
-/// they are followed as in the root itself, and none leads out of it.
-fn open_in(root: &Path, path: &str) -> rustix::io::Result<File> {
-    let root = rustix::fs::open(
-        root,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-    let file = openat2(
-        root,
-        path,
-        flags,
-        Mode::from_raw_mode(0o644),
-        ResolveFlags::IN_ROOT,
-    )?;
-    Ok(File::from(file))
 }
 
 /// The policy for dpkg and maintainer scripts in this root. Into the tree, not onto the disk: there, a link
@@ -240,21 +220,6 @@ mod tests {
     use crate::tree::Kind;
 
     /// A base's links are its own: nothing is written where they would lead on this machine.
-    #[test]
-    fn no_link_of_a_root_leads_out_of_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
-        fs::create_dir_all(root.join("etc")).unwrap();
-        fs::create_dir(&outside).unwrap();
-        std::os::unix::fs::symlink(&outside, root.join("etc/apt")).unwrap();
-        assert_eq!(open_in(&root, "etc/apt/x").unwrap_err(), Errno::NOENT);
-        std::os::unix::fs::symlink("../../outside/x", root.join("etc/x")).unwrap();
-        assert_eq!(open_in(&root, "etc/x").unwrap_err(), Errno::NOENT);
-        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
-        open_in(&root, "etc/y").unwrap().write_all(b"inside").unwrap();
-        assert_eq!(fs::read(root.join("etc/y")).unwrap(), b"inside");
-    }
-
     #[test]
     fn a_link_of_the_root_stays_in_it() {
         let mut tree = Tree::new();

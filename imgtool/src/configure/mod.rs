@@ -12,6 +12,7 @@ mod failure;
 mod files;
 mod helper;
 mod input;
+mod inside;
 mod install;
 mod job;
 mod keystore;

@@ -2,11 +2,12 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::failure::Failure;
+use super::inside;
 use crate::recipe::Arch;
 
 const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
@@ -20,8 +21,9 @@ const LINKS: [(&str, &str); 5] = [
 const NONE: Option<&str> = None;
 
 /// The mounts below a root; they go when this is dropped, so that the root can be removed.
-pub struct Mounts<'a> {
-    root: &'a Path,
+pub struct Mounts {
+    /// Where, in the order of mounting.
+    places: Vec<PathBuf>,
 }
 
 /// Keeps the root in memory if it fits with room to spare: dpkg waits for the disk after each package,
@@ -57,56 +59,36 @@ pub fn make_private() -> Result<(), Failure> {
     try_mount("mount tree", NONE, Path::new("/"), NONE, flags, NONE)
 }
 
-impl<'a> Mounts<'a> {
+impl Mounts {
     /// Mounts everything. `debs` becomes visible as `/run/packages`.
-    pub fn new(root: &'a Path, debs: Option<&Path>) -> Result<Self, Failure> {
-        let mounts = Self { root };
+    pub fn new(root: &Path, debs: Option<&Path>) -> Result<Self, Failure> {
+        let mut mounts = Self { places: Vec::new() };
         let harmless = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        for (dir, mode) in [("run", "mode=755"), ("tmp", "mode=1777"), ("dev", "mode=755")] {
-            let place = root.join(dir);
-            fs::create_dir_all(&place).map_err(Failure::other)?;
-            try_mount(dir, Some("tmpfs"), &place, Some("tmpfs"), harmless, Some(mode))?;
-        }
-        mounts.fill_dev()?;
-        mounts.mount_proc()?;
+        let mut tmpfs = |name, mode| -> Result<PathBuf, Failure> {
+            let place = inside::directory(root, name).map_err(|e| Failure::io(&root.join(name), &e))?;
+            try_mount(name, Some("tmpfs"), &place, Some("tmpfs"), harmless, Some(mode))?;
+            mounts.places.push(place.clone());
+            Ok(place)
+        };
+        let run = tmpfs("run", "mode=755")?;
+        tmpfs("tmp", "mode=1777")?;
+        let dev = tmpfs("dev", "mode=755")?;
+        fill_dev(&dev)?;
+        mounts.mount_proc(root)?;
         if let Some(debs) = debs {
-            let place = root.join("run/packages");
+            let place = run.join("packages");
             fs::create_dir(&place).map_err(Failure::other)?;
             try_mount("packages", Some(debs), &place, NONE, MsFlags::MS_BIND, NONE)?;
+            mounts.places.push(place);
         }
         Ok(mounts)
     }
 
-    fn fill_dev(&self) -> Result<(), Failure> {
-        let dev = self.root.join("dev");
-        for name in DEVICES {
-            let (host, place) = (Path::new("/dev").join(name), dev.join(name));
-            File::create(&place).map_err(Failure::other)?;
-            try_mount(name, Some(&*host), &place, NONE, MsFlags::MS_BIND, NONE)?;
-        }
-        for (name, target) in LINKS {
-            symlink(target, dev.join(name)).map_err(Failure::other)?;
-        }
-        fs::create_dir(dev.join("shm")).map_err(Failure::other)?;
-        let pts = dev.join("pts");
-        fs::create_dir(&pts).map_err(Failure::other)?;
-        let options = Some("newinstance,ptmxmode=0666,mode=620");
-        // Few scripts need a terminal; a container that forbids it shall not fail the build.
-        let _ = mount(
-            Some("devpts"),
-            &pts,
-            Some("devpts"),
-            MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
-            options,
-        );
-        Ok(())
-    }
-
     /// In a container with parts of /proc hidden the kernel refuses a new one; the container's own then
     /// serves.
-    fn mount_proc(&self) -> Result<(), Failure> {
-        let proc = self.root.join("proc");
-        fs::create_dir_all(&proc).map_err(Failure::other)?;
+    fn mount_proc(&mut self, root: &Path) -> Result<(), Failure> {
+        let proc = inside::directory(root, "proc").map_err(|e| Failure::io(&root.join("proc"), &e))?;
+        self.places.push(proc.clone());
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         if mount(Some("proc"), &proc, Some("proc"), flags, NONE).is_ok() {
             return Ok(());
@@ -116,11 +98,35 @@ impl<'a> Mounts<'a> {
     }
 }
 
-impl Drop for Mounts<'_> {
+fn fill_dev(dev: &Path) -> Result<(), Failure> {
+    for name in DEVICES {
+        let (host, place) = (Path::new("/dev").join(name), dev.join(name));
+        File::create(&place).map_err(Failure::other)?;
+        try_mount(name, Some(&*host), &place, NONE, MsFlags::MS_BIND, NONE)?;
+    }
+    for (name, target) in LINKS {
+        symlink(target, dev.join(name)).map_err(Failure::other)?;
+    }
+    fs::create_dir(dev.join("shm")).map_err(Failure::other)?;
+    let pts = dev.join("pts");
+    fs::create_dir(&pts).map_err(Failure::other)?;
+    let options = Some("newinstance,ptmxmode=0666,mode=620");
+    // Few scripts need a terminal; a container that forbids it shall not fail the build.
+    let _ = mount(
+        Some("devpts"),
+        &pts,
+        Some("devpts"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+        options,
+    );
+    Ok(())
+}
+
+impl Drop for Mounts {
     fn drop(&mut self) {
-        for dir in ["run/packages", "run", "tmp", "dev", "proc"] {
+        for place in self.places.iter().rev() {
             // What stays mounted is removed with the mount namespace.
-            let _ = umount2(&self.root.join(dir), MntFlags::MNT_DETACH);
+            let _ = umount2(place, MntFlags::MNT_DETACH);
         }
     }
 }
