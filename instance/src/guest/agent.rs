@@ -83,6 +83,12 @@ impl Session {
         self.sender.clone()
     }
 
+    /// Says that there is no input. A command that is over already does not hear it: its end, which is still to be
+    /// received, counts.
+    pub fn without_input(&self) {
+        let _ = self.sender.end_input();
+    }
+
     /// Waits for what comes next. `None` when the guest has gone away.
     pub fn receive(&mut self) -> Result<Option<Incoming>> {
         let Some(frame) = read_frame(&mut self.stream).map_err(protocol)? else {
@@ -238,6 +244,27 @@ mod tests {
             assert_eq!(request.kind, Kind::Request);
             answer(request.message().unwrap(), &mut stream);
         })
+    }
+
+    #[test]
+    fn a_command_that_was_over_before_its_input_has_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = guest(dir.path(), |_, stream| {
+            let ended = Frame::json(Kind::Ended, &Ended::Exited(3)).unwrap();
+            write_frame(stream, ended.kind, &ended.payload).unwrap();
+        });
+        let request = Exec {
+            argv: vec!["true".into()],
+            ..Exec::default()
+        };
+        let mut session = exec(dir.path(), &Determinism::default(), request).unwrap();
+        agent.join().unwrap();
+        assert!(session.sender().end_input().is_err(), "the guest has closed");
+        session.without_input();
+        assert!(matches!(
+            session.receive(),
+            Ok(Some(Incoming::Ended(Ended::Exited(3))))
+        ));
     }
 
     #[test]

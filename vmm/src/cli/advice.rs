@@ -32,7 +32,7 @@ pub fn of(error: &Error) -> Option<String> {
         Error::PortsWithoutNetwork => "leave --net out, or reach the guest at its own address".into(),
         Error::KvmCannotCount => "--accel soft with --icount, or leave --icount out".into(),
         Error::CountingSeveralCpus(_) => "--cpus 1".into(),
-        Error::CountingWithLimits => "leave --icount or --limit out".into(),
+        Error::CountingWithLimits => "leave one of them out, --icount or --limit".into(),
         Error::StandsStill { id, .. } | Error::IsPaused { id, .. } => {
             format!("`vmm resume {id}` lets it go on")
         }

@@ -177,7 +177,7 @@ pub fn run_in(
             determinism.give();
         })?;
     } else {
-        session.sender().end_input()?;
+        session.without_input();
     }
     let end = copy_streams(&mut session);
     signals.connect(None);

@@ -167,9 +167,14 @@ pub fn line(error: &Error) -> String {
     let causes = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |cause| {
         cause.source()
     });
-    let hint = causes.into_iter().find_map(hint::of);
+    let hint = causes
+        .into_iter()
+        .find_map(|cause| match cause.downcast_ref::<Error>() {
+            Some(error) => advice::of(error),
+            None => hint::of(cause),
+        });
     match hint {
-        Some(hint) => format!("{error}; try {hint}"),
+        Some(hint) => format!("{error}; try: {hint}"),
         None => error.to_string(),
     }
 }
@@ -207,7 +212,7 @@ mod tests {
     fn the_record_of_a_failed_machine_says_what_to_try() {
         let error = |cpu| machine::accel::Error::GicV2 { cpus: cpu, max: 8 };
         let text = line(&Error::from(error(9)));
-        assert!(text.contains("8 CPUs, not 9; try --cpus 8"), "{text}");
+        assert!(text.contains("8 CPUs, not 9; try: --cpus 8"), "{text}");
         let other = Error::NoInstance("web".into());
         assert_eq!(line(&other), other.to_string());
     }

@@ -108,7 +108,7 @@ fn host_keys(directory: &Path) -> anyhow::Result<String> {
             ..Exec::default()
         },
     )?;
-    session.sender().end_input()?;
+    session.without_input();
     let mut keys = Vec::new();
     loop {
         match session.receive()? {
