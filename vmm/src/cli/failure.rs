@@ -213,7 +213,7 @@ mod tests {
         let error = |cpu| machine::accel::Error::GicV2 { cpus: cpu, max: 8 };
         let text = line(&Error::from(error(9)));
         assert!(text.contains("8 CPUs, not 9; try: --cpus 8"), "{text}");
-        let other = Error::NoInstance("web".into());
+        let other = Error::HasEnded("web".into());
         assert_eq!(line(&other), other.to_string());
     }
 
