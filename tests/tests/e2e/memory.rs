@@ -15,7 +15,8 @@ pub const TESTS: &[(&str, Test)] = &[(
 
 /// MiB that the guest fills and frees.
 const FILLED: u64 = 96;
-/// MiB of it that must come back: the guest's allocator keeps small pieces.
+/// MiB that must come back: the guest's allocator keeps small pieces. It is far more than what the boot has freed, which
+/// goes back at some moment, before or after the guest has filled its memory.
 const RETURNED: u64 = 80;
 /// Linux reports every two seconds, in small portions.
 const TIMEOUT: Duration = Duration::from_secs(90);
@@ -25,7 +26,6 @@ fn what_a_guest_frees_goes_back(host: &TestHost) -> Result<()> {
         host,
         "vmm run hello.ami -d --name breather --balloon --memory 256M --wait agent",
     )?;
-    let before = resident(host)?;
     let fill = format!(
         "mount -t tmpfs none /mnt && head -c {} /dev/zero > /mnt/f",
         FILLED << 20
@@ -33,8 +33,8 @@ fn what_a_guest_frees_goes_back(host: &TestHost) -> Result<()> {
     ok(host, &format!("vmm exec breather -- sh -c '{fill}'"))?;
     let full = resident(host)?;
     ensure!(
-        full >= before + FILLED - 8,
-        "the guest filled {FILLED} MiB, and {before} MiB became {full}"
+        full >= FILLED,
+        "the guest filled {FILLED} MiB and has only {full}"
     );
     ok(host, "vmm exec breather -- sh -c 'rm /mnt/f; umount /mnt'")?;
     let start = Instant::now();
