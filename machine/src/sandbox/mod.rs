@@ -20,6 +20,7 @@
 mod allow;
 mod files;
 mod filter;
+mod helper;
 mod namespaces;
 mod privileges;
 mod reader;
@@ -33,6 +34,7 @@ use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
 pub use files::Right;
+pub use helper::start_helper;
 pub use namespaces::offered as network_offered;
 pub use privileges::Capability;
 pub use reader::read_file;

@@ -9,11 +9,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use super::helper::start_helper;
 use super::{Error, Kind, Plan, Right, files, filter, privileges};
 
 /// Bytes of the file that are answered.
@@ -24,26 +25,13 @@ static READER: OnceLock<(PathBuf, Mutex<UnixStream>)> = OnceLock::new();
 
 /// Starts the process. The caller's must have one thread only.
 pub(super) fn start(path: &Path) -> Result<(), Error> {
-    let failed = Error::os("starting the process that reads a file for it");
-    let (socket, theirs) = match UnixStream::pair() {
-        Ok(pair) => pair,
-        Err(error) => return Err(failed(error)),
+    let serve = |socket| {
+        let _ = serve(File::from(OwnedFd::from(socket)), path);
     };
-    // SAFETY: this process has one thread, so the child finds every lock as if it had taken it itself.
-    match unsafe { libc::fork() } {
-        -1 => Err(failed(io::Error::last_os_error())),
-        0 => {
-            let _ = serve(File::from(OwnedFd::from(theirs)), path);
-            // Neither destructors nor buffers: they are the other process's.
-            // SAFETY: takes a number only.
-            unsafe { libc::_exit(0) }
-        }
-        _ => {
-            // Nobody else can have set it: a process is confined once.
-            let _ = READER.set((path.to_owned(), Mutex::new(socket)));
-            Ok(())
-        }
-    }
+    let socket = start_helper(serve).map_err(Error::os("starting the process that reads a file for it"))?;
+    // Nobody else can have set it: a process is confined once.
+    let _ = READER.set((path.to_owned(), Mutex::new(socket)));
+    Ok(())
 }
 
 /// What the file at `path` holds, its first 64 KiB, by way of its reader where it has one.
@@ -79,9 +67,7 @@ fn read_here(path: &Path) -> io::Result<Vec<u8>> {
 /// In the new process: answers until the other one ends. The socket is read and written as a file is: no
 /// other call is needed.
 fn serve(mut socket: File, path: &Path) -> io::Result<()> {
-    // The other's lock and streams must end with it, and what its terminal or its user sends is not for this
-    // one.
-    close_all_but(socket.as_raw_fd())?;
+    // What the other one's terminal or its user sends is not for this one.
     block_signals()?;
     // The directories of the name and of what it may lead to.
     let target = path.canonicalize().unwrap_or_default();
@@ -120,22 +106,6 @@ fn fill(mut file: File, room: &mut [u8]) -> io::Result<usize> {
             count => length += count,
         }
     }
-}
-
-/// Closes all descriptors but one.
-fn close_all_but(kept: i32) -> io::Result<()> {
-    let close = |first: u32, last: u32| {
-        // SAFETY: takes numbers only. Nothing in this process uses the descriptors any more.
-        match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    };
-    let kept = u32::try_from(kept).map_err(io::Error::other)?;
-    if kept > 0 {
-        close(0, kept - 1)?;
-    }
-    close(kept + 1, u32::MAX)
 }
 
 fn block_signals() -> io::Result<()> {
