@@ -23,11 +23,12 @@ use crate::images::image::Image;
 use crate::images::scrub;
 use crate::process::detach;
 use crate::process::per_run::PerRun;
+use crate::service::images::{CreateImage, CreatedImage};
 use crate::service::shutdown;
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::record::{Ending, Record, VolumeKind};
-use crate::{Error, Event, InstanceId, Result};
+use crate::{Error, Event, Result};
 use machine::accel::{self, Chosen};
 use machine::block::Backend;
 use machine::block::volume::{BLOCK, Volume};
@@ -38,30 +39,18 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(90);
 /// Bytes copied at a time.
 const STEP: u64 = 1 << 20;
 
-/// What is asked of a new image.
-#[derive(Debug, Clone)]
-pub struct Capture {
-    /// The image's name, and its name in the store.
-    pub name: String,
-    /// A paragraph for people; the parent's when absent.
-    pub description: Option<String>,
-    /// Freeze the running guest's file systems instead of restarting it.
-    pub no_reboot: bool,
-    /// Leave host keys, machine-id, logs and so on in the image.
-    pub keep_identity: bool,
-}
-
-impl Capture {
-    /// Makes an image of `id` and puts it into the store. Returns its id, and a warning when the copy may not
-    /// be clean.
-    pub fn run(&self, store: &Store, images: &Images, id: &InstanceId) -> Result<(String, Option<String>)> {
+impl CreateImage {
+    /// Makes the image and puts it into the store.
+    pub(super) fn run(&self, store: &Store, images: &Images) -> Result<CreatedImage> {
+        let id = &store.find(&self.instance)?;
         let record = store.reconcile(id)?;
         if !record.state.has_process() {
             let held = shutdown::hold(store, id, Event::Start)?;
             let draft = self.copy(held.record(), held.directory(), images)?;
             let warning = unclean(held.record());
             drop(held);
-            return Ok((self.complete(store, draft, &record, images)?, warning));
+            let id = self.complete(store, draft, &record, images)?;
+            return Ok(CreatedImage { id, warning });
         }
         if let Some(paused) = &record.paused {
             return Err(Error::CapturePaused {
@@ -74,7 +63,8 @@ impl Capture {
         } else {
             self.restarted(store, images, &record)?
         };
-        Ok((self.complete(store, draft, &record, images)?, warning))
+        let id = self.complete(store, draft, &record, images)?;
+        Ok(CreatedImage { id, warning })
     }
 
     /// Shuts down, copies, starts again — also when the copy has failed.
@@ -303,13 +293,14 @@ mod tests {
             .unwrap();
         drop(held);
 
-        let capture = Capture {
+        let request = CreateImage {
+            instance: record.id.to_string(),
             name: "child".into(),
             description: None,
             no_reboot: false,
             keep_identity: true,
         };
-        let (id, warning) = capture.run(&store, &images, &record.id).unwrap();
+        let CreatedImage { id, warning } = request.run(&store, &images).unwrap();
         assert_eq!(warning, None);
         let child = Image::open(&images.resolve("child").unwrap()).unwrap();
         child.verify().unwrap();
@@ -353,7 +344,7 @@ mod tests {
             .collect();
         assert_eq!(volumes, devices);
         // Same content, same image.
-        assert_eq!(capture.run(&store, &images, &record.id).unwrap().0, id);
+        assert_eq!(request.run(&store, &images).unwrap().id, id);
         let left = std::fs::read_dir(store.home().images())
             .unwrap()
             .filter_map(|e| e.ok()?.file_name().into_string().ok());

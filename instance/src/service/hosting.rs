@@ -2,8 +2,7 @@
 //! control it.
 //!
 //! A command that launches in the foreground runs the instance itself; a detached one is run by a process
-//! that
-//! [`detach`](crate::process::detach) has started.
+//! that [`detach`](crate::process::detach) has started.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -103,8 +102,8 @@ impl Host {
     }
 
     /// Runs the guest until it ends for good. `on_started` is called when it runs and its sockets are there.
-    /// Whoever started this process is told of that through `report`, if there is one. An instance that is
-    /// not to outlive its run is removed.
+    /// `report`, if there is one, passes that on to the process that started this one. An instance that is not to
+    /// outlive its run is removed.
     ///
     /// # Errors
     /// When the end cannot be written down, or what was measured cannot.

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use super::Service;
-use super::capture::Capture;
 use crate::Result;
 use crate::images::image::Image;
 use crate::images::{Removed, Stored};
@@ -112,21 +111,6 @@ impl Service {
     /// # Errors
     /// When there is no such instance, it cannot be copied, or its identity cannot be removed.
     pub fn create_image(&self, request: &CreateImage) -> Result<CreatedImage> {
-        let CreateImage {
-            instance,
-            name,
-            description,
-            no_reboot,
-            keep_identity,
-        } = request.clone();
-        let id = self.store.find(&instance)?;
-        let capture = Capture {
-            name,
-            description,
-            no_reboot,
-            keep_identity,
-        };
-        let (id, warning) = capture.run(&self.store, &self.images, &id)?;
-        Ok(CreatedImage { id, warning })
+        request.run(&self.store, &self.images)
     }
 }
