@@ -96,7 +96,7 @@ fn a_wrong_digest_is_refused(host: &TestHost) -> Result<()> {
     refused(&capture(host, line)?, &["digest", "x.deb"])
 }
 
-/// A server of files that breaks off in the middle of a package until it is told not to.
+/// A server of files that breaks off in the middle of a package until it is asked to serve it whole.
 struct Server {
     port: u16,
     root: PathBuf,

@@ -29,6 +29,13 @@ pub const TESTS: &[(&str, Test)] = &[
 /// The recorded values.
 const RECORDED: &str = "tests/lab/counters.json";
 
+/// All that is recorded.
+fn recorded() -> Result<Value> {
+    let path = workspace().join(RECORDED);
+    let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    serde_json::from_str(&text).context(RECORDED)
+}
+
 /// What is recorded of a counter: `{"value": N, "margin": N, "goal": N}`, and `"missed": true` where the goal
 /// is.
 struct Record {
@@ -40,9 +47,7 @@ struct Record {
 
 impl Record {
     fn read(name: &str) -> Result<Record> {
-        let path = workspace().join(RECORDED);
-        let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-        let recorded: Value = serde_json::from_str(&text).context(RECORDED)?;
+        let recorded = recorded()?;
         let number = |field: &str| {
             let number = recorded[name][field].as_u64();
             number.with_context(|| format!("{RECORDED} has no {name}.{field}"))
@@ -88,8 +93,7 @@ fn hold(name: &str, measured: u64) -> Result<()> {
 
 /// Compares `measured` with the goal recorded under `name`, and nothing else: how far it is from the goal is partly chance.
 fn hold_to_goal(name: &str, measured: u64) -> Result<()> {
-    let recorded: Value = serde_json::from_str(&fs::read_to_string(workspace().join(RECORDED))?)?;
-    let goal = recorded[name]["goal"]
+    let goal = recorded()?[name]["goal"]
         .as_u64()
         .with_context(|| format!("{RECORDED} has no {name}.goal"))?;
     eprintln!("e2e: {name}: {measured} (goal: {goal})");
