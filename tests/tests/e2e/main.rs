@@ -31,6 +31,7 @@ mod sandbox;
 mod suites;
 mod terminal;
 mod trouble;
+mod volumes;
 mod work;
 
 use std::path::PathBuf;
