@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_of_init_stay_behind_all_parameters() {
+    fn added_parameters_go_before_the_arguments_of_init() {
         assert_eq!(
             join(["quiet x -- y", "panic=-1", "z -- 3"]),
             "quiet x panic=-1 z -- y 3"

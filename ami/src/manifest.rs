@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn another_spelling_is_another_file_and_refused() {
+    fn a_manifest_that_is_not_canonical_is_refused() {
         let bytes = valid().to_bytes().unwrap();
         let spaced = String::from_utf8(bytes).unwrap().replace(",\"", ", \"");
         let error = Manifest::from_bytes(spaced.as_bytes()).unwrap_err();
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_is_named() {
+    fn a_broken_rule_is_named() {
         type Change = fn(&mut Manifest);
         let rules: &[(&str, Change)] = &[
             ("name", |m| m.name = "a\nb".into()),

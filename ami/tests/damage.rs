@@ -105,7 +105,7 @@ fn the_same_content_is_the_same_file_with_the_same_id() {
 }
 
 #[test]
-fn each_region_is_blamed_for_its_own_damage() {
+fn each_damaged_region_is_named() {
     let ami = Ami::open(intact()).unwrap();
     let length = std::fs::metadata(intact()).unwrap().len();
     let mib = 1 << 20;
@@ -198,7 +198,7 @@ fn with_manifest(text: &str) -> Error {
 }
 
 #[test]
-fn a_forged_manifest_cannot_ask_for_the_impossible() {
+fn impossible_values_in_a_forged_manifest_are_refused() {
     let bytes = Ami::open(intact()).unwrap().manifest_bytes().to_vec();
     let good = String::from_utf8(bytes).unwrap();
     let root = (3 << 20) + 8192;
@@ -252,7 +252,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_at_all_are_refused_without_panic(bytes in proptest::collection::vec(any::<u8>(), 1..9000)) {
+    fn random_bytes_are_refused_without_panic(bytes in proptest::collection::vec(any::<u8>(), 1..9000)) {
         let error = damaged(|file| file.write_all_at(&bytes, 1 << 20).unwrap_or(()));
         prop_assert!(error.region().is_some(), "{error}");
     }

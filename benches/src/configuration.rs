@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn the_frequency_is_read() {
+    fn the_tsc_frequency_is_read_from_cpuinfo() {
         assert_eq!(
             tsc_khz("model name\t: x\ncpu MHz\t\t: 2445.432\n"),
             Some(2_445_432)
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn scratch_goes_away() {
+    fn the_scratch_directory_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         let scratch = Scratch::new(directory.path()).unwrap();
         let path = scratch.path("x");

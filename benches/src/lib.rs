@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_turn_around() {
+    fn the_order_is_reversed_in_every_other_round() {
         assert_eq!(order(3, 0).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(order(3, 1).collect::<Vec<_>>(), [2, 1, 0]);
         // Over two rounds each configuration has the same mean position.

@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn the_marker_is_found_however_it_is_cut() {
+    fn a_marker_split_across_reads_is_found() {
         let (head, tail) = STOPPED_AT_INIT.split_at(4);
         let script = format!("printf 'x\\n{head}'; sleep 0.05; printf '{tail}\\n'; sleep 0.05");
         let ns = launch(&script, End::Init, Duration::from_secs(30)).unwrap();

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_other_systems_are_understood() {
+    fn arguments_of_sysvinit_and_systemd_are_understood() {
         let end = |reboot, force| Ok(Order::End { reboot, force });
         for (line, expected) in [
             ("/usr/sbin/poweroff", end(false, false)),

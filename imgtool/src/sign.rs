@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_survive_their_files() {
+    fn keys_round_trip_through_files() {
         let dir = tempfile::tempdir().unwrap();
         let (secret, public) = (dir.path().join("k.key"), dir.path().join("k.pub"));
         let key = SecretKey::generate().unwrap();

@@ -52,7 +52,7 @@ fn every_claim_names_a_test() {
 }
 
 #[test]
-fn a_test_is_told_from_a_function() {
+fn a_test_is_distinguished_from_a_function() {
     let source = "    #[test]\n    #[ignore]\n    fn one() {}\nfn two() {}\n(\"three\", three),\n";
     assert!(has_test(source, "one") && has_test(source, "three"));
     assert!(!has_test(source, "two") && !has_test(source, "four"));

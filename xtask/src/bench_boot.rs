@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ratios_are_turned_around() {
+    fn ratios_are_printed_as_vmm_over_peer() {
         let outcome = serde_json::json!({
             "lanes": [{ "name": "vmm kvm" }, { "name": "qemu-microvm kvm" }],
             "comparisons": [

@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_is_whole_and_loads_nothing() {
+    fn the_report_is_complete_and_loads_nothing() {
         let mut outcome = outcome(6, 0.5, 1.0);
         outcome.configurations[0].exits = vec![
             ExitInfo {
@@ -227,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn one_launch_makes_a_page_too() {
+    fn one_launch_makes_a_report() {
         let page = html(&outcome(1, 2.0, 1.0));
         assert!(page.contains("No conclusion") && page.contains("</html>"));
         assert!(!page.contains("NaN"));
     }
 
     #[test]
-    fn names_cannot_break_out_of_the_page() {
+    fn names_are_escaped() {
         let mut outcome = outcome(5, 1.0, 1.0);
         outcome.configurations[1].name = "<script>alert(1)</script>\"'&".into();
         outcome.configurations[1].append = "</small><script>".into();

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_images_name_gives_way_and_the_administrators_lines_stay() {
+    fn the_images_name_is_replaced_and_the_administrators_lines_stay() {
         let before = "# ours\n127.0.0.1 localhost\n127.0.1.1\thello.example.org hello db # own\n\
                       10.0.0.7 hello-backup hello\n";
         let after = text(before, Some("hello"), "web");
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_known_is_left_to_who_wrote_it() {
+    fn a_name_that_is_listed_already_is_not_changed() {
         let before = "127.0.0.1 localhost web\n";
         assert_eq!(text(before, None, "web"), before);
         assert_eq!(

@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_an_instances_own_goes_and_the_rest_stays() {
+    fn the_identity_of_the_instance_is_removed_and_the_rest_stays() {
         let dir = tempfile::tempdir().unwrap();
         let at = |path: &str| dir.path().join(path);
         let gone = [

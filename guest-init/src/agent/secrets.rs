@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn throwaway_keys_go_and_are_listed_and_data_stays() {
+    fn renewable_keys_are_removed_and_listed_and_data_stays() {
         let root = system();
         let at = |path: &str| root.path().join(path).symlink_metadata().is_ok();
         remove(root.path()).unwrap();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_listed_is_made_once_and_what_fails_is_tried_again() {
+    fn listed_secrets_are_made_once_and_failures_are_retried() {
         let root = system();
         remove(root.path()).unwrap();
         let list = BTreeSet::from([KEY.to_owned(), CLUSTER.to_owned(), "etc/unknown".to_owned()]);

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_begin_where_the_kernel_says() {
+    fn the_address_of_the_arguments_is_read_from_proc_stat() {
         let status = fs::read_to_string("/proc/self/stat").unwrap();
         let address = arguments_address(&status).unwrap();
         // SAFETY: the kernel says that the program's name is there; it has more than one byte.

@@ -366,14 +366,14 @@ mod tests {
     }
 
     #[test]
-    fn output_that_is_lost_has_a_status_of_its_own() {
+    fn lost_output_has_exit_status_120() {
         let lost = |kind: std::io::ErrorKind| report(&Error::Output(kind.into()));
         assert_eq!(lost(std::io::ErrorKind::StorageFull), ExitCode::from(120));
         assert_eq!(lost(std::io::ErrorKind::BrokenPipe), ExitCode::from(141));
     }
 
     #[test]
-    fn what_cannot_be_printed_is_an_error_whatever_is_printed() {
+    fn completions_that_cannot_be_written_are_an_error() {
         for shell in [Shell::Bash, Shell::Zsh] {
             let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
             let printed = run(Command::Completions { shell }, &mut { full });

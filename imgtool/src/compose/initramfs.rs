@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_orders_name_the_modules_in_load_order() {
+    fn boot_json_lists_the_modules_in_load_order() {
         let module = |name: &str| Module {
             name: name.into(),
             bytes: vec![1; 9],

@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn dependencies_come_first_and_raw() {
+    fn dependencies_come_first_and_uncompressed() {
         let modules = closure(&kernel(), RELEASE, &[]).unwrap();
         assert_eq!(
             names(&modules),
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn circles_end() {
+    fn circular_dependencies_end() {
         let mut tree = kernel();
         put(&mut tree, "kernel/a.ko", modinfo::tests::module(&["depends=b"]));
         put(&mut tree, "kernel/b.ko", modinfo::tests::module(&["depends=a"]));

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn circles_end() {
+    fn circular_dependencies_end() {
         let batches = plan(&needs(&[("a", "Pre-Depends: b\n"), ("b", "Pre-Depends: a\n")]));
         assert_eq!(batches.later, [vec![0, 1]]);
         let batches = plan(&needs(&[("a", "Depends: b\n"), ("b", "Depends: a\n")]));

@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_works_is_taken() {
+    fn a_working_root_is_accepted() {
         for text in [
             "",
             "init = '/bin/script'",

@@ -205,7 +205,7 @@ fn a_raw_ext4_is_read_in_place() {
 }
 
 #[test]
-fn rubbish_is_an_error() {
+fn unknown_formats_are_refused() {
     assert!(import(&[7; 5000]).is_err());
     assert!(import(&docker(&[b"not a tar at all, but long enough"])).is_err());
 }

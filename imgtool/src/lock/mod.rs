@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_file_comes_back() {
+    fn a_lock_file_round_trips() {
         let dir = tempfile::tempdir().unwrap();
         let path = path_for(&dir.path().join("hello.toml"));
         assert!(path.ends_with("hello.lock"));
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_question_changes_with_what_matters() {
+    fn the_inputs_digest_changes_with_what_resolution_depends_on() {
         let parse = |text: &str| toml::from_str::<Recipe>(text).unwrap();
         let base = inputs(&parse("name = 'a'"), Arch::X86_64, None);
         assert_eq!(

@@ -15,7 +15,7 @@ fn check(wanted: &str, got: &str) -> std::process::Output {
 }
 
 #[test]
-fn a_symbol_that_did_not_survive_is_named() {
+fn a_dropped_symbol_is_named() {
     let got = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=\"x\"\n";
     assert!(check("# A\nCONFIG_A=y\nCONFIG_C=\"x\"\n", got).status.success());
     for lost in ["CONFIG_B=y", "CONFIG_C=\"y\"", "CONFIG_D=y"] {
@@ -27,7 +27,7 @@ fn a_symbol_that_did_not_survive_is_named() {
 }
 
 #[test]
-fn fragments_say_each_thing_once_and_ask_for_no_module() {
+fn configuration_fragments_set_each_symbol_once_and_no_module() {
     for arch in [Arch::X86_64, Arch::Arm64] {
         let text = fragment(arch);
         let mut seen = std::collections::BTreeSet::new();

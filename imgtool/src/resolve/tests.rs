@@ -127,7 +127,7 @@ fn other_architectures_do_not_satisfy_and_any_needs_permission() {
 }
 
 #[test]
-fn what_is_left_out_stays_out() {
+fn excluded_packages_are_not_selected() {
     let packages = [
         ("base", "1", "Essential: yes"),
         ("required", "1", "Priority: required"),
@@ -195,7 +195,7 @@ fn a_malformed_index_is_refused() {
 }
 
 #[test]
-fn a_kernel_comes_without_what_installs_it() {
+fn a_kernel_is_selected_without_initramfs_tools() {
     let packages = [
         (
             "linux-image-cloud-amd64",

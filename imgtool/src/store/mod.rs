@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_comes_back_and_a_damaged_one_does_not() {
+    fn a_blob_is_read_back_and_a_damaged_one_is_not() {
         let (_dir, store) = store();
         let digest = store.put(b"hello").unwrap();
         assert_eq!(store.get(&digest, 5).unwrap().as_deref(), Some(&b"hello"[..]));

@@ -96,7 +96,7 @@ fn describe_answers_the_record() {
 }
 
 #[test]
-fn stop_ends_the_guest_and_watchers_hear_it() {
+fn stop_ends_the_guest_and_notifies_subscribers() {
     let world = World::start();
     let mut news = world.client.watch().unwrap();
     assert_eq!(news.next().unwrap().state, State::Running);
@@ -143,7 +143,7 @@ fn an_instance_is_paused_and_goes_on_by_request() {
 }
 
 #[test]
-fn consoles_attach_side_by_side_and_leave_alone() {
+fn consoles_attach_and_detach_independently() {
     let world = World::start();
     let (sender, typed) = std::sync::mpsc::channel();
     world
@@ -180,7 +180,7 @@ fn logs_follow_to_the_end() {
 }
 
 #[test]
-fn bad_requests_get_an_answer_and_disturb_nobody() {
+fn bad_requests_are_answered_and_affect_no_other_client() {
     let world = World::start();
     for (text, status) in [
         (&b"GET /nothing HTTP/1.1\r\n\r\n"[..], 404),
@@ -234,7 +234,7 @@ fn a_thousand_connections_leave_nothing_behind() {
 }
 
 #[test]
-fn headers_say_what_would_be_right() {
+fn refusals_name_the_allowed_method_and_protocol() {
     let world = World::start();
     let text = |request: &[u8]| {
         let mut stream = sockets::connect(world.process.directory(), sockets::CONTROL).unwrap();

@@ -405,7 +405,7 @@ mod tests {
 
     /// The kernel passes what is behind `--` to init and reads no parameter there.
     #[test]
-    fn our_parameters_are_before_the_arguments_of_init() {
+    fn our_parameters_go_before_the_arguments_of_init() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(Home::at(dir.path()));
         let path = test_image::write(dir.path(), "image", 1);

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_viewer_sees_the_past_once_and_then_the_present() {
+    fn a_viewer_gets_the_log_once_and_then_new_output() {
         let (_dir, console) = console();
         console.output(b"one ");
         let (past, mut live) = console.view(u64::MAX).unwrap();
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_viewer_that_sleeps_is_cut_off_and_holds_nobody_up() {
+    fn a_slow_viewer_is_disconnected_and_delays_no_other() {
         let (_dir, console) = console();
         let (_, sleeper) = console.view(0).unwrap();
         for _ in 0..2 * VIEWER_BACKLOG {
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_that_takes_nothing_is_reported_and_the_log_goes_on() {
+    fn a_failing_terminal_is_reported_and_the_log_goes_on() {
         let (dir, console) = console();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         console.show_on(Box::new(full));
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_noticed_however_it_is_cut_up() {
+    fn a_panic_message_split_across_writes_is_noticed() {
         let (_dir, console) = console();
         let text = b"[ 1.0] ok\r\n[ 1.2] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n\
                      [ 1.3] more\r\n";
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_costs_nothing() {
+    fn a_line_without_end_takes_no_memory() {
         let (_dir, console) = console();
         for _ in 0..1000 {
             console.output(&[b'x'; 1000]);
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn input_goes_to_the_guest_that_is_there() {
+    fn input_is_dropped_until_a_guest_is_connected() {
         let (_dir, console) = console();
         console.input(b"lost");
         let (sender, receiver) = std::sync::mpsc::channel();

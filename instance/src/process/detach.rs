@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_environment_is_left_behind_but_for_where_things_are() {
+    fn only_listed_variables_are_passed_on() {
         let all = ["HOME", "AWS_SECRET_ACCESS_KEY", "XDG_STATE_HOME", "PATH", "home"];
         let all = all.map(|name| (name.into(), "x".into()));
         let names: Vec<_> = kept(all.into_iter()).map(|(name, _)| name).collect();

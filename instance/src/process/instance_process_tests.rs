@@ -171,7 +171,7 @@ fn a_panic_is_not_taken_for_a_reboot() {
 }
 
 #[test]
-fn a_polite_guest_is_not_killed() {
+fn a_guest_that_shuts_down_is_not_killed() {
     let (asked, requests) = channel();
     let world = World::start(Box::new(move |_, shutdown| {
         let _ = asked.send(shutdown);
@@ -190,7 +190,7 @@ fn a_polite_guest_is_not_killed() {
 
 /// The guest's PID 1 says how the main program has ended, waits until that is noted, and powers off.
 #[test]
-fn the_end_of_the_main_program_is_the_instances() {
+fn the_status_of_the_main_program_is_the_runs_ending() {
     use guest_init::proto::{END_PORT, Ended, Frame, Kind, write_frame};
     use std::io::{Read, Write};
     let world = World::start(deaf());
@@ -211,7 +211,7 @@ fn the_end_of_the_main_program_is_the_instances() {
 
 /// A reset is another run, whose end is its own.
 #[test]
-fn the_status_of_one_life_is_not_the_next_ones() {
+fn the_status_of_one_run_is_not_the_next_ones() {
     let world = World::start(deaf());
     let first = world.runs.recv().unwrap();
     world.process.set_exited(3);
@@ -222,7 +222,7 @@ fn the_status_of_one_life_is_not_the_next_ones() {
 }
 
 #[test]
-fn a_deaf_guest_is_killed_when_patience_is_over() {
+fn a_guest_that_ignores_the_request_is_killed_at_the_timeout() {
     let world = World::start(deaf());
     let _run = world.runs.recv().unwrap();
     world
@@ -233,7 +233,7 @@ fn a_deaf_guest_is_killed_when_patience_is_over() {
 }
 
 #[test]
-fn watchers_hear_the_end_and_then_nothing() {
+fn subscribers_receive_the_end_and_nothing_after_it() {
     let world = World::start(deaf());
     let run = world.runs.recv().unwrap();
     let (_, news) = world.process.watch().unwrap();
@@ -310,7 +310,7 @@ fn a_full_disk_is_in_the_record_until_there_is_space() {
 }
 
 #[test]
-fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
+fn stop_resumes_a_paused_guest_and_stop_without_time_ends_it() {
     let (asked, requests) = channel();
     let world = World::start(Box::new(move |_, shutdown| {
         let _ = asked.send(shutdown);
@@ -341,7 +341,7 @@ fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
 }
 
 #[test]
-fn a_full_disk_does_not_keep_an_instance_from_its_end() {
+fn an_instance_can_be_ended_although_the_disk_is_full() {
     let world = World::start(deaf());
     let _run = world.runs.recv().unwrap();
     while world.recorded().state != State::Running {

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn exits_stand_in_a_line_for_each_register_and_a_column_for_each_step() {
+    fn exits_have_a_line_for_each_register_and_a_column_for_each_step() {
         let early = vec![exit(0xc000_1070, "virtio vda Status", 5)];
         let late = vec![
             exit(0xc000_1070, "virtio vda Status", 6),

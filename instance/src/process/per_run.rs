@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_arrives_as_it_was_sent() {
+    fn options_of_one_run_round_trip() {
         let sent = PerRun {
             timing: Some(Timing::File("timing.json".into())),
             icount: true,

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_taken_or_none_are_refused() {
+    fn taken_and_invalid_names_are_refused() {
         let world = World::new();
         let launch = world.launch().name(Some("web".into()));
         let _held = launch.prepare(0).unwrap();
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_cannot_be_are_refused() {
+    fn impossible_sizes_are_refused() {
         let world = World::new();
         let small = world.launch().root(Some(1 << 20), RootCopy::Lazy);
         assert!(world.refused(&small).contains("smaller than"));
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_and_devices_that_are_not_to_be_had_are_refused() {
+    fn unavailable_ports_and_devices_are_refused() {
         let world = World::new();
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let number = taken.local_addr().unwrap().port();
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn machines_that_cannot_be_are_refused() {
+    fn impossible_machines_are_refused() {
         let world = World::new();
         let config = |cpus, memory| Config {
             cpus,

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_processors_are_held_until_no_disk_waits_and_each_attempt_that_was_asked_for_is_answered() {
+    fn processors_are_held_until_no_disk_waits_and_every_requested_attempt_is_answered() {
         let directory = tempfile::tempdir().unwrap();
         let (mut watch, reports) = watch(directory.path());
         let mut held = Vec::new();

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_have_left_are_forgotten_though_nothing_is_published() {
+    fn closed_subscribers_are_removed_without_a_publication() {
         let mut subscribers = Subscribers::<u8>::default();
         for _ in 0..1000 {
             drop(subscribers.add(8).unwrap());

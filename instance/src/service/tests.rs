@@ -111,7 +111,7 @@ fn terminate(instance: &str) -> TerminateInstance {
 }
 
 #[test]
-fn launches_that_cannot_be_are_refused_by_code_and_nothing_is_made() {
+fn impossible_launches_are_refused_by_code_and_make_nothing() {
     let world = World::new();
     let port = |text: &str| text.parse().unwrap();
     let config = |network, ports| Config {
@@ -224,7 +224,7 @@ fn instances_are_described_by_name_state_and_tag() {
 }
 
 #[test]
-fn what_a_state_does_not_allow_has_its_code() {
+fn a_request_in_the_wrong_state_has_its_code() {
     let world = World::new();
     let service = &world.service;
     world.stopped("still");
@@ -264,7 +264,7 @@ fn what_a_state_does_not_allow_has_its_code() {
 }
 
 #[test]
-fn an_instance_is_stopped_and_removed_and_what_outlives_it_is_named() {
+fn an_instance_is_stopped_and_removed_and_its_kept_volumes_are_named() {
     let world = World::new();
     let service = &world.service;
     let running = world.running("web");

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused_with_a_way_out() {
+    fn invalid_limits_are_refused_with_advice() {
         for (text, advice) in [
             ("", "write it like"),
             ("disk", "write it like"),

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn asking_does_not_disturb_the_one_who_takes() {
+    fn a_query_does_not_make_another_process_fail_to_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let asker = {

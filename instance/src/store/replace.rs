@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_is_the_new_one_and_no_draft_stays() {
+    fn a_replacement_leaves_no_temporary_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("names.json");
         // What a killed command has left is longer than what comes.

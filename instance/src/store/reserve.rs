@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn without_reserve_or_for_another_reason_an_error_stays_one() {
+    fn without_a_reserve_and_for_other_errors_the_write_fails() {
         let directory = tempfile::tempdir().unwrap();
         let mut tries = 0;
         let mut fail = |error: fn() -> io::Error| {

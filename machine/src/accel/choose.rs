@@ -253,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_that_nothing_here_can_run_is_refused_with_the_way_out() {
+    fn a_guest_that_no_accelerator_can_run_is_refused_with_advice() {
         for (choice, why) in [
             (Accel::Auto, "KVM on this x86_64 host"),
             (Accel::Kvm, "KVM on this x86_64 host"),
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_is_remembered_for_its_boot_only() {
+    fn a_verdict_is_cached_for_one_boot_of_the_host() {
         let dir = tempfile::tempdir().unwrap();
         let first = cache(&dir, "0.1.0 boot-1");
         assert_eq!(first.load(), None);

@@ -213,7 +213,7 @@ mod tests {
 
     /// Both machines' figures, as the page shows them side by side.
     #[test]
-    fn the_page_on_the_machine_says_what_the_code_does() {
+    fn machine_md_agrees_with_the_code() {
         let page = include_str!("../../../docs/machine.md");
         /// The cells of the row that begins with `first`, or that has it in its third column.
         fn row<'a>(page: &'a str, first: &str) -> Vec<&'a str> {

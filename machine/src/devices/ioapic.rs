@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_are_the_chips() {
+    fn registers_are_those_of_the_82093aa() {
         let bench = Bench::new();
         assert_eq!(bench.read(1), 0x0017_0020);
         bench.write(0, 0xffff_ffff);

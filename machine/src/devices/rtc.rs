@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn it_tells_the_time_and_what_it_is() {
+    fn time_and_identification_are_read() {
         let mut clock = Clock::new();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let given = u64::from(read(&mut clock, 0));
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn any_access_is_survived() {
+    fn any_access_is_handled() {
         let mut clock = Clock::new();
         for offset in [0, 1, 0x10, 0xffc, 0xfff] {
             for width in [1, 2, 4, 8] {

@@ -126,7 +126,7 @@ impl Running {
 }
 
 #[test]
-fn the_processor_that_switches_off_takes_the_others_with_it() {
+fn a_power_off_by_one_processor_ends_the_others() {
     let running = machine(vec![
         Script::new(&[], None),
         Script::new(&[(0x80, 7), (0x600, 2)], None),
@@ -139,7 +139,7 @@ fn the_processor_that_switches_off_takes_the_others_with_it() {
 }
 
 #[test]
-fn every_end_is_distinguished() {
+fn reset_triple_fault_and_error_are_distinguished() {
     for (script, end) in [
         (Script::new(&[(0x600, 1)], None), End::Reset),
         (Script::new(&[], Some(Ok(Stop::TripleFault))), End::TripleFault),

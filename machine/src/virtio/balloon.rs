@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_hears_what_is_wanted_and_tells_what_is() {
+    fn the_target_is_read_and_the_actual_size_is_written() {
         let target = Target::default();
         let mut driver = Driver::started(Balloon::new(target.clone()), u64::MAX);
         target.set(10 << 20);

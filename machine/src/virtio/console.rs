@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_prints_comes_out() {
+    fn guest_output_arrives() {
         let (mut driver, _keyboard, paper) = console(Size::default());
         driver.request(TRANSMIT, &[b"hello ", b"world\n"], &[]);
         assert_eq!(paper.0.lock().unwrap().0, b"hello world\n");

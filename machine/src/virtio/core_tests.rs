@@ -296,7 +296,7 @@ mod chance {
 
         /// No order of register accesses breaks the transport, and a reset always heals it.
         #[test]
-        fn any_accesses_are_survived(
+        fn random_accesses_cause_no_panic(
             accesses in proptest::collection::vec((0u64..0x120, any::<u32>(), 0u32..4, any::<bool>()), 0..200)
         ) {
             let (mut driver, log) = recorder(false);

@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_lose_and_gain_their_header() {
+    fn the_virtio_header_is_removed_and_added() {
         let (mut driver, wire, event) = card(false);
         driver.request(TRANSMIT, &[&[9; HEADER], b"frame to host"], &[]);
         assert_eq!(wire.lock().unwrap().sent, [b"frame to host"]);
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_dropped() {
+    fn frames_of_invalid_length_are_dropped() {
         let (mut driver, wire, event) = card(false);
         driver.request(TRANSMIT, &[&[0; HEADER]], &[]);
         driver.request(TRANSMIT, &[b"x"], &[]);
@@ -454,13 +454,13 @@ mod tests {
     }
 
     #[test]
-    fn the_card_tells_its_address_link_and_mtu() {
+    fn the_card_reports_its_address_link_and_mtu() {
         let (mut driver, _wire, _event) = card(false);
         assert_eq!(driver.config(0, 12), [2, 0, 0, 0, 0, 7, 1, 0, 1, 0, 0xdc, 5]);
     }
 
     #[test]
-    fn a_paused_card_hears_its_backend_again() {
+    fn a_paused_card_receives_after_resuming() {
         let (mut driver, wire, event) = card(false);
         driver.transport().pause();
         driver.submit(RECEIVE, &[], &[1600]);

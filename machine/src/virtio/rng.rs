@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_room_costs_the_device() {
+    fn a_request_without_a_writable_buffer_needs_a_reset() {
         let mut driver = Driver::started(Rng::default(), u64::MAX);
         driver.submit(0, &[b"x"], &[]);
         driver.ring(0);

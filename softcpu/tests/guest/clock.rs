@@ -9,7 +9,7 @@ const STABLE: u64 = 1;
 const GUEST_STOPPED: u64 = 2;
 
 #[test]
-fn a_guest_is_told_that_it_was_stopped() {
+fn the_guest_stopped_flag_is_set_after_a_stop() {
     let mut machine = Machine::new();
     // Without the clock there is nobody to tell.
     machine.cpu.stood_still();

@@ -10,10 +10,13 @@ use crate::run::timed;
 
 pub const TESTS: &[(&str, Test)] = &[
     ("two_counted_boots_are_the_same", two_counted_boots_are_the_same),
-    ("who_cannot_count_says_so", who_cannot_count_says_so),
     (
-        "a_profile_names_where_the_kernel_was",
-        a_profile_names_where_the_kernel_was,
+        "icount_with_kvm_or_several_cpus_is_refused",
+        icount_with_kvm_or_several_cpus_is_refused,
+    ),
+    (
+        "a_profile_names_the_kernels_functions",
+        a_profile_names_the_kernels_functions,
     ),
 ];
 
@@ -77,7 +80,7 @@ fn near_the_record(count: u64) -> Result<()> {
     Ok(())
 }
 
-fn who_cannot_count_says_so(host: &TestHost) -> Result<()> {
+fn icount_with_kvm_or_several_cpus_is_refused(host: &TestHost) -> Result<()> {
     for (flags, reasons) in [
         ("--cpus 2", ["number of CPUs", "--cpus 1"]),
         ("--accel kvm", ["KVM cannot count", "--accel soft"]),
@@ -91,7 +94,7 @@ fn who_cannot_count_says_so(host: &TestHost) -> Result<()> {
     Ok(())
 }
 
-fn a_profile_names_where_the_kernel_was(host: &TestHost) -> Result<()> {
+fn a_profile_names_the_kernels_functions(host: &TestHost) -> Result<()> {
     let line = "dir=$(mktemp -d) && \
                 vmm profile hello.ami --top 12 --folded $dir/boot.folded --svg $dir/boot.svg && echo && \
                 awk '{ sum += $NF } END { printf \"%.0f\\n\", sum }' $dir/boot.folded && \

@@ -13,7 +13,7 @@ pub const TESTS: &[(&str, Test)] = &[
         "the_employee_directory_lists_searches_adds_and_removes",
         the_employee_directory_lists_searches_adds_and_removes,
     ),
-    ("an_image_is_built_upon_another", an_image_is_built_upon_another),
+    ("an_image_is_layered_on_another", an_image_is_layered_on_another),
 ];
 
 /// Tests that build for minutes.
@@ -97,7 +97,7 @@ get '/api/employees?q=ada'"#
 }
 
 /// Files come on top, packages are added by the base's own dpkg, and the rest is the base's.
-fn an_image_is_built_upon_another(host: &TestHost) -> Result<()> {
+fn an_image_is_layered_on_another(host: &TestHost) -> Result<()> {
     let line = r#"set -e
 D=$(mktemp -d); trap 'rm -rf $D' EXIT; hello=$PWD/hello.ami; cd $D
 cat >child.toml <<EOF

@@ -11,7 +11,7 @@ use crate::directory::ok;
 use crate::hostile_kernel::{Program, SCRATCH, register};
 
 pub const TESTS: &[(&str, Test)] = &[(
-    "a_hostile_kernel_harms_its_own_devices_only",
+    "a_malicious_kernel_breaks_its_own_devices_only",
     a_hostile_kernel_harms_its_own_devices,
 )];
 

@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn output_that_is_lost_has_a_status_of_its_own() {
+    fn lost_output_has_exit_status_120() {
         let lost = |kind: std::io::ErrorKind| {
             let error = anyhow::Error::from(Unwritten::output(kind.into()));
             report(&error.context("i-0 was launched"))
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_took_too_long_has_a_status_of_its_own() {
+    fn a_wait_that_times_out_has_exit_status_124() {
         let id = || "i-0".to_owned();
         let silent = Error::AgentSilent { id: id(), seconds: 1 };
         let error = anyhow::Error::from(silent).context("cannot run it");

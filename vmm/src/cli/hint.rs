@@ -67,7 +67,7 @@ mod tests {
     use std::io;
 
     #[test]
-    fn the_way_out_names_an_option_that_this_host_has() {
+    fn advice_names_only_options_that_this_host_has() {
         let incomplete = || accel::Error::Incomplete {
             cpu: 0,
             report: String::new(),
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_is_found_behind_those_that_pass_it_on() {
+    fn the_cause_is_found_behind_wrapping_errors() {
         let counted = accel::Error::Uncounted { accelerator: "KVM" };
         let error = anyhow::Error::from(instance::Error::from(counted)).context("cannot start web");
         let hint = error.chain().find_map(of).unwrap();

@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_list_shows_can_be_asked_for() {
+    fn every_displayed_state_is_a_valid_filter() {
         for state in State::ALL {
             for ready in [false, true] {
                 let shown: Shown = output::state(state, ready).parse().unwrap();
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_understood_as_they_are_shown() {
+    fn displayed_ports_can_be_parsed() {
         let port: Port = "8053:53/udp".parse().unwrap();
         let shown = port.to_string();
         let (guest, _) = shown.split_once(" -> ").unwrap();

@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_read_well() {
+    fn sizes_have_units() {
         for (bytes, text) in [
             (0, "0 B"),
             (1023, "1023 B"),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_read_well() {
+    fn ages_have_units() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         assert_eq!(age(now - 3 * 3600), "3 h");
         assert_eq!(

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn strange_paths_survive_the_clients_parser() {
+    fn paths_with_special_characters_survive_the_clients_parser() {
         let id = InstanceId::random();
         let options = options(&id, Path::new("/a b/known"), Path::new("/it's 100%/vmm"));
         assert!(options.contains(&format!("ProxyCommand='/it'\\''s 100%%/vmm' tunnel {id} 22")));

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_can_be_waited_for() {
+    fn wait_conditions_are_parsed() {
         assert_eq!(wait_for("agent"), Ok(WaitFor::Agent));
         assert_eq!(wait_for("ssh"), Ok(WaitFor::Ssh));
         assert_eq!(wait_for("port=80"), Ok(WaitFor::Port(80)));

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_no_panic() {
+    fn damage_causes_no_panic() {
         let whole = file();
         for len in 0..whole.len() {
             let _ = functions(&whole[..len]);

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_nothing_found_and_no_panic() {
+    fn damage_finds_nothing_and_causes_no_panic() {
         let whole = image(false, true);
         for at in (4096..whole.len()).step_by(61) {
             let mut damaged = whole.clone();

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_ram_is_said_with_numbers() {
+    fn too_little_ram_is_reported_with_numbers() {
         let (_file, kernel) = part(&image(100, 0, 64 << 20));
         let error = load(&ram(), &kernel, None).unwrap_err();
         assert!(error.to_string().contains("the kernel needs"), "{error}");

@@ -93,7 +93,7 @@ fn documents_are_found_and_folders_listed() {
 }
 
 #[test]
-fn what_is_not_known_is_not_found() {
+fn unknown_paths_are_not_found() {
     let mut service = service();
     for path in [
         "/latest/meta-data/iam",
@@ -133,7 +133,7 @@ fn user_data_comes_as_it_was_given() {
 /// What PyPI's ec2-metadata, botocore's fetchers and cloud-init ask for, as they write it. A question mark
 /// stands for 17 digits.
 #[test]
-fn what_libraries_ask_for_is_there() {
+fn paths_that_libraries_request_exist() {
     let mut service = service();
     let interface = "network/interfaces/macs/02:00:00:00:00:0a";
     let cases = [
@@ -247,7 +247,7 @@ fn an_instance_without_tags_keys_or_an_address_of_ours_lists_none() {
 }
 
 #[test]
-fn nothing_without_a_token() {
+fn without_a_token_every_request_is_refused() {
     let mut service = service();
     for headers in ["", "x-aws-ec2-metadata-token: forged\n"] {
         let (status, _) = ask(
@@ -259,7 +259,7 @@ fn nothing_without_a_token() {
 }
 
 #[test]
-fn tokens_have_their_rules() {
+fn token_requests_follow_the_rules_of_imdsv2() {
     let mut service = service();
     for (headers, expected) in [
         ("", "400"),
@@ -320,7 +320,7 @@ fn malformed_requests_are_refused() {
 
 proptest::proptest! {
     #[test]
-    fn no_bytes_are_too_strange(
+    fn random_bytes_cause_no_panic(
         mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..500),
         cut in 0_usize..200,
     ) {

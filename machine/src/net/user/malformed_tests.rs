@@ -158,7 +158,7 @@ fn throw(network: &mut impl Backend, seed: u64) -> usize {
 }
 
 #[test]
-fn no_frame_is_too_strange() {
+fn malformed_frames_neither_stop_nor_grow_the_network() {
     for seed in [1, 0x5eed, u64::MAX] {
         let mut guest = Guest::new(Vec::new(), None);
         let answers = throw(&mut guest.network, seed);
@@ -175,7 +175,7 @@ fn no_frame_is_too_strange() {
 }
 
 #[test]
-fn nor_for_the_metadata_service_in_front() {
+fn malformed_frames_neither_stop_nor_grow_the_metadata_service() {
     for seed in [2, 0xfeed] {
         let network = Guest::new(Vec::new(), None).network;
         let mut service = WithMetadata::new(network, InstanceDocuments::default());

@@ -482,7 +482,7 @@ fn dhcp_offers_the_address_the_mtu_the_resolver_and_the_search_list() {
 
 proptest::proptest! {
     #[test]
-    fn no_frame_is_too_strange(
+    fn random_frames_cause_no_panic(
         frames in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..200), 0..50),
         kind in 0_u8..4,
     ) {

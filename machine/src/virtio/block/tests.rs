@@ -47,7 +47,7 @@ fn send(driver: &mut Driver, kind: u32, sector: u64, data: &[u8]) -> u32 {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn written_sectors_are_read_back() {
     let (file, mut driver) = disk(false);
     let data: Vec<u8> = (0..8192u32).map(|i| i as u8 ^ (i >> 8) as u8).collect();
     assert_eq!(
@@ -90,7 +90,7 @@ fn buffers_may_cross_regions_and_come_from_an_indirect_table() {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_with_the_right_status() {
+fn impossible_requests_fail_with_the_right_status() {
     let (_file, mut driver) = disk(false);
     let sector = [0; 512];
     let last = DISK / 512 - 1;
@@ -176,7 +176,7 @@ fn zeroes_and_discards_reach_the_medium() {
 }
 
 #[test]
-fn the_disk_tells_its_name_and_shape() {
+fn the_disk_reports_its_id_capacity_and_block_size() {
     let (_file, mut driver) = disk(false);
     let used = driver.request(0, &[&header(blk::VIRTIO_BLK_T_GET_ID, 0)], &[20, 1]);
     assert_eq!(&used.data[..20], b"vol-0123456789abcdef");
@@ -389,7 +389,7 @@ fn requests_in_flight_all_complete() {
 }
 
 #[test]
-fn what_cannot_fly_is_refused_as_ever() {
+fn invalid_requests_fail_with_asynchronous_io_as_well() {
     let Some((file, mut driver)) = flying() else {
         return;
     };

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_greeting_is_not_read_for_ever() {
+    fn malformed_and_overlong_greetings_are_refused() {
         for said in [
             "CONNECT \n",
             "CONNECT 4294967296\n",

@@ -181,7 +181,7 @@ fn a_refused_connection_reads_its_end() {
 }
 
 #[test]
-fn a_bad_greeting_is_turned_away() {
+fn a_bad_greeting_is_refused() {
     let guest = Guest::new();
     for greeting in [
         "HELLO 5\n",
@@ -197,7 +197,7 @@ fn a_bad_greeting_is_turned_away() {
 }
 
 #[test]
-fn nobody_sends_more_than_there_is_room_for() {
+fn both_sides_respect_the_peers_credit() {
     let mut guest = Guest::new();
     let (mut host, port) = guest.accept(9);
     // The guest lets on that it has room for 1000 bytes, and takes none of them.
@@ -245,7 +245,7 @@ fn nobody_sends_more_than_there_is_room_for() {
 }
 
 #[test]
-fn freed_room_is_announced() {
+fn freed_credit_is_announced() {
     let mut guest = Guest::new();
     let (mut host, port) = guest.accept(9);
     let mut taken = 0;
@@ -269,7 +269,7 @@ fn freed_room_is_announced() {
 }
 
 #[test]
-fn large_transfers_arrive_whole_on_many_streams() {
+fn large_transfers_arrive_complete_on_many_streams() {
     let mut guest = Guest::new();
     let mut streams: Vec<_> = (0..20).map(|port| guest.accept(100 + port)).collect();
     let mut received = vec![Vec::new(); streams.len()];
@@ -305,7 +305,7 @@ fn large_transfers_arrive_whole_on_many_streams() {
 }
 
 #[test]
-fn strange_packets_are_answered_or_ignored() {
+fn unexpected_packets_are_answered_or_ignored() {
     let mut guest = Guest::new();
     guest.send(guest.header(op::RW, 5, 6), b"to nobody");
     guest.expect(op::RST);

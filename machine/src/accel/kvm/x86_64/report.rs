@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_and_undecodable_bytes_are_said() {
+    fn unreadable_and_undecodable_bytes_are_reported() {
         assert!(report(4, 0, 64, &[]).contains("no bytes readable"));
         assert!(report(1, 0, 64, &[0x06]).contains("06 (not an instruction)"));
     }

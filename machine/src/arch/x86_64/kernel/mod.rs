@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_ram_is_said_with_numbers() {
+    fn too_little_ram_is_reported_with_numbers() {
         let memory = allocate(&[(0, 32 << 20)]).unwrap();
         let (_file, kernel) = part(&elf(0x100_0000, &[0; 16], 1 << 30));
         assert!(matches!(
