@@ -5,7 +5,7 @@ mod report;
 mod scratch;
 
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -40,6 +40,7 @@ fn create_interrupt_chip(vm: &VmFd) -> Result<(), Error> {
 pub(super) struct Template {
     cpuid: kvm_bindings::CpuId,
     msrs: Msrs,
+    xcrs: Option<kvm_xcrs>,
 }
 
 impl Template {
@@ -56,6 +57,7 @@ impl Template {
             ..kvm_msr_entry::default()
         });
         Ok(Template {
+            xcrs: cpuid::extended_state(supported.as_slice()).map(enabled),
             cpuid: cpuid::template(supported.as_slice(), cpus)?,
             msrs: Msrs::from_entries(&entries).map_err(|_| Error::TooMany {
                 what: "MSRs",
@@ -69,6 +71,9 @@ impl Template {
         let mut cpuid = self.cpuid.clone();
         cpuid::set_id(cpuid.as_mut_slice(), id);
         fd.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
+        if let Some(xcrs) = &self.xcrs {
+            fd.set_xcrs(xcrs).map_err(failed("KVM_SET_XCRS"))?;
+        }
         match fd.set_msrs(&self.msrs).map_err(failed("KVM_SET_MSRS"))? {
             count if count == MSRS.len() => Ok(()),
             count => Err(Error::Msr(MSRS[count].0)),
@@ -79,6 +84,22 @@ impl Template {
     pub(super) fn complete(&self, _: &VmFd) -> Result<Controller, Error> {
         Ok(Controller::Apic)
     }
+}
+
+/// XCR0 with all of `state` enabled, which is what kernels make of it, before the guest's kernel does.
+///
+/// KVM learns of the guest's XCR0 by intercepting XSETBV, and lets the size in CPUID leaf 13 follow it. A host
+/// whose processor does not intercept it (QEMU's emulation of AMD-V) leaves KVM with the value at reset: the
+/// size is then that of the x87 and SSE state alone, Linux 6 gives XSAVE up and Linux 7 panics, and KVM loads
+/// the old XCR0 again at the next entry.
+fn enabled(state: u64) -> kvm_xcrs {
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..kvm_xcrs::default()
+    };
+    // Register 0 is XCR0.
+    xcrs.xcrs[0].value = state;
+    xcrs
 }
 
 /// Tells a guest with KVM's clock that the processor was held.
