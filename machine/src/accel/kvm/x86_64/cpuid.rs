@@ -116,7 +116,27 @@ pub(super) fn extended_state(entries: &[kvm_cpuid_entry2]) -> Option<u64> {
     };
     find(VERSION).filter(|entry| entry.ecx & ECX_XSAVE != 0)?;
     let state = find(EXTENDED_STATE)?;
-    Some(u64::from(state.edx) << 32 | u64::from(state.eax))
+    Some(whole(u64::from(state.edx) << 32 | u64::from(state.eax)))
+}
+
+/// `state` without components of which some are missing. XSETBV, and so KVM, takes some components together
+/// only (SDM volume 1, 13.3), and Linux 5.17 to 6.3 report one half of AMX's without the permission for the other.
+fn whole(state: u64) -> u64 {
+    /// What is taken together, and what it requires.
+    const GROUPS: [(u64, u64); 3] = [
+        // MPX: bounds, their configuration.
+        (0b11 << 3, 0),
+        // AVX-512: masks, upper halves, upper registers; AVX.
+        (0b111 << 5, 1 << 2),
+        // AMX: configuration, tiles.
+        (0b11 << 17, 0),
+    ];
+    GROUPS.iter().fold(state, |state, (group, required)| {
+        match state & (group | required) == group | required {
+            true => state,
+            false => state & !group,
+        }
+    })
 }
 
 /// Subleaves of a topology leaf: threads (one per core), cores, end.
@@ -233,6 +253,22 @@ mod tests {
         assert_eq!(extended_state(&[xsave, features, state]), Some(4 << 32 | 0x21f));
         assert_eq!(extended_state(&[entry(1, 0, [0; 4]), state]), None);
         assert_eq!(extended_state(&[xsave]), None);
+    }
+
+    #[test]
+    fn components_are_enabled_together_or_not_at_all() {
+        for (reported, enabled) in [
+            (0x7, 0x7),
+            (0xe7, 0xe7),
+            (0x6_02e7, 0x6_02e7),
+            (0x2_02e7, 0x02e7),
+            (0x1f, 0x1f),
+            (0x0f, 0x07),
+            (0xe3, 0x03),
+            (0x67, 0x07),
+        ] {
+            assert_eq!(whole(reported), enabled, "{reported:#x}");
+        }
     }
 
     #[test]
