@@ -40,5 +40,6 @@ pub use crate::core::counters::Counters;
 pub use crate::core::profile::Profile;
 pub use crate::core::ram::{Ram, RegionSpec};
 pub use x86_64::{
-    ArchState, Cpu, EndOfInterrupt, Exit, Message, OtherProcessor, Platform, Segment, Table, fault_code,
+    ArchState, Cpu, EndOfInterrupt, Exit, Features, Message, OtherProcessor, Platform, Segment, Table,
+    fault_code,
 };

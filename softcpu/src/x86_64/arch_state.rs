@@ -32,6 +32,8 @@ pub struct ArchState {
     efer: u64,
     debug: Debug,
     xmm: [u128; 16],
+    ymm_upper: [u128; 16],
+    xcr0: u64,
     mxcsr: Mxcsr,
     x87: Fpu,
     msrs: Msrs,
@@ -77,6 +79,8 @@ impl Cpu {
             efer,
             debug,
             xmm,
+            ymm_upper,
+            xcr0,
             mxcsr,
             x87,
             msrs,
@@ -137,6 +141,8 @@ impl Cpu {
             efer: *efer,
             debug: debug.clone(),
             xmm: *xmm,
+            ymm_upper: *ymm_upper,
+            xcr0: *xcr0,
             mxcsr: *mxcsr,
             x87: x87.clone(),
             msrs: msrs.clone(),
@@ -179,6 +185,8 @@ impl Cpu {
             efer,
             debug,
             xmm,
+            ymm_upper,
+            xcr0,
             mxcsr,
             x87,
             msrs,
@@ -200,6 +208,8 @@ impl Cpu {
         self.cr2 = *cr2;
         self.debug = debug.clone();
         self.xmm = *xmm;
+        self.ymm_upper = *ymm_upper;
+        self.xcr0 = *xcr0;
         self.mxcsr = *mxcsr;
         self.x87 = x87.clone();
         self.msrs = msrs.clone();

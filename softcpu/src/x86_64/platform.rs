@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::core::clock::Clock;
 use crate::core::mailbox::Mailbox;
 use crate::core::processors::Processors;
+use crate::x86_64::features::Features;
 
 /// Events of a mailbox that only these processors have.
 pub(crate) mod event {
@@ -49,6 +50,8 @@ struct Address {
 /// The machine's processors as a whole. Interrupt messages enter here from any thread.
 pub struct Platform {
     pub(crate) processors: Processors,
+    /// What all of them have.
+    pub(crate) features: Features,
     /// One for each processor.
     addresses: Vec<Address>,
     /// Next processor to take a lowest-priority message.
@@ -57,8 +60,13 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// Makes the shared part of `cpus` processors.
+    /// Makes the shared part of `cpus` processors of x86-64-v3.
     pub fn new(cpus: u32, clock: Clock) -> Arc<Platform> {
+        Platform::with_features(cpus, clock, Features::V3)
+    }
+
+    /// Makes the shared part of `cpus` processors that have `features` beyond x86-64-v2.
+    pub fn with_features(cpus: u32, clock: Clock, features: Features) -> Arc<Platform> {
         let address = |_| Address {
             ldr: AtomicU32::new(0),
             flat: AtomicBool::new(true),
@@ -66,6 +74,7 @@ impl Platform {
         };
         Arc::new(Platform {
             processors: Processors::new(cpus, clock),
+            features,
             addresses: (0..cpus).map(address).collect(),
             turn: AtomicU32::new(0),
             eoi: OnceLock::new(),

@@ -51,13 +51,26 @@ pub mod cr4 {
     pub const UMIP: u64 = 1 << 11;
     /// RDFSBASE and its kin.
     pub const FSGSBASE: u64 = 1 << 16;
+    /// XSAVE and its kin, XCR0, and with it AVX.
+    pub const OSXSAVE: u64 = 1 << 18;
     /// Supervisors may not execute user pages.
     pub const SMEP: u64 = 1 << 20;
     /// Supervisors may not touch user pages but with RFLAGS.AC.
     pub const SMAP: u64 = 1 << 21;
-    /// What this processor knows; other bits raise #GP. CPUID says the same of each.
+    /// What every processor here knows, and [`OSXSAVE`] where it has XSAVE; other bits raise #GP. CPUID says
+    /// the same of each.
     pub const KNOWN: u64 =
         DE | PCE | UMIP | TSD | PSE | PAE | PGE | OSFXSR | OSXMMEXCPT | FSGSBASE | SMEP | SMAP;
+}
+
+/// Bits of XCR0, of the header of an XSAVE area, and of the masks that XSAVE takes: state components.
+pub mod xcr0 {
+    /// The x87 unit, MMX included; always enabled.
+    pub const X87: u64 = 1 << 0;
+    /// MXCSR and the XMM registers.
+    pub const SSE: u64 = 1 << 1;
+    /// The upper halves of the YMM registers.
+    pub const AVX: u64 = 1 << 2;
 }
 
 /// Bits of EFER.

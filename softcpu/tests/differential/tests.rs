@@ -1,7 +1,7 @@
 //! The tests proper.
 
 use super::case::*;
-use super::codes::{EXCLUDED, codes, fits_sequences, is_far_or_segment};
+use super::codes::{EXCLUDED, codes, fits_sequences, has_encoding, is_far_or_segment, on_host};
 use super::compare::{self, Mask};
 use super::encode::encode;
 use super::generate::Generator;
@@ -9,7 +9,7 @@ use super::models;
 #[cfg(target_arch = "x86_64")]
 use super::native;
 use super::soft::{self, Machine};
-use iced_x86::{Code, Decoder, DecoderOptions, EncodingKind, Formatter, Instruction, IntelFormatter};
+use iced_x86::{Code, Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Rounds for each code: a whole run stays within some twenty seconds on a small machine.
@@ -221,8 +221,9 @@ fn describe(failure: &Failure) -> String {
             .filter(|(_, kind)| *kind == iced_x86::OpKind::Register)
         {
             let register = instruction.op_register(register.0 as u32);
-            if register.is_xmm() {
-                text += &format!("  {register:?} {:#034x}\n", state.xmm(register.number()));
+            if register.is_vector_register() {
+                let (number, n) = (register.number(), state.upper);
+                text += &format!("  {register:?} {:#034x} {:#034x}\n", n[number], state.xmm(number));
             }
         }
     }
@@ -256,7 +257,7 @@ fn every_instruction_alone(bitness: u32) {
     for chunk in codes(bitness).chunks(64) {
         let prepared: Vec<Prepared> = chunk
             .iter()
-            .filter(|code| wanted(**code))
+            .filter(|code| wanted(**code) && on_host(**code))
             .flat_map(|code| (0..rounds()).filter_map(|round| one_instruction(*code, bitness, round)))
             .collect();
         total += prepared.len();
@@ -269,7 +270,7 @@ fn random_sequences(bitness: u32) {
     let mut machine = Machine::new();
     let pool: Vec<Code> = codes(bitness)
         .into_iter()
-        .filter(|code| wanted(*code) && fits_sequences(*code))
+        .filter(|code| wanted(*code) && on_host(*code) && fits_sequences(*code))
         .collect();
     let (mut found, mut total) = (Vec::new(), 0);
     for chunk in (0..rounds() * SEQUENCES).collect::<Vec<u64>>().chunks(4096) {
@@ -328,9 +329,9 @@ fn coverage_is_complete() {
     let (mut missing, mut uncovered) = (Vec::new(), Vec::new());
     for code in Code::values() {
         let info = code.op_code();
-        let legacy = info.is_instruction() && code.encoding() == EncodingKind::Legacy && !info.fwait();
+        let decoded = info.is_instruction() && has_encoding(code) && !info.fwait();
         let excluded = EXCLUDED.iter().any(|(mnemonic, _)| *mnemonic == code.mnemonic());
-        if !legacy || excluded || is_far_or_segment(code) {
+        if !decoded || excluded || is_far_or_segment(code) {
             continue;
         }
         let made = || {
