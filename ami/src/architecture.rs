@@ -17,6 +17,9 @@ pub enum Architecture {
 }
 
 impl Architecture {
+    /// Every one.
+    pub const ALL: [Self; 2] = [Self::X86_64, Self::Arm64];
+
     /// EC2's name: `x86_64` or `arm64`.
     pub fn as_str(self) -> &'static str {
         match self {

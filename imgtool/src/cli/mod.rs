@@ -12,13 +12,13 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use ami::Architecture;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use error::Error;
 
 use crate::advice::Advice;
-use crate::recipe::Arch;
 
 /// Build machine images, and look inside them.
 #[derive(Debug, Parser)]
@@ -192,7 +192,7 @@ struct Lock {
 struct Packages {
     /// For this architecture: x86_64 or arm64 [default: the host's, if the recipe allows it]
     #[arg(long)]
-    arch: Option<Arch>,
+    arch: Option<Architecture>,
     /// Refuse to change the lock file
     #[arg(long)]
     locked: bool,

@@ -2,20 +2,21 @@
 
 use std::fs;
 
+use ami::Architecture;
+
 use super::disk;
 use super::failure::Failure;
 use super::input::InputRoot;
 use super::job::{Job, Message, Task};
 use super::mounts::{Mounts, enable_foreign, make_private, root_in_memory};
 use super::worker::Worker;
-use crate::recipe::Arch;
 use crate::store::Store;
 use crate::unpack::Filter;
 
 /// Does the job.
 pub fn run(job: &Job) -> Result<(), Failure> {
     make_private()?;
-    if job.user_namespace && Arch::host() != Some(job.arch) {
+    if job.user_namespace && Architecture::host() != Some(job.arch) {
         enable_foreign(job.arch, &job.work.join("binfmt"))?;
     }
     let root = job.work.join("root");

@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
+use ami::Architecture;
 use displaydoc::Display;
 use serde::{Deserialize, Serialize};
 
 use super::disk;
 use crate::advice::Advice;
-use crate::recipe::Arch;
 
 /// Why a job failed. It crosses from one process to another, so it holds texts where other errors hold their
 /// source.
@@ -35,7 +35,7 @@ pub enum Failure {
     /// programs for {arch} cannot run on this machine: {why}
     Foreign {
         /// The architecture.
-        arch: Arch,
+        arch: Architecture,
         /// The error that the kernel returned.
         why: String,
     },

@@ -4,11 +4,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use ami::Architecture;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::failure::Failure;
 use super::inside;
-use crate::recipe::Arch;
 
 const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
 const LINKS: [(&str, &str); 5] = [
@@ -150,10 +150,10 @@ fn try_mount<S: nix::NixPath + ?Sized>(
 
 /// Makes programs of a foreign architecture run: registers QEMU as their interpreter in this user namespace's
 /// own binfmt_misc (Linux 6.7). On older kernels the host's registration, if there is one, has to do.
-pub fn enable_foreign(arch: Arch, place: &Path) -> Result<(), Failure> {
+pub fn enable_foreign(arch: Architecture, place: &Path) -> Result<(), Failure> {
     let (qemu, magic, mask) = match arch {
-        Arch::Arm64 => ("/usr/bin/qemu-aarch64-static", elf_magic(0xb7), ELF_MASK),
-        Arch::X86_64 => ("/usr/bin/qemu-x86_64-static", elf_magic(0x3e), ELF_MASK),
+        Architecture::Arm64 => ("/usr/bin/qemu-aarch64-static", elf_magic(0xb7), ELF_MASK),
+        Architecture::X86_64 => ("/usr/bin/qemu-x86_64-static", elf_magic(0x3e), ELF_MASK),
     };
     let foreign = |why: String| Failure::Foreign { arch, why };
     let emulator = Path::new(qemu);

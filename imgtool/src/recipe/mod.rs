@@ -9,12 +9,14 @@ mod wrong;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use ami::Architecture;
+use ami::boot::Restart;
 use serde::{Deserialize, Serialize};
 
 pub use braces::expand_braces;
 pub use check::Error;
 pub use contents::{EMPTY_AT_BOOT, is_below};
-pub use values::{Arch, Mode, Port, Protocol, Size};
+pub use values::{Mode, Port, Size};
 
 /// A recipe, as `docs/recipe.schema.json` describes it.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -33,8 +35,8 @@ pub struct Recipe {
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
     /// The architectures that it can be built for, the default one first.
-    #[serde(default = "Arch::all")]
-    pub arch: Vec<Arch>,
+    #[serde(default = "every_architecture")]
+    pub arch: Vec<Architecture>,
     /// An AMI to layer on instead of an empty root; `packages` then adds to it.
     #[serde(default)]
     pub base: Option<PathBuf>,
@@ -279,7 +281,7 @@ pub struct Service {
     #[serde(default = "slash")]
     pub working_directory: String,
     /// When to start it again.
-    #[serde(default)]
+    #[serde(default = "always")]
     pub restart: Restart,
     /// The user that it runs as.
     #[serde(default = "root")]
@@ -290,19 +292,6 @@ pub struct Service {
     /// The image ends with it. Recipes do not say so: a container image as base does.
     #[serde(skip)]
     pub main: bool,
-}
-
-/// When a service that ended is started again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Restart {
-    /// Always.
-    #[default]
-    Always,
-    /// When it failed.
-    OnFailure,
-    /// Never.
-    Never,
 }
 
 /// A volume besides the root.
@@ -337,7 +326,7 @@ impl Recipe {
 
     /// The name of the kernel package for an architecture; `None` if the kernel is built, a file, or the
     /// base's.
-    pub fn kernel_package(&self, arch: Arch) -> Option<String> {
+    pub fn kernel_package(&self, arch: Architecture) -> Option<String> {
         if self.kernel.build.is_some() || self.kernel.path.is_some() || self.kernel_of_base() {
             return None;
         }
@@ -372,6 +361,14 @@ impl Recipe {
     pub fn resolve_path(&self, path: &Path) -> PathBuf {
         self.directory.join(path)
     }
+}
+
+fn every_architecture() -> Vec<Architecture> {
+    Architecture::ALL.to_vec()
+}
+
+fn always() -> Restart {
+    Restart::Always
 }
 
 fn default_components() -> Vec<String> {

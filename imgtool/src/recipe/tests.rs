@@ -8,11 +8,11 @@ const EVERY_KEY: &str = include_str!("every-key.toml");
 #[test]
 fn the_shortest_recipe_has_useful_defaults() {
     let recipe = parse("name = 'x'").unwrap();
-    assert_eq!(recipe.arch, [Arch::X86_64, Arch::Arm64]);
+    assert_eq!(recipe.arch, [Architecture::X86_64, Architecture::Arm64]);
     assert_eq!((recipe.variant, recipe.init()), (Variant::Minbase, "guest-init"));
     assert_eq!(recipe.root_size, Size(None));
     assert_eq!(
-        recipe.kernel_package(Arch::Arm64).as_deref(),
+        recipe.kernel_package(Architecture::Arm64).as_deref(),
         Some("linux-image-cloud-arm64")
     );
 }

@@ -15,6 +15,7 @@ mod stages;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use ami::Architecture;
 use displaydoc::Display;
 
 pub use lock_packages::lock_packages;
@@ -27,7 +28,7 @@ use crate::fetch::{self, Access};
 use crate::lock::{self, Package};
 use crate::microvm;
 use crate::progress::{Progress, Unit};
-use crate::recipe::{Arch, Recipe, Variant};
+use crate::recipe::{Recipe, Variant};
 use crate::resolve;
 use crate::store::{self, Store};
 use crate::tree::Tree;
@@ -81,7 +82,7 @@ impl Advice for Error {
 /// How to make a root.
 pub struct Options<'a> {
     /// For which architecture.
-    pub arch: Arch,
+    pub arch: Architecture,
     /// The base image.
     pub base: Option<&'a Base>,
     /// The cache.
