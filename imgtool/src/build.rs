@@ -128,7 +128,7 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
     )?;
     let step = options.progress.start("kernel", None, Unit::Items);
     let (kernel, modules) = match &base {
-        Some(base) if recipe.kernel_of_base() => base.kernel(&recipe.modules_for(arch.debian()))?,
+        Some(base) if recipe.kernel_of_base() => base.kernel(&recipe.modules_for(arch))?,
         _ => kernel_of(&recipe, &root, arch)?,
     };
     step.finish(&format!(
@@ -205,7 +205,7 @@ fn kernel_of(
     let tree = root.kernel.as_ref().ok_or(compose::Error::NoKernel)?;
     let kernel = kernel::from_tree(tree, architecture)?;
     let release = kernel.release.as_deref().unwrap_or_default();
-    let modules = modules::closure(tree, release, &recipe.modules_for(architecture.debian()))?;
+    let modules = modules::closure(tree, release, &recipe.modules_for(architecture))?;
     Ok((kernel, modules))
 }
 

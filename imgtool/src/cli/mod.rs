@@ -190,7 +190,7 @@ struct Lock {
 
 #[derive(Debug, Args)]
 struct Packages {
-    /// For this architecture: x86_64 or arm64 [default: the host's, if the recipe allows it]
+    /// For this architecture: x86_64, arm64 or i386 [default: the host's, if the recipe allows it]
     #[arg(long)]
     arch: Option<Architecture>,
     /// Refuse to change the lock file
@@ -218,7 +218,7 @@ struct Import {
     /// The image's name [default: the source's]
     #[arg(long)]
     name: Option<String>,
-    /// Its architecture [default: the host's]
+    /// Its architecture: x86_64, arm64 or i386 [default: what a container image says, else the host's]
     #[arg(long)]
     arch: Option<ami::Architecture>,
     /// Take the kernel from this image, or use this kernel [default: Debian's]

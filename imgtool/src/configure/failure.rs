@@ -62,6 +62,11 @@ impl Advice for Failure {
             Self::Program { .. } => {
                 Some("see what the program says above; the root that it worked on is removed".into())
             }
+            Self::Foreign { arch, .. } if arch.is_native() => Some(
+                "a kernel that runs 32-bit programs: with CONFIG_IA32_EMULATION, and without ia32_emulation=0 on \
+                 its command line"
+                    .into(),
+            ),
             Self::Foreign { .. } => Some("install package qemu-user-static".into()),
             Self::Full(..) => {
                 Some("free some space in the cache directory, or choose another with XDG_CACHE_HOME".into())

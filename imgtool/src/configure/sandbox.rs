@@ -76,7 +76,7 @@ pub fn run(
     output: &Path,
     progress: &dyn Progress,
 ) -> Result<(), Error> {
-    let user_namespace = !Uid::effective().is_root() || Architecture::host() != Some(arch);
+    let user_namespace = !Uid::effective().is_root() || !arch.is_native();
     let job = Job {
         arch,
         work: work.to_owned(),

@@ -213,10 +213,10 @@ impl<'a> Elf<'a> {
             .fold(0, |number, byte| number << 8 | u64::from(*byte))
     }
 
-    /// Kernels of both architectures run their 32-bit programs, too.
+    /// 64-bit kernels run their 32-bit programs, too, and those of an image with 32-bit programs are 64-bit.
     fn runs_on(&self, arch: Architecture) -> bool {
         let machines = match arch {
-            Architecture::X86_64 => [62, 3],
+            Architecture::X86_64 | Architecture::I386 => [62, 3],
             Architecture::Arm64 => [183, 40],
         };
         machines.contains(&self.number(18, 2))

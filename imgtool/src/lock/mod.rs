@@ -239,7 +239,7 @@ pub fn inputs(recipe: &Recipe, arch: Architecture, base: Option<&str>) -> Sha256
         VERSION,
         arch,
         recipe.variant,
-        recipe.packages_for(arch.debian()),
+        recipe.packages_for(arch),
         recipe.recommends,
         &recipe.distribution,
         // A kernel that is built comes with the packages that build it, and those are of the building

@@ -33,7 +33,9 @@ fi
 /// The machine that compiles: this one. Other architectures are cross-compiled, which QEMU would take an hour
 /// for.
 pub fn builder() -> Architecture {
-    Architecture::host().unwrap_or(Architecture::X86_64)
+    Architecture::host()
+        .map(Architecture::of_kernel)
+        .unwrap_or(Architecture::X86_64)
 }
 
 /// What the compiling root is made of, besides the essential packages.
@@ -50,7 +52,7 @@ pub fn packages(builder: Architecture, target: Architecture) -> Vec<String> {
         "xz-utils",
     ];
     let mut packages: Vec<String> = tools.map(str::to_owned).into();
-    if builder != target {
+    if builder != target.of_kernel() {
         packages.push(format!("gcc-{}", triplet(target).replace('_', "-")));
     }
     packages
@@ -71,7 +73,7 @@ pub fn is_source(package: &str) -> bool {
 /// The configuration for an architecture, as `KCONFIG_ALLCONFIG` takes it.
 pub fn fragment(target: Architecture) -> String {
     let own = match target {
-        Architecture::X86_64 => X86_64,
+        Architecture::X86_64 | Architecture::I386 => X86_64,
         Architecture::Arm64 => ARM64,
     };
     format!("{COMMON}\n{own}")
@@ -79,6 +81,7 @@ pub fn fragment(target: Architecture) -> String {
 
 /// The commands that make the kernel in the compiling root.
 pub fn steps(builder: Architecture, target: Architecture) -> Vec<String> {
+    let target = target.of_kernel();
     let cross = match builder == target {
         true => String::new(),
         false => format!("CROSS_COMPILE={}-", triplet(target)),
@@ -95,7 +98,7 @@ pub fn steps(builder: Architecture, target: Architecture) -> Vec<String> {
     };
     // x86_64 boots the ELF itself, without what only a debugger reads; arm64 its Image.
     let (goal, install) = match target {
-        Architecture::X86_64 => ("vmlinux", format!("{objcopy} -R .comment -S vmlinux")),
+        Architecture::X86_64 | Architecture::I386 => ("vmlinux", format!("{objcopy} -R .comment -S vmlinux")),
         Architecture::Arm64 => ("Image", "cp arch/arm64/boot/Image".to_owned()),
     };
     vec![
@@ -114,17 +117,17 @@ pub fn steps(builder: Architecture, target: Architecture) -> Vec<String> {
     ]
 }
 
-/// The kernel's name of an architecture.
+/// The name of an architecture in the kernel's build system.
 fn kernel_arch(arch: Architecture) -> &'static str {
     match arch {
-        Architecture::X86_64 => "x86_64",
+        Architecture::X86_64 | Architecture::I386 => "x86_64",
         Architecture::Arm64 => "arm64",
     }
 }
 
 fn triplet(arch: Architecture) -> &'static str {
     match arch {
-        Architecture::X86_64 => "x86_64-linux-gnu",
+        Architecture::X86_64 | Architecture::I386 => "x86_64-linux-gnu",
         Architecture::Arm64 => "aarch64-linux-gnu",
     }
 }

@@ -190,7 +190,7 @@ fn check_restrictions(recipe: &Recipe) -> Result<(), Wrong> {
                 return wrong(
                     key,
                     &format!("`{entry}` is for no architecture"),
-                    "`name [amd64]`, `name [arm64]`, or the name alone",
+                    "`name [amd64]`, `name [arm64]`, `name [i386]`, or the name alone",
                 );
             }
         }

@@ -185,7 +185,7 @@ pub struct ExtraRepository {
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Kernel {
-    /// A kernel package; `$arch` stands for Debian's name of the architecture.
+    /// A kernel package; `$arch` stands for Debian's name of the kernel's architecture.
     #[serde(default)]
     pub package: Option<String>,
     /// A kernel configuration to build.
@@ -324,8 +324,8 @@ impl Recipe {
         self.base.is_some() && package.is_none() && build.is_none() && path.is_none()
     }
 
-    /// The name of the kernel package for an architecture; `None` if the kernel is built, a file, or the
-    /// base's.
+    /// The name of the kernel package for images of an architecture; `None` if the kernel is built, a file,
+    /// or the base's.
     pub fn kernel_package(&self, arch: Architecture) -> Option<String> {
         if self.kernel.build.is_some() || self.kernel.path.is_some() || self.kernel_of_base() {
             return None;
@@ -335,17 +335,18 @@ impl Recipe {
             .package
             .as_deref()
             .unwrap_or("linux-image-cloud-$arch");
-        Some(name.replace("$arch", arch.debian()))
+        Some(name.replace("$arch", arch.of_kernel().debian()))
     }
 
-    /// The names of the modules for an architecture, by Debian's name for it.
-    pub fn modules_for(&self, debian: &str) -> Vec<String> {
-        for_architecture(&self.modules, debian)
+    /// The names of the modules for images of an architecture. Modules are the kernel's: its architecture is
+    /// what a restriction names.
+    pub fn modules_for(&self, arch: Architecture) -> Vec<String> {
+        for_architecture(&self.modules, arch.of_kernel().debian())
     }
 
-    /// The entries of `packages` for an architecture, by Debian's name for it.
-    pub fn packages_for(&self, debian: &str) -> Vec<String> {
-        for_architecture(&self.packages, debian)
+    /// The entries of `packages` for an architecture.
+    pub fn packages_for(&self, arch: Architecture) -> Vec<String> {
+        for_architecture(&self.packages, arch.debian())
     }
 
     /// Ports of the image and of its services, sorted, each once.

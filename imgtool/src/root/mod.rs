@@ -191,7 +191,7 @@ fn extracted(recipe: &Recipe, packages: &[Package], options: &Options<'_>) -> Re
     let mut tree = Tree::new();
     let created = stages::created(recipe);
     unpack::merge_usr(&mut tree, options.arch.debian(), 0).map_err(unpack::Error::Layout)?;
-    let newest = unpack.with_database(&mut tree)?.0;
+    let newest = unpack.with_database(&mut tree, options.arch.debian())?.0;
     step.finish(&format!("{} packages", packages.len()));
     let epoch = created.unwrap_or(newest);
     unpack::complete(&mut tree, epoch).map_err(unpack::Error::Layout)?;
