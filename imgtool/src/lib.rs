@@ -31,7 +31,7 @@
 //! | [`tree`] | a root file system in memory, contents by reference | `advice` |
 //! | [`archive`] | tar archives, read without trust and written | `tree` |
 //! | [`recipe`] | what a person writes, and its checks | `advice`, `spelling`, `time` |
-//! | [`microvm`] | how the microvm kernel is compiled | `recipe` |
+//! | [`microvm`] | how the microvm kernel is compiled | |
 //! | [`lock`] | which packages exactly | `advice`, `microvm`, `recipe`, `store` |
 //! | [`fetch`] | from a mirror to verified bytes | `advice`, `decompress`, `recipe`, `store`, `time` |
 //! | [`resolve`] | from names of packages to a set of packages | `advice`, `fetch`, `recipe`, `spelling`, `store` |

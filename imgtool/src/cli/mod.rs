@@ -12,13 +12,13 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use ami::Architecture;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use error::Error;
 
 use crate::advice::Advice;
-use crate::recipe::Arch;
 
 /// Build machine images, and look inside them.
 #[derive(Debug, Parser)]
@@ -190,9 +190,9 @@ struct Lock {
 
 #[derive(Debug, Args)]
 struct Packages {
-    /// For this architecture: x86_64 or arm64 [default: the host's, if the recipe allows it]
+    /// For this architecture: x86_64, arm64 or i386 [default: the host's, if the recipe allows it]
     #[arg(long)]
-    arch: Option<Arch>,
+    arch: Option<Architecture>,
     /// Refuse to change the lock file
     #[arg(long)]
     locked: bool,
@@ -218,7 +218,7 @@ struct Import {
     /// The image's name [default: the source's]
     #[arg(long)]
     name: Option<String>,
-    /// Its architecture [default: the host's]
+    /// Its architecture: x86_64, arm64 or i386 [default: what a container image says, else the host's]
     #[arg(long)]
     arch: Option<ami::Architecture>,
     /// Take the kernel from this image, or use this kernel [default: Debian's]

@@ -93,7 +93,7 @@ pub fn from_bytes(name: &str, image: &[u8], architecture: Architecture) -> Resul
 /// An uncompressed kernel from any of the wrappers.
 pub fn extract(name: &str, image: &[u8], architecture: Architecture) -> Result<Vec<u8>, Error> {
     let plain = match architecture {
-        Architecture::X86_64 => extract_x86(image),
+        Architecture::X86_64 | Architecture::I386 => extract_x86(image),
         Architecture::Arm64 => extract_arm64(image),
     };
     plain.map_err(|why| Error::Kernel {

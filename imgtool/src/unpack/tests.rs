@@ -99,7 +99,7 @@ fn unpack(packages: &[&[Item<'_>]], filter: &Filter) -> Result<(Tree, Newest), E
         scratch: scratch.path(),
         step: &*step,
     }
-    .with_database(&mut tree)?;
+    .with_database(&mut tree, "amd64")?;
     Ok((tree, newest))
 }
 

@@ -98,7 +98,7 @@ pub enum Error {
         /// The id of what the instance was launched from.
         then: String,
     },
-    /// {path} is for {image}: KVM runs what this host is, {host}, and the software processor x86_64
+    /// {path} is for {image}: KVM runs what this host is, {host}, and the software processor x86_64 and i386
     ForeignImage {
         /// The image's file.
         path: PathBuf,

@@ -143,7 +143,7 @@ fn choose_on(
 /// The software processor, if it can run such guests; `why` says why not KVM.
 fn soft(guest: Architecture, why: String) -> Result<Chosen, Error> {
     match guest {
-        Architecture::X86_64 => Ok(Chosen {
+        Architecture::X86_64 | Architecture::I386 => Ok(Chosen {
             kvm: None,
             repeatable: false,
             profile: None,
@@ -151,7 +151,7 @@ fn soft(guest: Architecture, why: String) -> Result<Chosen, Error> {
         }),
         Architecture::Arm64 => Err(Error::Foreign {
             guest,
-            why: format!("{why}, and the software processor runs x86_64 guests only"),
+            why: format!("{why}, and the software processor runs x86_64 and i386 guests only"),
         }),
     }
 }
@@ -266,8 +266,12 @@ mod tests {
         }
         let error = choose_on("aarch64", Accel::Kvm, Architecture::X86_64, None).unwrap_err();
         assert!(error.to_string().contains("KVM on this aarch64 host"), "{error}");
-        let chosen = choose_on("aarch64", Accel::Auto, Architecture::X86_64, None).unwrap();
-        assert_eq!(chosen.name(), "soft");
+        for guest in [Architecture::X86_64, Architecture::I386] {
+            let chosen = choose_on("aarch64", Accel::Auto, guest, None).unwrap();
+            assert_eq!(chosen.name(), "soft");
+            let chosen = choose_on("x86_64", Accel::Soft, guest, None).unwrap();
+            assert_eq!(chosen.name(), "soft");
+        }
     }
 
     fn cache(dir: &tempfile::TempDir, key: &str) -> Cache {

@@ -153,7 +153,7 @@ pub enum Boot {
 /// The address map of machines of `architecture`.
 pub fn layout(architecture: Architecture) -> &'static Layout {
     match architecture {
-        Architecture::X86_64 => &x86_64::LAYOUT,
+        Architecture::X86_64 | Architecture::I386 => &x86_64::LAYOUT,
         Architecture::Arm64 => &aarch64::LAYOUT,
     }
 }
@@ -161,7 +161,7 @@ pub fn layout(architecture: Architecture) -> &'static Layout {
 /// RAM of `size` bytes as (guest-physical address, length) pairs.
 pub fn ram_regions(architecture: Architecture, size: u64) -> Vec<(u64, u64)> {
     match architecture {
-        Architecture::X86_64 => x86_64::ram_regions(size),
+        Architecture::X86_64 | Architecture::I386 => x86_64::ram_regions(size),
         Architecture::Arm64 => aarch64::ram_regions(size),
     }
 }
@@ -176,7 +176,9 @@ pub fn prepare(
     platform: &Platform<'_>,
 ) -> Result<Boot, Error> {
     match architecture {
-        Architecture::X86_64 => x86_64::prepare(memory, kernel, initrd, platform).map(Boot::X86_64),
+        Architecture::X86_64 | Architecture::I386 => {
+            x86_64::prepare(memory, kernel, initrd, platform).map(Boot::X86_64)
+        }
         Architecture::Arm64 => aarch64::prepare(memory, kernel, initrd, platform).map(Boot::Aarch64),
     }
 }
@@ -195,7 +197,7 @@ mod tests {
 
     #[test]
     fn every_transport_has_its_own_page_and_interrupt() {
-        for architecture in [Architecture::X86_64, Architecture::Arm64] {
+        for architecture in Architecture::ALL {
             let layout = layout(architecture);
             let slots: Vec<_> = (0..).map_while(|n| layout.virtio_slot(n)).collect();
             assert!(slots.len() >= 12);

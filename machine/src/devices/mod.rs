@@ -107,7 +107,7 @@ pub fn fixed(architecture: Architecture) -> Vec<Mapped> {
     );
     let rtc = At::Memory(arm::RTC);
     match architecture {
-        Architecture::X86_64 => vec![
+        Architecture::X86_64 | Architecture::I386 => vec![
             Mapped::new("ACPI", acpi, AcpiPower::SIZE, AcpiPower::REGISTERS, AcpiPower),
             Mapped::new("reset", keyboard, 1, ONE_REGISTER, KeyboardReset),
             Mapped::new("reset", reset, 1, ONE_REGISTER, ResetControl::default()),

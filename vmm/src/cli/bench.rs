@@ -286,7 +286,7 @@ impl Bench {
                 "{name} does not take part: only vmm's guests report when their agent is ready"
             ));
         }
-        if image.manifest().architecture != ami::Architecture::X86_64 {
+        if image.manifest().architecture.of_kernel() != ami::Architecture::X86_64 {
             return Err(format!("{name} does not take part: its machine here is x86_64's"));
         }
         if !peer.supports(accel) {

@@ -148,15 +148,15 @@ fn kvm_device() -> Finding {
 /// How a host of architecture `host` comes to a `/dev/kvm`.
 fn absent(host: Architecture) -> &'static str {
     match host {
-        Architecture::X86_64 => {
+        Architecture::X86_64 | Architecture::I386 => {
             "on hardware, enable virtualization in the firmware and load kvm_intel or kvm_amd; in a virtual \
              machine, ask for nested virtualization; without it the processor in software is used"
         }
         // KVM is part of the arm64 kernel, and needs the exception level that it was booted at (booting.rst).
         Architecture::Arm64 => {
             "on hardware, have the firmware boot the kernel at EL2; in a virtual machine, ask for nested \
-             virtualization; without it x86_64 images run on the processor in software, and arm64 images do \
-             not run"
+             virtualization; without it x86_64 and i386 images run on the processor in software, and arm64 \
+             images do not run"
         }
     }
 }
@@ -180,7 +180,7 @@ fn accelerator(remembered: Option<&Path>) -> Finding {
         Err(error) => Finding::new(
             "accelerator",
             Verdict::Fair,
-            format!("soft, for x86_64 images only: {error}"),
+            format!("soft, for x86_64 and i386 images only: {error}"),
         ),
     }
 }

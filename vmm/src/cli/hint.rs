@@ -46,7 +46,7 @@ fn of_accelerator(error: &accel::Error, host: &str) -> Option<String> {
     match error {
         E::Uncounted { .. } => Some("--accel soft with --icount, or leave --icount out".into()),
         E::GicV2 { max, .. } => Some(format!("--cpus {max}")),
-        E::Foreign { guest, .. } if *guest == Architecture::X86_64 => software(),
+        E::Foreign { guest, .. } if guest.of_kernel() == Architecture::X86_64 => software(),
         E::Unavailable { .. }
         | E::Run { .. }
         | E::EntryRefused { .. }
