@@ -46,7 +46,7 @@ pub(crate) mod time;
 pub mod x87;
 pub(crate) mod xstate;
 
-pub use arch_state::{ArchState, OtherProcessor};
+pub use arch_state::{ArchState, OtherProcessor, RestoreError};
 pub use cpu::Cpu;
 pub use features::Features;
 pub use mmu::code as fault_code;

@@ -31,6 +31,8 @@ pub mod cr0 {
 
 /// Bits of CR4.
 pub mod cr4 {
+    use crate::x86_64::features::Features;
+
     /// Debugging extensions: breakpoints on ports, and no DR4 and DR5.
     pub const DE: u64 = 1 << 3;
     /// Time stamp disable.
@@ -57,10 +59,17 @@ pub mod cr4 {
     pub const SMEP: u64 = 1 << 20;
     /// Supervisors may not touch user pages but with RFLAGS.AC.
     pub const SMAP: u64 = 1 << 21;
-    /// What every processor here knows, and [`OSXSAVE`] where it has XSAVE; other bits raise #GP. CPUID says
-    /// the same of each.
-    pub const KNOWN: u64 =
+    /// What every processor here knows. CPUID says the same of each.
+    const ALWAYS: u64 =
         DE | PCE | UMIP | TSD | PSE | PAE | PGE | OSFXSR | OSXMMEXCPT | FSGSBASE | SMEP | SMAP;
+
+    /// What a processor with `features` knows; other bits raise #GP.
+    pub const fn known(features: Features) -> u64 {
+        match features.has(Features::XSAVE) {
+            true => ALWAYS | OSXSAVE,
+            false => ALWAYS,
+        }
+    }
 }
 
 /// Bits of XCR0, of the header of an XSAVE area, and of the masks that XSAVE takes: state components.
@@ -126,7 +135,7 @@ pub mod reg {
 }
 
 /// A segment register with its hidden part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Segment {
     /// What MOV shows.
     pub selector: u16,
@@ -153,7 +162,7 @@ impl Segment {
 }
 
 /// GDTR or IDTR.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Table {
     /// Linear base address.
     pub base: u64,
@@ -174,7 +183,7 @@ pub enum CodeSize {
 }
 
 /// What the instruction before makes wait until the next one has run (Intel SDM vol. 3, §6.8.3).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Shadow {
     /// Nothing.
     #[default]

@@ -117,15 +117,19 @@ pub(crate) fn xgetbv(cpu: &mut Cpu, _: &Op) -> Flow {
     Ok(())
 }
 
+/// Whether XCR0 can have this value (SDM volume 1, 13.3).
+pub(crate) fn is_valid_xcr0(value: u64, features: Features) -> bool {
+    let unknown = value & !supported(features) != 0;
+    let avx_alone = value & (xcr0::SSE | xcr0::AVX) == xcr0::AVX;
+    value & xcr0::X87 != 0 && !unknown && !avx_alone
+}
+
 /// XSETBV.
 pub(crate) fn xsetbv(cpu: &mut Cpu, _: &Op) -> Flow {
     enter(cpu)?;
     cpu.privileged()?;
     let value = cpu.gpr[reg::RDX] << 32 | cpu.gpr[reg::RAX] as u32 as u64;
-    let unknown = value & !supported(cpu.platform.features) != 0;
-    let without_x87 = value & xcr0::X87 == 0;
-    let avx_alone = value & (xcr0::SSE | xcr0::AVX) == xcr0::AVX;
-    if cpu.gpr[reg::RCX] as u32 != 0 || unknown || without_x87 || avx_alone {
+    if cpu.gpr[reg::RCX] as u32 != 0 || !is_valid_xcr0(value, cpu.platform.features) {
         return cpu.general_protection(0);
     }
     cpu.xcr0 = value;

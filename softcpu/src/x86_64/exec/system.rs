@@ -4,7 +4,6 @@ use crate::core::bus::BusResult;
 use crate::x86_64::access::Gpr;
 use crate::x86_64::cpu::{Cpu, Op};
 use crate::x86_64::exception::canonical;
-use crate::x86_64::features::Features;
 use crate::x86_64::flags::Width;
 use crate::x86_64::op::Flow;
 use crate::x86_64::state::{PHYSICAL_BITS, Table, cr0, cr4, efer, reg};
@@ -87,12 +86,8 @@ fn write_cr0(cpu: &mut Cpu, value: u64) -> Flow {
 }
 
 fn write_cr4(cpu: &mut Cpu, value: u64) -> Flow {
-    let known = if cpu.platform.features.has(Features::XSAVE) {
-        cr4::KNOWN | cr4::OSXSAVE
-    } else {
-        cr4::KNOWN
-    };
-    if value & !known != 0 || (cpu.efer & efer::LMA != 0 && value & cr4::PAE == 0) {
+    if value & !cr4::known(cpu.platform.features) != 0 || (cpu.efer & efer::LMA != 0 && value & cr4::PAE == 0)
+    {
         return cpu.general_protection(0);
     }
     let changed = cpu.cr4 ^ value;

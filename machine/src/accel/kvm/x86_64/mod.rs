@@ -3,6 +3,7 @@
 mod cpuid;
 mod report;
 mod scratch;
+mod state;
 
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs,
@@ -41,6 +42,8 @@ pub(super) struct Template {
     cpuid: kvm_bindings::CpuId,
     msrs: Msrs,
     xcrs: Option<kvm_xcrs>,
+    /// The registers that a snapshot asks for: what KVM says that it saves, and what it forgets to say.
+    saved: Vec<u32>,
 }
 
 impl Template {
@@ -56,8 +59,12 @@ impl Template {
             data,
             ..kvm_msr_entry::default()
         });
+        let listed = kvm
+            .get_msr_index_list()
+            .map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
         Ok(Template {
             xcrs: cpuid::extended_state(supported.as_slice()).map(enabled),
+            saved: state::msrs(listed.as_slice()),
             cpuid: cpuid::template(supported.as_slice(), cpus)?,
             msrs: Msrs::from_entries(&entries).map_err(|_| Error::TooMany {
                 what: "MSRs",
