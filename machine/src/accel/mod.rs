@@ -17,7 +17,7 @@ use crate::irq::Interrupt;
 use crate::memory;
 use crate::sandbox::Kind;
 
-pub use choose::{Accel, Chosen, Measured, choose, choose_repeatable, measure};
+pub use choose::{Accel, Chosen, Measured, Support, choose, choose_repeatable, measure, support};
 
 /// Why the guest left its processor, as data.
 #[derive(Debug)]
