@@ -66,10 +66,11 @@ fn recipe(name: &str) -> String {
         .to_string()
 }
 
-/// A port of this machine that was free a moment ago.
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("no free port")?;
-    Ok(listener.local_addr()?.port())
+/// Two ports of this machine that were free a moment ago.
+fn free_ports() -> Result<[u16; 2]> {
+    let bind = || TcpListener::bind("127.0.0.1:0").context("no free port");
+    let (first, second) = (bind()?, bind()?);
+    Ok([first.local_addr()?.port(), second.local_addr()?.port()])
 }
 
 /// From an image of this host's architecture and, on x86_64, from one of 32-bit programs, which boot at the
@@ -80,7 +81,7 @@ fn the_employee_directory_lists_searches_adds_and_removes(host: &TestHost) -> Re
         Arch::X86_64 => &["employees", "employees-i386"],
         Arch::Aarch64 => &["employees"],
     };
-    let (first, second) = (free_port()?, free_port()?);
+    let [first, second] = free_ports()?;
     let line = format!(
         r#"set -e
 imgtool build {recipe} -o $HOME/employees.ami --quiet >/dev/null
