@@ -29,6 +29,14 @@ pub enum Error {
         /// A similar name that exists, as a sentence.
         nearest: String,
     },
+    /// no repository of the recipe has kernel package {name} for {arch}: images of 32-bit programs boot the
+    /// 64-bit kernel
+    NoKernel64 {
+        /// The name.
+        name: String,
+        /// Debian's name of the kernel's architecture.
+        arch: String,
+    },
     /// The wanted packages contradict each other.
     #[displaydoc("these packages cannot be installed together:\n    {0}")]
     Contradiction(String),
@@ -46,6 +54,7 @@ impl Advice for Error {
                  repository"
                     .into(),
             ),
+            Self::NoKernel64 { arch, .. } => Some(format!("kernel.package = \"linux-image-{arch}\"").into()),
             Self::Contradiction(..) => {
                 Some("change the packages that the recipe asks for or leaves out".into())
             }

@@ -128,7 +128,13 @@ fn kernel_packages(
     let step = options.progress.start("kernel index", None, Unit::Bytes);
     let indexes = indexes(repositories, arch, options, &*step)?;
     let universe = Universe::new(&indexes, arch, []).map_err(resolve::Error::Index)?;
-    let found = resolve::resolve_kernel(&universe, wanted)?;
+    let found = resolve::resolve_kernel(&universe, wanted).map_err(|error| match error {
+        resolve::Error::Missing { name, .. } if options.arch != options.arch.of_kernel() => {
+            let arch = arch.to_owned();
+            resolve::Error::NoKernel64 { name, arch }
+        }
+        error => error,
+    })?;
     step.finish(&format!("{} packages", found.len()));
     Ok(found.iter().map(|id| locked(&universe, *id, true)).collect())
 }

@@ -110,50 +110,100 @@ fn choose_on(
     guest: Architecture,
     remembered: Option<&Path>,
 ) -> Result<Chosen, Error> {
-    let foreign = || format!("KVM on this {host} host runs {host} guests only");
-    let native = guest.machine() == host;
     match choice {
         Accel::Soft => soft(guest, "the software processor was asked for".into()),
-        Accel::Kvm if !native => Err(Error::Foreign {
-            guest,
-            why: foreign(),
-        }),
-        Accel::Kvm => Ok(Chosen {
-            kvm: Some(kvm::open()?),
-            repeatable: false,
-            profile: None,
-            why: "asked for".into(),
-        }),
-        Accel::Auto if !native => soft(guest, foreign()),
-        Accel::Auto => match kvm::open() {
-            Err(error) => soft(guest, error.to_string()),
-            Ok(kvm) => match verdict(&kvm, remembered) {
-                Ok(why) => Ok(Chosen {
-                    kvm: Some(kvm),
-                    repeatable: false,
-                    profile: None,
-                    why,
-                }),
-                Err(why) => soft(guest, why),
-            },
+        Accel::Kvm => match foreign(host, guest) {
+            Some(why) => Err(Error::Foreign { guest, why }),
+            None => Ok(on_kvm(kvm::open()?, "asked for".into())),
         },
+        Accel::Auto => match usable_kvm(host, guest, remembered) {
+            Ok((kvm, why)) => Ok(on_kvm(kvm, why)),
+            Err(why) => soft(guest, why),
+        },
+    }
+}
+
+/// Why KVM on a host of architecture `host` runs no such guests, if it does not.
+fn foreign(host: &str, guest: Architecture) -> Option<String> {
+    let own = match host {
+        "x86_64" => "x86_64 and i386",
+        other => other,
+    };
+    (guest.machine() != host).then(|| format!("KVM on this {host} host runs {own} guests only"))
+}
+
+/// KVM, and why to use it for a guest; or why not to.
+fn usable_kvm(host: &str, guest: Architecture, remembered: Option<&Path>) -> Result<(Kvm, String), String> {
+    if let Some(why) = foreign(host, guest) {
+        return Err(why);
+    }
+    let kvm = kvm::open().map_err(|error| error.to_string())?;
+    let why = verdict(&kvm, remembered)?;
+    Ok((kvm, why))
+}
+
+fn on_kvm(kvm: Kvm, why: String) -> Chosen {
+    Chosen {
+        kvm: Some(kvm),
+        repeatable: false,
+        profile: None,
+        why,
+    }
+}
+
+/// Whether the software processor runs such guests, and why.
+fn software(guest: Architecture) -> Result<&'static str, &'static str> {
+    match guest {
+        Architecture::X86_64 => Ok("it executes x86-64"),
+        Architecture::I386 => Ok("it executes x86-64 and its 32-bit programs"),
+        Architecture::Arm64 => Err("the software processor runs x86_64 and i386 guests only"),
     }
 }
 
 /// The software processor, if it can run such guests; `why` says why not KVM.
 fn soft(guest: Architecture, why: String) -> Result<Chosen, Error> {
-    match guest {
-        Architecture::X86_64 | Architecture::I386 => Ok(Chosen {
+    match software(guest) {
+        Ok(_) => Ok(Chosen {
             kvm: None,
             repeatable: false,
             profile: None,
             why,
         }),
-        Architecture::Arm64 => Err(Error::Foreign {
+        Err(not) => Err(Error::Foreign {
             guest,
-            why: format!("{why}, and the software processor runs x86_64 and i386 guests only"),
+            why: format!("{why}, and {not}"),
         }),
     }
+}
+
+/// Whether an accelerator runs images of an architecture on this host.
+#[derive(Debug)]
+pub struct Support {
+    /// The images' architecture.
+    pub architecture: Architecture,
+    /// `kvm` or `soft`.
+    pub accelerator: &'static str,
+    /// Why it does, or why not.
+    pub result: Result<String, String>,
+}
+
+/// Every architecture on every accelerator; KVM as [`Accel::Auto`] finds it.
+pub fn support(remembered: Option<&Path>) -> Vec<Support> {
+    support_on(std::env::consts::ARCH, remembered)
+}
+
+fn support_on(host: &str, remembered: Option<&Path>) -> Vec<Support> {
+    let of = |architecture: Architecture| {
+        let row = |accelerator, result| Support {
+            architecture,
+            accelerator,
+            result,
+        };
+        let kvm = usable_kvm(host, architecture, remembered).map(|(_, why)| why);
+        let soft = software(architecture).map(str::to_owned).map_err(str::to_owned);
+        [row("kvm", kvm), row("soft", soft)]
+    };
+    Architecture::ALL.into_iter().flat_map(of).collect()
 }
 
 /// What an accelerator does on this host.
@@ -272,6 +322,29 @@ mod tests {
             let chosen = choose_on("x86_64", Accel::Soft, guest, None).unwrap();
             assert_eq!(chosen.name(), "soft");
         }
+    }
+
+    #[test]
+    fn each_architecture_has_a_reason_on_each_accelerator() {
+        let usable = |host: &str| {
+            let rows = support_on(host, None).into_iter().map(|row| {
+                let (works, why) = match row.result {
+                    Ok(why) => (true, why),
+                    Err(why) => (false, why),
+                };
+                assert!(!why.is_empty());
+                // Whether this host has KVM is not the test's to know.
+                let decided = row.accelerator == "soft" || why.contains("guests only");
+                decided.then(|| format!("{} {} {works}", row.architecture, row.accelerator))
+            });
+            rows.flatten().collect::<Vec<_>>()
+        };
+        let soft = ["x86_64 soft true", "arm64 soft false", "i386 soft true"];
+        assert_eq!(usable("x86_64"), [soft[0], "arm64 kvm false", soft[1], soft[2]]);
+        assert_eq!(
+            usable("aarch64"),
+            ["x86_64 kvm false", soft[0], soft[1], "i386 kvm false", soft[2]]
+        );
     }
 
     fn cache(dir: &tempfile::TempDir, key: &str) -> Cache {

@@ -21,7 +21,7 @@ use crate::state::Refused;
 
 pub use state::{KvmX86Vcpu, KvmX86Vm, VcpuState, VmState};
 
-pub use choose::{Accel, Chosen, Measured, choose, choose_repeatable, measure};
+pub use choose::{Accel, Chosen, Measured, Support, choose, choose_repeatable, measure, support};
 
 /// Why the guest left its processor, as data.
 #[derive(Debug)]

@@ -33,6 +33,8 @@ pub enum KernelError {
     Compressed,
     /// it is ELF
     Elf,
+    /// it is a 32-bit kernel, and this machine starts a kernel in 64-bit mode
+    Bits32,
     /// it is for another processor (ELF machine {0})
     Processor(u16),
     /// its program headers have an unknown length
@@ -41,7 +43,7 @@ pub enum KernelError {
     EntryTooLow,
     /// its entry point lies outside its segments
     EntryOutside,
-    /// it has no 64-bit entry point
+    /// it has no 64-bit entry point, where this machine starts a kernel: it is of 32 bits, or older than Linux 3.8
     NoEntry64,
     /// it has no setup header
     NoSetupHeader,

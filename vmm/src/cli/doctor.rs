@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::stream::{Unwritten, line};
 use super::{Context, Status, output};
 use instance::store::home::create_private;
-use machine::accel::{Accel, Measured, choose, measure};
+use machine::accel::{Accel, Measured, Support, choose, measure, support};
 use machine::arch::Architecture;
 use machine::block::volume::{Base, Error as VolumeError, Volume};
 use machine::sandbox::{self, Offer};
@@ -71,6 +71,8 @@ impl Doctor {
             accelerator(context.home().kvm_verdict().as_deref()),
         ];
         findings.extend(measure().into_iter().map(speed));
+        let remembered = context.home().kvm_verdict();
+        findings.extend(support(remembered.as_deref()).into_iter().map(images));
         findings.extend([
             directory("instances", &context.home().instances()),
             volumes(&context.home().instances()),
@@ -182,6 +184,23 @@ fn accelerator(remembered: Option<&Path>) -> Finding {
             Verdict::Fair,
             format!("soft, for x86_64 and i386 images only: {error}"),
         ),
+    }
+}
+
+/// Whether images of an architecture run on an accelerator. That one does not is no defect of the host while
+/// another does.
+fn images(support: Support) -> Finding {
+    let what = match (support.architecture, support.accelerator) {
+        (Architecture::X86_64, "kvm") => "x86_64 kvm",
+        (Architecture::X86_64, _) => "x86_64 soft",
+        (Architecture::Arm64, "kvm") => "arm64 kvm",
+        (Architecture::Arm64, _) => "arm64 soft",
+        (Architecture::I386, "kvm") => "i386 kvm",
+        (Architecture::I386, _) => "i386 soft",
+    };
+    match support.result {
+        Ok(why) => Finding::new(what, Verdict::Good, format!("images run: {why}")),
+        Err(why) => Finding::new(what, Verdict::Fair, format!("images do not run: {why}")),
     }
 }
 
