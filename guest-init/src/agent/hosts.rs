@@ -1,5 +1,5 @@
-//! The machine's own name in `/etc/hosts`, as Debian has it: on the line of 127.0.1.1. Without it `sudo`,
-//! mail servers and Java wait for a resolver that does not know the name either.
+//! The host name in `/etc/hosts`, on the line of 127.0.1.1, as in Debian. Without it `sudo`,
+//! mail servers and Java wait for a DNS server that does not know the name.
 
 use std::fs;
 use std::io;

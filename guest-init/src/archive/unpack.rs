@@ -1,4 +1,4 @@
-//! Unpacking: what comes is not trusted to stay in its folder.
+//! Unpacking an archive that is not trusted to stay in its folder.
 
 use std::cell::Cell;
 use std::ffi::OsStr;
