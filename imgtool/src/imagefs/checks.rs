@@ -1,5 +1,5 @@
-//! What the numbers of a file system from elsewhere must be before `mkext4` calculates with them: it checks
-//! much, and neither all that a sum can run over nor all that a walk may take.
+//! Checks of an untrusted file system before `mkext4` reads it: `mkext4` checks neither all sums for overflow nor
+//! the length of all walks.
 
 use mkext4::Error;
 use mkext4::reader::{Fs, ReadAt};
