@@ -1,4 +1,4 @@
-//! Names of errors for programs.
+//! Stable error codes for programs.
 
 use std::fmt;
 use std::io;

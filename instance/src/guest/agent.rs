@@ -1,4 +1,4 @@
-//! The host's side of the conversation with the guest's agent (`guest_init::proto`), over the vsock device's
+//! The host's side of the protocol with the guest's agent (`guest_init::proto`), over the vsock device's
 //! Unix socket.
 
 use std::io::{self, Read, Write};

@@ -1,4 +1,4 @@
-//! What the guest says of itself by connecting: that its agent is there, and how its main program has ended.
+//! Reports of the guest, by connections to the host: that its agent is ready, and how its main program ended.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

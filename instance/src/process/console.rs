@@ -1,5 +1,5 @@
-//! The guest's console on the host's side: one log with a cap, any number of viewers, and an eye for the
-//! kernel's last words.
+//! The guest's console on the host's side: one log with a cap, any number of viewers, and detection of the
+//! kernel's panic message.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

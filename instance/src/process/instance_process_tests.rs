@@ -1,4 +1,4 @@
-//! Lives of guests that are scripted.
+//! The instance process with scripted guests.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 

@@ -1,5 +1,4 @@
-//! The process of an instance from the inside: it holds the lock, runs the guest, and serves those who
-//! control it.
+//! Requests for the instance process itself: hold the lock, run the guest, and serve the control socket.
 //!
 //! A command that launches in the foreground runs the instance itself; a detached one is run by a process
 //! that [`detach`](crate::process::detach) has started.

@@ -1,4 +1,4 @@
-//! The service without a terminal, on instances whose guests are none.
+//! The service without a terminal, with instances whose guest is a stub.
 
 use std::io::{Read, Write};
 use std::path::Path;

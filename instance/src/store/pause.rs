@@ -1,4 +1,4 @@
-//! Why the processors of an instance stand still.
+//! The reason for which an instance is paused.
 
 use std::fmt;
 use std::io;

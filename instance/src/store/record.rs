@@ -1,4 +1,4 @@
-//! What is written down about an instance: `instance.json` in its state directory.
+//! The record of an instance: `instance.json` in its state directory.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Pausing an instance and going on, by request and for want of space.
+//! Pausing and resuming an instance, by request and for lack of disk space.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
