@@ -1,6 +1,6 @@
-//! What runs guest instructions: hardware through KVM, or our own processor in software.
+//! Accelerators, which run guest instructions: KVM, or our own processor in software.
 //!
-//! Both stand behind the same small pair of traits. No module above this one knows which of them runs; none
+//! Both implement the same small pair of traits. No module above this one knows which of them runs; none
 //! below it (devices, virtio) knows that they exist.
 
 mod choose;

@@ -1,4 +1,4 @@
-//! Why a file is no kernel that a machine can boot.
+//! Errors of kernel files that a machine cannot boot.
 
 use std::io;
 

@@ -1,5 +1,5 @@
-//! A small process that does for the confined one what that may not do itself. It is made before, and is asked
-//! through a socket.
+//! A small process that carries out one operation which the confined process may not do. It is started before
+//! the confinement and takes requests through a socket.
 #![allow(unsafe_code)]
 
 use std::io;

@@ -1,4 +1,4 @@
-//! What the vCPU threads of a machine agree on: run, pause, end.
+//! The run state that the vCPU threads of a machine share: running, paused, ended.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Volume files: created, opened, recognised.
+//! Creating, opening and recognising volume files.
 
 use std::fs::{File, OpenOptions};
 use std::io;

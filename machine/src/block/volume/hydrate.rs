@@ -1,4 +1,4 @@
-//! Hydration: copies what is still in the base, so that the volume stands alone and the image may go.
+//! Hydration: copies the blocks that are still in the base only, so that the volume no longer needs the image.
 
 use std::io;
 use std::sync::Arc;

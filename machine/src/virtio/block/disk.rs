@@ -1,4 +1,4 @@
-//! What is behind a disk's requests: the backend, and what each kind of request does with it.
+//! The backend of a disk, and what each kind of request does with it.
 
 use std::io;
 use std::sync::Arc;
