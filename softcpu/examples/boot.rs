@@ -1,4 +1,4 @@
-//! Boots a Linux kernel on a bare processor: RAM, a serial port that only swallows, and the boot timer's
+//! Boots a Linux kernel on a bare processor: RAM, a serial port that discards its output, and the boot timer's
 //! byte. Time is counted in instructions, so that two runs do exactly the same, and what differs between two
 //! builds is their speed.
 //!
