@@ -1,4 +1,4 @@
-//! A program on a terminal of its own, as a person has it before them: keys go in, the screen comes out.
+//! A program on a pseudo-terminal: the test sends keys and reads the output.
 
 use std::fs::File;
 use std::io::{Read, Write};

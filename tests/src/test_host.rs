@@ -1,4 +1,4 @@
-//! Where a test runs: on this machine with the software CPU, or in a lab with KVM. The tests do not care.
+//! Where a test runs: on this machine with the software processor, or in a lab with KVM. The tests are the same.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

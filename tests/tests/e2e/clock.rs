@@ -1,5 +1,5 @@
-//! The guest's clock is the host's: when the guest is ready, after it stood still, and after the host's clock
-//! has jumped.
+//! The guest's clock agrees with the host's: when the guest is ready, after a pause, and after the host's clock
+//! was set.
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::test_host::TestHost;

@@ -1,4 +1,4 @@
-//! Debian's own cloud-init in an image with systemd: what it does on EC2, it does here.
+//! Debian's cloud-init in an image with systemd configures an instance as on EC2.
 //!
 //! Both DHCP clients of the test are Debian's: dhcpcd, which cloud-init starts to reach the metadata service
 //! before there is a network, and systemd-networkd after it.

@@ -1,8 +1,8 @@
-//! Counters that a noisy machine cannot touch: what a launch costs, held to the values in
+//! Counters of a launch that do not depend on the load of the machine, compared with
 //! `tests/lab/counters.json`.
 //!
 //! A count that grows by more than its margin fails. One that shrinks by more fails too, and asks for the new
-//! value to be recorded, so that what was won is not lost again unseen. The margin is a hundredth, and one
+//! value to be recorded, so that a later regression to the old value is noticed. The margin is a hundredth, and one
 //! where that is less than one; three hundredths where it counts for something in which pages the linker has
 //! put what code (pages touched, PSS). Guest RAM comes in large pages: its margin is two of them, and a third of the
 //! nested page faults, of which there is one for each.

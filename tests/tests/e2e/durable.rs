@@ -1,5 +1,4 @@
-//! What was acknowledged to a guest as written is there after the process that ran it was killed, at any
-//! moment.
+//! Writes that were acknowledged to a guest are not lost when the instance process is killed at any moment.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

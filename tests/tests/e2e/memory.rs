@@ -1,4 +1,4 @@
-//! What a guest takes of the host's memory, and gives back.
+//! Host memory that a guest uses and returns.
 
 use std::time::{Duration, Instant};
 
