@@ -1,5 +1,6 @@
-//! `/etc/kiln/boot.json` in the initramfs: the configuration of guest-init. The composer writes it; guest-init
-//! reads it with a struct of its own, because it depends on no other crate; `tests/` checks that both agree.
+//! `/etc/kiln/boot.json` in the initramfs: the configuration of guest-init. The composer writes it;
+//! guest-init reads it with a struct of its own, because it depends on no other crate; `tests/` checks that
+//! both agree.
 
 use std::collections::BTreeMap;
 
