@@ -1,5 +1,5 @@
-//! The user network with the metadata service in front of it: malformed frames, and the guest's side of TCP, so
-//! that connections are established.
+//! The user network with the metadata service in front of it: malformed frames, and the guest's side of TCP,
+//! so that connections are established.
 //!
 //! Nothing leaves the host: connections to outside addresses go to a loopback port that does not answer.
 
