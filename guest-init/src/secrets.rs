@@ -2,8 +2,8 @@
 //! configured, and that no two machines may share. An image does not have them; each instance creates its own
 //! at its first boot.
 //!
-//! `imgtool` uses this table to remove them from a build, the agent to create them, and `create-image` to remove
-//! them from a copy. SSH host keys and machine-id are not in it: every image has those.
+//! `imgtool` uses this table to remove them from a build, the agent to create them, and `create-image` to
+//! remove them from a copy. SSH host keys and machine-id are not in it: every image has those.
 
 /// The list of what the next boot has to make, below the root: paths as [`Secret::paths`] gives them first,
 /// one a line.
