@@ -1,5 +1,5 @@
-//! Reading an ext4 file system, in an AMI or in a file of its own, as a [`Tree`]. File contents are references
-//! into that file.
+//! Reading an ext4 file system, in an AMI or in a file of its own, as a [`Tree`]. File contents are
+//! references into that file.
 //!
 //! Every command that inspects an image works on that tree.
 

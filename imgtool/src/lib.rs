@@ -11,12 +11,13 @@
 //!            └── resolve: only where the lock file does not answer
 //! ```
 //!
-//! Begin with [`build::build`] for a whole build, and with [`tree::Tree`] for the data that the stages exchange.
+//! Begin with [`build::build`] for a whole build, and with [`tree::Tree`] for the data that the stages
+//! exchange.
 //!
 //! # Layers
 //!
-//! The lowest layer comes first. A folder imports only the folders that its row names, which are all above it;
-//! inside a folder the imports have no cycles. `tests/layers.rs` reads this table and checks the code.
+//! The lowest layer comes first. A folder imports only the folders that its row names, which are all above
+//! it; inside a folder the imports have no cycles. `tests/layers.rs` reads this table and checks the code.
 //!
 //! | folder | what it is | what it may import |
 //! |---|---|---|

@@ -40,7 +40,7 @@ fn report(result: Result<(), Failure>) -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(failure) => Message::Failed(failure),
     };
-    // Nobody listens any more if this fails.
+    // The receiver is gone if this fails.
     let _ = message.send(&mut io::stdout());
     ExitCode::SUCCESS
 }

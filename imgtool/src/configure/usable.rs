@@ -1,5 +1,5 @@
-//! Checks that the composed root has the programs, users and directories that its recipe uses, so that the build
-//! fails instead of the boot.
+//! Checks that the composed root has the programs, users and directories that its recipe uses, so that the
+//! build fails instead of the boot.
 
 use std::io::Read;
 
