@@ -17,8 +17,8 @@
 //! | `api` | the control socket of a running instance: server and client |
 //! | `service` | requests and answers in plain structs |
 //!
-//! A layer uses those above it in the table and none below; `tests/layers.rs` checks that. [`Error`] is used by
-//! all of them.
+//! A layer uses those above it in the table and none below; `tests/layers.rs` checks that. [`Error`] is used
+//! by all of them.
 //!
 //! The crate uses `machine`, `ami` and the protocol of `guest-init`. It knows no command line and no
 //! terminal, reads no environment variable for a decision, and prints nothing: messages for people are

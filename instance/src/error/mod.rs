@@ -149,7 +149,7 @@ pub enum Error {
         what: &'static str,
         /// The instance.
         id: String,
-        /// Why its processors stand still.
+        /// Why it is paused.
         paused: Box<Paused>,
     },
     /// {what} of {id} failed: its agent has not reported itself yet
@@ -163,7 +163,7 @@ pub enum Error {
     IsPaused {
         /// The instance.
         id: String,
-        /// Why its processors stand still.
+        /// Why it is paused.
         paused: Box<Paused>,
     },
     /// {0} is paused already
@@ -225,7 +225,7 @@ pub enum Error {
     CapturePaused {
         /// The instance.
         label: String,
-        /// Why its processors stand still.
+        /// Why it is paused.
         paused: Box<Paused>,
     },
     /// {0} is removed when it stops

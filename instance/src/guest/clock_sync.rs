@@ -1,8 +1,8 @@
 //! Corrects the guest's date after the host slept, after the host's clock was set, and after the guest was
 //! stopped for long.
 //!
-//! Guests measure time by the host's monotonic clock or the processor's counter. Neither counts a sleep of the
-//! host, and a kernel that has not read its counter for many minutes may compute the time wrongly. The
+//! Guests measure time by the host's monotonic clock or the processor's counter. Neither counts a sleep of
+//! the host, and a kernel that has not read its counter for many minutes may compute the time wrongly. The
 //! guest's monotonic clocks are not changed.
 
 use std::sync::Arc;

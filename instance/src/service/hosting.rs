@@ -101,8 +101,8 @@ impl Host {
     }
 
     /// Runs the guest until it ends for good. `on_started` is called when it runs and its sockets are there.
-    /// `report`, if there is one, passes that on to the process that started this one. An instance that is not to
-    /// outlive its run is removed.
+    /// `report`, if there is one, passes that on to the process that started this one. An instance that is
+    /// not to outlive its run is removed.
     ///
     /// # Errors
     /// When the end cannot be written down, or what was measured cannot.

@@ -1,4 +1,5 @@
-//! The interface of this crate: requests and answers in plain structs, and errors with a [`Code`](crate::Code).
+//! The interface of this crate: requests and answers in plain structs, and errors with a
+//! [`Code`](crate::Code).
 //!
 //! The command line calls it, and a server for EC2's API can. Nothing here prints, reads an environment
 //! variable or uses a terminal. Requests name an instance or image by its id, the beginning of its id, or its

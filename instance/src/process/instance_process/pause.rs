@@ -113,7 +113,7 @@ impl InstanceProcess {
         inner.record.paused.clone().and_then(|paused| paused.no_space)
     }
 
-    /// Changes why the guest stands still, and says so in the record.
+    /// Changes the reason for the pause, also in the record.
     fn change_paused(&self, change: impl FnOnce(&mut Paused)) {
         let mut inner = self.lock();
         inner.space_reports += 1;
