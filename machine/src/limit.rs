@@ -177,7 +177,7 @@ mod tests {
         assert!(wait > 500 * MILLISECOND && wait < 501 * MILLISECOND, "{wait:?}");
         assert!(bucket.wait(start + 499 * MILLISECOND).is_some());
         assert_eq!(bucket.wait(start + wait), None);
-        // A clock that stands still or goes back gives nothing.
+        // A clock that does not advance or goes back gives nothing.
         bucket.take(1);
         assert!(bucket.wait(start).is_some());
     }

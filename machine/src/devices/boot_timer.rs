@@ -1,5 +1,5 @@
-//! The boot timer: the guest reports the steps of its boot, and the host records the time of each. It also gives
-//! the guest the host's time.
+//! The boot timer: the guest reports the steps of its boot, and the host records the time of each. It also
+//! gives the guest the host's time.
 //!
 //! | offset | width | access | |
 //! |---|---|---|---|

@@ -2,8 +2,8 @@
 //! loopback that is down, so that no socket leads anywhere. Landlock closes TCP, but has no rules for UDP.
 //!
 //! Other kinds of namespaces are not used, because they would add no protection: Landlock restricts files,
-//! `mount` and System V IPC are on no list of system calls, a process that may neither signal nor trace cannot
-//! use a process id, and a PID namespace would need one more process for each instance.
+//! `mount` and System V IPC are on no list of system calls, a process that may neither signal nor trace
+//! cannot use a process id, and a PID namespace would need one more process for each instance.
 #![allow(unsafe_code)]
 
 use std::{fs, io};

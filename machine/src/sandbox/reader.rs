@@ -29,7 +29,7 @@ pub(super) fn start(path: &Path) -> Result<(), Error> {
         let _ = serve(File::from(OwnedFd::from(socket)), path);
     };
     let socket = start_helper(serve).map_err(Error::os("starting the process that reads a file for it"))?;
-    // Nobody else can have set it: a process is confined once.
+    // No other code can have set it: a process is confined once.
     let _ = READER.set((path.to_owned(), Mutex::new(socket)));
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! Devices synchronous with the processor, for machines whose runs are all the same.
 //!
-//! A worker's thread runs only while its [`WorkerGate`] is open, and the processor waits meanwhile. So a device
-//! has completed its requests when the store to its doorbell returns, whatever the host's scheduler does. Input
-//! from outside waits until the processor polls its devices, at a fixed instruction count. Before it goes on it
-//! waits for the host's threads that are preparing an answer to the guest, which [`Determinism`] counts.
+//! A worker's thread runs only while its [`WorkerGate`] is open, and the processor waits meanwhile. So a
+//! device has completed its requests when the store to its doorbell returns, whatever the host's scheduler
+//! does. Input from outside waits until the processor polls its devices, at a fixed instruction count. Before
+//! it goes on it waits for the host's threads that are preparing an answer to the guest, which
+//! [`Determinism`] counts.
 
 use std::io;
 use std::os::fd::AsFd;

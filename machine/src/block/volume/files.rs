@@ -155,7 +155,7 @@ impl Volume {
     /// Whether the volume at `path` needs its image.
     ///
     /// # Errors
-    /// When the file cannot be read or is no volume.
+    /// When the file cannot be read or is not a volume.
     pub fn needs_base(path: &Path) -> Result<bool, Error> {
         let file = File::open(path).map_err(Error::io(path, "opened"))?;
         Ok(tail_of(&file, path)?.is_some())
@@ -165,7 +165,7 @@ impl Volume {
     /// unless the volume stands alone.
     ///
     /// # Errors
-    /// When the file cannot be read, is no volume, or the base is missing or another one.
+    /// When the file cannot be read, is not a volume, or the base is missing or another one.
     pub fn open(path: &Path, base: Option<Base>) -> Result<Self, Error> {
         let opened = OpenOptions::new().read(true).write(true).open(path);
         let file = opened.map_err(Error::io(path, "opened"))?;

@@ -2,8 +2,8 @@
 //!
 //! The categories are those that EC2 documents. A category is served when Kiln has a value for it; for an
 //! instance without it (an IAM role, a public address, a spot request) EC2 answers 404 as well.
-//! Kiln has no region and zone, account, partition and security group. Their values are constants, in the form
-//! that the tools which parse them expect.
+//! Kiln has no region and zone, account, partition and security group. Their values are constants, in the
+//! form that the tools which parse them expect.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

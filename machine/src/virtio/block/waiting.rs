@@ -1,6 +1,6 @@
-//! Requests that wait for space on the host, as with QEMU's `werror=enospc`: a write for which the host's file
-//! system has no space is neither lost nor failed. The request is kept, its queue serves no other, and it is
-//! retried on demand.
+//! Requests that wait for space on the host, as with QEMU's `werror=enospc`: a write for which the host's
+//! file system has no space is neither lost nor failed. The request is kept, its queue serves no other, and
+//! it is retried on demand.
 #![allow(unsafe_code)]
 
 use std::io;
