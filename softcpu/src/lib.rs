@@ -2,9 +2,9 @@
 //!
 //! It may use the standard library, a decoder (`iced-x86`) and `libc`, and nothing of this project: it does
 //! not know devices, boot protocols or command lines. Its user supplies [`Ram`], a [`Bus`] and a
-//! thread for each processor, and calls [`Cpu::run`]; interrupts come through [`Platform`] from any thread. With
-//! a [`Clock`] that counts instructions, all runs of a machine with one processor are the same. [`Cpu::save`]
-//! returns its [`ArchState`] for a snapshot.
+//! thread for each processor, and calls [`Cpu::run`]; interrupts come through [`Platform`] from any thread.
+//! With a [`Clock`] that counts instructions, all runs of a machine with one processor are the same.
+//! [`Cpu::save`] returns its [`ArchState`] for a snapshot.
 //!
 //! # Layers
 //!
@@ -14,8 +14,8 @@
 //! | [`x86_64`] | the instruction set, and the loop that runs it | `core` |
 //!
 //! Another instruction set would be a folder next to `x86_64`, with a loop of its own, built from `core`.
-//! `core` depends on the instruction set through a type parameter (the operations of a block) and a number (the
-//! mode in which code is fetched), without dynamic dispatch.
+//! `core` depends on the instruction set through a type parameter (the operations of a block) and a number
+//! (the mode in which code is fetched), without dynamic dispatch.
 //!
 //! The imports of files have no cycles; `tests/layers.rs` checks that. Data is below the code that uses
 //! it: registers, then the processor that has them all, then accesses to memory, then instructions, then the
