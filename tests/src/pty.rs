@@ -100,7 +100,7 @@ impl Terminal {
         self.keys.write_all(keys.as_bytes()).context("typing")
     }
 
-    /// Gives the terminal another size; its program hears of it by SIGWINCH.
+    /// Gives the terminal another size; its program is notified by SIGWINCH.
     #[allow(unsafe_code)]
     pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
         let size = size(rows, columns);

@@ -1,4 +1,5 @@
-//! Pauses of an instance, by request or because its host has no disk space; its clock is right before and after.
+//! Pauses of an instance, by request or because its host has no disk space; its clock is right before and
+//! after.
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::test_host::TestHost;

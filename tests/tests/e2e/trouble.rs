@@ -1,5 +1,5 @@
-//! Builds that fail because something is missing, full, read-only or interrupted: the message says what, why and
-//! what to try, and no partial image is left.
+//! Builds that fail because something is missing, full, read-only or interrupted: the message says what, why
+//! and what to try, and no partial image is left.
 
 use anyhow::{Result, ensure};
 use kiln_tests::dist::kiln_dir;
