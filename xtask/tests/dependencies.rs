@@ -1,5 +1,5 @@
-//! Checks the dependencies against docs/dependencies.md: their source, their licences, and that each direct one
-//! is explained.
+//! Checks the dependencies against docs/dependencies.md: their source, their licences, and that each direct
+//! one is explained.
 
 use std::collections::BTreeSet;
 use std::path::Path;
