@@ -13,7 +13,7 @@ use std::ffi::{c_char, c_int};
 #[cfg(target_env = "gnu")]
 const HEAP_STEP: c_int = 1 << 20;
 
-// SAFETY: no other symbol of this program bears the name, and the C library calls it once with these
+// SAFETY: no other symbol of this program has this name, and the C library calls it once with these
 // arguments.
 #[unsafe(no_mangle)]
 extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {

@@ -9,7 +9,8 @@ fn named(text: &str) -> Vec<(&str, &str)> {
     quoted.filter_map(|word| word.split_once(".rs::")).collect()
 }
 
-/// Whether `source` has a test called `name`: a function with the attribute before it, or an entry of a table.
+/// Whether `source` has a test called `name`: a function with the attribute before it, or an entry of a
+/// table.
 fn has_test(source: &str, name: &str) -> bool {
     let function = format!("fn {name}(");
     let entry = format!("\"{name}\"");

@@ -27,9 +27,9 @@ const NO_CONCLUSION: Status = Status::of_command(2);
 /// Measure launches: interleaved, with minimum, median, p99 and paired ratios
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The other configurations are compared with the first one, which runs twice a round to measure the \
-    noise. Configurations are all combinations of images, --append, --accel and --vmm, then the peers.\n\nExit status: 0 \
-    when the run is conclusive, 1 when --compare found a regression, 2 when the run draws \
+    after_help = "The other configurations are compared with the first one, which runs twice a round to \
+    measure the noise. Configurations are all combinations of images, --append, --accel and --vmm, then the \
+    peers.\n\nExit status: 0 when the run is conclusive, 1 when --compare found a regression, 2 when the run draws \
     no conclusion (too noisy, or fewer than five rounds), 125 when it failed."
 )]
 pub struct Bench {

@@ -23,8 +23,8 @@ const PIECE: usize = guest_init::proto::frame::PAYLOAD_CAP;
 /// Copy a file or folder to or from a running instance
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Copies into an existing folder under the source's name, otherwise under the given name, as cp -r does. A \
-    relative path in an instance begins at root's home. Files in the instance belong to root. Hard links, \
+    after_help = "Copies into an existing folder under the source's name, otherwise under the given name, as cp -r \
+    does. A relative path in an instance begins at root's home. Files in the instance belong to root. Hard links, \
     holes and FIFOs are preserved. Sockets, and devices of the instance, are left out, each with a \
     line that names it."
 )]
@@ -193,7 +193,7 @@ struct Stream {
 }
 
 impl Stream {
-    /// Reads to the agent's last word.
+    /// Reads to the last frame of the agent.
     fn finish(&mut self) -> io::Result<()> {
         match self.failure {
             Some(_) => Ok(()),

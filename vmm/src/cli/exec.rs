@@ -204,7 +204,7 @@ fn pass_input(sender: &Sender, determinism: &Determinism) {
             Ok(0) => break,
             Ok(n) if sender.input(&chunk[..n]).is_ok() => {}
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            // The command takes no more, or there is no more to be had.
+            // The command takes no more, or there is no more input.
             Ok(_) | Err(_) => break,
         }
     }

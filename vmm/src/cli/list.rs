@@ -39,7 +39,7 @@ enum Shown {
     State(State),
     /// Running, and the guest's agent is there.
     Ready,
-    /// Running, and its processors stand still.
+    /// Running, and paused.
     Paused,
 }
 

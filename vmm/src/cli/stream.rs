@@ -32,7 +32,7 @@ impl Unwritten {
         Stream::Output.unwritten(source)
     }
 
-    /// Whether whoever read the stream has left, as `head` does. That is no failure of anybody's.
+    /// Whether the reader of the stream has closed it, as `head` does. That is not an error.
     pub fn is_closed_pipe(&self) -> bool {
         self.source.kind() == ErrorKind::BrokenPipe
     }
