@@ -189,7 +189,7 @@ pub enum Error {
         /// The hardware's number for it (KVM API, `KVM_EXIT_FAIL_ENTRY`).
         reason: u64,
     },
-    /// CPU {cpu}: KVM came back for an unknown reason ({reason})
+    /// CPU {cpu}: KVM_RUN returned an unknown exit reason ({reason})
     UnknownExit {
         /// The CPU's number.
         cpu: u8,

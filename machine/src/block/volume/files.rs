@@ -56,7 +56,7 @@ pub enum Error {
         /// The volume file.
         path: PathBuf,
     },
-    /// {path} is no root volume, or was never flushed before the host went down: nothing acknowledged is lost
+    /// {path} is not a root volume, or was never flushed before the host went down: nothing acknowledged is lost
     Damaged {
         /// The volume file.
         path: PathBuf,
