@@ -1,4 +1,4 @@
-//! The kernel's command line, of which several have a part: the image, the launcher, the person who launches.
+//! The kernel's command line, composed of parameters of the image, the launcher and the user.
 
 /// Joins command lines. What is behind `--` in any of them is behind the only `--` of the result: the kernel
 /// passes it to init, and takes no parameter from there.

@@ -1,4 +1,4 @@
-//! What can be wrong with an AMI file, in words for a person.
+//! Errors of AMI files.
 
 use std::fmt;
 use std::io;

@@ -4,8 +4,8 @@
 //! hold the kernel, the initramfs, the root file system and the SBOM ([`PartName`]). The manifest names each
 //! part's offset, length and BLAKE3, and its own BLAKE3 is the image's identity ([`AmiId`]). Everything else
 //! in the file — the partition tables, the chunk table, the padding — follows from the manifest, so a reader
-//! *computes* what it should be and compares: there is no second source, and no byte that may silently
-//! differ.
+//! *computes* its expected bytes and compares: there is no second source of information, and no unchecked
+//! byte.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), ami::Error> {

@@ -1,4 +1,4 @@
-//! Whatever happens to the file, a reader names the damaged part: it never panics and never believes it.
+//! Damaged files: a reader names the damaged part, never panics and never returns wrong data.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,4 @@
-//! The page cache: taking a file out of it before a cold launch, and looking whether it went.
+//! The page cache: dropping a file from it before a cold launch, and checking that it was dropped.
 
 use std::fs::File;
 use std::io;

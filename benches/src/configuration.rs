@@ -23,7 +23,7 @@ pub struct Configuration {
     pub name: String,
     /// The program that is started.
     pub program: PathBuf,
-    /// What it says of its version.
+    /// Its version, as it reports it.
     pub version: Option<String>,
     /// The image's file.
     pub image: PathBuf,
@@ -62,7 +62,7 @@ pub struct Launch {
     pub reads: Vec<PathBuf>,
     /// Where `vmm` writes its timing.
     pub timing: Option<PathBuf>,
-    /// What is thrown away afterwards.
+    /// What is removed afterwards.
     pub remove: Vec<PathBuf>,
 }
 

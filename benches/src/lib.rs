@@ -101,7 +101,7 @@ pub struct Plan {
     pub configurations: Vec<Configuration>,
     /// Launches of each configuration for each state of the cache.
     pub rounds: u32,
-    /// Launches of each configuration before those, thrown away.
+    /// Launches of each configuration before those, not counted.
     pub warmups: u32,
     /// States of the page cache, one after the other.
     pub caches: Vec<Cache>,
@@ -115,7 +115,7 @@ pub struct Plan {
     pub skipped: Vec<String>,
 }
 
-/// What is going on, for whoever waits.
+/// What is going on, for the user who waits.
 #[derive(Debug)]
 pub struct Progress<'a> {
     /// Launches done.

@@ -106,7 +106,7 @@ pub struct ConfigurationInfo {
     pub again_of: Option<usize>,
     /// The program.
     pub program: String,
-    /// What it says of its version.
+    /// Its version, as it reports it.
     pub version: Option<String>,
     /// The image's id.
     pub image: String,
@@ -168,7 +168,7 @@ pub struct Summary {
     pub p99: f64,
 }
 
-/// What may be said of a ratio.
+/// The conclusion about a ratio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -218,7 +218,7 @@ pub struct Comparison {
     /// Median of the ratios within rounds, and its interval.
     #[serde(flatten)]
     pub ratio: Ratio,
-    /// What may be said of it.
+    /// The conclusion.
     pub verdict: Verdict,
 }
 
@@ -253,7 +253,7 @@ pub struct Outcome {
     pub metric: String,
     /// Launches of each configuration for each state of the cache.
     pub rounds: u32,
-    /// Launches thrown away before.
+    /// Launches discarded before.
     pub warmups: u32,
     /// Seed of the bootstrap.
     pub seed: u64,

@@ -1,5 +1,5 @@
-//! What fuzzers do with bytes: each target is a function that takes any input and may neither panic, hang nor
-//! grow.
+//! Fuzz targets: each is a function that takes any input and must neither panic, hang nor use unbounded
+//! memory.
 //!
 //! `cargo xtask fuzz` drives them with libFuzzer; `tests/corpus.rs` runs the committed inputs through them in
 //! every test run. Targets share their process's time between several parts; the first byte of an input

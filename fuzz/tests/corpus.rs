@@ -1,4 +1,4 @@
-//! Runs the committed inputs through the targets: what a fuzzer once found stays found, without a fuzzer.
+//! Runs the committed inputs through the targets, so that defects found by a fuzzer stay fixed.
 
 use std::fs;
 use std::path::Path;

@@ -39,7 +39,7 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// {path} exists: a new key does not take its place
+    /// {path} exists and is not overwritten by a new key
     Exists {
         /// The file.
         path: PathBuf,

@@ -1,4 +1,4 @@
-//! A guest for tests that is no machine.
+//! A guest for tests that is not a machine.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! A machine that is paused stands still, and goes on where it was: with the software processor, which every
+//! A paused machine executes nothing and continues where it was: with the software processor, which every
 //! host has.
 
 use std::io::{self, Write};

@@ -1,6 +1,6 @@
-//! Boots a Linux kernel on a bare processor: RAM, a serial port that only swallows, and the boot timer's
-//! byte. Time is counted in instructions, so that two runs do exactly the same, and what differs between two
-//! builds is their speed.
+//! Boots a Linux kernel on a bare processor: RAM, a serial port that discards its output, and the boot
+//! timer's byte. Time is counted in instructions, so that two runs do exactly the same, and what differs
+//! between two builds is their speed.
 //!
 //! ```console
 //! $ cargo run --release -p softcpu --example boot -- vmlinux initramfs [MARKS] [v2|v3]

@@ -1,5 +1,4 @@
-//! The programs and the images that they bake: those under test in `target/kiln`, those that ship in
-//! `target/dist`.
+//! Builds the programs and images: those under test in `target/kiln`, those that ship in `target/dist`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

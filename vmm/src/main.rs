@@ -1,9 +1,9 @@
 //! The `vmm` command.
 //!
-//! The C library calls `main` here itself. Rust's own start-up would spend as many system calls as making the
-//! machine does: it looks for the limits of the stack, and gives every thread a second stack for the signal
-//! that tells of an overflow. Without it an overflow ends the process by SIGSEGV all the same, without the
-//! words. What else it does is done here.
+//! The C library calls this `main` directly. Rust's start-up code would make as many system calls as the
+//! construction of the machine: it reads the limits of the stack, and gives every thread an alternate signal
+//! stack to report a stack overflow. Without it an overflow still ends the process by SIGSEGV, without a
+//! message. The rest of the start-up code is repeated here.
 #![no_main]
 #![allow(unsafe_code)]
 
@@ -13,7 +13,7 @@ use std::ffi::{c_char, c_int};
 #[cfg(target_env = "gnu")]
 const HEAP_STEP: c_int = 1 << 20;
 
-// SAFETY: no other symbol of this program bears the name, and the C library calls it once with these
+// SAFETY: no other symbol of this program has this name, and the C library calls it once with these
 // arguments.
 #[unsafe(no_mangle)]
 extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {

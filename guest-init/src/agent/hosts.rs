@@ -1,5 +1,5 @@
-//! The machine's own name in `/etc/hosts`, as Debian has it: on the line of 127.0.1.1. Without it `sudo`,
-//! mail servers and Java wait for a resolver that does not know the name either.
+//! The host name in `/etc/hosts`, on the line of 127.0.1.1, as in Debian. Without it `sudo`,
+//! mail servers and Java wait for a DNS server that does not know the name.
 
 use std::fs;
 use std::io;
@@ -103,7 +103,7 @@ fn own_names(name: &str) -> Vec<&str> {
     std::iter::once(name).chain(short).collect()
 }
 
-/// The words of a line: an address and names. `None` for what is no such line, or no text.
+/// The words of a line: an address and names. `None` for what is not such a line, or no text.
 fn names(line: &[u8]) -> Option<Vec<&str>> {
     let line = line.split(|&byte| byte == b'#').next()?;
     let words: Vec<&str> = str::from_utf8(line).ok()?.split_ascii_whitespace().collect();

@@ -1,5 +1,4 @@
-//! What makes one machine different from another made of the same image: renewed at the first boot of an
-//! instance.
+//! The identity of an instance (machine-id, host keys, host name, seeds), made anew at its first boot.
 
 use std::fs;
 use std::io::{self, Read};

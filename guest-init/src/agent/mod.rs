@@ -183,8 +183,8 @@ fn shutdown(reboot: bool, connection: &mut File) -> Result<(), Error> {
     signal_init(reboot).or_else(|error| fail(connection, &failed("PID 1 could not be signalled", error)))
 }
 
-/// Asks PID 1, whoever it is, by the signals that both guest-init and systemd know: SIGRTMIN+4 powers off and
-/// SIGRTMIN+5 reboots (systemd(1)).
+/// Asks PID 1, guest-init or another init, by the signals that both guest-init and systemd know: SIGRTMIN+4
+/// powers off and SIGRTMIN+5 reboots (systemd(1)).
 #[allow(unsafe_code)]
 pub fn signal_init(reboot: bool) -> Result<(), nix::errno::Errno> {
     let signal = libc::SIGRTMIN() + if reboot { 5 } else { 4 };

@@ -18,8 +18,8 @@ use crate::secrets::{PENDING, Secret, TABLE, is_star};
 /// What the commands print, for a person who looks why one has failed.
 const LOG: &str = "var/lib/kiln/first-boot.log";
 
-/// A command that takes longer hangs: a database on a full disk waits for ever. The slowest, MariaDB's, takes
-/// two minutes of a processor in software.
+/// A command that takes longer hangs: a database on a full disk waits without end. The slowest, MariaDB's,
+/// takes two minutes of a processor in software.
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// How often it is looked whether a command has ended: short beside what the shortest one takes.
 const INTERVAL: Duration = Duration::from_millis(10);

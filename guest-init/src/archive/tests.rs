@@ -115,7 +115,7 @@ fn a_growing_file_is_copied_as_long_as_it_was() {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut log = fs::OpenOptions::new().append(true).open(&path).unwrap();
-                // Not for ever, should the other side fail.
+                // With a timeout, should the other side fail.
                 for _ in 0..20_000 {
                     log.write_all(b"another line\n").unwrap();
                     if stop.load(Ordering::Relaxed) {

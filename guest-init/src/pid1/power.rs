@@ -1,5 +1,4 @@
-//! The end: processes are asked to stop, then made to, then the disks are made consistent and the machine
-//! stops.
+//! Shutdown: SIGTERM, then SIGKILL to all processes, then the file systems are synced and the machine stops.
 
 use std::fs;
 use std::time::{Duration, Instant};

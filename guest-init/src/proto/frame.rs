@@ -1,4 +1,4 @@
-//! Frames: a length, a kind, and that many bytes. Both sides distrust the other.
+//! Frames: a length, a kind, and that many bytes. Neither side trusts the other.
 
 use std::io::{self, Read, Write};
 

@@ -1,8 +1,8 @@
-//! What the host and the agent say to each other over vsock.
+//! The protocol between the host and the agent over vsock.
 //!
 //! The agent listens on [`AGENT_PORT`]. A connection carries one [`Request`] and what belongs to it, in
 //! frames ([`frame`]). When the guest is ready, it connects once to the host's [`READY_PORT`] and sends
-//! [`Ready`]: waiting for a guest is waiting for that connection, not asking again and again.
+//! [`Ready`]: the host waits for that connection and does not poll.
 
 pub mod frame;
 pub mod message;

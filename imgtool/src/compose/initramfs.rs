@@ -44,8 +44,8 @@ pub fn pack(guest_init: &[u8], modules: &[Module], mut config: BootConfig) -> Re
     Ok(archive.finish())
 }
 
-/// Read the guest-init for an architecture: the file given, else one next to this program or in the directory of
-/// the architecture next to this program's.
+/// Read the guest-init for an architecture: the file given, else one next to this program or in the directory
+/// of the architecture next to this program's.
 pub fn find_guest_init(architecture: Architecture, given: Option<&Path>) -> Result<Vec<u8>, Error> {
     let architecture = architecture.of_kernel();
     let candidates = match given {

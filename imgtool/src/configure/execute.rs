@@ -1,4 +1,4 @@
-//! Does a job inside the sandbox.
+//! Carries out a [`Job`](super::job::Job) inside the sandbox.
 
 use std::fs;
 

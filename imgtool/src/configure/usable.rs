@@ -1,4 +1,5 @@
-//! Whether the composed root has what its recipe starts in it: what would fail at boot fails the build.
+//! Checks that the composed root has the programs, users and directories that its recipe uses, so that the
+//! build fails instead of the boot.
 
 use std::io::Read;
 

@@ -25,7 +25,7 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
-    /// recipe {path} is not right: {message}
+    /// recipe {path} is invalid: {message}
     Syntax {
         /// The file.
         path: PathBuf,

@@ -35,7 +35,7 @@ impl<'a> Version<'a> {
     }
 }
 
-/// Compares two versions by Debian's rules; `None` if one is no version.
+/// Compares two versions by Debian's rules; `None` if one is not a version.
 pub fn compare(a: &str, b: &str) -> Option<Ordering> {
     if a == b {
         return Some(Ordering::Equal);

@@ -51,11 +51,11 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// the digest of {what} is {found}, but {expected} was promised
+    /// the digest of {what} is {found}, not the expected {expected}
     Digest {
         /// The file, as the user knows it.
         what: String,
-        /// The digest that was promised.
+        /// The expected digest.
         expected: Sha256,
         /// The digest of the bytes.
         found: Sha256,

@@ -1,4 +1,4 @@
-//! What every root has before the first package: the merged `/usr` and the usual directories.
+//! The initial content of every root: the merged `/usr` and the usual directories.
 
 use std::collections::BTreeSet;
 

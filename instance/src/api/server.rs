@@ -30,7 +30,7 @@ const CONSOLE_REPLAY: u64 = 2 << 10;
 /// After a connection could not be accepted: descriptors are short, and asking again at once would burn a
 /// processor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// Patience with a guest that is to stop, unless the request says another.
+/// The timeout of a stop, unless the request has another.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What can be asked of an instance process.

@@ -1,4 +1,4 @@
-//! Names of errors for programs.
+//! Stable error codes for programs.
 
 use std::fmt;
 use std::io;
@@ -54,7 +54,7 @@ codes! {
     TooManyVolumes = "VolumeLimitExceeded",
     /// This host cannot do it.
     Unsupported = "UnsupportedOperation",
-    /// A port or device of the host is not to be had.
+    /// A port or device of the host is not available.
     NetworkUnavailable = "InvalidNetworkInterface.InUse",
     /// The host has no space for it.
     NoSpace = "InsufficientVolumeCapacity",

@@ -59,7 +59,7 @@ pub enum Error {
         /// The instance that has it.
         holder: String,
     },
-    /// {id} is {state}: it cannot take the step `{event}`
+    /// {id} is {state}: `{event}` is not possible in this state
     Transition {
         /// The instance.
         id: String,
@@ -89,7 +89,7 @@ pub enum Error {
         /// The instances that read from it.
         users: String,
     },
-    /// {path} is another image ({now}) than at the launch ({then})
+    /// {path} is now image {now}, but the instance was launched from {then}
     ImageChanged {
         /// The file.
         path: PathBuf,
@@ -98,7 +98,7 @@ pub enum Error {
         /// The id of what the instance was launched from.
         then: String,
     },
-    /// {path} is for {image}: KVM runs what this host is, {host}, and the software processor x86_64 and i386
+    /// {path} is for {image}: KVM runs guests for {host}, as this host, and the software processor for x86_64 and i386
     ForeignImage {
         /// The image's file.
         path: PathBuf,
@@ -124,7 +124,7 @@ pub enum Error {
     KvmCannotCount,
     /// the number of CPUs must be 1 where instructions are counted, not {0}
     CountingSeveralCpus(u32),
-    /// limits count seconds of this host, and where instructions are counted they are time
+    /// limits use this host's time, and cannot be used where instructions are counted as time
     CountingWithLimits,
 
     /// the launch of {id} failed: {reason}
@@ -149,10 +149,10 @@ pub enum Error {
         what: &'static str,
         /// The instance.
         id: String,
-        /// Why its processors stand still.
+        /// Why it is paused.
         paused: Box<Paused>,
     },
-    /// {what} of {id} failed: its agent has not reported itself yet
+    /// {what} of {id} failed: its agent has not connected yet
     NotReady {
         /// The step.
         what: &'static str,
@@ -163,14 +163,14 @@ pub enum Error {
     IsPaused {
         /// The instance.
         id: String,
-        /// Why its processors stand still.
+        /// Why it is paused.
         paused: Box<Paused>,
     },
     /// {0} is paused already
     PausedAlready(String),
     /// {0} is not paused
     NotPaused(String),
-    /// {id} cannot go on: {full}; try to delete what is not needed there
+    /// {id} cannot be resumed: {full}; try to free space there
     StillFull {
         /// The instance.
         id: String,
@@ -221,11 +221,11 @@ pub enum Error {
         reason: String,
     },
 
-    /// {label} is {paused}: its guest can make nothing durable
+    /// {label} is {paused}: its guest cannot flush its file systems
     CapturePaused {
         /// The instance.
         label: String,
-        /// Why its processors stand still.
+        /// Why it is paused.
         paused: Box<Paused>,
     },
     /// {0} is removed when it stops

@@ -1,4 +1,4 @@
-//! The host's side of the conversation with the guest's agent (`guest_init::proto`), over the vsock device's
+//! The host's side of the protocol with the guest's agent (`guest_init::proto`), over the vsock device's
 //! Unix socket.
 
 use std::io::{self, Read, Write};
@@ -83,8 +83,8 @@ impl Session {
         self.sender.clone()
     }
 
-    /// Says that there is no input. A command that is over already does not hear it: its end, which is still to be
-    /// received, counts.
+    /// Says that there is no input. A command that is over already does not hear it: its end, which is still
+    /// to be received, counts.
     pub fn without_input(&self) {
         let _ = self.sender.end_input();
     }

@@ -1,4 +1,4 @@
-//! What the guest says of itself by connecting: that its agent is there, and how its main program has ended.
+//! Reports of the guest, by connections to the host: that its agent is ready, and how its main program ended.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub fn listen_for_readiness(
     let process = Arc::clone(process);
     sandbox::spawn("readiness", Kind::Control, move || {
         listener.incoming().flatten().for_each(|stream| {
-            // Closed before anything else, so that the guest hears of it first in every run.
+            // Closed before anything else, so that the guest sees it first in every run.
             drop(stream);
             if let Err(error) = configure(&process, &determinism) {
                 tracing::warn!(%error, "the guest could not be configured");
@@ -62,7 +62,7 @@ pub(crate) fn listen_for_end(process: &Arc<InstanceProcess>, determinism: Determ
     sandbox::spawn("end", Kind::Control, move || {
         for mut stream in listener.incoming().flatten() {
             let _ = stream.set_read_timeout(Some(END_TIMEOUT));
-            // What is no such frame says nothing.
+            // Other frames are ignored.
             if let Ok(Some(frame)) = read_frame(&mut stream)
                 && frame.kind == FrameKind::Ended
                 && let Ok(ended) = frame.message::<Ended>()

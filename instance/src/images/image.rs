@@ -73,7 +73,7 @@ impl Image {
         &self.path
     }
 
-    /// Everything the image says of itself.
+    /// The image's manifest.
     pub fn manifest(&self) -> &Manifest {
         self.ami.manifest()
     }

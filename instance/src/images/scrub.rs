@@ -112,7 +112,7 @@ pub fn scrub(
     ))
 }
 
-/// What the watchdog hears of.
+/// Events for the watchdog.
 enum Watched {
     /// The disk's file has no space on the host.
     NoSpace(io::ErrorKind),

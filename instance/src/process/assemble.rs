@@ -292,8 +292,8 @@ impl Assembly {
     }
 }
 
-/// The image's command line, then what a launch adds. The last word on a subject counts, so a person's comes
-/// last.
+/// The image's command line, then what a launch adds. The last value of a parameter counts, so the user's
+/// comes last.
 pub(crate) fn command_line(image: &Image, record: &Record, launch: &[String]) -> String {
     let manifest = image.manifest();
     let layout = arch::layout(manifest.architecture);

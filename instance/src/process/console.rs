@@ -1,5 +1,5 @@
-//! The guest's console on the host's side: one log with a cap, any number of viewers, and an eye for the
-//! kernel's last words.
+//! The guest's console on the host's side: one log with a cap, any number of viewers, and detection of the
+//! kernel's panic message.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -122,7 +122,7 @@ impl Console {
     /// the two. The subscription ends when the console does, or when its reader lags too far behind.
     ///
     /// # Errors
-    /// When there is no descriptor to be had.
+    /// When no descriptor is available.
     pub fn view(&self, replay: u64) -> io::Result<(Vec<u8>, Subscription<Vec<u8>>)> {
         let mut inner = self.lock();
         let live = inner.viewers.add(VIEWER_BACKLOG)?;
@@ -192,7 +192,7 @@ impl Inner {
     }
 }
 
-/// A file that is turned over once when it reaches [`LOG_CAP`]. A log that cannot be written is given up, not
+/// A file that is rotated once when it reaches [`LOG_CAP`]. A log that cannot be written is given up, not
 /// the guest. One for which there is no space goes on when there is, and says how much is missing.
 struct Log {
     path: PathBuf,

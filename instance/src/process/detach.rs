@@ -116,7 +116,7 @@ impl Report {
         self.say(&reason.replace('\n', "; "));
     }
 
-    /// Nobody may be listening any more.
+    /// The receiver may be gone.
     fn say(mut self, line: &str) {
         let _ = writeln!(self.0, "{line}");
     }

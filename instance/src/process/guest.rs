@@ -1,5 +1,5 @@
-//! A guest as the process that runs it sees it: something that runs, is paused and is ended. How its machine
-//! is made is not known here.
+//! The interface of a guest to the instance process: run, pause, end. How its machine is built is not known
+//! here.
 
 use std::sync::Arc;
 

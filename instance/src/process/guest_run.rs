@@ -1,4 +1,4 @@
-//! One run of a machine, with what works for it in the background.
+//! One run of a machine, with its background threads.
 
 use std::sync::Arc;
 

@@ -47,7 +47,7 @@ pub struct StatusEvent {
     pub state: State,
     /// Whether the guest's agent is there.
     pub ready: bool,
-    /// Why its processors stand still, if they do. A process of an older release does not say.
+    /// Why it is paused, if it is. A process of an older release does not say.
     #[serde(default)]
     pub paused: Option<Paused>,
     /// How it ended, once it has.
@@ -81,7 +81,7 @@ struct Inner {
     control: Option<Arc<dyn GuestControl>>,
     /// Counts what was reported about pauses and space.
     space_reports: u64,
-    /// Somebody wants it gone: a reset from the guest no longer means a reboot.
+    /// A stop was requested: a reset from the guest no longer means a reboot.
     stopping: bool,
     killed: bool,
     /// The guest has executed its first instruction in this process.
@@ -158,7 +158,7 @@ impl InstanceProcess {
 
     /// Runs the guest, again after each reboot, until it ends for good; then writes that down and hands the
     /// instance back, stopped. `build` makes one inner. `surround` sets up what serves the guest's users; it
-    /// is called once, when the first life runs already, because none of it has to be there before.
+    /// is called once, when the first run has begun, because nothing needs it before.
     pub fn run(
         self: &Arc<Self>,
         mut build: impl FnMut(&Record, &Path, &Console) -> Result<Box<dyn Guest>>,

@@ -1,4 +1,4 @@
-//! Lives of guests that are scripted.
+//! The instance process with scripted guests.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -198,7 +198,7 @@ fn the_status_of_the_main_program_is_the_runs_ending() {
     crate::guest::readiness::listen_for_end(&world.process, Determinism::default()).unwrap();
     let name = format!("{}_{END_PORT}", crate::store::sockets::VSOCK);
     let connect = || crate::store::sockets::connect(world.process.directory(), &name).unwrap();
-    // What is no such message is ignored, and does not keep the next one from being heard.
+    // Other messages are ignored, and do not affect the next one.
     connect().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     drop(connect());
     let mut guest = connect();

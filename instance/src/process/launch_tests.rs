@@ -50,7 +50,7 @@ fn a_replaced_image_is_noticed() {
     held.change(|r| r.image.linked = false).unwrap();
     test_image::write(dir.path(), "hello", 6);
     let refused = Image::of_instance(held.record(), held.directory()).unwrap_err();
-    assert!(refused.to_string().contains("another image"), "{refused}");
+    assert!(refused.to_string().contains("was launched from"), "{refused}");
 }
 
 #[test]

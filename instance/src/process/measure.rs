@@ -1,5 +1,4 @@
-//! What was measured of a boot, for people and for programs: when each step was reached, and the exits up to
-//! it.
+//! Measurements of a boot, as a table and as JSON: when each step was reached, and the exits up to it.
 
 use std::fmt::Write as _;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What is asked of one run of an instance and not kept in its record.
+//! Options of one run of an instance, which are not kept in its record.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What a launch would be refused for, found without launching anything.
+//! Checks whether a launch would be refused, without launching anything.
 
 use std::fs::OpenOptions;
 use std::io;

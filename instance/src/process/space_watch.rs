@@ -31,7 +31,7 @@ enum Message {
     Available(usize),
     /// The root volume could not be filled from the image for want of space.
     NotFilled(io::Error),
-    /// Somebody asks for a new attempt.
+    /// A new attempt is requested.
     Retry,
     /// The machine has ended.
     Stop,
@@ -91,7 +91,7 @@ impl SpaceWatch {
         })
     }
 
-    /// A remote for whoever controls the guest.
+    /// A handle for the code that controls the guest.
     pub fn remote(&self) -> Remote {
         Remote {
             monitors: self.disks.iter().map(|disk| disk.monitor.clone()).collect(),
@@ -158,7 +158,7 @@ struct Watch {
     disks: Vec<Disk>,
     /// Why a write to each disk waits, if one does.
     full: Vec<Option<io::Error>>,
-    /// Somebody waits for the answer to a request to go on.
+    /// A request to resume waits for its answer.
     asked: bool,
     hook: SpaceHook,
 }

@@ -57,7 +57,7 @@ impl<T: Clone> Subscribers<T> {
     /// A new subscriber, which is dropped when it lags more than `backlog` items behind.
     ///
     /// # Errors
-    /// When there is no descriptor to be had.
+    /// When no descriptor is available.
     pub fn add(&mut self, backlog: usize) -> io::Result<Subscription<T>> {
         // Where nothing is published for hours, nobody else would notice that they have left.
         self.0.retain(|subscriber| subscriber.wake.strong_count() > 0);
@@ -84,7 +84,7 @@ impl<T: Clone> Subscribers<T> {
         });
     }
 
-    /// Whether nobody is subscribed.
+    /// Whether there are no subscribers.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

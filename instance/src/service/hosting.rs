@@ -1,5 +1,4 @@
-//! The process of an instance from the inside: it holds the lock, runs the guest, and serves those who
-//! control it.
+//! Requests for the instance process itself: hold the lock, run the guest, and serve the control socket.
 //!
 //! A command that launches in the foreground runs the instance itself; a detached one is run by a process
 //! that [`detach`](crate::process::detach) has started.
@@ -102,8 +101,8 @@ impl Host {
     }
 
     /// Runs the guest until it ends for good. `on_started` is called when it runs and its sockets are there.
-    /// `report`, if there is one, passes that on to the process that started this one. An instance that is not to
-    /// outlive its run is removed.
+    /// `report`, if there is one, passes that on to the process that started this one. An instance that is
+    /// not to outlive its run is removed.
     ///
     /// # Errors
     /// When the end cannot be written down, or what was measured cannot.

@@ -1,4 +1,4 @@
-//! Instances that are there: what is known of them, and the steps of their life cycle.
+//! Requests for existing instances: describing them, and changes of their state.
 
 use std::time::Duration;
 

@@ -1,8 +1,9 @@
-//! What can be asked for: requests and answers in plain structs, and errors with a [`Code`](crate::Code).
+//! The interface of this crate: requests and answers in plain structs, and errors with a
+//! [`Code`](crate::Code).
 //!
 //! The command line calls it, and a server for EC2's API can. Nothing here prints, reads an environment
-//! variable or looks at a terminal. An instance or image is named as people name it: by its id, the beginning
-//! of its id, or its name.
+//! variable or uses a terminal. Requests name an instance or image by its id, the beginning of its id, or its
+//! name.
 //!
 //! | file | requests |
 //! |---|---|
@@ -10,7 +11,7 @@
 //! | `instances.rs` | describe, start, stop, reboot, pause, resume, terminate |
 //! | `guest.rs` | waiting for the guest, its agent, its console, its ports |
 //! | `images.rs` | register, describe, tag, export, deregister, create of an instance |
-//! | [`hosting`] | the other side: what the process that runs an instance does |
+//! | [`hosting`] | for the instance process: run the guest and serve its control socket |
 //!
 //! ```no_run
 //! use std::time::Duration;

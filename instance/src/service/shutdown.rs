@@ -88,7 +88,7 @@ fn kill(directory: &Path) -> Result<bool> {
     Ok(process.wait(EXIT_TIMEOUT))
 }
 
-/// Takes hold of an instance that nobody runs, as [`Store::hold`] does. One whose process has been killed a
+/// Locks an instance that does not run, as [`Store::hold`] does. One whose process has been killed a
 /// moment ago is waited for: the kernel takes such a process apart after the kill has returned, and only then
 /// gives up its locks.
 ///
@@ -111,7 +111,7 @@ pub fn hold(store: &Store, id: &InstanceId, event: Event) -> Result<LockedInstan
     store.hold(id, event)
 }
 
-/// Whether nobody runs `id` any more; of one that is removed when it stops nothing is left.
+/// Whether `id` no longer runs; of one that is removed when it stops nothing is left.
 pub fn has_ended(store: &Store, id: &InstanceId) -> Result<bool> {
     match store.reconcile(id) {
         Ok(record) => Ok(!record.state.has_process()),

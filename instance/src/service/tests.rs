@@ -1,4 +1,4 @@
-//! The service without a terminal, on instances whose guests are none.
+//! The service without a terminal, with instances whose guest is a stub.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -172,7 +172,7 @@ fn impossible_launches_are_refused_by_code_and_make_nothing() {
     }
     let all = world.service.describe_instances(&DescribeInstances::default());
     assert!(all.unwrap().records.is_empty());
-    // A port that the host chooses can be had by several.
+    // A port that the host chooses can be used by several.
     let several = RunInstances {
         count: 2,
         config: config(Network::User, vec![port("80")]),

@@ -1,4 +1,4 @@
-//! Where things are kept.
+//! The directories of state, data and cache.
 
 use std::fs::DirBuilder;
 use std::io::ErrorKind;

@@ -1,4 +1,4 @@
-//! What an instance may do in a second, as in `disk=50MiB/s,iops=1000,net=100Mbit/s`.
+//! Rate limits of an instance, as in `disk=50MiB/s,iops=1000,net=100Mbit/s`.
 
 use std::num::NonZeroU64;
 use std::str::FromStr;

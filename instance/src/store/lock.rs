@@ -23,7 +23,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock at `path` (the file is created if need be), or returns `None` if somebody holds it.
+    /// Takes the lock at `path` (the file is created if need be), or returns `None` if another process holds
+    /// it.
     pub fn try_take(path: &Path) -> Result<Option<Lock>> {
         let file = open(path)?;
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&request())) {
@@ -54,7 +55,7 @@ impl Lock {
         }
     }
 
-    /// Whether somebody holds the lock at `path`. Does not take it. A missing file is a free lock.
+    /// Whether the lock at `path` is held. Does not take it. A missing file is a free lock.
     pub fn is_held(path: &Path) -> Result<bool> {
         let file = match File::open(path) {
             Ok(file) => file,

@@ -1,4 +1,4 @@
-//! What is kept of instances: records, identifiers, locks, directories.
+//! Instances on disk: records, identifiers, locks, directories.
 //!
 //! Begin with [`Store`]: the directory of all instances, and how the state of each is derived from its record
 //! and its lock.

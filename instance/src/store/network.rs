@@ -40,7 +40,7 @@ impl FromStr for Network {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Port {
-    /// The host's address; the loopback address unless asked otherwise, so that nobody else can connect.
+    /// The host's address; the loopback address unless asked otherwise, so that other hosts cannot connect.
     pub address: IpAddr,
     /// The host's port; 0 lets the host choose.
     pub host: u16,

@@ -1,4 +1,4 @@
-//! What is written down about an instance: `instance.json` in its state directory.
+//! The record of an instance: `instance.json` in its state directory.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -44,7 +44,7 @@ pub struct Record {
     pub owner: Option<u32>,
     /// Whether the guest's agent has reported itself ready in this run.
     pub ready: bool,
-    /// Why its processors stand still, if they do. Left out if not: an older `vmm` reads the record of an
+    /// Why it is paused, if it is. Left out if not: an older `vmm` reads the record of an
     /// instance that it can run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<Paused>,
@@ -68,7 +68,8 @@ pub struct ImageRef {
     pub name: String,
     /// Where the file was found at launch, absolute.
     pub path: PathBuf,
-    /// Whether a hard link of its own is next to the state directory, so that nobody can take the file away.
+    /// Whether a hard link of its own is next to the state directory, so that the file cannot be deleted by
+    /// others.
     pub linked: bool,
 }
 

@@ -1,4 +1,4 @@
-//! A small file that is replaced in one stroke: who reads it sees the old one or the new one, whole.
+//! Atomic replacement of a small file: a reader sees the whole old or the whole new content.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -1,9 +1,9 @@
 //! Room kept back for the record, on a file system that the guest's writes may fill.
 //!
-//! An instance's volumes and its record are neighbours. When the guest has written the last free block, a
-//! stop could not be written down any more, and an instance that cannot be stopped cannot be mended either.
-//! So each running instance keeps a file of zeros next to its record: a writer that finds no room gives it
-//! up, writes, and lays it again as soon as there is room.
+//! An instance's volumes and its record are on the same file system. When the guest has filled it, a stop
+//! could not be recorded, and the instance could not be stopped. So each running instance keeps a file of
+//! zeros next to its record: a writer that finds no space deletes it, writes, and creates it again when there
+//! is space.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

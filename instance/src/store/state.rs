@@ -27,7 +27,7 @@ pub enum Event {
     Start,
     /// The guest has executed its first instruction.
     Started,
-    /// Somebody asked for the guest to be shut down.
+    /// A shutdown of the guest was requested.
     Stop,
     /// The guest has started anew within the same process.
     Rebooted,
@@ -35,7 +35,7 @@ pub enum Event {
     Ended,
     /// The instance process vanished.
     Lost,
-    /// Somebody asked for its removal.
+    /// Its removal was requested.
     Terminate,
 }
 

@@ -1,4 +1,4 @@
-//! Which accelerator a machine gets.
+//! The choice of a machine's accelerator.
 
 use std::fs;
 use std::path::{Path, PathBuf};

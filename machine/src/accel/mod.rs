@@ -1,6 +1,6 @@
-//! What runs guest instructions: hardware through KVM, or our own processor in software.
+//! Accelerators, which run guest instructions: KVM, or our own processor in software.
 //!
-//! Both stand behind the same small pair of traits. No module above this one knows which of them runs; none
+//! Both implement the same small pair of traits. No module above this one knows which of them runs; none
 //! below it (devices, virtio) knows that they exist.
 
 mod choose;
@@ -203,7 +203,7 @@ pub enum Error {
         /// The hardware's number for it (KVM API, `KVM_EXIT_FAIL_ENTRY`).
         reason: u64,
     },
-    /// CPU {cpu}: KVM came back for an unknown reason ({reason})
+    /// CPU {cpu}: KVM_RUN returned an unknown exit reason ({reason})
     UnknownExit {
         /// The CPU's number.
         cpu: u8,

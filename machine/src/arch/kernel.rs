@@ -1,4 +1,4 @@
-//! Why a file is no kernel that a machine can boot.
+//! Errors of kernel files that a machine cannot boot.
 
 use std::io;
 
@@ -27,7 +27,7 @@ pub enum KernelError {
     Loader(#[from] linux_loader::loader::Error),
     /// it is neither ELF nor bzImage
     Unknown,
-    /// it is no Image for arm64
+    /// it is not an arm64 Image
     NoImage,
     /// it is compressed
     Compressed,

@@ -1,4 +1,4 @@
-//! Guest architectures. Which one a machine has is data: it follows from its kernel, not from the host.
+//! Guest architectures. The kernel determines the architecture of a machine, not the host.
 //!
 //! Each directory offers the same few functions, behind those here: the address map ([`layout`]), where RAM
 //! lies ([`ram_regions`]), and [`prepare`]: kernel and initramfs into RAM, what the guest reads of its

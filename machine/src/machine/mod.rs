@@ -1,6 +1,6 @@
 //! A machine: built from a [`Spec`], run to an [`Outcome`].
 //!
-//! This is the one place that knows all parts: RAM, kernel, accelerator, buses, devices.
+//! This is the only module that knows all parts: RAM, kernel, accelerator, buses, devices.
 
 mod build;
 mod generation;

@@ -1,4 +1,4 @@
-//! Carries what a person types to the serial port, as fast as the guest reads it.
+//! Passes console input to the serial port, as fast as the guest reads it.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,4 +1,4 @@
-//! From lists to programs for the kernel.
+//! Compiles lists of system calls to seccomp programs.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What the vCPU threads of a machine agree on: run, pause, end.
+//! The run state that the vCPU threads of a machine share: running, paused, ended.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub enum End {
 /// milliseconds on hardware.
 const FIRST_EXIT: Duration = Duration::from_millis(500);
 
-/// Why processors stand still. Each reason is independent of the others: processors run while there is none.
+/// Why processors are stopped. Each reason is independent of the others: processors run while there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Hold {
@@ -76,7 +76,7 @@ struct Inner {
 pub enum Next {
     /// Run.
     Run,
-    /// Run, after it has stood still.
+    /// Run, after a pause.
     RunAgain,
     /// Save the processor, and ask again.
     Save,

@@ -1,5 +1,5 @@
-//! A virtual processor: a thread that runs the guest, serves what the guest cannot do alone, and
-//! looks up when it is asked to.
+//! A virtual processor: a thread that runs the guest, handles its exits, and
+//! stops when it is kicked.
 //!
 //! ```text
 //!                                   +---- action none -----+

@@ -1,5 +1,5 @@
-//! The memory balloon (VIRTIO 1.3 §5.5) with free page reporting: what the guest does not use goes back to
-//! the host.
+//! The memory balloon (VIRTIO 1.3 §5.5) with free page reporting: memory that the guest does not use goes
+//! back to the host.
 
 #![allow(unsafe_code)]
 

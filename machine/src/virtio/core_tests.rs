@@ -255,7 +255,7 @@ fn doorbells_ring_over_the_bus() {
         let doorbells = driver.doorbells.lock().unwrap();
         doorbells.iter().map(|(_, bell)| bell.read().is_ok()).collect()
     };
-    // A driver that rings too early must not wait for ever.
+    // A driver that rings too early must not block forever.
     assert_eq!(rung(&driver), [true, true]);
     driver.write(QUEUE_NOTIFY, 1);
     driver.write(QUEUE_NOTIFY, 77);

@@ -2,8 +2,8 @@
 //! transport only decodes registers; each device is a file of its own.
 //!
 //! A device is a [`Service`](worker::Service) that an [`Engine`](worker::Engine) runs in a thread between
-//! `DRIVER_OK` and reset. A driver that breaks the rules of its queues costs itself the device
-//! (`DEVICE_NEEDS_RESET`), nothing more.
+//! `DRIVER_OK` and reset. A driver that breaks the rules of its queues disables this device
+//! (`DEVICE_NEEDS_RESET`) and affects nothing else.
 
 use std::sync::Arc;
 

@@ -216,7 +216,7 @@ impl Service for Card {
 }
 
 impl Card {
-    /// Sends one frame of the guest. What is no frame is dropped.
+    /// Sends one frame of the guest. A frame of invalid length is dropped.
     fn transmit(&mut self, chain: &Chain<'_>) {
         let len = chain.readable.len();
         if len > HEADER && len <= self.frame.len() {

@@ -101,9 +101,9 @@ pub trait Service: Send + 'static {
     fn end(&mut self, _context: &mut Context) {}
 }
 
-/// A service that is either at rest or running in a thread of its own.
+/// A service that is either stopped or running in a thread of its own.
 pub enum Engine<S: Service> {
-    /// At rest.
+    /// Stopped.
     Idle(S),
     /// Running.
     Running(WorkerThread<(S, Vec<Queue>)>),

@@ -1,4 +1,4 @@
-//! The metadata service as libraries ask it that nobody here wrote: PyPI's ec2-metadata, botocore's fetchers,
+//! The metadata service with clients of other projects: PyPI's ec2-metadata, botocore's fetchers,
 //! cloud-init's data source for EC2. They talk to it on a port of loopback.
 //!
 //! The libraries come from PyPI and Debian, so this takes a network and some time: the tests are ignored, by

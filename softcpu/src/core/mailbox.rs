@@ -1,4 +1,4 @@
-//! Mailboxes: what other threads have for a processor, interrupts and requests.
+//! Mailboxes: interrupts and requests from other threads to a processor.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! The processor: what all of its parts work on.
+//! The processor's state: registers, caches and pending events.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;

@@ -1,8 +1,8 @@
-//! What CPUID answers: the instruction set that is implemented, and what spares a kernel calibrations and
-//! mitigations.
+//! The values of CPUID: the instruction set that is implemented, and bits that let a kernel skip calibrations
+//! and mitigations.
 //!
-//! The vendor is Intel's because its way to say "no speculation here" (IA32_ARCH_CAPABILITIES) is understood
-//! by every kernel: no return thunks, no retpolines, no page table isolation.
+//! The vendor is Intel's because every kernel knows its way to report a processor without speculation
+//! (IA32_ARCH_CAPABILITIES): no return thunks, no retpolines, no page table isolation.
 
 use crate::core::clock::HERTZ;
 use crate::x86_64::cpu::Cpu;

@@ -1,4 +1,4 @@
-//! Making a processor.
+//! Constructing a processor.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;

@@ -44,7 +44,7 @@ pub fn command(lab: &Lab, payload: &Path) -> Command {
         .arg("-initrd")
         .arg(&lab.initramfs)
         .args(["-append", &lab.command_line]);
-    // Both disks are scratch: the root is thrown away at the end (snapshot), the payload was made for this
+    // Both disks are scratch: the root is removed at the end (snapshot), the payload was made for this
     // run.
     disk(&mut qemu, "root", &lab.root, "snapshot=on,");
     disk(&mut qemu, "payload", payload, "");

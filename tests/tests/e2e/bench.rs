@@ -1,4 +1,4 @@
-//! `vmm bench`: that it measures real launches and writes what it says. Times are nobody's business here.
+//! `vmm bench`: it measures real launches and writes its outputs. Times are not checked.
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::test_host::TestHost;

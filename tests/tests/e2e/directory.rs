@@ -20,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(900);
 /// once.
 const ARCHIVE: u16 = 28_080;
 
-/// A public key whose private half nobody has.
+/// A public key without a private key.
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBqZ2yUu4pD2gk4jQbqz5v8m0yQKxQ4n0B1kq1rj8w3X test";
 
 fn directory(host: &TestHost) -> Result<()> {

@@ -1,5 +1,5 @@
-//! A kernel that breaks every rule of every device: it costs its own machine's devices, and nobody else
-//! anything.
+//! A malicious kernel that breaks every rule of every device: its own devices stop, and nothing else is
+//! affected.
 
 use std::fmt::Write as _;
 

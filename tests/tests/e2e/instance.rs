@@ -1,4 +1,4 @@
-//! Instances: what a person does with one, and what must not disturb it.
+//! Instances: their commands, and events that must not affect them.
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::lab::Output;

@@ -1,5 +1,5 @@
-//! Confinement through the command line: who is confined, by what, and that everything that an instance does
-//! still works.
+//! Confinement through the command line: which threads are confined, by what, and that all functions of an
+//! instance still work.
 
 use anyhow::{Result, ensure};
 use kiln_tests::test_host::TestHost;

@@ -1,5 +1,5 @@
-//! What a build does when something is missing, full, read-only or cut off: it says what, why and what to
-//! try, and leaves nothing that looks like an image.
+//! Builds that fail because something is missing, full, read-only or interrupted: the message says what, why
+//! and what to try, and no partial image is left.
 
 use anyhow::{Result, ensure};
 use kiln_tests::dist::kiln_dir;

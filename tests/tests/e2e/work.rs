@@ -1,4 +1,4 @@
-//! A long run: what the guest computes is what the host computes.
+//! A long computation: guest and host get the same results.
 
 use anyhow::{Result, ensure};
 use kiln_tests::test_host::TestHost;

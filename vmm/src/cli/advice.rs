@@ -1,10 +1,10 @@
-//! What a person may try after an error of the library, in the words of the command line.
+//! Advice for errors of the library crates, in terms of command-line options.
 
 use std::io::ErrorKind;
 
 use instance::{Error, State};
 
-/// What to try, if there is something worth saying.
+/// Advice for this error, if there is any.
 pub fn of(error: &Error) -> Option<String> {
     Some(match error {
         Error::NoInstance(_) | Error::Ambiguous { image: false, .. } => {
@@ -47,7 +47,7 @@ pub fn of(error: &Error) -> Option<String> {
     })
 }
 
-/// What leads on from a state that does not allow a step.
+/// What to do about a state that does not allow a request.
 fn after(id: &str, state: State) -> String {
     match state {
         State::Stopped => format!("`vmm start {id}`"),

@@ -24,12 +24,12 @@ const REGRESSION: Status = Status::of_command(1);
 /// The run was too noisy or too short to say anything.
 const NO_CONCLUSION: Status = Status::of_command(2);
 
-/// Measure launches: interleaved, with min, median, p99 and paired ratios
+/// Measure launches: interleaved, with minimum, median, p99 and paired ratios
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The first configuration is what the others are compared with; it runs twice a round, to know the \
-    noise. Configurations are every image with every --append, --accel and --vmm, then the peers.\n\nExit status: 0 when \
-    conclusions may be drawn, 1 when --compare found a regression, 2 when the run draws \
+    after_help = "The other configurations are compared with the first one, which runs twice a round to \
+    measure the noise. Configurations are all combinations of images, --append, --accel and --vmm, then the \
+    peers.\n\nExit status: 0 when the run is conclusive, 1 when --compare found a regression, 2 when the run draws \
     no conclusion (too noisy, or fewer than five rounds), 125 when it failed."
 )]
 pub struct Bench {
@@ -41,14 +41,14 @@ pub struct Bench {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: u32,
-    /// Launches of each configuration before those, thrown away
+    /// Launches of each configuration before those, not counted
     #[arg(long, value_name = "N", default_value_t = 2)]
     #[arg(value_parser = clap::value_parser!(u32).range(..=1000))]
     warmups: u32,
     /// Whether the image is in the page cache before a launch
     #[arg(long, value_enum, default_value_t = Caches::Both)]
     cache: Caches,
-    /// When a launch counts as done
+    /// The event that ends a launch
     #[arg(long, value_parser = options::end(), default_value = "init")]
     end: End,
     /// Words to add to the kernel command line; given twice, the command lines are compared
@@ -70,16 +70,16 @@ pub struct Bench {
     #[arg(short, long, value_name = "SIZE", value_parser = value::memory)]
     memory: Option<u64>,
 
-    /// Write all samples and what follows from them
+    /// Write all samples, their statistics and the conclusions, as JSON
     #[arg(long, value_name = "FILE", value_parser = value::output_file)]
     json: Option<PathBuf>,
-    /// Write a report that opens in a browser
+    /// Write a report as an HTML page
     #[arg(long, value_name = "FILE", value_parser = value::output_file)]
     html: Option<PathBuf>,
-    /// Compare with what an earlier run wrote with --json
+    /// Compare with an earlier run, as written by --json
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
-    /// How long one launch may take
+    /// Timeout of one launch
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = value::seconds)]
     limit: Duration,
     /// Seed of the bootstrap
@@ -90,11 +90,11 @@ pub struct Bench {
 /// States of the page cache to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Caches {
-    /// In it
+    /// The image is in the page cache
     Warm,
-    /// Not in it
+    /// The image is not in the page cache
     Cold,
-    /// One after the other
+    /// Both, one after the other
     Both,
 }
 

@@ -24,7 +24,7 @@ pub struct Doctor {
     json: bool,
 }
 
-/// How a finding bears on running instances.
+/// What a finding means for running instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
@@ -291,7 +291,7 @@ fn tun() -> Finding {
     }
 }
 
-/// How far the process that runs a guest is confined here.
+/// Which mechanisms of confinement this host offers.
 fn confinement() -> [Finding; 3] {
     let offer = Offer::of_host();
     let finding = |what, part: Result<String, String>| match part {

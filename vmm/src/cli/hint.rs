@@ -1,5 +1,4 @@
-//! What to try when the hypervisor cannot do something: its errors say what failed and why, and know no
-//! options.
+//! Advice for errors of the hypervisor, whose messages say what failed and why but name no options.
 
 use std::error::Error;
 

@@ -1,5 +1,5 @@
-//! `start`, `stop`, `reboot`, `pause`, `resume` and `terminate`: the same step for each instance named; one
-//! that fails does not keep the others from theirs.
+//! `start`, `stop`, `reboot`, `pause`, `resume` and `terminate`: the same request for each named instance; a
+//! failure does not affect the others.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub struct Stop {
     /// Ids, beginnings of ids, or names
     #[arg(required = true, value_name = "INSTANCE")]
     instances: Vec<String>,
-    /// Seconds to wait before the guest is ended without its consent; 0 ends it at once
+    /// Seconds that the guest has to power off before it is killed; 0 kills it at once
     #[arg(short, long, value_name = "SECONDS", default_value = "10", value_parser = value::seconds)]
     time: Duration,
 }
@@ -78,7 +78,7 @@ impl Reboot {
     }
 }
 
-/// Stop instances where they are
+/// Stop the processors and devices of instances; the guest does not notice
 #[derive(Debug, Args)]
 pub struct Pause {
     /// Ids, beginnings of ids, or names
@@ -95,7 +95,7 @@ impl Pause {
     }
 }
 
-/// Let paused instances go on
+/// Resume paused instances
 #[derive(Debug, Args)]
 pub struct Resume {
     /// Ids, beginnings of ids, or names
@@ -138,8 +138,8 @@ impl Terminate {
     }
 }
 
-/// Does `step` for each instance, prints what was typed when it succeeds as docker does, and complains when
-/// it does not.
+/// Does `step` for each instance. On success prints the name as it was typed, as docker does; reports each
+/// failure.
 fn for_each(
     verb: &str,
     instances: &[String],

@@ -55,15 +55,15 @@ pub use failure::Status;
 )]
 #[command(after_help = "`vmm --ami IMAGE` is short for `vmm run -it IMAGE`.\n\n\
     Exit status: that of COMMAND, or 0 when the guest powered off, 120 when the output could not be written, \
-    121 when its kernel panicked, 122 when its processor crashed, 123 when it was killed, 124 when waiting \
-    took too long, 125 when vmm failed, 126 when COMMAND \
+    121 when its kernel panicked, 122 when its processor shut down (triple fault), 123 when it was killed, 124 \
+    when a wait timed out, 125 when vmm failed, 126 when COMMAND \
     cannot be executed, 127 when it is not found.")]
 struct Cli {
     /// Launch this image with a console: the same as `vmm run -it IMAGE`
     #[arg(long, value_name = "IMAGE")]
     ami: Option<String>,
 
-    /// Say more on standard error (-vv: still more); KILN_LOG=FILTER does the same
+    /// Log more to standard error (-vv: debug, -vvv: trace); KILN_LOG=LEVEL does the same
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
 
@@ -86,14 +86,14 @@ enum Command {
     Stop(DeferredArgs<lifecycle::Stop>),
     /// Ask instances to restart
     Reboot(DeferredArgs<lifecycle::Reboot>),
-    /// Stop instances where they are, without the guest's knowledge
+    /// Stop the processors and devices of instances; the guest does not notice
     Pause(DeferredArgs<lifecycle::Pause>),
-    /// Let paused instances go on
+    /// Resume paused instances
     Resume(DeferredArgs<lifecycle::Resume>),
     /// Stop instances and remove them with their volumes
     #[command(visible_alias = "rm")]
     Terminate(DeferredArgs<lifecycle::Terminate>),
-    /// Show what an instance has printed on its console
+    /// Show the console output of an instance
     Logs(DeferredArgs<console::Logs>),
     /// Attach to the console of an instance; Ctrl-] leaves
     Console(DeferredArgs<console::Console>),
@@ -115,7 +115,7 @@ enum Command {
     Image(DeferredArgs<images::One>),
     /// Check what this host offers for running instances
     Doctor(DeferredArgs<doctor::Doctor>),
-    /// Measure launches: interleaved, with min, median, p99 and paired ratios
+    /// Measure launches: interleaved, with minimum, median, p99 and paired ratios
     Bench(DeferredArgs<Box<bench::Bench>>),
     /// Print a completion script for a shell
     Completions(DeferredArgs<generate::Completions>),

@@ -18,31 +18,35 @@ const ACCELERATORS: Words<Accel> = &[
     (
         "auto",
         Accel::Auto,
-        "Hardware where it works, else the processor in software",
+        "KVM where it is usable, otherwise the software processor",
     ),
-    ("kvm", Accel::Kvm, "Hardware, through /dev/kvm"),
-    ("soft", Accel::Soft, "The processor in software"),
+    ("kvm", Accel::Kvm, "KVM"),
+    ("soft", Accel::Soft, "The software processor"),
 ];
 const ROOT_COPIES: Words<RootCopy> = &[
-    ("lazy", RootCopy::Lazy, "As it is read, and in the background"),
+    ("lazy", RootCopy::Lazy, "On first access, and in the background"),
     ("full", RootCopy::Full, "Before the launch"),
 ];
 const SANDBOXES: Words<Mode> = &[
-    ("off", Mode::Off, "Not at all"),
+    ("off", Mode::Off, "No confinement"),
     (
         "auto",
         Mode::Auto,
-        "By what the host offers; one line says what it does not",
+        "All mechanisms that the host offers; one line reports what is missing",
     ),
     (
         "required",
         Mode::Required,
-        "By all of it, or the guest does not run",
+        "All mechanisms, or the guest does not run",
     ),
 ];
 const DISK_ENGINES: Words<DiskEngine> = &[
-    ("sync", DiskEngine::Sync, "One after the other in each queue"),
-    ("io_uring", DiskEngine::IoUring, "Many at once in each queue"),
+    ("sync", DiskEngine::Sync, "One request of a queue at a time"),
+    (
+        "io_uring",
+        DiskEngine::IoUring,
+        "Many requests of a queue at once",
+    ),
 ];
 const ENDS: Words<End> = &[
     (
@@ -84,11 +88,10 @@ pub fn end() -> impl TypedValueParser<Value = End> {
     one_of(ENDS)
 }
 
-/// How the process that runs an instance deals with its host: what `run` and `start` both ask.
+/// How the instance process uses its host: options of both `run` and `start`.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct HostOptions {
-    /// Confine the process by what this host offers, by all of it or not at all, or by nothing (see `vmm
-    /// doctor`)
+    /// Confinement of the instance process (see `vmm doctor`)
     #[arg(
         long,
         value_parser = one_of(SANDBOXES),
@@ -97,8 +100,7 @@ pub struct HostOptions {
         help_heading = "Security"
     )]
     sandbox: Mode,
-    /// How requests of disks get to their files: each on the spot, or many at once through the kernel's
-    /// io_uring
+    /// How disk requests are carried out: synchronously, or through io_uring
     #[arg(
         long,
         value_parser = one_of(DISK_ENGINES),
@@ -123,10 +125,10 @@ struct MeasuringOptions {
     /// a table
     #[arg(long, value_name = "FILE")]
     timing: Option<PathBuf>,
-    /// Show how often the guest left its processor up to each step, by device register
+    /// Show the number of exits up to each step of the boot, by device register
     #[arg(long)]
     exits: bool,
-    /// Let instructions be time, so that every run is the same, and say how many there were
+    /// Count instructions and use them as the guest's time, so that every run is the same
     #[arg(long)]
     icount: bool,
     #[command(flatten)]

@@ -39,7 +39,7 @@ pub struct Run {
     /// Run in the background and print the instance's id
     #[arg(short, long, conflicts_with_all = ["interactive", "tty", "command"])]
     detach: bool,
-    /// Pass standard input on to the console or to COMMAND; without it nothing is read from it
+    /// Pass standard input to the console or to COMMAND; without this option it is not read
     #[arg(short, long)]
     interactive: bool,
     /// Use the terminal: raw for the console, as a pseudo-terminal for COMMAND
@@ -70,7 +70,7 @@ pub struct Run {
 
     #[command(flatten)]
     waiting: Waiting,
-    /// Check that it can be launched, say what would be, as JSON, and do nothing
+    /// Check the launch and print the record that it would create, as JSON, without launching
     #[arg(long)]
     dry_run: bool,
 
@@ -364,14 +364,14 @@ type CommandEnd = Option<anyhow::Result<Status>>;
 /// What connects a person to the guest.
 #[derive(Default)]
 struct ConsoleSession {
-    /// The terminal, raw for as long as this lives.
+    /// The terminal, in raw mode until this is dropped.
     raw: Option<terminal::Raw>,
     command: Option<JoinHandle<CommandEnd>>,
     /// The signal by which this process was asked to end the instance.
     ended_by: Arc<Mutex<Option<Signal>>>,
 }
 
-/// Ends the guest politely the first time and at once the second time.
+/// Asks the guest to shut down the first time, and ends it the second time.
 fn leave(process: &Arc<InstanceProcess>, asked_before: &AtomicBool, auto_remove: bool, reason: &str) {
     if auto_remove || asked_before.swap(true, Ordering::Relaxed) {
         process.kill();

@@ -1,4 +1,4 @@
-//! `--wait`: what a launched instance is waited for.
+//! `--wait`: the event after which a launch returns.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use instance::service::WaitFor;
 /// What to wait for, and how long.
 #[derive(Debug, Clone, Args)]
 pub struct Waiting {
-    /// Return when the guest's agent answers, its SSH server greets, or something listens on its port N
+    /// Return when the guest's agent answers, its SSH server answers, or something listens on its port N
     #[arg(long, value_name = "agent|ssh|port=N", value_parser = wait_for)]
     pub wait: Option<WaitFor>,
     /// How long to wait

@@ -1,4 +1,4 @@
-//! A profile with names.
+//! A profile with the names of functions.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

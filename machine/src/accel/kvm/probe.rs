@@ -85,7 +85,7 @@ pub enum Unusable {
 pub enum Wrong {
     /// the result is wrong
     Result,
-    /// an exception that must not be
+    /// an unexpected exception
     Exception,
     /// no end after {0} s
     Endless(u64),

@@ -1,4 +1,4 @@
-//! A scratch machine that tries KVM out: one CPU runs a short routine of the architecture's, which reports
+//! A scratch machine that tests KVM: one CPU runs a short routine of the architecture's, which reports
 //! each step that it begins.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};

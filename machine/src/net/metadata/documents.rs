@@ -1,9 +1,9 @@
-//! What the service knows of its instance: a tree of paths, built once at launch.
+//! The documents of an instance: a tree of paths, built once at launch.
 //!
-//! The categories are those that EC2 documents. One is served when it has a true answer here, and for an
-//! instance that has no such thing (an IAM role, a public address, a spot request) EC2 answers 404 as well.
-//! Four names have to be given that EC2 would know and Kiln does not have: region and zone, account,
-//! partition, security group. They are constants, formed as the tools that parse them expect.
+//! The categories are those that EC2 documents. A category is served when Kiln has a value for it; for an
+//! instance without it (an IAM role, a public address, a spot request) EC2 answers 404 as well.
+//! Kiln has no region and zone, account, partition and security group. Their values are constants, in the
+//! form that the tools which parse them expect.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

@@ -1,4 +1,4 @@
-//! Requests and answers, without a wire.
+//! Requests and responses, without a network.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Pieces in any order, of any kind, and datagrams of any size both ways.
+//! Fragments in any order, of any kind, and datagrams of any size both ways.
 
 use std::net::UdpSocket;
 use std::time::Duration;

@@ -476,7 +476,7 @@ fn dhcp_offers_the_address_the_mtu_the_resolver_and_the_search_list() {
     };
     assert_eq!(option(26), Some(MTU.to_be_bytes().to_vec()));
     assert_eq!(option(15), Some(b"corp.example".to_vec()));
-    // What is no name is left out.
+    // What is not a name is left out.
     assert_eq!(option(119), Some(b"\x04corp\x07example\0\x07example\0".to_vec()));
 }
 

@@ -191,7 +191,7 @@ fn interrupts_come_only_when_asked_for() {
     let (_file, mut driver) = disk(false);
     driver.start(1 << VIRTIO_RING_F_EVENT_IDX | 1 << blk::VIRTIO_BLK_F_FLUSH);
     let before = driver.line.edges();
-    // used_event is 0: the driver wants to hear of the first used buffer, not of those that follow.
+    // used_event is 0: the driver wants to be notified of the first used buffer, not of those that follow.
     for _ in 0..8 {
         driver.submit(0, &[&header(blk::VIRTIO_BLK_T_FLUSH, 0)], &[1]);
     }
@@ -357,7 +357,7 @@ fn requests_in_flight_all_complete() {
     let Some((file, mut driver)) = flying() else {
         return;
     };
-    // More than are carried at once, and others that are served on the spot among them.
+    // More than are carried at once, and others that are served synchronously among them.
     for round in 0..3 {
         let mut status = Vec::new();
         for n in 0..80u64 {

@@ -24,7 +24,7 @@ struct Tight {
     /// Takes writes of rings while there is no space: it is `/dev/full`.
     full_file: File,
     full: AtomicBool,
-    /// As `full`, but rings read and write the file itself: only what is done on the spot fails.
+    /// As `full`, but rings read and write the file itself: only what is done synchronously fails.
     writes_full: AtomicBool,
     flush_fails: AtomicBool,
 }

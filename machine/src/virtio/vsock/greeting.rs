@@ -1,5 +1,5 @@
-//! What a host process says first on the device's socket, to be connected to a port of the guest: `CONNECT
-//! <port>`, a line.
+//! The first line that a host process sends on the device's socket, to be connected to a port of the guest:
+//! `CONNECT <port>`.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,4 @@
-//! Where the streams of one guest meet: the queues on one side, Unix sockets on the other.
+//! All streams of one guest: virtqueues on one side, Unix sockets on the other.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;

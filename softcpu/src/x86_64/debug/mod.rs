@@ -1,8 +1,8 @@
 //! Debug registers: breakpoints on instructions, on data and on ports, and the trap after each instruction
 //! that TF asks for (Intel SDM vol. 3, chapter 18).
 //!
-//! A breakpoint costs nothing where it does not lie. A page with data that is watched stays out of the TLB,
-//! so that every access to it is a slow one and is looked at here. An instruction that hits runs again,
+//! A breakpoint slows down only accesses to its page. A page with a data breakpoint stays out of the TLB,
+//! so every access to it takes the slow path and is checked here. An instruction that hits runs again,
 //! alone; the trap follows it. Accesses of the processor's own (descriptor tables, task state, interrupt
 //! frames) are not watched.
 

@@ -1,4 +1,4 @@
-//! What KVM needs to know of Arm processors.
+//! The part of the KVM accelerator that depends on Arm processors.
 
 mod gic;
 mod scratch;

@@ -1,4 +1,4 @@
-//! What the guest's CPUID says: the host's processor as KVM offers it, with the topology of this machine.
+//! The guest's CPUID: the host's processor as KVM offers it, with the topology of this machine.
 //!
 //! One package, one thread per core, all cores share the last cache. Leaves are from the Intel SDM volume 2
 //! ("CPUID") and AMD's APM volume 3 appendix E.

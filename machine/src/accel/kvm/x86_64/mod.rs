@@ -1,4 +1,4 @@
-//! What KVM needs to know of x86 processors.
+//! The part of the KVM accelerator that depends on x86 processors.
 
 mod cpuid;
 mod report;

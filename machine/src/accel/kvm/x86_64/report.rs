@@ -1,4 +1,4 @@
-//! When KVM gives up on an instruction: which one, and where.
+//! The report of an instruction that KVM cannot emulate: which one, and where.
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES};
