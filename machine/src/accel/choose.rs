@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::kvm::{self, Kvm, probe};
-use super::{Created, Error, Profiling};
+use super::{CpuModel, Created, Error, Profiling};
 use crate::arch::Architecture;
 use crate::memory::{Memory, Placement};
 
@@ -33,6 +33,11 @@ pub struct Chosen {
     repeatable: bool,
     /// Where the processor's profile goes.
     profile: Option<Arc<Profiling>>,
+    /// The architecture of its guest.
+    guest: Architecture,
+    /// Which processor the guest sees; `None` means the accelerator's own choice: KVM offers the host's, the
+    /// software processor x86-64-v3.
+    model: Option<CpuModel>,
     /// Why this one, in a few words that continue "accelerator kvm: ".
     pub why: String,
 }
@@ -46,6 +51,17 @@ impl Chosen {
         }
     }
 
+    /// The same accelerator with processors of a model.
+    ///
+    /// # Errors
+    /// Where the guest's architecture has no such model.
+    pub fn with_model(self, model: Option<CpuModel>) -> Result<Chosen, Error> {
+        match (self.guest, model) {
+            (Architecture::Arm64, Some(model @ (CpuModel::V2 | CpuModel::V3))) => Err(Error::Model { model }),
+            _ => Ok(Chosen { model, ..self }),
+        }
+    }
+
     fn soft_options(&self) -> super::soft::Options {
         super::soft::Options {
             clock: if self.repeatable {
@@ -54,6 +70,7 @@ impl Chosen {
                 softcpu::Clock::Host
             },
             profile: self.profile.clone(),
+            features: CpuModel::features(self.model),
         }
     }
 
@@ -74,7 +91,7 @@ impl Chosen {
     /// [`Vm::statistics`](super::Vm::statistics).
     pub fn create(&self, memory: &Memory, cpus: u8, statistics: bool) -> Result<Created, Error> {
         match &self.kvm {
-            Some(kvm) => kvm::create(kvm, memory, cpus, statistics),
+            Some(kvm) => kvm::create(kvm, memory, cpus, statistics, self.model),
             None => super::soft::create(self.soft_options(), memory, cpus),
         }
     }
@@ -122,6 +139,8 @@ fn choose_on(
             kvm: Some(kvm::open()?),
             repeatable: false,
             profile: None,
+            guest,
+            model: None,
             why: "asked for".into(),
         }),
         Accel::Auto if !native => soft(guest, foreign()),
@@ -132,6 +151,8 @@ fn choose_on(
                     kvm: Some(kvm),
                     repeatable: false,
                     profile: None,
+                    guest,
+                    model: None,
                     why,
                 }),
                 Err(why) => soft(guest, why),
@@ -147,6 +168,8 @@ fn soft(guest: Architecture, why: String) -> Result<Chosen, Error> {
             kvm: None,
             repeatable: false,
             profile: None,
+            guest,
+            model: None,
             why,
         }),
         Architecture::Arm64 => Err(Error::Foreign {
@@ -268,6 +291,23 @@ mod tests {
         assert!(error.to_string().contains("KVM on this aarch64 host"), "{error}");
         let chosen = choose_on("aarch64", Accel::Auto, Architecture::X86_64, None).unwrap();
         assert_eq!(chosen.name(), "soft");
+    }
+
+    #[test]
+    fn a_model_is_the_software_processors_or_one_of_x86_64() {
+        let soft = || choose_on("x86_64", Accel::Soft, Architecture::X86_64, None).unwrap();
+        let features = |model| soft().with_model(model).unwrap().soft_options().features;
+        assert_eq!(features(None), softcpu::Features::V3);
+        assert_eq!(features(Some(CpuModel::V2)), softcpu::Features::V2);
+        assert_eq!(features(Some(CpuModel::V3)), softcpu::Features::V3);
+        assert_eq!(features(Some(CpuModel::Host)), softcpu::Features::host());
+        let arm = || Chosen {
+            guest: Architecture::Arm64,
+            ..soft()
+        };
+        assert!(arm().with_model(Some(CpuModel::Host)).is_ok());
+        let error = arm().with_model(Some(CpuModel::V2)).unwrap_err().to_string();
+        assert!(error.contains("v2") && error.contains("x86_64"), "{error}");
     }
 
     fn cache(dir: &tempfile::TempDir, key: &str) -> Cache {

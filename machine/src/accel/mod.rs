@@ -5,6 +5,7 @@
 
 mod choose;
 pub mod kvm;
+mod model;
 pub mod soft;
 
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,7 @@ use crate::memory;
 use crate::sandbox::Kind;
 
 pub use choose::{Accel, Chosen, Measured, choose, choose_repeatable, measure};
+pub use model::CpuModel;
 
 /// Why the guest left its processor, as data.
 #[derive(Debug)]
@@ -162,6 +164,11 @@ pub enum Error {
         guest: Architecture,
         /// Why no accelerator here runs them.
         why: String,
+    },
+    /// the processor model {model} is one of x86_64, and the guest is not
+    Model {
+        /// What was asked for.
+        model: CpuModel,
     },
     /// {accelerator} cannot count instructions
     Uncounted {
