@@ -155,7 +155,7 @@ impl Assembly {
         } else {
             accel::choose(asked, guest, self.home.kvm_verdict().as_deref())
         };
-        let chosen = Arc::new(chosen?);
+        let chosen = Arc::new(chosen?.with_model(record.config.cpu)?);
         self.accelerator = Some(Arc::clone(&chosen));
         Ok(chosen)
     }

@@ -53,7 +53,7 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
         architecture,
         cpus: cpus.try_into().unwrap_or(u8::MAX),
         memory: config.memory.unwrap_or(image.manifest().default_memory),
-        accel: Arc::new(chosen?),
+        accel: Arc::new(chosen?.with_model(config.cpu)?),
         kernel: part_or(config.kernel.as_deref(), || image.kernel())?,
         initrd: Some(part_or(config.initrd.as_deref(), || image.initramfs())?),
         cmdline: command_line(image, record, &[]),

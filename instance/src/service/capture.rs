@@ -262,7 +262,7 @@ fn accelerator(store: &Store, record: &Record, image: &Image) -> Result<Arc<Chos
     let guest = image.manifest().architecture;
     let remembered = store.home().kvm_verdict();
     let chosen = accel::choose(record.config.accel, guest, remembered.as_deref())?;
-    Ok(Arc::new(chosen))
+    Ok(Arc::new(chosen.with_model(record.config.cpu)?))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::store::limits::Limits;
 use crate::store::network::{Network, Port};
 use crate::store::pause::Paused;
 use crate::{InstanceId, State, VolumeId};
-pub use machine::accel::Accel;
+pub use machine::accel::{Accel, CpuModel};
 
 /// Version of the record's format; a newer one is not guessed at.
 pub const FORMAT: u32 = 1;
@@ -83,6 +83,9 @@ pub struct Config {
     pub memory: Option<u64>,
     /// `auto`, `kvm` or `soft`.
     pub accel: Accel,
+    /// Which processor the guest sees: `v2`, `v3` or `host`. `None` means what suits the accelerator: all that
+    /// KVM offers, or x86-64-v3 in software.
+    pub cpu: Option<CpuModel>,
     /// Words added to the kernel command line.
     pub append: Option<String>,
     /// A kernel instead of the AMI's.

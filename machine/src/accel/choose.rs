@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::kvm::{self, Kvm, probe};
-use super::{Created, Error, Profiling};
+use super::{CpuModel, Created, Error, Profiling};
 use crate::arch::Architecture;
 use crate::memory::{Memory, Placement};
 
@@ -33,6 +33,11 @@ pub struct Chosen {
     repeatable: bool,
     /// Where the processor's profile goes.
     profile: Option<Arc<Profiling>>,
+    /// The architecture of its guest.
+    guest: Architecture,
+    /// Which processor the guest sees; `None` means the accelerator's own choice: KVM offers the host's, the
+    /// software processor x86-64-v3.
+    model: Option<CpuModel>,
     /// Why this one, in a few words that continue "accelerator kvm: ".
     pub why: String,
 }
@@ -46,6 +51,17 @@ impl Chosen {
         }
     }
 
+    /// The same accelerator with processors of a model.
+    ///
+    /// # Errors
+    /// Where the guest's architecture has no such model.
+    pub fn with_model(self, model: Option<CpuModel>) -> Result<Chosen, Error> {
+        match (self.guest, model) {
+            (Architecture::Arm64, Some(model @ (CpuModel::V2 | CpuModel::V3))) => Err(Error::Model { model }),
+            _ => Ok(Chosen { model, ..self }),
+        }
+    }
+
     fn soft_options(&self) -> super::soft::Options {
         super::soft::Options {
             clock: if self.repeatable {
@@ -54,6 +70,7 @@ impl Chosen {
                 softcpu::Clock::Host
             },
             profile: self.profile.clone(),
+            features: CpuModel::features(self.model),
         }
     }
 
@@ -74,7 +91,7 @@ impl Chosen {
     /// [`Vm::statistics`](super::Vm::statistics).
     pub fn create(&self, memory: &Memory, cpus: u8, statistics: bool) -> Result<Created, Error> {
         match &self.kvm {
-            Some(kvm) => kvm::create(kvm, memory, cpus, statistics),
+            Some(kvm) => kvm::create(kvm, memory, cpus, statistics, self.model),
             None => super::soft::create(self.soft_options(), memory, cpus),
         }
     }
@@ -114,10 +131,10 @@ fn choose_on(
         Accel::Soft => soft(guest, "the software processor was asked for".into()),
         Accel::Kvm => match foreign(host, guest) {
             Some(why) => Err(Error::Foreign { guest, why }),
-            None => Ok(on_kvm(kvm::open()?, "asked for".into())),
+            None => Ok(on_kvm(kvm::open()?, guest, "asked for".into())),
         },
         Accel::Auto => match usable_kvm(host, guest, remembered) {
-            Ok((kvm, why)) => Ok(on_kvm(kvm, why)),
+            Ok((kvm, why)) => Ok(on_kvm(kvm, guest, why)),
             Err(why) => soft(guest, why),
         },
     }
@@ -142,11 +159,13 @@ fn usable_kvm(host: &str, guest: Architecture, remembered: Option<&Path>) -> Res
     Ok((kvm, why))
 }
 
-fn on_kvm(kvm: Kvm, why: String) -> Chosen {
+fn on_kvm(kvm: Kvm, guest: Architecture, why: String) -> Chosen {
     Chosen {
         kvm: Some(kvm),
         repeatable: false,
         profile: None,
+        guest,
+        model: None,
         why,
     }
 }
@@ -167,6 +186,8 @@ fn soft(guest: Architecture, why: String) -> Result<Chosen, Error> {
             kvm: None,
             repeatable: false,
             profile: None,
+            guest,
+            model: None,
             why,
         }),
         Err(not) => Err(Error::Foreign {
@@ -345,6 +366,23 @@ mod tests {
             usable("aarch64"),
             ["x86_64 kvm false", soft[0], soft[1], "i386 kvm false", soft[2]]
         );
+    }
+
+    #[test]
+    fn a_model_is_the_software_processors_or_one_of_x86_64() {
+        let soft = || choose_on("x86_64", Accel::Soft, Architecture::X86_64, None).unwrap();
+        let features = |model| soft().with_model(model).unwrap().soft_options().features;
+        assert_eq!(features(None), softcpu::Features::V3);
+        assert_eq!(features(Some(CpuModel::V2)), softcpu::Features::V2);
+        assert_eq!(features(Some(CpuModel::V3)), softcpu::Features::V3);
+        assert_eq!(features(Some(CpuModel::Host)), softcpu::Features::host());
+        let arm = || Chosen {
+            guest: Architecture::Arm64,
+            ..soft()
+        };
+        assert!(arm().with_model(Some(CpuModel::Host)).is_ok());
+        let error = arm().with_model(Some(CpuModel::V2)).unwrap_err().to_string();
+        assert!(error.contains("v2") && error.contains("x86_64"), "{error}");
     }
 
     fn cache(dir: &tempfile::TempDir, key: &str) -> Cache {

@@ -5,6 +5,7 @@
 
 mod choose;
 pub mod kvm;
+mod model;
 pub mod soft;
 mod state;
 
@@ -22,6 +23,7 @@ use crate::state::Refused;
 pub use state::{KvmX86Vcpu, KvmX86Vm, VcpuState, VmState};
 
 pub use choose::{Accel, Chosen, Measured, Support, choose, choose_repeatable, measure, support};
+pub use model::CpuModel;
 
 /// Why the guest left its processor, as data.
 #[derive(Debug)]
@@ -176,6 +178,11 @@ pub enum Error {
         guest: Architecture,
         /// Why no accelerator here runs them.
         why: String,
+    },
+    /// the processor model {model} is one of x86_64, and the guest is not
+    Model {
+        /// What was asked for.
+        model: CpuModel,
     },
     /// {accelerator} cannot count instructions
     Uncounted {

@@ -53,6 +53,13 @@ impl Features {
     }
 }
 
+/// x86-64-v3: what [`Platform::new`](crate::Platform::new) makes.
+impl Default for Features {
+    fn default() -> Features {
+        Features::V3
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 fn host() -> Features {
     use std::is_x86_feature_detected as has;

@@ -64,7 +64,7 @@ pub struct Platform {
 impl Platform {
     /// Makes the shared part of `cpus` processors of x86-64-v3.
     pub fn new(cpus: u32, clock: Clock) -> Arc<Platform> {
-        Platform::with_features(cpus, clock, Features::V3)
+        Platform::with_features(cpus, clock, Features::default())
     }
 
     /// Makes the shared part of `cpus` processors that have `features` beyond x86-64-v2.

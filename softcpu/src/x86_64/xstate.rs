@@ -78,7 +78,7 @@ fn enter_area(cpu: &mut Cpu, op: &Op) -> Result<u64, Stop> {
     if !canonical(address) {
         cpu.load::<u8>(address)?;
     }
-    if address % 64 != 0 {
+    if !address.is_multiple_of(64) {
         return cpu.general_protection(0);
     }
     Ok(address)

@@ -38,7 +38,7 @@ pub struct State {
     pub rflags: u64,
     /// x87, MXCSR and XMM registers in FXSAVE's 64-bit layout.
     pub fx: [u8; 512],
-    /// Upper halves of the YMM registers; zero where the host has none.
+    /// Upper halves of the YMM registers; zero at the end where the host has none.
     pub upper: [u128; 16],
 }
 

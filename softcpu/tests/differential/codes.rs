@@ -40,6 +40,24 @@ const FEATURES: &[CpuidFeature] = &[
     CpuidFeature::MOVBE,
 ];
 
+/// Whether an instruction is of a feature that some supported hosts lack.
+pub fn may_be_absent(code: Code) -> bool {
+    use CpuidFeature as F;
+    let optional = [
+        F::AVX,
+        F::AVX2,
+        F::FMA,
+        F::F16C,
+        F::BMI1,
+        F::BMI2,
+        F::LZCNT,
+        F::MOVBE,
+    ];
+    code.cpuid_features()
+        .iter()
+        .any(|feature| optional.contains(feature))
+}
+
 /// Whether the host has a feature; of those of x86-64-v2 a host that Rust programs run on may lack some too,
 /// but none that this project supports does.
 #[cfg(target_arch = "x86_64")]
@@ -61,6 +79,11 @@ fn host_has(feature: CpuidFeature) -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 fn host_has(_feature: CpuidFeature) -> bool {
     false
+}
+
+/// Whether the host's registers have upper halves.
+pub fn host_has_ymm() -> bool {
+    host_has(CpuidFeature::AVX)
 }
 
 /// Whether the host has an instruction: only then it can be compared.

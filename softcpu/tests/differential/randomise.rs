@@ -80,18 +80,8 @@ impl Generator {
             let value = random.vector();
             self.state.set_slot(160 + 16 * i, value);
         }
-        if has_ymm() {
-            for i in 0..registers {
-                self.state.upper[i] = random.vector();
-            }
+        for upper in &mut self.state.upper[..registers] {
+            *upper = random.vector();
         }
     }
-}
-
-/// The host has registers of 256 bits, and its system saves them.
-fn has_ymm() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::is_x86_feature_detected!("avx");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }

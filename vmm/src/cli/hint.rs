@@ -44,6 +44,7 @@ fn of_accelerator(error: &accel::Error, host: &str) -> Option<String> {
     let software = || Some("--accel soft".to_owned());
     match error {
         E::Uncounted { .. } => Some("--accel soft with --icount, or leave --icount out".into()),
+        E::Model { .. } => Some("--cpu host, or leave --cpu out".into()),
         E::GicV2 { max, .. } => Some(format!("--cpus {max}")),
         E::Foreign { guest, .. } if guest.of_kernel() == Architecture::X86_64 => software(),
         E::Unavailable { .. }

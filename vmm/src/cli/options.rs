@@ -7,7 +7,7 @@ use clap::{ArgMatches, Args, Error, FromArgMatches};
 
 use instance::process::launch::RootCopy;
 use instance::process::per_run::{DiskEngine, HostUse, PerRun, Timing};
-use instance::store::record::Accel;
+use instance::store::record::{Accel, CpuModel};
 use kiln_benches::outcome::End;
 use machine::sandbox::Mode;
 
@@ -22,6 +22,23 @@ const ACCELERATORS: Words<Accel> = &[
     ),
     ("kvm", Accel::Kvm, "KVM"),
     ("soft", Accel::Soft, "The software processor"),
+];
+const CPU_MODELS: Words<CpuModel> = &[
+    (
+        "v2",
+        CpuModel::V2,
+        "x86-64-v2 and no more: the same on every host, and what most distributions ask for",
+    ),
+    (
+        "v3",
+        CpuModel::V3,
+        "x86-64-v3 and no more: AVX2, BMI, FMA …, which RHEL 10 asks for",
+    ),
+    (
+        "host",
+        CpuModel::Host,
+        "What this host has, as far as the accelerator can offer it (in software, of x86-64-v3)",
+    ),
 ];
 const ROOT_COPIES: Words<RootCopy> = &[
     ("lazy", RootCopy::Lazy, "On first access, and in the background"),
@@ -76,6 +93,11 @@ fn one_of<T: Copy + Send + Sync + 'static>(words: Words<T>) -> impl TypedValuePa
 /// `--accel`.
 pub fn accelerator() -> impl TypedValueParser<Value = Accel> {
     one_of(ACCELERATORS)
+}
+
+/// `--cpu`.
+pub fn cpu_model() -> impl TypedValueParser<Value = CpuModel> {
+    one_of(CPU_MODELS)
 }
 
 /// `--root-copy`.

@@ -11,7 +11,7 @@ use instance::process::launch::{RootCopy, VolumeRequest};
 use instance::store::keys::public_keys;
 use instance::store::limits::Limits;
 use instance::store::network::{Network, Port};
-use instance::store::record::{Accel, Config};
+use instance::store::record::{Accel, Config, CpuModel};
 
 /// What the machine is made of.
 #[derive(Debug, Args)]
@@ -26,6 +26,9 @@ pub struct Hardware {
     /// The accelerator
     #[arg(long, value_parser = options::accelerator(), default_value = "auto")]
     accel: Accel,
+    /// Which processor the guest sees (default: this host's with KVM, x86-64-v3 in software)
+    #[arg(long, value_parser = options::cpu_model(), value_name = "MODEL")]
+    cpu: Option<CpuModel>,
     /// Return memory that the guest reports free to this host (balloon device)
     #[arg(long)]
     balloon: bool,
@@ -140,6 +143,7 @@ impl Hardware {
             cpus: self.cpus,
             memory: self.memory,
             accel: self.accel,
+            cpu: self.cpu,
             append: self.append.clone(),
             kernel: absolute(&self.kernel)?,
             initrd: absolute(&self.initrd)?,

@@ -26,7 +26,7 @@ use self::aarch64 as arch;
 use self::stats::Stats;
 #[cfg(target_arch = "x86_64")]
 use self::x86_64 as arch;
-use super::{Created, Error, Vm, VmState};
+use super::{CpuModel, Created, Error, Vm, VmState};
 use crate::irq::Interrupt;
 use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
 
@@ -68,7 +68,13 @@ pub fn open() -> Result<Kvm, Error> {
 
 /// Makes a machine with `memory` and `cpus` processors; with `statistics`, its own and theirs can be read, as
 /// far as the kernel has them.
-pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8, statistics: bool) -> Result<Created, Error> {
+pub fn create(
+    kvm: &Kvm,
+    memory: &Memory,
+    cpus: u8,
+    statistics: bool,
+    model: Option<CpuModel>,
+) -> Result<Created, Error> {
     let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
     for (slot, region) in memory.iter().enumerate() {
         let slot = kvm_userspace_memory_region {
@@ -82,7 +88,7 @@ pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8, statistics: bool) -> Result<
         // Guest RAM is only ever accessed as volatile memory, so that the guest may change it at any time.
         unsafe { fd.set_user_memory_region(slot) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
     }
-    let template = arch::Template::new(kvm, &fd, cpus)?;
+    let template = arch::Template::new(kvm, &fd, cpus, model)?;
     let fds = (0..cpus)
         .map(|id| {
             let vcpu = fd.create_vcpu(u64::from(id)).map_err(failed("KVM_CREATE_VCPU"))?;

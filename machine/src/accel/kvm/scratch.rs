@@ -35,7 +35,7 @@ pub(super) struct Routine {
 
 /// Runs the routine and says how fast it was, or at which step it went wrong.
 pub(super) fn try_out(kvm: &Kvm) -> Result<Speed, Unusable> {
-    try_out_in(|memory| create(kvm, memory, 1, false))
+    try_out_in(|memory| create(kvm, memory, 1, false, None))
 }
 
 /// The same in the machine that `create` makes around the routine's memory, of any accelerator.

@@ -6,7 +6,7 @@ mod vcpu;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use softcpu::{Clock, Cpu, Platform, Ram, RegionSpec};
+use softcpu::{Clock, Cpu, Features, Platform, Ram, RegionSpec};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::state::FOREIGN;
@@ -26,12 +26,14 @@ pub struct Options {
     pub clock: Clock,
     /// Where the first processor's profile goes; `None` does not profile.
     pub profile: Option<Arc<Profiling>>,
+    /// What the processors have beyond x86-64-v2.
+    pub features: Features,
 }
 
 /// Makes `cpus` processors that share `memory`. All but the first wait for a startup IPI.
 pub fn create(options: Options, memory: &Memory, cpus: u8) -> Result<Created, Error> {
     let ram = share(memory)?;
-    let platform = Platform::new(cpus.into(), options.clock);
+    let platform = Platform::with_features(cpus.into(), options.clock, options.features);
     let sink = Arc::clone(&platform);
     let ioapic = IoApic::new(Box::new(move |addr, data| sink.deliver_msi(addr, data)));
     let ends = Arc::clone(&ioapic);

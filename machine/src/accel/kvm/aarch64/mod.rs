@@ -12,6 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::{Error, failed};
+use crate::accel::CpuModel;
 use crate::accel::{VcpuState, VmState};
 use crate::arch::aarch64::mpidr;
 use crate::arch::{Boot, Controller};
@@ -39,7 +40,7 @@ pub(super) struct Template {
 
 impl Template {
     /// The host's processor, with PSCI carried out by KVM.
-    pub(super) fn new(_: &Kvm, vm: &VmFd, cpus: u8) -> Result<Self, Error> {
+    pub(super) fn new(_: &Kvm, vm: &VmFd, cpus: u8, _: Option<CpuModel>) -> Result<Self, Error> {
         let mut init = kvm_vcpu_init::default();
         vm.get_preferred_target(&mut init)
             .map_err(failed("KVM_ARM_PREFERRED_TARGET"))?;

@@ -1,6 +1,7 @@
 //! The part of the KVM accelerator that depends on x86 processors.
 
 mod cpuid;
+mod level;
 mod report;
 mod scratch;
 mod state;
@@ -11,6 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::{Error, failed};
+use crate::accel::CpuModel;
 use crate::arch::x86_64::{Segment, layout};
 use crate::arch::{Boot, Controller};
 
@@ -47,13 +49,14 @@ pub(super) struct Template {
 }
 
 impl Template {
-    /// The host's processor as far as KVM can virtualize it, with our topology. Makes the interrupt
+    /// The host's processor as far as KVM can virtualize it, cut down to `model`, with our topology. Makes the interrupt
     /// controllers too, which must be there before any vCPU.
-    pub(super) fn new(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Self, Error> {
+    pub(super) fn new(kvm: &Kvm, vm: &VmFd, cpus: u8, model: Option<CpuModel>) -> Result<Self, Error> {
         create_interrupt_chip(vm)?;
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        let offered = level::restrict(supported.as_slice(), model);
         let entries = MSRS.map(|(index, data)| kvm_msr_entry {
             index,
             data,
@@ -65,7 +68,7 @@ impl Template {
         Ok(Template {
             xcrs: cpuid::extended_state(supported.as_slice()).map(enabled),
             saved: state::msrs(listed.as_slice()),
-            cpuid: cpuid::template(supported.as_slice(), cpus)?,
+            cpuid: cpuid::template(&offered, cpus)?,
             msrs: Msrs::from_entries(&entries).map_err(|_| Error::TooMany {
                 what: "MSRs",
                 count: MSRS.len(),
