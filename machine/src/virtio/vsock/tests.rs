@@ -441,6 +441,9 @@ fn a_guest_that_goes_on_is_told_first_that_its_streams_are_gone() {
 #[test]
 fn a_guest_that_goes_on_before_its_driver_has_given_buffers_gets_the_event_then() {
     let mut guest = Guest::new();
+    let (_old, _) = guest.accept(7);
+    guest.go_on();
+    // Nor does it forget when that happens twice.
     guest.go_on();
     let mut host = BufReader::new(guest.connect());
     writeln!(host.get_mut(), "CONNECT 8").unwrap();
@@ -450,6 +453,21 @@ fn a_guest_that_goes_on_before_its_driver_has_given_buffers_gets_the_event_then(
     assert!(guest.driver.take_used(RX).is_none());
     guest.driver.submit(EVENT, &[], &[4]);
     guest.expect(op::REQUEST);
+}
+
+#[test]
+fn a_guest_without_streams_has_nothing_to_be_told() {
+    let mut guest = Guest::new();
+    guest.driver.submit(EVENT, &[], &[4]);
+    guest.driver.ring(EVENT);
+    let (host, port) = guest.accept(7);
+    drop(host);
+    while guest.receive().0.op != op::SHUTDOWN {}
+    let header = guest.header(op::RST, port, 7);
+    guest.send(header, &[]);
+    guest.go_on();
+    guest.accept(8);
+    assert!(guest.driver.take_used(EVENT).is_none());
 }
 
 #[test]
