@@ -126,6 +126,7 @@ targets!(
     packages: 60_000,
     platform: 150_000,
     recipe: 40_000,
+    snapshot: 1_000,
     softcpu: 2_000,
     virtio: 5_000,
     vsock: 400
