@@ -65,6 +65,13 @@ impl Ami {
         }
         let manifest =
             Manifest::from_bytes(&bytes).map_err(|e| damaged(path, Region::Manifest, e.to_string()))?;
+        if manifest.schema != header.schema {
+            return Err(damaged(
+                path,
+                Region::Header,
+                "it names another format than the manifest",
+            ));
+        }
         let lengths: Vec<_> = manifest
             .parts
             .iter()
@@ -302,7 +309,7 @@ fn read_header(file: &File, path: &Path, length: u64) -> Result<(Header, Vec<u8>
         HeaderError::Version(found) => Error::Unsupported {
             path: path.into(),
             found,
-            supported: crate::SCHEMA,
+            supported: crate::SCHEMA_WARM,
         },
         HeaderError::Damaged(why) => damaged(path, Region::Header, why),
     })?;

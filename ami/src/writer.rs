@@ -12,7 +12,9 @@ use nix::unistd::{Whence, lseek};
 use crate::header::Header;
 use crate::layout::MANIFEST_PARTITION;
 use crate::newfile::{NewFile, io_error};
-use crate::{AmiId, ChunkTable, Digest, Error, Layout, Manifest, Part, PartName, gpt, layout};
+use crate::{
+    AmiId, ChunkTable, Digest, Error, Layout, Manifest, Part, PartName, SCHEMA, SCHEMA_WARM, gpt, layout,
+};
 
 /// Content for a part.
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +116,10 @@ impl Writer {
                 chunks = table.to_bytes();
             }
         }
+        manifest.schema = match manifest.warm {
+            None => SCHEMA,
+            Some(_) => SCHEMA_WARM,
+        };
         manifest.validate()?;
         let bytes = manifest.to_bytes()?;
         if bytes.len() as u64 > layout::MANIFEST_SPACE {
@@ -124,6 +130,7 @@ impl Writer {
         }
         let digest = Digest::of(&bytes);
         let header = Header {
+            schema: manifest.schema,
             manifest_length: bytes.len() as u32,
             chunks: self.layout.chunks,
             manifest: digest,
