@@ -39,7 +39,9 @@ pub use chunk::{CHUNK_SIZE, ChunkTable, digest_file};
 pub use error::{Error, Region};
 pub use id::{AmiId, Digest};
 pub use layout::{ALIGNMENT, Layout, MAX_PART};
-pub use manifest::{BlockDeviceMapping, BootMode, ExposedPort, INIT_GUEST, Manifest, Protocol, SCHEMA, SCHEMA_WARM, Warm};
+pub use manifest::{
+    BlockDeviceMapping, BootMode, ExposedPort, INIT_GUEST, Manifest, Protocol, SCHEMA, SCHEMA_WARM, Warm,
+};
 pub use newfile::NewFile;
 pub use part::{Part, PartName};
 pub use reader::{Ami, PartReader};

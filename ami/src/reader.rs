@@ -10,6 +10,7 @@ use crate::error::Region;
 use crate::header::{Header, HeaderError};
 use crate::layout::{BLOCK, MANIFEST_PARTITION};
 use crate::newfile::io_error;
+use crate::writer::stored;
 use crate::{AmiId, ChunkTable, Digest, Error, Layout, Manifest, Part, PartName, Signature, gpt};
 
 /// Bytes read at once where header and manifest are: enough for most manifests.
@@ -158,6 +159,12 @@ impl Ami {
         self.file
             .read_exact_at(buffer, part.offset + offset)
             .map_err(|e| io_error("read", &self.path, e))
+    }
+
+    /// Bytes of a part that take space on this disk: its length without the holes of the file.
+    pub fn stored(&self, name: PartName) -> Result<u64, Error> {
+        let part = self.part(name)?;
+        stored(&self.file, part.offset, part.length).map_err(|e| io_error("read", &self.path, e))
     }
 
     /// A reader over a part, unverified.

@@ -169,6 +169,20 @@ pub fn copy_sparse(from: &File, from_at: u64, to: &File, to_at: u64, length: u64
     Ok(())
 }
 
+/// Bytes of a range of a file that are no holes.
+pub(crate) fn stored(file: &File, offset: u64, length: u64) -> io::Result<u64> {
+    let (mut at, end) = (offset, offset + length);
+    let mut stored = 0;
+    while at < end {
+        let Some((data, hole)) = next_data(file, at, end)? else {
+            break;
+        };
+        stored += hole - data;
+        at = hole;
+    }
+    Ok(stored)
+}
+
 /// The next extent of data in `[at, end)`. On file systems without holes, everything is data.
 fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
     let seek = |at: u64, whence| lseek(file.as_fd(), at as i64, whence);

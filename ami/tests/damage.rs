@@ -136,6 +136,10 @@ fn only_a_warm_image_has_the_newer_format() {
     let cold = Ami::open(&path).unwrap();
     cold.verify_all(&|_, _| {}).unwrap();
     assert_eq!(cold.manifest().schema, SCHEMA);
+    // The memory is as long as it is, whatever of it is a hole.
+    let warm = Ami::open(intact()).unwrap();
+    let memory = warm.part(PartName::Memory).unwrap().length;
+    assert!((1..=memory).contains(&warm.stored(PartName::Memory).unwrap()));
     let text = String::from_utf8(cold.manifest_bytes().to_vec()).unwrap();
     assert!(!text.contains("warm"), "{text}");
 }
