@@ -8,7 +8,7 @@
 //! Modules stand in layers; a lower one never imports a higher one, and `tests/layers.rs` holds the code to
 //! it:
 //!
-//! 1. [`memory`], [`event`], [`entropy`], [`limit`], [`sandbox`], [`footprint`], `arch::*::layout`
+//! 1. [`memory`], [`state`], [`event`], [`entropy`], [`limit`], [`sandbox`], [`footprint`], `arch::*::layout`
 //! 2. [`bus`], [`irq`]
 //! 3. [`block`], [`net`]: what carries a device's data
 //! 4. [`devices`], [`virtio`]
@@ -33,8 +33,9 @@ mod machine;
 pub mod memory;
 pub mod net;
 pub mod sandbox;
+pub mod state;
 pub mod timeline;
 pub mod vcpu;
 pub mod virtio;
 
-pub use machine::{Device, Error, Handle, Machine, NamedExit, Outcome, Serial, Spec};
+pub use machine::{Device, Error, Handle, Machine, NamedExit, Outcome, Serial, Spec, snapshot};

@@ -10,7 +10,15 @@ use std::path::{Path, PathBuf};
 
 /// The modules of each layer, lowest first; the same list as in `src/lib.rs`.
 const LAYERS: &[&[&str]] = &[
-    &["memory", "event", "entropy", "limit", "sandbox", "footprint"],
+    &[
+        "memory",
+        "state",
+        "event",
+        "entropy",
+        "limit",
+        "sandbox",
+        "footprint",
+    ],
     &["bus", "irq"],
     &["block", "net"],
     &["devices", "virtio"],

@@ -1,6 +1,6 @@
 //! A processor in software: it interprets x86-64, and with RAM and a bus it runs whole operating systems.
 //!
-//! It may use the standard library, a decoder (`iced-x86`) and `libc`, and nothing of this project: it does
+//! It may use the standard library, a decoder (`iced-x86`), `libc` and `serde`, and nothing of this project: it does
 //! not know devices, boot protocols or command lines. Those who use it give it [`Ram`], a [`Bus`] and a
 //! thread for each processor, and call [`Cpu::run`]; interrupts come in by [`Platform`] from any thread. A
 //! [`Clock`] that counts instructions makes a machine of one processor repeat itself exactly. [`Cpu::save`]
@@ -40,5 +40,6 @@ pub use crate::core::counters::Counters;
 pub use crate::core::profile::Profile;
 pub use crate::core::ram::{Ram, RegionSpec};
 pub use x86_64::{
-    ArchState, Cpu, EndOfInterrupt, Exit, Message, OtherProcessor, Platform, Segment, Table, fault_code,
+    ArchState, Cpu, EndOfInterrupt, Exit, Message, OtherProcessor, Platform, RestoreError, Segment, Table,
+    fault_code,
 };

@@ -240,7 +240,7 @@ impl Assembly {
             statistics: self.per_run.timing.is_some() || self.per_run.exits,
             timeline: Arc::clone(&self.timeline),
         };
-        let machine = Machine::build(spec)?;
+        let machine = Machine::build(spec, None)?;
         self.measured.machine(machine.handle());
         if self.per_run.timing.is_some() {
             let placed = parts.iter().map(Part::placed);

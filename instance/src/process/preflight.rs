@@ -64,7 +64,7 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
         statistics: false,
         timeline: Arc::new(Timeline::start()),
     };
-    Machine::build(spec)?;
+    Machine::build(spec, None)?;
     Ok(())
 }
 

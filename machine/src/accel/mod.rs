@@ -6,6 +6,7 @@
 mod choose;
 pub mod kvm;
 pub mod soft;
+mod state;
 
 use std::sync::{Arc, Mutex};
 
@@ -16,6 +17,9 @@ use crate::bus::Action;
 use crate::irq::Interrupt;
 use crate::memory;
 use crate::sandbox::Kind;
+use crate::state::Refused;
+
+pub use state::{KvmX86Vcpu, KvmX86Vm, VcpuState, VmState};
 
 pub use choose::{Accel, Chosen, Measured, choose, choose_repeatable, measure};
 
@@ -110,6 +114,11 @@ pub trait Vcpu: Send {
     /// Called before a `run` when the processor has been held: notifies the guest, where there is a way to,
     /// that its watchdogs are not to take the time for a fault of its own.
     fn stood_still(&mut self);
+    /// What a snapshot needs of the processor. Called between two `run`s, on its thread, while the machine is
+    /// paused.
+    fn save(&self) -> Result<VcpuState, Error>;
+    /// Goes on from a saved state, instead of [`boot`](Vcpu::boot).
+    fn restore(&mut self, state: &VcpuState) -> Result<(), Error>;
     /// A handle that stops `run` from another thread.
     fn kicker(&self) -> Arc<dyn Kick>;
     /// What its thread may do.
@@ -126,6 +135,11 @@ pub trait Vm: Send + Sync {
     /// Makes a 4-byte store of `value` at `addr` signal `event` instead of leaving the guest. An accelerator
     /// that has no such short cut returns `false`; the store then reaches the device through the bus.
     fn doorbell(&self, event: &EventFd, addr: u64, value: u32) -> Result<bool, Error>;
+    /// What a snapshot needs besides processors, while the machine is paused: interrupt controllers, clock.
+    fn save(&self) -> Result<VmState, Error>;
+    /// Goes on from a saved state, after all processors were restored and all lines made, before any
+    /// processor runs.
+    fn restore(&self, state: &VmState) -> Result<(), Error>;
     /// What the accelerator has counted so far, by the names that it has for it, summed over the processors.
     /// Empty where it counts nothing, or was not asked to.
     fn statistics(&self) -> Vec<(String, u64)> {
@@ -231,6 +245,10 @@ pub enum Error {
     Ram(#[source] vm_memory::GuestMemoryError),
     /// the test routine cannot be assembled: {0}
     Assemble(#[source] iced_x86::IcedError),
+    /// the accelerator cannot save its state: {0}
+    Unsaved(&'static str),
+    /// {0}
+    Refused(#[from] Refused),
     /// {0}
     Memory(#[from] memory::Error),
     /// {0}

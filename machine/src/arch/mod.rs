@@ -90,6 +90,10 @@ pub struct Layout {
     pub serial: At,
     /// Its interrupt.
     pub serial_gsi: u32,
+    /// The generation id, 16 bytes of RAM that the kernel leaves alone.
+    pub generation: u64,
+    /// Its interrupt.
+    pub generation_gsi: u32,
     /// Words for Linux's command line: what is true of this machine and what its tables cannot say.
     pub command_line: &'static str,
 }
@@ -203,7 +207,8 @@ mod tests {
                 assert_eq!(pair[0].addr + VIRTIO_MMIO_SIZE, pair[1].addr);
                 assert_eq!(pair[0].gsi + 1, pair[1].gsi);
             }
-            assert!(slots.iter().all(|slot| slot.gsi != layout.serial_gsi));
+            let others = [layout.serial_gsi, layout.generation_gsi];
+            assert!(slots.iter().all(|slot| !others.contains(&slot.gsi)));
             let devices = layout.boot_timer..slots.last().unwrap().addr + VIRTIO_MMIO_SIZE;
             for (start, len) in ram_regions(architecture, layout.min_ram) {
                 assert!(start + len <= devices.start || start >= devices.end);
@@ -243,6 +248,7 @@ mod tests {
             (pc::CMDLINE, 0, "command line"),
             (pc::LOW_RAM_END, 0, "conventional memory"),
             (pc::ACPI, 0, "ACPI"),
+            (pc::GENERATION, 0, "generation id"),
             (pc::SMBIOS, 0, "SMBIOS"),
             (pc::RESET_VECTOR, 0, "reset vector"),
             (pc::HIGH_MEMORY, 0, "RAM: kernel"),
@@ -260,6 +266,7 @@ mod tests {
             (arm::BOOT_TIMER, 2, "boot timer"),
             (arm::VIRTIO_MMIO, 2, "virtio-mmio"),
             (arm::FDT, 2, "device tree"),
+            (arm::GENERATION, 2, "generation id"),
             (arm::KERNEL, 2, "kernel"),
         ];
         for (place, column, what) in places {
@@ -299,6 +306,8 @@ mod tests {
         let (_, interrupts) = page.split_once("## Interrupts").unwrap();
         let serial = [pc::COM1_GSI, arm::SERIAL_GSI].map(|gsi| gsi.to_string());
         assert_eq!(row(interrupts, "serial port")[1..], serial);
+        let generation = [pc::GENERATION_GSI, arm::GENERATION_GSI].map(|gsi| gsi.to_string());
+        assert_eq!(row(interrupts, "generation id")[1..], generation);
         let virtio = [pc::VIRTIO_GSI, arm::VIRTIO_GSI].map(|gsi| format!("{gsi} + *n*"));
         assert_eq!(row(interrupts, "virtio transport *n*")[1..], virtio);
     }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod part;
+pub mod saved;
 
 use std::io;
 use std::sync::Arc;

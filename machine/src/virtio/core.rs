@@ -6,14 +6,17 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::determinism::{Trigger, WorkerGate};
-use super::{Activation, DeviceInterrupt, DeviceTraits, Error, Line, Queue, VirtioDevice};
+use super::state::{CoreState, QueueIndices};
+use super::{Activation, DeviceInterrupt, DeviceTraits, Error, Line, Queue, Unsaved, VirtioDevice};
 use crate::memory::{GuestAddress, Memory};
+use crate::state::Refused;
 
 /// Device status bits (VIRTIO 1.3 §2.1).
 pub mod status {
@@ -94,7 +97,7 @@ impl DeviceInterrupt for Shared {
 }
 
 /// What the driver has written about one queue. The device gets a [`Queue`] made from it at `DRIVER_OK`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueRegisters {
     /// Number of descriptors.
     pub size: u16,
@@ -137,6 +140,23 @@ impl QueueRegisters {
             Err(virtio_queue::Error::FindMemoryRegion)
         }
     }
+
+    /// The same of a queue that was saved while it was served.
+    fn build_at(
+        &self,
+        at: QueueIndices,
+        max_size: u16,
+        event_idx: bool,
+        memory: &Memory,
+    ) -> Result<Queue, Refused> {
+        let built = self.build(max_size, event_idx, memory);
+        let mut queue = built.map_err(|_| Refused::Invalid("the place of a queue"))?;
+        let taken = at.next_avail.wrapping_sub(at.next_used);
+        Refused::unless(taken <= queue.size(), "the indices of a queue")?;
+        queue.set_next_avail(at.next_avail);
+        queue.set_next_used(at.next_used);
+        Ok(queue)
+    }
 }
 
 /// Makes a store of a queue's number to the transport's notification register ring its doorbell, where there
@@ -151,6 +171,8 @@ enum RunState {
     Running,
     /// Paused by the machine: the queues wait here.
     Paused(Vec<Queue>),
+    /// The same, since a snapshot: whether the last edge on the interrupt line has arrived is not known.
+    Restored(Vec<Queue>),
 }
 
 /// One device and its negotiation.
@@ -323,16 +345,121 @@ impl Core {
 
     /// Goes on after [`pause`](Core::pause).
     pub fn resume(&mut self) {
-        match std::mem::replace(&mut self.run_state, RunState::Idle) {
-            RunState::Paused(queues) => {
-                self.start(queues);
-                // A notification that arrived but was not served before the pause must not be forgotten.
-                for index in 0..self.doorbells.len() {
-                    self.notify(index as u32);
-                }
+        let (queues, restored) = match std::mem::replace(&mut self.run_state, RunState::Idle) {
+            RunState::Paused(queues) => (queues, false),
+            RunState::Restored(queues) => (queues, true),
+            other => {
+                self.run_state = other;
+                return;
             }
-            other => self.run_state = other,
+        };
+        self.start(queues);
+        // A notification that arrived but was not served before the pause must not be forgotten.
+        for index in 0..self.doorbells.len() {
+            self.notify(index as u32);
         }
+        // Nor an interrupt that the host's kernel had not delivered when the machine was saved. A driver that
+        // has had it finds nothing to do. In step with the processor none is under way.
+        if restored
+            && self.gate.is_none()
+            && self.interrupt_status() != 0
+            && let Err(error) = self.shared.line.trigger()
+        {
+            self.fail(&error);
+        }
+    }
+
+    /// What a snapshot needs of the device and its driver, while the machine is paused.
+    ///
+    /// # Errors
+    /// When the device is running, or in no state that can be saved.
+    pub(super) fn save(&self) -> Result<CoreState, Unsaved> {
+        let Core {
+            device,
+            traits,
+            memory: _,
+            shared,
+            connect: _,
+            doorbells: _,
+            driver_features,
+            queues,
+            run_state,
+            gate: _,
+        } = self;
+        let broken = shared.status.load(Ordering::SeqCst) & status::NEEDS_RESET != 0;
+        let running = match run_state {
+            RunState::Idle => None,
+            // What is left of its queues is of no use to anyone: it serves none until its driver resets it.
+            RunState::Paused(_) | RunState::Restored(_) if broken => None,
+            RunState::Running => return Err(Unsaved::Running),
+            RunState::Paused(stopped) | RunState::Restored(stopped) => {
+                let indices = stopped.iter().map(|queue| QueueIndices {
+                    next_avail: queue.next_avail(),
+                    next_used: queue.next_used(),
+                });
+                Some(indices.collect::<Vec<_>>())
+            }
+        };
+        if running.as_ref().is_some_and(|all| all.len() != queues.len()) {
+            return Err(Unsaved::Lost);
+        }
+        let Shared {
+            line: _,
+            device_id: _,
+            status,
+            interrupt_status,
+            generation,
+            // How often it is logged is this process's business.
+            failures: _,
+        } = &**shared;
+        Ok(CoreState {
+            id: traits.id,
+            driver_features: *driver_features,
+            status: status.load(Ordering::SeqCst),
+            interrupt_status: interrupt_status.load(Ordering::SeqCst),
+            generation: generation.load(Ordering::SeqCst),
+            queues: queues.clone(),
+            running,
+            device: device.save()?,
+        })
+    }
+
+    /// Goes on from a saved state, in a machine whose RAM is restored already. The device serves its queues
+    /// after the next [`resume`](Core::resume).
+    ///
+    /// # Errors
+    /// When the state is none of this device's; nothing is changed then.
+    pub(super) fn restore(&mut self, state: &CoreState) -> Result<(), Refused> {
+        state.check(self.traits.id, self.device_features(), self.queues.len())?;
+        let event_idx = state.driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
+        let all = state.queues.iter().zip(self.traits.queue_sizes);
+        let built = |indices: &Vec<QueueIndices>| {
+            let build = |((registers, &max), &at): ((&QueueRegisters, _), _)| {
+                registers.build_at(at, max, event_idx, &self.memory)
+            };
+            all.zip(indices).map(build).collect::<Result<Vec<_>, _>>()
+        };
+        let running = state.running.as_ref().map(built).transpose()?;
+        self.device.restore(&state.device)?;
+        let CoreState {
+            id: _,
+            driver_features,
+            status,
+            interrupt_status,
+            generation,
+            queues,
+            running: _,
+            device: _,
+        } = state;
+        self.driver_features = *driver_features;
+        self.queues.clone_from(queues);
+        self.shared.status.store(*status, Ordering::SeqCst);
+        self.shared
+            .interrupt_status
+            .store(*interrupt_status, Ordering::SeqCst);
+        self.shared.generation.store(*generation, Ordering::SeqCst);
+        self.run_state = running.map_or(RunState::Idle, RunState::Restored);
+        Ok(())
     }
 
     /// Back to the state after power-on (VIRTIO 1.3 §2.4). Every field is named, so that a new one cannot be

@@ -65,6 +65,15 @@ impl VirtioDevice for Recorder {
     fn reset(&mut self) {
         self.log.lock().unwrap().push(Call::Reset);
     }
+    fn save(&self) -> Result<DeviceState, Unsaved> {
+        Ok(DeviceState::Net)
+    }
+    fn restore(&mut self, state: &DeviceState) -> Result<(), Refused> {
+        match state {
+            DeviceState::Net => Ok(()),
+            _ => Err(DeviceState::FOREIGN),
+        }
+    }
 }
 
 fn recorder(fails: bool) -> (Driver, Log) {

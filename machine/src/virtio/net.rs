@@ -9,11 +9,12 @@ use virtio_queue::QueueT;
 
 use super::ring::{Chain, QueueError};
 use super::worker::{Context, Engine, Service, Wake};
-use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
+use super::{Activation, DeviceState, DeviceTraits, Error, Queue, Unsaved, VirtioDevice, read_config_bytes};
 use crate::event::EventSet;
 use crate::limit::RateLimiter;
 use crate::net::Backend;
 use crate::sandbox::Kind;
+use crate::state::Refused;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -126,6 +127,19 @@ impl VirtioDevice for Net {
 
     fn stop(&mut self) -> Vec<Queue> {
         self.engine.stop()
+    }
+
+    fn save(&self) -> Result<DeviceState, Unsaved> {
+        // What the card remembers is of its backend and of limits. Frames of the guest that it has not sent
+        // are still in their queue.
+        self.engine.service().map(|_: &Card| DeviceState::Net)
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), Refused> {
+        match state {
+            DeviceState::Net => Ok(()),
+            _ => Err(DeviceState::FOREIGN),
+        }
     }
 }
 

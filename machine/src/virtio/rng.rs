@@ -4,9 +4,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::ring::{Chain, QueueError};
 use super::worker::{Context, Engine, Service};
-use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice};
+use super::{Activation, DeviceState, DeviceTraits, Error, Queue, Unsaved, VirtioDevice};
 use crate::entropy;
 use crate::sandbox::Kind;
+use crate::state::Refused;
 
 /// Descriptors of the queue. Linux has one request under way.
 const QUEUE_SIZES: [u16; 1] = [16];
@@ -81,6 +82,29 @@ impl VirtioDevice for Rng {
 
     fn stop(&mut self) -> Vec<Queue> {
         self.engine.stop()
+    }
+
+    fn save(&self) -> Result<DeviceState, Unsaved> {
+        let Rng { engine } = self;
+        let position = match engine.service()? {
+            Source::Host => None,
+            Source::Seeded(stream) => Some(stream.position()),
+        };
+        Ok(DeviceState::Rng { position })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), Refused> {
+        let DeviceState::Rng { position } = *state else {
+            return Err(DeviceState::FOREIGN);
+        };
+        match (self.engine.service_mut(), position) {
+            (Ok(Source::Host), None) => Ok(()),
+            (Ok(Source::Seeded(stream)), Some(position)) => {
+                stream.set_position(position);
+                Ok(())
+            }
+            _ => Err(Refused::Invalid("the source of entropy")),
+        }
     }
 }
 

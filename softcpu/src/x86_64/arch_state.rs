@@ -6,16 +6,20 @@ use crate::core::mailbox::Pending;
 use crate::x86_64::apic::Apic;
 use crate::x86_64::cpu::Cpu;
 use crate::x86_64::debug::Debug;
+use crate::x86_64::exception::canonical;
+use crate::x86_64::flags::rflag;
 use crate::x86_64::msr::Msrs;
+use crate::x86_64::platform::event;
 use crate::x86_64::simd::mxcsr::Mxcsr;
-use crate::x86_64::state::{Segment, Shadow, Table};
+use crate::x86_64::state::{PHYSICAL_BITS, Segment, Shadow, Table, cr0, cr4, efer};
 use crate::x86_64::x87::Fpu;
 
 /// The state of a processor between two calls of [`Cpu::run`]. Made by [`Cpu::save`].
 ///
 /// RAM and devices are the machine's, and so is its time where that is the host's: see
-/// [`Platform::elapsed`](crate::Platform::elapsed).
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// [`Platform::elapsed`](crate::Platform::elapsed). It can be written and read with any format of `serde`'s;
+/// what was read is checked by [`Cpu::restore`].
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ArchState {
     gpr: [u64; 16],
     rip: u64,
@@ -56,6 +60,98 @@ pub struct OtherProcessor {
     pub saved: u32,
     /// Who was to have it.
     pub this: u32,
+}
+
+/// Why a state cannot be restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// It is another processor's.
+    #[error(transparent)]
+    OtherProcessor(#[from] OtherProcessor),
+    /// No processor can be in it.
+    #[error("no processor has such {0}")]
+    Invalid(&'static str),
+}
+
+impl ArchState {
+    /// Whether a processor can be in this state, as far as anything depends on it: what the rest of the crate
+    /// takes for granted is looked at, and what would only be a strange guest is not.
+    fn check(&self) -> Result<(), RestoreError> {
+        let ArchState {
+            gpr: _,
+            rip,
+            rflags,
+            segments,
+            ldtr: _,
+            tr: _,
+            gdt: _,
+            idt: _,
+            cr0,
+            cr2: _,
+            cr3,
+            cr4,
+            efer,
+            debug,
+            xmm: _,
+            mxcsr,
+            x87: _,
+            msrs,
+            apic,
+            pending,
+            shadow: _,
+            time,
+            retired,
+            parked: _,
+            halted: _,
+            shutdown: _,
+            random,
+        } = self;
+        let long = efer & efer::LMA != 0;
+        let rflags_known = rflag::STATUS
+            | rflag::FIXED
+            | rflag::TF
+            | rflag::IF
+            | rflag::DF
+            | rflag::IOPL
+            | rflag::NT
+            | rflag::RF
+            | rflag::AC
+            | rflag::ID;
+        let checks = [
+            ("RFLAGS", rflags & !rflags_known == 0),
+            (
+                "CR0",
+                cr0 >> 32 == 0 && (cr0 & cr0::PG == 0 || cr0 & cr0::PE != 0),
+            ),
+            ("CR3", cr3 >> PHYSICAL_BITS == 0),
+            ("CR4", cr4 & !cr4::KNOWN == 0),
+            (
+                "EFER",
+                efer & !efer::KNOWN == 0
+                    && long == (cr0 & cr0::PG != 0 && efer & efer::LME != 0)
+                    && (!long || cr4 & cr4::PAE != 0),
+            ),
+            (
+                "instruction pointer",
+                if long { canonical(*rip) } else { rip >> 32 == 0 },
+            ),
+            (
+                "segment bases",
+                segments.iter().all(|segment| canonical(segment.base)),
+            ),
+            ("debug registers", debug.is_valid()),
+            ("MXCSR", Mxcsr::from_bits(mxcsr.bits()).is_some()),
+            ("model-specific registers", msrs.is_valid()),
+            ("local APIC", apic.is_valid()),
+            ("events", pending.is_valid(event::ALL)),
+            ("time", time.is_valid() && *retired < Time::MOST),
+            ("random numbers", *random != 0),
+        ];
+        match checks.into_iter().find(|(_, fine)| !fine) {
+            None => Ok(()),
+            Some((what, _)) => Err(RestoreError::Invalid(what)),
+        }
+    }
 }
 
 impl Cpu {
@@ -155,14 +251,16 @@ impl Cpu {
     /// Goes on from a saved state. What is cached is forgotten.
     ///
     /// # Errors
-    /// Where the state is another processor's, by its number; nothing is changed then.
-    pub fn restore(&mut self, state: &ArchState) -> Result<(), OtherProcessor> {
+    /// Where the state is another processor's, by its number, or none that a processor can be in; nothing is
+    /// changed then.
+    pub fn restore(&mut self, state: &ArchState) -> Result<(), RestoreError> {
         if state.apic.id != self.mailbox.id {
-            return Err(OtherProcessor {
+            return Err(RestoreError::OtherProcessor(OtherProcessor {
                 saved: state.apic.id,
                 this: self.mailbox.id,
-            });
+            }));
         }
+        state.check()?;
         let ArchState {
             gpr,
             rip,
@@ -216,7 +314,9 @@ impl Cpu {
         // Forgets all translations and, with the mode, what blocks were found by; blocks are compared with
         // RAM when they are found by their physical address.
         self.set_control(*cr0, *cr3, *cr4, *efer);
+        self.sort_breakpoints();
         self.publish();
+        self.mailbox.publish(self.retired);
         self.request_check();
         Ok(())
     }

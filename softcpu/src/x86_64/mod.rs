@@ -44,7 +44,7 @@ pub mod state;
 pub(crate) mod time;
 pub mod x87;
 
-pub use arch_state::{ArchState, OtherProcessor};
+pub use arch_state::{ArchState, OtherProcessor, RestoreError};
 pub use cpu::Cpu;
 pub use mmu::code as fault_code;
 pub use platform::{EndOfInterrupt, Message, Platform};

@@ -18,6 +18,8 @@ pub(crate) mod event {
     pub const INIT: u32 = OWN << 1;
     /// A startup IPI; its vector is the argument.
     pub const STARTUP: u32 = OWN << 2;
+    /// All of them.
+    pub const ALL: u32 = NMI | INIT | STARTUP;
 }
 
 /// An interrupt message as an IOAPIC entry, an MSI or an interrupt command holds it.
@@ -81,6 +83,11 @@ impl Platform {
     /// the block in which it last reached a device, or to its last return from [`Cpu::run`](crate::Cpu::run).
     pub fn instructions(&self) -> u64 {
         self.processors.instructions()
+    }
+
+    /// What time follows.
+    pub fn clock(&self) -> Clock {
+        self.processors.clock
     }
 
     /// Time of the machine by the host's clock: what its clocks and timers count from.

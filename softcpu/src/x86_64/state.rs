@@ -113,7 +113,7 @@ pub mod reg {
 }
 
 /// A segment register with its hidden part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Segment {
     /// What MOV shows.
     pub selector: u16,
@@ -140,7 +140,7 @@ impl Segment {
 }
 
 /// GDTR or IDTR.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Table {
     /// Linear base address.
     pub base: u64,
@@ -161,7 +161,7 @@ pub enum CodeSize {
 }
 
 /// What the instruction before makes wait until the next one has run (Intel SDM vol. 3, §6.8.3).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Shadow {
     /// Nothing.
     #[default]

@@ -26,7 +26,7 @@ use self::aarch64 as arch;
 use self::stats::Stats;
 #[cfg(target_arch = "x86_64")]
 use self::x86_64 as arch;
-use super::{Created, Error, Vm};
+use super::{Created, Error, Vm, VmState};
 use crate::irq::Interrupt;
 use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
 
@@ -37,6 +37,8 @@ pub(super) use scratch::try_out_in;
 /// The kernel's side of a machine.
 struct KvmVm {
     fd: VmFd,
+    /// What all of its processors have in common.
+    template: arch::Template,
     /// Those of the machine and of its processors, where they were asked for.
     statistics: Vec<Stats>,
     /// What the memory slots point at: must live as long as any vCPU can run.
@@ -95,13 +97,14 @@ pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8, statistics: bool) -> Result<
             Vec::new()
         },
         fd,
+        template,
         _memory: Arc::clone(memory),
     });
     let vcpus = (0..cpus)
         .zip(fds)
         .map(|(id, fd)| Ok(Box::new(vcpu::KvmVcpu::new(id, fd, Arc::clone(&vm))?) as _))
         .collect::<Result<Vec<_>, Error>>()?;
-    let controller = template.complete(&vm.fd)?;
+    let controller = vm.template.complete(&vm.fd)?;
     Ok(Created {
         vm,
         vcpus,
@@ -123,6 +126,14 @@ fn open_statistics(vm: &VmFd, vcpus: &[VcpuFd]) -> Vec<Stats> {
 }
 
 impl Vm for KvmVm {
+    fn save(&self) -> Result<VmState, Error> {
+        self.template.save(&self.fd)
+    }
+
+    fn restore(&self, state: &VmState) -> Result<(), Error> {
+        self.template.restore(&self.fd, state)
+    }
+
     fn statistics(&self) -> Vec<(String, u64)> {
         let mut sums = Vec::new();
         for stats in &self.statistics {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use super::worker::Engine;
-use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
+use super::{Activation, DeviceState, DeviceTraits, Error, Queue, Unsaved, VirtioDevice, read_config_bytes};
 
 mod connection;
 mod greeting;
@@ -23,6 +23,7 @@ mod tests;
 mod unix;
 
 use crate::sandbox::Kind;
+use crate::state::Refused;
 use hub::Hub;
 pub use hub::MAX_STREAMS;
 
@@ -109,5 +110,19 @@ impl VirtioDevice for Vsock {
         if let Engine::Idle(hub) = &mut self.engine {
             hub.forget_all();
         }
+    }
+
+    fn save(&self) -> Result<DeviceState, Unsaved> {
+        self.engine.service().map(|_: &Hub| DeviceState::Vsock)
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), Refused> {
+        let DeviceState::Vsock = state else {
+            return Err(DeviceState::FOREIGN);
+        };
+        if let Ok(hub) = self.engine.service_mut() {
+            hub.reset_transport();
+        }
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The three interchange formats and the unpacked value they share.
 
 /// An x87 register image: 64-bit significand with an explicit integer bit, sign and 15-bit exponent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct F80 {
     /// Significand; bit 63 is the integer bit.
     pub significand: u64,

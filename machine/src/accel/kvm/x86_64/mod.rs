@@ -3,6 +3,7 @@
 mod cpuid;
 mod report;
 mod scratch;
+mod state;
 
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
@@ -40,6 +41,8 @@ fn create_interrupt_chip(vm: &VmFd) -> Result<(), Error> {
 pub(super) struct Template {
     cpuid: kvm_bindings::CpuId,
     msrs: Msrs,
+    /// The registers that a snapshot asks for: what KVM says that it saves, and what it forgets to say.
+    saved: Vec<u32>,
 }
 
 impl Template {
@@ -55,7 +58,11 @@ impl Template {
             data,
             ..kvm_msr_entry::default()
         });
+        let listed = kvm
+            .get_msr_index_list()
+            .map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
         Ok(Template {
+            saved: state::msrs(listed.as_slice()),
             cpuid: cpuid::template(supported.as_slice(), cpus)?,
             msrs: Msrs::from_entries(&entries).map_err(|_| Error::TooMany {
                 what: "MSRs",
