@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::clock::{self, HostTime};
-use super::{configure, failed, identity, link, seed};
+use super::{configure, failed, freeze, identity, link, seed};
 use crate::proto::{Failure, Renew};
 
 /// Applies everything in the order in which one thing needs another: the date and random numbers before keys
@@ -22,6 +22,8 @@ pub fn apply(renew: &Renew, host_time: &HostTime) -> Result<(), Failure> {
         link_address,
         configure,
     } = renew;
+    // It was frozen for the snapshot, as a rule.
+    let _ = freeze::thaw();
     if !clock::follow(host_time)? {
         clock::set(*nanoseconds)?;
     }
