@@ -7,6 +7,7 @@
 //! | `detach` | the instance process apart from the command that launched it |
 //! | `instance_process` | its main loop: run the guest, again after a reboot, until it ends for good |
 //! | `assemble`, `guest_run` | the machine of one run, and its run |
+//! | `restore` | the saved guest that a run goes on with instead of booting |
 //! | `confine`, `descriptors`, `janitor` | what the process may reach, and what removes its directory |
 //! | `console`, `consoles`, `network`, `space_watch` | what the guest's devices are connected to |
 
@@ -25,6 +26,7 @@ mod measure;
 pub(crate) mod network;
 pub mod per_run;
 pub(crate) mod preflight;
+pub mod restore;
 mod search;
 mod space_watch;
 pub(crate) mod subscription;
