@@ -45,7 +45,7 @@ pub struct SavedGuest {
 /// What a run begins with.
 pub enum Found {
     /// A guest.
-    Guest(SavedGuest),
+    Guest(Box<SavedGuest>),
     /// Nothing: the kernel boots. In words why, where a guest was to be expected.
     Nothing(Option<String>),
 }
@@ -97,7 +97,7 @@ fn of_hibernation(directory: &Path) -> Result<Found> {
 
 fn found(state: &[u8], memory: Part) -> Result<Found> {
     Ok(match State::from_bytes(state) {
-        Ok(state) => Found::Guest(SavedGuest { state, memory }),
+        Ok(state) => Found::Guest(Box::new(SavedGuest { state, memory })),
         Err(snapshot::Error::Mismatch(why)) => Found::Nothing(Some(why.to_string())),
         Err(damaged) => return Err(damaged.into()),
     })
