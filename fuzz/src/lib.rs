@@ -13,6 +13,7 @@ pub mod packages;
 pub mod platform;
 pub mod recipe;
 mod scratch;
+pub mod snapshot;
 pub mod softcpu;
 pub mod virtio;
 pub mod vsock;
@@ -28,6 +29,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("packages", packages::run),
     ("platform", platform::run),
     ("recipe", recipe::run),
+    ("snapshot", snapshot::run),
     ("softcpu", softcpu::run),
     ("virtio", virtio::run),
     ("vsock", vsock::run),

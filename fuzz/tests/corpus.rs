@@ -55,6 +55,11 @@ fn recipe() {
 }
 
 #[test]
+fn snapshot() {
+    replay("snapshot");
+}
+
+#[test]
 fn softcpu() {
     replay("softcpu");
 }

@@ -81,10 +81,7 @@ impl Machine {
                 generation.begin(&memory)?;
                 vcpus[0].boot(&boot)?;
             }
-            Some(restore) => {
-                restore_memory(&memory, restore, accel.placement())?;
-                restore_vcpus(&mut vcpus, restore)?;
-            }
+            Some(restore) => go_on(&memory, &mut vcpus, restore, accel.placement())?,
         }
         timeline.mark(Event::MemoryReady);
 
@@ -142,10 +139,17 @@ impl Machine {
     }
 }
 
-/// Puts saved RAM into the machine's.
-fn restore_memory(memory: &Memory, restore: &Restore, placement: Placement) -> Result<(), Error> {
+/// Puts saved RAM into the machine's, and processors into the state that they were in.
+fn go_on(
+    memory: &Memory,
+    vcpus: &mut [Box<dyn Vcpu>],
+    restore: &Restore,
+    placement: Placement,
+) -> Result<(), Error> {
     let Restore {
-        state, memory: part, ..
+        state,
+        memory: part,
+        generation: _,
     } = restore;
     if part.len() != state.about.memory {
         return Err(Error::Snapshot(snapshot::Error::MemoryLength {
@@ -154,11 +158,8 @@ fn restore_memory(memory: &Memory, restore: &Restore, placement: Placement) -> R
         }));
     }
     let part = part.placed_by(placement);
-    saved::restore(memory, &state.pages, &part).map_err(|error| Error::Snapshot(error.into()))
-}
-
-fn restore_vcpus(vcpus: &mut [Box<dyn Vcpu>], restore: &Restore) -> Result<(), Error> {
-    for (vcpu, state) in vcpus.iter_mut().zip(&restore.state.vcpus) {
+    saved::restore(memory, &state.pages, &part).map_err(|error| Error::Snapshot(error.into()))?;
+    for (vcpu, state) in vcpus.iter_mut().zip(&state.vcpus) {
         vcpu.restore(state).map_err(snapshot_error)?;
     }
     Ok(())

@@ -34,7 +34,12 @@ pub enum DeviceState {
         position: Option<u64>,
     },
     /// The socket device. No stream outlives a snapshot.
-    Vsock,
+    Vsock {
+        /// The guest's context id.
+        guest_cid: u64,
+        /// Whether the guest has any streams, of which it is to be told that they are gone.
+        streams: bool,
+    },
 }
 
 impl DeviceState {

@@ -216,6 +216,22 @@ fn a_reset_of_the_host_reaches_the_guest() {
 }
 
 #[test]
+fn a_connection_from_before_a_snapshot_is_reset_by_its_next_segment() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let mut guest = Guest::new(Vec::new(), None);
+    let handle = guest.connect((gateway(), port), 50_003);
+    guest.until(|guest| guest.tcp(handle).may_send().then_some(()));
+    let (mut host, _) = server.accept().unwrap();
+    // The machine goes on in another process, whose network is new.
+    let fresh = Guest::new(Vec::new(), None);
+    guest.network = fresh.network;
+    assert_eq!(host.read(&mut [0; 1]).unwrap(), 0, "the host's end is closed");
+    guest.tcp(handle).send_slice(b"still there?").unwrap();
+    guest.until(|guest| (guest.tcp(handle).state() == tcp::State::Closed).then_some(()));
+}
+
+#[test]
 fn a_forwarded_port_leads_to_the_guest() {
     let forward = Forward {
         protocol: Protocol::Tcp,

@@ -477,3 +477,48 @@ fn limited_disk(rings: Vec<AsyncIo>) {
         513
     );
 }
+
+#[test]
+fn every_write_that_was_acknowledged_is_there_after_a_snapshot() {
+    for features in [u64::MAX, !(1 << VIRTIO_RING_F_EVENT_IDX)] {
+        let (file, mut driver) = disk(false);
+        driver.start(features);
+        let again = |file: &std::fs::File, sectors: u64| {
+            file.set_len(sectors * SECTOR).unwrap();
+            let backend = Arc::new(RawFile::new(file.try_clone().unwrap()).unwrap());
+            let spec = Spec {
+                read_only: false,
+                id: String::new(),
+                queues: 1,
+            };
+            Block::new(backend, spec)
+        };
+        for round in 0..20u64 {
+            // Some are rung for, some are not, and the device is stopped in the middle of them.
+            for n in 0..8 {
+                let data = [(round * 8 + n) as u8 + 1; SECTOR as usize];
+                driver.submit(0, &[&header(blk::VIRTIO_BLK_T_OUT, round * 8 + n), &data], &[1]);
+                if n % 3 == 0 {
+                    driver.ring(0);
+                }
+            }
+            driver.go_on_with(again(&file, DISK / SECTOR));
+            for _ in 0..8 {
+                assert_eq!(driver.wait_used(0).data, [blk::VIRTIO_BLK_S_OK as u8]);
+            }
+        }
+        let mut all = vec![0; 160 * SECTOR as usize];
+        file.read_exact_at(&mut all, 0).unwrap();
+        let expected = (0..160).flat_map(|n| [n as u8 + 1; SECTOR as usize]);
+        assert!(all.into_iter().eq(expected));
+        // Another disk's state is no state of this one.
+        driver.transport().pause();
+        let state = driver.transport().save().unwrap();
+        let mut other = Driver::new(again(&file, 7));
+        let refused = other.transport().restore(&state).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "its disk's number of sectors is 2048, and 7 is needed"
+        );
+    }
+}

@@ -108,6 +108,11 @@ impl Hub {
         *more = false;
     }
 
+    /// Whether the guest knows of any stream, or is still to be told that one is gone.
+    pub fn has_streams(&self) -> bool {
+        !self.by_ports.is_empty() || !self.resets.is_empty() || self.transport_reset != TransportReset::None
+    }
+
     /// The guest goes on from a snapshot: its streams are gone, and it is told so before anything else.
     pub fn reset_transport(&mut self) {
         self.transport_reset = TransportReset::Due;

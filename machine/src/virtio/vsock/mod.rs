@@ -113,14 +113,20 @@ impl VirtioDevice for Vsock {
     }
 
     fn save(&self) -> Result<DeviceState, Unsaved> {
-        self.engine.service().map(|_: &Hub| DeviceState::Vsock)
+        let Vsock { guest_cid, engine } = self;
+        Ok(DeviceState::Vsock {
+            guest_cid: *guest_cid,
+            streams: engine.service()?.has_streams(),
+        })
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), Refused> {
-        let DeviceState::Vsock = state else {
+        let DeviceState::Vsock { guest_cid, streams } = *state else {
             return Err(DeviceState::FOREIGN);
         };
-        if let Ok(hub) = self.engine.service_mut() {
+        // A driver reads its context id again when it is told.
+        let outdated = streams || guest_cid != self.guest_cid;
+        if outdated && let Ok(hub) = self.engine.service_mut() {
             hub.reset_transport();
         }
         Ok(())

@@ -4,7 +4,7 @@
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, kvm_clock_data,
-    kvm_cpuid_entry2, kvm_irqchip, kvm_msr_entry,
+    kvm_cpuid_entry2, kvm_irqchip, kvm_msr_entry, kvm_xcrs,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -118,7 +118,7 @@ impl Template {
                 from_bytes(regs, "kvm_regs")?,
                 from_bytes(sregs, "kvm_sregs")?,
                 from_bytes(xsave, "kvm_xsave")?,
-                from_bytes(xcrs, "kvm_xcrs")?,
+                from_bytes::<kvm_xcrs>(xcrs, "kvm_xcrs")?,
                 from_bytes(debugregs, "kvm_debugregs")?,
                 from_bytes(lapic, "kvm_lapic_state")?,
                 from_bytes(events, "kvm_vcpu_events")?,
@@ -130,7 +130,10 @@ impl Template {
         // SAFETY: KVM reads as many bytes as `KVM_CHECK_EXTENSION(KVM_CAP_XSAVE2)` says, which are those of the
         // structure unless this process has asked for more state for its guests (arch_prctl), and it has not.
         unsafe { fd.set_xsave(&xsave) }.map_err(failed("KVM_SET_XSAVE"))?;
-        fd.set_xcrs(&xcrs).map_err(failed("KVM_SET_XCRS"))?;
+        // A host without XSAVE has none, and does not even take none.
+        if xcrs.nr_xcrs > 0 {
+            fd.set_xcrs(&xcrs).map_err(failed("KVM_SET_XCRS"))?;
+        }
         fd.set_debug_regs(&debugregs)
             .map_err(failed("KVM_SET_DEBUGREGS"))?;
         fd.set_lapic(&lapic).map_err(failed("KVM_SET_LAPIC"))?;
