@@ -86,7 +86,7 @@ pub enum Error {
         why: String,
     },
     /// The file was made by a newer program.
-    #[error("{} has image format {found}; this program reads {supported}", path.display())]
+    #[error("{} has image format {found}; this program reads formats up to {supported}", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,

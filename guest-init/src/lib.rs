@@ -8,6 +8,7 @@ pub mod agent;
 pub mod archive;
 pub mod command_line;
 pub mod config;
+mod interface;
 #[allow(unsafe_code)]
 pub mod pid1;
 pub mod proto;

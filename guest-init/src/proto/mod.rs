@@ -8,7 +8,7 @@ pub mod frame;
 pub mod message;
 
 pub use frame::{Error, Frame, Kind, read_frame, write_frame};
-pub use message::{Configure, Ended, Exec, Failure, Ready, Reason, Request, Size, Terminal};
+pub use message::{Configure, Ended, Exec, Failure, Ready, Reason, Renew, Request, Size, Terminal};
 
 /// What the console says once a boot with `kiln.scrub=1` has removed the identity and is about to power off.
 pub const SCRUBBED: &str = "guest-init: the identity is removed";

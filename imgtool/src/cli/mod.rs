@@ -125,13 +125,16 @@ enum Command {
         #[arg(long)]
         key: PathBuf,
     },
-    /// Write the root of an image in another format
+    /// Write the root of an image in another format, or an image without the guest that a warm one holds
     Convert {
         /// The image
         image: PathBuf,
-        /// The format
-        #[arg(long, value_enum)]
-        to: Format,
+        /// The format of the root
+        #[arg(long, value_enum, required_unless_present = "cold")]
+        to: Option<Format>,
+        /// Write the image without memory and machine state: it boots
+        #[arg(long, conflicts_with = "to")]
+        cold: bool,
         /// Write it here
         #[arg(short, long)]
         output: PathBuf,
@@ -250,7 +253,7 @@ struct Extract {
     /// Files and directories in it [default: all]
     #[arg(conflicts_with = "part")]
     paths: Vec<String>,
-    /// A part instead: kernel, initramfs, root or sbom
+    /// A part instead: kernel, initramfs, root, sbom, memory or state
     #[arg(long)]
     part: Option<ami::PartName>,
     /// Into this directory; with --part, this file
@@ -335,7 +338,12 @@ fn run(command: Command, out: &mut dyn Write) -> Result<(), Error> {
         Command::Sbom { image } => image::sbom(&image, out),
         Command::Keygen { file } => transport::keygen(&file, out),
         Command::Sign { image, key } => transport::sign(&image, &key, out),
-        Command::Convert { image, to, output } => transport::convert(&image, to, &output, out),
+        Command::Convert {
+            image, to, output, ..
+        } => match to {
+            Some(format) => transport::convert(&image, format, &output, out),
+            None => transport::cool(&image, &output, out),
+        },
         Command::Import(arguments) => make::import(&arguments, out),
         Command::Pack { image, output } => transport::pack(&image, output.as_deref(), out),
         Command::Unpack { packed, output } => transport::unpack(&packed, output.as_deref(), out),

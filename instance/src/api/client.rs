@@ -17,6 +17,8 @@ use crate::{Error, InstanceId, Result};
 
 /// An instance process answers at once; one that takes this long is stuck.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Writing all of a guest's memory takes as long as the disk does: 64 GiB at 100 MB/s.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(12 * 60);
 /// A pending instance binds its socket within milliseconds of its launch.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -65,6 +67,18 @@ impl Client {
     /// Goes on after a pause.
     pub fn resume(&self) -> Result<()> {
         self.call("POST", "/v1/instance/resume", b"").map(drop)
+    }
+
+    /// Has the paused guest saved into the state directory.
+    pub fn save(&self) -> Result<()> {
+        self.call_within("POST", "/v1/instance/save", b"", SAVE_TIMEOUT)
+            .map(drop)
+    }
+
+    /// Has the guest saved for the next start, and ended.
+    pub fn hibernate(&self) -> Result<()> {
+        self.call_within("POST", "/v1/instance/hibernate", b"", SAVE_TIMEOUT)
+            .map(drop)
     }
 
     /// What becomes of the instance until it ends. The first is where it stands now.

@@ -230,10 +230,35 @@ pub enum Error {
     },
     /// {0} is removed when it stops
     CaptureRemoved(String),
+    /// {0} is removed when it stops, and could not be started again
+    HibernationRemoved(String),
     /// {0} has no root volume
     NoRoot(String),
     /// the identity could not be removed from the copy; its console says:{0}
     Scrub(String),
+
+    /// {0} has volumes besides its root: an image holds the content of the root only
+    SnapshotVolumes(String),
+    /// cloud-init in {0} configures an instance when it boots, and a guest that goes on does not boot
+    SnapshotCloudInit(String),
+    /// the agent in {0} is of an older release: it cannot renew a guest that goes on
+    SnapshotAgent(String),
+    /// the guest of {id} cannot go on: {why}
+    NotRestored {
+        /// The instance.
+        id: String,
+        /// Why not.
+        why: String,
+    },
+    /// the state of the guest in the image has {length} bytes, more than {max}
+    StateTooLong {
+        /// Its length.
+        length: u64,
+        /// What is read.
+        max: u64,
+    },
+    /// the guest could not be saved or restored: {0}
+    Snapshot(#[from] machine::snapshot::Error),
 
     /// the network: {0}
     Network(#[from] machine::net::Error),

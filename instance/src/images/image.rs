@@ -134,6 +134,22 @@ impl Image {
         )?)
     }
 
+    /// State and memory of the guest that a warm image holds: the memory to be mapped. `max` bytes of state at
+    /// most.
+    ///
+    /// # Errors
+    /// When the image holds none, or its state is longer.
+    pub fn warm(&self, max: u64) -> Result<(Vec<u8>, memory::Part)> {
+        let memory = self.part(PartName::Memory)?;
+        let length = self.ami.part(PartName::State)?.length;
+        if length > max {
+            return Err(Error::StateTooLong { length, max });
+        }
+        let mut state = vec![0; length as usize];
+        self.ami.read_at(PartName::State, 0, &mut state)?;
+        Ok((state, memory))
+    }
+
     /// Verifies every byte of the file.
     pub fn verify(&self) -> Result<()> {
         Ok(self.ami.verify_all(&|_: Region, _| {})?)
@@ -142,15 +158,23 @@ impl Image {
     /// Verifies kernel and initramfs, which are mapped and not looked at again. A file that has not been
     /// touched since it was verified is not read again: that would cost most of the time of a launch.
     pub fn verify_boot(&self, home: &Home) -> Result<()> {
+        self.verify_once(&home.seal(self.id()), &[PartName::Kernel, PartName::Initramfs])
+    }
+
+    /// The same for memory and state of the guest that a warm image holds.
+    pub fn verify_warm(&self, home: &Home) -> Result<()> {
+        self.verify_once(&home.warm_seal(self.id()), &[PartName::Memory, PartName::State])
+    }
+
+    fn verify_once(&self, record: &Path, parts: &[PartName]) -> Result<()> {
         let seal = self.seal()?;
-        let record = home.seal(self.id());
-        if is_remembered(&record, &seal) {
+        if is_remembered(record, &seal) {
             return Ok(());
         }
-        for part in [PartName::Kernel, PartName::Initramfs] {
+        for &part in parts {
             self.ami.verify_part(part)?;
         }
-        if let Err(error) = remember(&record, &seal) {
+        if let Err(error) = remember(record, &seal) {
             tracing::debug!(%error, "the verification is not remembered");
         }
         Ok(())

@@ -8,13 +8,14 @@ use crate::process::confine;
 use crate::process::console::Console;
 use crate::process::consoles::consoles;
 use crate::process::descriptors;
-use crate::process::guest::Guest;
+use crate::process::guest::{Beginning, Guest};
 use crate::process::guest_run::GuestRun;
 use crate::process::janitor::Janitor;
 use crate::process::launch::{Fresh, hostname};
 use crate::process::measure::Measured;
 use crate::process::network;
 use crate::process::per_run::{PerRun, Timing};
+use crate::process::restore::{self, Found};
 use crate::process::search;
 use crate::process::space_watch::SpaceWatch;
 use crate::store::LockedInstance;
@@ -30,8 +31,10 @@ use machine::block::Backend;
 use machine::block::raw::RawFile;
 use machine::block::volume::Volume as RootVolume;
 use machine::devices::VirtioSpec;
+use machine::entropy;
 use machine::memory::Part;
 use machine::sandbox::{self, Mode, Offer};
+use machine::snapshot;
 use machine::timeline::{Event, MemoryUse, Timeline};
 use machine::virtio::balloon::{BalloonSpec, Target};
 use machine::virtio::block::{DiskSpec, IoEngine, Spec as BlockSpec};
@@ -60,6 +63,8 @@ pub struct Assembly {
     accelerator: Option<Arc<Chosen>>,
     /// Removes the instance, which the confined process cannot.
     janitor: Option<Janitor>,
+    /// The guest that the first run goes on with, once it was looked for.
+    found: Option<Found>,
     /// Asked for rows and columns of the terminal that the guest's console is shown on.
     terminal_size: TerminalSize,
 }
@@ -81,6 +86,7 @@ impl Assembly {
             confined: false,
             accelerator: None,
             janitor: None,
+            found: None,
             terminal_size: || None,
         }
     }
@@ -124,8 +130,9 @@ impl Assembly {
                 root: None,
             },
         };
-        // Both leave a note where the confined process may not write.
+        // All of them leave notes or take files away where the confined process may not write.
         image.verify_boot(&self.home)?;
+        self.find_guest(record, directory, &image)?;
         self.accelerator(record, &image)?;
         let timing = match &self.per_run.timing {
             Some(Timing::File(path)) => Some(path),
@@ -142,6 +149,32 @@ impl Assembly {
             tracing::warn!("this host confines the process in part only: {missing}");
         }
         Ok(())
+    }
+
+    /// Looks for the guest that the first run is to go on with. Later runs of this process boot.
+    fn find_guest(&mut self, record: &Record, directory: &Path, image: &Image) -> Result<()> {
+        if self.found.is_none() {
+            let begin = self.per_run.begin;
+            self.found = Some(begin.find(image, &record.config, directory, &self.home)?);
+        }
+        Ok(())
+    }
+
+    /// The kernel boots though a saved guest was to go on.
+    fn boots(&self, record: &Record, why: &str) -> Result<()> {
+        if self.per_run.begin.is_strict() {
+            return Err(Error::NotRestored {
+                id: record.id.to_string(),
+                why: why.into(),
+            });
+        }
+        tracing::warn!("{} boots instead of going on: {why}", record.id);
+        Ok(())
+    }
+
+    /// What is new for each restore, by which the guest's kernel knows of it. A repeatable run does not.
+    fn generation(&self) -> Option<[u8; 16]> {
+        (!self.determinism.is_enabled()).then(entropy::bytes)
     }
 
     /// What runs the guest's instructions: decided the first time.
@@ -182,6 +215,7 @@ impl Assembly {
         };
         image::runnable(&image)?;
         image.verify_boot(&self.home)?;
+        self.find_guest(record, directory, &image)?;
         let repeatable = self.determinism.is_enabled().then(|| record.without_identity());
         let record = repeatable.as_ref().unwrap_or(record);
         let limits = record.config.limits;
@@ -240,7 +274,28 @@ impl Assembly {
             statistics: self.per_run.timing.is_some() || self.per_run.exits,
             timeline: Arc::clone(&self.timeline),
         };
-        let machine = Machine::build(spec, None)?;
+        let (saved, instead) = match self.found.replace(Found::Nothing(None)) {
+            Some(Found::Guest(saved)) => match saved.fits(&spec) {
+                Ok(()) => (Some(saved), None),
+                Err(why) => (None, Some(why)),
+            },
+            Some(Found::Nothing(why)) => (None, why),
+            None => (None, None),
+        };
+        let restored = saved.is_some();
+        let restore = saved.map(|saved| saved.restore(self.generation()));
+        let machine = match Machine::build(spec, restore) {
+            // What only the accelerator could know. What the machine was to have is taken: it is made again.
+            Err(machine::Error::Snapshot(snapshot::Error::Mismatch(why))) => {
+                self.found = Some(Found::Nothing(Some(why.to_string())));
+                return self.build(record, directory, console);
+            }
+            built => built?,
+        };
+        if let Some(why) = &instead {
+            self.boots(record, why)?;
+        }
+        restore::forget_hibernated(directory)?;
         self.measured.machine(machine.handle());
         if self.per_run.timing.is_some() {
             let placed = parts.iter().map(Part::placed);
@@ -249,7 +304,12 @@ impl Assembly {
         }
         // What is removed when it stops would be copied for nothing.
         let lazy = disks.lazy.filter(|_| !record.auto_remove);
-        Ok(Box::new(GuestRun::new(machine, lazy, disks.space)))
+        let beginning = match restored {
+            true => Beginning::Restored,
+            false => Beginning::Booted { instead },
+        };
+        let run = GuestRun::new(machine, lazy, disks.space).begun(beginning);
+        Ok(Box::new(run))
     }
 
     /// Words about the network and this run for the guest's kernel command line.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::process::console::Console;
-use crate::process::guest::{Guest, GuestControl};
+use crate::process::guest::{Beginning, Guest, GuestControl};
 use crate::process::subscription::{Subscribers, Subscription};
 use crate::store::LockedInstance;
 use crate::store::pause::Paused;
@@ -22,6 +22,7 @@ use machine::sandbox::{self, Kind};
 use machine::virtio::determinism::Determinism;
 
 mod pause;
+mod save;
 
 /// Events that a subscriber may lag behind before it is cut off; a run has about ten.
 const EVENT_BACKLOG: usize = 256;
@@ -88,6 +89,10 @@ struct Inner {
     ran: bool,
     /// How the image's main program has ended in this run, if it has.
     exited: Option<u8>,
+    /// How this run has begun.
+    beginning: Beginning,
+    /// The guest was saved to go on at the next start.
+    hibernated: bool,
     watchers: Subscribers<StatusEvent>,
 }
 
@@ -118,6 +123,8 @@ impl InstanceProcess {
                 killed: false,
                 ran: false,
                 exited: None,
+                beginning: Beginning::default(),
+                hibernated: false,
                 watchers: Subscribers::default(),
             }),
             changed: Condvar::new(),
@@ -154,6 +161,11 @@ impl InstanceProcess {
     /// Whether a guest has run at all: if not, the volumes hold nothing of anybody's.
     pub fn has_run(&self) -> bool {
         self.lock().ran
+    }
+
+    /// How the run has begun.
+    pub fn beginning(&self) -> Beginning {
+        self.lock().beginning.clone()
     }
 
     /// Runs the guest, again after each reboot, until it ends for good; then writes that down and hands the
@@ -197,6 +209,7 @@ impl InstanceProcess {
             inner.killer = Some(killer);
             inner.control = Some(guest.control());
             inner.ran = true;
+            inner.beginning = guest.beginning();
             inner.exited = None;
         }
         let mut begun = Ok(());
@@ -214,6 +227,7 @@ impl InstanceProcess {
         begun?;
         let panic = self.console.take_panic();
         Ok(match (outcome?, panic) {
+            (Outcome::Killed, _) if inner.hibernated => Some(Ending::Hibernated),
             (Outcome::Killed, _) => Some(Ending::Killed),
             (Outcome::Reset | Outcome::TripleFault, Some(line)) => Some(Ending::Panicked(line)),
             (Outcome::TripleFault, None) => Some(Ending::Crashed),
@@ -229,14 +243,15 @@ impl InstanceProcess {
             Some(on_started) => {
                 self.console.prepare();
                 on_started()?;
-                (Event::Started, "launched")
+                (Event::Started, launched(&self.beginning()))
             }
-            None => (Event::Rebooted, "rebooted by the guest"),
+            None => (Event::Rebooted, "rebooted by the guest".to_owned()),
         };
         let mut inner = self.lock();
         if !inner.stopping {
-            inner.update(event, reason, |r| {
-                r.ready = false;
+            inner.update(event, &reason, |r| {
+                // A guest that goes on may be ready already in its first run.
+                r.ready &= event == Event::Started;
                 r.paused = None;
                 r.owner = Some(std::process::id());
             })?;
@@ -435,6 +450,15 @@ impl Inner {
             self.record = held.record().clone();
         }
         self.watchers.publish(&status(&self.record));
+    }
+}
+
+/// What is said of a run that has begun so.
+fn launched(beginning: &Beginning) -> String {
+    match beginning {
+        Beginning::Booted { instead: None } => "launched".into(),
+        Beginning::Booted { instead: Some(why) } => format!("launched; it boots: {why}"),
+        Beginning::Restored => "launched from a running guest".into(),
     }
 }
 

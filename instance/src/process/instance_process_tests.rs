@@ -1,5 +1,7 @@
 //! The instance process with scripted guests.
 
+use std::fs::File;
+use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
@@ -9,6 +11,7 @@ use crate::store::Store;
 use crate::store::home::Home;
 use crate::store::instances::tests::draft;
 use crate::store::pause::NoSpace;
+use crate::store::saved::{Purpose, SavedFiles};
 
 /// A guest that ends as the test says.
 struct Scripted {
@@ -22,6 +25,8 @@ struct Scripted {
 struct Switch {
     asked: Mutex<Vec<&'static str>>,
     hook: Mutex<Option<SpaceHook>>,
+    /// The next attempt to save fails.
+    broken: Mutex<bool>,
     /// What an attempt to write again reports.
     outcome: Mutex<Option<NoSpace>>,
 }
@@ -39,6 +44,15 @@ impl GuestControl for Switch {
     }
     fn resume(&self) {
         self.asked.lock().unwrap().push("resume");
+    }
+    fn save(&self, memory: &File) -> Result<Vec<u8>> {
+        self.asked.lock().unwrap().push("save");
+        if *self.broken.lock().unwrap() {
+            return Err(Error::HasEnded("the script".into()));
+        }
+        let mut memory = memory;
+        memory.write_all(b"memory").unwrap();
+        Ok(b"state".to_vec())
     }
     fn retry(&self) {
         self.asked.lock().unwrap().push("retry");
@@ -356,4 +370,54 @@ fn an_instance_can_be_ended_although_the_disk_is_full() {
     let process = Arc::clone(&world.process);
     assert_eq!(world.end(), Ending::Killed);
     assert_eq!(process.record().paused, None);
+}
+
+/// A world whose guest runs.
+fn running() -> (World, Sender<Outcome>) {
+    let world = World::start(deaf());
+    let run = world.runs.recv().unwrap();
+    while world.recorded().state != State::Running {
+        std::thread::yield_now();
+    }
+    (world, run)
+}
+
+#[test]
+fn a_guest_is_saved_for_an_image_while_it_is_paused_and_goes_on() {
+    let (world, run) = running();
+    let files = SavedFiles::new(world.process.directory(), Purpose::Image);
+    let refused = world.process.save().unwrap_err().to_string();
+    assert!(refused.contains("not paused"), "{refused}");
+    world.process.pause().unwrap();
+    world.process.save().unwrap();
+    assert_eq!(std::fs::read(&files.memory).unwrap(), b"memory");
+    assert_eq!(std::fs::read(&files.state).unwrap(), b"state");
+    world.process.resume().unwrap();
+    assert_eq!(*world.switch.asked.lock().unwrap(), ["pause", "save", "resume"]);
+    run.send(Outcome::PowerOff).unwrap();
+    assert_eq!(world.end(), Ending::PoweredOff);
+}
+
+#[test]
+fn a_hibernated_guest_is_saved_and_ends_and_one_that_cannot_be_saved_goes_on() {
+    let (world, _run) = running();
+    let files = SavedFiles::new(world.process.directory(), Purpose::Hibernation);
+    *world.switch.broken.lock().unwrap() = true;
+    world.process.hibernate().unwrap_err();
+    assert!(!files.exist());
+    assert_eq!(world.recorded().state, State::Running);
+    *world.switch.broken.lock().unwrap() = false;
+    world.process.hibernate().unwrap();
+    assert_eq!(
+        *world.switch.asked.lock().unwrap(),
+        ["pause", "save", "resume", "pause", "save"]
+    );
+    let (store, id) = (world.store.clone(), world.process.id().clone());
+    let _kept = world.end_keeping(Ending::Hibernated);
+    assert!(files.exist());
+    let record = store.reconcile(&id).unwrap();
+    assert_eq!(
+        (record.state, record.ending),
+        (State::Stopped, Some(Ending::Hibernated))
+    );
 }

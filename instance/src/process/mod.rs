@@ -7,6 +7,7 @@
 //! | `detach` | starting the instance process in the background |
 //! | `instance_process` | its main loop: run the guest, again after a reboot, until it stops |
 //! | `assemble`, `guest_run` | the machine of one run, and its run |
+//! | `restore` | the saved guest that a run goes on with instead of booting |
 //! | `confine`, `descriptors`, `janitor` | the rights of the process, and the helper that removes its directory |
 //! | `console`, `consoles`, `network`, `space_watch` | the host's side of the guest's devices |
 
@@ -25,6 +26,7 @@ mod measure;
 pub(crate) mod network;
 pub mod per_run;
 pub(crate) mod preflight;
+pub mod restore;
 mod search;
 mod space_watch;
 pub(crate) mod subscription;

@@ -128,7 +128,7 @@ pub fn check_device(network: &Network) -> Result<()> {
 }
 
 /// A locally administered address that follows from the id, so that it survives stop and start.
-fn mac(id: &InstanceId) -> [u8; 6] {
+pub fn mac(id: &InstanceId) -> [u8; 6] {
     let bytes = id.platform_uuid().into_bytes();
     [0x02, bytes[11], bytes[12], bytes[13], bytes[14], bytes[15]]
 }

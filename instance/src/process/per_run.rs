@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::Error;
+use crate::process::restore::Begin;
 use crate::store::limits::Limits;
 use machine::accel::Profiling;
 use machine::sandbox::Mode;
@@ -30,6 +31,8 @@ pub struct PerRun {
     pub exits: bool,
     /// Whether instructions are time, so that every run is the same.
     pub icount: bool,
+    /// How the first run begins; after a reboot the kernel boots.
+    pub begin: Begin,
     /// What it takes of this host.
     pub host: HostUse,
     /// Where the processor's profile goes.
@@ -75,6 +78,7 @@ struct Message {
     timing: Option<Timing>,
     exits: bool,
     icount: bool,
+    begin: Begin,
     sandbox: String,
     disk_engine: DiskEngine,
 }
@@ -89,6 +93,7 @@ impl PerRun {
             timing,
             exits,
             icount,
+            begin,
             host: HostUse { sandbox, disk_engine },
             profile: _,
             outputs: _,
@@ -101,6 +106,7 @@ impl PerRun {
             timing: timing.as_ref().map(absolute).transpose()?,
             exits: *exits,
             icount: *icount,
+            begin: *begin,
             sandbox: sandbox.name().to_owned(),
             disk_engine: *disk_engine,
         };
@@ -116,6 +122,7 @@ impl PerRun {
             timing,
             exits,
             icount,
+            begin,
             sandbox,
             disk_engine,
         } = serde_json::from_str(text).map_err(|error| error.to_string())?;
@@ -125,6 +132,7 @@ impl PerRun {
             timing,
             exits,
             icount,
+            begin,
             host: HostUse { sandbox, disk_engine },
             ..PerRun::default()
         })
@@ -160,6 +168,7 @@ mod tests {
         let sent = PerRun {
             timing: Some(Timing::File("timing.json".into())),
             icount: true,
+            begin: Begin::RestoreOnly,
             host: HostUse {
                 sandbox: Mode::Required,
                 disk_engine: DiskEngine::IoUring,
@@ -171,6 +180,7 @@ mod tests {
         let file = Timing::File(std::path::absolute("timing.json").unwrap());
         assert_eq!(arrived.timing, Some(file));
         assert!(arrived.icount && !arrived.exits);
+        assert_eq!(arrived.begin, Begin::RestoreOnly);
         assert!(PerRun::from_json("{}").is_err());
         let text = sent.to_json().unwrap().replace("required", "perhaps");
         assert!(PerRun::from_json(&text).unwrap_err().contains("perhaps"));

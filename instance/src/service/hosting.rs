@@ -11,6 +11,7 @@ use crate::guest::{agent, clock_sync, readiness};
 use crate::process::assemble::{Assembly, TerminalSize};
 use crate::process::console::Console;
 use crate::process::detach::Report;
+use crate::process::guest::Beginning;
 use crate::process::instance_process::InstanceProcess;
 use crate::process::launch::Fresh;
 use crate::process::per_run::PerRun;
@@ -145,10 +146,15 @@ impl Host {
 /// Reports to the command that waits for it whether the guest runs.
 fn report_start(process: &Arc<InstanceProcess>, report: Report) -> Result<()> {
     let (now, events) = process.watch()?;
+    let process = Arc::clone(process);
     let watch = move || {
         for next in std::iter::once(now).chain(events) {
+            let instead = match process.beginning() {
+                Beginning::Booted { instead } => instead,
+                Beginning::Restored => None,
+            };
             match (next.state, next.ending) {
-                (State::Running, _) => return report.running(),
+                (State::Running, _) => return report.running(instead.as_deref()),
                 (State::Stopped, Some(ending)) => return report.failed(&ending.to_string()),
                 _ => {}
             }
@@ -171,7 +177,7 @@ fn take_charge(mut held: LockedInstance, determinism: &Determinism) -> Arc<Insta
 fn serve(
     process: &Arc<InstanceProcess>,
     determinism: &Determinism,
-    on_ready: impl Fn() + Send + 'static,
+    on_ready: impl Fn() + Send + Sync + 'static,
 ) -> Result<()> {
     readiness::listen_for_readiness(process, determinism.clone(), on_ready)?;
     readiness::listen_for_end(process, determinism.clone())?;

@@ -6,6 +6,7 @@ use super::Service;
 use crate::images::image::{Image, runnable};
 use crate::process::launch::{Fresh, Launch, RootCopy, VolumeRequest};
 use crate::process::per_run::PerRun;
+use crate::process::restore::Begin;
 use crate::process::{detach, preflight};
 use crate::store::LockedInstance;
 use crate::store::id::ReservationId;
@@ -44,7 +45,8 @@ pub struct RunInstances {
 }
 
 impl RunInstances {
-    /// One instance of `image` as the image's manifest has it.
+    /// One instance of `image` as the image's manifest has it. That of a warm image goes on from its guest, if
+    /// it can.
     pub fn of(image: impl Into<String>) -> RunInstances {
         RunInstances {
             image: image.into(),
@@ -57,7 +59,10 @@ impl RunInstances {
             volumes: Vec::new(),
             auto_remove: false,
             user_data: None,
-            per_run: PerRun::default(),
+            per_run: PerRun {
+                begin: Begin::Restore,
+                ..PerRun::default()
+            },
         }
     }
 
@@ -98,6 +103,15 @@ impl RunInstances {
     }
 }
 
+/// An instance that was launched.
+#[derive(Debug, Clone)]
+pub struct Launched {
+    /// Its id.
+    pub id: InstanceId,
+    /// Why its kernel boots, where a saved guest was to go on.
+    pub booted: Option<String>,
+}
+
 /// What a launch has made.
 #[derive(Debug)]
 pub struct Reservation {
@@ -117,7 +131,7 @@ impl Service {
         let launches = self.launch_instances(request)?;
         let id = launches.launch.reservation().clone();
         let instances = launches
-            .map(|launched| self.store.reconcile(&launched?))
+            .map(|launched| self.store.reconcile(&launched?.id))
             .collect::<Result<_>>()?;
         Ok(Reservation { id, instances })
     }
@@ -183,24 +197,26 @@ pub struct Launches<'a> {
 }
 
 impl Launches<'_> {
-    fn one(&self, index: u32) -> Result<InstanceId> {
+    fn one(&self, index: u32) -> Result<Launched> {
         let held = self.launch.prepare(index)?;
         let id = held.record().id.clone();
-        if let Err(error) = detach::spawn(held, &self.per_run) {
-            // What never ran is nothing to keep.
-            if let Ok(held) = self.service.store.hold(&id, Event::Terminate) {
-                held.remove()?;
+        match detach::spawn(held, &self.per_run) {
+            Ok(booted) => Ok(Launched { id, booted }),
+            Err(error) => {
+                // What never ran is nothing to keep.
+                if let Ok(held) = self.service.store.hold(&id, Event::Terminate) {
+                    held.remove()?;
+                }
+                Err(error)
             }
-            return Err(error);
         }
-        Ok(id)
     }
 }
 
 impl Iterator for Launches<'_> {
-    type Item = Result<InstanceId>;
+    type Item = Result<Launched>;
 
-    fn next(&mut self) -> Option<Result<InstanceId>> {
+    fn next(&mut self) -> Option<Result<Launched>> {
         let index = self.left.next()?;
         let launched = self.one(index);
         if launched.is_err() {

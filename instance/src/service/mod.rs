@@ -11,6 +11,7 @@
 //! | `instances.rs` | describe, start, stop, reboot, pause, resume, terminate |
 //! | `guest.rs` | waiting for the guest, its agent, its console, its ports |
 //! | `images.rs` | register, describe, tag, export, deregister, create of an instance |
+//! | `snapshot.rs` | warm image of an instance, of an image; clones; hibernation |
 //! | [`hosting`] | for the instance process: run the guest and serve its control socket |
 //!
 //! ```no_run
@@ -48,6 +49,7 @@ mod images;
 mod instances;
 mod launch;
 mod shutdown;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
@@ -62,7 +64,8 @@ pub use images::{CreateImage, CreatedImage, DeregisterImage, RegisterImage};
 pub use instances::{
     DescribeInstances, DescribedInstances, StartInstance, StopInstance, TerminateInstance, Terminated,
 };
-pub use launch::{Launches, Reservation, RunInstances};
+pub use launch::{Launched, Launches, Reservation, RunInstances};
+pub use snapshot::{CloneInstance, SnapshotInstance, Snapshotted, WarmImage};
 
 /// Instances and images of one user.
 #[derive(Debug, Clone)]

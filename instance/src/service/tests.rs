@@ -232,6 +232,7 @@ fn a_request_in_the_wrong_state_has_its_code() {
     let start = StartInstance {
         instance: "busy".into(),
         host: HostUse::default(),
+        cold: false,
     };
     for (what, done) in [
         ("start", code(service.start_instance(&start))),
@@ -394,4 +395,43 @@ fn an_image_is_made_of_a_stopped_instance_and_launched() {
     );
     let launch = Launch::new(world.service.store(), image);
     assert_eq!(launch.plan(0).unwrap().image.id, created.id);
+}
+
+#[test]
+fn what_cannot_be_saved_is_refused_and_a_snapshot_that_fails_leaves_nothing() {
+    let world = World::new();
+    let service = &world.service;
+    world.stopped("still");
+    let snapshot = |instance: &str| {
+        service.snapshot_instance(&SnapshotInstance {
+            instance: instance.into(),
+            name: "warm".into(),
+            description: None,
+        })
+    };
+    assert_eq!(code(snapshot("still")), "IncorrectInstanceState");
+    assert_eq!(
+        code(service.hibernate_instance("still")),
+        "IncorrectInstanceState"
+    );
+    let several = CloneInstance {
+        instance: "busy".into(),
+        count: 2,
+        name: Some("clone".into()),
+        host: HostUse::default(),
+    };
+    assert_eq!(
+        code(service.clone_instance(&several)),
+        "InvalidParameterCombination"
+    );
+
+    // What is saved of this guest is no machine's state.
+    let busy = world.running("busy");
+    let directory = busy.process.directory();
+    let before = std::fs::read_dir(directory).unwrap().count();
+    assert_eq!(code(snapshot("busy")), "InternalError");
+    assert_eq!(busy.process.record().paused, None, "it goes on");
+    assert_eq!(std::fs::read_dir(directory).unwrap().count(), before);
+    let images = std::fs::read_dir(service.home().images()).unwrap();
+    assert_eq!(images.count(), 0);
 }

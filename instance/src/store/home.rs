@@ -67,6 +67,11 @@ impl Home {
     pub fn seal(&self, id: &str) -> PathBuf {
         self.state.join("verified").join(id)
     }
+
+    /// The same of the guest that the image holds.
+    pub fn warm_seal(&self, id: &str) -> PathBuf {
+        self.state.join("verified").join(format!("{id}.warm"))
+    }
 }
 
 /// The hard link to the image of the instance kept in `directory`. It is next to the directory: the process

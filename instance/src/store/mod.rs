@@ -17,6 +17,7 @@ pub mod record;
 mod record_file;
 pub(crate) mod replace;
 mod reserve;
+pub(crate) mod saved;
 pub mod size;
 pub mod sockets;
 pub mod state;

@@ -152,6 +152,8 @@ pub enum Ending {
     Crashed,
     /// It was ended from outside without its consent.
     Killed,
+    /// It was saved where it was; the next start goes on from there.
+    Hibernated,
     /// The machine could not be built or failed; the reason.
     Failed(String),
     /// The instance process vanished.
@@ -165,10 +167,18 @@ impl fmt::Display for Ending {
             Ending::Exited(status) => write!(f, "its command ended with status {status}"),
             Ending::Panicked(line) => write!(f, "the guest's kernel panicked: {line}"),
             Ending::Crashed => f.write_str("the guest's processor shut down (triple fault)"),
+            Ending::Hibernated => f.write_str("hibernated: the next start goes on from here"),
             Ending::Killed => f.write_str("it was ended without the guest's consent"),
             Ending::Failed(reason) => write!(f, "the machine failed: {reason}"),
             Ending::Lost => f.write_str("the process that ran it vanished"),
         }
+    }
+}
+
+impl Config {
+    /// Whether a boot is asked for: by what only a boot looks at.
+    pub fn wants_boot(&self) -> bool {
+        self.kernel.is_some() || self.initrd.is_some() || self.append.is_some()
     }
 }
 

@@ -71,7 +71,7 @@ pub fn check(text: &str, readings: usize) -> Result<()> {
 }
 
 /// Runs `steps`, which may call `clocks`, in a folder of its own. A lab takes one line.
-fn run(host: &TestHost, steps: &str) -> Result<String> {
+pub fn run(host: &TestHost, steps: &str) -> Result<String> {
     let mut script = format!("{READ_CLOCKS}{steps}");
     for (text, escaped) in [("\\", "\\\\"), ("%", "%%"), ("\n", "\\n"), ("'", "'\\''")] {
         script = script.replace(text, escaped);

@@ -28,6 +28,7 @@ mod pause;
 mod rootless;
 mod run;
 mod sandbox;
+mod snapshot;
 mod suites;
 mod terminal;
 mod trouble;
@@ -72,6 +73,7 @@ const SOFT: &[Table] = &[
     durable::TESTS,
     pause::TESTS,
     clock::TESTS,
+    snapshot::TESTS,
     directory::TESTS,
     terminal::TESTS,
     sandbox::TESTS,

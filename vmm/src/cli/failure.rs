@@ -73,7 +73,7 @@ impl From<Status> for u8 {
 impl From<&Ending> for Status {
     fn from(ending: &Ending) -> Status {
         match ending {
-            Ending::PoweredOff => Status::OK,
+            Ending::PoweredOff | Ending::Hibernated => Status::OK,
             Ending::Exited(status) => Status::of_command(*status),
             Ending::Panicked(_) => Status::PANICKED,
             Ending::Crashed => Status::CRASHED,

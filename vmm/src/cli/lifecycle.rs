@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::options::HostOptions;
+use super::snapshot::note_boot;
 use super::stream::{line, note};
 use super::wait::Waiting;
 use super::{Context, Status, failure, value};
@@ -19,6 +20,9 @@ pub struct Start {
     waiting: Waiting,
     #[command(flatten)]
     host: HostOptions,
+    /// Boot, even if the instance was hibernated; what its guest had in memory is lost
+    #[arg(long)]
+    cold: bool,
     /// Ids, beginnings of ids, or names
     #[arg(required = true, value_name = "INSTANCE")]
     instances: Vec<String>,
@@ -30,9 +34,11 @@ impl Start {
             let request = StartInstance {
                 instance: instance.into(),
                 host: self.host.into(),
+                cold: self.cold,
             };
-            let id = context.service.start_instance(&request)?;
-            self.waiting.run(context, &[id])
+            let started = context.service.start_instance(&request)?;
+            note_boot(&started);
+            self.waiting.run(context, &[started.id])
         })
     }
 }
@@ -46,11 +52,18 @@ pub struct Stop {
     /// Seconds that the guest has to power off before it is killed; 0 kills it at once
     #[arg(short, long, value_name = "SECONDS", default_value = "10", value_parser = value::seconds)]
     time: Duration,
+    /// Save the guest where it is: the next start goes on from there
+    #[arg(long, conflicts_with = "time")]
+    hibernate: bool,
 }
 
 impl Stop {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         for_each("stop", &self.instances, |instance| {
+            if self.hibernate {
+                context.service.hibernate_instance(instance)?;
+                return Ok(());
+            }
             let request = StopInstance {
                 instance: instance.into(),
                 timeout: self.time,

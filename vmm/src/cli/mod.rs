@@ -35,6 +35,7 @@ mod profile;
 mod request;
 mod run;
 mod signals;
+mod snapshot;
 mod ssh;
 mod stream;
 mod terminal;
@@ -109,6 +110,12 @@ enum Command {
     Profile(DeferredArgs<Box<profile::Profile>>),
     /// Make an image of an instance
     CreateImage(DeferredArgs<create_image::CreateImage>),
+    /// Make a warm image of a running instance: launches of it go on from where it is
+    Snapshot(DeferredArgs<snapshot::Snapshot>),
+    /// Launch an image, and make a warm image of what runs then
+    Warm(DeferredArgs<Box<snapshot::Warm>>),
+    /// Launch instances that go on from where an instance is
+    Clone(DeferredArgs<snapshot::Clone>),
     /// List the images in the store
     Images(DeferredArgs<images::List>),
     /// Work on images in the store
@@ -185,6 +192,9 @@ fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
         Command::Port(DeferredArgs(args)) => args.run(&context),
         Command::Profile(DeferredArgs(args)) => args.run(&context),
         Command::CreateImage(DeferredArgs(args)) => args.run(&context),
+        Command::Snapshot(DeferredArgs(args)) => args.run(&context),
+        Command::Warm(DeferredArgs(args)) => args.run(&context),
+        Command::Clone(DeferredArgs(args)) => args.run(&context),
         Command::Images(DeferredArgs(args)) => args.run(&context),
         Command::Image(DeferredArgs(args)) => args.run(&context),
         Command::Doctor(DeferredArgs(args)) => args.run(&context),

@@ -15,6 +15,7 @@ use super::exec::{CommandSignals, ExecOptions, run_in};
 use super::failure::{self, Advice};
 use super::options::PerRunOptions;
 use super::request::{Hardware, NetworkArgs, Storage};
+use super::snapshot::{BeginOptions, note_boot};
 use super::stream::{Stream, Unwritten, line, note};
 use super::wait::Waiting;
 use super::{Context, Status, console, output, signals, terminal, value};
@@ -66,6 +67,8 @@ pub struct Run {
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
+    begin: BeginOptions,
+    #[command(flatten)]
     per_run: PerRunOptions,
 
     #[command(flatten)]
@@ -80,7 +83,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// A run of `command` in an instance that is removed afterwards.
+    /// A run of `command` in an instance that boots and is removed afterwards.
     pub fn once(
         image: String,
         hardware: Hardware,
@@ -101,6 +104,10 @@ impl Run {
             hardware,
             storage,
             network,
+            begin: BeginOptions {
+                cold: true,
+                warm_only: false,
+            },
             per_run: PerRunOptions(per_run),
             waiting: Waiting {
                 wait: None,
@@ -159,14 +166,23 @@ impl Run {
             volumes: self.storage.volume.clone(),
             auto_remove: self.rm,
             user_data: self.network.user_data()?,
-            per_run: self.per_run.0.clone(),
+            per_run: self.per_run(),
         })
+    }
+
+    fn per_run(&self) -> PerRun {
+        PerRun {
+            begin: self.begin.into(),
+            ..self.per_run.0.clone()
+        }
     }
 
     fn detached(&self, context: &Context, request: &RunInstances) -> anyhow::Result<Status> {
         let mut ids = Vec::new();
         for launched in context.service.launch_instances(request)? {
-            let id = launched?;
+            let launched = launched?;
+            note_boot(&launched);
+            let id = launched.id;
             line(&id).with_context(|| format!("{id} was launched"))?;
             ids.push(id);
         }
@@ -178,7 +194,7 @@ impl Run {
     fn foreground(self, context: &Context, (held, fresh): (LockedInstance, Fresh)) -> anyhow::Result<Status> {
         let signals = signals::hold()?;
         let with_console = self.command.is_empty();
-        let per_run = self.per_run.0.clone();
+        let per_run = self.per_run();
         let host = Host::new(held, context.home(), per_run, Arc::clone(&context.timeline))
             .launched_here(fresh)
             .without_main(!with_console)
@@ -406,7 +422,7 @@ fn conclude(record: &Record, ending: &Ending, unshown: Option<io::Error>) -> any
             )
             .into());
         }
-        Ending::PoweredOff | Ending::Exited(_) => {}
+        Ending::PoweredOff | Ending::Exited(_) | Ending::Hibernated => {}
         other => note(format_args!("{}: {other}", record.id)),
     }
     if !record.auto_remove && io::stderr().is_terminal() {

@@ -20,7 +20,7 @@ pub struct Waiting {
 }
 
 /// `agent`, `ssh` or `port=N`.
-fn wait_for(text: &str) -> Result<WaitFor, String> {
+pub fn wait_for(text: &str) -> Result<WaitFor, String> {
     match (text, text.strip_prefix("port=").map(str::parse)) {
         ("agent", _) => Ok(WaitFor::Agent),
         ("ssh", _) => Ok(WaitFor::Ssh),

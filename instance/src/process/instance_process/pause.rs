@@ -138,7 +138,7 @@ impl InstanceProcess {
     }
 
     /// Control over the guest, which must run; `what` is asked for.
-    fn running_control(&self, what: &'static str) -> Result<Arc<dyn GuestControl>> {
+    pub(super) fn running_control(&self, what: &'static str) -> Result<Arc<dyn GuestControl>> {
         let inner = self.lock();
         let control = inner.control.clone();
         control
