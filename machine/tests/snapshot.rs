@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 
 use iced_x86::code_asm::*;
-use machine::accel::{Accel, choose, choose_repeatable};
+use machine::accel::{Accel, CpuModel, choose, choose_repeatable};
 use machine::arch::Architecture;
 use machine::devices::VirtioSpec;
 use machine::memory::{Bytes, GuestAddress, Memory, Part};
@@ -388,6 +388,14 @@ fn a_machine_that_differs_is_refused_in_one_line() {
     );
     let why = refused(&|spec| spec.serial = None);
     assert_eq!(why, "its serial port is yes, and no is needed");
+    let why = refused(&|spec| {
+        let chosen = choose_repeatable(Accel::Soft, Architecture::X86_64, None).unwrap();
+        spec.accel = Arc::new(chosen.with_model(Some(CpuModel::V2)).unwrap());
+    });
+    assert_eq!(
+        why,
+        "its processor's instruction set is x86-64-v3, and x86-64-v2 is needed"
+    );
     // Where time is the host's, it is another machine.
     let host = Bench::new(false);
     let spec = host.spec(&Output::default());

@@ -74,6 +74,11 @@ impl Chosen {
         }
     }
 
+    /// The instruction set of the software processor; `None` on KVM.
+    pub(crate) fn features(&self) -> Option<softcpu::Features> {
+        self.kvm.is_none().then(|| CpuModel::features(self.model))
+    }
+
     /// Whether instructions are time, and every run is the same.
     pub(crate) fn is_repeatable(&self) -> bool {
         self.repeatable

@@ -105,6 +105,8 @@ pub struct About {
     pub accelerator: String,
     /// Whether instructions are its time.
     pub repeatable: bool,
+    /// The software processor's instruction set.
+    pub features: Option<softcpu::Features>,
     /// Number of CPUs.
     pub cpus: u8,
     /// RAM in bytes.
@@ -123,6 +125,7 @@ impl About {
             architecture: spec.architecture,
             accelerator: spec.accel.name().to_owned(),
             repeatable: spec.accel.is_repeatable(),
+            features: spec.accel.features(),
             cpus: spec.cpus,
             memory: spec.memory,
             serial: spec.serial.is_some(),
@@ -141,6 +144,7 @@ impl About {
             architecture,
             accelerator,
             repeatable,
+            features,
             cpus,
             memory,
             serial,
@@ -159,6 +163,9 @@ impl About {
         same("architecture", architecture.as_str(), this.architecture.as_str())?;
         same("accelerator", accelerator, &this.accelerator)?;
         same("counting of instructions", yes(*repeatable), yes(this.repeatable))?;
+        if let (Some(features), Some(these)) = (features, this.features) {
+            Mismatch::unless_equal("processor's instruction set", *features, these)?;
+        }
         Mismatch::unless_equal("number of CPUs", *cpus, this.cpus)?;
         Mismatch::unless_equal("memory in bytes", *memory, this.memory)?;
         same("serial port", yes(*serial), yes(this.serial))?;

@@ -1,8 +1,20 @@
 //! Which extensions of the instruction set beyond x86-64-v2 a machine's processors have.
 
+use std::fmt;
+
 /// A set of extensions: those between x86-64-v2, which every processor here has, and x86-64-v3.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Features(u32);
+
+impl fmt::Display for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Features::V2 => f.write_str("x86-64-v2"),
+            Features::V3 => f.write_str("x86-64-v3"),
+            Features(some) => write!(f, "x86-64-v2 with extensions {some:#x}"),
+        }
+    }
+}
 
 impl Features {
     /// XSAVE, XSAVEOPT, XSAVEC, XGETBV of what is in use, and CR4.OSXSAVE.
