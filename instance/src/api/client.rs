@@ -41,7 +41,7 @@ impl Client {
     /// The record.
     pub fn describe(&self) -> Result<Record> {
         let response = self.call("GET", "/v1/instance", b"")?;
-        serde_json::from_slice(&response.body).map_err(|e| self.odd(e.into()))
+        serde_json::from_slice(&response.body).map_err(|e| self.call_failed(e.into()))
     }
 
     /// Asks for power-off within `timeout` (rounded up to seconds). A guest that is to stop at once is not
@@ -115,11 +115,11 @@ impl Client {
 
     fn call_within(&self, method: &str, target: &str, body: &[u8], limit: Duration) -> Result<Response> {
         let mut stream = self.connect()?;
-        let failed = |e: io::Error| self.odd(e.into());
+        let failed = |e: io::Error| self.call_failed(e.into());
         stream.set_read_timeout(Some(limit)).map_err(failed)?;
         http::send_request(&mut stream, method, target, false, body).map_err(failed)?;
         let received = http::receive(&mut stream, http::parse_response).map_err(failed)?;
-        let (response, _) = received.map_err(|m| self.odd(m.into()))?;
+        let (response, _) = received.map_err(|m| self.call_failed(m.into()))?;
         self.check(response)
     }
 
@@ -127,17 +127,17 @@ impl Client {
         let opened = self.open_until(target, upgrade, Instant::now() + ANSWER_TIMEOUT)?;
         // What follows comes when there is something.
         let endless = opened.1.set_read_timeout(None);
-        endless.map_err(|e| self.odd(e.into()))?;
+        endless.map_err(|e| self.call_failed(e.into()))?;
         Ok(opened)
     }
 
     fn open_until(&self, target: &str, upgrade: bool, deadline: Instant) -> Result<(Incoming, UnixStream)> {
         let mut stream = self.connect()?;
-        let failed = |e: io::Error| self.odd(e.into());
+        let failed = |e: io::Error| self.call_failed(e.into());
         wait_until(&stream, deadline).map_err(failed)?;
         http::send_request(&mut stream, "GET", target, upgrade, b"").map_err(failed)?;
         let received = http::receive(&mut stream, http::parse_response).map_err(failed)?;
-        let (response, rest) = received.map_err(|m| self.odd(m.into()))?;
+        let (response, rest) = received.map_err(|m| self.call_failed(m.into()))?;
         self.check(response)?;
         let typed = stream.try_clone().map_err(failed)?;
         Ok((Cursor::new(rest).chain(stream), typed))
@@ -177,7 +177,7 @@ impl Client {
                     let owned =
                         crate::store::lock::Lock::is_held(&self.directory.join("lock")).unwrap_or(false);
                     if !owned || Instant::now() >= deadline {
-                        return Err(self.odd(CallError::Connect(Box::new(error))));
+                        return Err(self.call_failed(CallError::Connect(Box::new(error))));
                     }
                 }
             }
@@ -185,7 +185,7 @@ impl Client {
         }
     }
 
-    fn odd(&self, source: CallError) -> Error {
+    fn call_failed(&self, source: CallError) -> Error {
         Error::Unresponsive {
             id: self.id.to_string(),
             source,

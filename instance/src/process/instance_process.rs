@@ -279,7 +279,7 @@ impl InstanceProcess {
             .ok_or_else(|| Error::HasEnded(self.id.to_string()))
     }
 
-    /// The guest's agent has reported itself.
+    /// The guest's agent has connected.
     pub fn set_ready(&self) {
         let mut inner = self.lock();
         if inner.held.is_some() && !inner.record.ready {

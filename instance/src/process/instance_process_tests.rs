@@ -135,13 +135,13 @@ impl World {
     }
 }
 
-fn deaf() -> Ask {
+fn unresponsive() -> Ask {
     Box::new(|_, _| Err(Error::Agent(AgentError::Absent)))
 }
 
 #[test]
 fn a_guest_that_powers_off_leaves_a_stopped_instance() {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let run = world.runs.recv().unwrap();
     run.send(Outcome::PowerOff).unwrap();
     let (store, id) = (world.store.clone(), world.process.id().clone());
@@ -155,7 +155,7 @@ fn a_guest_that_powers_off_leaves_a_stopped_instance() {
 
 #[test]
 fn a_reset_is_a_reboot_and_readiness_starts_anew() {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let first = world.runs.recv().unwrap();
     let (_, mut news) = world.process.watch().unwrap();
     while world.recorded().state != State::Running {
@@ -174,7 +174,7 @@ fn a_reset_is_a_reboot_and_readiness_starts_anew() {
 
 #[test]
 fn a_panic_is_not_taken_for_a_reboot() {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let run = world.runs.recv().unwrap();
     world
         .process
@@ -207,7 +207,7 @@ fn a_guest_that_shuts_down_is_not_killed() {
 fn the_status_of_the_main_program_is_the_runs_ending() {
     use guest_init::proto::{END_PORT, Ended, Frame, Kind, write_frame};
     use std::io::{Read, Write};
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let run = world.runs.recv().unwrap();
     crate::guest::readiness::listen_for_end(&world.process, Determinism::default()).unwrap();
     let name = format!("{}_{END_PORT}", crate::store::sockets::VSOCK);
@@ -226,7 +226,7 @@ fn the_status_of_the_main_program_is_the_runs_ending() {
 /// A reset is another run, whose end is its own.
 #[test]
 fn the_status_of_one_run_is_not_the_next_ones() {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let first = world.runs.recv().unwrap();
     world.process.set_exited(3);
     first.send(Outcome::Reset).unwrap();
@@ -237,7 +237,7 @@ fn the_status_of_one_run_is_not_the_next_ones() {
 
 #[test]
 fn a_guest_that_ignores_the_request_is_killed_at_the_timeout() {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let _run = world.runs.recv().unwrap();
     world
         .process
@@ -248,7 +248,7 @@ fn a_guest_that_ignores_the_request_is_killed_at_the_timeout() {
 
 #[test]
 fn subscribers_receive_the_end_and_nothing_after_it() {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let run = world.runs.recv().unwrap();
     let (_, news) = world.process.watch().unwrap();
     run.send(Outcome::PowerOff).unwrap();
@@ -273,7 +273,7 @@ fn a_machine_that_cannot_be_built_ends_the_instance_with_the_reason() {
     let held = store.create(draft(None), |_, _| Ok(())).unwrap();
     let id = held.record().id.clone();
     let console = Console::new(held.directory());
-    let process = InstanceProcess::new(held, console, deaf(), Determinism::default());
+    let process = InstanceProcess::new(held, console, unresponsive(), Determinism::default());
     let (ending, held) = process
         .run(|_, _, _| Err(Error::NoRoot("no memory: it".into())), || Ok(()))
         .unwrap();
@@ -294,7 +294,7 @@ fn full(free: u64) -> NoSpace {
 
 #[test]
 fn a_full_disk_is_in_the_record_until_there_is_space() {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let run = world.runs.recv().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
@@ -344,7 +344,7 @@ fn stop_resumes_a_paused_guest_and_stop_without_time_ends_it() {
     run.send(Outcome::PowerOff).unwrap();
     assert_eq!(world.end(), Ending::PoweredOff);
 
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let _run = world.runs.recv().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
@@ -356,7 +356,7 @@ fn stop_resumes_a_paused_guest_and_stop_without_time_ends_it() {
 
 #[test]
 fn an_instance_can_be_ended_although_the_disk_is_full() {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let _run = world.runs.recv().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();

@@ -52,7 +52,7 @@ fn check(host: &TestHost) -> Result<()> {
     add(host, &port, "Ada")?;
     ensure!(
         employees(host, &port)? == ["Ada"],
-        "the application does not keep what it is told"
+        "the application does not keep its data"
     );
     let first = identity(host, "first")?;
 

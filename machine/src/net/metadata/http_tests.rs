@@ -325,9 +325,9 @@ proptest::proptest! {
         cut in 0_usize..200,
     ) {
         let mut service = service();
-        let mut dressed = b"GET /latest/meta-data/ HTTP/1.1\r\nContent-Length: 5\r\n\r\n".to_vec();
-        dressed.truncate(cut);
-        dressed.append(&mut bytes);
-        while service.take_request(&mut dressed).is_some() {}
+        let mut request = b"GET /latest/meta-data/ HTTP/1.1\r\nContent-Length: 5\r\n\r\n".to_vec();
+        request.truncate(cut);
+        request.append(&mut bytes);
+        while service.take_request(&mut request).is_some() {}
     }
 }

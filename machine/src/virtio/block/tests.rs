@@ -336,7 +336,7 @@ fn queues_are_served_at_once_and_come_back_in_order() {
 }
 
 /// A disk with a ring for its queue; `None`, and a message, where the kernel gives no ring.
-fn flying() -> Option<(std::fs::File, Driver)> {
+fn asynchronous() -> Option<(std::fs::File, Driver)> {
     let ring = AsyncIo::new()
         .inspect_err(|error| eprintln!("no io_uring here ({error}): this test shows nothing"))
         .ok()?;
@@ -345,7 +345,7 @@ fn flying() -> Option<(std::fs::File, Driver)> {
     let backend = Arc::new(RawFile::new(file.try_clone().unwrap()).unwrap());
     let spec = Spec {
         read_only: false,
-        id: "flying".into(),
+        id: "asynchronous".into(),
         queues: 1,
     };
     let device = Block::with_limits(backend, spec, vec![ring], RateLimiter::default());
@@ -354,7 +354,7 @@ fn flying() -> Option<(std::fs::File, Driver)> {
 
 #[test]
 fn requests_in_flight_all_complete() {
-    let Some((file, mut driver)) = flying() else {
+    let Some((file, mut driver)) = asynchronous() else {
         return;
     };
     // More than are carried at once, and others that are served synchronously among them.
@@ -390,7 +390,7 @@ fn requests_in_flight_all_complete() {
 
 #[test]
 fn invalid_requests_fail_with_asynchronous_io_as_well() {
-    let Some((file, mut driver)) = flying() else {
+    let Some((file, mut driver)) = asynchronous() else {
         return;
     };
     let beyond = DISK / 512;
