@@ -30,12 +30,25 @@ pub struct PerRun {
     pub exits: bool,
     /// Whether instructions are time, so that every run is the same.
     pub icount: bool,
+    /// Which devices the machine has.
+    pub devices: Devices,
     /// What it takes of this host.
     pub host: HostUse,
     /// Where the processor's profile goes.
     pub profile: Option<Arc<Profiling>>,
     /// Other files that the process writes at the end.
     pub outputs: Vec<PathBuf>,
+}
+
+/// Which of an instance's devices its machine has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Devices {
+    /// All of them.
+    #[default]
+    All,
+    /// No vsock, so that the agent is out of reach, and the serial port as the only console.
+    Basic,
 }
 
 /// Where the steps of a boot are reported.
@@ -75,6 +88,7 @@ struct Message {
     timing: Option<Timing>,
     exits: bool,
     icount: bool,
+    devices: Devices,
     sandbox: String,
     disk_engine: DiskEngine,
 }
@@ -89,6 +103,7 @@ impl PerRun {
             timing,
             exits,
             icount,
+            devices,
             host: HostUse { sandbox, disk_engine },
             profile: _,
             outputs: _,
@@ -101,6 +116,7 @@ impl PerRun {
             timing: timing.as_ref().map(absolute).transpose()?,
             exits: *exits,
             icount: *icount,
+            devices: *devices,
             sandbox: sandbox.name().to_owned(),
             disk_engine: *disk_engine,
         };
@@ -116,6 +132,7 @@ impl PerRun {
             timing,
             exits,
             icount,
+            devices,
             sandbox,
             disk_engine,
         } = serde_json::from_str(text).map_err(|error| error.to_string())?;
@@ -125,6 +142,7 @@ impl PerRun {
             timing,
             exits,
             icount,
+            devices,
             host: HostUse { sandbox, disk_engine },
             ..PerRun::default()
         })
@@ -160,6 +178,7 @@ mod tests {
         let sent = PerRun {
             timing: Some(Timing::File("timing.json".into())),
             icount: true,
+            devices: Devices::Basic,
             host: HostUse {
                 sandbox: Mode::Required,
                 disk_engine: DiskEngine::IoUring,
@@ -171,6 +190,7 @@ mod tests {
         let file = Timing::File(std::path::absolute("timing.json").unwrap());
         assert_eq!(arrived.timing, Some(file));
         assert!(arrived.icount && !arrived.exits);
+        assert_eq!(arrived.devices, Devices::Basic);
         assert!(PerRun::from_json("{}").is_err());
         let text = sent.to_json().unwrap().replace("required", "perhaps");
         assert!(PerRun::from_json(&text).unwrap_err().contains("perhaps"));
