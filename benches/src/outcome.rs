@@ -121,6 +121,18 @@ pub struct ConfigurationInfo {
     /// Exits to user space by what caused them, most frequent first; empty where they were not counted.
     #[serde(default)]
     pub exits: Vec<ExitInfo>,
+    /// What KVM has counted up to the end of the boot, by its own names; empty where it cannot be read.
+    #[serde(default)]
+    pub statistics: Vec<Statistic>,
+}
+
+/// One of KVM's statistics.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statistic {
+    /// KVM's name of it.
+    pub name: String,
+    /// Its value.
+    pub count: u64,
 }
 
 /// Exits of one kind.

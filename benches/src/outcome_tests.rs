@@ -14,6 +14,7 @@ fn configuration(name: &str, again_of: Option<usize>) -> ConfigurationInfo {
         cpus: 1,
         memory: 256 << 20,
         exits: Vec::new(),
+        statistics: Vec::new(),
     }
 }
 

@@ -171,10 +171,7 @@ impl Base {
         if recipe.hostname.is_none() {
             recipe.hostname.clone_from(&self.boot.hostname);
         }
-        let line = manifest
-            .command_line
-            .strip_prefix(crate::boot::COMMAND_LINE)
-            .unwrap_or(&manifest.command_line);
+        let line = crate::boot::own_words(&manifest.command_line);
         recipe.command_line = ami::command_line::join([line, &recipe.command_line]);
         recipe
             .ports

@@ -9,7 +9,7 @@ use displaydoc::Display;
 
 use crate::advice::Advice;
 use crate::base::{self, Base};
-use crate::boot::{COMMAND_LINE, defaults};
+use crate::boot::{command_line, defaults};
 use crate::compose::kernel::Kernel;
 use crate::compose::{self, Written, initramfs, kernel, modules, sbom};
 use crate::fetch::Access;
@@ -205,7 +205,8 @@ fn kernel_of(
     let tree = root.kernel.as_ref().ok_or(compose::Error::NoKernel)?;
     let kernel = kernel::from_tree(tree, architecture)?;
     let release = kernel.release.as_deref().unwrap_or_default();
-    let modules = modules::closure(tree, release, &recipe.modules_for(architecture))?;
+    let wanted = recipe.modules_for(architecture);
+    let modules = modules::closure(tree, release, &wanted, &recipe.command_line)?;
     Ok((kernel, modules))
 }
 
@@ -237,7 +238,7 @@ fn manifest(recipe: &Recipe, architecture: Architecture, root: &Root) -> Manifes
     manifest.description.clone_from(&recipe.description);
     manifest.created.clone_from(&recipe.created);
     manifest.tags.clone_from(&recipe.tags);
-    manifest.command_line = ami::command_line::join([COMMAND_LINE, &recipe.command_line]);
+    manifest.command_line = command_line(&recipe.command_line);
     manifest.init = recipe.init().to_owned();
     manifest.exposed_ports = recipe.all_ports().into_iter().map(exposed).collect();
     if let Some(cpus) = recipe.cpus {

@@ -114,7 +114,7 @@ pub fn image(options: &Options<'_>) -> Result<Written, Error> {
         KernelSource::File(path) => take_kernel(path, architecture)?,
     };
     let mut manifest = Manifest::new(options.name, architecture);
-    manifest.command_line = boot::COMMAND_LINE.to_owned();
+    manifest.command_line = boot::command_line("");
     manifest.init = init_of(&tree, &config);
     manifest.exposed_ports = config.ports.iter().filter_map(|port| exposed(port)).collect();
     let boot = boot_config(options.name, &manifest.init, config);

@@ -14,7 +14,7 @@ use crate::process::janitor::Janitor;
 use crate::process::launch::{Fresh, hostname};
 use crate::process::measure::Measured;
 use crate::process::network;
-use crate::process::per_run::{PerRun, Timing};
+use crate::process::per_run::{Devices, PerRun, Timing};
 use crate::process::restore::{self, Found};
 use crate::process::search;
 use crate::process::space_watch::SpaceWatch;
@@ -45,6 +45,9 @@ use machine::{Device, Machine, Spec};
 
 /// The guest's vsock address. Each instance has a network of sockets of its own, so all have the same.
 const GUEST_CID: u64 = 3;
+
+/// The guest's name of its serial port.
+const SERIAL_CONSOLE: &str = "ttyS0";
 
 /// Builds the machines of one run.
 pub struct Assembly {
@@ -238,7 +241,9 @@ impl Assembly {
             .is_enabled()
             .then(|| image.id().as_bytes().to_vec());
         devices.push(device("rng", VirtioSpec::Rng(RngSpec { seed })));
-        devices.push(device("vsock", VirtioSpec::Vsock(vsock(directory)?)));
+        if self.per_run.devices == Devices::All {
+            devices.push(device("vsock", VirtioSpec::Vsock(vsock(directory)?)));
+        }
         // A repeatable run does not depend on the host's resolver.
         let user = matches!(record.config.network, Network::User | Network::UserLoopback);
         let search = match user && !self.determinism.is_enabled() {
@@ -250,7 +255,11 @@ impl Assembly {
         devices.extend(card.map(|card| device("net0", VirtioSpec::Net(card.device))));
         // A guest that is to run the same way everywhere does not know this terminal.
         let terminal = (self.terminal_size)().filter(|_| !self.determinism.is_enabled());
-        let (hvc, serial) = consoles(&image, console, terminal)?;
+        let main_console = match self.per_run.devices {
+            Devices::All => image.manifest().console.as_str(),
+            Devices::Basic => SERIAL_CONSOLE,
+        };
+        let (hvc, serial) = consoles(main_console, console, terminal)?;
         devices.extend(hvc.map(|hvc| device("console", VirtioSpec::Console(hvc))));
         if record.config.balloon {
             let target = Target::default();
@@ -266,7 +275,7 @@ impl Assembly {
             accel: self.accelerator(record, &image)?,
             kernel,
             initrd: Some(initrd),
-            cmdline: command_line(&image, record, &self.launch_words(words, &search)),
+            cmdline: command_line(&image, record, main_console, &self.launch_words(words, &search)),
             serial: Some(serial),
             devices,
             uuid: Some(record.id.platform_uuid().into_bytes()),
@@ -354,7 +363,7 @@ impl Assembly {
 
 /// The image's command line, then what a launch adds. The last value of a parameter counts, so the user's
 /// comes last.
-pub(crate) fn command_line(image: &Image, record: &Record, launch: &[String]) -> String {
+pub(crate) fn command_line(image: &Image, record: &Record, console: &str, launch: &[String]) -> String {
     let manifest = image.manifest();
     let layout = arch::layout(manifest.architecture);
     let mut words = vec![
@@ -362,10 +371,10 @@ pub(crate) fn command_line(image: &Image, record: &Record, launch: &[String]) ->
         // A panic ends the machine by a reset at once; the console has said why.
         "panic=-1".to_owned(),
         layout.command_line.to_owned(),
-        "console=ttyS0".to_owned(),
+        format!("console={SERIAL_CONSOLE}"),
     ];
-    if manifest.console != "ttyS0" {
-        words.push(format!("console={}", manifest.console));
+    if console != SERIAL_CONSOLE {
+        words.push(format!("console={console}"));
     }
     words.push(format!("kiln.instance={}", record.id));
     words.push(format!("kiln.hostname={}", hostname(record)));
@@ -481,6 +490,7 @@ mod tests {
         let line = command_line(
             &image,
             held.record(),
+            "hvc0",
             &["kiln.ip=x".into(), "kiln.main=none".into()],
         );
         assert!(
@@ -488,5 +498,8 @@ mod tests {
             "{line}"
         );
         assert!(line.contains(" kiln.instance=i-"), "{line}");
+        assert!(line.contains(" console=ttyS0 console=hvc0 "), "{line}");
+        let line = command_line(&image, held.record(), "ttyS0", &[]);
+        assert_eq!(line.matches("console=").count(), 1, "{line}");
     }
 }

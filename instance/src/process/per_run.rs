@@ -33,12 +33,25 @@ pub struct PerRun {
     pub icount: bool,
     /// How the first run begins; after a reboot the kernel boots.
     pub begin: Begin,
+    /// Which devices the machine has.
+    pub devices: Devices,
     /// What it takes of this host.
     pub host: HostUse,
     /// Where the processor's profile goes.
     pub profile: Option<Arc<Profiling>>,
     /// Other files that the process writes at the end.
     pub outputs: Vec<PathBuf>,
+}
+
+/// Which of an instance's devices its machine has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Devices {
+    /// All of them.
+    #[default]
+    All,
+    /// No vsock, so that the agent is out of reach, and the serial port as the only console.
+    Basic,
 }
 
 /// Where the steps of a boot are reported.
@@ -79,6 +92,7 @@ struct Message {
     exits: bool,
     icount: bool,
     begin: Begin,
+    devices: Devices,
     sandbox: String,
     disk_engine: DiskEngine,
 }
@@ -94,6 +108,7 @@ impl PerRun {
             exits,
             icount,
             begin,
+            devices,
             host: HostUse { sandbox, disk_engine },
             profile: _,
             outputs: _,
@@ -107,6 +122,7 @@ impl PerRun {
             exits: *exits,
             icount: *icount,
             begin: *begin,
+            devices: *devices,
             sandbox: sandbox.name().to_owned(),
             disk_engine: *disk_engine,
         };
@@ -123,6 +139,7 @@ impl PerRun {
             exits,
             icount,
             begin,
+            devices,
             sandbox,
             disk_engine,
         } = serde_json::from_str(text).map_err(|error| error.to_string())?;
@@ -133,6 +150,7 @@ impl PerRun {
             exits,
             icount,
             begin,
+            devices,
             host: HostUse { sandbox, disk_engine },
             ..PerRun::default()
         })
@@ -169,6 +187,7 @@ mod tests {
             timing: Some(Timing::File("timing.json".into())),
             icount: true,
             begin: Begin::RestoreOnly,
+            devices: Devices::Basic,
             host: HostUse {
                 sandbox: Mode::Required,
                 disk_engine: DiskEngine::IoUring,
@@ -181,6 +200,7 @@ mod tests {
         assert_eq!(arrived.timing, Some(file));
         assert!(arrived.icount && !arrived.exits);
         assert_eq!(arrived.begin, Begin::RestoreOnly);
+        assert_eq!(arrived.devices, Devices::Basic);
         assert!(PerRun::from_json("{}").is_err());
         let text = sent.to_json().unwrap().replace("required", "perhaps");
         assert!(PerRun::from_json(&text).unwrap_err().contains("perhaps"));

@@ -56,7 +56,7 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
         accel: Arc::new(chosen?.with_model(config.cpu)?),
         kernel: part_or(config.kernel.as_deref(), || image.kernel())?,
         initrd: Some(part_or(config.initrd.as_deref(), || image.initramfs())?),
-        cmdline: command_line(image, record, &[]),
+        cmdline: command_line(image, record, &image.manifest().console, &[]),
         serial: None,
         devices: Vec::new(),
         uuid: None,

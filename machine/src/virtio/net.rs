@@ -18,8 +18,11 @@ use crate::state::Refused;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
-/// Descriptors of each queue.
-const QUEUE_SIZES: [u16; 2] = [256; 2];
+/// Descriptors of each queue. A driver fills the receive queue when its interface comes up, each descriptor with
+/// a buffer for the largest frame: 17 pages with the user network's MTU or with offloads. 64 of them are 4 MiB of
+/// the guest's RAM and more frames than one wakeup of the worker usually finds; with 256 a boot waited for the
+/// guest to allocate 17 MiB. A frame for which there is no room waits in the backend.
+const QUEUE_SIZES: [u16; 2] = [64, 256];
 /// `struct virtio_net_hdr_v1` (VIRTIO 1.3 §5.1.6).
 const HEADER: usize = 12;
 /// Where its `num_buffers` lies: always 1 here, since buffers are not merged.

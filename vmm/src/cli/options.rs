@@ -6,7 +6,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgMatches, Args, Error, FromArgMatches};
 
 use instance::process::launch::RootCopy;
-use instance::process::per_run::{DiskEngine, HostUse, PerRun, Timing};
+use instance::process::per_run::{Devices, DiskEngine, HostUse, PerRun, Timing};
 use instance::store::record::{Accel, CpuModel};
 use kiln_benches::outcome::End;
 use machine::sandbox::Mode;
@@ -63,6 +63,14 @@ const DISK_ENGINES: Words<DiskEngine> = &[
         "io_uring",
         DiskEngine::IoUring,
         "Many requests of a queue at once",
+    ),
+];
+const DEVICES: Words<Devices> = &[
+    ("all", Devices::All, "All that an instance has"),
+    (
+        "basic",
+        Devices::Basic,
+        "No vsock, so that the agent is out of reach, and the serial port as the only console",
     ),
 ];
 const ENDS: Words<End> = &[
@@ -153,6 +161,9 @@ struct MeasuringOptions {
     /// Count instructions and use them as the guest's time, so that every run is the same
     #[arg(long)]
     icount: bool,
+    /// Which devices the machine has, to compare it with those of other monitors
+    #[arg(long, value_parser = one_of(DEVICES), value_name = "DEVICES", default_value = "all")]
+    devices: Devices,
     #[command(flatten)]
     host: HostOptions,
 }
@@ -171,12 +182,14 @@ impl From<MeasuringOptions> for PerRun {
             timing,
             exits,
             icount,
+            devices,
             host,
         } = options;
         PerRun {
             timing: timing.map(self::timing),
             exits,
             icount,
+            devices,
             host: host.into(),
             ..PerRun::default()
         }

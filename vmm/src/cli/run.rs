@@ -22,9 +22,9 @@ use super::{Context, Status, console, output, signals, terminal, value};
 use instance::api;
 use instance::process::instance_process::InstanceProcess;
 use instance::process::launch::Fresh;
-use instance::process::per_run::PerRun;
-use instance::service::RunInstances;
+use instance::process::per_run::{Devices, PerRun};
 use instance::service::hosting::{Host, Hosted};
+use instance::service::{RunInstances, WaitFor};
 use instance::store::LockedInstance;
 use instance::store::record::Ending;
 use instance::{Error, Record, State};
@@ -139,6 +139,14 @@ impl Run {
             return Err(Advice::new(
                 "an instance in the foreground is not waited for",
                 "give --detach with --wait",
+            )
+            .into());
+        }
+        let needs_agent = !self.command.is_empty() || self.waiting.wait == Some(WaitFor::Agent);
+        if self.per_run.0.devices == Devices::Basic && needs_agent {
+            return Err(Advice::new(
+                "without vsock the guest's agent is out of reach",
+                "leave --devices basic out, or COMMAND and --wait agent",
             )
             .into());
         }
