@@ -201,8 +201,11 @@ impl Template {
         )?;
         for (chip_id, bytes) in CHIPS.into_iter().zip(irqchips) {
             // SAFETY: the structure is numbers only, and a union of such.
-            let chip: kvm_irqchip = unsafe { from_bytes(bytes, "kvm_irqchip") }?;
+            let mut chip: kvm_irqchip = unsafe { from_bytes(bytes, "kvm_irqchip") }?;
             Refused::unless(chip.chip_id == chip_id, "the order of interrupt controllers")?;
+            if chip_id != KVM_IRQCHIP_IOAPIC {
+                silence(&mut chip);
+            }
             vm.set_irqchip(&chip).map_err(failed("KVM_SET_IRQCHIP"))?;
         }
         // Without flags the guest's clock goes on from here, however long ago that was.
@@ -229,6 +232,17 @@ impl Template {
             ]
         };
         entries.as_slice().iter().map(row).collect()
+    }
+}
+
+/// Masks a PIC that no kernel has initialised. KVM routes every line to it as well as to the IOAPIC, and has it
+/// unmasked after reset: what is raised before the guest has set up its local APIC, as the notice of a new
+/// generation is, would come as vector 3 of all vectors, a breakpoint.
+fn silence(chip: &mut kvm_irqchip) {
+    // SAFETY: the caller says that it is one of the PICs, for which this member is valid.
+    let pic = unsafe { &mut chip.chip.pic };
+    if pic.irq_base == 0 {
+        pic.imr = u8::MAX;
     }
 }
 
