@@ -187,11 +187,11 @@ impl<'u> Solver<'u, '_> {
             same && package.version == other.version
         };
         let own = self.universe.counts_as(id);
-        let others = self.universe.architectures().iter().filter_map(|arch| {
+        let mut others = self.universe.architectures().iter().filter_map(|arch| {
             let (other, _) = state.selected.get(&(package.name, *arch))?;
             (*arch == own || !together(*other)).then_some(*other)
         });
-        others.into_iter().next()
+        others.next()
     }
 
     /// Why the candidate cannot join, if it cannot.
