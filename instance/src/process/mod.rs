@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `launch` | from an image to a record, a directory and volumes |
+//! | `startup` | what the program does first |
 //! | `preflight` | what a launch would be refused for |
 //! | `detach` | the instance process apart from the command that launched it |
 //! | `instance_process` | its main loop: run the guest, again after a reboot, until it ends for good |
@@ -27,4 +28,5 @@ pub mod per_run;
 pub(crate) mod preflight;
 mod search;
 mod space_watch;
+pub mod startup;
 pub(crate) mod subscription;

@@ -10,6 +10,7 @@
 //! | `instances.rs` | describe, start, stop, reboot, pause, resume, terminate |
 //! | `guest.rs` | waiting for the guest, its agent, its console, its ports |
 //! | `images.rs` | register, describe, tag, export, deregister, create of an instance |
+//! | `documents.rs` | what the metadata service says, a stop without waiting, what a calling program remembers |
 //! | [`hosting`] | the other side: what the process that runs an instance does |
 //!
 //! ```no_run
@@ -38,9 +39,11 @@
 //! ```
 //!
 //! A launched instance runs in a process of its own, which is this program with the arguments `own ID JSON`
-//! ([`detach`](crate::process::detach)): a program that launches instances hands these to [`hosting`].
+//! ([`detach`](crate::process::detach)): a program that launches instances hands these to [`hosting`], and
+//! begins with [`startup`](crate::process::startup).
 
 mod capture;
+mod documents;
 mod guest;
 pub mod hosting;
 mod images;
@@ -56,6 +59,7 @@ use crate::store::Store;
 use crate::store::home::Home;
 use crate::{InstanceId, Result};
 
+pub use documents::metadata;
 pub use guest::{ReadyInstance, WaitFor};
 pub use images::{CreateImage, CreatedImage, DeregisterImage, RegisterImage};
 pub use instances::{

@@ -160,6 +160,8 @@ impl Run {
             auto_remove: self.rm,
             user_data: self.network.user_data()?,
             per_run: self.per_run.0.clone(),
+            reservation: None,
+            first_index: 0,
         })
     }
 
