@@ -6,6 +6,7 @@
 //! chooses.
 
 pub mod agent;
+pub mod ec2_request;
 pub mod image;
 mod input;
 pub mod net;
@@ -24,6 +25,7 @@ pub type Target = fn(&[u8]);
 /// Every target by its name, which is also that of its binary and of its folder in `corpus/`.
 pub const TARGETS: &[(&str, Target)] = &[
     ("agent", agent::run),
+    ("ec2_request", ec2_request::run),
     ("image", image::run),
     ("net", net::run),
     ("packages", packages::run),

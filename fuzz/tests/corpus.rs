@@ -30,6 +30,11 @@ fn agent() {
 }
 
 #[test]
+fn ec2_request() {
+    replay("ec2_request");
+}
+
+#[test]
 fn image() {
     replay("image");
 }

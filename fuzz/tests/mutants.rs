@@ -121,6 +121,7 @@ macro_rules! targets {
 // that is waited for (`vsock`).
 targets!(
     agent: 40_000,
+    ec2_request: 20_000,
     image: 10_000,
     net: 7_000,
     packages: 60_000,

@@ -165,6 +165,12 @@ impl Launch {
         Ok(Launch { user_data, ..self })
     }
 
+    /// The id that its instances share, if the caller has one for them.
+    pub fn reserved(self, reservation: Option<ReservationId>) -> Launch {
+        let reservation = reservation.unwrap_or(self.reservation);
+        Launch { reservation, ..self }
+    }
+
     /// The id that its instances share.
     pub fn reservation(&self) -> &ReservationId {
         &self.reservation

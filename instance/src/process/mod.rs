@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `launch` | from an image to a record, a directory and volumes |
+//! | `startup` | what the program does first |
 //! | `preflight` | checks before a launch |
 //! | `detach` | starting the instance process in the background |
 //! | `instance_process` | its main loop: run the guest, again after a reboot, until it stops |
@@ -29,4 +30,5 @@ pub(crate) mod preflight;
 pub mod restore;
 mod search;
 mod space_watch;
+pub mod startup;
 pub(crate) mod subscription;

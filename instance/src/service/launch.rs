@@ -42,6 +42,10 @@ pub struct RunInstances {
     pub user_data: Option<Vec<u8>>,
     /// What is asked of this run and not kept.
     pub per_run: PerRun,
+    /// The id of the launch, where the caller knows it before; a new one when absent.
+    pub reservation: Option<ReservationId>,
+    /// The place of the first instance in the launch, where others were launched before.
+    pub first_index: u32,
 }
 
 impl RunInstances {
@@ -63,6 +67,8 @@ impl RunInstances {
                 begin: Begin::Restore,
                 ..PerRun::default()
             },
+            reservation: None,
+            first_index: 0,
         }
     }
 
@@ -145,7 +151,7 @@ impl Service {
             service: self,
             launch: self.launch(request)?,
             per_run: request.per_run.clone(),
-            left: 0..request.count,
+            left: request.first_index..request.first_index.saturating_add(request.count),
         })
     }
 
@@ -182,6 +188,7 @@ impl Service {
             .user_data(request.user_data.clone())?
             .root(request.root_size, request.root_copy)
             .volumes(request.volumes.clone())
+            .reserved(request.reservation.clone())
             .auto_remove(request.auto_remove))
     }
 }

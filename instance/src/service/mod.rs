@@ -11,6 +11,7 @@
 //! | `instances.rs` | describe, start, stop, reboot, pause, resume, terminate |
 //! | `guest.rs` | waiting for the guest, its agent, its console, its ports |
 //! | `images.rs` | register, describe, tag, export, deregister, create of an instance |
+//! | `documents.rs` | what the metadata service says, a stop without waiting, what a calling program remembers |
 //! | `snapshot.rs` | warm image of an instance, of an image; clones; hibernation |
 //! | [`hosting`] | for the instance process: run the guest and serve its control socket |
 //!
@@ -40,9 +41,11 @@
 //! ```
 //!
 //! A launched instance runs in a process of its own, which is this program with the arguments `own ID JSON`
-//! ([`detach`](crate::process::detach)): a program that launches instances hands these to [`hosting`].
+//! ([`detach`](crate::process::detach)): a program that launches instances hands these to [`hosting`], and
+//! begins with [`startup`](crate::process::startup).
 
 mod capture;
+mod documents;
 mod guest;
 pub mod hosting;
 mod images;
@@ -59,6 +62,7 @@ use crate::store::Store;
 use crate::store::home::Home;
 use crate::{InstanceId, Result};
 
+pub use documents::metadata;
 pub use guest::{ReadyInstance, WaitFor};
 pub use images::{CreateImage, CreatedImage, DeregisterImage, RegisterImage};
 pub use instances::{

@@ -6,8 +6,9 @@
 //! *asked about* without being taken (`F_OFD_GETLK`), so a command that only looks never makes another one
 //! fail.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,15 @@ impl Lock {
         fcntl(&file, FcntlArg::F_OFD_GETLK(&mut probe))
             .map_err(|e| Error::file("asking about", path)(e.into()))?;
         Ok(is_locked(&probe))
+    }
+
+    /// Whether the file that is locked is still the one at `path`, for files that a holder may remove.
+    pub fn is_at(&self, path: &Path) -> bool {
+        let same = |one: &Metadata, other: &Metadata| (one.dev(), one.ino()) == (other.dev(), other.ino());
+        match (self.file.metadata(), path.metadata()) {
+            (Ok(locked), Ok(there)) => same(&locked, &there),
+            _ => false,
+        }
     }
 
     /// A second descriptor of the same lock, to be inherited by a child process.

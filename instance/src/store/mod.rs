@@ -3,6 +3,7 @@
 //! Begin with [`Store`]: the directory of all instances, and how the state of each is derived from its record
 //! and its lock.
 
+pub mod documents;
 pub mod home;
 pub mod id;
 pub(crate) mod instances;

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::store::id::ReservationId;
 use crate::store::limits::Limits;
-use crate::store::network::{Network, Port};
+use crate::store::network::{Network, Port, is_public};
 use crate::store::pause::Paused;
 use crate::{InstanceId, State, VolumeId};
 pub use machine::accel::{Accel, CpuModel};
@@ -77,6 +78,10 @@ pub struct ImageRef {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// The name of the size that was asked for, such as `t3.micro`; `cpus` and `memory` say what it has. Left
+    /// out if there is none: an older `vmm` reads the record of an instance that it can run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_type: Option<String>,
     /// Virtual processors.
     pub cpus: Option<u32>,
     /// RAM in bytes.
@@ -98,10 +103,23 @@ pub struct Config {
     pub ports: Vec<Port>,
     /// Keys that may log in, in OpenSSH's one-line form.
     pub ssh_keys: Vec<String>,
+    /// The security groups that it was launched with; their rules are in `ports`. Left out if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub security_groups: Vec<SecurityGroup>,
     /// Whether the guest gives memory that it does not use back to the host.
     pub balloon: bool,
     /// What its devices may do in a second.
     pub limits: Limits,
+}
+
+/// A security group by id and name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecurityGroup {
+    /// `sg-` and 17 hexadecimal digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// A volume as attached to an instance: one block device mapping.
@@ -194,6 +212,14 @@ impl Record {
             volume.id = VolumeId::nobody();
         }
         record
+    }
+
+    /// The address of this host that is its own, if its ports are published on one.
+    pub fn public_address(&self) -> Option<Ipv4Addr> {
+        self.config.ports.iter().find_map(|port| match port.address {
+            IpAddr::V4(address) if is_public(address) => Some(address),
+            _ => None,
+        })
     }
 
     /// What a person calls it: the name if it has one, else the id.

@@ -175,6 +175,8 @@ impl Run {
             auto_remove: self.rm,
             user_data: self.network.user_data()?,
             per_run: self.per_run(),
+            reservation: None,
+            first_index: 0,
         })
     }
 

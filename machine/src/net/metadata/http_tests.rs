@@ -142,10 +142,10 @@ fn paths_that_libraries_request_exist() {
         ("hibernation/configured", "false"),
         ("instance-action", "none"),
         ("instance-life-cycle", "on-demand"),
-        ("placement/availability-zone", "local-1a"),
-        ("placement/availability-zone/", "local-1a"),
-        ("placement/availability-zone-id", "local1-az1"),
-        ("placement/region", "local-1"),
+        ("placement/availability-zone", "us-east-1a"),
+        ("placement/availability-zone/", "us-east-1a"),
+        ("placement/availability-zone-id", "use1-az1"),
+        ("placement/region", "us-east-1"),
         ("security-groups", "default"),
         ("services/domain", "amazonaws.com"),
         ("services/partition", "aws"),
@@ -184,7 +184,7 @@ fn the_identity_document_has_all_its_fields() {
     let expected = serde_json::json!({
         "accountId": "000000000000",
         "architecture": "x86_64",
-        "availabilityZone": "local-1a",
+        "availabilityZone": "us-east-1a",
         "billingProducts": null,
         "devpayProductCodes": null,
         "imageId": "ami-0123456789abcdef0",
@@ -195,7 +195,7 @@ fn the_identity_document_has_all_its_fields() {
         "pendingTime": "2026-11-30T12:00:00Z",
         "privateIp": "10.0.2.15",
         "ramdiskId": null,
-        "region": "local-1",
+        "region": "us-east-1",
         "version": "2017-09-30",
     });
     assert_eq!(document, expected);
