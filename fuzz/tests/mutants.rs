@@ -124,7 +124,7 @@ targets!(
     image: 10_000,
     net: 7_000,
     packages: 60_000,
-    platform: 500_000,
+    platform: 150_000,
     recipe: 40_000,
     softcpu: 2_000,
     virtio: 5_000,

@@ -2,6 +2,7 @@
 //! from another.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 /// What the machine said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub struct CommandLine {
     /// `root=/dev/…`: the root disk instead of the image's. Other forms (`UUID=…`) need a search that nothing
     /// here does.
     pub root: Option<String>,
+    /// `rootwait=SECONDS`: how long to wait for the root disk.
+    pub root_wait: Option<Duration>,
     /// `kiln.scrub=1`: remove what belongs to one instance from the root file system, and power off.
     pub scrub: bool,
     /// `kiln.boot_timer=0x…`: guest-physical address of the boot timer's doorbell.
@@ -60,6 +63,7 @@ impl CommandLine {
             match key {
                 "console" => line.console = value.split(',').next().map(str::to_owned),
                 "root" => line.root = owned().filter(|device| device.starts_with("/dev/")),
+                "rootwait" => line.root_wait = value.parse().ok().map(Duration::from_secs),
                 "kiln.scrub" => line.scrub = value == "1",
                 "kiln.boot_timer" => line.boot_timer = value.strip_prefix("0x").and_then(hex),
                 "kiln.instance" => line.instance = owned(),
@@ -114,7 +118,7 @@ mod tests {
     fn parameters_are_read() {
         let line = CommandLine::parse(
             "console=ttyS0,115200 quiet console=hvc0 kiln.boot_timer=0xc0000000 kiln.instance=i-1 \
-             kiln.hostname=web kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520 root=/dev/vdb kiln.scrub=1 \
+             kiln.hostname=web kiln.ip=10.0.2.15/24,10.0.2.2,10.0.2.3,65520 root=/dev/vdb rootwait=2 kiln.scrub=1 \
              kiln.stop=init kiln.search=a.example,,b.example kiln.main=none -- kiln.hostname=argument root=/dev/vdz\n",
         );
         assert_eq!(line.search, ["a.example", "b.example"]);
@@ -122,6 +126,7 @@ mod tests {
         assert_eq!(line.console.as_deref(), Some("hvc0"));
         assert_eq!(line.boot_timer, Some(0xc000_0000));
         assert_eq!((line.root.as_deref(), line.scrub), (Some("/dev/vdb"), true));
+        assert_eq!(line.root_wait, Some(Duration::from_secs(2)));
         assert_eq!(line.instance.as_deref(), Some("i-1"));
         assert_eq!(line.hostname.as_deref(), Some("web"));
         assert!(line.stop_at_init);
@@ -134,7 +139,7 @@ mod tests {
     fn nonsense_is_as_good_as_absent() {
         let line = CommandLine::parse(
             "kiln.boot_timer=c0 kiln.ip=10.0.2.15/33,1,2 kiln.instance= kiln.ip=x root=UUID=1 \
-             kiln.scrub=yes kiln.stop=x quiet =",
+             kiln.scrub=yes kiln.stop=x quiet rootwait rootwait=-1 =",
         );
         assert_eq!(line, CommandLine::default());
     }

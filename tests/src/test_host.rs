@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -43,20 +43,20 @@ pub enum TestHost {
 
 impl TestHost {
     /// This machine, with `home` for everything that the programs write.
-    pub fn here(home: PathBuf) -> Result<TestHost> {
-        Ok(TestHost::Here {
+    pub fn here(home: PathBuf) -> Result<Arc<TestHost>> {
+        Ok(Arc::new(TestHost::Here {
             home,
             dist: Dist::at(Arch::host()?, Profile::Dev),
-        })
+        }))
     }
 
-    /// A lab for `arch` with the programs of `profile`.
-    pub fn lab(arch: Arch, profile: Profile) -> TestHost {
-        TestHost::Lab {
+    /// A lab for `arch` with the programs of `profile`. Tests that share it share its booted hosts.
+    pub fn lab(arch: Arch, profile: Profile) -> Arc<TestHost> {
+        Arc::new(TestHost::Lab {
             arch,
             profile,
             hosts: Mutex::default(),
-        }
+        })
     }
 
     /// Whether `imgtool` is there: images for a lab of another architecture than this machine's are built on

@@ -34,21 +34,28 @@ pub fn test(filter: Option<&str>, all: bool) -> Result<u8> {
     let start = Instant::now();
     packages::ensure(packages::test())?;
     packages::ensure_rootless_user()?;
-    if filter.is_none() {
-        for (name, args) in CHECKS {
-            step(name, cargo().args(*args))?;
-        }
-        let mut unit = cargo();
-        unit.args(["test", "--quiet", "--workspace"])
-            .args(UNTESTED.iter().flat_map(|package| ["--exclude", package]));
-        step("unit tests", &mut unit)?;
-    }
     let all = all || filter.is_some();
     let builds: Vec<_> = builds(Arch::host()?)
         .into_iter()
         .filter(|build| all && may_match(filter, build.tests))
         .collect();
-    step_of("the programs", || build(&builds))?;
+    if filter.is_none() {
+        for (name, args) in CHECKS {
+            step(name, cargo().args(*args))?;
+        }
+    }
+    // Link-time optimization leaves a processor idle for minutes, in which unit tests run.
+    thread::scope(|scope| {
+        let programs = scope.spawn(|| step_of("the programs", || build(&builds)));
+        let units = match filter {
+            None => unit_tests(),
+            Some(_) => Ok(()),
+        };
+        programs
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            .and(units)
+    })?;
     let mut e2e = cargo();
     e2e.args(["test", "--package", "kiln-tests", "--", "--test-threads=2"])
         .args(filter);
@@ -58,6 +65,14 @@ pub fn test(filter: Option<&str>, all: bool) -> Result<u8> {
     step("end-to-end tests", &mut e2e)?;
     eprintln!("xtask: all passed in {:.0} s", start.elapsed().as_secs_f64());
     Ok(0)
+}
+
+/// The unit tests of every crate that has some.
+fn unit_tests() -> Result<()> {
+    let mut unit = cargo();
+    unit.args(["test", "--quiet", "--workspace"])
+        .args(UNTESTED.iter().flat_map(|package| ["--exclude", package]));
+    step("unit tests", &mut unit)
 }
 
 /// Programs besides the development build for this machine, which the end-to-end tests make sure of
@@ -89,7 +104,7 @@ fn builds(host: Arch) -> Vec<Build> {
     labs.chain((host == Arch::X86_64).then_some(shipping)).collect()
 }
 
-/// Builds all at the same time: link-time optimization leaves a processor idle for minutes.
+/// Builds all at the same time.
 fn build(builds: &[Build]) -> Result<()> {
     thread::scope(|scope| {
         let each: Vec<_> = builds

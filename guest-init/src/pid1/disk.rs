@@ -11,27 +11,28 @@ use nix::sys::socket::{
 
 use super::{Error, os};
 
-/// A disk that is not there by now will not come: virtio disks appear within milliseconds of their driver.
-const TIMEOUT: Duration = Duration::from_secs(20);
+/// A disk that is not there by now will not come, unless the command line says otherwise: virtio disks appear
+/// within milliseconds of their driver.
+pub const WAIT: Duration = Duration::from_secs(20);
 
 /// The kernel's multicast group for device events.
 const KERNEL_EVENTS: u32 = 1;
 
-/// Returns when the node `device` exists.
-pub fn wait_for(device: &str) -> Result<(), Error> {
+/// Returns when the node `device` exists, or fails after `limit`.
+pub fn wait_for(device: &str, limit: Duration) -> Result<(), Error> {
     let path = Path::new(device);
     if path.exists() {
         return Ok(());
     }
     // Listen first, look second: an event between the two is not lost.
     let events = listen().map_err(os("listening for devices"))?;
-    let deadline = Instant::now() + TIMEOUT;
+    let start = Instant::now();
     while !path.exists() {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = limit.saturating_sub(start.elapsed());
         if left.is_zero() {
             return Err(Error::NoDisk {
                 device: device.to_owned(),
-                seconds: TIMEOUT.as_secs(),
+                seconds: limit.as_secs(),
             });
         }
         wait(&events, left);

@@ -104,7 +104,7 @@ fn boot() -> Result<std::convert::Infallible, Error> {
     }
 
     modules::load(&config.modules);
-    disk::wait_for(&config.root_device)?;
+    disk::wait_for(&config.root_device, machine.root_wait.unwrap_or(disk::WAIT))?;
     mounts::root(&config, NEW_ROOT)?;
     timer.mark(mark::ROOT_MOUNTED);
     if machine.scrub {

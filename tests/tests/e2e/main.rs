@@ -116,19 +116,21 @@ const ON_KVM: &[(Need, Table)] = &[
     (Need::X86, kernels::TESTS),
     (Need::Kvm, terminal::LAB_TESTS),
     (Need::X86, bench::LAB_TESTS),
-    (Need::Configured, directory::TESTS),
     (Need::Time, work::TESTS),
     (Need::Time, instance::TESTS),
     (Need::Time, instance::LAB_TESTS),
 ];
+/// What runs there with all tests only: what it shows of KVM is in `ON_KVM`, and what it shows of packages and
+/// images runs on the software processor.
+const ON_KVM_ALL: &[(Need, Table)] = &[(Need::Configured, directory::TESTS)];
 /// What takes too many minutes there for each change.
 const ON_KVM_LONG: &[(Need, Table)] = &[
     (Need::Configured, cloud::LONG),
     (Need::Configured, examples::LAB_LONG),
 ];
 
-/// What the lab for `arch` runs each time, and its long tests.
-fn on_kvm(arch: Arch) -> (Vec<Table>, Vec<Table>) {
+/// What the lab for `arch` runs each time, with all tests, and its long tests.
+fn on_kvm(arch: Arch) -> [Vec<Table>; 3] {
     let pick = |tables: &[(Need, Table)], wanted: &dyn Fn(Need) -> bool| {
         let wanted = tables.iter().filter(|(need, _)| wanted(*need));
         wanted.map(|(_, table)| *table).collect::<Vec<_>>()
@@ -136,7 +138,7 @@ fn on_kvm(arch: Arch) -> (Vec<Table>, Vec<Table>) {
     let short = pick(ON_KVM, &|need| need.is_met(arch));
     let mut long = pick(ON_KVM_LONG, &|need| need.is_met(arch));
     long.extend(pick(ON_KVM, &|need| need == Need::Time && !need.is_met(arch)));
-    (short, long)
+    [short, pick(ON_KVM_ALL, &|need| need.is_met(arch)), long]
 }
 
 /// Counters of the programs as they ship.
@@ -222,7 +224,8 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let home = tempfile::tempdir().expect("a temporary folder for the tests' state");
-    let here = || TestHost::here(home.path().to_owned()).expect("this architecture is known");
+    let here = TestHost::here(home.path().to_owned()).expect("this architecture is known");
+    let here = || Arc::clone(&here);
     let Missing {
         all,
         oracle,
@@ -246,14 +249,11 @@ fn main() -> ExitCode {
     trials.extend(on("build", here(), rootless_long, &[rootless::LONG]));
     for (arch, why) in lab {
         let name = format!("lab-{arch}");
-        let (short, long) = on_kvm(arch);
-        trials.extend(on(&name, TestHost::lab(arch, Profile::Dev), why.clone(), &short));
-        trials.extend(on(
-            &name,
-            TestHost::lab(arch, Profile::Dev),
-            why.or(time.clone()),
-            &long,
-        ));
+        let host = TestHost::lab(arch, Profile::Dev);
+        let groups = [None, all.clone(), time.clone()];
+        for (tables, group) in on_kvm(arch).iter().zip(groups) {
+            trials.extend(on(&name, Arc::clone(&host), why.clone().or(group), tables));
+        }
     }
     if Arch::host().is_ok_and(|host| host == Arch::X86_64) {
         let host = TestHost::lab(Arch::X86_64, Profile::Launch);
@@ -318,8 +318,7 @@ fn prepare(arguments: &Arguments) -> anyhow::Result<PathBuf> {
 }
 
 /// A trial for each test; all are ignored where the test host is missing.
-fn on(name: &str, host: TestHost, missing: Option<String>, tables: &[Table]) -> Vec<Trial> {
-    let host = Arc::new(host);
+fn on(name: &str, host: Arc<TestHost>, missing: Option<String>, tables: &[Table]) -> Vec<Trial> {
     let trial = |&(name_of_test, test): &(&str, Test)| {
         let host = Arc::clone(&host);
         let full = format!("{name}::{name_of_test}");

@@ -59,11 +59,11 @@ pub fn volumes_stay_or_go_as_asked(host: &TestHost) -> Result<()> {
 pub fn a_boot_without_its_disk_says_why(host: &TestHost) -> Result<()> {
     refused(
         host,
-        "vmm run hello.ami --rm --append root=/dev/vdz -- true",
+        "vmm run hello.ami --rm --append 'root=/dev/vdz rootwait=1' -- true",
         125,
         "/dev/vdz",
     )?;
-    let output = host.sh("vmm run hello.ami --rm --append root=/dev/vdz </dev/null")?;
+    let output = host.sh("vmm run hello.ami --rm --append 'root=/dev/vdz rootwait=1' </dev/null")?;
     ensure!(output.status == 121, "a panic was expected: {output:?}");
     Ok(())
 }

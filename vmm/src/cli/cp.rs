@@ -119,10 +119,19 @@ fn put(directory: &Path, from: &Path, to: &str) -> anyhow::Result<Status> {
     )?;
     let sender = session.sender();
     let pieces = io::BufWriter::with_capacity(PIECE, Pieces(sender.clone()));
-    let report = archive::pack(from, pieces)?;
-    sender.end_input()?;
-    session.finish()?;
-    conclude(&report)
+    match archive::pack(from, pieces) {
+        Ok(report) => {
+            // An agent that has refused by now reads no more, and its answer says why.
+            let sent = sender.end_input();
+            session.finish()?;
+            sent?;
+            conclude(&report)
+        }
+        Err(error @ archive::Error::Archive(_)) => {
+            Err(session.finish().err().map_or(error.into(), Into::into))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Says what was left out, and fails if something should not have been.
@@ -271,6 +280,20 @@ mod tests {
         let mut bytes = Vec::new();
         archive::pack(file, &mut bytes).unwrap();
         bytes
+    }
+
+    #[test]
+    fn an_agent_that_refuses_midway_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let failure = br#"{"reason":"other","message":"/srv: no space is left"}"#;
+        for size in [0, 1 << 20] {
+            let file = dir.path().join("file");
+            std::fs::write(&file, vec![1; size]).unwrap();
+            let served = agent(dir.path(), vec![(Kind::Failed, failure.to_vec())]);
+            let error = put(dir.path(), &file, "/srv/file").unwrap_err();
+            assert!(error.to_string().contains("/srv: no space is left"), "{error}");
+            served.join().unwrap();
+        }
     }
 
     #[test]
