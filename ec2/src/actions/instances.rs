@@ -68,6 +68,7 @@ pub fn start(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
         let request = StartInstance {
             instance: instance.id().to_owned(),
             host: HostUse::default(),
+            cold: false,
         };
         api.service.start_instance(&request)?;
     }

@@ -309,7 +309,7 @@ fn launch_one(api: &Api, request: &RunInstances, first_index: u32) -> Result<Vec
         }
     }
     let launched = api.service.launch_instances(&request)?;
-    launched.map(|id| Ok(id?.to_string())).collect()
+    launched.map(|launched| Ok(launched?.id.to_string())).collect()
 }
 
 /// A port that is given its address at the launch.
