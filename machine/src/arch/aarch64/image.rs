@@ -162,7 +162,7 @@ mod tests {
         let elf = [b"\x7fELF".as_slice(), &[0; 100]].concat();
         for (content, why) in [
             (b"short".to_vec(), "header cannot be read"),
-            (vec![0; 100], "no Image"),
+            (vec![0; 100], "not an arm64 Image"),
             (gzip, "compressed"),
             (elf, "ELF"),
             (image(100, u64::MAX, 1), "more memory"),
