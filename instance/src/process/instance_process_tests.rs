@@ -374,7 +374,7 @@ fn an_instance_can_be_ended_although_the_disk_is_full() {
 
 /// A world whose guest runs.
 fn running() -> (World, Sender<Outcome>) {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let run = world.runs.recv().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
