@@ -57,6 +57,8 @@ pub struct Assembly {
     timeline: Arc<Timeline>,
     /// Taken by the first run.
     fresh: Option<Fresh>,
+    /// The instance was launched by this process, so that no guest of it was ever saved.
+    launched_here: bool,
     measured: Measured,
     /// A command of the launch runs in place of the image's main program.
     without_main: bool,
@@ -85,6 +87,7 @@ impl Assembly {
             determinism,
             timeline,
             fresh: None,
+            launched_here: false,
             without_main: false,
             confined: false,
             accelerator: None,
@@ -98,6 +101,7 @@ impl Assembly {
     pub fn with(self, fresh: Fresh) -> Assembly {
         Assembly {
             fresh: Some(fresh),
+            launched_here: true,
             ..self
         }
     }
@@ -304,7 +308,9 @@ impl Assembly {
         if let Some(why) = &instead {
             self.boots(record, why)?;
         }
-        restore::forget_hibernated(directory)?;
+        if !self.launched_here {
+            restore::forget_hibernated(directory)?;
+        }
         self.measured.machine(machine.handle());
         if self.per_run.timing.is_some() {
             let placed = parts.iter().map(Part::placed);
