@@ -121,7 +121,8 @@ impl Hub {
         !self.by_ports.is_empty() || !self.resets.is_empty() || self.transport_reset != TransportReset::None
     }
 
-    /// The guest goes on from a snapshot: its streams are gone, and it is told so before anything else.
+    /// The guest goes on from a snapshot: its streams are gone, and the event of a transport reset (VIRTIO 1.3
+    /// §5.10.6.7) comes before any packet.
     pub fn reset_transport(&mut self) {
         self.transport_reset = TransportReset::Due;
     }
