@@ -106,6 +106,11 @@ impl Assembly {
         }
     }
 
+    /// Whether the launch was in this process.
+    pub fn is_launched_here(&self) -> bool {
+        self.launched_here
+    }
+
     /// The console is shown on a terminal of this size.
     pub fn on_terminal(self, terminal_size: TerminalSize) -> Assembly {
         Assembly {
