@@ -300,6 +300,9 @@ impl Assembly {
             Some(Found::Nothing(why)) => (None, why),
             None => (None, None),
         };
+        if let Some(why) = &instead {
+            self.boots(record, why)?;
+        }
         let restored = saved.is_some();
         let restore = saved.map(|saved| saved.restore(self.generation()));
         let machine = match Machine::build(spec, restore) {
@@ -310,9 +313,6 @@ impl Assembly {
             }
             built => built?,
         };
-        if let Some(why) = &instead {
-            self.boots(record, why)?;
-        }
         if !self.launched_here {
             restore::forget_hibernated(directory)?;
         }
