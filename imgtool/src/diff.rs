@@ -1,6 +1,7 @@
 //! What differs between two images: manifest, packages, files.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use ami::{Ami, PartName};
 use serde::Serialize;
@@ -82,10 +83,10 @@ fn versions(ami: &Ami) -> Result<BTreeMap<String, String>, ami::Error> {
         return Ok(BTreeMap::new());
     }
     ami.verify_part(PartName::Sbom)?;
-    let failed = |source| ami::Error::Io {
+    let failed = |source: io::Error| ami::Error::Io {
         action: "read the bill of materials of",
         path: ami.path().into(),
-        source,
+        source: source.into(),
     };
     let document = sbom::decompress(ami.reader(PartName::Sbom)?).map_err(failed)?;
     let value: Value = serde_json::from_slice(&document).map_err(|e| failed(e.into()))?;
