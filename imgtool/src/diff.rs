@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::compose::sbom;
+use crate::time::timestamp;
 use crate::tree::{Kind, NodeId, Tree, show};
 
 /// One difference.
@@ -153,7 +154,7 @@ fn describe(tree: &Tree, id: NodeId, times: bool) -> String {
         text.push_str(&format!(" {}={hex}", String::from_utf8_lossy(name)));
     }
     if times {
-        text.push_str(&format!(" {}", sbom::timestamp(meta.mtime)));
+        text.push_str(&format!(" {}", timestamp(meta.mtime)));
     }
     text
 }
