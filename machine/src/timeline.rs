@@ -97,7 +97,7 @@ pub struct Timeline {
 /// What a launch did to memory before the guest ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// Bytes of kernel and initramfs that were mapped into guest RAM.
+    /// Bytes of kernel and initramfs, or of saved memory, that were mapped into guest RAM.
     pub mapped: u64,
     /// Bytes of them that were copied there.
     pub copied: u64,

@@ -20,7 +20,7 @@ use crate::memory;
 use crate::sandbox::Kind;
 use crate::state::Refused;
 
-pub use state::{KvmX86Vcpu, KvmX86Vm, VcpuState, VmState};
+pub use state::{GicV3Cpu, KvmArmVcpu, KvmArmVm, KvmX86Vcpu, KvmX86Vm, VcpuState, VmState};
 
 pub use choose::{Accel, Chosen, Measured, Support, choose, choose_repeatable, measure, support};
 pub use model::CpuModel;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile, VolatileMemoryError, VolatileSlice};
 
-use super::{Memory, PAGE};
+use super::{Memory, PAGE, backed, host_page};
 
 /// Bytes that one read of headers fetches ahead: an ELF header with its program headers, or a whole note
 /// segment.
@@ -214,13 +214,6 @@ pub struct PartReader<'a> {
     window_start: u64,
 }
 
-/// Granularity of a mapping: arm64 hosts may have pages of 16 or 64 KiB.
-fn host_page() -> u64 {
-    // SAFETY: asks for a constant of the system.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(page).unwrap_or(PAGE).max(PAGE)
-}
-
 impl PartReader<'_> {
     fn remaining(&self) -> u64 {
         self.part.len.saturating_sub(self.position)
@@ -263,6 +256,7 @@ impl PartReader<'_> {
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        backed::note(host, whole);
         Ok(whole)
     }
 

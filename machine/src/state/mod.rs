@@ -50,7 +50,8 @@ impl Kind {
     /// payload holds, or with its meaning.
     const fn version(self) -> u16 {
         match self {
-            Kind::Machine | Kind::Pages | Kind::Vm | Kind::Vcpu | Kind::Fixed | Kind::Transport => 1,
+            Kind::Machine | Kind::Pages | Kind::Vm | Kind::Vcpu | Kind::Fixed => 1,
+            Kind::Transport => 2,
         }
     }
 
