@@ -138,7 +138,7 @@ impl Assembly {
         let Fresh { image, root } = match self.fresh.take() {
             Some(fresh) => fresh,
             None => Fresh {
-                image: Arc::new(Image::of_instance(record, directory)?),
+                image: Arc::new(Image::of_instance_to_run(record, directory, &self.home)?),
                 root: None,
             },
         };
@@ -223,7 +223,10 @@ impl Assembly {
         }
         let (image, root) = match self.fresh.take() {
             Some(Fresh { image, root }) => (image, root),
-            None => (Arc::new(Image::of_instance(record, directory)?), None),
+            None => (
+                Arc::new(Image::of_instance_to_run(record, directory, &self.home)?),
+                None,
+            ),
         };
         image::runnable(&image)?;
         image.verify_boot(&self.home)?;
