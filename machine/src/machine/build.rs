@@ -84,6 +84,11 @@ impl Machine {
             Some(restore) => go_on(&memory, &mut vcpus, restore, accel.placement())?,
         }
         timeline.mark(Event::MemoryReady);
+        if restore.is_some()
+            && let Some(before) = vm.instructions()
+        {
+            timeline.count(Event::FirstRun, before);
+        }
 
         // Where instructions are time, the guest's time is not the host's.
         let has_host_time = !determinism.is_enabled();
@@ -156,6 +161,9 @@ fn go_on(
             len: part.len(),
             memory: state.about.memory,
         }));
+    }
+    if placement == Placement::Map {
+        memory::advise_small_pages(memory);
     }
     let part = part.placed_by(placement);
     saved::restore(memory, &state.pages, &part).map_err(|error| Error::Snapshot(error.into()))?;

@@ -54,9 +54,22 @@ pub fn allocate(ranges: &[(u64, u64)]) -> Result<Memory, Error> {
 
 /// Best effort: without huge pages everything works, only slower.
 fn advise_huge_pages(mapping: &MmapRegion) {
-    // SAFETY: the range is exactly one live anonymous mapping of ours, and the advice does not change its
-    // content.
-    unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
+    advise(mapping, libc::MADV_HUGEPAGE);
+}
+
+/// Has the host give pages of `memory` one by one, whatever it does for other processes. For RAM that many
+/// machines share until they write to it: with huge pages, a guest that writes a byte to memory that was free
+/// when it was saved would cost 2 MiB, and the time to clear them.
+pub(crate) fn advise_small_pages(memory: &Memory) {
+    for region in memory.iter() {
+        advise(region, libc::MADV_NOHUGEPAGE);
+    }
+}
+
+fn advise(mapping: &MmapRegion, advice: libc::c_int) {
+    // SAFETY: the range is exactly one live anonymous mapping of ours, and advice about the size of its pages
+    // does not change its content.
+    unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), advice) };
 }
 
 /// End of the contiguous RAM that begins at guest-physical address 0, exclusive; 0 when there is none.
