@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 
 use crate::accel::{Exit, ExitHandler, Stop, Vcpu};
 use crate::bus::{Action, Bus};
+use crate::footprint;
 use crate::sandbox;
 use crate::timeline::{Event, Timeline};
 use crate::virtio::determinism::{Trigger, WorkerGate};
@@ -112,6 +113,11 @@ fn run(number: usize, mut vcpu: Box<dyn Vcpu>, mut server: Server, control: &Con
             Next::Save => {
                 control.has_saved(number, vcpu.save());
                 stood_still = true;
+                continue;
+            }
+            Next::GiveBack => {
+                vcpu.give_back();
+                footprint::give_back();
                 continue;
             }
             Next::End => return,

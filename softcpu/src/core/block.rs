@@ -348,6 +348,13 @@ impl<O> Cache<O> {
         }
     }
 
+    /// Forgets all blocks, and gives back the memory of the tables that grow with them. None runs.
+    pub fn give_back(&mut self) {
+        self.clear();
+        self.blocks = Vec::new();
+        self.by_address = AddressMap::default();
+    }
+
     /// Forgets all blocks. None runs.
     pub fn clear(&mut self) {
         let Cache {

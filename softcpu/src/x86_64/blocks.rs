@@ -20,6 +20,13 @@ impl Cpu {
         }
     }
 
+    /// Gives back the memory of what was decoded, between two runs. What runs again is decoded again.
+    pub fn give_back(&mut self) {
+        self.running = std::ptr::null();
+        self.stopped = std::ptr::null();
+        self.cache.give_back();
+    }
+
     /// Whether the block that runs was decoded from one of the `len` bytes at `phys`.
     pub(crate) fn runs(&self, phys: u64, len: u64) -> bool {
         // SAFETY: the loop sets it to a block that lives as long as it says so.
