@@ -16,6 +16,7 @@ use machine::snapshot::State;
 use machine::virtio::determinism::Determinism;
 
 use super::capture::{Unfinished, manifest, root_volume, write_parts};
+use super::working_set;
 use super::{Launched, RunInstances, Service, TerminateInstance, WaitFor};
 use crate::api::client::Client;
 use crate::guest::agent;
@@ -30,6 +31,9 @@ use crate::{Error, Event, Result};
 
 /// How long an instance that was only launched for its image has to power off.
 const AT_ONCE: Duration = Duration::ZERO;
+
+/// The accelerator that maps memory from the image, by its name there.
+const SOFTWARE: &str = "soft";
 
 /// What is said to whoever has made a warm image.
 const SECRETS: &str = "the image holds the memory of the guest as it ran: keys, passwords and whatever else it \
@@ -125,6 +129,56 @@ impl Service {
         let record = self.to_be_saved(instance.id.as_str())?;
         let manifest = |image: &Image| manifest(&image.manifest().name, None, &record, image);
         let (id, _) = self.write_snapshot(&record, &request.output, &manifest)?;
+        // Where its memory is copied as a whole, there is nothing to choose from.
+        let image = Image::open(&request.output)?;
+        if image
+            .manifest()
+            .warm
+            .as_ref()
+            .is_none_or(|warm| warm.accelerator != SOFTWARE)
+        {
+            return Ok(id);
+        }
+        // An image without it is only slower to begin with.
+        self.add_working_set(&image, request).or_else(|error| {
+            tracing::warn!(%error, "the image has no working set");
+            Ok(id)
+        })
+    }
+
+    /// Goes on from the image that was just made until its guest is ready, and writes what it has needed into
+    /// the image. Returns the image's new id.
+    fn add_working_set(&self, image: &Image, request: &WarmImage) -> Result<String> {
+        let launch = RunInstances {
+            image: request.output.to_string_lossy().into_owned(),
+            name: None,
+            config: cloned(&request.launch.config),
+            auto_remove: true,
+            // It has run, and would run a second time.
+            user_data: None,
+            per_run: PerRun {
+                host: request.launch.per_run.host,
+                begin: Begin::Clone,
+                ..PerRun::default()
+            },
+            ..request.launch.clone()
+        };
+        let launched = self.run_instances(&launch)?;
+        let seen = launched.instances.iter().map(|instance| {
+            self.wait_for_launched(&instance.id, WaitFor::Agent, request.timeout)?;
+            let process = self.store.reconcile(&instance.id)?.owner;
+            let process = process.ok_or_else(|| Error::HasEnded(instance.id.to_string()))?;
+            working_set::of_process(process, image)
+        });
+        let seen: Result<Vec<_>> = seen.collect();
+        for instance in &launched.instances {
+            self.terminate_instance(&TerminateInstance {
+                instance: instance.id.to_string(),
+                timeout: AT_ONCE,
+            })?;
+        }
+        let id = working_set::write(image, seen?.concat())?;
+        Image::open(&request.output)?.note_verified(self.home());
         Ok(id)
     }
 

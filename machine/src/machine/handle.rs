@@ -237,6 +237,8 @@ impl Handle {
         let state = State {
             about: about.clone(),
             pages,
+            // What a guest needs when it goes on is seen when one does.
+            working_set: Vec::new(),
             vm,
             vcpus,
             fixed,
