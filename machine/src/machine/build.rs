@@ -19,7 +19,7 @@ use crate::devices::serial::{Output, Serial};
 use crate::devices::{self, FixedDevices, Mapped};
 use crate::memory::{self, Memory, Placement, saved};
 use crate::timeline::Event;
-use crate::vcpu::{self, Buses, Control, ExitTable, Hold};
+use crate::vcpu::{Buses, Control, ExitTable, Hold};
 use crate::virtio::determinism::{Determinism, WorkerGate};
 use crate::virtio::mmio::{self, Mmio, register};
 use crate::virtio::state::TransportState;
@@ -131,7 +131,7 @@ impl Machine {
         let handle = Handle { shared };
         let first = restore.map(|_| {
             let handle = handle.clone();
-            Box::new(move || handle.go_on(notice)) as vcpu::First
+            Box::new(move || handle.go_on(notice)) as Box<dyn FnOnce() + Send>
         });
         Ok(Machine {
             vcpus,

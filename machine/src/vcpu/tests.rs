@@ -110,7 +110,6 @@ fn machine(scripts: Vec<Script>) -> Running {
                 Arc::clone(&buses),
                 Arc::clone(table),
                 Arc::clone(&timeline),
-                None,
             )
             .unwrap()
         })
@@ -237,7 +236,6 @@ fn a_processor_in_software_stands_still_and_goes_on() {
         Arc::default(),
         Arc::default(),
         Arc::new(Timeline::start()),
-        None,
     )
     .unwrap();
     let passes = |seen: u64| {

@@ -20,9 +20,9 @@ const BESIDE_RAM: u64 = 5 << 10;
 /// pages of 2 MiB it would be as many MiB as now hundreds of KiB.
 const CHANGED_RAM: u64 = 8 << 10;
 /// Instructions of the guest from its restore to the answer of its agent, in thousands, at most.
-const THOUSANDS_TO_READY: u64 = 20_000;
+const THOUSANDS_TO_READY: u64 = 5_000;
 /// Pages that the process has touched before the guest goes on, at most.
-const PAGES_BEFORE_FIRST_RUN: u64 = 1500;
+const PAGES_BEFORE_FIRST_RUN: u64 = 1000;
 
 /// One guest is booted, and one warm image made of it, for all checks. Its clock is set back by a day: it is
 /// in the state of one that was frozen yesterday. What it keeps in `/run` is nowhere but in memory.
@@ -36,7 +36,6 @@ vmm snapshot origin warm 2>warning || exit 1
 grep -q "memory of the guest" warning; echo warned $?
 identity origin
 vmm clone origin --count 3 --wait agent >clones || exit 1
-for clone in $(cat clones); do vmm exec $clone -- echo clone answers; done
 memory() { awk '/^[0-9a-f]+-/ { head = $0 } /^Pss:/ { pss = $2 } /^Private_Dirty:/ { dirty = $2 }
     /^VmFlags:/ { if (head ~ /[.]ami/ || / nh/) ram += dirty; else beside += pss } END { print ram + 0, beside + 0 }' \
     /proc/$(vmm inspect $1 | sed -n 's/.*"owner": *\([0-9]*\).*/\1/p')/smaps; }
@@ -44,6 +43,7 @@ for clone in $(cat clones); do
     for n in $(seq 600); do set -- $(memory $clone); [ $2 -le $BESIDE_RAM ] && break; sleep 0.1; done
     echo memory $1 $2
 done
+for clone in $(cat clones); do vmm exec $clone -- echo clone answers; done
 vmm terminate --time 0 origin $(cat clones) >/dev/null
 vmm run warm --warm-only --rm --timing timing -- cat /run/kept; echo timing $(cat timing)
 vmm run warm --warm-only -d --name one --wait agent >/dev/null && vmm run warm --warm-only -d --name two --wait agent >/dev/null || exit 1
