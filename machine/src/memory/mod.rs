@@ -57,8 +57,8 @@ pub fn allocate(ranges: &[(u64, u64)]) -> Result<Memory, Error> {
 
 /// Best effort: without huge pages everything works, only slower.
 fn advise_huge_pages(start: *mut u8, len: usize) {
-    // SAFETY: the range is whole pages of a live anonymous mapping of ours, and the advice does not change their
-    // content.
+    // SAFETY: the range is whole pages of a live anonymous mapping of ours, and advice about the size of its
+    // pages does not change its content.
     unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
 }
 
@@ -67,6 +67,17 @@ fn host_page() -> u64 {
     // SAFETY: asks for a constant of the system.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(page).unwrap_or(PAGE).max(PAGE)
+}
+
+/// Has the host give pages of `memory` one by one, whatever it does for other processes. For RAM that many
+/// machines share until they write to it: with huge pages, a guest that writes a byte to memory that was free
+/// when it was saved would cost 2 MiB, and the time to clear them.
+pub(crate) fn advise_small_pages(memory: &Memory) {
+    for region in memory.iter() {
+        // SAFETY: the range is exactly one live mapping of ours, and advice about the size of its pages does
+        // not change its content.
+        unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_NOHUGEPAGE) };
+    }
 }
 
 /// End of the contiguous RAM that begins at guest-physical address 0, exclusive; 0 when there is none.

@@ -179,6 +179,23 @@ impl Part {
         }
     }
 
+    /// Has the host read `len` bytes from `offset` on into its page cache, in the background.
+    pub(super) fn read_ahead(&self, offset: u64, len: u64) {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return;
+        }
+        let (file, offset) = (self.file.as_raw_fd(), self.offset + offset);
+        // SAFETY: the call takes no pointers. It fails for what is no file on a disk, which needs no reading.
+        unsafe {
+            libc::posix_fadvise(
+                file,
+                offset as libc::off_t,
+                len as libc::off_t,
+                libc::POSIX_FADV_WILLNEED,
+            )
+        };
+    }
+
     /// A reader at its start that places what is read into `memory`.
     pub fn reader<'a>(&'a self, memory: &'a Memory) -> PartReader<'a> {
         PartReader {

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::test_host::TestHost;
+use serde_json::Value;
 
 use crate::Test;
 use crate::clock;
@@ -16,6 +17,17 @@ pub const TESTS: &[(&str, Test)] = &[(
     "a_warm_image_goes_on_as_instances_of_their_own",
     a_warm_image_goes_on,
 )];
+
+/// KiB of its own memory that an idle clone has beside the guest's at most, program and libraries divided by
+/// who shares them.
+const BESIDE_RAM: u64 = 5 << 10;
+/// KiB of the guest's memory that a clone has changed at most: what its renewal writes, page by page. With
+/// pages of 2 MiB it would be as many MiB as now hundreds of KiB.
+const CHANGED_RAM: u64 = 8 << 10;
+/// Instructions of the guest from its restore to the answer of its agent, in thousands, at most.
+const THOUSANDS_TO_READY: u64 = 5_000;
+/// Pages that the process has touched before the guest goes on, at most.
+const PAGES_BEFORE_FIRST_RUN: u64 = 1000;
 
 /// The rest, on the software processor.
 pub const ONCE: &[(&str, Test)] = &[
@@ -47,6 +59,17 @@ uptime origin
 vmm snapshot origin warm 2>warning || exit 1
 grep -q "memory of the guest" warning; echo warned $?
 identity origin
+memory() { awk '/^[0-9a-f]+-/ { head = $0 } /^Pss:/ { pss = $2 } /^Private_Dirty:/ { dirty = $2 }
+    /^VmFlags:/ { if (head ~ /[.]ami/ || / nh/) ram += dirty; else beside += pss } END { print ram + 0, beside + 0 }' \
+    /proc/$(vmm inspect $1 | sed -n 's/.*"owner": *\([0-9]*\).*/\1/p')/smaps; }
+if test $IDLE -gt 0; then
+    vmm clone origin --count $IDLE --wait agent >idle || exit 1
+    for clone in $(cat idle); do
+        for n in $(seq 600); do set -- $(memory $clone); [ $2 -le $BESIDE_RAM ] && break; sleep 0.1; done
+        echo memory $1 $2
+    done
+    vmm terminate --time 0 $(cat idle) >/dev/null
+fi
 vmm exec origin -- sh -c "ping -A -q 10.0.2.2 >/dev/null & i=0; while i=\$((i+1)); do echo \$i >>/root/log; sync; echo \$i; done" >acked & load=$!
 until test -s acked; do sleep 0.1; done
 echo acked $(tail -n 1 acked)
@@ -55,7 +78,7 @@ for clone in $(cat clones); do vmm exec $clone -- sh -c "echo clone answers; ech
     dmesg | grep -ci -e i/o.error -e ext4-fs.error | sed 's/^/errors /'"; done
 kill $load; vmm terminate --time 0 origin $(cat clones) >/dev/null
 if test -n "$LATER"; then date -s @$(($(date +%s) + LATER)) >/dev/null || exit 1; fi
-before=$(date +%s); first=$(vmm run warm --warm-only --rm -- date +%s) || exit 1; echo first $before $first $(date +%s)
+before=$(date +%s); first=$(vmm run warm --warm-only --rm --timing timing -- date +%s) || exit 1; echo first $before $first $(date +%s); echo timing $(cat timing)
 printf '#!/bin/sh\necho user data ran >/run/user-data\n' >script; echo ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBqZ2yUu4pD2gk4jQbqz5v8m0yQKxQ4n0B1kq1rj8w3X one >key.pub
 vmm run warm --warm-only -d --name one --user-data script --ssh-key key.pub -p 7000 --wait agent >/dev/null || exit 1
 uptime one; clocks one; identity one
@@ -78,8 +101,8 @@ vmm run warm --cold --rm -- sh -c "cat /root/kept; cat /run/kept; cat /proc/sys/
 fn a_warm_image_goes_on(host: &TestHost) -> Result<()> {
     const DAY: u32 = 86_400;
     let (more, set) = match host {
-        TestHost::Here { .. } => (MORE, format!("EARLIER={DAY} LATER= CLONES=3")),
-        TestHost::Lab { .. } => ("", format!("EARLIER= LATER={DAY} CLONES=1")),
+        TestHost::Here { .. } => (MORE, format!("EARLIER={DAY} LATER= IDLE=2 CLONES=2 BESIDE_RAM={BESIDE_RAM}")),
+        TestHost::Lab { .. } => ("", format!("EARLIER= LATER={DAY} IDLE=0 CLONES=1")),
     };
     let steps = format!("{set}\n{{ {STEPS} {more} vmm image rm warm >/dev/null; vmm ps -aq; }} 2>&1");
     let said = clock::run(host, &steps)?;
@@ -131,6 +154,10 @@ fn a_warm_image_goes_on(host: &TestHost) -> Result<()> {
     );
     let first: Vec<u64> = numbers(&said, "first ")?;
     ensure!(first.is_sorted() && first.len() == 3, "the date: {said}");
+    if let TestHost::Here { .. } = host {
+        check_memory(&said)?;
+        check_counts(&said)?;
+    }
     clock::check(&said, clock::READINGS)
 }
 
@@ -251,4 +278,37 @@ fn greeted(address: &str) -> Result<TcpStream> {
 /// For a shell's double quotes.
 fn quoted(text: &str) -> String {
     text.replace('"', "\\\"").replace('$', "\\$")
+}
+
+/// What each clone holds of the host's memory when it has nothing to do.
+fn check_memory(said: &str) -> Result<()> {
+    let clones: Vec<_> = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("memory ")?.split_once(' '))
+        .collect();
+    ensure!(clones.len() == 2, "{said}");
+    for (changed, beside) in clones {
+        let (changed, beside): (u64, u64) = (changed.parse()?, beside.parse()?);
+        eprintln!("e2e: a clone has {changed} KiB of changed RAM and {beside} KiB beside it");
+        ensure!(changed <= CHANGED_RAM && beside <= BESIDE_RAM, "{said}");
+    }
+    Ok(())
+}
+
+/// What it takes to go on from a warm image.
+fn check_counts(said: &str) -> Result<()> {
+    let mut lines = said.lines().filter_map(|line| line.strip_prefix("timing "));
+    let timing: Value = serde_json::from_str(lines.next().context("no timing")?)?;
+    let events = timing["events"].as_array().context("events")?;
+    let instructions = |id: &str| {
+        let event = events.iter().find(|event| event["id"] == id);
+        let count = event.and_then(|event| event["instructions"].as_u64());
+        count.with_context(|| format!("{id} has no instructions in {timing:#}"))
+    };
+    let to_ready = (instructions("T10")? - instructions("T4")?) / 1000;
+    let pages = timing["memory"]["faults"].as_u64().context("faults")?;
+    eprintln!("e2e: {to_ready} thousand instructions to ready, {pages} pages touched before");
+    ensure!(to_ready <= THOUSANDS_TO_READY, "{to_ready} thousand instructions");
+    ensure!(pages <= PAGES_BEFORE_FIRST_RUN, "{pages} pages");
+    Ok(())
 }
