@@ -74,7 +74,7 @@ vmm exec origin -- sh -c "ping -A -q 10.0.2.2 >/dev/null & i=0; while i=\$((i+1)
 until test -s acked; do sleep 0.1; done
 echo acked $(tail -n 1 acked)
 vmm clone origin --count $CLONES --wait agent >clones || exit 1
-for clone in $(cat clones); do vmm exec $clone -- sh -c "echo clone answers; echo logged \$(wc -l </root/log) \$(tail -n 1 /root/log)
+for clone in $(cat clones); do vmm exec $clone -- sh -c "echo clone answers; echo logged \$(awk 'END { print NR, \$0 }' /root/log)
     dmesg | grep -ci -e i/o.error -e ext4-fs.error | sed 's/^/errors /'"; done
 kill $load; vmm terminate --time 0 origin $(cat clones) >/dev/null
 if test -n "$LATER"; then date -s @$(($(date +%s) + LATER)) >/dev/null || exit 1; fi
