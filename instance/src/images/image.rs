@@ -201,7 +201,7 @@ impl Image {
     /// Notes that both need no verification: this process has written the image, and has read what is in the
     /// file for its digests.
     pub fn note_verified(&self, home: &Home) {
-        let noted = self.seal().and_then(|seal| {
+        let noted = seal(self.ami.file(), &self.path).and_then(|seal| {
             remember(&home.seal(self.id()), &seal)?;
             remember(&home.warm_seal(self.id()), &seal)
         });

@@ -101,7 +101,10 @@ vmm run warm --cold --rm -- sh -c "cat /root/kept; cat /run/kept; cat /proc/sys/
 fn a_warm_image_goes_on(host: &TestHost) -> Result<()> {
     const DAY: u32 = 86_400;
     let (more, set) = match host {
-        TestHost::Here { .. } => (MORE, format!("EARLIER={DAY} LATER= IDLE=2 CLONES=2 BESIDE_RAM={BESIDE_RAM}")),
+        TestHost::Here { .. } => (
+            MORE,
+            format!("EARLIER={DAY} LATER= IDLE=2 CLONES=2 BESIDE_RAM={BESIDE_RAM}"),
+        ),
         TestHost::Lab { .. } => ("", format!("EARLIER= LATER={DAY} IDLE=0 CLONES=1")),
     };
     let steps = format!("{set}\n{{ {STEPS} {more} vmm image rm warm >/dev/null; vmm ps -aq; }} 2>&1");
