@@ -81,7 +81,7 @@ impl Machine {
                 generation.begin(&memory)?;
                 vcpus[0].boot(&boot)?;
             }
-            Some(restore) => go_on(&memory, &mut vcpus, restore, accel.placement())?,
+            Some(restore) => go_on(&memory, &mut vcpus, restore)?,
         }
         timeline.mark(Event::MemoryReady);
         if restore.is_some()
@@ -145,12 +145,7 @@ impl Machine {
 }
 
 /// Puts saved RAM into the machine's, and processors into the state that they were in.
-fn go_on(
-    memory: &Memory,
-    vcpus: &mut [Box<dyn Vcpu>],
-    restore: &Restore,
-    placement: Placement,
-) -> Result<(), Error> {
+fn go_on(memory: &Memory, vcpus: &mut [Box<dyn Vcpu>], restore: &Restore) -> Result<(), Error> {
     let Restore {
         state,
         memory: part,
@@ -165,7 +160,8 @@ fn go_on(
     if placement == Placement::Map {
         memory::advise_small_pages(memory);
     }
-    let part = part.placed_by(placement);
+    // Mapped whatever the accelerator: until it is ready, a guest touches few of the pages that it had.
+    let part = part.placed_by(Placement::Map);
     saved::restore(memory, &state.pages, &part).map_err(|error| Error::Snapshot(error.into()))?;
     for (vcpu, state) in vcpus.iter_mut().zip(&state.vcpus) {
         vcpu.restore(state).map_err(snapshot_error)?;

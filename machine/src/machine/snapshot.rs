@@ -303,7 +303,7 @@ impl State {
 pub struct Restore {
     /// All but its RAM.
     pub state: State,
-    /// Its RAM, region after region. How it gets into RAM is the accelerator's choice.
+    /// Its RAM, region after region. It is mapped copy-on-write.
     pub memory: Part,
     /// The new generation, 16 random bytes: by it the guest knows that it is another one from here on. `None`
     /// where it is not to know, for a run that repeats itself.

@@ -105,6 +105,7 @@ const KVM: &[Rule] = &[
     When(libc::SYS_ioctl, &[(1, Equal(0x8090_ae81))]), // KVM_GET_REGS
     When(libc::SYS_ioctl, &[(1, Equal(0x8138_ae83))]), // KVM_GET_SREGS
     When(libc::SYS_ioctl, &[(1, Equal(0x4010_aeab))]), // KVM_GET_ONE_REG
+    When(libc::SYS_ioctl, &[(1, Equal(0xc008_aeb0))]), // KVM_GET_REG_LIST
     When(libc::SYS_ioctl, &[(1, Equal(0x8004_ae98))]), // KVM_GET_MP_STATE
     When(libc::SYS_ioctl, &[(1, Equal(0x9000_aea4))]), // KVM_GET_XSAVE
     When(libc::SYS_ioctl, &[(1, Equal(0x8188_aea6))]), // KVM_GET_XCRS
@@ -119,6 +120,7 @@ const KVM: &[Rule] = &[
 const SNAPSHOT: &[Rule] = &[
     When(libc::SYS_ioctl, &[(1, Equal(0xc208_ae62))]), // KVM_GET_IRQCHIP
     When(libc::SYS_ioctl, &[(1, Equal(0x8030_ae7c))]), // KVM_GET_CLOCK
+    When(libc::SYS_ioctl, &[(1, Equal(0x4018_aee2))]), // KVM_GET_DEVICE_ATTR
 ];
 
 /// What a disk does with its open files.
