@@ -198,6 +198,18 @@ impl Image {
         self.verify_once(&home.warm_seal(self.id()), &[PartName::Memory, PartName::State])
     }
 
+    /// Notes that both need no verification: this process has written the image, and has read what is in the
+    /// file for its digests.
+    pub fn note_verified(&self, home: &Home) {
+        let noted = seal(self.ami.file(), &self.path).and_then(|seal| {
+            remember(&home.seal(self.id()), &seal)?;
+            remember(&home.warm_seal(self.id()), &seal)
+        });
+        if let Err(error) = noted {
+            tracing::debug!(%error, "the verification is not remembered");
+        }
+    }
+
     fn verify_once(&self, record: &Path, parts: &[PartName]) -> Result<()> {
         let seal = seal(self.ami.file(), &self.path)?;
         if is_remembered(record, &seal) {
