@@ -262,7 +262,8 @@ fn main() -> ExitCode {
     }
     if Arch::host().is_ok_and(|host| host == Arch::X86_64) {
         let host = TestHost::lab(Arch::X86_64, Profile::Launch);
-        trials.extend(on("shipping", host, all, SHIPPING));
+        trials.extend(on("shipping", host, all.clone(), SHIPPING));
+        trials.extend(on("shipping", here(), all, &[counters::HERE]));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     print_slowest();

@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use super::failure::Advice;
 use super::stream::{Stream, line, note};
 use super::{Context, Status, options, output, value};
+use ami::PartName;
 use instance::images::image::{Image, runnable};
 use kiln_benches::compare::{Changes, compare};
 use kiln_benches::configuration::{Configuration, Monitor, Scratch, peer_machine};
@@ -63,6 +64,10 @@ pub struct Bench {
     /// Other monitors to compare with: `auto` takes those on PATH
     #[arg(long, value_name = "PEER|auto|none", value_parser = peers, default_value = "auto")]
     peer: Vec<Peers>,
+    /// The same image with the driver virtio_pci in its initramfs, of which peers get it whose devices are on PCI
+    /// (cloud-hypervisor, crosvm)
+    #[arg(long, value_name = "IMAGE")]
+    pci: Option<String>,
     /// Launch vmm with the devices that peers have, too (no network, no vsock, no virtio console), and compare
     /// all others with that
     #[arg(long)]
@@ -156,7 +161,15 @@ impl Bench {
         let mut configurations = self.own_configurations(context, &images)?;
         let end = self.end_of(&configurations)?;
         let mut skipped = Vec::new();
-        self.add_peers(&images[0], scratch, &mut configurations, &mut skipped)?;
+        let pci = self
+            .pci
+            .as_deref()
+            .map(|name| with_pci(context, name, &images[0]));
+        let initramfs = Initramfs {
+            mmio: &images[0],
+            pci: &pci.transpose()?,
+        };
+        self.add_peers(&initramfs, scratch, &mut configurations, &mut skipped)?;
         name_apart(&mut configurations);
         Ok(Plan {
             configurations,
@@ -269,12 +282,13 @@ impl Bench {
 
     fn add_peers(
         &self,
-        image: &Image,
+        initramfs: &Initramfs<'_>,
         scratch: &Scratch,
         configurations: &mut Vec<Configuration>,
         skipped: &mut Vec<String>,
     ) -> anyhow::Result<()> {
         let first = configurations[0].clone();
+        let image = initramfs.mmio;
         let accel = match &first.monitor {
             Monitor::Vmm { accel, .. } if accel == "kvm" => peer::Accel::Kvm,
             _ => peer::Accel::Tcg,
@@ -296,7 +310,7 @@ impl Bench {
                 }
             };
             let machine = (first.cpus, first.memory, first.append.as_str());
-            let machine = peer_machine(image, machine, accel, scratch)?;
+            let machine = peer_machine(image, initramfs.of(peer), machine, accel, scratch)?;
             configurations.push(Configuration {
                 name: format!("{} {}", peer.name(), accel.name()),
                 version: Peer::version(&program),
@@ -333,6 +347,38 @@ impl Bench {
         peer.find()
             .ok_or_else(|| format!("{name} does not take part: {} is not on PATH", peer.program()))
     }
+}
+
+/// Images whose initramfs peers get.
+struct Initramfs<'a> {
+    /// The one that is measured.
+    mmio: &'a Image,
+    /// The one whose initramfs has the driver virtio_pci, if there is one.
+    pci: &'a Option<Image>,
+}
+
+impl Initramfs<'_> {
+    fn of(&self, peer: Peer) -> &Image {
+        match self.pci {
+            Some(image) if peer.has_pci() => image,
+            _ => self.mmio,
+        }
+    }
+}
+
+/// The image that `--pci` names. Its kernel has to be that of `image`, or another boot would be measured.
+fn with_pci(context: &Context, name: &str, image: &Image) -> anyhow::Result<Image> {
+    let pci = context.service.open_image(name)?;
+    let kernel = |image: &Image| image.manifest().part(PartName::Kernel).map(|part| part.blake3);
+    if kernel(&pci) == kernel(image) {
+        return Ok(pci);
+    }
+    let reason = format!("{name} and {} have different kernels", image.path().display());
+    Err(Advice::new(
+        reason,
+        "build it by the same recipe with modules = [\"virtio_pci\"]",
+    )
+    .into())
 }
 
 /// Each program as a user has it, and before that, if asked, with the devices of peers.

@@ -216,6 +216,10 @@ impl FromArgMatches for PerRunOptions {
         MeasuringOptions::from_arg_matches(matches).map(|options| PerRunOptions(options.into()))
     }
 
+    fn from_arg_matches_mut(matches: &mut ArgMatches) -> Result<PerRunOptions, Error> {
+        MeasuringOptions::from_arg_matches_mut(matches).map(|options| PerRunOptions(options.into()))
+    }
+
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
         *self = PerRunOptions::from_arg_matches(matches)?;
         Ok(())

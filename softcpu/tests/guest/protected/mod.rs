@@ -204,8 +204,7 @@ impl Protected {
 
 /// Sends `vector` to `handler` by a gate with this access byte.
 fn set_gate(machine: &mut Machine, vector: u8, handler: u64, access: u64) {
-    let gate =
-        (handler & 0xffff) | u64::from(CODE32) << 16 | access << 40 | (handler & 0xffff_0000) << 32;
+    let gate = (handler & 0xffff) | u64::from(CODE32) << 16 | access << 40 | (handler & 0xffff_0000) << 32;
     machine.set_word(IDT + 8 * u64::from(vector), gate);
 }
 

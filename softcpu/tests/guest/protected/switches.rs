@@ -167,9 +167,7 @@ fn from_protected_mode_to_real_mode() {
     let mut protected = Protected::new(Paging::TwoLevels);
     // 16-bit code and data, and the vector table of real mode, whose entry 0x20 is a handler in segment 0xb00.
     protected.machine.set_word(GDT + 8, 0x0000_9300_0000_ffff);
-    protected
-        .machine
-        .set_word(GDT + 0x28, 0x0000_9b00_0000_ffff);
+    protected.machine.set_word(GDT + 0x28, 0x0000_9b00_0000_ffff);
     protected.machine.set_word(4 * 0x20, 0x0b00_0080);
     protected.machine.set_word(DATA, 0x3ff);
     protected.kernel(|a| {

@@ -39,7 +39,7 @@ const HEAD: usize = 0x280;
 
 /// A kernel that lies in guest RAM.
 #[derive(Debug, Clone)]
-pub(super) struct Kernel {
+pub(in crate::arch) struct Kernel {
     /// Physical address of the 64-bit entry point.
     pub entry: u64,
     /// First byte after the kernel and its uninitialized data.
@@ -62,7 +62,7 @@ struct Loaded {
 }
 
 /// Puts `kernel` and `initrd` into RAM.
-pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Result<Kernel, Error> {
+pub(in crate::arch) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Result<Kernel, Error> {
     let mut head = [0; HEAD];
     let unusable = |source| Error::Kernel {
         path: kernel.path().to_owned(),
