@@ -174,7 +174,9 @@ fn the_tasks_stack_segment_is_checked() {
                 .machine
                 .set_word(IDT + 8 * vector, gate & !0xffff_0000 | 8 << 16);
         }
-        protected.machine.set_word(GDT + 0x30, 0x0000_8900_8000_0000 | limit);
+        protected
+            .machine
+            .set_word(GDT + 0x30, 0x0000_8900_8000_0000 | limit);
         protected.kernel(|a| {
             a.mov(ax, 0x30)?;
             a.ltr(ax)?;

@@ -1,4 +1,5 @@
-//! Protected mode outside of long mode: its two kinds of page tables, its gates and stacks, and the ways in and out.
+//! Protected mode outside of long mode: its two kinds of page tables, its gates and stacks, and the ways
+//! in and out.
 
 mod exceptions;
 mod paging;
@@ -204,8 +205,7 @@ impl Protected {
 
 /// Sends `vector` to `handler` by a gate with this access byte.
 fn set_gate(machine: &mut Machine, vector: u8, handler: u64, access: u64) {
-    let gate =
-        (handler & 0xffff) | u64::from(CODE32) << 16 | access << 40 | (handler & 0xffff_0000) << 32;
+    let gate = (handler & 0xffff) | u64::from(CODE32) << 16 | access << 40 | (handler & 0xffff_0000) << 32;
     machine.set_word(IDT + 8 * u64::from(vector), gate);
 }
 
