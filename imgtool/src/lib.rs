@@ -25,18 +25,19 @@
 //! | [`progress`] | steps that take time, reported to a person or to nobody | |
 //! | [`spelling`] | the known word that is nearest to an unknown one | |
 //! | [`time`] | calendar times as archives and recipes write them | |
+//! | [`target`] | what a kernel is built for | |
 //! | [`decompress`] | compressed streams with bounds | |
 //! | [`store`] | the cache: files by digest | `advice` |
 //! | [`tree`] | a root file system in memory, contents by reference | `advice` |
 //! | [`archive`] | tar archives, read without trust and written | `tree` |
-//! | [`recipe`] | what a person writes, and its checks | `advice`, `spelling`, `time` |
+//! | [`recipe`] | what a person writes, and its checks | `advice`, `spelling`, `target`, `time` |
 //! | [`microvm`] | how the microvm kernel is compiled | |
 //! | [`lock`] | which packages exactly | `advice`, `microvm`, `recipe`, `store` |
 //! | [`fetch`] | from a mirror to verified bytes | `advice`, `decompress`, `recipe`, `store`, `time` |
 //! | [`resolve`] | from names of packages to a set of packages | `advice`, `fetch`, `recipe`, `spelling`, `store` |
 //! | [`unpack`] | from `.deb` files to a tree | `advice`, `archive`, `decompress`, `lock`, `progress`, `store`, `tree` |
 //! | [`boot`] | what every image boots with | |
-//! | [`compose`] | from a tree and a kernel to an AMI | `advice`, `decompress`, `lock`, `progress`, `spelling`, `time`, `tree` |
+//! | [`compose`] | from a tree and a kernel to an AMI | `advice`, `decompress`, `lock`, `progress`, `spelling`, `target`, `time`, `tree` |
 //! | [`imagefs`] | the tree in an ext4 image | `advice`, `compose`, `tree` |
 //! | [`base`] | an image that another is layered on | `advice`, `boot`, `compose`, `fetch`, `imagefs`, `lock`, `recipe`, `tree` |
 //! | [`configure`] | the target's own dpkg and commands in a sandbox, and what the recipe adds | `advice`, `archive`, `lock`, `progress`, `recipe`, `resolve`, `store`, `tree`, `unpack` |
@@ -74,6 +75,7 @@ pub mod root;
 pub mod sign;
 pub mod spelling;
 pub mod store;
+pub mod target;
 pub mod time;
 pub mod tree;
 pub mod unpack;

@@ -1,4 +1,4 @@
-//! x86_64: Linux's 64-bit boot protocol, ACPI and SMBIOS.
+//! x86_64: Linux's 64-bit and 32-bit boot protocols, ACPI and SMBIOS.
 
 mod acpi;
 mod boot;
@@ -57,7 +57,7 @@ pub(super) fn prepare(memory: &Memory, kernel: &Kernel, platform: &Platform<'_>)
     acpi::write(memory, platform)?;
     smbios::write(memory, platform.uuid)?;
     params::write(memory, kernel, platform.cmdline)?;
-    boot::write(memory)?;
+    boot::write(memory, kernel.entry)?;
     Ok(boot_state(kernel))
 }
 

@@ -1,5 +1,5 @@
-//! How exceptions and interrupts reach their handlers in protected mode outside of long mode: gates of 8 bytes, frames
-//! of 2 or 4 bytes a word, stacks from the task state segment (Intel SDM vol. 3, §6.12.1).
+//! How exceptions and interrupts reach their handlers in protected mode outside of long mode: gates of 8
+//! bytes, frames of 2 or 4 bytes a word, stacks from the task state segment (Intel SDM vol. 3, §6.12.1).
 //!
 //! There is no task switch: a task gate shuts the processor down. Linux has one, for double faults, whose
 //! handler is the end of the kernel.

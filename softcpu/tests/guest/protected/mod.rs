@@ -1,4 +1,5 @@
-//! Protected mode outside of long mode: its two kinds of page tables, its gates and stacks, and the ways in and out.
+//! Protected mode outside of long mode: its two kinds of page tables, its gates and stacks, and the ways
+//! in and out.
 
 mod exceptions;
 mod paging;

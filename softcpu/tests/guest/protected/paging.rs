@@ -1,5 +1,5 @@
-//! Page tables of two levels and of PAE: error codes, rights, large pages, and the registers of PAE (Intel SDM vol. 3,
-//! §4.3 and §4.4).
+//! Page tables of two levels and of PAE: error codes, rights, large pages, and the registers of PAE (Intel
+//! SDM vol. 3, §4.3 and §4.4).
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;

@@ -1,5 +1,5 @@
-//! From mode to mode, as loaders and kernels go: real mode, protected mode, both kinds of paging, long mode, and back
-//! (Intel SDM vol. 3, §9.8 and §9.9).
+//! From mode to mode, as loaders and kernels go: real mode, protected mode, both kinds of paging, long
+//! mode, and back (Intel SDM vol. 3, §9.8 and §9.9).
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -30,8 +30,8 @@ fn far(a: &mut CodeAssembler, selector: u16, to: u64) -> Result<(), IcedError> {
     a.retf()
 }
 
-/// Tables of two levels at [`TOP`] and the first entries of PAE's beside them map DATA to two different pages; what is
-/// read there says which paging is in force. Long mode has the machine's own tables.
+/// Tables of two levels at [`TOP`] and the first entries of PAE's beside them map DATA to two different
+/// pages; what is read there says which paging is in force. Long mode has the machine's own tables.
 #[test]
 fn from_long_mode_through_both_kinds_of_paging_and_back() {
     const PAE_TOP: u64 = TOP + 0x8000;
@@ -165,7 +165,8 @@ fn a_second_processor_goes_from_real_mode_to_pae() {
 fn from_protected_mode_to_real_mode() {
     const LOW: u64 = 0xb000;
     let mut protected = Protected::new(Paging::TwoLevels);
-    // 16-bit code and data, and the vector table of real mode, whose entry 0x20 is a handler in segment 0xb00.
+    // 16-bit code and data, and the vector table of real mode, whose entry 0x20 is a handler in segment
+    // 0xb00.
     protected.machine.set_word(GDT + 8, 0x0000_9300_0000_ffff);
     protected.machine.set_word(GDT + 0x28, 0x0000_9b00_0000_ffff);
     protected.machine.set_word(4 * 0x20, 0x0b00_0080);
