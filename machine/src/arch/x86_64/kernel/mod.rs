@@ -38,7 +38,7 @@ const HEAD: usize = 0x280;
 
 /// Where a kernel begins, by physical address, and in which mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Entry {
+pub(in crate::arch) enum Entry {
     /// 64-bit mode ("64-bit boot protocol").
     Long(u64),
     /// Protected mode without paging ("32-bit boot protocol").
