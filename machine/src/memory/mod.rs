@@ -70,8 +70,8 @@ fn host_page() -> u64 {
 }
 
 /// Has the host give pages of `memory` one by one, whatever it does for other processes. For RAM that many
-/// machines share until they write to it: with huge pages, a guest that writes a byte to memory that was free
-/// when it was saved would cost 2 MiB, and the time to clear them.
+/// machines share until they write to it: where 2 MiB were free when a guest was saved, one byte that it writes
+/// there could cost a huge page, and the time to clear it.
 pub(crate) fn advise_small_pages(memory: &Memory) {
     for region in memory.iter() {
         // SAFETY: the range is exactly one live mapping of ours, and advice about the size of its pages does
