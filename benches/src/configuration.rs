@@ -122,13 +122,13 @@ impl Configuration {
         }
         let words = match end {
             End::Init => format!("{} {STOP}", self.append),
-            End::Ready | End::Entry => self.append.clone(),
+            End::Ready | End::Entry | End::FirstRun => self.append.clone(),
         };
         if !words.is_empty() {
             option("--append", words.trim().into());
         }
-        if end == End::Ready {
-            // A command ends with the guest; that the agent takes it is what T10 says.
+        if matches!(end, End::Ready | End::FirstRun) {
+            // A command ends with the guest. That the agent takes it is what T10 says; T4 is in the same file.
             arguments.extend(["--".into(), "true".into()]);
         }
         Launch {

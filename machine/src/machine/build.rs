@@ -19,7 +19,7 @@ use crate::devices::serial::{Output, Serial};
 use crate::devices::{self, FixedDevices, Mapped};
 use crate::memory::{self, Memory, Placement, saved};
 use crate::timeline::Event;
-use crate::vcpu::{self, Buses, Control, ExitTable, Hold};
+use crate::vcpu::{Buses, Control, ExitTable, Hold};
 use crate::virtio::determinism::{Determinism, WorkerGate};
 use crate::virtio::mmio::{self, Mmio, register};
 use crate::virtio::state::TransportState;
@@ -84,6 +84,11 @@ impl Machine {
             Some(restore) => go_on(&memory, &mut vcpus, restore, accel.placement())?,
         }
         timeline.mark(Event::MemoryReady);
+        if restore.is_some()
+            && let Some(before) = vm.instructions()
+        {
+            timeline.count(Event::FirstRun, before);
+        }
 
         // Where instructions are time, the guest's time is not the host's.
         let has_host_time = !determinism.is_enabled();
@@ -126,7 +131,7 @@ impl Machine {
         let handle = Handle { shared };
         let first = restore.map(|_| {
             let handle = handle.clone();
-            Box::new(move || handle.go_on(notice)) as vcpu::First
+            Box::new(move || handle.go_on(notice)) as Box<dyn FnOnce() + Send>
         });
         Ok(Machine {
             vcpus,
@@ -156,6 +161,9 @@ fn go_on(
             len: part.len(),
             memory: state.about.memory,
         }));
+    }
+    if placement == Placement::Map {
+        memory::advise_small_pages(memory);
     }
     let part = part.placed_by(placement);
     saved::restore(memory, &state.pages, &part).map_err(|error| Error::Snapshot(error.into()))?;

@@ -1,12 +1,14 @@
 //! Guest RAM: regions of anonymous host memory at guest-physical addresses, and file parts placed into them.
 #![allow(unsafe_code)]
 
+mod backed;
 mod part;
 pub mod saved;
 
 use std::io;
 use std::sync::Arc;
 
+pub use backed::give_back;
 pub use part::{Part, PartError, PartReader, Placement};
 pub use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -43,7 +45,8 @@ pub fn allocate(ranges: &[(u64, u64)]) -> Result<Memory, Error> {
             let reserve = |source| Error::Reserve { bytes, source };
             let len = usize::try_from(bytes).map_err(|_| reserve(io::ErrorKind::OutOfMemory.into()))?;
             let mapping = MmapRegion::new(len).map_err(|error| reserve(io::Error::other(error)))?;
-            advise_huge_pages(&mapping);
+            backed::forget(mapping.as_ptr(), len);
+            advise_huge_pages(mapping.as_ptr(), len);
             GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(Error::Regions)
         })
         .collect::<Result<Vec<_>, _>>()?;
@@ -53,10 +56,28 @@ pub fn allocate(ranges: &[(u64, u64)]) -> Result<Memory, Error> {
 }
 
 /// Best effort: without huge pages everything works, only slower.
-fn advise_huge_pages(mapping: &MmapRegion) {
-    // SAFETY: the range is exactly one live anonymous mapping of ours, and the advice does not change its
-    // content.
-    unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
+fn advise_huge_pages(start: *mut u8, len: usize) {
+    // SAFETY: the range is whole pages of a live anonymous mapping of ours, and advice about the size of its
+    // pages does not change its content.
+    unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
+}
+
+/// Granularity of a mapping: arm64 hosts may have pages of 16 or 64 KiB.
+fn host_page() -> u64 {
+    // SAFETY: asks for a constant of the system.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(page).unwrap_or(PAGE).max(PAGE)
+}
+
+/// Has the host give pages of `memory` one by one, whatever it does for other processes. For RAM that many
+/// machines share until they write to it: with huge pages, a guest that writes a byte to memory that was free
+/// when it was saved would cost 2 MiB, and the time to clear them.
+pub(crate) fn advise_small_pages(memory: &Memory) {
+    for region in memory.iter() {
+        // SAFETY: the range is exactly one live mapping of ours, and advice about the size of its pages does
+        // not change its content.
+        unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_NOHUGEPAGE) };
+    }
 }
 
 /// End of the contiguous RAM that begins at guest-physical address 0, exclusive; 0 when there is none.

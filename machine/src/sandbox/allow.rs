@@ -16,6 +16,8 @@ pub(super) enum Rule {
     OnUs(i64),
     /// The call of this name, where the architecture has it: the number is x86-64's.
     Legacy(i64),
+    /// The call fails with ENOSYS: programs try it before they use another one.
+    Absent(i64),
 }
 
 /// What an argument must be; the lower 32 bits count, as they do to the kernel for all that is compared here.
@@ -32,7 +34,7 @@ pub(super) enum Is {
 }
 
 use Is::{Equal, Masked, With, Without};
-use Rule::{Call, Legacy, OnUs, When};
+use Rule::{Absent, Call, Legacy, OnUs, When};
 
 const PROT_EXEC: u32 = libc::PROT_EXEC as u32;
 
@@ -230,10 +232,9 @@ const SIGNALS: &[Rule] = &[Call(libc::SYS_rt_sigtimedwait)];
 const SETUP: &[Rule] = &[
     // Threads, not processes. Each gets a list of its own, which can only be shorter.
     When(libc::SYS_clone, &[(0, With(libc::CLONE_THREAD as u32))]),
-    // Answered with ENOSYS by `REFUSED`: its flags are behind a pointer. C libraries then use `clone`.
-    Call(libc::SYS_clone3),
+    // Its flags are behind a pointer. C libraries then use `clone`.
+    Absent(libc::SYS_clone3),
     When(libc::SYS_prctl, &[(0, Equal(libc::PR_SET_NAME as u32))]),
-    When(libc::SYS_prctl, &[(0, Equal(libc::PR_SET_NO_NEW_PRIVS as u32))]),
     When(libc::SYS_prctl, &[(0, Equal(0x5356_4d41))]), // PR_SET_VMA: a name for a mapping
     Call(libc::SYS_seccomp),
     Call(libc::SYS_prlimit64),
@@ -264,11 +265,8 @@ const SETUP: &[Rule] = &[
     Call(libc::SYS_mkdirat),
 ];
 
-/// Calls that programs try before they use another one: answered with ENOSYS, in every thread.
-pub(super) const REFUSED: &[i64] = &[libc::SYS_clone3];
-
 /// The lists that together are `kind`'s.
-pub(super) fn lists(kind: Kind) -> &'static [&'static [Rule]] {
+pub(super) const fn lists(kind: Kind) -> &'static [&'static [Rule]] {
     match kind {
         Kind::Main => &[
             ALWAYS, KVM, DISK, RING, SOCKETS, INTERNET, LOCAL, TERMINAL, FILES, SIGNALS, SETUP,

@@ -23,6 +23,7 @@ mod filter;
 mod helper;
 mod namespaces;
 mod privileges;
+mod program;
 mod reader;
 mod violation;
 

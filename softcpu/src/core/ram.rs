@@ -47,7 +47,7 @@ impl Ram {
                 start: spec.start,
                 len: spec.len & PAGE_MASK,
                 host: spec.host.expose_provenance(),
-                pages: (0..spec.len / PAGE).map(|_| CodePage::default()).collect(),
+                pages: CodePage::none(spec.len / PAGE),
             })
             .collect();
         // The region that is used most is found first.

@@ -154,6 +154,7 @@ impl Bench {
             images.push(image);
         }
         let mut configurations = self.own_configurations(context, &images)?;
+        let end = self.end_of(&configurations)?;
         let mut skipped = Vec::new();
         self.add_peers(&images[0], scratch, &mut configurations, &mut skipped)?;
         name_apart(&mut configurations);
@@ -166,7 +167,7 @@ impl Bench {
                 Caches::Cold => vec![Cache::Cold],
                 Caches::Both => vec![Cache::Warm, Cache::Cold],
             },
-            end: self.end,
+            end,
             seed: self.seed,
             limit: self.limit,
             skipped,
@@ -183,11 +184,6 @@ impl Bench {
             images[0].manifest().architecture,
             context.home().kvm_verdict().as_deref(),
         )?;
-        if self.end == End::Entry && accels.iter().any(|accel| *accel != "kvm") {
-            let reason =
-                "the first entry into the guest is seen by KVM's trace, and not everything here runs on KVM";
-            return Err(Advice::new(reason, "--accel kvm, or --end init").into());
-        }
         if self.end == End::Ready && self.same_devices {
             let reason = "without vsock the guest's agent is out of reach, so that it is never ready";
             return Err(Advice::new(reason, "leave --same-devices out, or --end init").into());
@@ -222,6 +218,31 @@ impl Bench {
             }
         }
         Ok(configurations)
+    }
+
+    /// The end of each launch: the first entry into the guest is seen in another way on the software processor.
+    fn end_of(&self, configurations: &[Configuration]) -> anyhow::Result<End> {
+        if self.end != End::Entry {
+            return Ok(self.end);
+        }
+        let on_kvm = |configuration: &Configuration| matches!(&configuration.monitor, Monitor::Vmm { accel, .. } if accel == "kvm");
+        let count = configurations
+            .iter()
+            .filter(|configuration| on_kvm(configuration))
+            .count();
+        match count {
+            0 if self.same_devices => {
+                let reason = "without vsock the guest has no command that ends it";
+                Err(Advice::new(reason, "leave --same-devices out, or --end init").into())
+            }
+            0 => Ok(End::FirstRun),
+            all if all == configurations.len() => Ok(End::Entry),
+            _ => {
+                let reason = "the first entry into the guest is seen by KVM's trace on KVM and by vmm itself elsewhere: \
+                              these are different moments";
+                Err(Advice::new(reason, "one --accel, or --end init").into())
+            }
+        }
     }
 
     /// `auto` is decided once: all launches of a configuration are to be of one kind.
@@ -296,6 +317,11 @@ impl Bench {
         if self.end == End::Ready {
             return Err(format!(
                 "{name} does not take part: only vmm's guests report when their agent is ready"
+            ));
+        }
+        if self.end == End::Entry && accel == peer::Accel::Tcg {
+            return Err(format!(
+                "{name} does not take part: without KVM only vmm reports when its guest is entered"
             ));
         }
         if image.manifest().architecture.of_kernel() != ami::Architecture::X86_64 {

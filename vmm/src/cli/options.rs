@@ -83,7 +83,8 @@ const ENDS: Words<End> = &[
     (
         "entry",
         End::Entry,
-        "the processor first enters the guest, as the host's kernel sees it (KVM only; needs root)",
+        "the processor first enters the guest: as the host's kernel sees it on KVM (needs root), as vmm says on \
+         the software processor",
     ),
 ];
 

@@ -1,6 +1,7 @@
 //! arm64: Linux's `Image` boot protocol and a device tree.
 
 mod fdt;
+pub mod gicv3;
 mod image;
 pub mod layout;
 
