@@ -25,11 +25,6 @@ impl Arch {
         format!("{self}-unknown-linux-gnu")
     }
 
-    /// The target as cargo writes it in the names of environment variables.
-    pub fn target_variable(self) -> String {
-        self.target().replace('-', "_").to_uppercase()
-    }
-
     /// Debian's name.
     pub fn debian(self) -> &'static str {
         match self {

@@ -232,8 +232,8 @@ impl Dist {
 
     /// The same with 32-bit programs, into `images/NAME-i386.ami`. The programs' architecture is x86_64.
     ///
-    /// Without the security archive, whose index of i386 some mirrors have from another day than the list that
-    /// names its digest.
+    /// Without the security archive, whose index of i386 some mirrors have from another day than the list
+    /// that names its digest.
     pub fn image_of_i386(&self, recipe: &str) -> Result<PathBuf> {
         let scratch = tempfile::tempdir()?;
         let change = |text| format!("{text}\n[distribution]\nsecurity = false\n");
@@ -250,6 +250,35 @@ impl Dist {
         ensure!(
             status.success(),
             "imgtool could not build {recipe} for i386 ({status}); it says why above"
+        );
+        Ok(image)
+    }
+
+    /// Builds `recipe`, whose kernel is of 32 bits, with a guest-init for it, which `cargo xtask cross`
+    /// makes.
+    pub fn image_of_32_bit_kernel(&self, recipe: &str) -> Result<PathBuf> {
+        let status = cargo()
+            .args(["xtask", "cross", "i686"])
+            .status()
+            .context("cargo could not be started")?;
+        ensure!(
+            status.success(),
+            "guest-init for i686 did not build ({status}); cargo says why above"
+        );
+        let guest_init = Profile::Release.dir().join("i686/guest-init");
+        let image = self.images().join(format!("{}.ami", stem(recipe)?));
+        fs::create_dir_all(self.images())?;
+        let build = Command::new(self.imgtool()?)
+            .current_dir(workspace())
+            .args(["build", recipe, "-o"])
+            .arg(&image)
+            .arg("--guest-init")
+            .arg(&guest_init)
+            .status();
+        let status = build.context("imgtool could not be started")?;
+        ensure!(
+            status.success(),
+            "imgtool could not build {recipe} ({status}); it says why above"
         );
         Ok(image)
     }

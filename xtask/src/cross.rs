@@ -1,4 +1,5 @@
-//! `cargo xtask cross ARCH`: the static programs for the other architecture.
+//! `cargo xtask cross ARCH`: the static programs for the other architecture; of 32-bit x86, which is no
+//! host's, guest-init for images with a 32-bit kernel.
 //!
 //! The standard library for it comes from an installed rustup target, or is built from source: rustup's own
 //! `rust-src`, or Debian's package of the same version, unpacked into `target/` and shown to the compiler
@@ -8,6 +9,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use kiln_tests::arch::Arch;
@@ -20,28 +22,77 @@ const SUITES: [&str; 2] = ["trixie-backports", "sid"];
 /// Where Debian's package has the library.
 const LIBRARY: &str = "usr/src/rustc-*/library";
 
+/// 32-bit x86, by its name in the kernel and in GNU's tools.
+const I686: &str = "i686";
+
+/// What `cargo xtask cross` is asked for.
+#[derive(Debug, Clone, Copy)]
+pub enum Target {
+    /// An architecture of hosts.
+    Arch(Arch),
+    /// 32-bit x86.
+    I686,
+}
+
+impl FromStr for Target {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Target> {
+        match name {
+            I686 => Ok(Target::I686),
+            name => Ok(Target::Arch(name.parse()?)),
+        }
+    }
+}
+
+/// Builds what ships for `target`.
+pub fn cross_target(target: Target) -> Result<()> {
+    match target {
+        Target::Arch(arch) => cross(arch, Profile::Release).map(|_| ()),
+        Target::I686 => guest_init_i686().map(|_| ()),
+    }
+}
+
+/// Builds guest-init for 32-bit kernels where `imgtool` looks for it, and returns its path.
+pub fn guest_init_i686() -> Result<PathBuf> {
+    const PROGRAM: &str = "guest-init";
+    packages::ensure(packages::cross_i686())?;
+    let target = format!("{I686}-unknown-linux-gnu");
+    let mut build = compiler(I686, &target)?;
+    let place = Profile::Release.dir().join(I686);
+    let scratch = Profile::Release.dir().join("cross");
+    let status = build
+        .args([
+            "build",
+            "--profile",
+            "release",
+            "--target",
+            &target,
+            "--package",
+            PROGRAM,
+        ])
+        .arg("--target-dir")
+        .arg(&scratch)
+        .status()
+        .context("cargo could not be started")?;
+    if !status.success() {
+        bail!("{PROGRAM} for {I686} did not build ({status}); cargo says why above");
+    }
+    // The profile strips it.
+    make(&place)?;
+    let built = scratch.join(&target).join("release").join(PROGRAM);
+    let installed = place.join(PROGRAM);
+    fs::copy(&built, &installed).with_context(|| format!("{} could not be copied", built.display()))?;
+    Ok(installed)
+}
+
 /// Builds the programs for `arch`.
 pub fn cross(arch: Arch, profile: Profile) -> Result<Dist> {
     if arch == Arch::host()? {
         return Dist::build(profile);
     }
     packages::ensure(packages::cross(arch))?;
-    let mut build = cargo();
-    build.env(
-        format!("CARGO_TARGET_{}_LINKER", arch.target_variable()),
-        format!("{arch}-linux-gnu-gcc"),
-    );
-    match Library::find(arch)? {
-        Library::Built => {}
-        Library::Source(rustc) => {
-            // What the stable compiler calls unstable here is cargo's option; the library is its own.
-            build.env("RUSTC_BOOTSTRAP", "1");
-            build.arg("-Zbuild-std=std,panic_abort");
-            if let Some(rustc) = rustc {
-                build.env("RUSTC", rustc);
-            }
-        }
-    }
+    let mut build = compiler(&arch.to_string(), &arch.target())?;
     // What is tried in a lab needs no optimized dependencies, and no imgtool: images are built on this
     // machine.
     let programs: &[&str] = match profile {
@@ -55,6 +106,28 @@ pub fn cross(arch: Arch, profile: Profile) -> Result<Dist> {
     Dist::build_programs(build, arch, profile, programs)
 }
 
+/// A cargo that links for `machine` and has a standard library for the Rust target.
+fn compiler(machine: &str, target: &str) -> Result<Command> {
+    let mut build = cargo();
+    let variable = target.replace('-', "_").to_uppercase();
+    build.env(
+        format!("CARGO_TARGET_{variable}_LINKER"),
+        format!("{machine}-linux-gnu-gcc"),
+    );
+    match Library::find(target)? {
+        Library::Built => {}
+        Library::Source(rustc) => {
+            // What the stable compiler calls unstable here is cargo's option; the library is its own.
+            build.env("RUSTC_BOOTSTRAP", "1");
+            build.arg("-Zbuild-std=std,panic_abort");
+            if let Some(rustc) = rustc {
+                build.env("RUSTC", rustc);
+            }
+        }
+    }
+    Ok(build)
+}
+
 /// How the compiler comes to a standard library for the target.
 enum Library {
     /// It has one.
@@ -64,10 +137,10 @@ enum Library {
 }
 
 impl Library {
-    fn find(arch: Arch) -> Result<Library> {
+    fn find(target: &str) -> Result<Library> {
         let sysroot = PathBuf::from(rustc(&["--print", "sysroot"])?.trim());
         let rustlib = sysroot.join("lib/rustlib");
-        if rustlib.join(arch.target()).join("lib").is_dir() {
+        if rustlib.join(target).join("lib").is_dir() {
             return Ok(Library::Built);
         }
         if rustlib.join("src/rust/library/Cargo.lock").is_file() {
@@ -82,10 +155,7 @@ impl Library {
         let compiler = dir.join("sysroot/rustc");
         if !compiler.is_file() {
             debian_source(&dir, &version).with_context(|| {
-                format!(
-                    "no standard library for {0} was found; try: rustup target add {0}",
-                    arch.target()
-                )
+                format!("no standard library for {target} was found; try: rustup target add {target}")
             })?;
             link_sysroot(&sysroot, &dir)?;
         }

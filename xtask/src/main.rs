@@ -101,8 +101,8 @@ enum Command {
     },
     /// Build the static programs for another architecture, as they ship, into target/dist/ARCH.
     Cross {
-        /// The architecture.
-        arch: Arch,
+        /// The architecture; i686 is guest-init alone, for images with a 32-bit kernel.
+        target: cross::Target,
     },
     /// Run a command on a host with genuine KVM that QEMU emulates; without a command, open a shell there.
     Lab {
@@ -142,7 +142,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Picture => picture::picture(),
         Command::Dist => Dist::build(Profile::Release).map(|_| 0),
         Command::Deb => deb::deb(),
-        Command::Cross { arch } => cross::cross(arch, Profile::Release).map(|_| 0),
+        Command::Cross { target } => cross::cross_target(target).map(|()| 0),
         Command::Lab { arch, command } => {
             packages::ensure(packages::lab(arch))?;
             cross::cross(arch, Profile::Dev)?;

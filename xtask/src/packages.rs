@@ -75,6 +75,16 @@ pub fn cross(arch: Arch) -> Vec<Need> {
         .collect()
 }
 
+/// What `cargo xtask cross i686` needs.
+pub fn cross_i686() -> Vec<Need> {
+    [
+        ("i686-linux-gnu-gcc", "gcc-i686-linux-gnu"),
+        ("/usr/i686-linux-gnu/lib/libc.a", "libc6-dev-i386-cross"),
+    ]
+    .map(|(program, package)| Need { program, package })
+    .to_vec()
+}
+
 /// What `cargo xtask test` needs.
 pub fn test() -> Vec<Need> {
     let more = [

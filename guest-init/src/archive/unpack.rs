@@ -386,9 +386,8 @@ fn finish(to: &Path, mode: u32, mtime: i64) -> io::Result<()> {
 }
 
 fn touch(to: &Path, mtime: i64) -> io::Result<()> {
-    // A 32-bit program's times end in 2038.
-    let seconds = mtime.min(libc::time_t::MAX as i64) as libc::time_t;
-    let time = TimeSpec::new(seconds, 0);
+    // A program of 32 bits has times up to 2038 only.
+    let time = TimeSpec::new(mtime as libc::time_t, 0);
     utimensat(AT_FDCWD, to, &time, &time, UtimensatFlags::NoFollowSymlink)?;
     Ok(())
 }

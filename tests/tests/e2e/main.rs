@@ -125,13 +125,14 @@ const ON_KVM: &[(Need, Table)] = &[
     (Need::Time, instance::TESTS),
     (Need::Time, instance::LAB_TESTS),
 ];
-/// What runs there with all tests only: what it shows of KVM is in `ON_KVM`, and what it shows of packages and
-/// images runs on the software processor.
+/// What runs there with all tests only: what it shows of KVM is in `ON_KVM`, and what it shows of packages
+/// and images runs on the software processor.
 const ON_KVM_ALL: &[(Need, Table)] = &[(Need::Configured, directory::TESTS)];
 /// What takes too many minutes there for each change.
 const ON_KVM_LONG: &[(Need, Table)] = &[
     (Need::Configured, cloud::LONG),
     (Need::Configured, examples::LAB_LONG),
+    (Need::X86, kernels::LONG),
 ];
 
 /// What the lab for `arch` runs each time, with all tests, and its long tests.
@@ -241,7 +242,12 @@ fn main() -> ExitCode {
     let built: &[Table] = &[trouble::TESTS, archives::TESTS, examples::TESTS];
     let rootless_long = user.clone().or(time.clone());
     let mut trials = on("soft", here(), None, SOFT);
-    trials.extend(on("soft", here(), time.clone(), &[examples::LONG, cloud::LONG]));
+    trials.extend(on(
+        "soft",
+        here(),
+        time.clone(),
+        &[examples::LONG, cloud::LONG, kernels::LONG],
+    ));
     // The suites' guests are of x86, and are built here.
     let suites: &[Table] = match Arch::host() {
         Ok(Arch::X86_64) => &[suites::LONG],
@@ -285,9 +291,8 @@ fn print_slowest() {
     }
 }
 
-/// Whether `arguments` name one of the tests that share the long images, which take many minutes to build.
-fn needs_long_images(arguments: &Arguments) -> bool {
-    let tables = [examples::LONG, cloud::LONG, examples::LAB_LONG];
+/// Whether `arguments` name one of the long tests of `tables`, whose images take minutes to build.
+fn needs_long(arguments: &Arguments, tables: &[Table]) -> bool {
     let hosts = ["soft", "lab-x86_64", "lab-aarch64"];
     let names = tables.iter().flat_map(|table| table.iter()).map(|(name, _)| name);
     let named = |name: &&str| {
@@ -309,10 +314,13 @@ fn prepare(arguments: &Arguments) -> anyhow::Result<PathBuf> {
     const DIRECTORY: &str = "examples/employee-directory.toml";
     let arch = Arch::host()?;
     let dist = Dist::build(Profile::Dev)?;
-    if needs_long_images(arguments) {
+    if needs_long(arguments, &[examples::LONG, cloud::LONG, examples::LAB_LONG]) {
         for recipe in ["microvm", "cloud", "debian", "web"] {
             dist.image(&format!("examples/{recipe}.toml"))?;
         }
+    }
+    if arch == Arch::X86_64 && needs_long(arguments, &[kernels::LONG]) {
+        dist.image_of_32_bit_kernel(kernels::LONG_IMAGE)?;
     }
     for recipe in ["linux-6.1", "linux-6.12", "linux-7"] {
         dist.image(&format!("tests/kernels/{recipe}.toml"))?;

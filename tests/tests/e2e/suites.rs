@@ -1,5 +1,5 @@
 //! Suites that others wrote, in guests on the software processor: CPython's tests, stress-ng, and the
-//! kernel's own tests of x86.
+//! kernel's own tests of x86; and, in a guest of 32-bit programs, CPython's numbers and programs of ours.
 //!
 //! What is run of a suite and how it ends is in `tests/suites`: a name and an outcome a line, with the reason
 //! for each that is not expected to pass. An outcome that is not the expected one fails the test, in either
@@ -23,6 +23,8 @@ pub const LONG: &[(&str, Test)] = &[
     ("suite_of_cpython_ends_as_recorded", cpython),
     ("suite_of_stress_ng_ends_as_recorded", stress_ng),
     ("suite_of_the_kernel_for_x86_ends_as_recorded", x86),
+    ("suite_of_cpython_of_32_bits_ends_as_recorded", cpython_i386),
+    ("suite_of_32_bit_programs_ends_as_recorded", i386),
 ];
 
 /// A guest that is not through by then hangs. On an idle machine no suite takes more than ten minutes.
@@ -56,27 +58,52 @@ fn record(suite: &str) -> Result<Record> {
         .collect()
 }
 
-/// The image with all of them, built by the first test that needs it.
-fn image() -> Result<PathBuf> {
-    static IMAGE: Mutex<Option<PathBuf>> = Mutex::new(None);
-    let mut image = IMAGE.lock().unwrap_or_else(PoisonError::into_inner);
-    match &*image {
-        Some(image) => Ok(image.clone()),
-        None => {
-            let dist = Dist::at(Arch::host()?, Profile::Dev);
-            let built = dist.image_in("tests/suites/suites.toml", &kiln_dir().join("suites"))?;
-            Ok(image.insert(built).clone())
+/// An image for some of them, built by the first test that needs it.
+#[derive(Clone, Copy)]
+enum Image {
+    /// 64-bit programs.
+    Suites,
+    /// 32-bit programs.
+    I386,
+}
+
+impl Image {
+    fn recipe(self) -> &'static str {
+        match self {
+            Image::Suites => "tests/suites/suites.toml",
+            Image::I386 => "tests/suites/i386.toml",
+        }
+    }
+
+    fn path(self) -> Result<PathBuf> {
+        static BUILT: [Mutex<Option<PathBuf>>; 2] = [const { Mutex::new(None) }; 2];
+        let mut built = BUILT[self as usize]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match &*built {
+            Some(path) => Ok(path.clone()),
+            None => {
+                let dist = Dist::at(Arch::host()?, Profile::Dev);
+                let path = dist.image_in(self.recipe(), &kiln_dir().join("suites"))?;
+                Ok(built.insert(path).clone())
+            }
         }
     }
 }
 
-/// Runs `script` in a guest, with the names of the record for `@`; `parse` finds a name and its outcome in a
-/// line of what it prints.
-fn run(host: &TestHost, suite: &str, script: &str, parse: fn(&str) -> Option<(&str, &str)>) -> Result<()> {
+/// Runs `script` in a guest of `image`, with the names of the record for `@`; `parse` finds a name and its
+/// outcome in a line of what it prints.
+fn run(
+    host: &TestHost,
+    image: Image,
+    suite: &str,
+    script: &str,
+    parse: fn(&str) -> Option<(&str, &str)>,
+) -> Result<()> {
     let record = record(suite)?;
     let names: Vec<&str> = record.iter().map(|(name, ..)| name.as_str()).collect();
     let script = script.replace('@', &names.join(" "));
-    let image = image()?;
+    let image = image.path()?;
     let output = host.sh_within(
         &format!("vmm run {} --rm -- sh -c '{script}'", image.display()),
         LIMIT,
@@ -119,10 +146,11 @@ fn regrtest(line: &str) -> Option<(&str, &str)> {
     Some((name, known))
 }
 
+/// Each module in a process of its own, two at a time.
+const CPYTHON: &str = "cd /tmp && python3 -m test -j2 @";
+
 fn cpython(host: &TestHost) -> Result<()> {
-    // Each module in a process of its own, two at a time.
-    let script = "cd /tmp && python3 -m test -j2 @";
-    run(host, "cpython", script, regrtest)
+    run(host, Image::Suites, "cpython", CPYTHON, regrtest)
 }
 
 fn stress_ng(host: &TestHost) -> Result<()> {
@@ -130,12 +158,21 @@ fn stress_ng(host: &TestHost) -> Result<()> {
     let script = "cd /tmp; for t in @; do \
                   timeout 1800 stress-ng --$t 1 --timeout 2 --verify >out 2>&1; \
                   case $? in 0) o=pass;; 3|4) o=skip;; 124) o=timeout;; *) o=fail; cat out >&2;; esac; echo $t $o; done";
-    run(host, "stress-ng", script, plain)
+    run(host, Image::Suites, "stress-ng", script, plain)
 }
 
 fn x86(host: &TestHost) -> Result<()> {
     let script = "cd /opt/selftests; for t in @; do timeout 1800 ./$t >/tmp/out 2>&1; \
                   case $? in 0) o=pass;; 4) o=skip;; 124) o=timeout;; *) o=fail; tail -n 20 /tmp/out >&2;; esac; \
                   echo $t $o; done";
-    run(host, "x86", script, plain)
+    run(host, Image::Suites, "x86", script, plain)
+}
+
+fn cpython_i386(host: &TestHost) -> Result<()> {
+    run(host, Image::I386, "cpython-i386", CPYTHON, regrtest)
+}
+
+/// `tests/suites/i386/run.sh` says what each is.
+fn i386(host: &TestHost) -> Result<()> {
+    run(host, Image::I386, "i386", "sh /opt/i386/run.sh @", plain)
 }
