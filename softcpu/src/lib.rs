@@ -1,5 +1,7 @@
 //! A processor in software: it interprets x86-64, and with RAM and a bus it runs whole operating systems.
 //!
+//! On an x86-64 host that lets it, programs run on the host's processor instead ([`x86_64::direct`]).
+//!
 //! It may use the standard library, a decoder (`iced-x86`) and `libc`, and nothing of this project: it does
 //! not know devices, boot protocols or command lines. Those who use it give it [`Ram`], a [`Bus`] and a
 //! thread for each processor, and call [`Cpu::run`]; interrupts come in by [`Platform`] from any thread. A
@@ -28,6 +30,7 @@
 //! - A load, from its address to RAM: `x86_64/access.rs`, `x86_64/mmu.rs`, [`core::ram_access`]. The last one
 //!   also says what processors see of each other's accesses.
 //! - Code that changes while it runs: `core/code_page.rs`, `core/unsettled.rs`.
+//! - A program on the host's processor: [`x86_64::direct`], and `docs/softcpu.md`.
 //! - Tests: `tests/guest` has one concept of the processor a file, `tests/differential` compares instructions
 //!   with the host's.
 

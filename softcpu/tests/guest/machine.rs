@@ -1,7 +1,7 @@
 //! A machine for guests of a few instructions: four megabytes mapped one to one, tables that send every
 //! exception to a handler that stops the processor, and a few ports.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use iced_x86::IcedError;
@@ -132,22 +132,38 @@ impl Bus for Devices {
     }
 }
 
-/// Host memory for guest RAM.
-struct Memory(*mut u8);
+/// Host memory for guest RAM: a file that is mapped.
+struct Memory(*mut u8, OwnedFd);
 
 // SAFETY: plain memory that only processors access, through pointers.
 unsafe impl Send for Memory {}
 
 impl Memory {
-    fn layout() -> Layout {
-        Layout::from_size_align(SIZE, PAGE as usize).unwrap()
+    fn new() -> Memory {
+        // SAFETY: the name is a string, and the descriptor is nobody else's.
+        let file = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
+        // SAFETY: a new mapping, of a file that is made as large before.
+        let at = unsafe {
+            assert_eq!(libc::ftruncate(file.as_raw_fd(), SIZE as i64), 0);
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(
+                std::ptr::null_mut(),
+                SIZE,
+                access,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        Memory(at.cast(), file)
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, freed once; the machine drops its processor and `Ram` first.
-        unsafe { dealloc(self.0, Memory::layout()) };
+        // SAFETY: mapped with this length, unmapped once; the machine drops its processor and `Ram` first.
+        unsafe { libc::munmap(self.0.cast(), SIZE) };
     }
 }
 
@@ -157,7 +173,7 @@ pub struct Machine {
     pub devices: Devices,
     pub ram: Arc<Ram>,
     pub platform: Arc<Platform>,
-    _memory: Memory,
+    memory: Memory,
 }
 
 impl Machine {
@@ -168,13 +184,12 @@ impl Machine {
 
     /// The first of `cpus` processors.
     pub fn with(clock: Clock, cpus: u32) -> Machine {
-        // SAFETY: the layout is not empty.
-        let memory = Memory(unsafe { alloc_zeroed(Memory::layout()) });
-        assert!(!memory.0.is_null());
+        let memory = Memory::new();
         let region = RegionSpec {
             start: 0,
             len: SIZE as u64,
             host: memory.0,
+            file: Some(0),
         };
         // SAFETY: the memory is page-aligned, has no references into it and outlives the `Ram`: the machine
         // drops it last.
@@ -190,10 +205,15 @@ impl Machine {
             devices,
             ram,
             platform,
-            _memory: memory,
+            memory,
         };
         machine.write_tables();
         machine
+    }
+
+    /// The file behind its RAM.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.memory.1.as_fd()
     }
 
     /// Another processor, in 64-bit mode at `rip`. Its stack is its own.

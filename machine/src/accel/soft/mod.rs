@@ -74,6 +74,7 @@ fn share(memory: &Memory) -> Result<Arc<Ram>, Error> {
                 start: vm_memory::Address::raw_value(&region.start_addr()),
                 len: region.len(),
                 host,
+                file: region.file_offset().map(|file| file.start()),
             })
         })
         .collect::<Result<Vec<_>, Error>>()?;

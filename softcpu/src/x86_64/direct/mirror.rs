@@ -1,0 +1,136 @@
+//! What is mapped in a helper, and the system calls that bring it up to date.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::helper::{Call, map, unmap};
+
+const PAGE: u64 = 4096;
+
+/// A page as it is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Page {
+    /// Where it is in the file of guest RAM.
+    pub offset: u64,
+    /// `PROT_READ` and its kin.
+    pub protection: i32,
+}
+
+/// The pages of a helper by their linear address.
+#[derive(Debug, Default)]
+pub(super) struct Mirror {
+    pages: HashMap<u64, Page>,
+    /// What is to be changed, in order of the addresses.
+    changes: BTreeMap<u64, Option<Page>>,
+}
+
+impl Mirror {
+    /// How many pages are mapped.
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// The page at `addr` as it is or will be mapped.
+    pub fn get(&self, addr: u64) -> Option<Page> {
+        let page = addr & !(PAGE - 1);
+        match self.changes.get(&page) {
+            Some(change) => *change,
+            None => self.pages.get(&page).copied(),
+        }
+    }
+
+    /// All pages that are mapped.
+    pub fn addresses(&self) -> Vec<u64> {
+        self.pages.keys().copied().collect()
+    }
+
+    /// Lets the page of `addr` be mapped so, or not at all.
+    pub fn set(&mut self, addr: u64, page: Option<Page>) {
+        let at = addr & !(PAGE - 1);
+        if self.pages.get(&at).copied() == page {
+            self.changes.remove(&at);
+        } else {
+            self.changes.insert(at, page);
+        }
+    }
+
+    /// Nothing is mapped any more.
+    pub fn clear(&mut self) {
+        self.pages.clear();
+        self.changes.clear();
+    }
+
+    /// The calls that make all changes: neighbours that lie in the file as they lie in memory by one.
+    pub fn calls(&mut self) -> Vec<Call> {
+        struct Run {
+            at: u64,
+            len: u64,
+            page: Option<Page>,
+        }
+        let mut runs: Vec<Run> = Vec::new();
+        for (at, page) in std::mem::take(&mut self.changes) {
+            match page {
+                Some(page) => self.pages.insert(at, page),
+                None => self.pages.remove(&at),
+            };
+            if let Some(last) = runs.last_mut()
+                && last.at + last.len == at
+                && last.page.map(|first| Page {
+                    offset: first.offset + last.len,
+                    ..first
+                }) == page
+            {
+                last.len += PAGE;
+                continue;
+            }
+            runs.push(Run { at, len: PAGE, page });
+        }
+        let call = |run: Run| match run.page {
+            Some(page) => map(run.at, run.len, page.offset, page.protection),
+            None => unmap(run.at, run.len),
+        };
+        runs.into_iter().map(call).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const R: i32 = libc::PROT_READ;
+
+    fn page(offset: u64) -> Option<Page> {
+        Some(Page {
+            offset,
+            protection: R,
+        })
+    }
+
+    #[test]
+    fn neighbours_are_mapped_by_one_call() {
+        let mut mirror = Mirror::default();
+        for n in [2, 0, 1] {
+            mirror.set(0x1000 * n + 5, page(0x8000 + 0x1000 * n));
+        }
+        mirror.set(0x3000, page(0));
+        assert_eq!(
+            mirror.calls(),
+            [map(0, 0x3000, 0x8000, R), map(0x3000, 0x1000, 0, R)]
+        );
+        assert_eq!(mirror.len(), 4);
+        mirror.set(0x1000, None);
+        mirror.set(0x2000, None);
+        assert_eq!(mirror.get(0x2fff), None);
+        assert_eq!(mirror.calls(), [unmap(0x1000, 0x2000)]);
+        assert_eq!(mirror.calls(), Vec::<Call>::new());
+    }
+
+    #[test]
+    fn what_is_as_it_was_is_no_change() {
+        let mut mirror = Mirror::default();
+        mirror.set(0, page(0));
+        mirror.calls();
+        mirror.set(0, None);
+        mirror.set(0, page(0));
+        assert_eq!(mirror.calls(), Vec::<Call>::new());
+    }
+}

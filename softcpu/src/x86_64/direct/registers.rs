@@ -1,0 +1,179 @@
+//! Registers on their way between the processor and a helper.
+
+use super::helper::Stop;
+use crate::core::page::PAGE_MASK;
+use crate::x86_64::cpu::Cpu;
+use crate::x86_64::flags::rflag;
+use crate::x86_64::simd::mxcsr::Mxcsr;
+use crate::x86_64::state::{Segment, reg, seg};
+use crate::x86_64::x87::{Fpu, Fxsave};
+
+/// The selectors of Linux's programs, on the host as in the guest.
+pub(super) const CODE: u16 = 0x33;
+pub(super) const STACK: u16 = 0x2b;
+
+/// An image as FXSAVE makes it.
+pub(super) type Vectors = [u64; 64];
+
+/// RFLAGS bits that a program sets itself and that mean the same to the host.
+const FLAGS: u64 = rflag::STATUS | rflag::DF | rflag::ID;
+
+/// Access rights of a flat data segment of programs.
+const FLAT: u16 = 0x80f3;
+
+const fn flat(selector: u16, base: u64, access: u16) -> Segment {
+    Segment {
+        selector,
+        base,
+        limit: u32::MAX,
+        access,
+    }
+}
+
+impl Cpu {
+    /// General registers, as a helper is to have them.
+    pub(super) fn to_host(&self) -> libc::user_regs_struct {
+        let r = &self.gpr;
+        libc::user_regs_struct {
+            rax: r[reg::RAX],
+            rcx: r[reg::RCX],
+            rdx: r[reg::RDX],
+            rbx: r[reg::RBX],
+            rsp: r[reg::RSP],
+            rbp: r[reg::RBP],
+            rsi: r[reg::RSI],
+            rdi: r[reg::RDI],
+            r8: r[8],
+            r9: r[9],
+            r10: r[10],
+            r11: r[11],
+            r12: r[12],
+            r13: r[13],
+            r14: r[14],
+            r15: r[15],
+            rip: self.rip,
+            eflags: self.rflags() & FLAGS | rflag::IF | rflag::FIXED,
+            orig_rax: u64::MAX,
+            cs: CODE.into(),
+            ss: STACK.into(),
+            ds: self.seg[seg::DS].selector.into(),
+            es: self.seg[seg::ES].selector.into(),
+            fs: self.seg[seg::FS].selector.into(),
+            gs: self.seg[seg::GS].selector.into(),
+            fs_base: self.seg_base[seg::FS],
+            gs_base: self.seg_base[seg::GS],
+        }
+    }
+
+    /// Takes what a helper that stopped has. Its instruction pointer is that of the instruction which is to
+    /// run, or run again.
+    pub(super) fn take_from_host(&mut self, from: &libc::user_regs_struct, stop: Stop) {
+        let r = &mut self.gpr;
+        r[reg::RAX] = from.rax;
+        r[reg::RCX] = from.rcx;
+        r[reg::RDX] = from.rdx;
+        r[reg::RBX] = from.rbx;
+        r[reg::RSP] = from.rsp;
+        r[reg::RBP] = from.rbp;
+        r[reg::RSI] = from.rsi;
+        r[reg::RDI] = from.rdi;
+        r[8] = from.r8;
+        r[9] = from.r9;
+        r[10] = from.r10;
+        r[11] = from.r11;
+        r[12] = from.r12;
+        r[13] = from.r13;
+        r[14] = from.r14;
+        r[15] = from.r15;
+        self.rip = from.rip;
+        match stop {
+            Stop::SystemCall => {
+                self.gpr[reg::RAX] = from.orig_rax;
+                // SYSCALL, SYSENTER and INT n have two bytes each.
+                self.rip = self.rip.wrapping_sub(2);
+            }
+            // INT3, and INT1, are traps to the host; they are to run again.
+            Stop::Exception {
+                signal: libc::SIGTRAP,
+                code,
+                ..
+            } if code != libc::TRAP_TRACE => self.rip = self.rip.wrapping_sub(self.trap_length(from.rip)),
+            // The host's own answer to a call of the vsyscall page.
+            Stop::Exception {
+                signal: libc::SIGSYS,
+                address,
+                ..
+            } => self.rip = address,
+            _ => {}
+        }
+        let keep = self.rflags() & !(FLAGS | rflag::TF | rflag::AC | rflag::NT);
+        self.set_rflags(keep | from.eflags & (FLAGS | rflag::TF | rflag::AC | rflag::NT));
+        for (number, selector, base) in [
+            (seg::DS, from.ds, 0),
+            (seg::ES, from.es, 0),
+            (seg::FS, from.fs, from.fs_base),
+            (seg::GS, from.gs, from.gs_base),
+        ] {
+            self.take_segment(number, selector as u16, base);
+        }
+        if from.cs as u16 != CODE {
+            // A far jump to the host's segment for 32-bit programs, which is the guest's.
+            let access = FLAT | 0x8 | Segment::D;
+            self.take_segment(seg::SS, from.ss as u16, 0);
+            self.set_segment(seg::CS, flat(from.cs as u16, 0, access));
+        }
+    }
+
+    /// Bytes of the trap that ended just before `rip`: INT3 and INT1 have one, INT 3 has two.
+    fn trap_length(&self, rip: u64) -> u64 {
+        let last = rip.wrapping_sub(1);
+        let mut byte = [0];
+        if let Some(page) = self.peek(last) {
+            self.ram.read(page.phys | last & !PAGE_MASK, &mut byte);
+        }
+        if byte[0] == 3 { 2 } else { 1 }
+    }
+
+    /// A data segment that the program may have loaded: Linux has one, and the null segment.
+    fn take_segment(&mut self, number: usize, selector: u16, base: u64) {
+        if self.seg[number].selector != selector {
+            let access = if selector & !3 == 0 { 0 } else { FLAT | Segment::D };
+            self.seg[number] = flat(selector, base, access);
+        }
+        self.seg[number].base = base;
+        self.seg_base[number] = base;
+    }
+
+    /// x87 and SSE registers, as FXSAVE stores them.
+    pub(super) fn vectors(&self) -> Vectors {
+        let mut bytes = [0u8; 512];
+        let image = self.x87.to_fxsave(true);
+        bytes[..24].copy_from_slice(&image.header);
+        bytes[24..28].copy_from_slice(&self.mxcsr.bits().to_le_bytes());
+        let registers = image.registers.iter().chain(&self.xmm);
+        for (slot, register) in bytes[32..].chunks_exact_mut(16).zip(registers) {
+            slot.copy_from_slice(&register.to_le_bytes());
+        }
+        let mut words = [0; 64];
+        for (word, eight) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_le_bytes(std::array::from_fn(|n| eight[n]));
+        }
+        words
+    }
+
+    /// Takes such an image.
+    pub(super) fn take_vectors(&mut self, words: &Vectors) {
+        let wide = |at: usize| u128::from(words[at]) | u128::from(words[at + 1]) << 64;
+        let mut header = [0; 24];
+        for (eight, word) in header.chunks_exact_mut(8).zip(words) {
+            eight.copy_from_slice(&word.to_le_bytes());
+        }
+        let image = Fxsave {
+            header,
+            registers: std::array::from_fn(|n| wide(4 + 2 * n)),
+        };
+        self.x87 = Fpu::from_fxsave(&image, true);
+        self.xmm = std::array::from_fn(|n| wide(20 + 2 * n));
+        self.mxcsr = Mxcsr::from_bits(words[3] as u32 & Mxcsr::WRITABLE).unwrap_or_default();
+    }
+}

@@ -1,0 +1,321 @@
+//! Running a program in a helper, and bringing its memory up to date before.
+#![allow(unsafe_code)]
+
+use std::io;
+
+use super::helper::{CALLS, Helper, Stop};
+use super::helpers::{Helpers, Slot};
+use super::mirror::Page;
+use super::registers::{CODE, STACK};
+use super::sensitive::{self, OVERLAP};
+use crate::core::changes::Changes;
+use crate::core::clock::Clock;
+use crate::core::page::{PAGE, PAGE_MASK};
+use crate::x86_64::cpu::Cpu;
+use crate::x86_64::flags::rflag;
+use crate::x86_64::state::{CodeSize, cr0, cr4, efer, seg};
+
+/// Instructions after which it is tried again to run a program directly that could not.
+const LATER: u64 = 4096;
+/// The first address that may be mapped: the host keeps what is below (`vm.mmap_min_addr`).
+const FIRST: u64 = 0x1_0000;
+/// The end of the addresses that a process of the host has.
+const END: u64 = 0x7fff_ffff_f000;
+/// Pages around the one that was missing which are mapped with it, where the guest has them.
+const AROUND: u64 = 16;
+/// Bytes of the longest instruction.
+const LONGEST: u64 = 15;
+
+const READ: i32 = libc::PROT_READ;
+const WRITE: i32 = libc::PROT_WRITE;
+const EXECUTE: i32 = libc::PROT_EXEC;
+
+/// CR4's bit for XSAVE. Where the guest has set it there are registers that do not go to a helper yet.
+const OSXSAVE: u64 = 1 << 18;
+
+/// What a page is to be mapped for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Data,
+    Fetch,
+}
+
+impl Cpu {
+    /// Lets programs run in these helpers, which were made for the file of this processor's RAM. It takes as
+    /// many of them as address spaces are to be remembered.
+    pub fn run_directly_in(&mut self, helpers: Vec<Helper>) {
+        // Where instructions are time, all of them have to be counted.
+        if helpers.is_empty() || self.platform.processors.clock != Clock::Host {
+            return;
+        }
+        self.tlb.changes = Some(Box::new(Changes::default()));
+        self.helpers = Some(Box::new(Helpers::new(helpers)));
+    }
+
+    /// Whether its programs run directly, where they can.
+    pub fn runs_directly(&self) -> bool {
+        self.helpers.is_some()
+    }
+
+    /// Chooses when the program that the kernel has just returned to runs directly.
+    pub(crate) fn plan_direct(&mut self) {
+        self.direct_at = match &self.helpers {
+            Some(helpers) if self.cpl == 3 => self.retired + helpers.budget(self.root()),
+            _ => u64::MAX,
+        };
+        self.check_at = self.check_at.min(self.direct_at);
+    }
+
+    /// Where the page tables begin.
+    fn root(&self) -> u64 {
+        self.cr3 & PAGE_MASK
+    }
+
+    /// Whether the host would run the program as this processor does.
+    fn fits_host(&self) -> bool {
+        let flags = rflag::TF | rflag::IOPL | rflag::NT | rflag::RF | rflag::AC | rflag::VM;
+        let data = [seg::DS, seg::ES, seg::FS, seg::GS];
+        self.cpl == 3
+            && self.code_size == CodeSize::Bits64
+            && self.seg[seg::CS].selector == CODE
+            && self.seg[seg::SS].selector == STACK
+            && data
+                .iter()
+                .all(|number| matches!(self.seg[*number].selector, 0 | STACK))
+            && self.rflags & (flags | rflag::IF) == rflag::IF
+            && self.cr0 & (cr0::EM | cr0::TS) == 0
+            && self.cr4 & (cr4::OSFXSR | OSXSAVE) == cr4::OSFXSR
+            && self.efer & efer::LMA != 0
+            && self.profile.is_none()
+            && !self.debug.watches_code()
+            && !self.debug.watches_accesses()
+            && !self.debug.is_pending()
+    }
+
+    /// Runs the program in a helper, if that is possible and until it stops.
+    #[cold]
+    pub(crate) fn run_directly(&mut self) {
+        self.request_check();
+        self.direct_at = self.retired + LATER;
+        if !self.fits_host() {
+            return;
+        }
+        let Some(mut helpers) = self.helpers.take() else {
+            self.direct_at = u64::MAX;
+            return;
+        };
+        let root = self.root();
+        let stop = self.run_in(&mut helpers);
+        let after_exception = helpers.budget_after_exception(root);
+        let stop = match stop {
+            Ok(stop) => {
+                self.helpers = Some(helpers);
+                stop
+            }
+            Err(error) => {
+                self.tlb.changes = None;
+                self.direct_at = u64::MAX;
+                self.report(&format!("a helper for direct execution ({error})"));
+                return;
+            }
+        };
+        match stop {
+            None | Some(Stop::SystemCall) => {}
+            // What came in is looked at first.
+            Some(Stop::Interrupted) => self.direct_at = self.retired,
+            Some(Stop::Exception {
+                signal: libc::SIGTRAP,
+                code: libc::TRAP_TRACE,
+                ..
+            }) => self.single_stepped(),
+            Some(Stop::Exception { address, .. }) => {
+                if let Some(changes) = &mut self.tlb.changes {
+                    changes.found.push(address);
+                }
+                self.step();
+                if self.cpl == 3 && self.direct_at != u64::MAX {
+                    self.direct_at = self.retired + after_exception;
+                }
+            }
+        }
+    }
+
+    /// `None` where it could not run.
+    fn run_in(&mut self, helpers: &mut Helpers) -> io::Result<Option<Stop>> {
+        let Some(slot) = helpers.choose(self.root())? else {
+            return Ok(None);
+        };
+        if !self.refresh(slot) {
+            return Ok(None);
+        }
+        // From here on an interruption stops the helper.
+        slot.helper.set_interruptible();
+        self.mailbox.set_waiting(helpers.thread);
+        let ran = self.enter(helpers);
+        self.mailbox.set_waiting(0);
+        Helper::set_none_interruptible();
+        ran
+    }
+
+    fn enter(&mut self, helpers: &mut Helpers) -> io::Result<Option<Stop>> {
+        let deadline = self.apic.deadline();
+        let left = deadline.map_or(u64::MAX, |at| at.saturating_sub(self.now(0)));
+        helpers.arm(deadline, left);
+        let Some(slot) = helpers.choose(self.root())? else {
+            return Ok(None);
+        };
+        let calls = slot.mirror.calls();
+        for calls in calls.chunks(CALLS) {
+            if slot.helper.call(calls).is_err() {
+                // Too many mappings, or memory that the host does not have: from the start.
+                slot.clear()?;
+                return Ok(None);
+            }
+        }
+        slot.helper.set_registers(&self.to_host())?;
+        let vectors = self.vectors();
+        if slot.vectors != Some(vectors) {
+            slot.helper.set_vectors(&vectors)?;
+        }
+        if self.mailbox.has_events() || left == 0 {
+            slot.vectors = Some(vectors);
+            return Ok(Some(Stop::Interrupted));
+        }
+        slot.stay_here();
+        self.counters.direct_runs += 1;
+        let begin = slot.helper.time();
+        let stop = slot.helper.run()?;
+        slot.learn(slot.helper.time().saturating_sub(begin), stop);
+        let registers = slot.helper.registers()?;
+        let mut vectors = [0; 64];
+        slot.helper.vectors(&mut vectors)?;
+        slot.vectors = Some(vectors);
+        self.take_vectors(&vectors);
+        self.take_from_host(&registers, stop);
+        Ok(Some(stop))
+    }
+
+    /// Plans what is to be mapped and unmapped before the program goes on. `false` where it cannot run.
+    fn refresh(&mut self, slot: &mut Slot) -> bool {
+        let Some(mut changes) = self.tlb.changes.take() else {
+            return false;
+        };
+        if slot.flushes != changes.flushes {
+            for addr in slot.mirror.addresses() {
+                self.revalidate(slot, addr);
+            }
+        } else {
+            for addr in &changes.dropped[slot.dropped.min(changes.dropped.len())..] {
+                self.revalidate(slot, *addr);
+            }
+            if slot.watches != changes.watches {
+                self.close_code(slot);
+            }
+        }
+        slot.flushes = changes.flushes;
+        slot.dropped = changes.dropped.len();
+        slot.watches = changes.watches;
+        for addr in changes.found.drain(..) {
+            if (self.rip..self.rip + LONGEST).contains(&addr) {
+                self.add(slot, addr, Need::Fetch);
+            } else {
+                self.add(slot, addr, Need::Data);
+                self.add_around(slot, addr);
+            }
+        }
+        self.tlb.changes = Some(changes);
+        self.add(slot, self.rip, Need::Fetch);
+        let executable = slot
+            .mirror
+            .get(self.rip)
+            .is_some_and(|page| page.protection & EXECUTE != 0);
+        // The guest must not have a page where the helper has its own.
+        executable && self.peek(slot.helper.own()).is_none()
+    }
+
+    /// Looks at a page again that may have changed. A TLB may take in whatever the page tables say, at any
+    /// time.
+    fn revalidate(&self, slot: &mut Slot, addr: u64) {
+        let Some(before) = slot.mirror.get(addr) else {
+            return;
+        };
+        let fetches = before.protection & EXECUTE != 0;
+        let need = if fetches { Need::Fetch } else { Need::Data };
+        let now = self.wanted(&slot.helper, addr, need);
+        slot.mirror.set(addr, now);
+    }
+
+    /// Keeps programs from storing to pages of code unseen.
+    fn close_code(&self, slot: &mut Slot) {
+        for addr in slot.mirror.addresses() {
+            if slot
+                .mirror
+                .get(addr)
+                .is_some_and(|page| page.protection & WRITE != 0)
+            {
+                self.revalidate(slot, addr);
+            }
+        }
+    }
+
+    fn add(&self, slot: &mut Slot, addr: u64, need: Need) {
+        if let Some(page) = self.wanted(&slot.helper, addr, need) {
+            slot.mirror.set(addr, Some(page));
+        }
+    }
+
+    fn add_around(&self, slot: &mut Slot, addr: u64) {
+        let first = addr & !(AROUND * PAGE - 1);
+        for addr in (0..AROUND).map(|n| first + n * PAGE) {
+            if slot.mirror.get(addr).is_none() {
+                self.add(slot, addr, Need::Data);
+            }
+        }
+    }
+
+    /// How the page at `addr` may be mapped now.
+    fn wanted(&self, helper: &Helper, addr: u64, need: Need) -> Option<Page> {
+        if !(FIRST..END).contains(&addr) || helper.is_own(addr) {
+            return None;
+        }
+        let page = self.peek(addr)?;
+        let offset = self.ram.in_file(page.phys)?;
+        let runs = page.executable && (need == Need::Fetch || !page.writable);
+        let protection = if runs && !self.is_sensitive(addr, page.phys) {
+            READ | EXECUTE
+        } else if page.writable && self.ram.page(page.phys).is_some_and(|page| page.open(false)) {
+            READ | WRITE
+        } else {
+            READ
+        };
+        Some(Page { offset, protection })
+    }
+
+    /// Whether code of the page at `addr` has to be interpreted: its own, or what begins in the page before
+    /// or ends in the one after.
+    fn is_sensitive(&self, addr: u64, phys: u64) -> bool {
+        let mut bytes = [0u8; PAGE as usize + 2 * OVERLAP];
+        let (before, rest) = bytes.split_at_mut(OVERLAP);
+        let (page, after) = rest.split_at_mut(PAGE as usize);
+        let start = addr & PAGE_MASK;
+        if let Some(other) = self.peek(start.wrapping_sub(PAGE)) {
+            self.ram.read(other.phys + PAGE - OVERLAP as u64, before);
+        }
+        if let Some(other) = self.peek(start.wrapping_add(PAGE)) {
+            self.ram.read(other.phys, after);
+        }
+        !self.ram.read(phys & PAGE_MASK, page) || sensitive::contains(&bytes)
+    }
+}
+
+impl Slot {
+    /// Lets the helper run where the calling thread runs.
+    fn stay_here(&mut self) {
+        // SAFETY: has no preconditions.
+        let processor = unsafe { libc::sched_getcpu() };
+        if processor >= 0 && processor != self.processor {
+            self.helper.stay_on(processor);
+            self.processor = processor;
+        }
+    }
+}
