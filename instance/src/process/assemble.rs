@@ -14,7 +14,7 @@ use crate::process::janitor::Janitor;
 use crate::process::launch::{Fresh, hostname};
 use crate::process::measure::Measured;
 use crate::process::network;
-use crate::process::per_run::{PerRun, Timing};
+use crate::process::per_run::{Direct, PerRun, Timing};
 use crate::process::search;
 use crate::process::space_watch::SpaceWatch;
 use crate::store::LockedInstance;
@@ -62,6 +62,22 @@ pub struct Assembly {
     janitor: Option<Janitor>,
     /// Asked for rows and columns of the terminal that the guest's console is shown on.
     terminal_size: TerminalSize,
+}
+
+/// Starts the processes in which the guest's programs run, where that is wanted.
+fn start_helpers(chosen: &Chosen, direct: Direct, cpus: u32) {
+    if !direct.is_wanted() {
+        return;
+    }
+    match chosen.run_directly(cpus.try_into().unwrap_or(u8::MAX)) {
+        Err(error) if direct == Direct::On => {
+            tracing::warn!(
+                "the guest's programs are interpreted: this host does not run them directly: {error}"
+            );
+        }
+        Err(error) => tracing::debug!("the guest's programs are interpreted: {error}"),
+        Ok(()) => {}
+    }
 }
 
 /// Rows and columns of a terminal, if there is one.
@@ -114,7 +130,7 @@ impl Assembly {
         // Confined, the process could not look for it, and as root it would make one.
         network::check_device(&record.config.network)?;
         let mode = self.per_run.host.sandbox;
-        if mode == Mode::Off {
+        if mode == Mode::Off && !self.per_run.host.direct.is_wanted() {
             return Ok(());
         }
         let Fresh { image, root } = match self.fresh.take() {
@@ -126,18 +142,29 @@ impl Assembly {
         };
         // Both leave a note where the confined process may not write.
         image.verify_boot(&self.home)?;
-        self.accelerator(record, &image)?;
+        let chosen = self.accelerator(record, &image)?;
         let timing = match &self.per_run.timing {
             Some(Timing::File(path)) => Some(path),
             Some(Timing::Table) | None => None,
         };
         let outputs: Vec<_> = self.per_run.outputs.iter().chain(timing).cloned().collect();
-        let plan = confine::plan(record, directory, &self.home, &image, &outputs)?;
-        self.fresh = Some(Fresh { image, root });
+        let mut plan = confine::plan(record, directory, &self.home, &image, &outputs)?;
+        // Only Landlock keeps a thread that may trace from tracing others' processes.
+        let alone = mode == Mode::Off || Offer::of_host().files.is_ok();
+        plan.direct = self.per_run.host.direct.is_wanted() && alone;
+        self.fresh = Some(Fresh {
+            image: Arc::clone(&image),
+            root,
+        });
         if removes && Offer::of_host().files.is_ok() {
             self.janitor = Some(Janitor::start(directory)?);
         }
-        let missing = sandbox::confine(mode, &plan)?;
+        let direct = match plan.direct {
+            true => self.per_run.host.direct,
+            false => Direct::Off,
+        };
+        let cpus = record.config.cpus.unwrap_or(image.manifest().default_cpus);
+        let missing = sandbox::confine(mode, &plan, || start_helpers(&chosen, direct, cpus))?;
         if let Some(missing) = missing {
             tracing::warn!("this host confines the process in part only: {missing}");
         }

@@ -19,6 +19,8 @@ pub struct HostUse {
     pub sandbox: Mode,
     /// How requests of disks get to their files.
     pub disk_engine: DiskEngine,
+    /// Whether the guest's programs run on the host's processor.
+    pub direct: Direct,
 }
 
 /// What is asked of one run of an instance and not kept.
@@ -59,6 +61,26 @@ pub enum DiskEngine {
     IoUring,
 }
 
+/// Whether the guest's programs run on the host's processor where its kernel is interpreted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direct {
+    /// They are interpreted as well.
+    #[default]
+    Off,
+    /// They do, or it is said why not.
+    On,
+    /// They do where the host allows it.
+    Auto,
+}
+
+impl Direct {
+    /// Whether it is tried.
+    pub fn is_wanted(self) -> bool {
+        self != Direct::Off
+    }
+}
+
 impl From<DiskEngine> for IoEngine {
     fn from(engine: DiskEngine) -> IoEngine {
         match engine {
@@ -77,6 +99,7 @@ struct Message {
     icount: bool,
     sandbox: String,
     disk_engine: DiskEngine,
+    direct: Direct,
 }
 
 impl PerRun {
@@ -89,7 +112,12 @@ impl PerRun {
             timing,
             exits,
             icount,
-            host: HostUse { sandbox, disk_engine },
+            host:
+                HostUse {
+                    sandbox,
+                    disk_engine,
+                    direct,
+                },
             profile: _,
             outputs: _,
         } = self;
@@ -103,6 +131,7 @@ impl PerRun {
             icount: *icount,
             sandbox: sandbox.name().to_owned(),
             disk_engine: *disk_engine,
+            direct: *direct,
         };
         Ok(serde_json::to_string(&message)?)
     }
@@ -118,6 +147,7 @@ impl PerRun {
             icount,
             sandbox,
             disk_engine,
+            direct,
         } = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let sandbox =
             Mode::named(&sandbox).ok_or_else(|| format!("{sandbox} is no way to confine a process"))?;
@@ -125,7 +155,11 @@ impl PerRun {
             timing,
             exits,
             icount,
-            host: HostUse { sandbox, disk_engine },
+            host: HostUse {
+                sandbox,
+                disk_engine,
+                direct,
+            },
             ..PerRun::default()
         })
     }
@@ -163,6 +197,7 @@ mod tests {
             host: HostUse {
                 sandbox: Mode::Required,
                 disk_engine: DiskEngine::IoUring,
+                direct: Direct::On,
             },
             ..PerRun::default()
         };

@@ -1,15 +1,16 @@
 //! Which accelerator a machine gets.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
 use super::kvm::{self, Kvm, probe};
 use super::{Created, Error, Profiling};
 use crate::arch::Architecture;
-use crate::memory::{Memory, Placement};
+use crate::memory::{self, Memory, Placement};
 
 /// Which accelerator is asked for. As a word it is the variant's name in lower case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
@@ -33,6 +34,8 @@ pub struct Chosen {
     repeatable: bool,
     /// Where the processor's profile goes.
     profile: Option<Arc<Profiling>>,
+    /// Where programs run directly.
+    direct: OnceLock<Arc<super::soft::Direct>>,
     /// Why this one, in a few words that continue "accelerator kvm: ".
     pub why: String,
 }
@@ -54,6 +57,7 @@ impl Chosen {
                 softcpu::Clock::Host
             },
             profile: self.profile.clone(),
+            direct: self.direct.get().cloned(),
         }
     }
 
@@ -66,7 +70,37 @@ impl Chosen {
     pub fn placement(&self) -> Placement {
         match self.kvm {
             Some(_) => Placement::Copy,
+            // All of RAM has to be in its file.
+            None if self.ram_file().is_some() => Placement::Copy,
             None => Placement::Map,
+        }
+    }
+
+    /// Lets the guest's programs run on the host's processor, where its kernel is interpreted: starts the
+    /// processes in which they do, for `cpus` processors of one machine. This process must have one thread
+    /// only.
+    ///
+    /// # Errors
+    /// When the host gives no such processes.
+    pub fn run_directly(&self, cpus: u8) -> io::Result<()> {
+        if self.kvm.is_none() && !self.repeatable && self.profile.is_none() {
+            let direct = Arc::new(super::soft::Direct::start(cpus)?);
+            // Nobody else can have set it: a process is confined once.
+            let _ = self.direct.set(direct);
+        }
+        Ok(())
+    }
+
+    /// The file that the RAM of the next machine is to be in.
+    fn ram_file(&self) -> Option<&File> {
+        self.direct.get().and_then(|direct| direct.file())
+    }
+
+    /// RAM for its next machine, as [`memory::allocate`] makes it.
+    pub fn allocate(&self, ranges: &[(u64, u64)]) -> Result<Memory, memory::Error> {
+        match self.ram_file() {
+            Some(file) => memory::allocate_in(file, ranges),
+            None => memory::allocate(ranges),
         }
     }
 
@@ -122,6 +156,7 @@ fn choose_on(
             kvm: Some(kvm::open()?),
             repeatable: false,
             profile: None,
+            direct: OnceLock::new(),
             why: "asked for".into(),
         }),
         Accel::Auto if !native => soft(guest, foreign()),
@@ -132,6 +167,7 @@ fn choose_on(
                     kvm: Some(kvm),
                     repeatable: false,
                     profile: None,
+                    direct: OnceLock::new(),
                     why,
                 }),
                 Err(why) => soft(guest, why),
@@ -147,6 +183,7 @@ fn soft(guest: Architecture, why: String) -> Result<Chosen, Error> {
             kvm: None,
             repeatable: false,
             profile: None,
+            direct: OnceLock::new(),
             why,
         }),
         Architecture::Arm64 => Err(Error::Foreign {

@@ -14,7 +14,7 @@ use crate::bus::{At, SharedDevice};
 use crate::devices::boot_timer::{BootTimer, Mark};
 use crate::devices::serial::Serial;
 use crate::devices::{self, Mapped};
-use crate::memory::{self, Memory};
+use crate::memory::Memory;
 use crate::timeline::Event;
 use crate::vcpu::{Buses, Control, ExitTable};
 use crate::virtio::determinism::{Determinism, WorkerGate};
@@ -43,7 +43,8 @@ impl Machine {
             timeline,
         } = spec;
         let layout = arch::layout(architecture);
-        let memory = memory::allocate(&arch::ram_regions(architecture, ram))?;
+        let placement = accel.placement();
+        let memory = accel.allocate(&arch::ram_regions(architecture, ram))?;
         let Created {
             vm,
             mut vcpus,
@@ -60,8 +61,8 @@ impl Machine {
             uuid,
             controller,
         };
-        let kernel = kernel.placed_by(accel.placement());
-        let initrd = initrd.map(|initrd| initrd.placed_by(accel.placement()));
+        let kernel = kernel.placed_by(placement);
+        let initrd = initrd.map(|initrd| initrd.placed_by(placement));
         let boot = arch::prepare(architecture, &memory, &kernel, initrd.as_ref(), &platform)?;
         vcpus[0].boot(&boot)?;
         timeline.mark(Event::MemoryReady);

@@ -40,7 +40,7 @@ pub(super) fn offered() -> Result<String, String> {
 
 /// Confines the calling thread to the calls of `kind`, and what it starts to calls that both allow.
 pub(super) fn install(kind: Kind) -> io::Result<()> {
-    if kind == Kind::Main {
+    if matches!(kind, Kind::Main | Kind::MainDirect) {
         // All other threads inherit it.
         apply(&refused()?)?;
     }
@@ -143,9 +143,14 @@ mod tests {
             };
             allow::lists(kind).iter().copied().flatten().map(number).collect()
         };
-        let main = calls(Kind::Main);
+        let (main, direct) = (calls(Kind::Main), calls(Kind::MainDirect));
         for kind in Kind::ALL {
-            assert!(calls(kind).iter().all(|call| main.contains(call)), "{kind:?}");
+            let all = match kind {
+                Kind::MainDirect | Kind::Direct => &direct,
+                _ => &main,
+            };
+            assert!(calls(kind).iter().all(|call| all.contains(call)), "{kind:?}");
         }
+        assert!(!main.contains(&libc::SYS_ptrace), "only where it is needed");
     }
 }

@@ -204,8 +204,10 @@ fn release(slice: &VolatileSlice<'_>) {
     // SAFETY: the range is whole pages inside of `slice`, which is guest memory that stays mapped while it is
     // borrowed. Its content changes, as the guest has agreed to by offering it; nobody holds a reference to
     // it.
-    let done = unsafe { libc::madvise(guard.as_ptr().wrapping_add(skip).cast(), len, libc::MADV_DONTNEED) };
-    if done != 0 {
+    let advise =
+        |advice| unsafe { libc::madvise(guard.as_ptr().wrapping_add(skip).cast(), len, advice) == 0 };
+    // The first is for RAM in a file of its own, which other memory refuses.
+    if !advise(libc::MADV_REMOVE) && !advise(libc::MADV_DONTNEED) {
         // Advice only: locked or huge pages may refuse it.
         tracing::debug!("balloon: madvise: {}", io::Error::last_os_error());
     }

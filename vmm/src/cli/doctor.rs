@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::stream::{Unwritten, line};
 use super::{Context, Status, output};
 use instance::store::home::create_private;
-use machine::accel::{Accel, Measured, choose, measure};
+use machine::accel::{Accel, Measured, choose, measure, soft};
 use machine::arch::Architecture;
 use machine::block::volume::{Base, Error as VolumeError, Volume};
 use machine::sandbox::{self, Offer};
@@ -71,6 +71,7 @@ impl Doctor {
             accelerator(context.home().kvm_verdict().as_deref()),
         ];
         findings.extend(measure().into_iter().map(speed));
+        findings.push(direct());
         findings.extend([
             directory("instances", &context.home().instances()),
             volumes(&context.home().instances()),
@@ -198,6 +199,23 @@ fn speed(measured: Measured) -> Finding {
             format!("{mips:.0} million instructions per second"),
         ),
         Err(why) => Finding::new(what, Verdict::Fair, format!("not measured: {why}")),
+    }
+}
+
+/// Whether programs of a guest can run on the host's processor without KVM.
+fn direct() -> Finding {
+    match soft::try_direct() {
+        Ok(()) => Finding::new(
+            "direct",
+            Verdict::Good,
+            "programs can run without KVM (`--direct on`)",
+        ),
+        Err(error) => Finding::new(
+            "direct",
+            Verdict::Fair,
+            format!("this host does not let a process drive another: {error}"),
+        )
+        .advice("in a container, allow ptrace (`--cap-add SYS_PTRACE`, or its seccomp profile)"),
     }
 }
 

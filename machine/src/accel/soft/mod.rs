@@ -1,6 +1,7 @@
 //! The software accelerator: [`softcpu`] processors, an emulated IOAPIC, and nothing that the host must
 //! provide.
 
+mod direct;
 mod vcpu;
 
 use std::sync::{Arc, Mutex};
@@ -14,6 +15,8 @@ use crate::devices::ioapic::IoApic;
 use crate::irq::Interrupt;
 use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
 
+pub use direct::Direct;
+pub use softcpu::x86_64::direct::try_out as try_direct;
 use vcpu::SoftVcpu;
 
 /// How the processors run.
@@ -23,6 +26,8 @@ pub struct Options {
     pub clock: Clock,
     /// Where the first processor's profile goes; `None` does not profile.
     pub profile: Option<Arc<Profiling>>,
+    /// Where programs run directly.
+    pub direct: Option<Arc<Direct>>,
 }
 
 /// Makes `cpus` processors that share `memory`. All but the first wait for a startup IPI.
@@ -37,7 +42,10 @@ pub fn create(options: Options, memory: &Memory, cpus: u8) -> Result<Created, Er
     let registers = Arc::new(Mutex::new(ioapic.registers()));
     let vcpus = (0..u32::from(cpus))
         .map(|id| {
-            let cpu = Cpu::new(Arc::clone(&ram), Arc::clone(&platform), id).ok_or(Error::NoCpu(id))?;
+            let mut cpu = Cpu::new(Arc::clone(&ram), Arc::clone(&platform), id).ok_or(Error::NoCpu(id))?;
+            if let Some(direct) = &options.direct {
+                cpu.run_directly_in(direct.take());
+            }
             let memory = Arc::clone(memory);
             let registers = Arc::clone(&registers);
             let profile = options.profile.clone().filter(|_| id == 0);

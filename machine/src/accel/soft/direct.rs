@@ -1,0 +1,53 @@
+//! Helpers for direct execution, made before the process is confined.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
+
+use softcpu::x86_64::direct::{Helper, ram_file, try_out};
+
+/// Helpers of one processor: as many address spaces are remembered.
+const EACH: usize = 4;
+
+/// The file of guest RAM, and the helpers that can map it. The first machine takes them all; they end with
+/// the threads of its processors.
+#[derive(Debug)]
+pub struct Direct {
+    file: File,
+    helpers: Mutex<Vec<Helper>>,
+}
+
+impl Direct {
+    /// Starts helpers for `cpus` processors.
+    ///
+    /// # Errors
+    /// When the host has no processes to give, or forbids to drive them.
+    pub fn start(cpus: u8) -> io::Result<Direct> {
+        try_out()?;
+        let file = ram_file()?;
+        let helpers = (0..usize::from(cpus) * EACH)
+            .map(|_| Helper::start(file.as_fd()))
+            .collect::<io::Result<Vec<_>>>()?;
+        Ok(Direct {
+            file,
+            helpers: Mutex::new(helpers),
+        })
+    }
+
+    /// The file, while there are helpers that nobody has taken.
+    pub(crate) fn file(&self) -> Option<&File> {
+        (!self.lock().is_empty()).then_some(&self.file)
+    }
+
+    /// Those of one processor.
+    pub(super) fn take(&self) -> Vec<Helper> {
+        let mut all = self.lock();
+        let rest = all.len().saturating_sub(EACH);
+        all.split_off(rest)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Helper>> {
+        self.helpers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
