@@ -1,5 +1,6 @@
-//! `/etc/kiln/boot.json` in the initramfs: what guest-init is to do. Written here by the composer, read by
-//! guest-init with a struct of its own (it depends on nobody); `tests/` holds the two to each other.
+//! `/etc/kiln/boot.json` in the initramfs: the configuration of guest-init. The composer writes it;
+//! guest-init reads it with a struct of its own, because it depends on no other crate; `tests/` checks that
+//! both agree.
 
 use std::collections::BTreeMap;
 

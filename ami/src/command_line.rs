@@ -1,4 +1,4 @@
-//! The kernel's command line, of which several have a part: the image, the launcher, the person who launches.
+//! The kernel's command line, composed of parameters of the image, the launcher and the user.
 
 /// Joins command lines. What is behind `--` in any of them is behind the only `--` of the result: the kernel
 /// passes it to init, and takes no parameter from there.
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_of_init_stay_behind_all_parameters() {
+    fn added_parameters_go_before_the_arguments_of_init() {
         assert_eq!(
             join(["quiet x -- y", "panic=-1", "z -- 3"]),
             "quiet x panic=-1 z -- y 3"

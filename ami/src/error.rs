@@ -1,4 +1,4 @@
-//! What can be wrong with an AMI file, in words for a person.
+//! Errors of AMI files.
 
 use std::fmt;
 use std::io;
@@ -86,7 +86,7 @@ pub enum Error {
         why: String,
     },
     /// The file was made by a newer program.
-    #[error("{} has image format {found}; this program reads {supported}", path.display())]
+    #[error("{} has image format {found}; this program reads formats up to {supported}", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,

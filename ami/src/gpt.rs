@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use ::gpt::disk::LogicalBlockSize;
 use ::gpt::mbr::ProtectiveMBR;
 use ::gpt::partition::Partition;
-use ::gpt::partition_types::{LINUX_FS, LINUX_ROOT_ARM_64, LINUX_ROOT_X64, Type};
+use ::gpt::partition_types::{LINUX_FS, LINUX_ROOT_ARM_64, LINUX_ROOT_X64, LINUX_ROOT_X86, Type};
 use uuid::Uuid;
 
 use crate::layout::MANIFEST_PARTITION;
@@ -78,6 +78,7 @@ fn partitions(manifest: &Manifest, digest: &Digest, layout: &Layout) -> BTreeMap
         let kind = match (part.name, manifest.architecture) {
             (PartName::Root, Architecture::X86_64) => LINUX_ROOT_X64,
             (PartName::Root, Architecture::Arm64) => LINUX_ROOT_ARM_64,
+            (PartName::Root, Architecture::I386) => LINUX_ROOT_X86,
             _ => LINUX_FS,
         };
         entry(part.offset, part.length, kind, part.name.label(), &part.blake3)

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_ec2s_shape_and_nothing_else() {
+    fn ids_have_ec2s_form_and_other_forms_are_refused() {
         let id = AmiId::of(&Digest::of(b"x"));
         assert_eq!(id.as_str().len(), 21);
         assert_eq!(id.as_str().parse::<AmiId>().unwrap(), id);

@@ -12,6 +12,9 @@ use crate::{AmiId, ChunkTable, Digest, Error, Layout, MAX_PART, json};
 
 /// Version of the manifest's schema and of the file's layout.
 pub const SCHEMA: u32 = 1;
+/// The same of a warm image, which has a [`Warm`] and its parts. A program that knows no such images refuses
+/// the file by this number.
+pub const SCHEMA_WARM: u32 = 2;
 /// The value of [`Manifest::init`] that keeps guest-init as PID 1.
 pub const INIT_GUEST: &str = "guest-init";
 
@@ -36,7 +39,7 @@ const MEMORY: std::ops::RangeInclusive<u64> = 16 << 20..=64 << 40;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Version of this schema: [`SCHEMA`].
+    /// Version of this schema: [`SCHEMA`], or [`SCHEMA_WARM`] for a warm image. [`crate::Writer`] sets it.
     pub schema: u32,
     /// Name for people: 1 to 128 letters, digits and `-._ ()/@'+`.
     pub name: String,
@@ -86,8 +89,24 @@ pub struct Manifest {
     /// Free labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
+    /// A warm image also holds a guest that runs, in the parts `memory` and `state`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<Warm>,
     /// The other partitions, in the order of the file. [`crate::Writer`] fills them in.
     pub parts: Vec<Part>,
+}
+
+/// The machine whose memory and state a warm image holds. Where another machine is asked for, the image boots
+/// as any other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Warm {
+    /// What ran its instructions: `kvm` or `soft`.
+    pub accelerator: String,
+    /// Its virtual processors.
+    pub cpus: u32,
+    /// Its memory in bytes, a multiple of 4096: the length of the part.
+    pub memory: u64,
 }
 
 /// How the machine starts an image.
@@ -112,7 +131,7 @@ pub struct BlockDeviceMapping {
 }
 
 /// A transport protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
@@ -184,6 +203,7 @@ impl Manifest {
             parent: None,
             source_instance: None,
             tags: BTreeMap::new(),
+            warm: None,
             parts: Vec::new(),
         }
     }
@@ -224,14 +244,12 @@ impl Manifest {
         self.check_names()
             .and_then(|()| self.check_boot())
             .and_then(|()| self.check_volumes())
+            .and_then(|()| self.check_warm())
             .map_err(Error::Manifest)?;
         self.check_parts().map_err(Error::Manifest)
     }
 
     fn check_names(&self) -> Result<(), String> {
-        ensure(self.schema == SCHEMA, || {
-            format!("schema {} is not {SCHEMA}", self.schema)
-        })?;
         let letter = |c: char| c.is_alphanumeric() || "-._ ()/@'+".contains(c);
         ensure(
             (1..=MAX_NAME).contains(&self.name.len()) && self.name.chars().all(letter),
@@ -338,6 +356,35 @@ impl Manifest {
         Ok(())
     }
 
+    fn check_warm(&self) -> Result<(), String> {
+        let expected = match self.warm {
+            None => SCHEMA,
+            Some(_) => SCHEMA_WARM,
+        };
+        ensure(self.schema == expected, || {
+            format!("schema {} is not {expected}", self.schema)
+        })?;
+        for name in [PartName::Memory, PartName::State] {
+            ensure(self.part(name).is_some() == self.warm.is_some(), || {
+                format!("a warm image has a {name} part and says so, any other has none")
+            })?;
+        }
+        let Some(warm) = &self.warm else { return Ok(()) };
+        ensure(device_name(&warm.accelerator), || {
+            format!("accelerator {:?} is not the name of one", warm.accelerator)
+        })?;
+        ensure((1..=MAX_CPUS).contains(&warm.cpus), || {
+            format!("the number of processors must be 1 to {MAX_CPUS}")
+        })?;
+        let length = self.part(PartName::Memory).map_or(0, |part| part.length);
+        ensure(warm.memory == length && length.is_multiple_of(4096), || {
+            format!(
+                "the memory part of {length} bytes is not the memory of {} bytes, a multiple of 4096",
+                warm.memory
+            )
+        })
+    }
+
     fn check_parts(&self) -> Result<(), String> {
         ensure(self.parts.is_sorted_by(|a, b| a.name < b.name), || {
             "parts are not in order, each once".into()
@@ -415,8 +462,64 @@ mod tests {
         assert_eq!(Manifest::from_bytes(&bytes).unwrap(), manifest);
     }
 
+    fn warm(memory: u64) -> Option<Warm> {
+        Some(Warm {
+            accelerator: "soft".into(),
+            cpus: 1,
+            memory,
+        })
+    }
+
+    /// The manifest of an image with the parts of a guest.
+    fn valid_warm(memory: u64) -> Manifest {
+        let mut manifest = valid();
+        (manifest.warm, manifest.schema) = (warm(memory), SCHEMA_WARM);
+        let lengths: Vec<_> = manifest
+            .parts
+            .iter()
+            .map(|part| (part.name, part.length))
+            .chain([(PartName::Memory, memory), (PartName::State, 77)])
+            .collect();
+        let layout = Layout::new(&lengths);
+        for (name, length) in &lengths[3..] {
+            manifest.parts.push(Part {
+                name: *name,
+                offset: layout.offset(*name).unwrap(),
+                length: *length,
+                blake3: Digest::of(b""),
+            });
+        }
+        manifest
+    }
+
     #[test]
-    fn another_spelling_is_another_file_and_refused() {
+    fn a_warm_image_says_what_its_memory_is() {
+        let manifest = valid_warm(8192);
+        let bytes = manifest.to_bytes().unwrap();
+        assert_eq!(Manifest::from_bytes(&bytes).unwrap(), manifest);
+        type Change = fn(&mut Manifest);
+        let rules: &[(&str, Change)] = &[
+            ("schema", |m| m.schema = SCHEMA),
+            ("schema", |m| m.warm = None),
+            ("has a state part", |m| m.parts.truncate(4)),
+            ("memory part of 8192", |m| m.warm = warm(4096)),
+            ("accelerator", |m| {
+                m.warm.as_mut().unwrap().accelerator = "a b".into()
+            }),
+            ("processors", |m| m.warm.as_mut().unwrap().cpus = 0),
+        ];
+        for (word, change) in rules {
+            let mut manifest = valid_warm(8192);
+            change(&mut manifest);
+            let error = manifest.validate().unwrap_err().to_string();
+            assert!(error.contains(word), "{word}: {error}");
+        }
+        let error = valid_warm(8191).validate().unwrap_err().to_string();
+        assert!(error.contains("multiple of 4096"), "{error}");
+    }
+
+    #[test]
+    fn a_manifest_that_is_not_canonical_is_refused() {
         let bytes = valid().to_bytes().unwrap();
         let spaced = String::from_utf8(bytes).unwrap().replace(",\"", ", \"");
         let error = Manifest::from_bytes(spaced.as_bytes()).unwrap_err();
@@ -424,11 +527,11 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_is_named() {
+    fn a_broken_rule_is_named() {
         type Change = fn(&mut Manifest);
         let rules: &[(&str, Change)] = &[
             ("name", |m| m.name = "a\nb".into()),
-            ("schema", |m| m.schema = 2),
+            ("schema", |m| m.schema = SCHEMA_WARM),
             ("command line", |m| m.command_line = "x".repeat(2048)),
             ("command line", |m| m.command_line = "a\nb".into()),
             ("init", |m| m.init = "sbin/init".into()),
@@ -453,6 +556,10 @@ mod tests {
                 }]
             }),
             ("not 1 to", |m| m.parts[2].length = 1 << 62),
+            ("schema", |m| m.warm = warm(4096)),
+            ("has a memory part", |m| {
+                (m.warm, m.schema) = (warm(4096), SCHEMA_WARM);
+            }),
         ];
         for (word, change) in rules {
             let mut manifest = valid();

@@ -120,7 +120,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn a_place_where_no_file_can_be_is_explained_before_anything_is_written() {
+    fn an_unusable_destination_is_refused_before_anything_is_written() {
         let dir = tempfile::tempdir().unwrap();
         for (target, words) in [
             (
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_shows_until_it_is_published() {
+    fn a_file_has_no_name_until_it_is_published() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         std::fs::write(&target, "old").unwrap();

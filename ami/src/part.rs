@@ -19,15 +19,21 @@ pub enum PartName {
     Root,
     /// The bill of materials: SPDX 2.3 JSON, zstd.
     Sbom,
+    /// The memory of a guest that runs, to be mapped: RAM region after region, zero pages as holes.
+    Memory,
+    /// The state of that guest's processors and devices, in the machine's own encoding.
+    State,
 }
 
 impl PartName {
     /// Every name, in the order of the file.
-    pub const ALL: [PartName; 4] = [
+    pub const ALL: [PartName; 6] = [
         PartName::Kernel,
         PartName::Initramfs,
         PartName::Root,
         PartName::Sbom,
+        PartName::Memory,
+        PartName::State,
     ];
 
     /// The name of the GPT partition.
@@ -37,6 +43,8 @@ impl PartName {
             PartName::Initramfs => "ami-initramfs",
             PartName::Root => "root",
             PartName::Sbom => "ami-sbom",
+            PartName::Memory => "ami-memory",
+            PartName::State => "ami-state",
         }
     }
 }
@@ -48,6 +56,8 @@ impl fmt::Display for PartName {
             PartName::Initramfs => "initramfs",
             PartName::Root => "root",
             PartName::Sbom => "sbom",
+            PartName::Memory => "memory",
+            PartName::State => "state",
         })
     }
 }
@@ -59,7 +69,7 @@ impl FromStr for PartName {
         Self::ALL
             .into_iter()
             .find(|name| name.to_string() == text)
-            .ok_or_else(|| format!("`{text}` is not a part: kernel, initramfs, root or sbom"))
+            .ok_or_else(|| format!("`{text}` is not a part: kernel, initramfs, root, sbom, memory or state"))
     }
 }
 

@@ -10,6 +10,7 @@ use crate::error::Region;
 use crate::header::{Header, HeaderError};
 use crate::layout::{BLOCK, MANIFEST_PARTITION};
 use crate::newfile::io_error;
+use crate::writer::stored;
 use crate::{AmiId, ChunkTable, Digest, Error, Layout, Manifest, Part, PartName, Signature, gpt};
 
 /// Bytes read at once where header and manifest are: enough for most manifests.
@@ -65,6 +66,13 @@ impl Ami {
         }
         let manifest =
             Manifest::from_bytes(&bytes).map_err(|e| damaged(path, Region::Manifest, e.to_string()))?;
+        if manifest.schema != header.schema {
+            return Err(damaged(
+                path,
+                Region::Header,
+                "it names another format than the manifest",
+            ));
+        }
         let lengths: Vec<_> = manifest
             .parts
             .iter()
@@ -151,6 +159,12 @@ impl Ami {
         self.file
             .read_exact_at(buffer, part.offset + offset)
             .map_err(|e| io_error("read", &self.path, e))
+    }
+
+    /// Bytes of a part that take space on this disk: its length without the holes of the file.
+    pub fn stored(&self, name: PartName) -> Result<u64, Error> {
+        let part = self.part(name)?;
+        stored(&self.file, part.offset, part.length).map_err(|e| io_error("read", &self.path, e))
     }
 
     /// A reader over a part, unverified.
@@ -302,7 +316,7 @@ fn read_header(file: &File, path: &Path, length: u64) -> Result<(Header, Vec<u8>
         HeaderError::Version(found) => Error::Unsupported {
             path: path.into(),
             found,
-            supported: crate::SCHEMA,
+            supported: crate::SCHEMA_WARM,
         },
         HeaderError::Damaged(why) => damaged(path, Region::Header, why),
     })?;

@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_signer_and_the_manifest_fit() {
+    fn a_signature_verifies_with_its_key_and_manifest_only() {
         let key = SigningKey::from_bytes(&[7; 32]);
         let signature = Signature::sign(b"manifest", &key, [1; 8]);
         let public = key.verifying_key();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slot_holds_it_and_notices_any_change() {
+    fn a_slot_with_any_changed_byte_is_refused() {
         let signature = Signature::sign(b"m", &SigningKey::from_bytes(&[7; 32]), [1; 8]);
         let block = signature.to_block();
         assert_eq!(Signature::from_block(&block), Ok(Some(signature)));

@@ -12,7 +12,9 @@ use nix::unistd::{Whence, lseek};
 use crate::header::Header;
 use crate::layout::MANIFEST_PARTITION;
 use crate::newfile::{NewFile, io_error};
-use crate::{AmiId, ChunkTable, Digest, Error, Layout, Manifest, Part, PartName, gpt, layout};
+use crate::{
+    AmiId, ChunkTable, Digest, Error, Layout, Manifest, Part, PartName, SCHEMA, SCHEMA_WARM, gpt, layout,
+};
 
 /// Content for a part.
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +116,10 @@ impl Writer {
                 chunks = table.to_bytes();
             }
         }
+        manifest.schema = match manifest.warm {
+            None => SCHEMA,
+            Some(_) => SCHEMA_WARM,
+        };
         manifest.validate()?;
         let bytes = manifest.to_bytes()?;
         if bytes.len() as u64 > layout::MANIFEST_SPACE {
@@ -124,6 +130,7 @@ impl Writer {
         }
         let digest = Digest::of(&bytes);
         let header = Header {
+            schema: manifest.schema,
             manifest_length: bytes.len() as u32,
             chunks: self.layout.chunks,
             manifest: digest,
@@ -160,6 +167,20 @@ pub fn copy_sparse(from: &File, from_at: u64, to: &File, to_at: u64, length: u64
         at = hole;
     }
     Ok(())
+}
+
+/// Bytes of a range of a file that are no holes.
+pub(crate) fn stored(file: &File, offset: u64, length: u64) -> io::Result<u64> {
+    let (mut at, end) = (offset, offset + length);
+    let mut stored = 0;
+    while at < end {
+        let Some((data, hole)) = next_data(file, at, end)? else {
+            break;
+        };
+        stored += hole - data;
+        at = hole;
+    }
+    Ok(stored)
 }
 
 /// The next extent of data in `[at, end)`. On file systems without holes, everything is data.

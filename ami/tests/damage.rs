@@ -1,11 +1,14 @@
-//! Whatever happens to the file, a reader names the damaged part: it never panics and never believes it.
+//! Damaged files: a reader names the damaged part, never panics and never returns wrong data.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use ami::{Ami, Architecture, ChunkTable, Error, Manifest, PartName, Region, Signature, Source, Writer};
+use ami::{
+    Ami, Architecture, ChunkTable, Error, Manifest, PartName, Region, SCHEMA, SCHEMA_WARM, Signature, Source,
+    Warm, Writer,
+};
 use proptest::prelude::*;
 
 fn content(name: PartName) -> Vec<u8> {
@@ -14,23 +17,33 @@ fn content(name: PartName) -> Vec<u8> {
         PartName::Initramfs => 1 << 20,
         PartName::Root => (3 << 20) + 8192,
         PartName::Sbom => 77,
+        PartName::Memory => 3 << 12,
+        PartName::State => 99,
     };
     (0..length)
         .map(|i: usize| (i * 7 + name as usize) as u8)
         .collect()
 }
 
+/// A warm image, which has every part.
 fn write(path: &Path) -> ami::AmiId {
-    let lengths: Vec<_> = PartName::ALL
-        .iter()
-        .map(|n| (*n, content(*n).len() as u64))
-        .collect();
+    let warm = Warm {
+        accelerator: "soft".into(),
+        cpus: 1,
+        memory: content(PartName::Memory).len() as u64,
+    };
+    write_parts(path, &PartName::ALL, Some(warm))
+}
+
+fn write_parts(path: &Path, parts: &[PartName], warm: Option<Warm>) -> ami::AmiId {
+    let lengths: Vec<_> = parts.iter().map(|n| (*n, content(*n).len() as u64)).collect();
     let writer = Writer::create(path, &lengths).unwrap();
-    for name in PartName::ALL {
+    for &name in parts {
         writer.fill(name, Source::Bytes(&content(name))).unwrap();
     }
     let mut manifest = Manifest::new("test", Architecture::X86_64);
     manifest.command_line = "quiet".into();
+    manifest.warm = warm;
     writer.finish(manifest, &|_| {}).unwrap().0
 }
 
@@ -104,8 +117,51 @@ fn the_same_content_is_the_same_file_with_the_same_id() {
     );
 }
 
+/// A program that reads format 1 only says so of a warm image, and reads every other image.
 #[test]
-fn each_region_is_blamed_for_its_own_damage() {
+fn only_a_warm_image_has_the_newer_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cold.ami");
+    write_parts(&path, &PartName::ALL[..4], None);
+    let format = |path: &Path| {
+        let mut number = [0; 4];
+        File::open(path)
+            .unwrap()
+            .read_exact_at(&mut number, (1 << 20) + 16)
+            .unwrap();
+        u32::from_le_bytes(number)
+    };
+    assert_eq!(format(&path), SCHEMA);
+    assert_eq!(format(intact()), SCHEMA_WARM);
+    let cold = Ami::open(&path).unwrap();
+    cold.verify_all(&|_, _| {}).unwrap();
+    assert_eq!(cold.manifest().schema, SCHEMA);
+    // The memory is as long as it is, whatever of it is a hole.
+    let warm = Ami::open(intact()).unwrap();
+    let memory = warm.part(PartName::Memory).unwrap().length;
+    assert!((1..=memory).contains(&warm.stored(PartName::Memory).unwrap()));
+    let text = String::from_utf8(cold.manifest_bytes().to_vec()).unwrap();
+    assert!(!text.contains("warm"), "{text}");
+}
+
+#[test]
+fn a_format_of_the_future_is_named() {
+    for (format, is_future) in [(SCHEMA, false), (SCHEMA_WARM + 1, true)] {
+        let error = damaged(|file| {
+            let mut header = [0u8; 4096];
+            file.read_exact_at(&mut header, 1 << 20).unwrap();
+            header[16..20].copy_from_slice(&format.to_le_bytes());
+            let digest = ami::Digest::of(&header[..4064]).0;
+            header[4064..].copy_from_slice(&digest);
+            file.write_all_at(&header, 1 << 20).unwrap();
+        });
+        assert_eq!(error.region(), Some(Region::Header));
+        assert_eq!(matches!(error, Error::Unsupported { .. }), is_future, "{error}");
+    }
+}
+
+#[test]
+fn each_damaged_region_is_named() {
     let ami = Ami::open(intact()).unwrap();
     let length = std::fs::metadata(intact()).unwrap().len();
     let mib = 1 << 20;
@@ -198,7 +254,7 @@ fn with_manifest(text: &str) -> Error {
 }
 
 #[test]
-fn a_forged_manifest_cannot_ask_for_the_impossible() {
+fn impossible_values_in_a_forged_manifest_are_refused() {
     let bytes = Ami::open(intact()).unwrap().manifest_bytes().to_vec();
     let good = String::from_utf8(bytes).unwrap();
     let root = (3 << 20) + 8192;
@@ -252,7 +308,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_at_all_are_refused_without_panic(bytes in proptest::collection::vec(any::<u8>(), 1..9000)) {
+    fn random_bytes_are_refused_without_panic(bytes in proptest::collection::vec(any::<u8>(), 1..9000)) {
         let error = damaged(|file| file.write_all_at(&bytes, 1 << 20).unwrap_or(()));
         prop_assert!(error.region().is_some(), "{error}");
     }

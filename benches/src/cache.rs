@@ -1,4 +1,4 @@
-//! The page cache: taking a file out of it before a cold launch, and looking whether it went.
+//! The page cache: dropping a file from it before a cold launch, and checking that it was dropped.
 
 use std::fs::File;
 use std::io;
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_is_resident() {
+    fn a_file_that_was_read_is_resident() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         std::fs::write(&path, vec![1_u8; 1 << 20]).unwrap();
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn dropping_works_or_says_that_it_does_not() {
+    fn a_file_is_dropped_or_the_failure_is_reported() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         std::fs::write(&path, vec![1_u8; 1 << 20]).unwrap();

@@ -107,14 +107,14 @@ mod tests {
     }
 
     #[test]
-    fn only_the_lane_that_became_slower_is_a_regression() {
+    fn only_a_slower_configuration_is_a_regression() {
         assert_eq!(regressions(&steady(1.1), &steady(1.0)), [false, true]);
         assert_eq!(regressions(&steady(0.9), &steady(1.0)), [false, false]);
         assert_eq!(regressions(&steady(1.01), &steady(1.0)), [false, false]);
     }
 
     #[test]
-    fn what_cannot_be_compared_is_not() {
+    fn runs_that_differ_in_host_or_configurations_are_incomparable() {
         let then = steady(1.0);
         let mut elsewhere = steady(1.1);
         elsewhere.host.kernel = "7".into();

@@ -23,7 +23,7 @@ pub struct Configuration {
     pub name: String,
     /// The program that is started.
     pub program: PathBuf,
-    /// What it says of its version.
+    /// Its version, as it reports it.
     pub version: Option<String>,
     /// The image's file.
     pub image: PathBuf,
@@ -42,8 +42,13 @@ pub struct Configuration {
 /// What a configuration launches with.
 #[derive(Debug, Clone)]
 pub enum Monitor {
-    /// `vmm run` with this `--accel`.
-    Vmm(String),
+    /// `vmm run`.
+    Vmm {
+        /// Its `--accel`.
+        accel: String,
+        /// With the devices that peers have: no network, no vsock, no virtio console.
+        same_devices: bool,
+    },
     /// Another one.
     Peer {
         /// Which.
@@ -62,7 +67,7 @@ pub struct Launch {
     pub reads: Vec<PathBuf>,
     /// Where `vmm` writes its timing.
     pub timing: Option<PathBuf>,
-    /// What is thrown away afterwards.
+    /// What is removed afterwards.
     pub remove: Vec<PathBuf>,
 }
 
@@ -76,20 +81,21 @@ impl Configuration {
             version: self.version.clone(),
             image: self.id.clone(),
             accel: match &self.monitor {
-                Monitor::Vmm(accel) => accel.clone(),
+                Monitor::Vmm { accel, .. } => accel.clone(),
                 Monitor::Peer { machine, .. } => machine.accel.name().to_owned(),
             },
             append: self.append.clone(),
             cpus: self.cpus,
             memory: self.memory,
             exits: Vec::new(),
+            statistics: Vec::new(),
         }
     }
 
     /// Whether the monitor ends by itself after the end of the boot.
     pub fn ends_itself(&self) -> bool {
         match &self.monitor {
-            Monitor::Vmm(_) => true,
+            Monitor::Vmm { .. } => true,
             Monitor::Peer { peer, .. } => peer.ends_with_guest(),
         }
     }
@@ -97,12 +103,12 @@ impl Configuration {
     /// Makes what one launch needs. None of it is part of the time that is measured.
     pub fn prepare(&self, scratch: &Scratch, end: End) -> Result<Launch> {
         match &self.monitor {
-            Monitor::Vmm(accel) => Ok(self.run_vmm(accel, scratch, end)),
+            Monitor::Vmm { accel, same_devices } => Ok(self.run_vmm(accel, *same_devices, scratch, end)),
             Monitor::Peer { peer, machine } => run_peer(*peer, machine, scratch),
         }
     }
 
-    fn run_vmm(&self, accel: &str, scratch: &Scratch, end: End) -> Launch {
+    fn run_vmm(&self, accel: &str, same_devices: bool, scratch: &Scratch, end: End) -> Launch {
         let timing = scratch.path("timing.json");
         let mut arguments: Vec<OsString> = vec!["run".into(), self.image.clone().into(), "--rm".into()];
         let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
@@ -110,6 +116,10 @@ impl Configuration {
         option("--cpus", self.cpus.to_string().into());
         option("--memory", format!("{}K", self.memory >> 10).into());
         option("--timing", timing.clone().into());
+        if same_devices {
+            option("--net", "none".into());
+            option("--devices", "basic".into());
+        }
         let words = match end {
             End::Init => format!("{} {STOP}", self.append),
             End::Ready | End::Entry => self.append.clone(),
@@ -279,8 +289,57 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A configuration whose program is a shell that runs `script` and takes no notice of its arguments: of
+    /// `vmm`, or of a peer.
+    pub(crate) fn monitor_script(
+        directory: &Path,
+        name: &str,
+        script: &str,
+        peer: Option<Peer>,
+    ) -> Configuration {
+        use std::os::unix::fs::PermissionsExt;
+        let program = directory.join(format!("monitor-{name}"));
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let image = directory.join("x.ami");
+        fs::write(&image, "x").unwrap();
+        let vmm = Monitor::Vmm {
+            accel: "soft".into(),
+            same_devices: false,
+        };
+        let monitor = peer.map_or(vmm, |peer| Monitor::Peer {
+            peer,
+            machine: Box::new(machine(&image)),
+        });
+        Configuration {
+            name: name.into(),
+            program,
+            version: None,
+            image,
+            id: "ami-1".into(),
+            append: String::new(),
+            cpus: 1,
+            memory: 1 << 28,
+            monitor,
+        }
+    }
+
+    /// A machine all of whose files are `file`.
+    fn machine(file: &Path) -> peer::Machine {
+        peer::Machine {
+            kernel: file.into(),
+            initramfs: file.into(),
+            root: file.into(),
+            memory: 1 << 28,
+            cpus: 1,
+            command_line: "quiet".into(),
+            accel: peer::Accel::Kvm,
+            tsc_khz: None,
+        }
+    }
 
     fn configuration() -> Configuration {
         Configuration {
@@ -292,7 +351,10 @@ mod tests {
             append: "a=1".into(),
             cpus: 2,
             memory: 256 << 20,
-            monitor: Monitor::Vmm("soft".into()),
+            monitor: Monitor::Vmm {
+                accel: "soft".into(),
+                same_devices: false,
+            },
         }
     }
 
@@ -315,6 +377,18 @@ mod tests {
         let ready = configuration().prepare(&scratch, End::Ready).unwrap();
         assert_eq!(words(&ready), format!("{common} --append a=1 -- true"));
         assert_eq!(init.reads, [Path::new("/x.ami")]);
+        let reduced = Configuration {
+            monitor: Monitor::Vmm {
+                accel: "soft".into(),
+                same_devices: true,
+            },
+            ..configuration()
+        };
+        let reduced = reduced.prepare(&scratch, End::Init).unwrap();
+        assert_eq!(
+            words(&reduced),
+            format!("{common} --net none --devices basic --append a=1 kiln.stop=init")
+        );
     }
 
     #[test]
@@ -323,16 +397,7 @@ mod tests {
         let scratch = Scratch::new(directory.path()).unwrap();
         let original = directory.path().join("root");
         fs::write(&original, b"fresh").unwrap();
-        let machine = peer::Machine {
-            kernel: "/k".into(),
-            initramfs: "/i".into(),
-            root: original,
-            memory: 1 << 28,
-            cpus: 1,
-            command_line: "quiet".into(),
-            accel: peer::Accel::Kvm,
-            tsc_khz: None,
-        };
+        let machine = machine(&original);
         for _ in 0..2 {
             let launch = run_peer(Peer::Firecracker, &machine, &scratch).unwrap();
             let root = launch.reads.last().unwrap();
@@ -383,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn the_frequency_is_read() {
+    fn the_tsc_frequency_is_read_from_cpuinfo() {
         assert_eq!(
             tsc_khz("model name\t: x\ncpu MHz\t\t: 2445.432\n"),
             Some(2_445_432)
@@ -393,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn scratch_goes_away() {
+    fn the_scratch_directory_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         let scratch = Scratch::new(directory.path()).unwrap();
         let path = scratch.path("x");

@@ -8,6 +8,7 @@
 pub mod cache;
 pub mod compare;
 pub mod configuration;
+pub mod kvm_stats;
 pub mod outcome;
 pub mod peer;
 pub mod report;
@@ -18,7 +19,7 @@ pub mod trace;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use configuration::{Configuration, Scratch};
+use configuration::{Configuration, Monitor, Scratch};
 use outcome::{Cache, End, Host, Outcome, Sample};
 use sample::Launcher;
 
@@ -101,7 +102,7 @@ pub struct Plan {
     pub configurations: Vec<Configuration>,
     /// Launches of each configuration for each state of the cache.
     pub rounds: u32,
-    /// Launches of each configuration before those, thrown away.
+    /// Launches of each configuration before those, not counted.
     pub warmups: u32,
     /// States of the page cache, one after the other.
     pub caches: Vec<Cache>,
@@ -115,21 +116,44 @@ pub struct Plan {
     pub skipped: Vec<String>,
 }
 
-/// What is going on, for whoever waits.
+/// What is going on, for the user who waits.
 #[derive(Debug)]
-pub struct Progress<'a> {
-    /// Launches done.
-    pub done: u32,
-    /// Launches to do.
-    pub total: u32,
-    /// The configuration that launches now.
-    pub configuration: &'a str,
+pub enum Progress<'a> {
+    /// A round begins.
+    Round {
+        /// The state of the page cache.
+        cache: Cache,
+        /// Its number from 1, warm-ups included.
+        round: u32,
+        /// How many there are.
+        rounds: u32,
+    },
+    /// A launch begins.
+    Launch {
+        /// Launches done.
+        done: u32,
+        /// Launches to do.
+        total: u32,
+        /// The configuration that launches.
+        configuration: &'a str,
+    },
+    /// A peer takes part no longer.
+    Dropped {
+        /// Which, and why.
+        reason: &'a str,
+    },
 }
 
 impl Plan {
-    /// Measures. `progress` is called before each launch.
+    /// Measures. `progress` is called before each round and launch. A peer that does not reach the end of its
+    /// boot is left out from then on, and of what was found.
+    ///
+    /// # Errors
+    /// When a launch of `vmm` fails, or what a launch needs cannot be made.
     pub fn run(self, scratch: &Scratch, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Outcome> {
         let mut launcher = Launcher::new(scratch, self.end, self.limit);
+        let mut dropped = vec![false; self.configurations.len()];
+        let mut skipped = self.skipped.clone();
         let turns = self.configurations.len() + 1;
         let rounds = self.rounds + self.warmups;
         let total = rounds * turns as u32 * self.caches.len() as u32;
@@ -137,15 +161,34 @@ impl Plan {
         let mut done = 0;
         for &cache in &self.caches {
             for round in 0..rounds {
+                progress(Progress::Round {
+                    cache,
+                    round: round + 1,
+                    rounds,
+                });
                 for (position, turn) in order(turns, round).enumerate() {
-                    let configuration = &self.configurations[turn % self.configurations.len()];
-                    progress(Progress {
-                        done,
+                    let index = turn % self.configurations.len();
+                    let configuration = &self.configurations[index];
+                    done += 1;
+                    if dropped[index] {
+                        continue;
+                    }
+                    progress(Progress::Launch {
+                        done: done - 1,
                         total,
                         configuration: &configuration.name,
                     });
-                    let ns = launcher.launch(configuration, cache)?;
-                    done += 1;
+                    let ns = match launcher.launch(configuration, cache) {
+                        Ok(ns) => ns,
+                        Err(error) if configuration.may_be_dropped(&error) => {
+                            dropped[index] = true;
+                            let reason = format!("{} was left out: {error}", configuration.name);
+                            progress(Progress::Dropped { reason: &reason });
+                            skipped.push(reason);
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    };
                     // The first launches fill caches that no later one finds empty: of the host, and our own.
                     if let Some(round) = round.checked_sub(self.warmups) {
                         samples.push(Sample {
@@ -159,10 +202,35 @@ impl Plan {
                 }
             }
         }
-        let mut configurations: Vec<_> = self.configurations.iter().map(Configuration::describe).collect();
-        for (info, configuration) in configurations.iter_mut().zip(&self.configurations) {
-            info.exits = launcher.exits(configuration);
+        Ok(self.conclude(&launcher, samples, &dropped, skipped))
+    }
+
+    /// What follows from `samples`, without the configurations that were dropped.
+    fn conclude(
+        self,
+        launcher: &Launcher<'_>,
+        mut samples: Vec<Sample>,
+        dropped: &[bool],
+        skipped: Vec<String>,
+    ) -> Outcome {
+        let is_dropped = |turn: usize| dropped.get(turn).is_some_and(|&dropped| dropped);
+        samples.retain(|sample| !is_dropped(sample.configuration));
+        for sample in &mut samples {
+            sample.configuration -= (0..sample.configuration).filter(|&turn| is_dropped(turn)).count();
         }
+        let kept = self
+            .configurations
+            .iter()
+            .zip(dropped)
+            .filter(|(_, dropped)| !**dropped);
+        let mut configurations: Vec<_> = kept
+            .map(|(configuration, _)| {
+                let mut info = configuration.describe();
+                info.exits = launcher.exits(configuration);
+                info.statistics = launcher.statistics(configuration);
+                info
+            })
+            .collect();
         let mut again = configurations[0].clone();
         again.name = format!("{} (again)", again.name);
         again.again_of = Some(0);
@@ -170,9 +238,17 @@ impl Plan {
         let mut outcome = Outcome::new(Host::this(), self.end, self.rounds, self.warmups, self.seed);
         outcome.configurations = configurations;
         outcome.samples = samples;
-        outcome.skipped = self.skipped;
+        outcome.skipped = skipped;
         outcome.conclude();
-        Ok(outcome)
+        outcome
+    }
+}
+
+impl Configuration {
+    /// Whether `error` says that a peer does not boot here. Without `vmm` there is nothing to compare with.
+    fn may_be_dropped(&self, error: &Error) -> bool {
+        matches!(self.monitor, Monitor::Peer { .. })
+            && matches!(error, Error::Late { .. } | Error::Died { .. })
     }
 }
 
@@ -187,7 +263,58 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_turn_around() {
+    fn a_peer_that_does_not_boot_is_left_out_by_name() {
+        use configuration::tests::monitor_script;
+        let directory = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(directory.path()).unwrap();
+        let marker = guest_init::proto::STOPPED_AT_INIT;
+        let works = format!("echo '{marker}'");
+        let vmm = monitor_script(directory.path(), "vmm", &works, None);
+        let broken = monitor_script(
+            directory.path(),
+            "broken",
+            "echo no disk; exit 3",
+            Some(peer::Peer::Qemu),
+        );
+        let peer = monitor_script(directory.path(), "peer", &works, Some(peer::Peer::Qemu));
+        let plan = |configurations| Plan {
+            configurations,
+            rounds: 2,
+            warmups: 1,
+            caches: vec![Cache::Warm],
+            end: End::Init,
+            seed: 1,
+            limit: Duration::from_secs(60),
+            skipped: Vec::new(),
+        };
+        let mut said = Vec::new();
+        let mut note = |progress: Progress<'_>| {
+            if let Progress::Dropped { reason } = progress {
+                said.push(reason.to_owned());
+            }
+        };
+        let outcome = plan(vec![vmm, broken.clone(), peer])
+            .run(&scratch, &mut note)
+            .unwrap();
+        let names: Vec<_> = outcome.configurations.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names, ["vmm", "peer", "vmm (again)"]);
+        assert_eq!(outcome.samples.len(), 6);
+        assert!(outcome.samples.iter().all(|sample| sample.configuration < 3));
+        assert_eq!(outcome.skipped, said);
+        assert!(
+            said.len() == 1 && said[0].contains("broken") && said[0].contains("no disk"),
+            "{said:?}"
+        );
+        // What is compared with cannot be left out.
+        let vmm = monitor_script(directory.path(), "vmm", "exit 3", None);
+        assert!(matches!(
+            plan(vec![vmm]).run(&scratch, &mut |_| ()),
+            Err(Error::Died { .. })
+        ));
+    }
+
+    #[test]
+    fn the_order_is_reversed_in_every_other_round() {
         assert_eq!(order(3, 0).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(order(3, 1).collect::<Vec<_>>(), [2, 1, 0]);
         // Over two rounds each configuration has the same mean position.

@@ -106,7 +106,7 @@ pub struct ConfigurationInfo {
     pub again_of: Option<usize>,
     /// The program.
     pub program: String,
-    /// What it says of its version.
+    /// Its version, as it reports it.
     pub version: Option<String>,
     /// The image's id.
     pub image: String,
@@ -121,6 +121,18 @@ pub struct ConfigurationInfo {
     /// Exits to user space by what caused them, most frequent first; empty where they were not counted.
     #[serde(default)]
     pub exits: Vec<ExitInfo>,
+    /// What KVM has counted up to the end of the boot, by its own names; empty where it cannot be read.
+    #[serde(default)]
+    pub statistics: Vec<Statistic>,
+}
+
+/// One of KVM's statistics.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statistic {
+    /// KVM's name of it.
+    pub name: String,
+    /// Its value.
+    pub count: u64,
 }
 
 /// Exits of one kind.
@@ -168,7 +180,7 @@ pub struct Summary {
     pub p99: f64,
 }
 
-/// What may be said of a ratio.
+/// The conclusion about a ratio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -218,7 +230,7 @@ pub struct Comparison {
     /// Median of the ratios within rounds, and its interval.
     #[serde(flatten)]
     pub ratio: Ratio,
-    /// What may be said of it.
+    /// The conclusion.
     pub verdict: Verdict,
 }
 
@@ -253,7 +265,7 @@ pub struct Outcome {
     pub metric: String,
     /// Launches of each configuration for each state of the cache.
     pub rounds: u32,
-    /// Launches thrown away before.
+    /// Launches discarded before.
     pub warmups: u32,
     /// Seed of the bootstrap.
     pub seed: u64,

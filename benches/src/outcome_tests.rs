@@ -14,6 +14,7 @@ fn configuration(name: &str, again_of: Option<usize>) -> ConfigurationInfo {
         cpus: 1,
         memory: 256 << 20,
         exits: Vec::new(),
+        statistics: Vec::new(),
     }
 }
 
@@ -57,7 +58,7 @@ fn verdict(outcome: &Outcome) -> Verdict {
 }
 
 #[test]
-fn a_quiet_run_concludes() {
+fn a_quiet_run_draws_a_conclusion() {
     for (factor, expected) in [
         (0.5, Verdict::Faster),
         (1.5, Verdict::Slower),
@@ -70,7 +71,7 @@ fn a_quiet_run_concludes() {
 }
 
 #[test]
-fn a_noisy_or_short_run_does_not() {
+fn a_noisy_or_short_run_draws_no_conclusion() {
     for outcome in [outcome(6, 0.5, 1.03), outcome(6, 0.5, 0.97), outcome(4, 0.5, 1.0)] {
         assert!(!outcome.conclusive);
         assert_eq!(verdict(&outcome), Verdict::NoConclusion);
@@ -78,7 +79,7 @@ fn a_noisy_or_short_run_does_not() {
 }
 
 #[test]
-fn a_median_that_is_right_by_luck_is_no_silence() {
+fn a_median_near_one_with_a_wide_interval_draws_no_conclusion() {
     let mut outcome = outcome(5, 2.0, 1.0);
     let again = outcome
         .samples

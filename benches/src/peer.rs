@@ -120,7 +120,7 @@ impl Peer {
             .find(|file| file.is_file())
     }
 
-    /// The first line that the program says of its version.
+    /// The first line of the program's version output.
     pub fn version(program: &Path) -> Option<String> {
         let output = Command::new(program).arg("--version").output().ok()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -156,7 +156,7 @@ fn mebibytes(machine: &Machine) -> u64 {
 
 /// QEMU's documentation of microvm (docs/system/i386/microvm.rst), "Running a microvm-based VM": neither PIT,
 /// PIC nor RTC where KVM's clock stands in for them. The option ROMs stay, because one of them starts an ELF
-/// kernel: with `x-option-roms=off` QEMU 10.0 shows no sign of life. ACPI stays on: Debian's kernel finds
+/// kernel: with `x-option-roms=off` QEMU 10.0 prints nothing. ACPI stays on: Debian's kernel finds
 /// virtio-mmio devices by it alone. The guest prints nothing but the marker, so the serial port costs
 /// nothing.
 fn qemu(machine: &Machine) -> Vec<OsString> {
@@ -165,7 +165,7 @@ fn qemu(machine: &Machine) -> Vec<OsString> {
         Accel::Kvm => ("microvm,accel=kvm,acpi=on,pit=off,pic=off,rtc=off", "host"),
         Accel::Tcg => {
             // Without ACPI's timer and KVM's clock Linux has nothing to calibrate its time stamp counter by
-            // and waits for ever.
+            // and waits without end.
             if let Some(khz) = machine.tsc_khz {
                 words = ami::command_line::join([words.as_str(), &format!("tsc_early_khz={khz}")]);
             }

@@ -14,9 +14,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::configuration::{self, Configuration, Launch, Scratch};
-use super::outcome::{Cache, EXIT, End, ExitInfo, KVM_ENTRY, MARKER};
+use super::outcome::{Cache, EXIT, End, ExitInfo, KVM_ENTRY, MARKER, Statistic};
 use super::trace::KvmTrace;
-use super::{Error, Result, cache};
+use super::{Error, Result, cache, kvm_stats};
 
 /// How much of a launch's output is kept to explain a failure.
 const KEPT: usize = 4096;
@@ -34,6 +34,8 @@ pub struct Launcher<'a> {
     trace: Option<KvmTrace>,
     /// By configuration: the exits of its last launch.
     exits: BTreeMap<String, Vec<ExitInfo>>,
+    /// By configuration: what KVM counted of its last launch.
+    statistics: BTreeMap<String, Vec<Statistic>>,
 }
 
 impl<'a> Launcher<'a> {
@@ -45,6 +47,7 @@ impl<'a> Launcher<'a> {
             limit,
             trace: KvmTrace::open(),
             exits: BTreeMap::new(),
+            statistics: BTreeMap::new(),
         }
     }
 
@@ -52,6 +55,15 @@ impl<'a> Launcher<'a> {
     /// nobody counts them.
     pub fn exits(&self, configuration: &Configuration) -> Vec<ExitInfo> {
         self.exits.get(&configuration.name).cloned().unwrap_or_default()
+    }
+
+    /// What KVM counted of the configuration's last launch up to the end of its boot; none where it cannot be
+    /// read.
+    pub fn statistics(&self, configuration: &Configuration) -> Vec<Statistic> {
+        self.statistics
+            .get(&configuration.name)
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Launches once and returns nanoseconds from the start by metric.
@@ -84,6 +96,9 @@ impl<'a> Launcher<'a> {
             End::Init => watched.marker()?,
             End::Ready | End::Entry => None,
         };
+        // While the monitor still has its machine. It may end at any time.
+        let seen = kvm_stats::of_process(Path::new(kvm_stats::DEBUGFS), watched.child.id());
+        self.statistics.insert(configuration.name.clone(), seen);
         let timeout = if configuration.ends_itself() {
             TIMEOUT
         } else {
@@ -115,6 +130,11 @@ impl<'a> Launcher<'a> {
             ns.extend(events(&timing));
             self.exits
                 .insert(configuration.name.clone(), exits(&timing, self.end));
+            // Its own are read at the step itself, and without root.
+            let own = statistics(&timing, self.end);
+            if !own.is_empty() {
+                self.statistics.insert(configuration.name.clone(), own);
+            }
         }
         if ns.contains_key(self.end.metric()) {
             return Ok(ns);
@@ -134,13 +154,31 @@ fn events(timing: &Value) -> BTreeMap<String, u64> {
         .collect()
 }
 
+/// The name in what `--timing` wrote of the step that ends a launch. At the first entry nothing has left the
+/// guest yet.
+fn step(end: End) -> Option<&'static str> {
+    match end {
+        End::Init => Some("init"),
+        End::Ready => Some("ready"),
+        End::Entry => None,
+    }
+}
+
+/// What KVM counted up to `end` from what `--timing` wrote, without what is zero.
+fn statistics(timing: &Value, end: End) -> Vec<Statistic> {
+    let counts = step(end).and_then(|step| timing["statistics"][step].as_object());
+    let statistic = |(name, count): (&String, &Value)| {
+        let count = count.as_u64().filter(|&count| count > 0)?;
+        let name = name.clone();
+        Some(Statistic { name, count })
+    };
+    counts.into_iter().flatten().filter_map(statistic).collect()
+}
+
 /// The exits up to `end` from what `--timing` wrote, most frequent first.
 fn exits(timing: &Value, end: End) -> Vec<ExitInfo> {
-    let step = match end {
-        End::Init => "init",
-        End::Ready => "ready",
-        // Nothing has left the guest yet.
-        End::Entry => return Vec::new(),
+    let Some(step) = step(end) else {
+        return Vec::new();
     };
     let registers = timing["exits"][step]["by_register"].as_array();
     let mut exits: Vec<_> = registers
@@ -336,38 +374,20 @@ fn monotonic() -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::super::configuration::Monitor;
+    use super::super::configuration::tests::monitor_script;
     use super::*;
-
-    /// A configuration whose program is a shell that runs `script` and takes no notice of its arguments.
-    fn shell(directory: &Path, script: &str) -> Configuration {
-        use std::os::unix::fs::PermissionsExt;
-        let program = directory.join("monitor");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let image = directory.join("x.ami");
-        std::fs::write(&image, "x").unwrap();
-        Configuration {
-            name: "shell".into(),
-            program,
-            version: None,
-            image,
-            id: "ami-1".into(),
-            append: String::new(),
-            cpus: 1,
-            memory: 1 << 28,
-            monitor: Monitor::Vmm("soft".into()),
-        }
-    }
 
     fn launch(script: &str, end: End, limit: Duration) -> Result<BTreeMap<String, u64>> {
         let directory = tempfile::tempdir().unwrap();
         let scratch = Scratch::new(directory.path()).unwrap();
-        Launcher::new(&scratch, end, limit).launch(&shell(directory.path(), script), Cache::Warm)
+        Launcher::new(&scratch, end, limit).launch(
+            &monitor_script(directory.path(), "shell", script, None),
+            Cache::Warm,
+        )
     }
 
     #[test]
-    fn the_marker_is_found_however_it_is_cut() {
+    fn a_marker_split_across_reads_is_found() {
         let (head, tail) = STOPPED_AT_INIT.split_at(4);
         let script = format!("printf 'x\\n{head}'; sleep 0.05; printf '{tail}\\n'; sleep 0.05");
         let ns = launch(&script, End::Init, Duration::from_secs(30)).unwrap();
@@ -418,6 +438,25 @@ mod tests {
         assert_eq!(names, [("out 0x80 R".to_owned(), 3), ("in 0x80 R".to_owned(), 1)]);
         assert_eq!(exits(&timing, End::Ready)[0].count, 9);
         assert_eq!(exits(&Value::Null, End::Init), []);
+    }
+
+    #[test]
+    fn statistics_up_to_the_end_are_taken_from_the_timing() {
+        let timing = serde_json::json!({ "statistics": {
+            "init": { "exits": 5438, "nmi_injections": 0, "pf_fixed": 48 },
+            "ready": { "exits": 6000 },
+        } });
+        let found = |end| {
+            let found = statistics(&timing, end).into_iter();
+            found.map(|s| (s.name, s.count)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            found(End::Init),
+            [("exits".to_owned(), 5438), ("pf_fixed".to_owned(), 48)]
+        );
+        assert_eq!(found(End::Ready), [("exits".to_owned(), 6000)]);
+        assert_eq!(found(End::Entry), []);
+        assert_eq!(statistics(&Value::Null, End::Init), []);
     }
 
     #[test]

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_holds_the_truth_about_as_often_as_it_says() {
+    fn the_interval_covers_the_true_ratio_at_its_confidence_level() {
         // 200 experiments of 30 rounds with ±10 % noise around a true ratio of 1.1.
         let mut noise = Draw::new(7);
         let mut sample = |centre: f64| centre * (0.9 + 0.2 * (noise.next() as f64 / u64::MAX as f64));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_comes_of_nothing() {
+    fn no_samples_give_no_result() {
         assert_eq!(paired_ratio(&[], &[], 1), None);
         assert_eq!(paired_ratio(&[1.0], &[], 1), None);
         assert_eq!(paired_ratio(&[1.0], &[0.0], 1), None);

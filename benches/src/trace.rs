@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn no_tracing_is_no_failure() {
+    fn without_tracefs_the_metric_is_left_out() {
         let directory = tempfile::tempdir().unwrap();
         assert!(KvmTrace::make(directory.path()).is_err());
     }

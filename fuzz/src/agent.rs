@@ -1,5 +1,5 @@
-//! What a guest's agent says to the host, and what reaches the control socket: a guest that was taken over
-//! speaks here.
+//! Messages of a guest's agent to the host, as a compromised guest may send them, and requests on the control
+//! socket.
 
 use std::fs;
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use ami::{Ami, Architecture, Manifest, PartName, Source, Writer};
+use ami::{Ami, Architecture, Manifest, PartName, Source, Warm, Writer};
 use imgtool::compose::{cpio, kernel, sbom};
 use imgtool::progress::Quiet;
 use imgtool::{base, imagefs, pack, sign};
@@ -88,6 +88,8 @@ fn content(name: PartName) -> Vec<u8> {
         PartName::Initramfs => cpio::Archive::new().finish(),
         PartName::Root => vec![0; 64 << 10],
         PartName::Sbom => vec![0; 32],
+        PartName::Memory => vec![0; 4096],
+        PartName::State => vec![0; 64],
     }
 }
 
@@ -104,7 +106,12 @@ fn intact() -> &'static Path {
                 .fill(name, Source::Bytes(&content(name)))
                 .expect("room for an image");
         }
-        let manifest = Manifest::new("intact", Architecture::X86_64);
+        let mut manifest = Manifest::new("intact", Architecture::X86_64);
+        manifest.warm = Some(Warm {
+            accelerator: "soft".into(),
+            cpus: 1,
+            memory: content(PartName::Memory).len() as u64,
+        });
         writer.finish(manifest, &|_| {}).expect("room for an image");
         (folder, path)
     });

@@ -1,8 +1,7 @@
-//! The user network with the metadata service in front of it: frames as no guest sends them, and a guest's
-//! half of TCP well enough to be heard.
+//! The user network with the metadata service in front of it: malformed frames, and the guest's side of TCP,
+//! so that connections are established.
 //!
-//! Nothing leaves the host: what would go to somebody outside goes to a port of loopback that answers
-//! nothing.
+//! Nothing leaves the host: connections to outside addresses go to a loopback port that does not answer.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::OnceLock;

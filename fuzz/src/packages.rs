@@ -63,7 +63,7 @@ fn index(bytes: &[u8]) {
         text: String::from_utf8_lossy(bytes).into_owned(),
     };
     let indexes = [index];
-    let Ok(universe) = Universe::new(&indexes, "amd64") else {
+    let Ok(universe) = Universe::new(&indexes, "amd64", ["i386"]) else {
         return;
     };
     let packages = universe.names().take(2).map(str::to_owned).collect();
@@ -73,7 +73,7 @@ fn index(bytes: &[u8]) {
         recommends: true,
     };
     let _ = resolve::resolve(&universe, &wanted);
-    let _ = resolve::as_wanted(&indexes, "amd64");
+    let _ = resolve::as_wanted(&universe);
     if let Some(name) = universe.names().next() {
         let _ = resolve::resolve_kernel(&universe, name);
     }

@@ -21,8 +21,8 @@ pub fn run(data: &[u8]) {
 fn recipe(bytes: &[u8]) {
     let (_folder, path) = scratch::file("recipe.toml", bytes);
     let Ok(recipe) = Recipe::load(&path) else { return };
-    recipe.packages_for("amd64");
-    recipe.modules_for("amd64");
+    recipe.packages_for(ami::Architecture::I386);
+    recipe.modules_for(ami::Architecture::I386);
     recipe.all_ports();
     for arch in &recipe.arch {
         recipe.kernel_package(*arch);

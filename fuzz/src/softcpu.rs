@@ -1,5 +1,5 @@
-//! The software processor: any bytes as code, under any page tables, from any privilege, for so many
-//! instructions.
+//! The software processor: any bytes as code, under any page tables, at any privilege level, for a limited
+//! number of instructions.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};

@@ -1,4 +1,4 @@
-//! Every virtio device, through registers of any width and through rings that mean harm.
+//! Every virtio device, through register accesses of any width and through malicious rings.
 
 use std::fs::File;
 use std::os::fd::RawFd;

@@ -1,4 +1,4 @@
-//! Runs the committed inputs through the targets: what a fuzzer once found stays found, without a fuzzer.
+//! Runs the committed inputs through the targets, so that defects found by a fuzzer stay fixed.
 
 use std::fs;
 use std::path::Path;
@@ -30,6 +30,11 @@ fn agent() {
 }
 
 #[test]
+fn ec2_request() {
+    replay("ec2_request");
+}
+
+#[test]
 fn image() {
     replay("image");
 }
@@ -52,6 +57,11 @@ fn platform() {
 #[test]
 fn recipe() {
     replay("recipe");
+}
+
+#[test]
+fn snapshot() {
+    replay("snapshot");
 }
 
 #[test]

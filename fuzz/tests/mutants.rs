@@ -1,6 +1,6 @@
-//! Runs neighbours of the committed inputs through the targets: what a fuzzer without knowledge of coverage
-//! tries first. The same ones in every run, so that a change is what makes the difference; `KILN_FUZZ_SEED`
-//! asks for others and `KILN_FUZZ_TIMES` for as many times more.
+//! Runs mutations of the committed inputs through the targets, as a fuzzer without coverage feedback would.
+//! They are the same in every run, so that a new failure comes from the change under test; `KILN_FUZZ_SEED`
+//! selects others and `KILN_FUZZ_TIMES` multiplies their number.
 
 use std::fs;
 use std::path::Path;
@@ -121,11 +121,13 @@ macro_rules! targets {
 // that is waited for (`vsock`).
 targets!(
     agent: 40_000,
+    ec2_request: 20_000,
     image: 10_000,
     net: 7_000,
     packages: 60_000,
     platform: 150_000,
     recipe: 40_000,
+    snapshot: 1_000,
     softcpu: 2_000,
     virtio: 5_000,
     vsock: 400

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_as_good_as_absent() {
+    fn malformed_parameters_are_ignored() {
         let line = CommandLine::parse(
             "kiln.boot_timer=c0 kiln.ip=10.0.2.15/33,1,2 kiln.instance= kiln.ip=x root=UUID=1 \
              kiln.scrub=yes kiln.stop=x quiet rootwait rootwait=-1 =",

@@ -1,4 +1,4 @@
-//! `/init` of the initramfs; and, under their names, the commands that end the machine.
+//! `/init` of the initramfs; called as `poweroff`, `reboot`, `halt` or `shutdown`, the command of that name.
 
 use std::ffi::OsString;
 use std::process::ExitCode;

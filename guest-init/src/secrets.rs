@@ -1,10 +1,9 @@
-//! What the scripts of Debian's packages make once, when they are configured, and what no two machines may
-//! share: keys, certificates, clusters of databases. An image does not hold them; each instance makes its own
+//! Keys, certificates and database clusters that the scripts of Debian's packages create when they are
+//! configured, and that no two machines may share. An image does not have them; each instance creates its own
 //! at its first boot.
 //!
-//! This is the whole table. `imgtool` removes by it what a build's packages have made, the agent renews by
-//! it, and it decides what `create-image` removes. SSH host keys and machine-id are not in it: every image
-//! has those.
+//! `imgtool` uses this table to remove them from a build, the agent to create them, and `create-image` to
+//! remove them from a copy. SSH host keys and machine-id are not in it: every image has those.
 
 /// The list of what the next boot has to make, below the root: paths as [`Secret::paths`] gives them first,
 /// one a line.

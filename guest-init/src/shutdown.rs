@@ -96,7 +96,8 @@ fn parse(name: &str, words: impl Iterator<Item = impl AsRef<str>>) -> Result<Ord
     Ok(Order::End { reboot, force })
 }
 
-/// Asks PID 1, whoever it is, as the agent does: SIGRTMIN+4 powers off and SIGRTMIN+5 reboots (systemd(1)).
+/// Asks PID 1, guest-init or another init, as the agent does: SIGRTMIN+4 powers off and SIGRTMIN+5 reboots
+/// (systemd(1)).
 fn ask(reboot: bool) -> Result<(), Errno> {
     crate::agent::signal_init(reboot)
 }
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_other_systems_are_understood() {
+    fn arguments_of_sysvinit_and_systemd_are_understood() {
         let end = |reboot, force| Ok(Order::End { reboot, force });
         for (line, expected) in [
             ("/usr/sbin/poweroff", end(false, false)),

@@ -1,4 +1,4 @@
-//! What a person can do about an error.
+//! Advice that errors carry: what to try.
 
 use std::borrow::Cow;
 

@@ -16,7 +16,7 @@ use crate::compose::{self, cpio, sbom};
 use crate::fetch::Index;
 use crate::imagefs;
 use crate::lock::Package;
-use crate::recipe::{BlockDevice, Port, Protocol, Recipe, Restart, Service, Size};
+use crate::recipe::{BlockDevice, Port, Recipe, Service, Size};
 use crate::tree::{Kind, Tree};
 
 /// Largest initramfs whose modules are taken over.
@@ -171,19 +171,13 @@ impl Base {
         if recipe.hostname.is_none() {
             recipe.hostname.clone_from(&self.boot.hostname);
         }
-        let line = manifest
-            .command_line
-            .strip_prefix(crate::boot::COMMAND_LINE)
-            .unwrap_or(&manifest.command_line);
+        let line = crate::boot::own_words(&manifest.command_line);
         recipe.command_line = ami::command_line::join([line, &recipe.command_line]);
         recipe
             .ports
             .extend(manifest.exposed_ports.iter().map(|exposed| Port {
                 number: exposed.port,
-                protocol: match exposed.protocol {
-                    ami::Protocol::Tcp => Protocol::Tcp,
-                    ami::Protocol::Udp => Protocol::Udp,
-                },
+                protocol: exposed.protocol,
             }));
         for mapping in &manifest.block_device_mappings {
             let known = recipe
@@ -213,11 +207,7 @@ fn taken_over(service: &ami::boot::Service) -> Service {
         environment: service.environment.clone(),
         working_directory: service.directory.clone(),
         user: service.user.clone(),
-        restart: match service.restart {
-            ami::boot::Restart::Always => Restart::Always,
-            ami::boot::Restart::OnFailure => Restart::OnFailure,
-            ami::boot::Restart::Never => Restart::Never,
-        },
+        restart: service.restart,
         ports: Vec::new(),
         main: service.main,
     }

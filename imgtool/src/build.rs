@@ -3,18 +3,18 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use ami::boot::{BootConfig, Restart, Service};
+use ami::boot::{BootConfig, Service};
 use ami::{Architecture, BlockDeviceMapping, Digest, ExposedPort, INIT_GUEST, Manifest};
 use displaydoc::Display;
 
 use crate::advice::Advice;
 use crate::base::{self, Base};
-use crate::boot::{COMMAND_LINE, defaults};
+use crate::boot::{command_line, defaults};
 use crate::compose::kernel::Kernel;
 use crate::compose::{self, Written, initramfs, kernel, modules, sbom};
 use crate::fetch::Access;
 use crate::progress::{Progress, Unit};
-use crate::recipe::{self, Arch, Recipe};
+use crate::recipe::{self, Recipe};
 use crate::root::{self, Root};
 use crate::store::{self, Store};
 
@@ -34,9 +34,9 @@ pub enum Error {
         /// The recipe.
         recipe: String,
         /// What was asked for.
-        arch: Arch,
+        arch: Architecture,
         /// What it is for.
-        first: Arch,
+        first: Architecture,
     },
     /// {0}
     Base(#[from] base::Error),
@@ -75,7 +75,7 @@ pub struct Options<'a> {
     /// Where to write the image; unset, the recipe's name and `.ami` in the current directory.
     pub output: Option<&'a Path>,
     /// For which architecture; unset, the host's if the recipe allows it, else the recipe's first.
-    pub arch: Option<Arch>,
+    pub arch: Option<Architecture>,
     /// Refuse to change the lock file.
     pub locked: bool,
     /// Use the cache only.
@@ -103,10 +103,9 @@ pub struct Built {
 pub fn build(options: &Options<'_>) -> Result<Built, Error> {
     let mut recipe = Recipe::load(options.recipe)?;
     let arch = choose_arch(&recipe, options.arch)?;
-    let architecture = architecture(arch);
     let base = open_base(&mut recipe, arch)?;
     // Looked up first: it is the cheapest thing that can be missing.
-    let guest_init = initramfs::find_guest_init(architecture, options.guest_init)?;
+    let guest_init = initramfs::find_guest_init(arch, options.guest_init)?;
     let path = match options.output {
         Some(path) => path.to_path_buf(),
         None => PathBuf::from(format!("{}.ami", recipe.name)),
@@ -129,8 +128,8 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
     )?;
     let step = options.progress.start("kernel", None, Unit::Items);
     let (kernel, modules) = match &base {
-        Some(base) if recipe.kernel_of_base() => base.kernel(&recipe.modules_for(architecture.debian()))?,
-        _ => kernel_of(&recipe, &root, architecture)?,
+        Some(base) if recipe.kernel_of_base() => base.kernel(&recipe.modules_for(arch))?,
+        _ => kernel_of(&recipe, &root, arch)?,
     };
     step.finish(&format!(
         "{}, {} modules",
@@ -146,7 +145,7 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
         boot: boot_config(&recipe),
         manifest: Manifest {
             parent: base.as_ref().map(|base| base.id().clone()),
-            ..manifest(&recipe, architecture, &root)
+            ..manifest(&recipe, arch, &root)
         },
         sbom: (!root.packages.is_empty()).then_some(&document[..]),
         root_size: recipe.root_size.0.or_else(|| size_for_first_boot(&root)),
@@ -162,19 +161,19 @@ fn size_for_first_boot(root: &Root) -> Option<u64> {
 }
 
 /// Opens the base image, and fills in from it what the recipe leaves open.
-pub fn open_base(recipe: &mut Recipe, arch: Arch) -> Result<Option<Base>, Error> {
+pub fn open_base(recipe: &mut Recipe, arch: Architecture) -> Result<Option<Base>, Error> {
     let Some(path) = &recipe.base else {
         return Ok(None);
     };
-    let base = Base::open(&recipe.resolve_path(path), architecture(arch))?;
+    let base = Base::open(&recipe.resolve_path(path), arch)?;
     base.complete(recipe);
     Ok(Some(base))
 }
 
 /// The architecture that a recipe is built for.
-pub fn choose_arch(recipe: &Recipe, asked: Option<Arch>) -> Result<Arch, Error> {
+pub fn choose_arch(recipe: &Recipe, asked: Option<Architecture>) -> Result<Architecture, Error> {
     // `check` refuses an empty list.
-    let first = recipe.arch.first().copied().unwrap_or(Arch::X86_64);
+    let first = recipe.arch.first().copied().unwrap_or(Architecture::X86_64);
     match asked {
         Some(arch) if recipe.arch.contains(&arch) => Ok(arch),
         Some(arch) => Err(Error::Architecture {
@@ -182,16 +181,9 @@ pub fn choose_arch(recipe: &Recipe, asked: Option<Arch>) -> Result<Arch, Error> 
             arch,
             first,
         }),
-        None => Ok(Arch::host()
+        None => Ok(Architecture::host()
             .filter(|arch| recipe.arch.contains(arch))
             .unwrap_or(first)),
-    }
-}
-
-fn architecture(arch: Arch) -> Architecture {
-    match arch {
-        Arch::X86_64 => Architecture::X86_64,
-        Arch::Arm64 => Architecture::Arm64,
     }
 }
 
@@ -213,7 +205,8 @@ fn kernel_of(
     let tree = root.kernel.as_ref().ok_or(compose::Error::NoKernel)?;
     let kernel = kernel::from_tree(tree, architecture)?;
     let release = kernel.release.as_deref().unwrap_or_default();
-    let modules = modules::closure(tree, release, &recipe.modules_for(architecture.debian()))?;
+    let wanted = recipe.modules_for(architecture);
+    let modules = modules::closure(tree, release, &wanted, &recipe.command_line)?;
     Ok((kernel, modules))
 }
 
@@ -224,14 +217,10 @@ pub fn debian_kernel(
     (store, access): (&Store, &Access),
     progress: &dyn Progress,
 ) -> Result<(Kernel, Vec<modules::Module>), Error> {
-    let arch = match architecture {
-        Architecture::X86_64 => Arch::X86_64,
-        Architecture::Arm64 => Arch::Arm64,
-    };
     let text = "name = \"kernel\"\nvariant = \"extract\"\n";
     let recipe: Recipe = toml::from_str(text).map_err(Error::Builtin)?;
     let options = root::Options {
-        arch,
+        arch: architecture,
         base: None,
         store,
         access,
@@ -249,7 +238,7 @@ fn manifest(recipe: &Recipe, architecture: Architecture, root: &Root) -> Manifes
     manifest.description.clone_from(&recipe.description);
     manifest.created.clone_from(&recipe.created);
     manifest.tags.clone_from(&recipe.tags);
-    manifest.command_line = ami::command_line::join([COMMAND_LINE, &recipe.command_line]);
+    manifest.command_line = command_line(&recipe.command_line);
     manifest.init = recipe.init().to_owned();
     manifest.exposed_ports = recipe.all_ports().into_iter().map(exposed).collect();
     if let Some(cpus) = recipe.cpus {
@@ -272,13 +261,9 @@ fn manifest(recipe: &Recipe, architecture: Architecture, root: &Root) -> Manifes
 }
 
 fn exposed(port: recipe::Port) -> ExposedPort {
-    let protocol = match port.protocol {
-        recipe::Protocol::Tcp => ami::Protocol::Tcp,
-        recipe::Protocol::Udp => ami::Protocol::Udp,
-    };
     ExposedPort {
         port: port.number,
-        protocol,
+        protocol: port.protocol,
     }
 }
 
@@ -305,11 +290,7 @@ fn service(service: &recipe::Service) -> Service {
         environment: service.environment.clone(),
         directory: service.working_directory.clone(),
         user: service.user.clone(),
-        restart: match service.restart {
-            recipe::Restart::Always => Restart::Always,
-            recipe::Restart::OnFailure => Restart::OnFailure,
-            recipe::Restart::Never => Restart::Never,
-        },
+        restart: service.restart,
         main: service.main,
     }
 }

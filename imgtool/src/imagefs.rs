@@ -1,7 +1,7 @@
-//! The other direction: an ext4, in an AMI or in a file of its own, as a [`Tree`]. Contents stay where they
-//! are.
+//! Reading an ext4 file system, in an AMI or in a file of its own, as a [`Tree`]. File contents are
+//! references into that file.
 //!
-//! Every command that looks into an image works on that tree.
+//! Every command that inspects an image works on that tree.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

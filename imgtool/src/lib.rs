@@ -1,7 +1,7 @@
-//! From a recipe to an AMI, and the tools that look inside one.
+//! Builds AMIs from recipes, and inspects and converts them.
 //!
 //! It uses the crates `ami` (the file format) and `guest-init` (one setting of the agent that the first boot
-//! of an image needs), and no other of Kiln's. What a person sees is in [`cli`]; everything below it returns
+//! of an image needs), and no other of Kiln's. The command line is in [`cli`]; everything below it returns
 //! values and errors, and reports its steps to a [`progress::Progress`].
 //!
 //! A build goes through these stages:
@@ -11,14 +11,13 @@
 //!            └── resolve: only where the lock file does not answer
 //! ```
 //!
-//! Begin with [`build::build`] to see a build from its beginning to its end, and with [`tree::Tree`] for what
-//! the stages hand on.
+//! Begin with [`build::build`] for a whole build, and with [`tree::Tree`] for the data that the stages
+//! exchange.
 //!
 //! # Layers
 //!
-//! The lowest comes first. A folder imports what its row names, which is always above it; inside a folder,
-//! files import each other in one direction as well. `tests/layers.rs` reads this table and holds the code to
-//! it.
+//! The lowest layer comes first. A folder imports only the folders that its row names, which are all above
+//! it; inside a folder the imports have no cycles. `tests/layers.rs` reads this table and checks the code.
 //!
 //! | folder | what it is | what it may import |
 //! |---|---|---|
@@ -31,7 +30,7 @@
 //! | [`tree`] | a root file system in memory, contents by reference | `advice` |
 //! | [`archive`] | tar archives, read without trust and written | `tree` |
 //! | [`recipe`] | what a person writes, and its checks | `advice`, `spelling`, `time` |
-//! | [`microvm`] | how the microvm kernel is compiled | `recipe` |
+//! | [`microvm`] | how the microvm kernel is compiled | |
 //! | [`lock`] | which packages exactly | `advice`, `microvm`, `recipe`, `store` |
 //! | [`fetch`] | from a mirror to verified bytes | `advice`, `decompress`, `recipe`, `store`, `time` |
 //! | [`resolve`] | from names of packages to a set of packages | `advice`, `fetch`, `recipe`, `spelling`, `store` |

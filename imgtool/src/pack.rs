@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_survives_transport() {
+    fn pack_and_unpack_round_trip() {
         let dir = tempfile::tempdir().unwrap();
         let (image, packed, back) = (
             image(dir.path()),

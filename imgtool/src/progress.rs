@@ -1,4 +1,4 @@
-//! How a long command shows that it is alive: bars on a terminal, silence in a pipe, events for a program.
+//! Progress of long commands: bars on a terminal, nothing in a pipe, events for a program.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;

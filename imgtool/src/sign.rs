@@ -39,7 +39,7 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// {path} exists: a new key does not take its place
+    /// {path} exists and is not overwritten by a new key
     Exists {
         /// The file.
         path: PathBuf,
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_survive_their_files() {
+    fn keys_round_trip_through_files() {
         let dir = tempfile::tempdir().unwrap();
         let (secret, public) = (dir.path().join("k.key"), dir.path().join("k.pub"));
         let key = SecretKey::generate().unwrap();

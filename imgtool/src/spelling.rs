@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_what_was_meant_and_nothing_far_fetched() {
+    fn near_words_are_found_and_distant_ones_are_not() {
         let keys = || ["packages", "kernel", "files", "users"].into_iter();
         assert_eq!(nearest("package", keys()), Some("packages"));
         assert_eq!(nearest("kernle", keys()), Some("kernel"));

@@ -2,26 +2,26 @@
 //! its own.
 //!
 //! There is no daemon. The process that runs a guest, the *instance process*, holds a lock in the instance's
-//! directory, and the kernel drops that lock however the process ends. So two facts tell every later command
-//! where an instance stands: its record, and whether the lock is held ([`store`]).
+//! directory, and the kernel releases that lock however the process ends. So two facts give the state of an
+//! instance: its record, and whether the lock is held ([`store`]).
 //!
-//! Begin with [`service`], which is what the command line calls, and follow one request down; or with
-//! [`process::instance_process`] for what happens while a guest runs.
+//! Begin with [`service`], the interface that the command line uses, and follow one request down; or with
+//! [`process::instance_process`] for the run of a guest.
 //!
 //! | layer | what |
 //! |---|---|
-//! | `store` | what is kept: records, identifiers, locks, directories |
-//! | `images` | AMI files as a launch sees them, the store of them, the identity removed from a copy |
-//! | `process` | what runs a guest: launch, machine, confinement, console, network |
-//! | `guest` | the guest's agent: requests to it, and what it says of itself |
+//! | `store` | files on disk: records, identifiers, locks, directories |
+//! | `images` | opening AMI files, the image store, removing the identity from a copy |
+//! | `process` | the instance process: launch, machine, confinement, console, network |
+//! | `guest` | the guest's agent: requests to it, and its reports |
 //! | `api` | the control socket of a running instance: server and client |
-//! | `service` | what can be asked for, in plain structs |
+//! | `service` | requests and answers in plain structs |
 //!
-//! A layer uses those above it in the table and none below; `tests/layers.rs` holds the code to that.
-//! [`Error`] is for all of them.
+//! A layer uses those above it in the table and none below; `tests/layers.rs` checks that. [`Error`] is used
+//! by all of them.
 //!
 //! The crate uses `machine`, `ami` and the protocol of `guest-init`. It knows no command line and no
-//! terminal, reads no environment variable for a decision, and prints nothing: what is for a person is
+//! terminal, reads no environment variable for a decision, and prints nothing: messages for people are
 //! returned or, from the instance process, logged.
 
 pub mod api;

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_answers_with_ones() {
+    fn an_unclaimed_address_reads_as_ones() {
         let mut bus = Bus::default();
         bus.insert(0x1000, 0x100, echo()).unwrap();
         for addr in [0xfff, 0x10fd, 0x1100, u64::MAX] {

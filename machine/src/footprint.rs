@@ -1,4 +1,4 @@
-//! The process's own memory: what a launch has needed and a running guest does not is given back to the host.
+//! The process's own memory: pages that only the launch has needed are returned to the host.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};

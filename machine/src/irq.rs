@@ -1,4 +1,4 @@
-//! The only thing that a device knows of interrupts: something it can trigger.
+//! Interrupts as devices see them: lines that can be triggered.
 
 use std::io;
 

@@ -1,20 +1,19 @@
 //! The hypervisor proper: memory, buses, interrupts, devices, accelerators, virtual processors, and the
 //! machine that they make.
 //!
-//! It knows nothing of instances, image stores, command lines or environment variables: what a machine is
-//! made of comes in as a [`Spec`], what becomes of it comes out as an [`Outcome`]. It uses the crates `ami`
-//! (what a kernel and its parts are) and `softcpu` (the processor in software), and no other of Kiln's.
+//! It knows nothing of instances, image stores, command lines or environment variables: a [`Spec`] describes
+//! the machine, and an [`Outcome`] describes how it ended. It uses the crates `ami`
+//! (parts of an image) and `softcpu` (the processor in software), and no other of Kiln's.
 //!
-//! Modules stand in layers; a lower one never imports a higher one, and `tests/layers.rs` holds the code to
-//! it:
+//! Modules form layers; a lower one never imports a higher one, and `tests/layers.rs` checks that:
 //!
-//! 1. [`memory`], [`event`], [`entropy`], [`limit`], [`sandbox`], [`footprint`], `arch::*::layout`
+//! 1. [`memory`], [`state`], [`event`], [`entropy`], [`limit`], [`sandbox`], [`footprint`], `arch::*::layout`
 //! 2. [`bus`], [`irq`]
-//! 3. [`block`], [`net`]: what carries a device's data
+//! 3. [`block`], [`net`]: the backends of devices
 //! 4. [`devices`], [`virtio`]
 //! 5. [`arch`]
 //! 6. [`accel`]
-//! 7. `machine` (of which [`Machine`] and what goes in and out are here), [`vcpu`], [`timeline`]
+//! 7. `machine` (whose public items, [`Machine`] and others, are exported here), [`vcpu`], [`timeline`]
 //!
 //! Begin with [`vcpu`] to see how a virtual processor runs, then with [`virtio::VirtioDevice`] for how a
 //! device is written.
@@ -33,8 +32,9 @@ mod machine;
 pub mod memory;
 pub mod net;
 pub mod sandbox;
+pub mod state;
 pub mod timeline;
 pub mod vcpu;
 pub mod virtio;
 
-pub use machine::{Device, Error, Handle, Machine, NamedExit, Outcome, Serial, Spec};
+pub use machine::{Device, Error, Handle, Machine, NamedExit, Outcome, Serial, Spec, snapshot};

@@ -1,7 +1,7 @@
-//! How much of something may pass in a second: a token bucket that is asked, and never sleeps itself.
+//! Rate limits: a token bucket, which computes how long to wait and never sleeps itself.
 //!
-//! A bucket fills with time up to a tenth of a second's worth. Whatever begins while there is something in it
-//! may go on, and takes what it turns out to need, on credit if must be: so a request of any size passes, and
+//! A bucket fills up to a tenth of a second's worth. A request may begin while the bucket is not empty, and
+//! takes all the tokens that it needs, into debt if necessary. So a request of any size passes, and
 //! the next one waits until the debt is paid. Over time no more passes than the rate and one bucket.
 
 use std::num::NonZeroU64;
@@ -177,7 +177,7 @@ mod tests {
         assert!(wait > 500 * MILLISECOND && wait < 501 * MILLISECOND, "{wait:?}");
         assert!(bucket.wait(start + 499 * MILLISECOND).is_some());
         assert_eq!(bucket.wait(start + wait), None);
-        // A clock that stands still or goes back gives nothing.
+        // A clock that does not advance or goes back gives nothing.
         bucket.take(1);
         assert!(bucket.wait(start).is_some());
     }

@@ -1,4 +1,4 @@
-//! Boot events T0 to T10: when each was reached, from process start to a machine that serves.
+//! Boot events T0 to T10: when each was reached, from the start of the process to the agent's answer.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -1,5 +1,5 @@
-//! Holds the code to the order of its layers: a lower one never names a higher one, and only the
-//! architecture's and the accelerators' own directories ask which processor the code is compiled for.
+//! Checks the order of the layers: a lower one never names a higher one, and only the directories
+//! `arch` and `accel` use `cfg(target_arch)`.
 //!
 //! Every path that begins with `crate`, `self` or `super` is resolved, wherever it stands: in a `use`, in an
 //! expression, in the arguments or the body of a macro. A path cannot leave the top-level module of its file
@@ -10,7 +10,15 @@ use std::path::{Path, PathBuf};
 
 /// The modules of each layer, lowest first; the same list as in `src/lib.rs`.
 const LAYERS: &[&[&str]] = &[
-    &["memory", "event", "entropy", "limit", "sandbox", "footprint"],
+    &[
+        "memory",
+        "state",
+        "event",
+        "entropy",
+        "limit",
+        "sandbox",
+        "footprint",
+    ],
     &["bus", "irq"],
     &["block", "net"],
     &["devices", "virtio"],

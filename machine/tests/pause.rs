@@ -1,4 +1,4 @@
-//! A machine that is paused stands still, and goes on where it was: with the software processor, which every
+//! A paused machine executes nothing and continues where it was: with the software processor, which every
 //! host has.
 
 use std::io::{self, Write};
@@ -61,7 +61,7 @@ fn machine() -> (Machine, Arc<AtomicU64>, Receiver<()>) {
     file.write_all(&elf(KERNEL)).unwrap();
     let (printed, hear) = channel();
     let count = Arc::new(AtomicU64::new(0));
-    let machine = Machine::build(Spec {
+    let spec = Spec {
         architecture: Architecture::X86_64,
         cpus: 1,
         memory: 32 << 20,
@@ -84,8 +84,8 @@ fn machine() -> (Machine, Arc<AtomicU64>, Receiver<()>) {
         determinism: Determinism::default(),
         statistics: false,
         timeline: Arc::new(Timeline::start()),
-    })
-    .unwrap();
+    };
+    let machine = Machine::build(spec, None).unwrap();
     (machine, count, hear)
 }
 

@@ -1,6 +1,6 @@
-//! Confinement, tried from inside: each kind of thread makes calls that it must not make, in a process of its
-//! own, since confinement cannot be undone. What is forbidden ends that process by SIGSYS (system calls) or
-//! fails with EACCES (files).
+//! Confinement, tested from inside: each kind of thread makes forbidden calls, in a process of its
+//! own, because confinement cannot be undone. A forbidden system call ends that process by SIGSYS; access to
+//! a forbidden file fails with EACCES.
 //!
 //! The test starts this program again with `KILN_TRY` naming the thread and the attempt.
 #![allow(unsafe_code)]

@@ -1,9 +1,9 @@
-//! Boots a Linux kernel on a bare processor: RAM, a serial port that only swallows, and the boot timer's
-//! byte. Time is counted in instructions, so that two runs do exactly the same, and what differs between two
-//! builds is their speed.
+//! Boots a Linux kernel on a bare processor: RAM, a serial port that discards its output, and the boot
+//! timer's byte. Time is counted in instructions, so that two runs do exactly the same, and what differs
+//! between two builds is their speed.
 //!
 //! ```console
-//! $ cargo run --release -p softcpu --example boot -- vmlinux initramfs [MARKS]
+//! $ cargo run --release -p softcpu --example boot -- vmlinux initramfs [MARKS] [v2|v3]
 //! ```
 //!
 //! Ends at the MARKS-th write to the boot timer (default 1: guest-init's first) and says how many
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use softcpu::x86_64::flat;
 use softcpu::x86_64::state::reg;
-use softcpu::{Bus, BusResult, Clock, Cpu, Exit, Platform, Ram, Table};
+use softcpu::{Bus, BusResult, Clock, Cpu, Exit, Features, Platform, Ram, Table};
 
 const MEMORY: u64 = 256 << 20;
 const BOOT_TIMER: u64 = 0xc000_0000;
@@ -136,9 +136,13 @@ fn cpu_seconds() -> f64 {
 fn run() -> Result<(), String> {
     let mut args = std::env::args().skip(1);
     let (Some(kernel), Some(initramfs)) = (args.next(), args.next()) else {
-        return Err("usage: boot VMLINUX INITRAMFS [MARKS]".into());
+        return Err("usage: boot VMLINUX INITRAMFS [MARKS] [v2|v3]".into());
     };
     let marks = args.next().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let features = match args.next().as_deref() {
+        Some("v2") => Features::V2,
+        _ => Features::V3,
+    };
     let read = |path: &str| std::fs::read(path).map_err(|error| format!("{path}: {error}"));
     let (kernel, initramfs) = (read(&kernel)?, read(&initramfs)?);
 
@@ -149,7 +153,7 @@ fn run() -> Result<(), String> {
     ram.write(COMMAND_LINE, WORDS.as_bytes());
     write_zero_page(&ram, initrd, initramfs.len() as u64);
 
-    let platform = Platform::new(1, Clock::Instructions);
+    let platform = Platform::with_features(1, Clock::Instructions, features);
     let mut cpu = Cpu::new(Arc::clone(&ram), platform, 0).ok_or("there is no processor 0")?;
     start(&mut cpu, &ram, entry)?;
     let before = cpu_seconds();

@@ -1,12 +1,11 @@
-//! The programs and the images that they bake: those under test in `target/kiln`, those that ship in
-//! `target/dist`.
+//! Builds the programs and images: those under test in `target/kiln`, those that ship in `target/dist`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::{env, fs};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::arch::Arch;
 
@@ -231,12 +230,47 @@ impl Dist {
         self.image_in(recipe, &self.images())
     }
 
-    /// The same into another folder than that of the images which labs are given.
+    /// The same with 32-bit programs, into `images/NAME-i386.ami`. The programs' architecture is x86_64.
+    ///
+    /// Without the security archive, whose index of i386 some mirrors have from another day than the list that
+    /// names its digest.
+    pub fn image_of_i386(&self, recipe: &str) -> Result<PathBuf> {
+        let from = workspace().join(recipe);
+        let scratch = tempfile::tempdir()?;
+        let copied = Command::new("cp")
+            .arg("-r")
+            .arg(from.parent().context("the recipe is in no folder")?)
+            .arg(scratch.path().join("recipes"))
+            .status();
+        ensure!(
+            copied.context("cp could not be started")?.success(),
+            "{recipe} could not be copied"
+        );
+        let copy = scratch
+            .path()
+            .join("recipes")
+            .join(format!("{}.toml", stem(recipe)?));
+        let text = fs::read_to_string(&from)?;
+        fs::write(&copy, format!("{text}\n[distribution]\nsecurity = false\n"))?;
+        let image = self.images().join(format!("{}-i386.ami", stem(recipe)?));
+        fs::create_dir_all(self.images())?;
+        let build = Command::new(self.imgtool()?)
+            .args(["build", "--arch", "i386"])
+            .arg(&copy)
+            .arg("-o")
+            .arg(&image)
+            .status();
+        let status = build.context("imgtool could not be started")?;
+        ensure!(
+            status.success(),
+            "imgtool could not build {recipe} for i386 ({status}); it says why above"
+        );
+        Ok(image)
+    }
+
+    /// As [`Dist::image`] into another folder than that of the images which labs are given.
     pub fn image_in(&self, recipe: &str, images: &Path) -> Result<PathBuf> {
-        let stem = Path::new(recipe)
-            .file_stem()
-            .context("the recipe has no file name")?
-            .to_string_lossy();
+        let stem = stem(recipe)?;
         let host = Arch::host()?;
         let name = if self.arch == host {
             format!("{stem}.ami")
@@ -264,6 +298,14 @@ impl Dist {
         }
         Ok(image)
     }
+}
+
+/// The name of a recipe's file without its ending.
+fn stem(recipe: &str) -> Result<String> {
+    let stem = Path::new(recipe)
+        .file_stem()
+        .context("the recipe has no file name")?;
+    Ok(stem.to_string_lossy().into_owned())
 }
 
 /// Copies a program without its symbols and line tables: guest-init is in every initramfs, which the guest

@@ -1,4 +1,4 @@
-//! End-to-end tests: the lab, the whole cycle of an instance, untrusted input.
+//! Support for end-to-end tests, which are in `tests/e2e` and drive the programs through their command lines.
 //!
 //! [`dist`] builds the programs and images that are tested, [`lab`] provides a host with genuine KVM on any
 //! machine that has QEMU, and [`test_host`] is where a test runs: on this machine, or in a lab.

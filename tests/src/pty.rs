@@ -1,4 +1,4 @@
-//! A program on a terminal of its own, as a person has it before them: keys go in, the screen comes out.
+//! A program on a pseudo-terminal: the test sends keys and reads the output.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -100,7 +100,7 @@ impl Terminal {
         self.keys.write_all(keys.as_bytes()).context("typing")
     }
 
-    /// Gives the terminal another size; its program hears of it by SIGWINCH.
+    /// Gives the terminal another size; its program is notified by SIGWINCH.
     #[allow(unsafe_code)]
     pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
         let size = size(rows, columns);

@@ -1,4 +1,5 @@
-//! Where a test runs: on this machine with the software CPU, or in a lab with KVM. The tests do not care.
+//! Where a test runs: on this machine with the software processor, or in a lab with KVM. The tests are the
+//! same.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ struct Inspected {
 pub enum TestHost {
     /// This machine.
     Here {
-        /// XDG directories and HOME; thrown away at the end.
+        /// XDG directories and HOME; removed at the end.
         home: PathBuf,
         /// The programs.
         dist: Dist,

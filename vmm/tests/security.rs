@@ -1,4 +1,4 @@
-//! Holds `docs/security.md` to the tests that it names.
+//! Checks that the tests named in `docs/security.md` exist, and that each of its rows names one.
 
 use std::fs;
 use std::path::Path;
@@ -9,15 +9,16 @@ fn named(text: &str) -> Vec<(&str, &str)> {
     quoted.filter_map(|word| word.split_once(".rs::")).collect()
 }
 
-/// Whether `source` has a test called `name`: a function with the attribute before it, or a story of a table.
+/// Whether `source` has a test called `name`: a function with the attribute before it, or an entry of a
+/// table.
 fn has_test(source: &str, name: &str) -> bool {
     let function = format!("fn {name}(");
-    let story = format!("\"{name}\"");
+    let entry = format!("\"{name}\"");
     let lines: Vec<_> = source.lines().map(str::trim).collect();
     lines.iter().enumerate().any(|(at, line)| {
         let attribute = |line: &&str| line.starts_with("#[test]");
         let before = lines[..at].iter().rev().take_while(|line| line.starts_with("#["));
-        line.starts_with(&function) && before.into_iter().any(attribute) || line.contains(&story)
+        line.starts_with(&function) && before.into_iter().any(attribute) || line.contains(&entry)
     })
 }
 
@@ -46,13 +47,13 @@ fn every_claim_names_a_test() {
     let text = fs::read_to_string(root.join("docs/security.md")).unwrap();
     let rows = text
         .lines()
-        .filter(|line| line.starts_with("| ") && !line.starts_with("| what |"));
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| property |"));
     let bare: Vec<_> = rows.filter(|row| named(row).is_empty()).collect();
     assert!(bare.is_empty(), "{bare:#?}");
 }
 
 #[test]
-fn a_test_is_told_from_a_function() {
+fn a_test_is_distinguished_from_a_function() {
     let source = "    #[test]\n    #[ignore]\n    fn one() {}\nfn two() {}\n(\"three\", three),\n";
     assert!(has_test(source, "one") && has_test(source, "three"));
     assert!(!has_test(source, "two") && !has_test(source, "four"));

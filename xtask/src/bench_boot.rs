@@ -1,9 +1,9 @@
 //! `cargo xtask bench-boot`: `vmm bench` in the lab, on genuine KVM beside QEMU's microvm, and its report
 //! brought here.
 //!
-//! The lab is an emulated host: its times are no machine's, but all configurations are slowed alike. So the
-//! ratios are printed once more, each metric that both have, as what `vmm` takes in units of what the peer
-//! takes.
+//! The lab is an emulated host: its times are not those of hardware, but all configurations are slowed alike.
+//! So the ratios are printed as well, for each metric that both have: the time of `vmm` divided by the
+//! peer's.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ratios_are_turned_around() {
+    fn ratios_are_printed_as_vmm_over_peer() {
         let outcome = serde_json::json!({
             "lanes": [{ "name": "vmm kvm" }, { "name": "qemu-microvm kvm" }],
             "comparisons": [

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_become_figures_and_noise_does_not() {
+    fn figures_are_parsed_and_other_lines_ignored() {
         let text = "1 vmm guest-to-host 900\nwelcome\n1 qemu guest-to-host 400\n2 vmm guest-to-host 1100\n";
         let table = Figures::parse(text).unwrap().table();
         let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();

@@ -1,5 +1,5 @@
-//! The commands a person types: `cargo demo`, `cargo xtask
-//! test|lab|dist|deb|cross|fuzz|bench-boot|bench-block|bench-net|bench-tcg|bench-image`.
+//! The commands of this repository: `cargo demo`, and `cargo xtask
+//! test|lab|dist|deb|picture|cross|fuzz|bench-boot|bench-block|bench-net|bench-tcg|bench-image`.
 
 mod bench_block;
 mod bench_boot;

@@ -1,4 +1,4 @@
-//! What the tests need from the host: found, installed where we may, named where we may not.
+//! Packages of the host that the tests need: installed on Debian as root, otherwise named.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! What several measurements of one thing come to.
+//! The least and the median of repeated measurements.
 
 /// The least and the median.
 #[derive(Debug, Clone, Copy)]

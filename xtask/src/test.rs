@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that has to hold before a change lands.
+//! `cargo xtask test`: the checks that a change must pass.
 
 use std::process::Command;
 use std::thread;

@@ -1,5 +1,5 @@
-//! Holds what is linked into Kiln to what docs/dependencies.md says: where it comes from, under which
-//! licences, and that each of our own choices is explained.
+//! Checks the dependencies against docs/dependencies.md: their source, their licences, and that each direct
+//! one is explained.
 
 use std::collections::BTreeSet;
 use std::path::Path;

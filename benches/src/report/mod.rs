@@ -4,6 +4,7 @@ mod charts;
 mod svg;
 mod waterfall;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::outcome::{Cache, Comparison, ConfigurationInfo, Outcome, Verdict};
@@ -46,6 +47,7 @@ pub fn html(outcome: &Outcome) -> String {
         page += "</section>\n";
     }
     page += &exits(outcome);
+    page += &statistics(outcome);
     page += &method(outcome);
     page += "</body>\n</html>\n";
     page
@@ -175,6 +177,37 @@ fn exits(outcome: &Outcome) -> String {
     format!("<section>\n<h2>Exits</h2>\n{text}</section>\n")
 }
 
+/// A row for each of KVM's statistics that any configuration has, a column for each configuration.
+fn statistics(outcome: &Outcome) -> String {
+    let counted: Vec<_> = outcome
+        .configurations
+        .iter()
+        .filter(|configuration| configuration.again_of.is_none() && !configuration.statistics.is_empty())
+        .collect();
+    let all = counted.iter().flat_map(|configuration| &configuration.statistics);
+    let names: BTreeSet<&str> = all.map(|statistic| statistic.name.as_str()).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from("<section>\n<h2>Counted by KVM</h2>\n<table>\n<tr><th></th>");
+    for configuration in &counted {
+        let _ = write!(text, "<th>{}</th>", escape(&configuration.name));
+    }
+    text += "</tr>\n";
+    for name in names {
+        let _ = write!(text, "<tr><td>{}</td>", escape(name));
+        for configuration in &counted {
+            let found = configuration
+                .statistics
+                .iter()
+                .find(|statistic| statistic.name == name);
+            let _ = write!(text, "<td>{}</td>", found.map_or(0, |statistic| statistic.count));
+        }
+        text += "</tr>\n";
+    }
+    text + "</table>\n</section>\n"
+}
+
 fn method(outcome: &Outcome) -> String {
     format!(
         "<section>\n<h2>Method</h2>\n<p>In each round every configuration launches once, in an order that turns round from round to round; the \
@@ -187,12 +220,12 @@ fn method(outcome: &Outcome) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::outcome::ExitInfo;
     use super::super::outcome::tests::outcome;
+    use super::super::outcome::{ExitInfo, Statistic};
     use super::*;
 
     #[test]
-    fn the_page_is_whole_and_loads_nothing() {
+    fn the_report_is_complete_and_loads_nothing() {
         let mut outcome = outcome(6, 0.5, 1.0);
         outcome.configurations[0].exits = vec![
             ExitInfo {
@@ -204,8 +237,14 @@ mod tests {
                 count: 3,
             },
         ];
+        outcome.configurations[1].statistics = vec![Statistic {
+            name: "pf_<fixed>".into(),
+            count: 4711,
+        }];
         let page = html(&outcome);
         for part in [
+            "Counted by KVM",
+            "pf_&lt;fixed&gt;</td><td>4711</td>",
             "Warm page cache",
             "Where the time goes",
             "Distribution",
@@ -227,14 +266,14 @@ mod tests {
     }
 
     #[test]
-    fn one_launch_makes_a_page_too() {
+    fn one_launch_makes_a_report() {
         let page = html(&outcome(1, 2.0, 1.0));
         assert!(page.contains("No conclusion") && page.contains("</html>"));
         assert!(!page.contains("NaN"));
     }
 
     #[test]
-    fn names_cannot_break_out_of_the_page() {
+    fn names_are_escaped() {
         let mut outcome = outcome(5, 1.0, 1.0);
         outcome.configurations[1].name = "<script>alert(1)</script>\"'&".into();
         outcome.configurations[1].append = "</small><script>".into();

@@ -24,7 +24,7 @@ const fn step(metric: &'static str, class: &'static str, what: &'static str) -> 
 /// A configuration's name, and its steps with where each begins and ends, in nanoseconds.
 type Row<'a> = (&'a str, Vec<(Step, f64, f64)>);
 
-/// What `vmm` tells of itself and its guest.
+/// The events that `vmm` reports.
 const INSIDE: [Step; 10] = [
     step("T1", "phase0", "program start"),
     step("T2", "phase1", "machine made"),

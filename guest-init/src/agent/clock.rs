@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_closest_reading_counts() {
+    fn the_closest_of_several_readings_is_used() {
         for (steps, error) in [
             (&[0][..], 0),
             (&[1], 1),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_tells_no_time_is_not_followed() {
+    fn a_host_without_a_time_changes_no_clock() {
         assert_eq!(measure(&|| None, &|| Duration::ZERO), None);
         assert!(!follow(&|| None).unwrap());
     }

@@ -1,5 +1,5 @@
-//! The machine's own name in `/etc/hosts`, as Debian has it: on the line of 127.0.1.1. Without it `sudo`,
-//! mail servers and Java wait for a resolver that does not know the name either.
+//! The host name in `/etc/hosts`, on the line of 127.0.1.1, as in Debian. Without it `sudo`,
+//! mail servers and Java wait for a DNS server that does not know the name.
 
 use std::fs;
 use std::io;
@@ -103,7 +103,7 @@ fn own_names(name: &str) -> Vec<&str> {
     std::iter::once(name).chain(short).collect()
 }
 
-/// The words of a line: an address and names. `None` for what is no such line, or no text.
+/// The words of a line: an address and names. `None` for what is not such a line, or no text.
 fn names(line: &[u8]) -> Option<Vec<&str>> {
     let line = line.split(|&byte| byte == b'#').next()?;
     let words: Vec<&str> = str::from_utf8(line).ok()?.split_ascii_whitespace().collect();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_images_name_gives_way_and_the_administrators_lines_stay() {
+    fn the_images_name_is_replaced_and_the_administrators_lines_stay() {
         let before = "# ours\n127.0.0.1 localhost\n127.0.1.1\thello.example.org hello db # own\n\
                       10.0.0.7 hello-backup hello\n";
         let after = text(before, Some("hello"), "web");
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_known_is_left_to_who_wrote_it() {
+    fn a_name_that_is_listed_already_is_not_changed() {
         let before = "127.0.0.1 localhost web\n";
         assert_eq!(text(before, None, "web"), before);
         assert_eq!(

@@ -1,5 +1,4 @@
-//! What makes one machine different from another made of the same image: renewed at the first boot of an
-//! instance.
+//! The identity of an instance (machine-id, host keys, host name, seeds), made anew at its first boot.
 
 use std::fs;
 use std::io::{self, Read};
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_id_it_happens_once() {
+    fn without_an_instance_id_the_identity_is_made_once() {
         let root = image();
         assert!(renew(root.path(), None, None).unwrap());
         assert!(!renew(root.path(), None, None).unwrap());
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn no_strange_host_names() {
+    fn invalid_host_names_are_refused() {
         let root = image();
         for name in ["", "a b", "a\nb", &"x".repeat(64)] {
             assert!(set_hostname(root.path(), name).is_err(), "{name:?}");

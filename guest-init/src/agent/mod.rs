@@ -10,9 +10,12 @@ mod exec;
 mod freeze;
 mod hosts;
 mod identity;
+mod link;
 mod port;
+mod renewal;
 mod scrub;
 mod secrets;
+mod seed;
 mod stop;
 mod vsock;
 
@@ -52,15 +55,23 @@ pub fn serve(ready: impl FnOnce(), host_time: Box<HostTime>) -> std::io::Result<
     let open = Arc::new(AtomicUsize::new(0));
     let host_time: Arc<HostTime> = host_time.into();
     stop::when_asked(&open)?;
-    let listener = vsock::listen(AGENT_PORT)?;
+    let mut listener = vsock::listen(AGENT_PORT)?;
     // The image's init may have set it by a clock of its own. One that cannot be set is no reason not to
     // serve.
     let _ = clock::follow(&*host_time);
     ready();
     announce();
     loop {
-        let Ok(connection) = vsock::accept(&listener) else {
-            continue;
+        let connection = match vsock::accept(&listener) {
+            Ok(connection) => connection,
+            // A reset of the transport, as after a restore, ends connections. Should it end the listener, too,
+            // there is a new one.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+                drop(listener);
+                listener = vsock::listen(AGENT_PORT)?;
+                continue;
+            }
+            Err(_) => continue,
         };
         if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_CAP {
             open.fetch_sub(1, Ordering::Relaxed);
@@ -114,6 +125,7 @@ fn state() -> Ready {
         kernel: line("/proc/sys/kernel/osrelease"),
         hostname: line("/proc/sys/kernel/hostname"),
         cloud_init: has_cloud_init(),
+        renews: true,
     }
 }
 
@@ -159,6 +171,7 @@ fn carry_out(request: Request, mut connection: File, host_time: &HostTime) -> Re
             done => done.map(drop),
         },
         Request::Configure(configure) => configure::apply(&configure),
+        Request::Renew(renew) => renewal::apply(&renew, host_time),
     };
     match result {
         Ok(()) => write_frame(&mut connection, Kind::Done, b""),
@@ -183,8 +196,8 @@ fn shutdown(reboot: bool, connection: &mut File) -> Result<(), Error> {
     signal_init(reboot).or_else(|error| fail(connection, &failed("PID 1 could not be signalled", error)))
 }
 
-/// Asks PID 1, whoever it is, by the signals that both guest-init and systemd know: SIGRTMIN+4 powers off and
-/// SIGRTMIN+5 reboots (systemd(1)).
+/// Asks PID 1, guest-init or another init, by the signals that both guest-init and systemd know: SIGRTMIN+4
+/// powers off and SIGRTMIN+5 reboots (systemd(1)).
 #[allow(unsafe_code)]
 pub fn signal_init(reboot: bool) -> Result<(), nix::errno::Errno> {
     let signal = libc::SIGRTMIN() + if reboot { 5 } else { 4 };

@@ -1,6 +1,5 @@
-//! Removing what belongs to one instance from the copy of its root file system that an image is made of: its
-//! identity, what it has logged, who has typed what. Users, keys that may log in and data are the image's
-//! content and stay.
+//! Removing what belongs to one instance from the copy of its root file system that becomes an image: its
+//! identity, logs and shell histories. Users, authorized keys and data are content of the image and stay.
 
 use std::fs::{self, File};
 use std::io;
@@ -145,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_an_instances_own_goes_and_the_rest_stays() {
+    fn the_identity_of_the_instance_is_removed_and_the_rest_stays() {
         let dir = tempfile::tempdir().unwrap();
         let at = |path: &str| dir.path().join(path);
         let gone = [

@@ -18,8 +18,8 @@ use crate::secrets::{PENDING, Secret, TABLE, is_star};
 /// What the commands print, for a person who looks why one has failed.
 const LOG: &str = "var/lib/kiln/first-boot.log";
 
-/// A command that takes longer hangs: a database on a full disk waits for ever. The slowest, MariaDB's, takes
-/// two minutes of a processor in software.
+/// A command that takes longer hangs: a database on a full disk waits without end. The slowest, MariaDB's,
+/// takes two minutes of a processor in software.
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// How often it is looked whether a command has ended: short beside what the shortest one takes.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn throwaway_keys_go_and_are_listed_and_data_stays() {
+    fn renewable_keys_are_removed_and_listed_and_data_stays() {
         let root = system();
         let at = |path: &str| root.path().join(path).symlink_metadata().is_ok();
         remove(root.path()).unwrap();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_listed_is_made_once_and_what_fails_is_tried_again() {
+    fn listed_secrets_are_made_once_and_failures_are_retried() {
         let root = system();
         remove(root.path()).unwrap();
         let list = BTreeSet::from([KEY.to_owned(), CLUSTER.to_owned(), "etc/unknown".to_owned()]);

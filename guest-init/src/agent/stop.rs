@@ -1,5 +1,5 @@
-//! The agent's own end: asked by SIGTERM as every process is when the machine stops, it first lets the host
-//! hear how the commands that were ended with it have ended.
+//! The end of the agent: on SIGTERM, which every process gets when the machine stops, it first reports to the
+//! host how the commands that it runs have ended.
 
 use std::io;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Packing: a walk over what is there at the time. Files change while they are read, and not all that has a
-//! name has content.
+//! Packing: a walk over a tree that may change meanwhile. Files change while they are read, and devices,
+//! FIFOs and sockets have no content.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata, OpenOptions};

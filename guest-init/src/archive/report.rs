@@ -1,4 +1,4 @@
-//! What a copy did not bring, for the person who asked for it.
+//! The report of files that a copy has left out.
 
 use std::path::Path;
 

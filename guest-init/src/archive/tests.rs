@@ -25,7 +25,7 @@ fn is_root() -> bool {
 }
 
 #[test]
-fn a_folder_receives_and_another_name_renames() {
+fn a_copy_goes_into_an_existing_folder_or_takes_the_given_name() {
     let dir = tempfile::tempdir().unwrap();
     let at = |path: &str| dir.path().join(path);
     fs::create_dir_all(at("from/deep")).unwrap();
@@ -115,7 +115,7 @@ fn a_growing_file_is_copied_as_long_as_it_was() {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut log = fs::OpenOptions::new().append(true).open(&path).unwrap();
-                // Not for ever, should the other side fail.
+                // With a timeout, should the other side fail.
                 for _ in 0..20_000 {
                     log.write_all(b"another line\n").unwrap();
                     if stop.load(Ordering::Relaxed) {
@@ -215,7 +215,7 @@ fn a_socket_is_left_out_of_a_tree_and_refused_by_name() {
 }
 
 #[test]
-fn a_fifo_stays_one_and_nobody_waits_for_it() {
+fn a_fifo_is_copied_without_being_opened() {
     let dir = tempfile::tempdir().unwrap();
     let from = dir.path().join("fifo");
     nix::unistd::mkfifo(&from, nix::sys::stat::Mode::from_bits_truncate(0o640)).unwrap();
@@ -430,7 +430,7 @@ fn an_unreadable_file_is_reported_and_the_rest_copied() {
 }
 
 #[test]
-fn errors_name_the_file_as_its_user_does() {
+fn errors_name_the_file_by_the_path_that_was_given() {
     let dir = tempfile::tempdir().unwrap();
     let from = dir.path().join("from");
     fs::create_dir(&from).unwrap();
@@ -444,7 +444,7 @@ fn errors_name_the_file_as_its_user_does() {
 
 /// A guest that sends headers without end is stopped before they fill the host's memory.
 #[test]
-fn headers_end() {
+fn headers_without_end_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::GNULongName);

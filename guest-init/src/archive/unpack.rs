@@ -1,4 +1,4 @@
-//! Unpacking: what comes is not trusted to stay in its folder.
+//! Unpacking an archive that is not trusted to stay in its folder.
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -378,7 +378,7 @@ fn write(
     finish(to, mode, mtime).map_err(CopyError::Write)
 }
 
-/// Gives a file that is no link its mode and time.
+/// Gives a file that is not a link its mode and time.
 fn finish(to: &Path, mode: u32, mtime: i64) -> io::Result<()> {
     fs::set_permissions(to, Permissions::from_mode(mode))?;
     touch(to, mtime)

@@ -1,4 +1,4 @@
-//! Puts `poweroff` and its like where users find them, in images that have none.
+//! Installs `poweroff`, `reboot`, `halt` and `shutdown` in images that do not have them.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-//! Waiting for the root disk: the kernel announces devices, so nothing is asked twice.
+//! Waiting for the root disk by the kernel's device events, without polling.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;

@@ -82,7 +82,7 @@ const LATE: &[Kernel] = &[
     },
 ];
 
-/// Says to programs that PID 1 is ours, as `/run/systemd/system` says of systemd.
+/// Marks guest-init as PID 1 for programs, as `/run/systemd/system` does for systemd.
 pub const MARK: &str = "/run/guest-init";
 
 /// Links that programs expect in `/dev`.

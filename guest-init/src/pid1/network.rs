@@ -9,6 +9,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::mounts;
 use crate::command_line::StaticNetwork;
+use crate::interface;
 
 /// Who may send ICMP echo requests without privilege: every group, as systemd has it
 /// (sysctl.d/50-default.conf). Debian's `ping` has no capability and relies on it.
@@ -27,7 +28,7 @@ pub fn up(network: Option<&StaticNetwork>, search: &[String]) {
             None,
         )?;
         raise(&control, "lo")?;
-        match (network, first_interface()) {
+        match (network, interface::first()) {
             (Some(network), Some(interface)) => configure(&control, &interface, network, search),
             _ => Ok(()),
         }
@@ -35,15 +36,6 @@ pub fn up(network: Option<&StaticNetwork>, search: &[String]) {
     if let Err(error) = result {
         mounts::say(&format!("guest-init: the network could not be set up: {error}"));
     }
-}
-
-/// The first interface that is not loopback, by name.
-fn first_interface() -> Option<String> {
-    let entries = fs::read_dir("/sys/class/net").ok()?;
-    let names = entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name != "lo").min()
 }
 
 fn configure(

@@ -1,5 +1,4 @@
-//! The end: processes are asked to stop, then made to, then the disks are made consistent and the machine
-//! stops.
+//! Shutdown: SIGTERM, then SIGKILL to all processes, then the file systems are synced and the machine stops.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -125,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_begin_where_the_kernel_says() {
+    fn the_address_of_the_arguments_is_read_from_proc_stat() {
         let status = fs::read_to_string("/proc/self/stat").unwrap();
         let address = arguments_address(&status).unwrap();
         // SAFETY: the kernel says that the program's name is there; it has more than one byte.

@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_service_is_started_again_ever_later() {
+    fn a_failing_service_restarts_with_growing_delays() {
         let service = service(Restart::OnFailure);
         let mut failing = supervised(&service);
         let mut pauses = Vec::new();
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_decides() {
+    fn the_restart_policy_decides() {
         for (restart, succeeded, again) in [
             (Restart::Never, false, false),
             (Restart::OnFailure, true, false),
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_taken_in_once() {
+    fn a_service_is_added_once() {
         let mut services = Vec::new();
         adopt(&mut services, [service(Restart::Never)]);
         services[0].due = None;
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn both_families_of_poweroff_are_understood() {
+    fn signals_of_busybox_and_systemd_are_understood() {
         assert_eq!(wake(libc::SIGUSR2), Wake::End(End::Off));
         assert_eq!(wake(libc::SIGTERM), Wake::End(End::Reboot));
         assert_eq!(wake(libc::SIGRTMIN() + 4), Wake::End(End::Off));

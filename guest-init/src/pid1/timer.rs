@@ -1,4 +1,4 @@
-//! The boot timer: one-byte writes by which the host knows how far the guest has come, and the host's time.
+//! The boot timer: one-byte writes that report the steps of the boot to the host, and the host's time.
 
 use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;

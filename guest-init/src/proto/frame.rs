@@ -1,4 +1,4 @@
-//! Frames: a length, a kind, and that many bytes. Both sides distrust the other.
+//! Frames: a length, a kind, and that many bytes. Neither side trusts the other.
 
 use std::io::{self, Read, Write};
 
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_as_they_were_sent() {
+    fn frames_round_trip() {
         let mut wire = Vec::new();
         write_frame(&mut wire, Kind::Output, b"some").unwrap();
         write_frame(&mut wire, Kind::InputEnd, b"").unwrap();

@@ -61,6 +61,9 @@ pub enum Request {
     },
     /// Apply what belongs to this instance, unless cloud-init in the image does.
     Configure(Configure),
+    /// The guest goes on from a snapshot, as another instance or after a hibernation: do in the running system
+    /// what the first boot of the instance does, and set the clock. Agents before this request do not know it.
+    Renew(Renew),
 }
 
 /// Longest freeze in seconds: more than a copy takes, less than the kernel's limit for hung tasks.
@@ -156,6 +159,9 @@ pub struct Ready {
     pub hostname: String,
     /// cloud-init is in the image and configures the instance.
     pub cloud_init: bool,
+    /// The agent knows [`Request::Renew`].
+    #[serde(default)]
+    pub renews: bool,
 }
 
 /// What belongs to one instance.
@@ -172,6 +178,21 @@ pub struct Configure {
     /// A script (it begins with `#!`) that runs once.
     #[serde(default)]
     pub user_data: Option<String>,
+}
+
+/// What a guest that goes on from a snapshot has to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renew {
+    /// Nanoseconds since 1970 (UTC) when the request was sent, for a guest without a boot timer.
+    pub nanoseconds: u64,
+    /// Random bytes for the kernel's generator: at most 64 are used.
+    #[serde(default)]
+    pub seed: Vec<u8>,
+    /// The Ethernet address that the network interface is to have.
+    #[serde(default)]
+    pub link_address: Option<[u8; 6]>,
+    /// What belongs to the instance.
+    pub configure: Configure,
 }
 
 #[cfg(test)]
@@ -211,6 +232,12 @@ mod tests {
             "a field of a later release is ignored, so that it can be added"
         );
         assert!(serde_json::from_str::<Request>(r#"{"request":"format-disk"}"#).is_err());
+        let renew = r#"{"request":"renew","nanoseconds":7,"configure":{"instance":"i-1"}}"#;
+        let Request::Renew(renew) = serde_json::from_str(renew).unwrap() else {
+            panic!("{renew}")
+        };
+        assert_eq!((renew.nanoseconds, renew.link_address), (7, None));
+        assert_eq!(renew.configure.instance, "i-1");
     }
 
     #[test]

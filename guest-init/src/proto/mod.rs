@@ -1,14 +1,14 @@
-//! What the host and the agent say to each other over vsock.
+//! The protocol between the host and the agent over vsock.
 //!
 //! The agent listens on [`AGENT_PORT`]. A connection carries one [`Request`] and what belongs to it, in
 //! frames ([`frame`]). When the guest is ready, it connects once to the host's [`READY_PORT`] and sends
-//! [`Ready`]: waiting for a guest is waiting for that connection, not asking again and again.
+//! [`Ready`]: the host waits for that connection and does not poll.
 
 pub mod frame;
 pub mod message;
 
 pub use frame::{Error, Frame, Kind, read_frame, write_frame};
-pub use message::{Configure, Ended, Exec, Failure, Ready, Reason, Request, Size, Terminal};
+pub use message::{Configure, Ended, Exec, Failure, Ready, Reason, Renew, Request, Size, Terminal};
 
 /// What the console says once a boot with `kiln.scrub=1` has removed the identity and is about to power off.
 pub const SCRUBBED: &str = "guest-init: the identity is removed";

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused() {
+    fn invalid_entries_are_refused() {
         for text in [
             "user:joe:rw-",
             "user::rwz",

@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tree_survives() {
+    fn a_tree_round_trips() {
         let mut tree = Tree::new();
         tree.insert(b"", Kind::Dir, Meta::new(0o755, 0, 0, 5)).unwrap();
         tree.insert(b"dir", Kind::Dir, Meta::new(0o1777, 1, 2, 7))

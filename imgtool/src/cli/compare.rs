@@ -83,7 +83,14 @@ pub(super) fn du(image: &Path, html: Option<&Path>, lines: usize, out: &mut dyn 
     }
     writeln!(out, "parts")?;
     for part in &ami.manifest().parts {
-        writeln!(out, "{:>12}  {}", size(part.length), part.name)?;
+        match part.name {
+            // Most of it is zero.
+            PartName::Memory => {
+                let stored = size(ami.stored(part.name)?);
+                writeln!(out, "{stored:>12}  {} (of {})", part.name, size(part.length))?;
+            }
+            name => writeln!(out, "{:>12}  {name}", size(part.length))?,
+        }
     }
     writeln!(out, "root: {} in {} files", size(all.size), all.files)?;
     if packages.len() > 1 {

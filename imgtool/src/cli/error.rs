@@ -37,7 +37,7 @@ pub enum Error {
         /// Why not.
         source: ami::SignatureError,
     },
-    /// cannot tell a name from {path}
+    /// cannot derive a name from {path}
     NoName {
         /// The file.
         path: PathBuf,

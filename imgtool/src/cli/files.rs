@@ -305,7 +305,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attributes_come_out_with_their_file() {
+    fn extended_attributes_are_extracted_with_their_file() {
         let dir = tempfile::tempdir().unwrap();
         let mut meta = crate::tree::Meta::new(0o640, 0, 0, 1_700_000_000);
         meta.xattrs.insert(b"user.note".to_vec(), b"hello".to_vec());

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use ami::boot::{BootConfig, Service};
-use ami::{Ami, Manifest, NewFile, PartName, SignatureError};
+use ami::{Ami, Manifest, NewFile, PartName, SignatureError, Warm};
 use serde_json::json;
 
 use super::Error;
@@ -132,6 +132,7 @@ fn lines(manifest: &Manifest) -> Vec<(&'static str, String)> {
         parent,
         source_instance,
         tags,
+        warm,
         parts: _,
     } = manifest;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
@@ -172,9 +173,21 @@ fn lines(manifest: &Manifest) -> Vec<(&'static str, String)> {
         ),
         ("instance", text(source_instance)),
         ("tags", tags.collect::<Vec<_>>().join(" ")),
+        ("warm", warm.as_ref().map(running).unwrap_or_default()),
     ];
     lines.retain(|(_, value)| !value.is_empty());
     lines
+}
+
+/// The machine of the guest that a warm image holds.
+fn running(warm: &Warm) -> String {
+    let processors = if warm.cpus == 1 { "processor" } else { "processors" };
+    format!(
+        "a running guest: {}, {} {processors}, {} of memory",
+        warm.accelerator,
+        warm.cpus,
+        size(warm.memory)
+    )
 }
 
 /// Bytes as a person reads them.

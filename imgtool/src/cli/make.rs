@@ -103,9 +103,7 @@ pub(super) fn import(arguments: &Import, out: &mut dyn Write) -> Result<(), Erro
         source,
         output,
         name,
-        architecture: arch
-            .or(ami::Architecture::host())
-            .unwrap_or(ami::Architecture::X86_64),
+        architecture: *arch,
         kernel: source_of_kernel,
         guest_init: guest_init.as_deref(),
         root_size: root_size.and_then(|size| size.0),

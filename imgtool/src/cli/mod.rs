@@ -12,13 +12,13 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use ami::Architecture;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use error::Error;
 
 use crate::advice::Advice;
-use crate::recipe::Arch;
 
 /// Build machine images, and look inside them.
 #[derive(Debug, Parser)]
@@ -125,13 +125,16 @@ enum Command {
         #[arg(long)]
         key: PathBuf,
     },
-    /// Write the root of an image in another format
+    /// Write the root of an image in another format, or an image without the guest that a warm one holds
     Convert {
         /// The image
         image: PathBuf,
-        /// The format
-        #[arg(long, value_enum)]
-        to: Format,
+        /// The format of the root
+        #[arg(long, value_enum, required_unless_present = "cold")]
+        to: Option<Format>,
+        /// Write the image without memory and machine state: it boots
+        #[arg(long, conflicts_with = "to")]
+        cold: bool,
         /// Write it here
         #[arg(short, long)]
         output: PathBuf,
@@ -190,9 +193,9 @@ struct Lock {
 
 #[derive(Debug, Args)]
 struct Packages {
-    /// For this architecture: x86_64 or arm64 [default: the host's, if the recipe allows it]
+    /// For this architecture: x86_64, arm64 or i386 [default: the host's, if the recipe allows it]
     #[arg(long)]
-    arch: Option<Arch>,
+    arch: Option<Architecture>,
     /// Refuse to change the lock file
     #[arg(long)]
     locked: bool,
@@ -218,7 +221,7 @@ struct Import {
     /// The image's name [default: the source's]
     #[arg(long)]
     name: Option<String>,
-    /// Its architecture [default: the host's]
+    /// Its architecture: x86_64, arm64 or i386 [default: what a container image says, else the host's]
     #[arg(long)]
     arch: Option<ami::Architecture>,
     /// Take the kernel from this image, or use this kernel [default: Debian's]
@@ -250,7 +253,7 @@ struct Extract {
     /// Files and directories in it [default: all]
     #[arg(conflicts_with = "part")]
     paths: Vec<String>,
-    /// A part instead: kernel, initramfs, root or sbom
+    /// A part instead: kernel, initramfs, root, sbom, memory or state
     #[arg(long)]
     part: Option<ami::PartName>,
     /// Into this directory; with --part, this file
@@ -335,7 +338,12 @@ fn run(command: Command, out: &mut dyn Write) -> Result<(), Error> {
         Command::Sbom { image } => image::sbom(&image, out),
         Command::Keygen { file } => transport::keygen(&file, out),
         Command::Sign { image, key } => transport::sign(&image, &key, out),
-        Command::Convert { image, to, output } => transport::convert(&image, to, &output, out),
+        Command::Convert {
+            image, to, output, ..
+        } => match to {
+            Some(format) => transport::convert(&image, format, &output, out),
+            None => transport::cool(&image, &output, out),
+        },
         Command::Import(arguments) => make::import(&arguments, out),
         Command::Pack { image, output } => transport::pack(&image, output.as_deref(), out),
         Command::Unpack { packed, output } => transport::unpack(&packed, output.as_deref(), out),
@@ -366,14 +374,14 @@ mod tests {
     }
 
     #[test]
-    fn output_that_is_lost_has_a_status_of_its_own() {
+    fn lost_output_has_exit_status_120() {
         let lost = |kind: std::io::ErrorKind| report(&Error::Output(kind.into()));
         assert_eq!(lost(std::io::ErrorKind::StorageFull), ExitCode::from(120));
         assert_eq!(lost(std::io::ErrorKind::BrokenPipe), ExitCode::from(141));
     }
 
     #[test]
-    fn what_cannot_be_printed_is_an_error_whatever_is_printed() {
+    fn completions_that_cannot_be_written_are_an_error() {
         for shell in [Shell::Bash, Shell::Zsh] {
             let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
             let printed = run(Command::Completions { shell }, &mut { full });

@@ -7,7 +7,7 @@ use ami::{Ami, NewFile, PartName};
 
 use super::image::{extract_part, size};
 use super::{Error, Format};
-use crate::convert::qcow2;
+use crate::convert::{cold, qcow2};
 use crate::progress::{self, Unit};
 use crate::sign::SecretKey;
 use crate::{archive, imagefs, pack as packing};
@@ -75,6 +75,17 @@ pub(super) fn convert(image: &Path, to: Format, output: &Path, out: &mut dyn Wri
     new.publish()?;
     step.finish(&size(length));
     writeln!(out, "{}: {}", output.display(), size(length))?;
+    Ok(())
+}
+
+/// `convert --cold`.
+pub(super) fn cool(image: &Path, output: &Path, out: &mut dyn Write) -> Result<(), Error> {
+    let ami = Ami::open(image)?;
+    let progress = progress::choose(false, false);
+    let step = progress.start("convert", None, Unit::Bytes);
+    let id = cold::write(&ami, output, &|bytes| step.advance(bytes))?;
+    step.finish(id.as_str());
+    writeln!(out, "{id} {}", output.display())?;
     Ok(())
 }
 

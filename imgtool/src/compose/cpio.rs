@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_are_as_the_format_says() {
+    fn headers_follow_the_newc_format() {
         let mut archive = Archive::new();
         archive.file("init", 0o755, b"hello");
         let bytes = archive.finish();
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn files_come_back_and_damage_is_an_error() {
+    fn files_are_read_back_and_damage_is_an_error() {
         let mut archive = Archive::new();
         archive.directory("lib");
         archive.file("lib/a.ko", 0o644, b"module");

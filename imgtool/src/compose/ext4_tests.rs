@@ -112,7 +112,7 @@ fn run(program: &str, arguments: &[&str]) -> Option<(bool, String)> {
 }
 
 #[test]
-fn fsck_finds_nothing_to_say() {
+fn e2fsck_reports_nothing() {
     let tree = everything();
     for size in [None, Some(32 << 20), Some(3 << 30)] {
         let (_dir, path) = image(&tree, size);
@@ -131,7 +131,7 @@ fn the_same_tree_is_the_same_image() {
 }
 
 #[test]
-fn every_attribute_survives() {
+fn every_attribute_is_read_back() {
     let tree = everything();
     let (_dir, path) = image(&tree, None);
     let fs = mkext4::reader::Fs::open(File::open(&path).unwrap()).unwrap();
@@ -270,7 +270,7 @@ fn mke2fs_makes_the_same_files() {
 }
 
 #[test]
-fn acls_change_form_and_back() {
+fn acls_are_converted_both_ways() {
     let disk = acl_on_disk(&acl()).unwrap();
     assert_eq!(disk.len(), 4 + 4 * 4 + 8);
     assert_eq!(disk[..4], 1u32.to_le_bytes());
@@ -308,7 +308,7 @@ fn what_cannot_be_stored_is_named() {
 }
 
 #[test]
-fn a_size_that_no_image_has_is_too_large_and_not_too_small() {
+fn an_impossible_size_is_reported_as_too_large() {
     let settings = Settings {
         size: Some(20 << 40),
         epoch: 0,

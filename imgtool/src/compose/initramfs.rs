@@ -44,9 +44,10 @@ pub fn pack(guest_init: &[u8], modules: &[Module], mut config: BootConfig) -> Re
     Ok(archive.finish())
 }
 
-/// Read the guest-init for an architecture: the file given, else one next to this program or in the directory of
-/// the architecture next to this program's.
+/// Read the guest-init for an architecture: the file given, else one next to this program or in the directory
+/// of the architecture next to this program's.
 pub fn find_guest_init(architecture: Architecture, given: Option<&Path>) -> Result<Vec<u8>, Error> {
+    let architecture = architecture.of_kernel();
     let candidates = match given {
         Some(path) => vec![path.to_path_buf()],
         None => beside_us(architecture),
@@ -96,7 +97,7 @@ fn beside_us(architecture: Architecture) -> Vec<PathBuf> {
 /// A static program of the right machine: with nothing else in the initramfs, an interpreter cannot be found.
 fn check_program(elf: &[u8], architecture: Architecture) -> Result<(), &'static str> {
     let machine: u16 = match architecture {
-        Architecture::X86_64 => 62,
+        Architecture::X86_64 | Architecture::I386 => 62,
         Architecture::Arm64 => 183,
     };
     if elf.get(..6) != Some(b"\x7fELF\x02\x01") || elf.len() < 64 {
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_orders_name_the_modules_in_load_order() {
+    fn boot_json_lists_the_modules_in_load_order() {
         let module = |name: &str| Module {
             name: name.into(),
             bytes: vec![1; 9],

@@ -93,7 +93,7 @@ pub fn from_bytes(name: &str, image: &[u8], architecture: Architecture) -> Resul
 /// An uncompressed kernel from any of the wrappers.
 pub fn extract(name: &str, image: &[u8], architecture: Architecture) -> Result<Vec<u8>, Error> {
     let plain = match architecture {
-        Architecture::X86_64 => extract_x86(image),
+        Architecture::X86_64 | Architecture::I386 => extract_x86(image),
         Architecture::Arm64 => extract_arm64(image),
     };
     plain.map_err(|why| Error::Kernel {
@@ -108,6 +108,14 @@ fn extract_x86(image: &[u8]) -> Result<Vec<u8>, String> {
     } else {
         decompress(bzimage_payload(image)?)?
     };
+    // e_ident: 32-bit, little-endian; e_machine: 3 is 386.
+    if elf.starts_with(b"\x7fELF\x01\x01") && elf.get(18..20) == Some(&[3, 0]) {
+        return Err(
+            "it is a 32-bit kernel, and machines start kernels in 64-bit mode: 32-bit programs run \
+                    on the 64-bit kernel"
+                .into(),
+        );
+    }
     // e_ident: 64-bit, little-endian; e_machine: 62 is x86-64.
     if elf.len() < 64 || !elf.starts_with(ELF) || elf[4..6] != [2, 1] || elf[18..20] != [62, 0] {
         return Err("it does not contain a 64-bit x86 ELF".into());
@@ -330,6 +338,11 @@ mod tests {
         arm[18] = 183;
         assert!(extract("x", &arm, Architecture::X86_64).is_err());
         assert!(extract("x", &elf(), Architecture::Arm64).is_err());
+        let mut narrow = elf();
+        (narrow[4], narrow[18]) = (1, 3);
+        let error = extract("x", &narrow, Architecture::I386).unwrap_err();
+        assert!(error.to_string().contains("32-bit kernel"), "{error}");
+        assert!(extract("x", &elf(), Architecture::I386).unwrap() == elf());
     }
 
     #[test]

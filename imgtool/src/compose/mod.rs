@@ -8,6 +8,7 @@ pub mod ext4;
 pub mod initramfs;
 pub mod kernel;
 mod modinfo;
+mod modsig;
 pub mod modules;
 pub mod sbom;
 

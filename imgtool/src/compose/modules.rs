@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
-use super::{Error, modinfo};
+use super::{Error, modinfo, modsig};
 use crate::advice::Reason;
 use crate::decompress;
 use crate::tree::{Kind, NodeId, Tree, show};
@@ -26,7 +26,7 @@ const ESSENTIAL: &[&str] = &[
 
 /// Largest module file, compressed or not: the largest driver that Debian has is below 30 MB.
 const MAX_MODULE: u64 = 128 << 20;
-/// Largest index file such as `modules.dep`.
+/// Largest index file such as `modules.dep`, and largest configuration of a kernel (Debian's has 250 KB).
 const MAX_INDEX: u64 = 16 << 20;
 
 /// A module, decompressed.
@@ -34,13 +34,18 @@ const MAX_INDEX: u64 = 16 << 20;
 pub struct Module {
     /// Its name with underscores, as `lsmod` prints it.
     pub name: String,
-    /// The raw `.ko`.
+    /// The raw `.ko`, without its signature where the kernel loads it without.
     pub bytes: Vec<u8>,
 }
 
 /// The modules of `ESSENTIAL` and those `wanted`, with all that they depend on, each after its
-/// dependencies.
-pub fn closure(tree: &Tree, release: &str, wanted: &[String]) -> Result<Vec<Module>, Error> {
+/// dependencies, for a kernel that gets `command_line`.
+pub fn closure(
+    tree: &Tree,
+    release: &str,
+    wanted: &[String],
+    command_line: &str,
+) -> Result<Vec<Module>, Error> {
     let library = Library::new(tree, release)?;
     let mut order = Order {
         library: &library,
@@ -55,7 +60,30 @@ pub fn closure(tree: &Tree, release: &str, wanted: &[String]) -> Result<Vec<Modu
     for name in wanted {
         order.load(&normal(name))?;
     }
-    Ok(order.modules)
+    let mut modules = order.modules;
+    // A kernel whose configuration is not known may insist on signatures.
+    let configuration = text(tree, &format!("boot/config-{release}"))?;
+    if configuration.is_some_and(|configuration| modsig::is_dispensable(&configuration, command_line)) {
+        for module in &mut modules {
+            modsig::remove(&mut module.bytes);
+        }
+    }
+    Ok(modules)
+}
+
+/// The text of a file, if there is one.
+fn text(tree: &Tree, path: &str) -> Result<Option<String>, Error> {
+    let Some(id) = tree.find_followed(path.as_bytes())? else {
+        return Ok(None);
+    };
+    let Kind::File(content) = &tree.node(id).kind else {
+        return Ok(None);
+    };
+    let bytes = content.read(MAX_INDEX).map_err(|source| Error::Read {
+        what: path.to_owned(),
+        source,
+    })?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// The modules that a kernel package brings.
@@ -280,8 +308,8 @@ mod tests {
     }
 
     #[test]
-    fn dependencies_come_first_and_raw() {
-        let modules = closure(&kernel(), RELEASE, &[]).unwrap();
+    fn dependencies_come_first_and_uncompressed() {
+        let modules = closure(&kernel(), RELEASE, &[], "").unwrap();
         assert_eq!(
             names(&modules),
             ["virtio_mmio", "failover", "net_failover", "virtio_net"]
@@ -292,13 +320,13 @@ mod tests {
     #[test]
     fn wanted_modules_are_added_and_builtin_ones_are_not_missed() {
         let wanted = ["overlay".into(), "virtio".into(), "virtio-net".into()];
-        let modules = closure(&kernel(), RELEASE, &wanted).unwrap();
+        let modules = closure(&kernel(), RELEASE, &wanted, "").unwrap();
         assert_eq!(names(&modules)[4..], ["overlay"]);
     }
 
     #[test]
     fn a_typing_error_names_the_nearest() {
-        let error = closure(&kernel(), RELEASE, &["overly".into()])
+        let error = closure(&kernel(), RELEASE, &["overly".into()], "")
             .unwrap_err()
             .to_string();
         assert!(
@@ -312,23 +340,46 @@ mod tests {
         let mut tree = kernel();
         let line = "kernel/fs/overlayfs/overlay.ko: kernel/net/core/failover.ko\n";
         put(&mut tree, "modules.dep", line.as_bytes().to_vec());
-        let modules = closure(&tree, RELEASE, &["overlay".into()]).unwrap();
+        let modules = closure(&tree, RELEASE, &["overlay".into()], "").unwrap();
         assert!(names(&modules).contains(&"overlay"));
         let place = |name| names(&modules).iter().position(|n| *n == name).unwrap();
         assert!(place("failover") < place("overlay"));
     }
 
     #[test]
-    fn circles_end() {
+    fn signatures_are_left_out_where_the_kernel_does_not_insist() {
+        const SIGNED: &[u8] = b"SIGNATURE\0\0\x02\0\0\0\0\0\0\0\0\x09~Module signature appended~\n";
+        let mut tree = kernel();
+        let plain = modinfo::tests::module(&["depends="]);
+        put(&mut tree, "kernel/a.ko", [&plain, SIGNED].concat());
+        let last = |tree: &Tree, command_line| {
+            let modules = closure(tree, RELEASE, &["a".into()], command_line).unwrap();
+            modules.last().unwrap().bytes.clone()
+        };
+        assert!(
+            last(&tree, "").ends_with(SIGNED),
+            "its configuration is not known"
+        );
+        let meta = Meta::new(0o755, 0, 0, 0);
+        tree.create_dirs(b"boot", &meta).unwrap();
+        let configuration = Kind::File(Content::bytes(b"CONFIG_MODULE_SIG=y\n".to_vec()));
+        let path = format!("boot/config-{RELEASE}");
+        tree.insert(path.as_bytes(), configuration, meta).unwrap();
+        assert_eq!(last(&tree, "quiet"), plain);
+        assert!(last(&tree, "quiet module.sig_enforce=1").ends_with(SIGNED));
+    }
+
+    #[test]
+    fn circular_dependencies_end() {
         let mut tree = kernel();
         put(&mut tree, "kernel/a.ko", modinfo::tests::module(&["depends=b"]));
         put(&mut tree, "kernel/b.ko", modinfo::tests::module(&["depends=a"]));
-        let modules = closure(&tree, RELEASE, &["a".into()]).unwrap();
+        let modules = closure(&tree, RELEASE, &["a".into()], "").unwrap();
         assert_eq!(names(&modules)[4..], ["b", "a"]);
     }
 
     #[test]
     fn a_kernel_without_modules_needs_none() {
-        assert!(closure(&Tree::new(), RELEASE, &[]).unwrap().is_empty());
+        assert!(closure(&Tree::new(), RELEASE, &[], "").unwrap().is_empty());
     }
 }

@@ -11,6 +11,7 @@ use crate::resolve::relation::{Group, Relation, parse_field};
 #[derive(Debug, Clone, Default)]
 pub struct Needs {
     name: String,
+    arch: String,
     essential: bool,
     provides: Vec<String>,
     pre_depends: Vec<Vec<String>>,
@@ -38,6 +39,7 @@ impl Needs {
         };
         Self {
             name: text("Package").unwrap_or_default(),
+            arch: text("Architecture").unwrap_or_default(),
             essential: text("Essential").as_deref() == Some("yes"),
             provides: groups("Provides").into_iter().flatten().collect(),
             pre_depends: groups("Pre-Depends"),
@@ -56,8 +58,12 @@ pub struct Batches {
     pub later: Vec<Vec<usize>>,
 }
 
-/// Plans the order.
-pub fn plan(packages: &[Needs]) -> Batches {
+/// Plans the order for a root of Debian architecture `native`, which packages of `all` count as.
+pub fn plan(packages: &[Needs], native: &str) -> Batches {
+    let arch = |package: &Needs| match package.arch.as_str() {
+        "all" => native.to_owned(),
+        arch => arch.to_owned(),
+    };
     let mut by_name: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (i, package) in packages.iter().enumerate() {
         by_name.entry(&package.name).or_default().push(i);
@@ -65,19 +71,23 @@ pub fn plan(packages: &[Needs]) -> Batches {
             by_name.entry(name).or_default().push(i);
         }
     }
-    let present = |group: &Vec<String>| {
-        let ids = group
-            .iter()
-            .filter_map(|name| by_name.get(name.as_str()))
-            .flatten();
-        ids.copied().collect::<Vec<_>>()
+    // Of a package that is there for several architectures the one of the same, if there is one, is meant.
+    let present = |owner: &Needs, name: &String| {
+        let ids = by_name.get(name.as_str()).into_iter().flatten().copied();
+        let (same, other): (Vec<_>, Vec<_>) = ids.partition(|i| arch(&packages[*i]) == arch(owner));
+        if same.is_empty() { other } else { same }
     };
-    let edges = |groups: &[Vec<String>]| groups.iter().flat_map(present).collect::<Vec<usize>>();
-    let pre: Vec<_> = packages.iter().map(|p| edges(&p.pre_depends)).collect();
+    let edges = |owner: &Needs, groups: &[Vec<String>]| {
+        let names = groups.iter().flatten();
+        names
+            .flat_map(|name| present(owner, name))
+            .collect::<Vec<usize>>()
+    };
+    let pre: Vec<_> = packages.iter().map(|p| edges(p, &p.pre_depends)).collect();
     let all: Vec<_> = packages
         .iter()
         .zip(&pre)
-        .map(|(p, pre)| [&edges(&p.depends), &pre[..]].concat())
+        .map(|(p, pre)| [&edges(p, &p.depends), &pre[..]].concat())
         .collect();
 
     let start = (0..packages.len()).filter(|i| packages[*i].essential);
@@ -159,16 +169,35 @@ mod tests {
             ("d", "Depends: a\n"),
             ("libc6", "Provides: libc\n"),
         ]);
-        let batches = plan(&packages);
+        let batches = plan(&packages, "amd64");
         assert_eq!(batches.essential, [3, 2, 6]);
         assert_eq!(batches.later, [vec![1, 4], vec![0, 5]]);
     }
 
     #[test]
-    fn circles_end() {
-        let batches = plan(&needs(&[("a", "Pre-Depends: b\n"), ("b", "Pre-Depends: a\n")]));
+    fn a_package_waits_for_those_of_its_own_architecture() {
+        let packages = needs(&[
+            ("libc6", "Architecture: amd64\n"),
+            ("libc6", "Architecture: i386\n"),
+            (
+                "base-files",
+                "Architecture: amd64\nEssential: yes\nDepends: libc6\n",
+            ),
+            ("tool", "Architecture: i386\nPre-Depends: libc6, base-files\n"),
+        ]);
+        let batches = plan(&packages, "amd64");
+        assert_eq!(batches.essential, [2, 0]);
+        assert_eq!(batches.later, [vec![1], vec![3]]);
+    }
+
+    #[test]
+    fn circular_dependencies_end() {
+        let batches = plan(
+            &needs(&[("a", "Pre-Depends: b\n"), ("b", "Pre-Depends: a\n")]),
+            "amd64",
+        );
         assert_eq!(batches.later, [vec![0, 1]]);
-        let batches = plan(&needs(&[("a", "Depends: b\n"), ("b", "Depends: a\n")]));
+        let batches = plan(&needs(&[("a", "Depends: b\n"), ("b", "Depends: a\n")]), "amd64");
         assert_eq!(batches.later, [vec![0, 1]]);
     }
 }

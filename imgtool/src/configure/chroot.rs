@@ -1,4 +1,4 @@
-//! A program in the root: this program, which enters the root and becomes it.
+//! Running a program in the root: this program starts itself, enters the root and executes the other.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;

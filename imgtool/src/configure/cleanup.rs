@@ -128,7 +128,7 @@ mod tests {
     use crate::tree::Meta;
 
     #[test]
-    fn identity_goes_and_the_rest_stays() {
+    fn the_identity_is_removed_and_the_rest_stays() {
         let mut tree = Tree::new();
         let dir = Meta::new(0o755, 0, 0, 50);
         let gone = [

@@ -1,4 +1,4 @@
-//! Reading and writing small text files of a tree.
+//! Edits of small text files in a tree.
 
 use super::Error;
 use crate::tree::{Content, Kind, Meta, Tree};

@@ -1,6 +1,9 @@
-//! Does a job inside the sandbox.
+//! Carries out a [`Job`](super::job::Job) inside the sandbox.
 
 use std::fs;
+
+use ami::Architecture;
+use nix::sys::personality::{self, Persona};
 
 use super::disk;
 use super::failure::Failure;
@@ -8,14 +11,20 @@ use super::input::InputRoot;
 use super::job::{Job, Message, Task};
 use super::mounts::{Mounts, enable_foreign, make_private, root_in_memory};
 use super::worker::Worker;
-use crate::recipe::Arch;
 use crate::store::Store;
 use crate::unpack::Filter;
+
+/// The execution domain of 32-bit programs (linux/personality.h).
+const PER_LINUX32: i32 = 8;
 
 /// Does the job.
 pub fn run(job: &Job) -> Result<(), Failure> {
     make_private()?;
-    if job.user_namespace && Arch::host() != Some(job.arch) {
+    if job.arch == Architecture::I386 {
+        // `uname -m` says i686, as it does where an emulator runs these programs.
+        personality::set(Persona::from_bits_retain(PER_LINUX32)).map_err(Failure::other)?;
+    }
+    if job.user_namespace && !job.arch.is_native() {
         enable_foreign(job.arch, &job.work.join("binfmt"))?;
     }
     let root = job.work.join("root");

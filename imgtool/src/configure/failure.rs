@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
+use ami::Architecture;
 use displaydoc::Display;
 use serde::{Deserialize, Serialize};
 
 use super::disk;
 use crate::advice::Advice;
-use crate::recipe::Arch;
 
 /// Why a job failed. It crosses from one process to another, so it holds texts where other errors hold their
 /// source.
@@ -35,7 +35,7 @@ pub enum Failure {
     /// programs for {arch} cannot run on this machine: {why}
     Foreign {
         /// The architecture.
-        arch: Arch,
+        arch: Architecture,
         /// The error that the kernel returned.
         why: String,
     },
@@ -62,6 +62,11 @@ impl Advice for Failure {
             Self::Program { .. } => {
                 Some("see what the program says above; the root that it worked on is removed".into())
             }
+            Self::Foreign { arch, .. } if arch.is_native() => Some(
+                "a kernel that runs 32-bit programs: with CONFIG_IA32_EMULATION, and without ia32_emulation=0 on \
+                 its command line"
+                    .into(),
+            ),
             Self::Foreign { .. } => Some("install package qemu-user-static".into()),
             Self::Full(..) => {
                 Some("free some space in the cache directory, or choose another with XDG_CACHE_HOME".into())

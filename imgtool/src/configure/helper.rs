@@ -1,5 +1,4 @@
-//! The process in the sandbox: enters its namespaces, does the job, and takes everything with it when it
-//! ends.
+//! The process in the sandbox: enters its namespaces and does the job; when it ends, all of its children end.
 //!
 //! It runs as two processes. The first enters the namespaces; the second is process 1 of the new process
 //! namespace, so that whatever a package starts ends with it.
@@ -41,7 +40,7 @@ fn report(result: Result<(), Failure>) -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(failure) => Message::Failed(failure),
     };
-    // Nobody listens any more if this fails.
+    // The receiver is gone if this fails.
     let _ = message.send(&mut io::stdout());
     ExitCode::SUCCESS
 }

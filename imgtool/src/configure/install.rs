@@ -41,7 +41,7 @@ impl Worker<'_> {
         Message::Finish(format!("{} packages", packages.len())).say();
         let epoch = epoch.unwrap_or(newest);
         root_in_memory(self.root, size_of(&debs)?);
-        let batches = batches::plan(&needs);
+        let batches = batches::plan(&needs, self.job.arch.debian());
         self.bootstrap(packages, &batches.essential, &debs, filter, epoch)?;
         {
             let _mounts = Mounts::new(self.root, Some(&debs))?;
@@ -68,9 +68,10 @@ impl Worker<'_> {
         let epoch = epoch.unwrap_or(newest.max(tree.node(Tree::ROOT).meta.mtime));
         root_in_memory(self.root, base.bytes().saturating_add(size_of(&debs)?));
         write_policy(&mut tree, filter, epoch)?;
+        self.write_architectures(&mut tree, packages, epoch)?;
         disk::write(&tree, self.root)?;
         drop(tree);
-        let mut batches = batches::plan(&needs);
+        let mut batches = batches::plan(&needs, self.job.arch.debian());
         let essential = std::mem::take(&mut batches.essential);
         if !essential.is_empty() {
             batches.later.insert(0, essential);
@@ -111,9 +112,20 @@ impl Worker<'_> {
         };
         unpack.unpack_into(&mut tree).map_err(|e| Failure::of(&e))?;
         prepare_root(&mut tree, filter, epoch)?;
+        self.write_architectures(&mut tree, packages, epoch)?;
         disk::write(&tree, self.root)?;
         Message::Finish(format!("{} packages", essential.len())).say();
         Ok(())
+    }
+
+    /// dpkg takes packages of foreign architectures once it knows these.
+    fn write_architectures(&self, tree: &mut Tree, packages: &[Package], epoch: i64) -> Result<(), Failure> {
+        const PATH: &str = "var/lib/dpkg/arch";
+        let known = edit::read_text(tree, PATH).map_err(|e| Failure::of(&e))?;
+        match unpack::architectures(&known, self.job.arch.debian(), packages) {
+            Some(text) => write_file(tree, PATH, &text, 0o644, epoch),
+            None => Ok(()),
+        }
     }
 
     fn configure(&self, batches: &Batches, total: usize, epoch: i64) -> Result<(), Failure> {

@@ -3,12 +3,12 @@
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
 
+use ami::Architecture;
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
 use super::input::InputRoot;
 use crate::lock::Package;
-use crate::recipe::Arch;
 
 /// The argument that makes this program the process in the sandbox.
 pub const HELPER: &str = "configure-helper";
@@ -17,7 +17,7 @@ pub const HELPER: &str = "configure-helper";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
     /// The architecture of the root.
-    pub arch: Arch,
+    pub arch: Architecture,
     /// A directory for it alone. The caller removes what is left.
     pub work: PathBuf,
     /// Where the resulting root goes, as an archive.

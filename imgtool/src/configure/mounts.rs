@@ -4,11 +4,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use ami::Architecture;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::failure::Failure;
 use super::inside;
-use crate::recipe::Arch;
 
 const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
 const LINKS: [(&str, &str); 5] = [
@@ -150,10 +150,11 @@ fn try_mount<S: nix::NixPath + ?Sized>(
 
 /// Makes programs of a foreign architecture run: registers QEMU as their interpreter in this user namespace's
 /// own binfmt_misc (Linux 6.7). On older kernels the host's registration, if there is one, has to do.
-pub fn enable_foreign(arch: Arch, place: &Path) -> Result<(), Failure> {
+pub fn enable_foreign(arch: Architecture, place: &Path) -> Result<(), Failure> {
     let (qemu, magic, mask) = match arch {
-        Arch::Arm64 => ("/usr/bin/qemu-aarch64-static", elf_magic(0xb7), ELF_MASK),
-        Arch::X86_64 => ("/usr/bin/qemu-x86_64-static", elf_magic(0x3e), ELF_MASK),
+        Architecture::Arm64 => ("/usr/bin/qemu-aarch64-static", elf_magic(2, 0xb7), ELF_MASK),
+        Architecture::X86_64 => ("/usr/bin/qemu-x86_64-static", elf_magic(2, 0x3e), ELF_MASK),
+        Architecture::I386 => ("/usr/bin/qemu-i386-static", elf_magic(1, 0x03), ELF_MASK),
     };
     let foreign = |why: String| Failure::Foreign { arch, why };
     let emulator = Path::new(qemu);
@@ -176,10 +177,10 @@ pub fn enable_foreign(arch: Arch, place: &Path) -> Result<(), Failure> {
     fs::write(place.join("register"), line).map_err(|e| foreign(e.to_string()))
 }
 
-/// The first bytes of a 64-bit little-endian ELF program for a machine.
-fn elf_magic(machine: u8) -> [u8; 20] {
+/// The first bytes of a little-endian ELF program of a class (1 of 32 bits, 2 of 64) for a machine.
+fn elf_magic(class: u8, machine: u8) -> [u8; 20] {
     [
-        0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, machine, 0,
+        0x7f, b'E', b'L', b'F', class, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, machine, 0,
     ]
 }
 

@@ -11,6 +11,7 @@ use std::io::{self, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use ami::Architecture;
 use displaydoc::Display;
 use nix::unistd::{Gid, Uid};
 
@@ -18,7 +19,6 @@ use super::failure::Failure;
 use super::job::{HELPER, Job, Message, Task};
 use crate::advice::{Advice, Reason};
 use crate::progress::{Progress, Step, Unit};
-use crate::recipe::Arch;
 
 /// Users and groups that a Debian system needs: 65534 is nobody.
 const IDS: u32 = 65_536;
@@ -69,8 +69,14 @@ impl Advice for Error {
 }
 
 /// Runs a task and writes the resulting root to `output`. `work` is an empty directory that the caller owns.
-pub fn run(arch: Arch, task: Task, work: &Path, output: &Path, progress: &dyn Progress) -> Result<(), Error> {
-    let user_namespace = !Uid::effective().is_root() || Arch::host() != Some(arch);
+pub fn run(
+    arch: Architecture,
+    task: Task,
+    work: &Path,
+    output: &Path,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
+    let user_namespace = !Uid::effective().is_root() || !arch.is_native();
     let job = Job {
         arch,
         work: work.to_owned(),

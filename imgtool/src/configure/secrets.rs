@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn two_builds_hold_the_same_and_the_first_boot_has_its_list() {
+    fn two_builds_are_identical_and_list_the_secrets_for_the_first_boot() {
         let build = |random: &str| {
             let mut tree = configured(random);
             let made = made_by_packages(&tree, None).unwrap();
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_recipe_made_its_own_stays() {
+    fn secrets_that_the_recipe_changes_stay() {
         let mut tree = configured("1");
         let made = made_by_packages(&tree, None).unwrap();
         put(&mut tree, "var/lib/postgresql/17/main/base/1", "rows");

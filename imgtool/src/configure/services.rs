@@ -5,7 +5,9 @@ use std::fmt::Write;
 
 use super::Error;
 use super::edit::{make_parents, read_text, write_text};
-use crate::recipe::{Recipe, Restart, Service};
+use ami::boot::Restart;
+
+use crate::recipe::{Recipe, Service};
 use crate::tree::{Kind, Meta, Tree};
 
 /// Writes a unit for each service and enables it.

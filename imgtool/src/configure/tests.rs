@@ -93,7 +93,7 @@ fn a_user_that_exists_keeps_number_and_password() {
 }
 
 #[test]
-fn nobody_gets_the_number_of_another() {
+fn a_number_in_use_is_not_given_twice() {
     for (users, words) in [
         (
             "users = [{ name = 'new', uid = 1000 }]",
@@ -128,7 +128,7 @@ fn nobody_gets_the_number_of_another() {
 }
 
 #[test]
-fn who_exists_keeps_the_shell_and_a_new_user_has_one_that_is_there() {
+fn an_existing_user_keeps_its_shell_and_a_new_one_gets_a_shell_that_exists() {
     let mut tree = root();
     let users = "users = [{ name = 'old', comment = 'Old' }, { name = 'root' }, { name = 'new' }]";
     add_users(&mut tree, &recipe(users), EPOCH).unwrap();
@@ -340,7 +340,7 @@ fn a_directory_that_exists_is_not_replaced_by_a_file() {
 }
 
 #[test]
-fn what_is_edited_is_a_file() {
+fn a_directory_in_place_of_an_edited_file_is_refused() {
     let mut tree = root();
     tree.create_dirs(b"etc/hostname/x", &Meta::new(0o755, 0, 0, 1))
         .unwrap();
@@ -387,7 +387,7 @@ user = 'old'";
 }
 
 #[test]
-fn the_host_has_one_name() {
+fn the_host_name_is_in_hostname_and_hosts() {
     let mut tree = root();
     set_hostname(&mut tree, "kiln", EPOCH).unwrap();
     assert_eq!(text(&tree, "etc/hostname"), "kiln\n");

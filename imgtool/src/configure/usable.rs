@@ -1,10 +1,13 @@
-//! Whether the composed root has what its recipe starts in it: what would fail at boot fails the build.
+//! Checks that the composed root has the programs, users and directories that its recipe uses, so that the
+//! build fails instead of the boot.
 
 use std::io::Read;
 
+use ami::Architecture;
+
 use super::Error;
 use super::edit::read_text;
-use crate::recipe::{Arch, EMPTY_AT_BOOT, Recipe, is_below};
+use crate::recipe::{EMPTY_AT_BOOT, Recipe, is_below};
 use crate::tree::{Content, Kind, NodeId, Tree, show};
 
 /// As much of a program as says what kind it is: its ELF headers, or its first line.
@@ -15,7 +18,7 @@ const MAX_INTERPRETERS: u32 = 5;
 const SYSTEMD: &str = "/usr/lib/systemd/systemd";
 
 /// Checks what the recipe starts, and as whom.
-pub fn check_root(tree: &Tree, recipe: &Recipe, arch: Arch) -> Result<(), Error> {
+pub fn check_root(tree: &Tree, recipe: &Recipe, arch: Architecture) -> Result<(), Error> {
     let ours = recipe.init() == "guest-init";
     if !ours {
         let advice =
@@ -119,7 +122,7 @@ fn check_kept(path: &str) -> Result<(), String> {
 
 /// Whether the kernel can start a program: it is there, executable, for the architecture, and so is its
 /// interpreter.
-fn check_program(tree: &Tree, path: &str, arch: Arch) -> Result<(), String> {
+fn check_program(tree: &Tree, path: &str, arch: Architecture) -> Result<(), String> {
     let mut path = path.to_owned();
     for _ in 0..MAX_INTERPRETERS {
         match interpreter(tree, &path, arch)? {
@@ -131,7 +134,7 @@ fn check_program(tree: &Tree, path: &str, arch: Arch) -> Result<(), String> {
 }
 
 /// Checks a program; gives its interpreter if it has one.
-fn interpreter(tree: &Tree, path: &str, arch: Arch) -> Result<Option<String>, String> {
+fn interpreter(tree: &Tree, path: &str, arch: Architecture) -> Result<Option<String>, String> {
     check_kept(path)?;
     let id = tree
         .find_followed(path.as_bytes())
@@ -211,11 +214,11 @@ impl<'a> Elf<'a> {
             .fold(0, |number, byte| number << 8 | u64::from(*byte))
     }
 
-    /// Kernels of both architectures run their 32-bit programs, too.
-    fn runs_on(&self, arch: Arch) -> bool {
+    /// 64-bit kernels run their 32-bit programs, too, and those of an image with 32-bit programs are 64-bit.
+    fn runs_on(&self, arch: Architecture) -> bool {
         let machines = match arch {
-            Arch::X86_64 => [62, 3],
-            Arch::Arm64 => [183, 40],
+            Architecture::X86_64 | Architecture::I386 => [62, 3],
+            Architecture::Arm64 => [183, 40],
         };
         machines.contains(&self.number(18, 2))
     }
@@ -293,7 +296,7 @@ mod tests {
 
     fn check(text: &str) -> Result<(), Error> {
         let recipe: Recipe = toml::from_str(&format!("name = 'x'\n{text}")).unwrap();
-        check_root(&root(), &recipe, Arch::X86_64)
+        check_root(&root(), &recipe, Architecture::X86_64)
     }
 
     #[test]
@@ -344,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_works_is_taken() {
+    fn a_working_root_is_accepted() {
         for text in [
             "",
             "init = '/bin/script'",

@@ -1,4 +1,4 @@
-//! Programs in the root, and the root back when they are done.
+//! Runs programs in the root in the sandbox, and returns the changed root.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_environment_is_taken_as_it_is() {
+    fn variables_are_read_from_the_given_environment() {
         let access = Access::of(|name| match name {
             "http_proxy" => Some("http://proxy:3128".into()),
             "SSL_CERT_FILE" => Some("/etc/authorities.pem".into()),

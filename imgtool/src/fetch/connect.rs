@@ -131,7 +131,7 @@ impl Forwarded {
         }
     }
 
-    /// The head of a request as the proxy wants it; `None` for what is no beginning of one.
+    /// The head of a request as the proxy wants it; `None` for what is not the beginning of one.
     fn rewritten(&self, head: &[u8]) -> Option<Vec<u8>> {
         let rest = head
             .strip_prefix(Self::METHOD)

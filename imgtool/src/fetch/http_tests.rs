@@ -221,7 +221,7 @@ fn a_proxy_forwards_http_and_tunnels_https() {
 
 #[test]
 fn an_error_names_the_proxy() {
-    // Nobody listens there any more.
+    // No server listens there now.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let variables = |name: &str| (name == "all_proxy").then(|| format!("http://{address}"));
     let client = Client::through(Proxies::of(variables).unwrap(), None);

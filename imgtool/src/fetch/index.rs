@@ -30,6 +30,15 @@ pub struct Index {
     pub text: String,
 }
 
+impl Index {
+    /// The architectures of its packages, but for `all`; each as often as a package has it.
+    pub fn architectures(&self) -> impl Iterator<Item = &str> {
+        let lines = self.text.lines();
+        let fields = lines.filter_map(|line| line.strip_prefix("Architecture:"));
+        fields.map(str::trim).filter(|arch| *arch != "all")
+    }
+}
+
 /// Our last InRelease of a suite, so that the server can say "unchanged", and for runs without a network.
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(super) struct CachedRelease {

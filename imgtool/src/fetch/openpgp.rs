@@ -243,7 +243,7 @@ fn subkey_is_valid(
     not_expired(&format!("key {name}"), subkey.key.created_at(), lifetime, at)
 }
 
-/// `lifetime` is in seconds from `created`; 0 means for ever.
+/// `lifetime` is in seconds from `created`; 0 means no expiry.
 fn not_expired(what: &str, created: Timestamp, lifetime: u32, at: SystemTime) -> Result<(), String> {
     let end = seconds(created) + u64::from(lifetime);
     match lifetime != 0 && end <= unix(at) {

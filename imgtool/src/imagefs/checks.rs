@@ -1,5 +1,5 @@
-//! What the numbers of a file system from elsewhere must be before `mkext4` calculates with them: it checks
-//! much, and neither all that a sum can run over nor all that a walk may take.
+//! Checks of an untrusted file system before `mkext4` reads it: `mkext4` checks neither all sums for overflow
+//! nor the length of all walks.
 
 use mkext4::Error;
 use mkext4::reader::{Fs, ReadAt};
@@ -56,8 +56,8 @@ pub fn groups<R: ReadAt>(fs: &Fs<R>, length: u64) -> Result<(), Error> {
 const MAX_DEPTH: u16 = 5;
 
 /// Refuses a directory or link that is longer than the file system, and extents that do not bring the file
-/// on: a small tree that names one node many times would be listed for ever. Returns how many extents there
-/// are.
+/// on: a small tree that names one node many times would make the listing endless. Returns how many extents
+/// there are.
 pub fn inode<R: ReadAt>(fs: &Fs<R>, number: u32, inode: &Inode, length: u64) -> Result<u64, Error> {
     if matches!(inode.file_type(), FileType::Dir | FileType::Symlink) && inode.size > length {
         let size = inode.size;

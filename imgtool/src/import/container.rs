@@ -29,6 +29,8 @@ pub struct Config {
     pub user: String,
     /// `80/tcp`.
     pub ports: Vec<String>,
+    /// The architecture of its programs, where it is one that images can have.
+    pub architecture: Option<ami::Architecture>,
 }
 
 #[derive(Deserialize)]
@@ -66,6 +68,8 @@ struct Platform {
 
 #[derive(Deserialize)]
 struct ImageConfig {
+    #[serde(default)]
+    architecture: String,
     #[serde(default)]
     config: Option<RunConfig>,
 }
@@ -137,7 +141,10 @@ pub(super) fn assemble(
     }
     Ok(Imported {
         tree: root.tree,
-        config: Some(run_config(config.config.unwrap_or_default())),
+        config: Some(Config {
+            architecture: config.architecture.parse().ok(),
+            ..run_config(config.config.unwrap_or_default())
+        }),
     })
 }
 
@@ -156,7 +163,17 @@ fn run_config(config: RunConfig) -> Config {
         directory: working_dir,
         user,
         ports: exposed_ports.unwrap_or_default().into_keys().collect(),
+        architecture: None,
     }
+}
+
+/// What an index has images for.
+fn platforms(index: &Index) -> String {
+    let platforms = index.manifests.iter().filter_map(|m| m.platform.as_ref());
+    let names: Vec<_> = platforms
+        .map(|p| format!("{}/{}", p.os, p.architecture))
+        .collect();
+    names.join(", ")
 }
 
 /// The files of the archive, by name or by digest.
@@ -240,10 +257,14 @@ impl Blobs<'_> {
             let fits = |m: &&Descriptor| {
                 m.platform
                     .as_ref()
-                    .is_none_or(|p| p.os == "linux" && p.architecture == machine.debian())
+                    .is_none_or(|p| p.os == "linux" && p.architecture == machine.oci())
             };
             let chosen = index.manifests.iter().find(fits).cloned();
-            let chosen = chosen.ok_or_else(|| self.wrong(format!("it has no image for {machine}")))?;
+            let chosen = chosen.ok_or_else(|| Error::NoPlatform {
+                what: self.what.to_owned(),
+                wanted: machine,
+                found: platforms(&index),
+            })?;
             let path = self.blob(&chosen.digest)?;
             let missing = || self.wrong(format!("{path} is missing"));
             if chosen.media_type.contains("index") || chosen.media_type.contains("manifest.list") {

@@ -297,7 +297,7 @@ fn sizes_that_an_archive_names_have_caps() {
 }
 
 #[test]
-fn nothing_is_not_imported() {
+fn an_archive_without_files_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = File::create(dir.path().join("zeros")).unwrap();
     file.set_len(1 << 20).unwrap();

@@ -1,7 +1,7 @@
 //! `imgtool import`: an AMI around a root that others made.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ami::boot::{BootConfig, Restart, Service};
 use ami::{Ami, Architecture, ExposedPort, INIT_GUEST, Manifest, Protocol};
@@ -31,6 +31,15 @@ pub enum Error {
     Base(#[from] base::Error),
     /// {0}
     Compose(#[from] compose::Error),
+    /// the programs of {path} are for {found}, not for {wanted}
+    Architecture {
+        /// The source.
+        path: PathBuf,
+        /// What it says.
+        found: Architecture,
+        /// What was asked for.
+        wanted: Architecture,
+    },
 }
 
 impl Advice for Error {
@@ -41,6 +50,7 @@ impl Advice for Error {
             Self::Ami(error) => error.advice(),
             Self::Base(error) => error.advice(),
             Self::Compose(error) => error.advice(),
+            Self::Architecture { found, .. } => Some(format!("--arch {found}, or leave --arch out").into()),
         }
     }
 }
@@ -67,8 +77,8 @@ pub struct Options<'a> {
     pub output: &'a Path,
     /// Its name.
     pub name: &'a str,
-    /// Its architecture.
-    pub architecture: Architecture,
+    /// Its architecture; unset, what the source says, or this host's.
+    pub architecture: Option<Architecture>,
     /// Its kernel.
     pub kernel: KernelSource<'a>,
     /// The guest-init to use.
@@ -81,22 +91,30 @@ pub struct Options<'a> {
 
 /// Import a source.
 pub fn image(options: &Options<'_>) -> Result<Written, Error> {
-    let guest_init = initramfs::find_guest_init(options.architecture, options.guest_init)?;
+    let host = || Architecture::host().unwrap_or(Architecture::X86_64);
+    let wanted = options.architecture.unwrap_or_else(host);
     let step = options.progress.start("read source", None, Unit::Items);
-    let Imported { mut tree, config } =
-        super::load(options.source, options.architecture, &std::env::temp_dir())?;
+    let Imported { mut tree, config } = super::load(options.source, wanted, &std::env::temp_dir())?;
     step.finish(&format!("{} files", tree.len()));
     let epoch = newest(&tree);
     let config = config.unwrap_or_default();
+    let architecture = match (config.architecture, options.architecture) {
+        (Some(found), Some(wanted)) if found != wanted => {
+            let path = options.source.to_owned();
+            return Err(Error::Architecture { path, found, wanted });
+        }
+        (found, _) => found.unwrap_or(wanted),
+    };
+    let guest_init = initramfs::find_guest_init(architecture, options.guest_init)?;
     complete(&mut tree, &config.directory, epoch)?;
     let (kernel, modules) = match options.kernel {
         KernelSource::Debian { store, access } => {
-            build::debian_kernel(options.architecture, (store, access), options.progress)?
+            build::debian_kernel(architecture, (store, access), options.progress)?
         }
-        KernelSource::File(path) => take_kernel(path, options.architecture)?,
+        KernelSource::File(path) => take_kernel(path, architecture)?,
     };
-    let mut manifest = Manifest::new(options.name, options.architecture);
-    manifest.command_line = boot::COMMAND_LINE.to_owned();
+    let mut manifest = Manifest::new(options.name, architecture);
+    manifest.command_line = boot::command_line("");
     manifest.init = init_of(&tree, &config);
     manifest.exposed_ports = config.ports.iter().filter_map(|port| exposed(port)).collect();
     let boot = boot_config(options.name, &manifest.init, config);
@@ -155,6 +173,7 @@ fn boot_config(name: &str, init: &str, config: Config) -> BootConfig {
         directory,
         user,
         ports: _,
+        architecture: _,
     } = config;
     let ours = init == INIT_GUEST;
     let service = (ours && !command.is_empty()).then(|| Service {

@@ -43,7 +43,7 @@ fn with_links(files: &[(&str, &str)], kind: ::tar::EntryType, links: &[(&str, &s
 }
 
 #[test]
-fn a_whiteout_is_about_lower_layers_wherever_it_stands() {
+fn a_whiteout_hides_lower_layers_only_wherever_it_is_in_the_archive() {
     let lower = tar(&[
         ("dir/", ""),
         ("dir/old", "lower"),
@@ -108,7 +108,7 @@ fn a_link_on_the_way_changes_nothing() {
 }
 
 #[test]
-fn a_whiteout_of_nothing_and_of_no_name() {
+fn a_whiteout_of_an_absent_file_is_ignored_and_one_without_a_name_is_refused() {
     let lower = tar(&[("dir/", ""), ("file", "x")]);
     let upper = [
         ("dir/.wh.absent", ""),

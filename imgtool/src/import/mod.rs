@@ -46,6 +46,15 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// {what} has no image for {wanted}, only for {found}
+    NoPlatform {
+        /// The file.
+        what: String,
+        /// What was wanted.
+        wanted: ami::Architecture,
+        /// What it has: `linux/386`.
+        found: String,
+    },
 }
 
 impl Advice for Error {
@@ -53,6 +62,9 @@ impl Advice for Error {
         match self {
             Self::ImageFs(error) => error.advice(),
             Self::Io { .. } => Some("check the path".into()),
+            Self::NoPlatform { .. } => Some(
+                "--arch with one of these that images can have: x86_64 (amd64), arm64 or i386 (386)".into(),
+            ),
             Self::Archive { .. } => {
                 Some("write the archive again with GNU tar, `docker save` or `skopeo copy`".into())
             }

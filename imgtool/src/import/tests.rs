@@ -25,10 +25,14 @@ pub(super) fn tar(entries: &[(&str, &str)]) -> Vec<u8> {
 }
 
 pub(super) fn import(bytes: &[u8]) -> Result<Imported, Error> {
+    import_for(bytes, MACHINE)
+}
+
+fn import_for(bytes: &[u8], machine: ami::Architecture) -> Result<Imported, Error> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("source");
     std::fs::write(&path, bytes).unwrap();
-    load(&path, MACHINE, dir.path())
+    load(&path, machine, dir.path())
 }
 
 pub(super) fn names(tree: &Tree) -> Vec<String> {
@@ -138,6 +142,7 @@ fn layers_cover_and_white_out_those_below() {
     assert_eq!(config.environment["A"], "b=c");
     assert_eq!((config.directory.as_str(), config.user.as_str()), ("/srv", "www"));
     assert_eq!(config.ports, ["80/tcp"]);
+    assert_eq!(config.architecture, Some(MACHINE));
 }
 
 #[test]
@@ -182,7 +187,17 @@ fn the_oci_layout_is_followed_to_the_right_machine() {
         .collect();
     let Imported { tree, config } = import(&tar(&entries)).unwrap();
     assert_eq!(names(&tree), ["hello"]);
-    assert_eq!(config.unwrap().command, ["/hello"]);
+    let config = config.unwrap();
+    assert_eq!(
+        (&*config.command, config.architecture),
+        (&["/hello".to_owned()][..], None)
+    );
+    let error = import_for(&tar(&entries), ami::Architecture::I386)
+        .unwrap_err()
+        .report();
+    for word in ["no image for i386", "linux/s390x, linux/amd64", "--arch"] {
+        assert!(error.contains(word), "{error}");
+    }
 }
 
 #[test]
@@ -205,7 +220,7 @@ fn a_raw_ext4_is_read_in_place() {
 }
 
 #[test]
-fn rubbish_is_an_error() {
+fn unknown_formats_are_refused() {
     assert!(import(&[7; 5000]).is_err());
     assert!(import(&docker(&[b"not a tar at all, but long enough"])).is_err());
 }

@@ -11,11 +11,12 @@ use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use ami::Architecture;
 use displaydoc::Display;
 use serde::{Deserialize, Serialize};
 
 use crate::advice::{Advice, Reason};
-use crate::recipe::{Arch, Recipe};
+use crate::recipe::Recipe;
 use crate::store::Sha256;
 
 /// The version of the format that this program writes and reads.
@@ -47,7 +48,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// The architecture.
-        arch: Arch,
+        arch: Architecture,
     },
     /// the recipe asks for other packages than lock file {path} was made for, and --locked forbids to change
     /// it
@@ -180,18 +181,18 @@ impl Lock {
     }
 
     /// The section of an architecture, if it answers the recipe's question.
-    pub fn current(&self, arch: Arch, inputs: &Sha256) -> Option<&Section> {
+    pub fn current(&self, arch: Architecture, inputs: &Sha256) -> Option<&Section> {
         self.arch
-            .get(arch.ec2())
+            .get(arch.as_str())
             .filter(|section| section.inputs == *inputs)
     }
 
     /// As [`Lock::current`]; the error says what `--locked` refuses.
-    pub fn demand(&self, path: &Path, arch: Arch, inputs: &Sha256) -> Result<&Section, Error> {
+    pub fn demand(&self, path: &Path, arch: Architecture, inputs: &Sha256) -> Result<&Section, Error> {
         let path = || path.to_owned();
         let section = self
             .arch
-            .get(arch.ec2())
+            .get(arch.as_str())
             .ok_or(Error::Missing { path: path(), arch })?;
         match section.inputs == *inputs {
             true => Ok(section),
@@ -200,8 +201,8 @@ impl Lock {
     }
 
     /// Replaces the section of an architecture.
-    pub fn set(&mut self, arch: Arch, section: Section) {
-        self.arch.insert(arch.ec2().to_owned(), section);
+    pub fn set(&mut self, arch: Architecture, section: Section) {
+        self.arch.insert(arch.as_str().to_owned(), section);
     }
 
     /// Writes the file, all of it or nothing.
@@ -233,12 +234,12 @@ fn readable() -> std::fs::Permissions {
 }
 
 /// The digest of everything in a recipe that decides which packages are chosen; `base` is the id of its base.
-pub fn inputs(recipe: &Recipe, arch: Arch, base: Option<&str>) -> Sha256 {
+pub fn inputs(recipe: &Recipe, arch: Architecture, base: Option<&str>) -> Sha256 {
     let question = (
         VERSION,
         arch,
         recipe.variant,
-        recipe.packages_for(arch.debian()),
+        recipe.packages_for(arch),
         recipe.recommends,
         &recipe.distribution,
         // A kernel that is built comes with the packages that build it, and those are of the building
@@ -274,23 +275,31 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_file_comes_back() {
+    fn a_lock_file_round_trips() {
         let dir = tempfile::tempdir().unwrap();
         let path = path_for(&dir.path().join("hello.toml"));
         assert!(path.ends_with("hello.lock"));
         let mut lock = Lock::load(&path).unwrap();
-        lock.set(Arch::X86_64, section());
+        lock.set(Architecture::X86_64, section());
         lock.save(&path).unwrap();
         let again = Lock::load(&path).unwrap();
         assert_eq!(again, lock);
-        assert!(again.current(Arch::X86_64, &Sha256::of(b"question")).is_some());
-        assert!(again.current(Arch::X86_64, &Sha256::of(b"other")).is_none());
+        assert!(
+            again
+                .current(Architecture::X86_64, &Sha256::of(b"question"))
+                .is_some()
+        );
+        assert!(
+            again
+                .current(Architecture::X86_64, &Sha256::of(b"other"))
+                .is_none()
+        );
         assert!(matches!(
-            again.demand(&path, Arch::Arm64, &Sha256::of(b"")),
+            again.demand(&path, Architecture::Arm64, &Sha256::of(b"")),
             Err(Error::Missing { .. })
         ));
         assert!(matches!(
-            again.demand(&path, Arch::X86_64, &Sha256::of(b"")),
+            again.demand(&path, Architecture::X86_64, &Sha256::of(b"")),
             Err(Error::Outdated { .. })
         ));
     }
@@ -307,12 +316,16 @@ mod tests {
     }
 
     #[test]
-    fn the_question_changes_with_what_matters() {
+    fn the_inputs_digest_changes_with_what_resolution_depends_on() {
         let parse = |text: &str| toml::from_str::<Recipe>(text).unwrap();
-        let base = inputs(&parse("name = 'a'"), Arch::X86_64, None);
+        let base = inputs(&parse("name = 'a'"), Architecture::X86_64, None);
         assert_eq!(
             base,
-            inputs(&parse("name = 'b'\ncommand-line = 'quiet'"), Arch::X86_64, None)
+            inputs(
+                &parse("name = 'b'\ncommand-line = 'quiet'"),
+                Architecture::X86_64,
+                None
+            )
         );
         for text in [
             "name = 'a'\npackages = ['x']",
@@ -320,8 +333,8 @@ mod tests {
             "name = 'a'\nkernel.package = 'k'",
             "name = 'a'\nkernel.build = 'microvm'",
         ] {
-            assert_ne!(base, inputs(&parse(text), Arch::X86_64, None), "{text}");
+            assert_ne!(base, inputs(&parse(text), Architecture::X86_64, None), "{text}");
         }
-        assert_ne!(base, inputs(&parse("name = 'a'"), Arch::Arm64, None));
+        assert_ne!(base, inputs(&parse("name = 'a'"), Architecture::Arm64, None));
     }
 }

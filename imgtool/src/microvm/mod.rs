@@ -9,7 +9,7 @@
 //! `allnoconfig` drops what it does not know or what lacks a dependency without a word; a kernel that lost a
 //! requested symbol is refused before it is compiled.
 
-use crate::recipe::Arch;
+use ami::Architecture;
 
 /// The package with the source. It depends on the one of the suite's kernel, such as linux-source-6.12.
 const SOURCE: &str = "linux-source";
@@ -32,12 +32,14 @@ fi
 
 /// The machine that compiles: this one. Other architectures are cross-compiled, which QEMU would take an hour
 /// for.
-pub fn builder() -> Arch {
-    Arch::host().unwrap_or(Arch::X86_64)
+pub fn builder() -> Architecture {
+    Architecture::host()
+        .map(Architecture::of_kernel)
+        .unwrap_or(Architecture::X86_64)
 }
 
 /// What the compiling root is made of, besides the essential packages.
-pub fn packages(builder: Arch, target: Arch) -> Vec<String> {
+pub fn packages(builder: Architecture, target: Architecture) -> Vec<String> {
     let tools = [
         SOURCE,
         "bc",
@@ -50,7 +52,7 @@ pub fn packages(builder: Arch, target: Arch) -> Vec<String> {
         "xz-utils",
     ];
     let mut packages: Vec<String> = tools.map(str::to_owned).into();
-    if builder != target {
+    if builder != target.of_kernel() {
         packages.push(format!("gcc-{}", triplet(target).replace('_', "-")));
     }
     packages
@@ -69,16 +71,17 @@ pub fn is_source(package: &str) -> bool {
 }
 
 /// The configuration for an architecture, as `KCONFIG_ALLCONFIG` takes it.
-pub fn fragment(target: Arch) -> String {
+pub fn fragment(target: Architecture) -> String {
     let own = match target {
-        Arch::X86_64 => X86_64,
-        Arch::Arm64 => ARM64,
+        Architecture::X86_64 | Architecture::I386 => X86_64,
+        Architecture::Arm64 => ARM64,
     };
     format!("{COMMON}\n{own}")
 }
 
 /// The commands that make the kernel in the compiling root.
-pub fn steps(builder: Arch, target: Arch) -> Vec<String> {
+pub fn steps(builder: Architecture, target: Architecture) -> Vec<String> {
+    let target = target.of_kernel();
     let cross = match builder == target {
         true => String::new(),
         false => format!("CROSS_COMPILE={}-", triplet(target)),
@@ -95,8 +98,8 @@ pub fn steps(builder: Arch, target: Arch) -> Vec<String> {
     };
     // x86_64 boots the ELF itself, without what only a debugger reads; arm64 its Image.
     let (goal, install) = match target {
-        Arch::X86_64 => ("vmlinux", format!("{objcopy} -R .comment -S vmlinux")),
-        Arch::Arm64 => ("Image", "cp arch/arm64/boot/Image".to_owned()),
+        Architecture::X86_64 | Architecture::I386 => ("vmlinux", format!("{objcopy} -R .comment -S vmlinux")),
+        Architecture::Arm64 => ("Image", "cp arch/arm64/boot/Image".to_owned()),
     };
     vec![
         "mkdir /build; tar -xf /usr/src/linux-source-*.tar.xz -C /build --strip-components=1 --no-same-owner"
@@ -114,18 +117,18 @@ pub fn steps(builder: Arch, target: Arch) -> Vec<String> {
     ]
 }
 
-/// The kernel's name of an architecture.
-fn kernel_arch(arch: Arch) -> &'static str {
+/// The name of an architecture in the kernel's build system.
+fn kernel_arch(arch: Architecture) -> &'static str {
     match arch {
-        Arch::X86_64 => "x86_64",
-        Arch::Arm64 => "arm64",
+        Architecture::X86_64 | Architecture::I386 => "x86_64",
+        Architecture::Arm64 => "arm64",
     }
 }
 
-fn triplet(arch: Arch) -> &'static str {
+fn triplet(arch: Architecture) -> &'static str {
     match arch {
-        Arch::X86_64 => "x86_64-linux-gnu",
-        Arch::Arm64 => "aarch64-linux-gnu",
+        Architecture::X86_64 | Architecture::I386 => "x86_64-linux-gnu",
+        Architecture::Arm64 => "aarch64-linux-gnu",
     }
 }
 

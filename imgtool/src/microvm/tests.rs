@@ -15,7 +15,7 @@ fn check(wanted: &str, got: &str) -> std::process::Output {
 }
 
 #[test]
-fn a_symbol_that_did_not_survive_is_named() {
+fn a_dropped_symbol_is_named() {
     let got = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=\"x\"\n";
     assert!(check("# A\nCONFIG_A=y\nCONFIG_C=\"x\"\n", got).status.success());
     for lost in ["CONFIG_B=y", "CONFIG_C=\"y\"", "CONFIG_D=y"] {
@@ -27,8 +27,8 @@ fn a_symbol_that_did_not_survive_is_named() {
 }
 
 #[test]
-fn fragments_say_each_thing_once_and_ask_for_no_module() {
-    for arch in [Arch::X86_64, Arch::Arm64] {
+fn configuration_fragments_set_each_symbol_once_and_no_module() {
+    for arch in [Architecture::X86_64, Architecture::Arm64] {
         let text = fragment(arch);
         let mut seen = std::collections::BTreeSet::new();
         for line in text
@@ -57,13 +57,13 @@ fn fragments_say_each_thing_once_and_ask_for_no_module() {
 #[test]
 fn a_foreign_kernel_is_cross_compiled() {
     assert!(
-        !packages(Arch::X86_64, Arch::X86_64)
+        !packages(Architecture::X86_64, Architecture::X86_64)
             .iter()
             .any(|p| p.contains("aarch64"))
     );
-    assert!(packages(Arch::X86_64, Arch::Arm64).contains(&"gcc-aarch64-linux-gnu".into()));
-    assert!(packages(Arch::Arm64, Arch::X86_64).contains(&"gcc-x86-64-linux-gnu".into()));
-    let compile = &steps(Arch::X86_64, Arch::Arm64)[2];
+    assert!(packages(Architecture::X86_64, Architecture::Arm64).contains(&"gcc-aarch64-linux-gnu".into()));
+    assert!(packages(Architecture::Arm64, Architecture::X86_64).contains(&"gcc-x86-64-linux-gnu".into()));
+    let compile = &steps(Architecture::X86_64, Architecture::Arm64)[2];
     assert!(
         compile.contains("ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-") && compile.contains(" Image"),
         "{compile}"

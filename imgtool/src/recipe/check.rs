@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use displaydoc::Display;
 
 use super::wrong::{Wrong, check_word, wrong};
-use super::{Arch, Recipe, Variant, contents};
+use super::{Recipe, Variant, contents};
 use crate::advice::Advice;
 use crate::spelling::nearest;
 use crate::time::parse_timestamp;
@@ -25,7 +25,7 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
-    /// recipe {path} is not right: {message}
+    /// recipe {path} is invalid: {message}
     Syntax {
         /// The file.
         path: PathBuf,
@@ -178,7 +178,7 @@ fn check(recipe: &Recipe) -> Result<(), Wrong> {
 
 /// An entry for an architecture that there is none of is for no image.
 fn check_restrictions(recipe: &Recipe) -> Result<(), Wrong> {
-    let known = Arch::all().into_iter().map(Arch::debian).collect::<Vec<_>>();
+    let known = ami::Architecture::ALL.map(ami::Architecture::debian);
     for (key, entries) in [("packages", &recipe.packages), ("modules", &recipe.modules)] {
         for entry in entries {
             let Some((_, restriction)) = entry.split_once('[') else {
@@ -190,7 +190,7 @@ fn check_restrictions(recipe: &Recipe) -> Result<(), Wrong> {
                 return wrong(
                     key,
                     &format!("`{entry}` is for no architecture"),
-                    "`name [amd64]`, `name [arm64]`, or the name alone",
+                    "`name [amd64]`, `name [arm64]`, `name [i386]`, or the name alone",
                 );
             }
         }

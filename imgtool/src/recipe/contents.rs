@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn users_that_nobody_could_be_are_refused() {
+    fn invalid_users_are_refused() {
         for (text, words) in [
             (
                 "users = [{ name = 'a', uid = 7 }, { name = 'b', uid = 7 }]".to_owned(),
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_works_is_taken() {
+    fn valid_entries_are_accepted() {
         let text = format!(
             "hostname = 'web-1.example.org'
              run = ['sh /tmp/setup']

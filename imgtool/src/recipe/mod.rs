@@ -9,12 +9,14 @@ mod wrong;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use ami::Architecture;
+use ami::boot::Restart;
 use serde::{Deserialize, Serialize};
 
 pub use braces::expand_braces;
 pub use check::Error;
 pub use contents::{EMPTY_AT_BOOT, is_below};
-pub use values::{Arch, Mode, Port, Protocol, Size};
+pub use values::{Mode, Port, Size};
 
 /// A recipe, as `docs/recipe.schema.json` describes it.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -33,8 +35,8 @@ pub struct Recipe {
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
     /// The architectures that it can be built for, the default one first.
-    #[serde(default = "Arch::all")]
-    pub arch: Vec<Arch>,
+    #[serde(default = "every_architecture")]
+    pub arch: Vec<Architecture>,
     /// An AMI to layer on instead of an empty root; `packages` then adds to it.
     #[serde(default)]
     pub base: Option<PathBuf>,
@@ -183,7 +185,7 @@ pub struct ExtraRepository {
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Kernel {
-    /// A kernel package; `$arch` stands for Debian's name of the architecture.
+    /// A kernel package; `$arch` stands for Debian's name of the kernel's architecture.
     #[serde(default)]
     pub package: Option<String>,
     /// A kernel configuration to build.
@@ -279,7 +281,7 @@ pub struct Service {
     #[serde(default = "slash")]
     pub working_directory: String,
     /// When to start it again.
-    #[serde(default)]
+    #[serde(default = "always")]
     pub restart: Restart,
     /// The user that it runs as.
     #[serde(default = "root")]
@@ -290,19 +292,6 @@ pub struct Service {
     /// The image ends with it. Recipes do not say so: a container image as base does.
     #[serde(skip)]
     pub main: bool,
-}
-
-/// When a service that ended is started again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Restart {
-    /// Always.
-    #[default]
-    Always,
-    /// When it failed.
-    OnFailure,
-    /// Never.
-    Never,
 }
 
 /// A volume besides the root.
@@ -335,9 +324,9 @@ impl Recipe {
         self.base.is_some() && package.is_none() && build.is_none() && path.is_none()
     }
 
-    /// The name of the kernel package for an architecture; `None` if the kernel is built, a file, or the
-    /// base's.
-    pub fn kernel_package(&self, arch: Arch) -> Option<String> {
+    /// The name of the kernel package for images of an architecture; `None` if the kernel is built, a file,
+    /// or the base's.
+    pub fn kernel_package(&self, arch: Architecture) -> Option<String> {
         if self.kernel.build.is_some() || self.kernel.path.is_some() || self.kernel_of_base() {
             return None;
         }
@@ -346,17 +335,18 @@ impl Recipe {
             .package
             .as_deref()
             .unwrap_or("linux-image-cloud-$arch");
-        Some(name.replace("$arch", arch.debian()))
+        Some(name.replace("$arch", arch.of_kernel().debian()))
     }
 
-    /// The names of the modules for an architecture, by Debian's name for it.
-    pub fn modules_for(&self, debian: &str) -> Vec<String> {
-        for_architecture(&self.modules, debian)
+    /// The names of the modules for images of an architecture. Modules are the kernel's: its architecture is
+    /// what a restriction names.
+    pub fn modules_for(&self, arch: Architecture) -> Vec<String> {
+        for_architecture(&self.modules, arch.of_kernel().debian())
     }
 
-    /// The entries of `packages` for an architecture, by Debian's name for it.
-    pub fn packages_for(&self, debian: &str) -> Vec<String> {
-        for_architecture(&self.packages, debian)
+    /// The entries of `packages` for an architecture.
+    pub fn packages_for(&self, arch: Architecture) -> Vec<String> {
+        for_architecture(&self.packages, arch.debian())
     }
 
     /// Ports of the image and of its services, sorted, each once.
@@ -372,6 +362,14 @@ impl Recipe {
     pub fn resolve_path(&self, path: &Path) -> PathBuf {
         self.directory.join(path)
     }
+}
+
+fn every_architecture() -> Vec<Architecture> {
+    Architecture::ALL.to_vec()
+}
+
+fn always() -> Restart {
+    Restart::Always
 }
 
 fn default_components() -> Vec<String> {

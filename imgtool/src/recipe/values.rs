@@ -1,68 +1,10 @@
-//! Values with a spelling of their own: architectures, sizes, permissions, ports.
+//! Values with a spelling of their own: sizes, permissions, ports.
 
 use std::fmt;
 use std::str::FromStr;
 
+use ami::Protocol;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-
-/// An architecture, by the name that EC2 uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
-pub enum Arch {
-    /// 64-bit x86.
-    #[serde(rename = "x86_64")]
-    X86_64,
-    /// 64-bit Arm.
-    #[serde(rename = "arm64")]
-    Arm64,
-}
-
-impl Arch {
-    /// Every architecture; the default of a recipe.
-    pub fn all() -> Vec<Self> {
-        vec![Self::X86_64, Self::Arm64]
-    }
-
-    /// The machine that runs us, if images can be made for it.
-    pub fn host() -> Option<Self> {
-        std::env::consts::ARCH.parse().ok()
-    }
-
-    /// Debian's name.
-    pub fn debian(self) -> &'static str {
-        match self {
-            Self::X86_64 => "amd64",
-            Self::Arm64 => "arm64",
-        }
-    }
-
-    /// EC2's name, which is the manifest's.
-    pub fn ec2(self) -> &'static str {
-        match self {
-            Self::X86_64 => "x86_64",
-            Self::Arm64 => "arm64",
-        }
-    }
-}
-
-impl fmt::Display for Arch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.ec2())
-    }
-}
-
-impl FromStr for Arch {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "x86_64" | "amd64" => Ok(Self::X86_64),
-            "arm64" | "aarch64" => Ok(Self::Arm64),
-            _ => Err(format!(
-                "`{text}` is no architecture that images are built for: x86_64 or arm64"
-            )),
-        }
-    }
-}
 
 /// A size in bytes, written `512M`, `2G` or as a number of bytes; `auto` (no value) where the tool can
 /// choose.
@@ -160,15 +102,6 @@ impl fmt::Display for Mode {
     }
 }
 
-/// The transport of a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
 /// A port: `80`, `80/tcp` or `53/udp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Port {
@@ -195,11 +128,7 @@ impl FromStr for Port {
 
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let protocol = match self.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
-        write!(f, "{}/{protocol}", self.number)
+        write!(f, "{}/{}", self.number, self.protocol)
     }
 }
 

@@ -10,10 +10,9 @@ use std::collections::BTreeSet;
 
 use displaydoc::Display;
 use solver::{Clause, Solver};
-pub use universe::{Id, MalformedIndex, Package, Priority, Universe};
+pub use universe::{Id, MalformedIndex, MultiArch, Package, Priority, Universe};
 
 use crate::advice::Advice;
-use crate::fetch::Index;
 use crate::recipe::Variant;
 
 /// Why no set of packages was found.
@@ -30,14 +29,13 @@ pub enum Error {
         /// A similar name that exists, as a sentence.
         nearest: String,
     },
-    /// package {relation} is of another architecture than the image, and an image has one
-    Foreign {
-        /// As the recipe has it.
-        relation: String,
-        /// Its name.
+    /// no repository of the recipe has kernel package {name} for {arch}: images of 32-bit programs boot the
+    /// 64-bit kernel
+    NoKernel64 {
+        /// The name.
         name: String,
-        /// Its architecture.
-        architecture: String,
+        /// Debian's name of the kernel's architecture.
+        arch: String,
     },
     /// The wanted packages contradict each other.
     #[displaydoc("these packages cannot be installed together:\n    {0}")]
@@ -56,9 +54,7 @@ impl Advice for Error {
                  repository"
                     .into(),
             ),
-            Self::Foreign {
-                architecture, name, ..
-            } => Some(format!("{name} without `:{architecture}`").into()),
+            Self::NoKernel64 { arch, .. } => Some(format!("kernel.package = \"linux-image-{arch}\"").into()),
             Self::Contradiction(..) => {
                 Some("change the packages that the recipe asks for or leaves out".into())
             }
@@ -75,6 +71,22 @@ pub struct Wanted {
     pub packages: Vec<String>,
     /// Whether recommended packages are installed, too.
     pub recommends: bool,
+}
+
+/// The architectures beside `native` of which the entries of a recipe's `packages` name packages, such as
+/// `libc6:i386`.
+pub fn foreign_architectures(packages: &[String], native: &str) -> Result<BTreeSet<String>, Error> {
+    let mut found = BTreeSet::new();
+    for entry in packages.iter().filter(|entry| !entry.starts_with('-')) {
+        for relation in relation::parse_group(entry)? {
+            let of = relation.qualifier;
+            found.extend(
+                of.filter(|of| !["any", "native", native].contains(of))
+                    .map(str::to_owned),
+            );
+        }
+    }
+    Ok(found)
 }
 
 /// Chooses packages, sorted by name.
@@ -106,14 +118,11 @@ pub fn resolve(universe: &Universe<'_>, wanted: &Wanted) -> Result<Vec<Id>, Erro
         .map_err(|contradiction| Error::Contradiction(contradiction.0.join("\n    ")))
 }
 
-/// The packages of an index as a recipe would ask for exactly these versions.
-pub fn as_wanted(indexes: &[Index], arch: &str) -> Result<Vec<String>, Error> {
-    let universe = Universe::new(indexes, arch)?;
-    let ids = universe.newest();
-    let packages = ids.iter().map(|id| universe.get(*id));
-    Ok(packages
-        .map(|package| format!("{} (= {})", package.name, package.version))
-        .collect())
+/// The packages of a universe as a recipe would ask for exactly these versions.
+pub fn as_wanted(universe: &Universe<'_>) -> Vec<String> {
+    let ids = universe.newest().into_iter();
+    ids.map(|id| format!("{} (= {})", universe.show(id), universe.get(id).version))
+        .collect()
 }
 
 /// The kernel package and, of what it depends on, the packages that hold the kernel and its modules: never
@@ -124,7 +133,7 @@ pub fn resolve_kernel(universe: &Universe<'_>, package: &str) -> Result<Vec<Id>,
     let mut found: Vec<Id> = Vec::new();
     let mut queue: Vec<Id> = group
         .iter()
-        .flat_map(|r| universe.candidates(r))
+        .flat_map(|r| universe.candidates(r, Some(universe.native())))
         .take(1)
         .collect();
     while let Some(id) = queue.pop() {
@@ -134,7 +143,10 @@ pub fn resolve_kernel(universe: &Universe<'_>, package: &str) -> Result<Vec<Id>,
         found.push(id);
         for group in universe.get(id).depends()? {
             let part = group.iter().find(|relation| is_kernel_part(relation.name));
-            queue.extend(part.and_then(|relation| universe.candidates(relation).first().copied()));
+            queue.extend(part.and_then(|relation| {
+                let found = universe.candidates(relation, Some(universe.native()));
+                found.first().copied()
+            }));
         }
     }
     found.sort_by_key(|id| universe.get(*id).name);
@@ -160,7 +172,7 @@ fn base_set(universe: &Universe<'_>, variant: Variant) -> Vec<Id> {
     let belongs = |id: &Id| {
         let package = universe.get(*id);
         let needed = least.is_some_and(|least| package.priority <= least || package.name == "apt");
-        package.essential || needed
+        (package.essential || needed) && universe.counts_as(*id) == universe.native()
     };
     universe.newest().into_iter().filter(belongs).collect()
 }
@@ -171,29 +183,28 @@ fn check_exists(universe: &Universe<'_>, group: &[relation::Relation<'_>]) -> Re
             version: None,
             ..relation.clone()
         };
-        !universe.candidates(&any).is_empty()
+        !universe.candidates(&any, Some(universe.native())).is_empty()
     };
     if group.iter().any(known) {
         return Ok(());
     }
-    let name = group[0].name.to_owned();
-    if let Some(architecture) = group[0].qualifier {
-        let native = relation::Relation {
-            qualifier: None,
-            ..group[0].clone()
-        };
-        if known(&native) {
-            return Err(Error::Foreign {
-                relation: group[0].to_string(),
-                name,
-                architecture: architecture.to_owned(),
-            });
+    let first = &group[0];
+    let (name, suffix) = match first.qualifier {
+        None => (first.name.to_owned(), String::new()),
+        Some(arch) => (format!("{}:{arch}", first.name), format!(" of {arch}")),
+    };
+    let names = universe.names().filter(|name| *name != first.name);
+    let nearest = match universe.versions(first.name) {
+        [] => crate::spelling::nearest(first.name, names).map(|near| format!("; there is {near}")),
+        [other, ..] => {
+            let arch = universe.counts_as(*other);
+            Some(format!("; there is none{suffix}, but one of {arch}"))
         }
-    }
-    let nearest = crate::spelling::nearest(&name, universe.names())
-        .map(|near| format!("; there is {near}"))
-        .unwrap_or_default();
-    Err(Error::Missing { name, nearest })
+    };
+    Err(Error::Missing {
+        name,
+        nearest: nearest.unwrap_or_default(),
+    })
 }
 
 #[cfg(test)]

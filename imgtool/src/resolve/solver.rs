@@ -2,13 +2,14 @@
 //!
 //! A clause is a group of alternatives that some selected package needs. A clause with a single candidate
 //! left is no choice and is taken first (unit propagation); then the oldest open clause is decided by its
-//! preferred candidate, and undone if that leads nowhere. One version of a name, one architecture. All orders
-//! are fixed, so that the same indexes give the same set everywhere.
+//! preferred candidate, and undone if that leads nowhere. One version of a name, and of one architecture
+//! unless the packages are `Multi-Arch: same`. All orders are fixed, so that the same indexes give the same
+//! set everywhere.
 
 use std::collections::{BTreeSet, HashMap};
 
 use super::relation::{Relation, show_group};
-use super::universe::{Id, Universe};
+use super::universe::{Id, MultiArch, Universe};
 
 /// Decisions tried before the search gives up. Debian needs a few hundred for a desktop; a set that needs
 /// more is contradictory in a way that a person must look at.
@@ -36,8 +37,8 @@ struct Open<'a> {
 /// A partial solution.
 #[derive(Debug, Clone)]
 struct State<'a> {
-    /// Selected packages by name; the clause that brought each.
-    selected: HashMap<&'a str, (Id, Clause<'a>)>,
+    /// Selected packages by name and architecture; the clause that brought each.
+    selected: HashMap<(&'a str, &'a str), (Id, Clause<'a>)>,
     /// In the order of selection.
     order: Vec<Id>,
     /// By name, the relations that a selected package declares against it.
@@ -80,20 +81,31 @@ impl<'u> Solver<'u, '_> {
         if recommends {
             state = solver.add_recommended(state)?;
         }
-        state.order.sort_by_key(|id| universe.get(*id).name);
+        state.order.sort_by_key(|id| universe.sort_key(*id));
         Ok(state.order)
     }
 
     fn candidates(&self, clause: &Clause<'_>) -> Vec<Id> {
         let mut found = Vec::new();
+        let asker = self.asker(clause.owner);
         for relation in &clause.group {
-            for id in self.universe.candidates(relation) {
-                if !found.contains(&id) && !self.excluded.contains(self.universe.get(id).name) {
+            for id in self.universe.candidates(relation, Some(asker)) {
+                if !found.contains(&id) && !self.is_excluded(id) {
                     found.push(id);
                 }
             }
         }
         found
+    }
+
+    /// The architecture for which a package, or the recipe, asks.
+    fn asker(&self, owner: Option<Id>) -> &'u str {
+        owner.map_or(self.universe.native(), |id| self.universe.counts_as(id))
+    }
+
+    /// A name alone leaves out the package of every architecture.
+    fn is_excluded(&self, id: Id) -> bool {
+        self.excluded.contains(self.universe.get(id).name) || self.excluded.contains(&*self.universe.show(id))
     }
 
     fn search(&mut self, mut state: State<'u>) -> Result<State<'u>, Contradiction> {
@@ -158,24 +170,46 @@ impl<'u> Solver<'u, '_> {
     fn is_selected(&self, state: &State<'u>, id: Id) -> bool {
         state
             .selected
-            .get(self.universe.get(id).name)
+            .get(&self.place(id))
             .is_some_and(|(other, _)| *other == id)
+    }
+
+    fn place(&self, id: Id) -> (&'u str, &'u str) {
+        (self.universe.get(id).name, self.universe.counts_as(id))
+    }
+
+    /// The selected package of the same name beside which the candidate cannot be.
+    fn rival(&self, state: &State<'u>, id: Id) -> Option<Id> {
+        let package = self.universe.get(id);
+        let together = |other: Id| {
+            let other = self.universe.get(other);
+            let same = package.multi_arch == MultiArch::Same && other.multi_arch == MultiArch::Same;
+            same && package.version == other.version
+        };
+        let own = self.universe.counts_as(id);
+        let mut others = self.universe.architectures().iter().filter_map(|arch| {
+            let (other, _) = state.selected.get(&(package.name, *arch))?;
+            (*arch == own || !together(*other)).then_some(*other)
+        });
+        others.next()
     }
 
     /// Why the candidate cannot join, if it cannot.
     fn obstacle(&self, state: &State<'u>, id: Id) -> Option<String> {
         let package = self.universe.get(id);
-        let show = |id: Id| {
-            let package = self.universe.get(id);
-            format!("{} {}", package.name, package.version)
-        };
-        if let Some((other, _)) = state.selected.get(package.name) {
-            return (*other != id).then(|| format!("{} is selected already", show(*other)));
+        let show = |id: Id| format!("{} {}", self.universe.show(id), self.universe.get(id).version);
+        if self.is_selected(state, id) {
+            return None;
         }
+        if let Some(other) = self.rival(state, id) {
+            return Some(format!("{} is selected already", show(other)));
+        }
+        // A package does not stand against itself of another architecture.
+        let is_other = |other: Id| self.universe.get(other).name != package.name;
         let names = std::iter::once(package.name).chain(package.provides().map(|(name, _)| name));
         for name in names {
             for (relation, owner) in state.against.get(name).into_iter().flatten() {
-                if self.universe.satisfies(id, relation) {
+                if is_other(*owner) && self.universe.is_meant(id, relation) {
                     return Some(format!("{} does not go with {relation}", show(*owner)));
                 }
             }
@@ -184,7 +218,10 @@ impl<'u> Solver<'u, '_> {
             return Some("its Conflicts or Breaks cannot be read".into());
         };
         for relation in against.iter().flatten() {
-            if let Some(other) = self.selected_match(state, relation).filter(|other| *other != id) {
+            if let Some(other) = self
+                .selected_match(state, relation)
+                .filter(|other| is_other(*other))
+            {
                 return Some(format!(
                     "it does not go with {relation}, and {} is selected",
                     show(other)
@@ -195,7 +232,7 @@ impl<'u> Solver<'u, '_> {
     }
 
     fn selected_match(&self, state: &State<'u>, relation: &Relation<'_>) -> Option<Id> {
-        let mut candidates = self.universe.candidates(relation).into_iter();
+        let mut candidates = self.universe.candidates(relation, None).into_iter();
         candidates.find(|id| self.is_selected(state, *id))
     }
 
@@ -222,7 +259,7 @@ impl<'u> Solver<'u, '_> {
             let candidates = self.candidates(&clause);
             state.open.push(Open { clause, candidates });
         }
-        state.selected.insert(package.name, (id, reason));
+        state.selected.insert(self.place(id), (id, reason));
         state.order.push(id);
         Ok(())
     }
@@ -265,7 +302,7 @@ impl<'u> Solver<'u, '_> {
         let mut owner = open.clause.owner;
         lines.push(self.needs(owner, &open.clause.group));
         while let Some(id) = owner {
-            let Some((_, reason)) = state.selected.get(self.universe.get(id).name) else {
+            let Some((_, reason)) = state.selected.get(&self.place(id)) else {
                 break;
             };
             lines.push(self.needs(reason.owner, &reason.group));
@@ -273,7 +310,7 @@ impl<'u> Solver<'u, '_> {
         }
         lines.reverse();
         for relation in &open.clause.group {
-            lines.extend(self.explain_relation(state, relation));
+            lines.extend(self.explain_relation(state, relation, self.asker(open.clause.owner)));
         }
         Contradiction(lines)
     }
@@ -281,15 +318,19 @@ impl<'u> Solver<'u, '_> {
     fn needs(&self, owner: Option<Id>, group: &[Relation<'_>]) -> String {
         match owner {
             None => format!("the recipe asks for {}", show_group(group)),
-            Some(id) => format!("{} needs {}", self.universe.get(id).name, show_group(group)),
+            Some(id) => format!("{} needs {}", self.universe.show(id), show_group(group)),
         }
     }
 
-    fn explain_relation(&self, state: &State<'u>, relation: &Relation<'_>) -> Vec<String> {
-        let candidates = self.universe.candidates(relation);
+    fn explain_relation(&self, state: &State<'u>, relation: &Relation<'_>, asker: &str) -> Vec<String> {
+        let candidates = self.universe.candidates(relation, Some(asker));
         if candidates.is_empty() {
             let offered = self.universe.versions(relation.name);
-            let offered: Vec<_> = offered.iter().map(|id| self.universe.get(*id).version).collect();
+            let version = |id: &Id| match self.universe.counts_as(*id) {
+                arch if arch == asker => self.universe.get(*id).version.to_owned(),
+                arch => format!("{} of {arch}", self.universe.get(*id).version),
+            };
+            let offered: Vec<_> = offered.iter().map(version).collect();
             return vec![match offered.is_empty() {
                 true => format!("  no repository of the recipe has {}", relation.name),
                 false => format!("  of {} there is only {}", relation.name, offered.join(", ")),
@@ -297,11 +338,15 @@ impl<'u> Solver<'u, '_> {
         }
         let reasons = candidates.into_iter().filter_map(|id| {
             let package = self.universe.get(id);
-            let reason = match self.excluded.contains(package.name) {
+            let reason = match self.is_excluded(id) {
                 true => format!("the recipe leaves it out (-{})", package.name),
                 false => self.obstacle(state, id)?,
             };
-            Some(format!("  {} {}: {reason}", package.name, package.version))
+            Some(format!(
+                "  {} {}: {reason}",
+                self.universe.show(id),
+                package.version
+            ))
         });
         reasons.collect()
     }

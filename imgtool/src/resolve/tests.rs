@@ -28,8 +28,10 @@ fn solve(
     recommends: bool,
 ) -> Result<String, Error> {
     let indexes = index(packages);
-    let universe = Universe::new(&indexes, "amd64").map_err(Error::Index)?;
     let wanted: Vec<String> = wanted.iter().map(|text| (*text).to_owned()).collect();
+    let foreign = foreign_architectures(&wanted, "amd64")?;
+    let universe =
+        Universe::new(&indexes, "amd64", foreign.iter().map(String::as_str)).map_err(Error::Index)?;
     let found = resolve(
         &universe,
         &Wanted {
@@ -38,7 +40,7 @@ fn solve(
             recommends,
         },
     )?;
-    let show = |id: &Id| format!("{} {}", universe.get(*id).name, universe.get(*id).version);
+    let show = |id: &Id| format!("{} {}", universe.show(*id), universe.get(*id).version);
     Ok(found.iter().map(show).collect::<Vec<_>>().join(", "))
 }
 
@@ -127,7 +129,7 @@ fn other_architectures_do_not_satisfy_and_any_needs_permission() {
 }
 
 #[test]
-fn what_is_left_out_stays_out() {
+fn excluded_packages_are_not_selected() {
     let packages = [
         ("base", "1", "Essential: yes"),
         ("required", "1", "Priority: required"),
@@ -188,14 +190,14 @@ fn a_malformed_index_is_refused() {
         let text = indexes[0].text.clone();
         indexes[0].text = text.replace(from, to);
         assert_ne!(indexes[0].text, text);
-        let error = Universe::new(&indexes, "amd64").unwrap_err().report();
+        let error = Universe::new(&indexes, "amd64", []).unwrap_err().report();
         assert!(error.contains("malformed") && error.contains("try:"), "{error}");
         indexes[0].text = text;
     }
 }
 
 #[test]
-fn a_kernel_comes_without_what_installs_it() {
+fn a_kernel_is_selected_without_initramfs_tools() {
     let packages = [
         (
             "linux-image-cloud-amd64",
@@ -210,20 +212,76 @@ fn a_kernel_comes_without_what_installs_it() {
         ("kmod", "1", ""),
     ];
     let indexes = index(&packages);
-    let universe = Universe::new(&indexes, "amd64").unwrap();
+    let universe = Universe::new(&indexes, "amd64", []).unwrap();
     let found = resolve_kernel(&universe, "linux-image-cloud-amd64").unwrap();
     let names: Vec<_> = found.iter().map(|id| universe.get(*id).name).collect();
     assert_eq!(names, ["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"]);
 }
 
 #[test]
-fn a_package_of_another_architecture_is_said_to_be_one() {
+fn a_package_of_another_architecture_is_refused_where_there_is_none() {
     let packages = [("libc6", "2", "")];
     refused(
         &packages,
         &["libc6:i386"],
-        &["libc6:i386 is of another architecture", "without `:i386`"],
+        &["package libc6:i386", "there is none of i386, but one of amd64"],
     );
     assert_eq!(chosen(&packages, &["libc6:amd64"]), "libc6 2");
     refused(&packages, &["libd7:i386"], &["no repository"]);
+}
+
+#[test]
+fn packages_of_two_architectures_are_chosen_as_dpkg_installs_them() {
+    const I386: &str = "Architecture: i386\n";
+    let i386 = |fields: &str| format!("{I386}{fields}");
+    let same = i386("Multi-Arch: same\nDepends: libgcc, base:any, tool, data\n");
+    let (gcc, tool) = (i386("Multi-Arch: same\n"), i386("Multi-Arch: foreign\n"));
+    let app = i386("Conflicts: rival\nProvides: virtual\n");
+    let packages = [
+        ("libc", "2", "Multi-Arch: same\nDepends: libgcc\n"),
+        ("libc", "1", &*same),
+        ("libc", "2", &*same),
+        ("libgcc", "5", "Multi-Arch: same\n"),
+        ("libgcc", "5", &*gcc),
+        ("base", "1", "Multi-Arch: allowed\n"),
+        ("tool", "3", "Multi-Arch: foreign\n"),
+        ("tool", "4", &*tool),
+        ("data", "1", "Architecture: all\nMulti-Arch: foreign\n"),
+        ("app", "1", ""),
+        ("app", "1", &*app),
+        ("rival", "1", ""),
+        ("user", "1", "Depends: virtual\n"),
+        ("wants-tool", "1", "Depends: tool\n"),
+    ];
+    // What it needs is of its own architecture, unless it may be of any; then that is, if it can be.
+    assert_eq!(
+        chosen(&packages, &["libc", "libc:i386"]),
+        "base 1, data 1, libc 2, libc:i386 2, libgcc 5, libgcc:i386 5, tool:i386 4"
+    );
+    assert_eq!(
+        chosen(&packages, &["wants-tool", "libc"]),
+        "libc 2, libgcc 5, tool 3, wants-tool 1"
+    );
+    // One tool serves both.
+    assert_eq!(
+        chosen(&packages, &["wants-tool", "tool", "libc:i386"]),
+        "base 1, data 1, libc:i386 2, libgcc:i386 5, tool 3, wants-tool 1"
+    );
+    // Only packages of one version and `Multi-Arch: same` are there twice.
+    refused(&packages, &["app", "app:i386"], &["app 1 is selected already"]);
+    refused(
+        &packages,
+        &["libc (= 2)", "libc:i386 (= 1)"],
+        &["libc 2 is selected already"],
+    );
+    // A conflict is one with packages of every architecture; a need is not met by another.
+    refused(
+        &packages,
+        &["app:i386", "rival"],
+        &["app:i386 1 does not go with rival"],
+    );
+    refused(&packages, &["app:i386", "user"], &["user needs virtual"]);
+    // Left out by name, or of one architecture.
+    refused(&packages, &["libc:i386", "-libgcc:i386"], &["leaves it out"]);
+    assert_eq!(chosen(&packages, &["libc", "-libgcc:i386"]), "libc 2, libgcc 5");
 }

@@ -29,6 +29,19 @@ pub enum Priority {
     Optional,
 }
 
+/// The field Multi-Arch (deb-control(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MultiArch {
+    /// It serves packages of its own architecture.
+    No,
+    /// It may be installed for several architectures at a time, in one version.
+    Same,
+    /// It serves packages of any architecture.
+    Foreign,
+    /// It serves packages of any architecture where they ask for `name:any`.
+    Allowed,
+}
+
 /// One version of one package.
 #[derive(Debug)]
 pub struct Package<'a> {
@@ -36,14 +49,14 @@ pub struct Package<'a> {
     pub name: &'a str,
     /// Its version.
     pub version: &'a str,
-    /// `all` or the architecture of the image.
+    /// `all` or an architecture, by Debian's name.
     pub arch: &'a str,
     /// `Essential: yes`.
     pub essential: bool,
     /// Its priority.
     pub priority: Priority,
-    /// `Multi-Arch: allowed`: a relation `name:any` accepts it.
-    pub any: bool,
+    /// What packages of other architectures may make of it.
+    pub multi_arch: MultiArch,
     /// The archive's base address.
     pub url: &'a str,
     /// Its path below `url`.
@@ -92,10 +105,11 @@ fn parse_all<'a>(fields: &'a [Option<Cow<'_, str>>]) -> Result<Vec<Group<'a>>, r
     Ok(groups)
 }
 
-/// Every package of the indexes that fits the architecture.
+/// Every package of the indexes that fits the architectures.
 #[derive(Debug)]
 pub struct Universe<'a> {
-    arch: &'a str,
+    /// The image's own first.
+    architectures: Vec<&'a str>,
     packages: Vec<Package<'a>>,
     /// Newest version first.
     by_name: HashMap<&'a str, Vec<Id>>,
@@ -117,10 +131,15 @@ impl Advice for MalformedIndex {
 }
 
 impl<'a> Universe<'a> {
-    /// Reads the indexes for Debian architecture `arch`. Of equal versions the first index's counts.
-    pub fn new(indexes: &'a [Index], arch: &'a str) -> Result<Self, MalformedIndex> {
+    /// Reads the indexes for Debian architecture `native` and, beside it, `foreign`. Of equal versions the
+    /// first index's counts.
+    pub fn new(
+        indexes: &'a [Index],
+        native: &'a str,
+        foreign: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, MalformedIndex> {
         let mut universe = Self {
-            arch,
+            architectures: std::iter::once(native).chain(foreign).collect(),
             packages: Vec::new(),
             by_name: HashMap::new(),
             by_provided: HashMap::new(),
@@ -133,7 +152,7 @@ impl<'a> Universe<'a> {
                 };
                 let paragraph = paragraph.map_err(|e| malformed(e.to_string()))?;
                 let package = read_package(&paragraph, &index.url).map_err(malformed)?;
-                if package.arch == arch || package.arch == "all" {
+                if package.arch == "all" || universe.architectures.contains(&package.arch) {
                     universe.add(package);
                 }
             }
@@ -147,7 +166,8 @@ impl<'a> Universe<'a> {
         let versions = self.by_name.entry(package.name).or_default();
         if versions
             .iter()
-            .any(|other| self.packages[other.0].version == package.version)
+            .map(|other| &self.packages[other.0])
+            .any(|other| (other.version, other.arch) == (package.version, package.arch))
         {
             return;
         }
@@ -190,10 +210,51 @@ impl<'a> Universe<'a> {
         self.by_name.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// The newest version of each package, by name.
+    /// The architectures, the image's own first.
+    pub fn architectures(&self) -> &[&'a str] {
+        &self.architectures
+    }
+
+    /// The image's own architecture.
+    pub fn native(&self) -> &'a str {
+        self.architectures[0]
+    }
+
+    /// The architecture that a package counts as: `all` is the image's own.
+    pub fn counts_as(&self, id: Id) -> &'a str {
+        match self.get(id).arch {
+            "all" => self.native(),
+            arch => arch,
+        }
+    }
+
+    /// A package's name as dpkg shows it: with its architecture if that is not the image's own.
+    pub fn show(&self, id: Id) -> Cow<'a, str> {
+        let (name, arch) = (self.get(id).name, self.counts_as(id));
+        match arch == self.native() {
+            true => name.into(),
+            false => format!("{name}:{arch}").into(),
+        }
+    }
+
+    /// What packages are sorted by: the name, and of a name the image's own architecture first.
+    pub fn sort_key(&self, id: Id) -> (&'a str, Option<usize>) {
+        let arch = self.counts_as(id);
+        (
+            self.get(id).name,
+            self.architectures.iter().position(|other| *other == arch),
+        )
+    }
+
+    /// The newest version of each package for each architecture.
     pub fn newest(&self) -> Vec<Id> {
-        let mut ids: Vec<_> = self.by_name.values().filter_map(|v| v.first().copied()).collect();
-        ids.sort_by_key(|id| self.get(*id).name);
+        let mut ids = Vec::new();
+        for versions in self.by_name.values() {
+            for arch in &self.architectures {
+                ids.extend(versions.iter().copied().find(|id| self.counts_as(*id) == *arch));
+            }
+        }
+        ids.sort_by_key(|id| self.sort_key(*id));
         ids
     }
 
@@ -202,44 +263,66 @@ impl<'a> Universe<'a> {
         self.by_name.keys().copied()
     }
 
-    /// The packages that satisfy a relation, in the order of preference: versions of the package itself,
-    /// newest first, then providers.
-    pub fn candidates(&self, relation: &Relation<'_>) -> Vec<Id> {
-        let mut found: Vec<Id> = self
-            .versions(relation.name)
-            .iter()
-            .copied()
+    /// The packages that satisfy a relation of a package of architecture `asker`, in the order of preference:
+    /// versions of the package itself, newest first, then providers; of each first what is of that
+    /// architecture. With no asker, the packages that a Conflicts or Breaks means: those of every
+    /// architecture.
+    pub fn candidates(&self, relation: &Relation<'_>, asker: Option<&str>) -> Vec<Id> {
+        let own = self.versions(relation.name).iter().copied();
+        let mut own: Vec<Id> = own
             .filter(|id| relation.accepts(Some(self.get(*id).version)))
-            .filter(|id| self.arch_fits(relation, *id))
+            .filter(|id| self.arch_fits(relation, *id, asker))
             .collect();
-        for (id, version) in self.by_provided.get(relation.name).into_iter().flatten() {
-            if relation.accepts(version.as_deref()) && !found.contains(id) {
-                found.push(*id);
+        let provided = self.by_provided.get(relation.name).into_iter().flatten();
+        let mut provided: Vec<Id> = provided
+            .filter(|(_, version)| relation.accepts(version.as_deref()))
+            .map(|(id, _)| *id)
+            .filter(|id| self.provider_fits(relation, *id, asker))
+            .collect();
+        if self.architectures.len() > 1 {
+            let is_other = |id: &Id| asker.is_some_and(|asker| self.counts_as(*id) != asker);
+            own.sort_by_key(is_other);
+            provided.sort_by_key(is_other);
+        }
+        for id in provided {
+            if !own.contains(&id) {
+                own.push(id);
             }
         }
-        found
+        own
     }
 
-    fn arch_fits(&self, relation: &Relation<'_>, id: Id) -> bool {
-        match relation.qualifier {
-            None | Some("native") => true,
-            Some("any") => self.get(id).any || self.get(id).arch == "all",
-            Some(arch) => arch == self.arch,
-        }
-    }
-
-    /// Whether the package satisfies the relation, itself or by what it provides.
-    pub fn satisfies(&self, id: Id, relation: &Relation<'_>) -> bool {
+    fn arch_fits(&self, relation: &Relation<'_>, id: Id, asker: Option<&str>) -> bool {
         let package = self.get(id);
-        if package.name == relation.name
-            && relation.accepts(Some(package.version))
-            && self.arch_fits(relation, id)
-        {
-            return true;
+        match (relation.qualifier, asker) {
+            (Some("any"), Some(_)) => package.multi_arch == MultiArch::Allowed || package.arch == "all",
+            _ => self.provider_fits(relation, id, asker),
         }
-        package
-            .provides()
-            .any(|(name, version)| name == relation.name && relation.accepts(version))
+    }
+
+    /// As [`Universe::arch_fits`] for a package that provides what is asked for: of the same architecture it
+    /// serves `name:any` as well.
+    fn provider_fits(&self, relation: &Relation<'_>, id: Id, asker: Option<&str>) -> bool {
+        let (arch, multi_arch) = (self.counts_as(id), self.get(id).multi_arch);
+        match (relation.qualifier, asker) {
+            (None | Some("any"), None) => true,
+            (None, Some(asker)) => arch == asker || multi_arch == MultiArch::Foreign,
+            (Some("any"), Some(asker)) => arch == asker || multi_arch == MultiArch::Allowed,
+            (Some("native"), _) => arch == self.native(),
+            (Some(wanted), _) => arch == wanted,
+        }
+    }
+
+    /// Whether a Conflicts or Breaks means the package, itself or by what it provides.
+    pub fn is_meant(&self, id: Id, relation: &Relation<'_>) -> bool {
+        let package = self.get(id);
+        if !self.provider_fits(relation, id, None) {
+            return false;
+        }
+        (package.name == relation.name && relation.accepts(Some(package.version)))
+            || package
+                .provides()
+                .any(|(name, version)| name == relation.name && relation.accepts(version))
     }
 }
 
@@ -273,7 +356,12 @@ fn read_package<'a>(paragraph: &BorrowedParagraph<'a>, url: &'a str) -> Result<P
             Some("standard") => Priority::Standard,
             _ => Priority::Optional,
         },
-        any: paragraph.get_single("Multi-Arch") == Some("allowed"),
+        multi_arch: match paragraph.get_single("Multi-Arch") {
+            Some("same") => MultiArch::Same,
+            Some("foreign") => MultiArch::Foreign,
+            Some("allowed") => MultiArch::Allowed,
+            _ => MultiArch::No,
+        },
         url,
         filename,
         size: single("Size")?.parse().map_err(|_| wrong("Size"))?,

@@ -35,7 +35,7 @@ impl<'a> Version<'a> {
     }
 }
 
-/// Compares two versions by Debian's rules; `None` if one is no version.
+/// Compares two versions by Debian's rules; `None` if one is not a version.
 pub fn compare(a: &str, b: &str) -> Option<Ordering> {
     if a == b {
         return Some(Ordering::Equal);
@@ -158,7 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_order_is_one(a in "[0-9a~.+-]{1,8}", b in "[0-9a~.+-]{1,8}", c in "[0-9a~.+-]{1,8}") {
+        fn the_order_is_total(a in "[0-9a~.+-]{1,8}", b in "[0-9a~.+-]{1,8}", c in "[0-9a~.+-]{1,8}") {
             let order = |a: &str, b: &str| compare(a, b).unwrap();
             prop_assert_eq!(order(&a, &b), order(&b, &a).reverse());
             if order(&a, &b).is_le() && order(&b, &c).is_le() {

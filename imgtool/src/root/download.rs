@@ -106,8 +106,8 @@ mod tests {
     use crate::advice::Advice as _;
     use crate::fetch::Access;
     use crate::progress::Quiet;
-    use crate::recipe::Arch;
     use crate::store::Sha256;
+    use ami::Architecture;
 
     /// Packages on a local mirror, and a cache that has all of them damaged.
     fn damaged_cache(dir: &Path) -> (Store, Vec<Package>) {
@@ -138,7 +138,7 @@ mod tests {
     fn options(store: &Store, offline: bool) -> Options<'_> {
         static ACCESS: LazyLock<Access> = LazyLock::new(Access::default);
         Options {
-            arch: Arch::X86_64,
+            arch: Architecture::X86_64,
             base: None,
             store,
             access: &ACCESS,

@@ -37,7 +37,7 @@ fn inputs(recipe: &Recipe, options: &Options<'_>) -> Sha256 {
 /// Asks the archive.
 fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, Error> {
     let base = options.base;
-    let asks = !recipe.packages_for(options.arch.debian()).is_empty()
+    let asks = !recipe.packages_for(options.arch).is_empty()
         || recipe.kernel_package(options.arch).is_some()
         || recipe.kernel.build.is_some();
     if base.is_some() && !asks {
@@ -46,10 +46,37 @@ fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, E
             packages: Vec::new(),
         });
     }
-    let arch = options.arch.debian();
     let repositories = fetch::repositories(recipe);
+    let mut packages = root_packages(recipe, &repositories, options)?;
+    if let Some(kernel) = recipe.kernel_package(options.arch) {
+        packages.extend(kernel_packages(&kernel, &repositories, options)?);
+    }
+    if recipe.kernel.build.is_some() {
+        packages.extend(build_packages(&repositories, options)?);
+    }
+    Ok(Section {
+        inputs: inputs(recipe, options),
+        packages,
+    })
+}
+
+/// The packages of the root.
+fn root_packages(
+    recipe: &Recipe,
+    repositories: &[fetch::Repository],
+    options: &Options<'_>,
+) -> Result<Vec<Package>, Error> {
+    let arch = options.arch.debian();
+    let asked = recipe.packages_for(options.arch);
+    if options.base.is_some() && asked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut foreign = resolve::foreign_architectures(&asked, arch)?;
     let step = options.progress.start("package index", None, Unit::Bytes);
-    let mut indexes = indexes(&repositories, arch, options, &*step)?;
+    let mut indexes = Vec::new();
+    for arch in std::iter::once(arch).chain(foreign.iter().map(String::as_str)) {
+        indexes.extend(self::indexes(repositories, arch, options, &*step)?);
+    }
     step.finish(&format!(
         "{} suites of {}",
         repositories.len(),
@@ -57,45 +84,59 @@ fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, E
     ));
 
     let step = options.progress.start("resolve", None, Unit::Items);
-    let wanted = match base {
+    if let Some(base) = options.base {
+        // First, so that of equal versions the installed one counts.
+        let installed = base.demand_packages()?;
+        foreign.extend(
+            installed
+                .architectures()
+                .filter(|other| *other != arch)
+                .map(str::to_owned),
+        );
+        indexes.insert(0, installed.clone());
+    }
+    let foreign = || foreign.iter().map(String::as_str);
+    let wanted = match options.base {
         None => Wanted {
             variant: recipe.variant,
-            packages: recipe.packages_for(arch),
+            packages: asked,
             recommends: recipe.recommends,
         },
-        // Only the kernel comes from the archive.
-        Some(_) if recipe.packages_for(arch).is_empty() => Wanted {
-            variant: Variant::Extract,
-            packages: Vec::new(),
-            recommends: false,
-        },
-        Some(base) => {
-            // First, so that of equal versions the installed one counts.
-            indexes.insert(0, base.demand_packages()?.clone());
-            let installed = resolve::as_wanted(&indexes[..1], arch)?;
+        Some(_) => {
+            let installed = Universe::new(&indexes[..1], arch, foreign()).map_err(resolve::Error::Index)?;
             Wanted {
                 variant: Variant::Extract,
-                packages: [installed, recipe.packages_for(arch)].concat(),
+                packages: [resolve::as_wanted(&installed), asked].concat(),
                 recommends: recipe.recommends,
             }
         }
     };
-    let universe = Universe::new(&indexes, arch).map_err(resolve::Error::Index)?;
+    let universe = Universe::new(&indexes, arch, foreign()).map_err(resolve::Error::Index)?;
     let mut found = resolve::resolve(&universe, &wanted)?;
     found.retain(|id| universe.get(*id).url != INSTALLED);
-    let mut packages: Vec<_> = found.iter().map(|id| locked(&universe, *id, false)).collect();
-    if let Some(kernel) = recipe.kernel_package(options.arch) {
-        let found = resolve::resolve_kernel(&universe, &kernel)?;
-        packages.extend(found.iter().map(|id| locked(&universe, *id, true)));
-    }
-    if recipe.kernel.build.is_some() {
-        packages.extend(build_packages(&repositories, options)?);
-    }
-    step.finish(&format!("{} packages", packages.len()));
-    Ok(Section {
-        inputs: inputs(recipe, options),
-        packages,
-    })
+    step.finish(&format!("{} packages", found.len()));
+    Ok(found.iter().map(|id| locked(&universe, *id, false)).collect())
+}
+
+/// The packages of the kernel `wanted`, which are of the kernel's architecture.
+fn kernel_packages(
+    wanted: &str,
+    repositories: &[fetch::Repository],
+    options: &Options<'_>,
+) -> Result<Vec<Package>, Error> {
+    let arch = options.arch.of_kernel().debian();
+    let step = options.progress.start("kernel index", None, Unit::Bytes);
+    let indexes = indexes(repositories, arch, options, &*step)?;
+    let universe = Universe::new(&indexes, arch, []).map_err(resolve::Error::Index)?;
+    let found = resolve::resolve_kernel(&universe, wanted).map_err(|error| match error {
+        resolve::Error::Missing { name, .. } if options.arch != options.arch.of_kernel() => {
+            let arch = arch.to_owned();
+            resolve::Error::NoKernel64 { name, arch }
+        }
+        error => error,
+    })?;
+    step.finish(&format!("{} packages", found.len()));
+    Ok(found.iter().map(|id| locked(&universe, *id, true)).collect())
 }
 
 /// The package indexes: the servers' or, offline, the cache's.
@@ -126,7 +167,7 @@ fn build_packages(repositories: &[fetch::Repository], options: &Options<'_>) -> 
     let arch = builder.debian();
     let step = options.progress.start("compiler", None, Unit::Bytes);
     let indexes = indexes(repositories, arch, options, &*step)?;
-    let universe = Universe::new(&indexes, arch).map_err(resolve::Error::Index)?;
+    let universe = Universe::new(&indexes, arch, []).map_err(resolve::Error::Index)?;
     let wanted = Wanted {
         variant: Variant::Essential,
         packages: microvm::packages(builder, options.arch),

@@ -15,6 +15,7 @@ mod stages;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use ami::Architecture;
 use displaydoc::Display;
 
 pub use lock_packages::lock_packages;
@@ -27,7 +28,7 @@ use crate::fetch::{self, Access};
 use crate::lock::{self, Package};
 use crate::microvm;
 use crate::progress::{Progress, Unit};
-use crate::recipe::{Arch, Recipe, Variant};
+use crate::recipe::{Recipe, Variant};
 use crate::resolve;
 use crate::store::{self, Store};
 use crate::tree::Tree;
@@ -81,7 +82,7 @@ impl Advice for Error {
 /// How to make a root.
 pub struct Options<'a> {
     /// For which architecture.
-    pub arch: Arch,
+    pub arch: Architecture,
     /// The base image.
     pub base: Option<&'a Base>,
     /// The cache.
@@ -190,7 +191,7 @@ fn extracted(recipe: &Recipe, packages: &[Package], options: &Options<'_>) -> Re
     let mut tree = Tree::new();
     let created = stages::created(recipe);
     unpack::merge_usr(&mut tree, options.arch.debian(), 0).map_err(unpack::Error::Layout)?;
-    let newest = unpack.with_database(&mut tree)?.0;
+    let newest = unpack.with_database(&mut tree, options.arch.debian())?.0;
     step.finish(&format!("{} packages", packages.len()));
     let epoch = created.unwrap_or(newest);
     unpack::complete(&mut tree, epoch).map_err(unpack::Error::Layout)?;

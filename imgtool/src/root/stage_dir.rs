@@ -22,7 +22,7 @@ impl StageDir {
     /// Makes one in `scratch`, and removes what killed builds have left there.
     ///
     /// # Errors
-    /// When there is none to be had.
+    /// When none is available.
     pub fn new(scratch: &Path) -> io::Result<StageDir> {
         sweep(scratch);
         loop {

@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use ami::Architecture;
+
 use super::cached::{Place, cached};
 use super::download::renew_damaged;
 use super::{Error, Options, sources};
@@ -12,7 +14,7 @@ use crate::configure::{self, Input, Task};
 use crate::lock::Package;
 use crate::microvm;
 use crate::progress::Unit;
-use crate::recipe::{Arch, Recipe};
+use crate::recipe::Recipe;
 use crate::store::Sha256;
 use crate::time::parse_timestamp;
 use crate::tree::{Kind, Tree};
@@ -222,7 +224,7 @@ pub fn kernel(packages: &[Package], options: &Options<'_>) -> Result<Tree, Error
 
 impl Place {
     /// Lets the sandbox do a task whose result is the stage's.
-    fn run(&self, arch: Arch, task: Task, options: &Options<'_>) -> Result<(), Error> {
+    fn run(&self, arch: Architecture, task: Task, options: &Options<'_>) -> Result<(), Error> {
         let Self { work, output } = self;
         Ok(configure::run(arch, task, work.path(), output, options.progress)?)
     }

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_survives_a_round_trip() {
+    fn text_round_trips() {
         let digest = Sha256::of(b"abc");
         let text = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(digest.to_string(), text);

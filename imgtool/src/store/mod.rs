@@ -51,11 +51,11 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// the digest of {what} is {found}, but {expected} was promised
+    /// the digest of {what} is {found}, not the expected {expected}
     Digest {
         /// The file, as the user knows it.
         what: String,
-        /// The digest that was promised.
+        /// The expected digest.
         expected: Sha256,
         /// The digest of the bytes.
         found: Sha256,
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_comes_back_and_a_damaged_one_does_not() {
+    fn a_blob_is_read_back_and_a_damaged_one_is_not() {
         let (_dir, store) = store();
         let digest = store.put(b"hello").unwrap();
         assert_eq!(store.get(&digest, 5).unwrap().as_deref(), Some(&b"hello"[..]));

@@ -73,7 +73,7 @@ fn directories_are_made_where_a_link_leads() {
 }
 
 #[test]
-fn links_that_circle_are_refused() {
+fn circular_links_are_refused() {
     let mut tree = Tree::new();
     tree.insert(b"a", Kind::Symlink(b"b".to_vec()), dir()).unwrap();
     tree.insert(b"b", Kind::Symlink(b"a".to_vec()), dir()).unwrap();
@@ -188,7 +188,7 @@ fn limits_are_named() {
 }
 
 #[test]
-fn a_spool_gives_back_what_it_took() {
+fn a_spool_returns_what_was_written() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = Spool::new_in(dir.path()).unwrap();
     let big: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();

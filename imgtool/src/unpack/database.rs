@@ -40,8 +40,13 @@ impl Database {
         });
     }
 
-    /// Writes `/var/lib/dpkg`.
-    pub fn write(mut self, tree: &mut Tree, mtime: i64) -> Result<(), TreeError> {
+    /// Writes `/var/lib/dpkg`; `architectures` is the text of its file `arch`, if it has one.
+    pub fn write(
+        mut self,
+        tree: &mut Tree,
+        architectures: Option<String>,
+        mtime: i64,
+    ) -> Result<(), TreeError> {
         self.packages.sort_by(|a, b| a.name.cmp(&b.name));
         let dir = Meta::new(0o755, 0, 0, mtime);
         for name in ["alternatives", "info", "parts", "triggers", "updates"] {
@@ -61,6 +66,9 @@ impl Database {
                 if empty.starts_with("lock") { 0o640 } else { 0o644 },
                 Vec::new(),
             )?;
+        }
+        if let Some(text) = architectures {
+            put("arch".into(), 0o644, text.into_bytes())?;
         }
         put("info/format".into(), 0o644, b"1\n".to_vec())?;
         let mut status = String::new();
@@ -148,7 +156,9 @@ mod tests {
             vec![b"./".to_vec(), b"./etc/".to_vec(), b"./etc/a.conf".to_vec()],
         );
         let mut tree = Tree::new();
-        database.write(&mut tree, 7).unwrap();
+        database
+            .write(&mut tree, Some("amd64\ni386\n".into()), 7)
+            .unwrap();
         let read = |path: &str| {
             let id = tree
                 .find(path.as_bytes())
@@ -164,6 +174,7 @@ mod tests {
             "Package: a\nStatus: install ok unpacked\nVersion: 1\nArchitecture: amd64\nMulti-Arch: same\n\
              Conffiles:\n /etc/a.conf newconffile\n\n"
         );
+        assert_eq!(read("var/lib/dpkg/arch"), "amd64\ni386\n");
         assert_eq!(read("var/lib/dpkg/info/a:amd64.list"), "/.\n/etc\n/etc/a.conf\n");
     }
 }

@@ -1,5 +1,8 @@
-//! What every root has before the first package: the merged `/usr` and the usual directories.
+//! The initial content of every root: the merged `/usr` and the usual directories.
 
+use std::collections::BTreeSet;
+
+use crate::lock::Package;
 use crate::tree::{Kind, Meta, Tree, TreeError};
 
 /// Directories and their permissions.
@@ -37,6 +40,21 @@ pub fn merge_usr(tree: &mut Tree, debian_arch: &str, mtime: i64) -> Result<(), T
         tree.insert(name.as_bytes(), link, Meta::new(0o777, 0, 0, mtime))?;
     }
     Ok(())
+}
+
+/// The text of `/var/lib/dpkg/arch`, the architectures of which dpkg takes packages, where it must change from
+/// `known` for these packages: only a system with packages of foreign architectures has the file.
+pub fn architectures(known: &str, native: &str, packages: &[Package]) -> Option<String> {
+    let named = packages.iter().map(|package| package.architecture.as_str());
+    let foreign: BTreeSet<&str> = named
+        .filter(|arch| ![native, "all"].contains(arch) && !known.lines().any(|line| line == *arch))
+        .collect();
+    let mut text = match known.is_empty() {
+        true => format!("{native}\n"),
+        false => known.to_owned(),
+    };
+    foreign.iter().for_each(|arch| text += &format!("{arch}\n"));
+    (!foreign.is_empty()).then_some(text)
 }
 
 /// Makes the directories that no package brought.

@@ -16,7 +16,7 @@ use displaydoc::Display;
 
 pub use deb::{Control, Deb, MAX_DATA, repack};
 pub use filter::Filter;
-pub use layout::{complete, merge_usr};
+pub use layout::{architectures, complete, merge_usr};
 
 use crate::advice::Advice;
 use crate::archive::{self, Entry, EntryKind};
@@ -138,12 +138,12 @@ impl Unpack<'_> {
         self.merge(tree, None)
     }
 
-    /// As [`Unpack::unpack_into`], and writes dpkg's database for packages that are unpacked and not
-    /// configured.
-    pub fn with_database(&self, tree: &mut Tree) -> Result<Newest, Error> {
+    /// As [`Unpack::unpack_into`], and writes the database of a dpkg of architecture `native` for packages that
+    /// are unpacked and not configured.
+    pub fn with_database(&self, tree: &mut Tree, native: &str) -> Result<Newest, Error> {
         let mut database = database::Database::default();
         let newest = self.merge(tree, Some(&mut database))?;
-        database.write(tree, newest.0)?;
+        database.write(tree, architectures("", native, self.packages), newest.0)?;
         Ok(newest)
     }
 

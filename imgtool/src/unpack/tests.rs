@@ -99,7 +99,7 @@ fn unpack(packages: &[&[Item<'_>]], filter: &Filter) -> Result<(Tree, Newest), E
         scratch: scratch.path(),
         step: &*step,
     }
-    .with_database(&mut tree)?;
+    .with_database(&mut tree, "amd64")?;
     Ok((tree, newest))
 }
 
@@ -167,7 +167,7 @@ fn excluded_paths_stay_out_and_included_ones_come_back() {
 }
 
 #[test]
-fn packages_that_would_do_harm_are_refused_by_name() {
+fn malicious_packages_are_refused_by_name() {
     let cases: &[(&[Item<'_>], &str)] = &[
         (&[("../etc/passwd", FILE, "x")], "may not contain `..`"),
         (&[("./a/../../b", FILE, "x")], "may not contain `..`"),

@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hostile_name_stays_data() {
+    fn names_are_escaped() {
         let name = "</script><script>alert(1)</script>";
         let root = Item {
             name: name.into(),

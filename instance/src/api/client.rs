@@ -17,6 +17,8 @@ use crate::{Error, InstanceId, Result};
 
 /// An instance process answers at once; one that takes this long is stuck.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Writing all of a guest's memory takes as long as the disk does: 64 GiB at 100 MB/s.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(12 * 60);
 /// A pending instance binds its socket within milliseconds of its launch.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -39,7 +41,7 @@ impl Client {
     /// The record.
     pub fn describe(&self) -> Result<Record> {
         let response = self.call("GET", "/v1/instance", b"")?;
-        serde_json::from_slice(&response.body).map_err(|e| self.odd(e.into()))
+        serde_json::from_slice(&response.body).map_err(|e| self.call_failed(e.into()))
     }
 
     /// Asks for power-off within `timeout` (rounded up to seconds). A guest that is to stop at once is not
@@ -65,6 +67,18 @@ impl Client {
     /// Goes on after a pause.
     pub fn resume(&self) -> Result<()> {
         self.call("POST", "/v1/instance/resume", b"").map(drop)
+    }
+
+    /// Has the paused guest saved into the state directory.
+    pub fn save(&self) -> Result<()> {
+        self.call_within("POST", "/v1/instance/save", b"", SAVE_TIMEOUT)
+            .map(drop)
+    }
+
+    /// Has the guest saved for the next start, and ended.
+    pub fn hibernate(&self) -> Result<()> {
+        self.call_within("POST", "/v1/instance/hibernate", b"", SAVE_TIMEOUT)
+            .map(drop)
     }
 
     /// What becomes of the instance until it ends. The first is where it stands now.
@@ -101,11 +115,11 @@ impl Client {
 
     fn call_within(&self, method: &str, target: &str, body: &[u8], limit: Duration) -> Result<Response> {
         let mut stream = self.connect()?;
-        let failed = |e: io::Error| self.odd(e.into());
+        let failed = |e: io::Error| self.call_failed(e.into());
         stream.set_read_timeout(Some(limit)).map_err(failed)?;
         http::send_request(&mut stream, method, target, false, body).map_err(failed)?;
         let received = http::receive(&mut stream, http::parse_response).map_err(failed)?;
-        let (response, _) = received.map_err(|m| self.odd(m.into()))?;
+        let (response, _) = received.map_err(|m| self.call_failed(m.into()))?;
         self.check(response)
     }
 
@@ -113,17 +127,17 @@ impl Client {
         let opened = self.open_until(target, upgrade, Instant::now() + ANSWER_TIMEOUT)?;
         // What follows comes when there is something.
         let endless = opened.1.set_read_timeout(None);
-        endless.map_err(|e| self.odd(e.into()))?;
+        endless.map_err(|e| self.call_failed(e.into()))?;
         Ok(opened)
     }
 
     fn open_until(&self, target: &str, upgrade: bool, deadline: Instant) -> Result<(Incoming, UnixStream)> {
         let mut stream = self.connect()?;
-        let failed = |e: io::Error| self.odd(e.into());
+        let failed = |e: io::Error| self.call_failed(e.into());
         wait_until(&stream, deadline).map_err(failed)?;
         http::send_request(&mut stream, "GET", target, upgrade, b"").map_err(failed)?;
         let received = http::receive(&mut stream, http::parse_response).map_err(failed)?;
-        let (response, rest) = received.map_err(|m| self.odd(m.into()))?;
+        let (response, rest) = received.map_err(|m| self.call_failed(m.into()))?;
         self.check(response)?;
         let typed = stream.try_clone().map_err(failed)?;
         Ok((Cursor::new(rest).chain(stream), typed))
@@ -163,7 +177,7 @@ impl Client {
                     let owned =
                         crate::store::lock::Lock::is_held(&self.directory.join("lock")).unwrap_or(false);
                     if !owned || Instant::now() >= deadline {
-                        return Err(self.odd(CallError::Connect(Box::new(error))));
+                        return Err(self.call_failed(CallError::Connect(Box::new(error))));
                     }
                 }
             }
@@ -171,7 +185,7 @@ impl Client {
         }
     }
 
-    fn odd(&self, source: CallError) -> Error {
+    fn call_failed(&self, source: CallError) -> Error {
         Error::Unresponsive {
             id: self.id.to_string(),
             source,

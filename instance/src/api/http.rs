@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_what_is_parsed() {
+    fn a_request_round_trips() {
         let mut wire = Vec::new();
         send_request(&mut wire, "POST", "/v1/instance/stop?x=1", true, b"{\"time\":3}").unwrap();
         let (request, used) = parse_request(&wire).unwrap().unwrap();
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn curl_is_understood() {
+    fn a_request_of_curl_is_parsed() {
         let request = whole(
             "GET /v1/instance HTTP/1.1\r\nHost: localhost\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n",
         );
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn the_malformed_is_refused_by_name() {
+    fn a_malformed_request_is_refused_with_its_defect() {
         for (text, expected) in [
             ("GET / HTTP/2\r\n\r\n", Malformed::FirstLine),
             ("GET /\r\n\r\n", Malformed::FirstLine),
@@ -408,7 +408,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_give_an_answer_and_never_more_than_was_given(
+        fn random_bytes_never_consume_more_than_was_given(
             bytes in proptest::collection::vec(any::<u8>(), 0..600)
         ) {
             if let Ok(Some((_, used))) = parse_request(&bytes) {

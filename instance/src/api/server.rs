@@ -30,7 +30,7 @@ const CONSOLE_REPLAY: u64 = 2 << 10;
 /// After a connection could not be accepted: descriptors are short, and asking again at once would burn a
 /// processor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// Patience with a guest that is to stop, unless the request says another.
+/// The timeout of a stop, unless the request has another.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What can be asked of an instance process.
@@ -46,6 +46,10 @@ pub enum Operation {
     Pause,
     /// Go on.
     Resume,
+    /// Write memory and state of the paused guest into the state directory.
+    Save,
+    /// Save the guest for the next start, and end it.
+    Hibernate,
     /// Events, a line of JSON each, until the end.
     Watch,
     /// The console log so far and everything after it, until the end.
@@ -98,6 +102,18 @@ pub const ROUTES: &[Route] = &[
         path: "/v1/instance/resume",
         operation: Operation::Resume,
         id: "resumeInstance",
+    },
+    Route {
+        method: "POST",
+        path: "/v1/instance/save",
+        operation: Operation::Save,
+        id: "saveInstance",
+    },
+    Route {
+        method: "POST",
+        path: "/v1/instance/hibernate",
+        operation: Operation::Hibernate,
+        id: "hibernateInstance",
     },
     Route {
         method: "GET",
@@ -251,6 +267,8 @@ fn answer(process: &Arc<InstanceProcess>, operation: Operation, request: &Reques
         Operation::Reboot => process.reboot(),
         Operation::Pause => process.pause(),
         Operation::Resume => process.resume(),
+        Operation::Save => process.save(),
+        Operation::Hibernate => process.hibernate(),
         Operation::Watch | Operation::Logs | Operation::Console => return upgrade_required(),
     };
     match done {

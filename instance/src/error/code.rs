@@ -1,4 +1,4 @@
-//! Names of errors for programs.
+//! Stable error codes for programs.
 
 use std::fmt;
 use std::io;
@@ -54,7 +54,7 @@ codes! {
     TooManyVolumes = "VolumeLimitExceeded",
     /// This host cannot do it.
     Unsupported = "UnsupportedOperation",
-    /// A port or device of the host is not to be had.
+    /// A port or device of the host is not available.
     NetworkUnavailable = "InvalidNetworkInterface.InUse",
     /// The host has no space for it.
     NoSpace = "InsufficientVolumeCapacity",
@@ -106,11 +106,16 @@ impl Error {
             | Error::HasEnded(_)
             | Error::EndedEarly(_)
             | Error::CapturePaused { .. }
-            | Error::CaptureRemoved(_) => Code::IncorrectState,
+            | Error::CaptureRemoved(_)
+            | Error::HibernationRemoved(_) => Code::IncorrectState,
+            Error::SnapshotVolumes(_)
+            | Error::SnapshotCloudInit(_)
+            | Error::SnapshotAgent(_)
+            | Error::NotRestored { .. } => Code::Unsupported,
             Error::Busy(_) => Code::Busy,
             Error::NoImage(_) => Code::ImageNotFound,
             Error::ImageInUse { .. } => Code::ImageInUse,
-            Error::ImageChanged { .. } | Error::Ami(_) => Code::ImageUnavailable,
+            Error::ImageChanged { .. } | Error::Ami(_) | Error::StateTooLong { .. } => Code::ImageUnavailable,
             Error::TooManyVolumes(_) => Code::TooManyVolumes,
             Error::NameForSeveral
             | Error::PortForSeveral
@@ -131,6 +136,7 @@ impl Error {
             | Error::NoRoot(_)
             | Error::Scrub(_)
             | Error::Machine(_)
+            | Error::Snapshot(_)
             | Error::Part(_)
             | Error::Volume(_)
             | Error::Removal(_) => Code::Internal,

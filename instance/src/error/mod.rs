@@ -59,7 +59,7 @@ pub enum Error {
         /// The instance that has it.
         holder: String,
     },
-    /// {id} is {state}: it cannot take the step `{event}`
+    /// {id} is {state}: `{event}` is not possible in this state
     Transition {
         /// The instance.
         id: String,
@@ -89,7 +89,7 @@ pub enum Error {
         /// The instances that read from it.
         users: String,
     },
-    /// {path} is another image ({now}) than at the launch ({then})
+    /// {path} is now image {now}, but the instance was launched from {then}
     ImageChanged {
         /// The file.
         path: PathBuf,
@@ -98,7 +98,7 @@ pub enum Error {
         /// The id of what the instance was launched from.
         then: String,
     },
-    /// {path} is for {image}: KVM runs what this host is, {host}, and the software processor x86_64
+    /// {path} is for {image}: KVM runs guests for {host}, as this host, and the software processor for x86_64 and i386
     ForeignImage {
         /// The image's file.
         path: PathBuf,
@@ -124,7 +124,7 @@ pub enum Error {
     KvmCannotCount,
     /// the number of CPUs must be 1 where instructions are counted, not {0}
     CountingSeveralCpus(u32),
-    /// limits count seconds of this host, and where instructions are counted they are time
+    /// limits use this host's time, and cannot be used where instructions are counted as time
     CountingWithLimits,
 
     /// the launch of {id} failed: {reason}
@@ -149,10 +149,10 @@ pub enum Error {
         what: &'static str,
         /// The instance.
         id: String,
-        /// Why its processors stand still.
+        /// Why it is paused.
         paused: Box<Paused>,
     },
-    /// {what} of {id} failed: its agent has not reported itself yet
+    /// {what} of {id} failed: its agent has not connected yet
     NotReady {
         /// The step.
         what: &'static str,
@@ -163,14 +163,14 @@ pub enum Error {
     IsPaused {
         /// The instance.
         id: String,
-        /// Why its processors stand still.
+        /// Why it is paused.
         paused: Box<Paused>,
     },
     /// {0} is paused already
     PausedAlready(String),
     /// {0} is not paused
     NotPaused(String),
-    /// {id} cannot go on: {full}; try to delete what is not needed there
+    /// {id} cannot be resumed: {full}; try to free space there
     StillFull {
         /// The instance.
         id: String,
@@ -221,19 +221,44 @@ pub enum Error {
         reason: String,
     },
 
-    /// {label} is {paused}: its guest can make nothing durable
+    /// {label} is {paused}: its guest cannot flush its file systems
     CapturePaused {
         /// The instance.
         label: String,
-        /// Why its processors stand still.
+        /// Why it is paused.
         paused: Box<Paused>,
     },
     /// {0} is removed when it stops
     CaptureRemoved(String),
+    /// {0} is removed when it stops, and could not be started again
+    HibernationRemoved(String),
     /// {0} has no root volume
     NoRoot(String),
     /// the identity could not be removed from the copy; its console says:{0}
     Scrub(String),
+
+    /// {0} has volumes besides its root: an image holds the content of the root only
+    SnapshotVolumes(String),
+    /// cloud-init in {0} configures an instance when it boots, and a guest that goes on does not boot
+    SnapshotCloudInit(String),
+    /// the agent in {0} is of an older release: it cannot renew a guest that goes on
+    SnapshotAgent(String),
+    /// the guest of {id} cannot go on: {why}
+    NotRestored {
+        /// The instance.
+        id: String,
+        /// Why not.
+        why: String,
+    },
+    /// the state of the guest in the image has {length} bytes, more than {max}
+    StateTooLong {
+        /// Its length.
+        length: u64,
+        /// What is read.
+        max: u64,
+    },
+    /// the guest could not be saved or restored: {0}
+    Snapshot(#[from] machine::snapshot::Error),
 
     /// the network: {0}
     Network(#[from] machine::net::Error),

@@ -11,7 +11,7 @@ use crate::api::http::Malformed;
 /// Why the process that runs an instance could not be asked.
 #[derive(Debug, Display, thiserror::Error)]
 pub enum CallError {
-    /// it took too long
+    /// it timed out
     TooLong,
     /// it has not stopped in time
     NotStopped,
@@ -38,13 +38,13 @@ impl From<io::Error> for CallError {
 /// Why the guest's agent could not be asked, or did not do what it was asked for.
 #[derive(Debug, Display, thiserror::Error)]
 pub enum AgentError {
-    /// nobody listens there: no agent in the guest, or not yet
+    /// nothing listens there: no agent in the guest, or not yet
     Absent,
     /// it has not answered within {0} s
     Silent(u64),
-    /// odd answer {0:?}
+    /// unexpected answer {0:?}
     OddAnswer(String),
-    /// it sent {0:?}, which is not its to send
+    /// it sent {0:?}, which only the host may send
     Unexpected(Kind),
     /// it answered {0} instead of saying that it is done
     NotDone(String),
@@ -56,8 +56,8 @@ pub enum AgentError {
     Protocol(#[from] proto::Error),
     /// {0}
     Io(#[source] io::Error),
-    /// the server closed the connection without a word
+    /// the server closed the connection without an answer
     NoGreeting,
-    /// what listens there is no SSH server
+    /// the program that listens there is not an SSH server
     NotSsh,
 }

@@ -1,4 +1,4 @@
-//! The host's side of the conversation with the guest's agent (`guest_init::proto`), over the vsock device's
+//! The host's side of the protocol with the guest's agent (`guest_init::proto`), over the vsock device's
 //! Unix socket.
 
 use std::io::{self, Read, Write};
@@ -83,8 +83,8 @@ impl Session {
         self.sender.clone()
     }
 
-    /// Says that there is no input. A command that is over already does not hear it: its end, which is still to be
-    /// received, counts.
+    /// Says that there is no input. A command that is over already does not hear it: its end, which is still
+    /// to be received, counts.
     pub fn without_input(&self) {
         let _ = self.sender.end_input();
     }
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_was_over_before_its_input_has_an_end() {
+    fn a_command_that_ends_before_its_input_was_sent_returns_its_status() {
         let dir = tempfile::tempdir().unwrap();
         let agent = guest(dir.path(), |_, stream| {
             let ended = Frame::json(Kind::Ended, &Ended::Exited(3)).unwrap();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_brings_both_streams_and_its_end() {
+    fn a_command_returns_both_streams_and_its_status() {
         let dir = tempfile::tempdir().unwrap();
         let agent = guest(dir.path(), |request, stream| {
             let Request::Exec(exec) = request else {
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_the_agents_words() {
+    fn a_refusal_carries_the_agents_message() {
         let dir = tempfile::tempdir().unwrap();
         let agent = guest(dir.path(), |request, stream| {
             assert_eq!(request, Request::Shutdown { reboot: true });

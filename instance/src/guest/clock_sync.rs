@@ -1,9 +1,9 @@
-//! Keeps the guest's date right when the host's clock has moved in another way than by passing: the host
-//! slept, or its clock was set; or when the guest stood still for long.
+//! Corrects the guest's date after the host slept, after the host's clock was set, and after the guest was
+//! stopped for long.
 //!
-//! Guests count on with the host's monotonic clock or the processor's counter. Neither counts a sleep of the
-//! host, and a kernel that has not looked at its counter for many minutes may compute the time wrongly. The
-//! guest's monotonic clocks are left alone.
+//! Guests measure time by the host's monotonic clock or the processor's counter. Neither counts a sleep of
+//! the host, and a kernel that has not read its counter for many minutes may compute the time wrongly. The
+//! guest's monotonic clocks are not changed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

@@ -1,4 +1,4 @@
-//! The conversation with what runs in the guest: its agent.
+//! Communication with the agent in the guest.
 
 pub mod agent;
 pub(crate) mod clock_sync;

@@ -73,7 +73,7 @@ impl Image {
         &self.path
     }
 
-    /// Everything the image says of itself.
+    /// The image's manifest.
     pub fn manifest(&self) -> &Manifest {
         self.ami.manifest()
     }
@@ -134,6 +134,22 @@ impl Image {
         )?)
     }
 
+    /// State and memory of the guest that a warm image holds: the memory to be mapped. `max` bytes of state at
+    /// most.
+    ///
+    /// # Errors
+    /// When the image holds none, or its state is longer.
+    pub fn warm(&self, max: u64) -> Result<(Vec<u8>, memory::Part)> {
+        let memory = self.part(PartName::Memory)?;
+        let length = self.ami.part(PartName::State)?.length;
+        if length > max {
+            return Err(Error::StateTooLong { length, max });
+        }
+        let mut state = vec![0; length as usize];
+        self.ami.read_at(PartName::State, 0, &mut state)?;
+        Ok((state, memory))
+    }
+
     /// Verifies every byte of the file.
     pub fn verify(&self) -> Result<()> {
         Ok(self.ami.verify_all(&|_: Region, _| {})?)
@@ -142,15 +158,23 @@ impl Image {
     /// Verifies kernel and initramfs, which are mapped and not looked at again. A file that has not been
     /// touched since it was verified is not read again: that would cost most of the time of a launch.
     pub fn verify_boot(&self, home: &Home) -> Result<()> {
+        self.verify_once(&home.seal(self.id()), &[PartName::Kernel, PartName::Initramfs])
+    }
+
+    /// The same for memory and state of the guest that a warm image holds.
+    pub fn verify_warm(&self, home: &Home) -> Result<()> {
+        self.verify_once(&home.warm_seal(self.id()), &[PartName::Memory, PartName::State])
+    }
+
+    fn verify_once(&self, record: &Path, parts: &[PartName]) -> Result<()> {
         let seal = self.seal()?;
-        let record = home.seal(self.id());
-        if is_remembered(&record, &seal) {
+        if is_remembered(record, &seal) {
             return Ok(());
         }
-        for part in [PartName::Kernel, PartName::Initramfs] {
+        for &part in parts {
             self.ami.verify_part(part)?;
         }
-        if let Err(error) = remember(&record, &seal) {
+        if let Err(error) = remember(record, &seal) {
             tracing::debug!(%error, "the verification is not remembered");
         }
         Ok(())
@@ -216,12 +240,11 @@ impl fmt::Debug for Image {
     }
 }
 
-/// Whether an image for `architecture` can run here: hardware runs its own kind, the processor in software
-/// runs x86-64.
+/// Whether an image can run here: hardware runs kernels of its own kind, the processor in software runs
+/// x86-64.
 pub fn runnable(image: &Image) -> Result<()> {
     let architecture = image.manifest().architecture;
-    let native = ami::Architecture::host() == Some(architecture);
-    if native || architecture == ami::Architecture::X86_64 {
+    if architecture.is_native() || architecture.of_kernel() == ami::Architecture::X86_64 {
         return Ok(());
     }
     Err(Error::ForeignImage {
@@ -241,10 +264,11 @@ mod tests {
     #[test]
     fn an_image_that_nothing_here_can_run_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        for architecture in [Architecture::X86_64, Architecture::Arm64] {
+        for architecture in Architecture::ALL {
             let path = test_image::write_for(architecture, directory.path(), architecture.as_str(), 1);
             let image = Image::open(&path).unwrap();
-            let possible = architecture == Architecture::X86_64 || Architecture::host() == Some(architecture);
+            let possible =
+                architecture != Architecture::Arm64 || Architecture::host() == Some(Architecture::Arm64);
             match runnable(&image) {
                 Ok(()) => assert!(possible),
                 Err(error) => {

@@ -1,4 +1,4 @@
-//! Images: AMI files as a launch sees them, the store of them, and making them fit for others.
+//! Images: opening AMI files for a launch, the image store, and removing an instance's identity from a copy.
 
 pub mod image;
 mod registry;

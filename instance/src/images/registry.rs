@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! images/
-//!   ami-0123456789abcdef0.ami   complete from the moment it bears this name
+//!   ami-0123456789abcdef0.ami   complete from the moment it has this name
 //!   names.json                  `name:tag` -> id
 //!   .lock                       held while either changes
 //!   .capture-i-…-PID            made of an instance and not adopted yet; locked by its maker

@@ -114,7 +114,7 @@ fn an_image_that_a_volume_reads_from_stays_until_the_volume_is_complete() {
 }
 
 #[test]
-fn an_image_whose_volumes_stand_alone_can_go() {
+fn an_image_whose_volumes_stand_alone_can_be_removed() {
     let world = world();
     world.import("hello", 7);
     world.stopped("hello", RootCopy::Full);
@@ -151,7 +151,7 @@ fn an_exported_image_is_the_same_image() {
 }
 
 #[test]
-fn odd_names_are_refused() {
+fn invalid_names_are_refused() {
     let world = world();
     world.import("hello", 1);
     for name in ["", "a b", "a/b", "a:b:c", ":x", "x:", "ami-x", "../x"] {
@@ -160,7 +160,7 @@ fn odd_names_are_refused() {
 }
 
 #[test]
-fn what_a_killed_command_left_is_removed_and_what_one_works_on_is_not() {
+fn remains_of_killed_commands_are_removed_and_files_in_use_are_not() {
     let world = world();
     let under_way = world.images.draft_of(&InstanceId::random()).unwrap();
     let left = under_way.with_file_name(".capture-left");

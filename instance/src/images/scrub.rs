@@ -69,7 +69,7 @@ pub fn scrub(
     };
     let ours = "panic=-1 console=ttyS0 kiln.scrub=1";
     let cmdline = ami::command_line::join([image.manifest().command_line.as_str(), ours]);
-    let machine = Machine::build(Spec {
+    let spec = Spec {
         architecture: image.manifest().architecture,
         cpus: 1,
         memory: image.manifest().default_memory.max(MEMORY),
@@ -95,7 +95,8 @@ pub fn scrub(
         determinism: Determinism::default(),
         statistics: false,
         timeline: Arc::new(Timeline::start()),
-    })?;
+    };
+    let machine = Machine::build(spec, None)?;
     let outcome = run(machine, events, watched).map_err(|error| match error {
         Stopped::NoSpace(kind) => Error::file("removing the identity from", path)(kind.into()),
         Stopped::Failed(error) => error,
@@ -111,7 +112,7 @@ pub fn scrub(
     ))
 }
 
-/// What the watchdog hears of.
+/// Events for the watchdog.
 enum Watched {
     /// The disk's file has no space on the host.
     NoSpace(io::ErrorKind),

@@ -8,13 +8,14 @@ use crate::process::confine;
 use crate::process::console::Console;
 use crate::process::consoles::consoles;
 use crate::process::descriptors;
-use crate::process::guest::Guest;
+use crate::process::guest::{Beginning, Guest};
 use crate::process::guest_run::GuestRun;
 use crate::process::janitor::Janitor;
 use crate::process::launch::{Fresh, hostname};
 use crate::process::measure::Measured;
 use crate::process::network;
-use crate::process::per_run::{Direct, PerRun, Timing};
+use crate::process::per_run::{Devices, Direct, PerRun, Timing};
+use crate::process::restore::{self, Found};
 use crate::process::search;
 use crate::process::space_watch::SpaceWatch;
 use crate::store::LockedInstance;
@@ -30,8 +31,10 @@ use machine::block::Backend;
 use machine::block::raw::RawFile;
 use machine::block::volume::Volume as RootVolume;
 use machine::devices::VirtioSpec;
+use machine::entropy;
 use machine::memory::Part;
 use machine::sandbox::{self, Mode, Offer};
+use machine::snapshot;
 use machine::timeline::{Event, MemoryUse, Timeline};
 use machine::virtio::balloon::{BalloonSpec, Target};
 use machine::virtio::block::{DiskSpec, IoEngine, Spec as BlockSpec};
@@ -42,6 +45,9 @@ use machine::{Device, Machine, Spec};
 
 /// The guest's vsock address. Each instance has a network of sockets of its own, so all have the same.
 const GUEST_CID: u64 = 3;
+
+/// The guest's name of its serial port.
+const SERIAL_CONSOLE: &str = "ttyS0";
 
 /// Builds the machines of one run.
 pub struct Assembly {
@@ -60,6 +66,8 @@ pub struct Assembly {
     accelerator: Option<Arc<Chosen>>,
     /// Removes the instance, which the confined process cannot.
     janitor: Option<Janitor>,
+    /// The guest that the first run goes on with, once it was looked for.
+    found: Option<Found>,
     /// Asked for rows and columns of the terminal that the guest's console is shown on.
     terminal_size: TerminalSize,
 }
@@ -97,6 +105,7 @@ impl Assembly {
             confined: false,
             accelerator: None,
             janitor: None,
+            found: None,
             terminal_size: || None,
         }
     }
@@ -140,8 +149,9 @@ impl Assembly {
                 root: None,
             },
         };
-        // Both leave a note where the confined process may not write.
+        // All of them leave notes or take files away where the confined process may not write.
         image.verify_boot(&self.home)?;
+        self.find_guest(record, directory, &image)?;
         let chosen = self.accelerator(record, &image)?;
         let timing = match &self.per_run.timing {
             Some(Timing::File(path)) => Some(path),
@@ -171,6 +181,32 @@ impl Assembly {
         Ok(())
     }
 
+    /// Looks for the guest that the first run is to go on with. Later runs of this process boot.
+    fn find_guest(&mut self, record: &Record, directory: &Path, image: &Image) -> Result<()> {
+        if self.found.is_none() {
+            let begin = self.per_run.begin;
+            self.found = Some(begin.find(image, &record.config, directory, &self.home)?);
+        }
+        Ok(())
+    }
+
+    /// The kernel boots though a saved guest was to go on.
+    fn boots(&self, record: &Record, why: &str) -> Result<()> {
+        if self.per_run.begin.is_strict() {
+            return Err(Error::NotRestored {
+                id: record.id.to_string(),
+                why: why.into(),
+            });
+        }
+        tracing::warn!("{} boots instead of going on: {why}", record.id);
+        Ok(())
+    }
+
+    /// What is new for each restore, by which the guest's kernel knows of it. A repeatable run does not.
+    fn generation(&self) -> Option<[u8; 16]> {
+        (!self.determinism.is_enabled()).then(entropy::bytes)
+    }
+
     /// What runs the guest's instructions: decided the first time.
     fn accelerator(&mut self, record: &Record, image: &Image) -> Result<Arc<Chosen>> {
         if let Some(chosen) = &self.accelerator {
@@ -182,7 +218,7 @@ impl Assembly {
         } else {
             accel::choose(asked, guest, self.home.kvm_verdict().as_deref())
         };
-        let chosen = Arc::new(chosen?);
+        let chosen = Arc::new(chosen?.with_model(record.config.cpu)?);
         self.accelerator = Some(Arc::clone(&chosen));
         Ok(chosen)
     }
@@ -209,6 +245,7 @@ impl Assembly {
         };
         image::runnable(&image)?;
         image.verify_boot(&self.home)?;
+        self.find_guest(record, directory, &image)?;
         let repeatable = self.determinism.is_enabled().then(|| record.without_identity());
         let record = repeatable.as_ref().unwrap_or(record);
         let limits = record.config.limits;
@@ -231,7 +268,9 @@ impl Assembly {
             .is_enabled()
             .then(|| image.id().as_bytes().to_vec());
         devices.push(device("rng", VirtioSpec::Rng(RngSpec { seed })));
-        devices.push(device("vsock", VirtioSpec::Vsock(vsock(directory)?)));
+        if self.per_run.devices == Devices::All {
+            devices.push(device("vsock", VirtioSpec::Vsock(vsock(directory)?)));
+        }
         // A repeatable run does not depend on the host's resolver.
         let user = matches!(record.config.network, Network::User | Network::UserLoopback);
         let search = match user && !self.determinism.is_enabled() {
@@ -243,7 +282,11 @@ impl Assembly {
         devices.extend(card.map(|card| device("net0", VirtioSpec::Net(card.device))));
         // A guest that is to run the same way everywhere does not know this terminal.
         let terminal = (self.terminal_size)().filter(|_| !self.determinism.is_enabled());
-        let (hvc, serial) = consoles(&image, console, terminal)?;
+        let main_console = match self.per_run.devices {
+            Devices::All => image.manifest().console.as_str(),
+            Devices::Basic => SERIAL_CONSOLE,
+        };
+        let (hvc, serial) = consoles(main_console, console, terminal)?;
         devices.extend(hvc.map(|hvc| device("console", VirtioSpec::Console(hvc))));
         if record.config.balloon {
             let target = Target::default();
@@ -259,7 +302,7 @@ impl Assembly {
             accel: self.accelerator(record, &image)?,
             kernel,
             initrd: Some(initrd),
-            cmdline: command_line(&image, record, &self.launch_words(words, &search)),
+            cmdline: command_line(&image, record, main_console, &self.launch_words(words, &search)),
             serial: Some(serial),
             devices,
             uuid: Some(record.id.platform_uuid().into_bytes()),
@@ -267,7 +310,28 @@ impl Assembly {
             statistics: self.per_run.timing.is_some() || self.per_run.exits,
             timeline: Arc::clone(&self.timeline),
         };
-        let machine = Machine::build(spec)?;
+        let (saved, instead) = match self.found.replace(Found::Nothing(None)) {
+            Some(Found::Guest(saved)) => match saved.fits(&spec) {
+                Ok(()) => (Some(saved), None),
+                Err(why) => (None, Some(why)),
+            },
+            Some(Found::Nothing(why)) => (None, why),
+            None => (None, None),
+        };
+        let restored = saved.is_some();
+        let restore = saved.map(|saved| saved.restore(self.generation()));
+        let machine = match Machine::build(spec, restore) {
+            // What only the accelerator could know. What the machine was to have is taken: it is made again.
+            Err(machine::Error::Snapshot(snapshot::Error::Mismatch(why))) => {
+                self.found = Some(Found::Nothing(Some(why.to_string())));
+                return self.build(record, directory, console);
+            }
+            built => built?,
+        };
+        if let Some(why) = &instead {
+            self.boots(record, why)?;
+        }
+        restore::forget_hibernated(directory)?;
         self.measured.machine(machine.handle());
         if self.per_run.timing.is_some() {
             let placed = parts.iter().map(Part::placed);
@@ -276,7 +340,12 @@ impl Assembly {
         }
         // What is removed when it stops would be copied for nothing.
         let lazy = disks.lazy.filter(|_| !record.auto_remove);
-        Ok(Box::new(GuestRun::new(machine, lazy, disks.space)))
+        let beginning = match restored {
+            true => Beginning::Restored,
+            false => Beginning::Booted { instead },
+        };
+        let run = GuestRun::new(machine, lazy, disks.space).begun(beginning);
+        Ok(Box::new(run))
     }
 
     /// Words about the network and this run for the guest's kernel command line.
@@ -319,9 +388,9 @@ impl Assembly {
     }
 }
 
-/// The image's command line, then what a launch adds. The last word on a subject counts, so a person's comes
-/// last.
-pub(crate) fn command_line(image: &Image, record: &Record, launch: &[String]) -> String {
+/// The image's command line, then what a launch adds. The last value of a parameter counts, so the user's
+/// comes last.
+pub(crate) fn command_line(image: &Image, record: &Record, console: &str, launch: &[String]) -> String {
     let manifest = image.manifest();
     let layout = arch::layout(manifest.architecture);
     let mut words = vec![
@@ -329,10 +398,10 @@ pub(crate) fn command_line(image: &Image, record: &Record, launch: &[String]) ->
         // A panic ends the machine by a reset at once; the console has said why.
         "panic=-1".to_owned(),
         layout.command_line.to_owned(),
-        "console=ttyS0".to_owned(),
+        format!("console={SERIAL_CONSOLE}"),
     ];
-    if manifest.console != "ttyS0" {
-        words.push(format!("console={}", manifest.console));
+    if console != SERIAL_CONSOLE {
+        words.push(format!("console={console}"));
     }
     words.push(format!("kiln.instance={}", record.id));
     words.push(format!("kiln.hostname={}", hostname(record)));
@@ -432,7 +501,7 @@ mod tests {
 
     /// The kernel passes what is behind `--` to init and reads no parameter there.
     #[test]
-    fn our_parameters_are_before_the_arguments_of_init() {
+    fn our_parameters_go_before_the_arguments_of_init() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(Home::at(dir.path()));
         let path = test_image::write(dir.path(), "image", 1);
@@ -448,6 +517,7 @@ mod tests {
         let line = command_line(
             &image,
             held.record(),
+            "hvc0",
             &["kiln.ip=x".into(), "kiln.main=none".into()],
         );
         assert!(
@@ -455,5 +525,8 @@ mod tests {
             "{line}"
         );
         assert!(line.contains(" kiln.instance=i-"), "{line}");
+        assert!(line.contains(" console=ttyS0 console=hvc0 "), "{line}");
+        let line = command_line(&image, held.record(), "ttyS0", &[]);
+        assert_eq!(line.matches("console=").count(), 1, "{line}");
     }
 }

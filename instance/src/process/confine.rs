@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn wishes_bring_what_they_need_and_no_more() {
+    fn each_option_grants_the_access_that_it_needs_and_no_more() {
         let config = Config {
             accel: Accel::Soft,
             network: Network::None,
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_resolvers_that_is_replaced_is_read() {
+    fn resolv_conf_is_read_by_the_helper_or_through_its_directory() {
         let plan = |target: Option<&str>| {
             let mut plan = Plan::default();
             add_resolvers(&mut plan, target.map(Path::new));
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_list_of_resolvers_can_be_read_where_it_has_a_directory_of_its_own() {
+    fn only_a_directory_below_run_is_granted_for_a_linked_resolv_conf() {
         let directory = |target: &'static str| resolver_directory(Path::new(target));
         for (target, expected) in [
             (

@@ -1,5 +1,5 @@
-//! The guest's console on the host's side: one log with a cap, any number of viewers, and an eye for the
-//! kernel's last words.
+//! The guest's console on the host's side: one log with a cap, any number of viewers, and detection of the
+//! kernel's panic message.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -122,7 +122,7 @@ impl Console {
     /// the two. The subscription ends when the console does, or when its reader lags too far behind.
     ///
     /// # Errors
-    /// When there is no descriptor to be had.
+    /// When no descriptor is available.
     pub fn view(&self, replay: u64) -> io::Result<(Vec<u8>, Subscription<Vec<u8>>)> {
         let mut inner = self.lock();
         let live = inner.viewers.add(VIEWER_BACKLOG)?;
@@ -192,7 +192,7 @@ impl Inner {
     }
 }
 
-/// A file that is turned over once when it reaches [`LOG_CAP`]. A log that cannot be written is given up, not
+/// A file that is rotated once when it reaches [`LOG_CAP`]. A log that cannot be written is given up, not
 /// the guest. One for which there is no space goes on when there is, and says how much is missing.
 struct Log {
     path: PathBuf,
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_viewer_sees_the_past_once_and_then_the_present() {
+    fn a_viewer_gets_the_log_once_and_then_new_output() {
         let (_dir, console) = console();
         console.output(b"one ");
         let (past, mut live) = console.view(u64::MAX).unwrap();
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_viewer_that_sleeps_is_cut_off_and_holds_nobody_up() {
+    fn a_slow_viewer_is_disconnected_and_delays_no_other() {
         let (_dir, console) = console();
         let (_, sleeper) = console.view(0).unwrap();
         for _ in 0..2 * VIEWER_BACKLOG {
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_that_takes_nothing_is_reported_and_the_log_goes_on() {
+    fn a_failing_terminal_is_reported_and_the_log_goes_on() {
         let (dir, console) = console();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         console.show_on(Box::new(full));
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_noticed_however_it_is_cut_up() {
+    fn a_panic_message_split_across_writes_is_noticed() {
         let (_dir, console) = console();
         let text = b"[ 1.0] ok\r\n[ 1.2] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n\
                      [ 1.3] more\r\n";
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_costs_nothing() {
+    fn a_line_without_end_takes_no_memory() {
         let (_dir, console) = console();
         for _ in 0..1000 {
             console.output(&[b'x'; 1000]);
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn input_goes_to_the_guest_that_is_there() {
+    fn input_is_dropped_until_a_guest_is_connected() {
         let (_dir, console) = console();
         console.input(b"lost");
         let (sender, receiver) = std::sync::mpsc::channel();

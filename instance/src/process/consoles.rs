@@ -8,21 +8,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use crate::images::image::Image;
 use crate::process::console::Console;
 use crate::{Error, Result};
 use machine::Serial;
 use machine::virtio::console::{ConsoleSpec, Size as HvcSize};
 
-/// The console devices. What a person types goes to the one that the image names. The serial port is always
+/// The console devices. What a person types goes to the guest's device `main`. The serial port is always
 /// there: until the driver of `hvc0` is loaded, it alone can say why a kernel does not come up.
 pub fn consoles(
-    image: &Image,
+    main: &str,
     console: &Console,
     terminal: Option<(u16, u16)>,
 ) -> Result<(Option<ConsoleSpec>, Serial)> {
     let input = keyboard(console)?;
-    if !image.manifest().console.starts_with("hvc") {
+    if !main.starts_with("hvc") {
         return Ok((
             None,
             Serial {

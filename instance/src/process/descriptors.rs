@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_inherited_is_not_handed_on() {
+    fn inherited_descriptors_are_not_passed_to_children() {
         for mark in [keep_from_children, one_by_one] {
             let descriptor = inheritable();
             assert!(is_handed_on(&descriptor));

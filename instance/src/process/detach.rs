@@ -26,6 +26,8 @@ pub const COMMAND: &str = "own";
 pub const LOG: &str = "vmm.log";
 
 const RUNNING: &str = "running";
+/// It runs, but no saved guest goes on; what follows is why.
+const BOOTS: &str = "running, booted: ";
 /// All that the new process is given of its caller's environment: where things are kept, and how much it
 /// logs. The rest may hold secrets, and an instance runs for months.
 const KEPT: [&str; 6] = [
@@ -38,11 +40,12 @@ const KEPT: [&str; 6] = [
 ];
 
 /// Starts the instance process of `held`, which is pending, and returns when its guest runs. `per_run` is
-/// what is asked of this run.
-pub fn spawn(mut held: LockedInstance, per_run: &PerRun) -> Result<()> {
+/// what is asked of this run. Returns why the guest's kernel boots, where a saved guest was to go on.
+pub fn spawn(mut held: LockedInstance, per_run: &PerRun) -> Result<Option<String>> {
     let id = held.record().id.clone();
     let answer = match start_owner(&held, per_run) {
-        Ok(answer) if answer == RUNNING => return Ok(()),
+        Ok(answer) if answer == RUNNING => return Ok(None),
+        Ok(answer) if answer.starts_with(BOOTS) => return Ok(answer.strip_prefix(BOOTS).map(str::to_owned)),
         Ok(answer) => answer,
         Err(error) => error.to_string(),
     };
@@ -106,9 +109,12 @@ fn kept(all: impl Iterator<Item = (OsString, OsString)>) -> impl Iterator<Item =
 pub struct Report(File);
 
 impl Report {
-    /// The guest runs.
-    pub fn running(self) {
-        self.say(RUNNING);
+    /// The guest runs; its kernel boots `instead` of a saved guest that was to go on, if so.
+    pub fn running(self, instead: Option<&str>) {
+        match instead {
+            None => self.say(RUNNING),
+            Some(why) => self.say(&format!("{BOOTS}{}", why.replace('\n', "; "))),
+        }
     }
 
     /// It does not, and never will.
@@ -116,7 +122,7 @@ impl Report {
         self.say(&reason.replace('\n', "; "));
     }
 
-    /// Nobody may be listening any more.
+    /// The receiver may be gone.
     fn say(mut self, line: &str) {
         let _ = writeln!(self.0, "{line}");
     }
@@ -146,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_environment_is_left_behind_but_for_where_things_are() {
+    fn only_listed_variables_are_passed_on() {
         let all = ["HOME", "AWS_SECRET_ACCESS_KEY", "XDG_STATE_HOME", "PATH", "home"];
         let all = all.map(|name| (name.into(), "x".into()));
         let names: Vec<_> = kept(all.into_iter()).map(|(name, _)| name).collect();

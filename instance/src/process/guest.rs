@@ -1,11 +1,30 @@
-//! A guest as the process that runs it sees it: something that runs, is paused and is ended. How its machine
-//! is made is not known here.
+//! The interface of a guest to the instance process: run, pause, end. How its machine is built is not known
+//! here.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use crate::Result;
 use crate::store::pause::NoSpace;
 use machine::Outcome;
+
+/// How a run of a guest begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Beginning {
+    /// Its kernel boots.
+    Booted {
+        /// Why no saved guest goes on, where one was to.
+        instead: Option<String>,
+    },
+    /// A saved guest goes on.
+    Restored,
+}
+
+impl Default for Beginning {
+    fn default() -> Beginning {
+        Beginning::Booted { instead: None }
+    }
+}
 
 /// One run of a guest: from its first instruction to power-off or reset.
 pub trait Guest {
@@ -14,6 +33,10 @@ pub trait Guest {
     fn killer(&self) -> Arc<dyn Fn() + Send + Sync>;
     /// What pauses it, from any thread.
     fn control(&self) -> Arc<dyn GuestControl>;
+    /// How it begins.
+    fn beginning(&self) -> Beginning {
+        Beginning::default()
+    }
     /// What to call when its processors are held for want of space. Called before `run`.
     fn report_space(&mut self, hook: SpaceHook);
     /// Runs the guest until it ends, and calls `started` on this thread when its first processor runs.
@@ -27,6 +50,9 @@ pub trait GuestControl: Send + Sync {
     fn pause(&self) -> bool;
     /// Goes on after [`pause`](GuestControl::pause).
     fn resume(&self);
+    /// Writes RAM to `memory`, which is empty, and returns the state of processors and devices. The guest is
+    /// paused.
+    fn save(&self, memory: &File) -> Result<Vec<u8>>;
     /// Has the writes that wait for space carried out again. What came of it is reported to the
     /// [`SpaceHook`].
     fn retry(&self);

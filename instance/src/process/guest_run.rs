@@ -1,11 +1,13 @@
-//! One run of a machine, with what works for it in the background.
+//! One run of a machine, with its background threads.
 
+use std::fs::File;
 use std::sync::Arc;
 
-use crate::Result;
-use crate::process::guest::{Guest, GuestControl, SpaceHook};
+use crate::process::guest::{Beginning, Guest, GuestControl, SpaceHook};
 use crate::process::space_watch::{Remote, SpaceWatch};
+use crate::{Error, Result};
 use machine::block::volume::{Hydration, Volume as RootVolume};
+use machine::snapshot::State;
 use machine::{Handle, Machine, Outcome};
 
 /// A machine and what works for it in the background.
@@ -15,6 +17,7 @@ pub struct GuestRun {
     lazy: Option<Arc<RootVolume>>,
     space: SpaceWatch,
     space_hook: Option<SpaceHook>,
+    beginning: Beginning,
 }
 
 impl GuestRun {
@@ -25,7 +28,13 @@ impl GuestRun {
             lazy,
             space,
             space_hook: None,
+            beginning: Beginning::default(),
         }
+    }
+
+    /// It begins so.
+    pub fn begun(self, beginning: Beginning) -> GuestRun {
+        GuestRun { beginning, ..self }
     }
 }
 
@@ -45,6 +54,10 @@ impl Guest for GuestRun {
         })
     }
 
+    fn beginning(&self) -> Beginning {
+        self.beginning.clone()
+    }
+
     fn report_space(&mut self, hook: SpaceHook) {
         self.space_hook = Some(hook);
     }
@@ -55,6 +68,7 @@ impl Guest for GuestRun {
             lazy,
             space,
             space_hook,
+            beginning: _,
         } = *self;
         let (mut hydration, mut watch) = (None, None);
         let handle = machine.handle();
@@ -96,6 +110,16 @@ impl GuestControl for Controls {
 
     fn resume(&self) {
         self.handle.resume();
+    }
+
+    fn save(&self, memory: &File) -> Result<Vec<u8>> {
+        let state = self.handle.save(memory, 0)?;
+        let length = State::from_bytes(&state)?.about().memory;
+        // Zero pages at the end were not written.
+        memory
+            .set_len(length)
+            .map_err(Error::os("writing the guest's memory"))?;
+        Ok(state)
     }
 
     fn retry(&self) {

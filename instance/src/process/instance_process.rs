@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::process::console::Console;
-use crate::process::guest::{Guest, GuestControl};
+use crate::process::guest::{Beginning, Guest, GuestControl};
 use crate::process::subscription::{Subscribers, Subscription};
 use crate::store::LockedInstance;
 use crate::store::pause::Paused;
@@ -22,6 +22,7 @@ use machine::sandbox::{self, Kind};
 use machine::virtio::determinism::Determinism;
 
 mod pause;
+mod save;
 
 /// Events that a subscriber may lag behind before it is cut off; a run has about ten.
 const EVENT_BACKLOG: usize = 256;
@@ -47,7 +48,7 @@ pub struct StatusEvent {
     pub state: State,
     /// Whether the guest's agent is there.
     pub ready: bool,
-    /// Why its processors stand still, if they do. A process of an older release does not say.
+    /// Why it is paused, if it is. A process of an older release does not say.
     #[serde(default)]
     pub paused: Option<Paused>,
     /// How it ended, once it has.
@@ -81,13 +82,17 @@ struct Inner {
     control: Option<Arc<dyn GuestControl>>,
     /// Counts what was reported about pauses and space.
     space_reports: u64,
-    /// Somebody wants it gone: a reset from the guest no longer means a reboot.
+    /// A stop was requested: a reset from the guest no longer means a reboot.
     stopping: bool,
     killed: bool,
     /// The guest has executed its first instruction in this process.
     ran: bool,
     /// How the image's main program has ended in this run, if it has.
     exited: Option<u8>,
+    /// How this run has begun.
+    beginning: Beginning,
+    /// The guest was saved to go on at the next start.
+    hibernated: bool,
     watchers: Subscribers<StatusEvent>,
 }
 
@@ -118,6 +123,8 @@ impl InstanceProcess {
                 killed: false,
                 ran: false,
                 exited: None,
+                beginning: Beginning::default(),
+                hibernated: false,
                 watchers: Subscribers::default(),
             }),
             changed: Condvar::new(),
@@ -156,9 +163,14 @@ impl InstanceProcess {
         self.lock().ran
     }
 
+    /// How the run has begun.
+    pub fn beginning(&self) -> Beginning {
+        self.lock().beginning.clone()
+    }
+
     /// Runs the guest, again after each reboot, until it ends for good; then writes that down and hands the
     /// instance back, stopped. `build` makes one inner. `surround` sets up what serves the guest's users; it
-    /// is called once, when the first life runs already, because none of it has to be there before.
+    /// is called once, when the first run has begun, because nothing needs it before.
     pub fn run(
         self: &Arc<Self>,
         mut build: impl FnMut(&Record, &Path, &Console) -> Result<Box<dyn Guest>>,
@@ -197,6 +209,7 @@ impl InstanceProcess {
             inner.killer = Some(killer);
             inner.control = Some(guest.control());
             inner.ran = true;
+            inner.beginning = guest.beginning();
             inner.exited = None;
         }
         let mut begun = Ok(());
@@ -214,6 +227,7 @@ impl InstanceProcess {
         begun?;
         let panic = self.console.take_panic();
         Ok(match (outcome?, panic) {
+            (Outcome::Killed, _) if inner.hibernated => Some(Ending::Hibernated),
             (Outcome::Killed, _) => Some(Ending::Killed),
             (Outcome::Reset | Outcome::TripleFault, Some(line)) => Some(Ending::Panicked(line)),
             (Outcome::TripleFault, None) => Some(Ending::Crashed),
@@ -229,14 +243,15 @@ impl InstanceProcess {
             Some(on_started) => {
                 self.console.prepare();
                 on_started()?;
-                (Event::Started, "launched")
+                (Event::Started, launched(&self.beginning()))
             }
-            None => (Event::Rebooted, "rebooted by the guest"),
+            None => (Event::Rebooted, "rebooted by the guest".to_owned()),
         };
         let mut inner = self.lock();
         if !inner.stopping {
-            inner.update(event, reason, |r| {
-                r.ready = false;
+            inner.update(event, &reason, |r| {
+                // A guest that goes on may be ready already in its first run.
+                r.ready &= event == Event::Started;
                 r.paused = None;
                 r.owner = Some(std::process::id());
             })?;
@@ -264,7 +279,7 @@ impl InstanceProcess {
             .ok_or_else(|| Error::HasEnded(self.id.to_string()))
     }
 
-    /// The guest's agent has reported itself.
+    /// The guest's agent has connected.
     pub fn set_ready(&self) {
         let mut inner = self.lock();
         if inner.held.is_some() && !inner.record.ready {
@@ -435,6 +450,15 @@ impl Inner {
             self.record = held.record().clone();
         }
         self.watchers.publish(&status(&self.record));
+    }
+}
+
+/// What is said of a run that has begun so.
+fn launched(beginning: &Beginning) -> String {
+    match beginning {
+        Beginning::Booted { instead: None } => "launched".into(),
+        Beginning::Booted { instead: Some(why) } => format!("launched; it boots: {why}"),
+        Beginning::Restored => "launched from a running guest".into(),
     }
 }
 

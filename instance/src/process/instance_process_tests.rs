@@ -1,5 +1,7 @@
-//! Lives of guests that are scripted.
+//! The instance process with scripted guests.
 
+use std::fs::File;
+use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
@@ -9,6 +11,7 @@ use crate::store::Store;
 use crate::store::home::Home;
 use crate::store::instances::tests::draft;
 use crate::store::pause::NoSpace;
+use crate::store::saved::{Purpose, SavedFiles};
 
 /// A guest that ends as the test says.
 struct Scripted {
@@ -22,6 +25,8 @@ struct Scripted {
 struct Switch {
     asked: Mutex<Vec<&'static str>>,
     hook: Mutex<Option<SpaceHook>>,
+    /// The next attempt to save fails.
+    broken: Mutex<bool>,
     /// What an attempt to write again reports.
     outcome: Mutex<Option<NoSpace>>,
 }
@@ -39,6 +44,15 @@ impl GuestControl for Switch {
     }
     fn resume(&self) {
         self.asked.lock().unwrap().push("resume");
+    }
+    fn save(&self, memory: &File) -> Result<Vec<u8>> {
+        self.asked.lock().unwrap().push("save");
+        if *self.broken.lock().unwrap() {
+            return Err(Error::HasEnded("the script".into()));
+        }
+        let mut memory = memory;
+        memory.write_all(b"memory").unwrap();
+        Ok(b"state".to_vec())
     }
     fn retry(&self) {
         self.asked.lock().unwrap().push("retry");
@@ -121,13 +135,13 @@ impl World {
     }
 }
 
-fn deaf() -> Ask {
+fn unresponsive() -> Ask {
     Box::new(|_, _| Err(Error::Agent(AgentError::Absent)))
 }
 
 #[test]
 fn a_guest_that_powers_off_leaves_a_stopped_instance() {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let run = world.runs.recv().unwrap();
     run.send(Outcome::PowerOff).unwrap();
     let (store, id) = (world.store.clone(), world.process.id().clone());
@@ -141,7 +155,7 @@ fn a_guest_that_powers_off_leaves_a_stopped_instance() {
 
 #[test]
 fn a_reset_is_a_reboot_and_readiness_starts_anew() {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let first = world.runs.recv().unwrap();
     let (_, mut news) = world.process.watch().unwrap();
     while world.recorded().state != State::Running {
@@ -160,7 +174,7 @@ fn a_reset_is_a_reboot_and_readiness_starts_anew() {
 
 #[test]
 fn a_panic_is_not_taken_for_a_reboot() {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let run = world.runs.recv().unwrap();
     world
         .process
@@ -171,7 +185,7 @@ fn a_panic_is_not_taken_for_a_reboot() {
 }
 
 #[test]
-fn a_polite_guest_is_not_killed() {
+fn a_guest_that_shuts_down_is_not_killed() {
     let (asked, requests) = channel();
     let world = World::start(Box::new(move |_, shutdown| {
         let _ = asked.send(shutdown);
@@ -190,15 +204,15 @@ fn a_polite_guest_is_not_killed() {
 
 /// The guest's PID 1 says how the main program has ended, waits until that is noted, and powers off.
 #[test]
-fn the_end_of_the_main_program_is_the_instances() {
+fn the_status_of_the_main_program_is_the_runs_ending() {
     use guest_init::proto::{END_PORT, Ended, Frame, Kind, write_frame};
     use std::io::{Read, Write};
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let run = world.runs.recv().unwrap();
     crate::guest::readiness::listen_for_end(&world.process, Determinism::default()).unwrap();
     let name = format!("{}_{END_PORT}", crate::store::sockets::VSOCK);
     let connect = || crate::store::sockets::connect(world.process.directory(), &name).unwrap();
-    // What is no such message is ignored, and does not keep the next one from being heard.
+    // Other messages are ignored, and do not affect the next one.
     connect().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     drop(connect());
     let mut guest = connect();
@@ -211,8 +225,8 @@ fn the_end_of_the_main_program_is_the_instances() {
 
 /// A reset is another run, whose end is its own.
 #[test]
-fn the_status_of_one_life_is_not_the_next_ones() {
-    let world = World::start(deaf());
+fn the_status_of_one_run_is_not_the_next_ones() {
+    let world = World::start(unresponsive());
     let first = world.runs.recv().unwrap();
     world.process.set_exited(3);
     first.send(Outcome::Reset).unwrap();
@@ -222,8 +236,8 @@ fn the_status_of_one_life_is_not_the_next_ones() {
 }
 
 #[test]
-fn a_deaf_guest_is_killed_when_patience_is_over() {
-    let world = World::start(deaf());
+fn a_guest_that_ignores_the_request_is_killed_at_the_timeout() {
+    let world = World::start(unresponsive());
     let _run = world.runs.recv().unwrap();
     world
         .process
@@ -233,8 +247,8 @@ fn a_deaf_guest_is_killed_when_patience_is_over() {
 }
 
 #[test]
-fn watchers_hear_the_end_and_then_nothing() {
-    let world = World::start(deaf());
+fn subscribers_receive_the_end_and_nothing_after_it() {
+    let world = World::start(unresponsive());
     let run = world.runs.recv().unwrap();
     let (_, news) = world.process.watch().unwrap();
     run.send(Outcome::PowerOff).unwrap();
@@ -259,7 +273,7 @@ fn a_machine_that_cannot_be_built_ends_the_instance_with_the_reason() {
     let held = store.create(draft(None), |_, _| Ok(())).unwrap();
     let id = held.record().id.clone();
     let console = Console::new(held.directory());
-    let process = InstanceProcess::new(held, console, deaf(), Determinism::default());
+    let process = InstanceProcess::new(held, console, unresponsive(), Determinism::default());
     let (ending, held) = process
         .run(|_, _, _| Err(Error::NoRoot("no memory: it".into())), || Ok(()))
         .unwrap();
@@ -280,7 +294,7 @@ fn full(free: u64) -> NoSpace {
 
 #[test]
 fn a_full_disk_is_in_the_record_until_there_is_space() {
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let run = world.runs.recv().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
@@ -310,7 +324,7 @@ fn a_full_disk_is_in_the_record_until_there_is_space() {
 }
 
 #[test]
-fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
+fn stop_resumes_a_paused_guest_and_stop_without_time_ends_it() {
     let (asked, requests) = channel();
     let world = World::start(Box::new(move |_, shutdown| {
         let _ = asked.send(shutdown);
@@ -330,7 +344,7 @@ fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
     run.send(Outcome::PowerOff).unwrap();
     assert_eq!(world.end(), Ending::PoweredOff);
 
-    let world = World::start(deaf());
+    let world = World::start(unresponsive());
     let _run = world.runs.recv().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
@@ -341,8 +355,8 @@ fn a_paused_guest_goes_on_for_a_polite_stop_and_is_ended_by_an_impatient_one() {
 }
 
 #[test]
-fn a_full_disk_does_not_keep_an_instance_from_its_end() {
-    let world = World::start(deaf());
+fn an_instance_can_be_ended_although_the_disk_is_full() {
+    let world = World::start(unresponsive());
     let _run = world.runs.recv().unwrap();
     while world.recorded().state != State::Running {
         std::thread::yield_now();
@@ -356,4 +370,54 @@ fn a_full_disk_does_not_keep_an_instance_from_its_end() {
     let process = Arc::clone(&world.process);
     assert_eq!(world.end(), Ending::Killed);
     assert_eq!(process.record().paused, None);
+}
+
+/// A world whose guest runs.
+fn running() -> (World, Sender<Outcome>) {
+    let world = World::start(unresponsive());
+    let run = world.runs.recv().unwrap();
+    while world.recorded().state != State::Running {
+        std::thread::yield_now();
+    }
+    (world, run)
+}
+
+#[test]
+fn a_guest_is_saved_for_an_image_while_it_is_paused_and_goes_on() {
+    let (world, run) = running();
+    let files = SavedFiles::new(world.process.directory(), Purpose::Image);
+    let refused = world.process.save().unwrap_err().to_string();
+    assert!(refused.contains("not paused"), "{refused}");
+    world.process.pause().unwrap();
+    world.process.save().unwrap();
+    assert_eq!(std::fs::read(&files.memory).unwrap(), b"memory");
+    assert_eq!(std::fs::read(&files.state).unwrap(), b"state");
+    world.process.resume().unwrap();
+    assert_eq!(*world.switch.asked.lock().unwrap(), ["pause", "save", "resume"]);
+    run.send(Outcome::PowerOff).unwrap();
+    assert_eq!(world.end(), Ending::PoweredOff);
+}
+
+#[test]
+fn a_hibernated_guest_is_saved_and_ends_and_one_that_cannot_be_saved_goes_on() {
+    let (world, _run) = running();
+    let files = SavedFiles::new(world.process.directory(), Purpose::Hibernation);
+    *world.switch.broken.lock().unwrap() = true;
+    world.process.hibernate().unwrap_err();
+    assert!(!files.exist());
+    assert_eq!(world.recorded().state, State::Running);
+    *world.switch.broken.lock().unwrap() = false;
+    world.process.hibernate().unwrap();
+    assert_eq!(
+        *world.switch.asked.lock().unwrap(),
+        ["pause", "save", "resume", "pause", "save"]
+    );
+    let (store, id) = (world.store.clone(), world.process.id().clone());
+    let _kept = world.end_keeping(Ending::Hibernated);
+    assert!(files.exist());
+    let record = store.reconcile(&id).unwrap();
+    assert_eq!(
+        (record.state, record.ending),
+        (State::Stopped, Some(Ending::Hibernated))
+    );
 }

@@ -165,6 +165,12 @@ impl Launch {
         Ok(Launch { user_data, ..self })
     }
 
+    /// The id that its instances share, if the caller has one for them.
+    pub fn reserved(self, reservation: Option<ReservationId>) -> Launch {
+        let reservation = reservation.unwrap_or(self.reservation);
+        Launch { reservation, ..self }
+    }
+
     /// The id that its instances share.
     pub fn reservation(&self) -> &ReservationId {
         &self.reservation
@@ -299,7 +305,7 @@ impl Launch {
             }
             record.image.linked = link(&self.image, &base_link(&planned));
             for volume in &record.volumes {
-                // The directory does not bear its final name yet.
+                // The directory does not have its final name yet.
                 let path = match volume.path.strip_prefix(&planned) {
                     Ok(inside) => directory.join(inside),
                     Err(_) => volume.path.clone(),
@@ -362,8 +368,8 @@ pub struct Fresh {
     pub root: Option<volume::Volume>,
 }
 
-/// Gives the instance a name of its own for the image's file, so that nobody can take the file away. Not
-/// possible across file systems, or for another user's file; then the image stays where it is.
+/// Gives the instance a name of its own for the image's file, so that the file cannot be deleted by others.
+/// Not possible across file systems, or for another user's file; then the image stays where it is.
 fn link(image: &Image, to: &Path) -> bool {
     match fs::hard_link(image.path(), to) {
         Ok(()) => true,

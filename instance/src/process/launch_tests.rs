@@ -32,7 +32,7 @@ fn a_launch_makes_a_sparse_root_volume_of_the_images_size() {
 }
 
 #[test]
-fn the_instance_keeps_its_image_though_the_file_goes() {
+fn an_instance_keeps_its_image_when_the_file_is_deleted() {
     let (_dir, store, image) = world();
     let held = launch(&store, &image).prepare(0).unwrap();
     fs::remove_file(&image).unwrap();
@@ -44,17 +44,17 @@ fn the_instance_keeps_its_image_though_the_file_goes() {
 }
 
 #[test]
-fn an_image_that_was_exchanged_is_noticed() {
+fn a_replaced_image_is_noticed() {
     let (dir, store, image) = world();
     let mut held = launch(&store, &image).prepare(0).unwrap();
     held.change(|r| r.image.linked = false).unwrap();
     test_image::write(dir.path(), "hello", 6);
     let refused = Image::of_instance(held.record(), held.directory()).unwrap_err();
-    assert!(refused.to_string().contains("another image"), "{refused}");
+    assert!(refused.to_string().contains("was launched from"), "{refused}");
 }
 
 #[test]
-fn volumes_go_or_stay_as_asked() {
+fn volumes_are_deleted_or_kept_as_requested() {
     let (dir, store, image) = world();
     let mine = dir.path().join("mine.img");
     fs::write(&mine, vec![1; 4096]).unwrap();

@@ -1,5 +1,4 @@
-//! What was measured of a boot, for people and for programs: when each step was reached, and the exits up to
-//! it.
+//! Measurements of a boot, as a table and as JSON: when each step was reached, and the exits up to it.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -204,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn exits_stand_in_a_line_for_each_register_and_a_column_for_each_step() {
+    fn exits_have_a_line_for_each_register_and_a_column_for_each_step() {
         let early = vec![exit(0xc000_1070, "virtio vda Status", 5)];
         let late = vec![
             exit(0xc000_1070, "virtio vda Status", 6),

@@ -1,14 +1,16 @@
-//! What runs a guest: the process of an instance, from its record to the guest's end.
+//! The instance process: from the record of an instance to the end of its guest.
 //!
 //! | file | what |
 //! |---|---|
 //! | `launch` | from an image to a record, a directory and volumes |
-//! | `preflight` | what a launch would be refused for |
-//! | `detach` | the instance process apart from the command that launched it |
-//! | `instance_process` | its main loop: run the guest, again after a reboot, until it ends for good |
+//! | `startup` | what the program does first |
+//! | `preflight` | checks before a launch |
+//! | `detach` | starting the instance process in the background |
+//! | `instance_process` | its main loop: run the guest, again after a reboot, until it stops |
 //! | `assemble`, `guest_run` | the machine of one run, and its run |
-//! | `confine`, `descriptors`, `janitor` | what the process may reach, and what removes its directory |
-//! | `console`, `consoles`, `network`, `space_watch` | what the guest's devices are connected to |
+//! | `restore` | the saved guest that a run goes on with instead of booting |
+//! | `confine`, `descriptors`, `janitor` | the rights of the process, and the helper that removes its directory |
+//! | `console`, `consoles`, `network`, `space_watch` | the host's side of the guest's devices |
 
 pub(crate) mod assemble;
 pub(crate) mod confine;
@@ -25,6 +27,8 @@ mod measure;
 pub(crate) mod network;
 pub mod per_run;
 pub(crate) mod preflight;
+pub mod restore;
 mod search;
 mod space_watch;
+pub mod startup;
 pub(crate) mod subscription;

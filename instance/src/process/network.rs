@@ -128,7 +128,7 @@ pub fn check_device(network: &Network) -> Result<()> {
 }
 
 /// A locally administered address that follows from the id, so that it survives stop and start.
-fn mac(id: &InstanceId) -> [u8; 6] {
+pub fn mac(id: &InstanceId) -> [u8; 6] {
     let bytes = id.platform_uuid().into_bytes();
     [0x02, bytes[11], bytes[12], bytes[13], bytes[14], bytes[15]]
 }
@@ -187,7 +187,7 @@ pub fn user_data(directory: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 /// What the metadata service knows.
-fn documents(
+pub fn documents(
     record: &Record,
     directory: &Path,
     image: &Image,
@@ -207,9 +207,16 @@ fn documents(
         ami_id: record.image.id.clone(),
         ami_launch_index: record.launch_index,
         instance_id: record.id.to_string(),
-        instance_type: format!("kiln.{cpus}x{}", memory >> 20),
+        instance_type: instance_type(record, cpus, memory),
         local_hostname: hostname(record).into(),
         local_ipv4: addresses.map(|a| a.guest),
+        public_ipv4: record.public_address(),
+        security_groups: record
+            .config
+            .security_groups
+            .iter()
+            .map(|g| (g.id.clone(), g.name.clone()))
+            .collect(),
         prefix: addresses.map_or(0, |a| a.prefix),
         mac: mac(&record.id),
         public_keys: record.config.ssh_keys.iter().enumerate().map(key).collect(),
@@ -220,6 +227,12 @@ fn documents(
         tags: tags(record),
         user_data: user_data(directory)?,
     })
+}
+
+/// The type that the launch named, or one that says what the machine has.
+fn instance_type(record: &Record, cpus: u32, memory: u64) -> String {
+    let named = record.config.instance_type.clone();
+    named.unwrap_or_else(|| format!("kiln.{cpus}x{}", memory >> 20))
 }
 
 /// EC2's virtual names: `ami` and `root` for the first volume, `ebs1` and so on for the others, `ephemeral0`

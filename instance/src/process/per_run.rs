@@ -1,10 +1,11 @@
-//! What is asked of one run of an instance and not kept in its record.
+//! Options of one run of an instance, which are not kept in its record.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::Error;
+use crate::process::restore::Begin;
 use crate::store::limits::Limits;
 use machine::accel::Profiling;
 use machine::sandbox::Mode;
@@ -32,12 +33,27 @@ pub struct PerRun {
     pub exits: bool,
     /// Whether instructions are time, so that every run is the same.
     pub icount: bool,
+    /// How the first run begins; after a reboot the kernel boots.
+    pub begin: Begin,
+    /// Which devices the machine has.
+    pub devices: Devices,
     /// What it takes of this host.
     pub host: HostUse,
     /// Where the processor's profile goes.
     pub profile: Option<Arc<Profiling>>,
     /// Other files that the process writes at the end.
     pub outputs: Vec<PathBuf>,
+}
+
+/// Which of an instance's devices its machine has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Devices {
+    /// All of them.
+    #[default]
+    All,
+    /// No vsock, so that the agent is out of reach, and the serial port as the only console.
+    Basic,
 }
 
 /// Where the steps of a boot are reported.
@@ -97,6 +113,8 @@ struct Message {
     timing: Option<Timing>,
     exits: bool,
     icount: bool,
+    begin: Begin,
+    devices: Devices,
     sandbox: String,
     disk_engine: DiskEngine,
     direct: Direct,
@@ -112,6 +130,8 @@ impl PerRun {
             timing,
             exits,
             icount,
+            begin,
+            devices,
             host:
                 HostUse {
                     sandbox,
@@ -129,6 +149,8 @@ impl PerRun {
             timing: timing.as_ref().map(absolute).transpose()?,
             exits: *exits,
             icount: *icount,
+            begin: *begin,
+            devices: *devices,
             sandbox: sandbox.name().to_owned(),
             disk_engine: *disk_engine,
             direct: *direct,
@@ -145,6 +167,8 @@ impl PerRun {
             timing,
             exits,
             icount,
+            begin,
+            devices,
             sandbox,
             disk_engine,
             direct,
@@ -155,6 +179,8 @@ impl PerRun {
             timing,
             exits,
             icount,
+            begin,
+            devices,
             host: HostUse {
                 sandbox,
                 disk_engine,
@@ -190,10 +216,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_arrives_as_it_was_sent() {
+    fn options_of_one_run_round_trip() {
         let sent = PerRun {
             timing: Some(Timing::File("timing.json".into())),
             icount: true,
+            begin: Begin::RestoreOnly,
+            devices: Devices::Basic,
             host: HostUse {
                 sandbox: Mode::Required,
                 disk_engine: DiskEngine::IoUring,
@@ -206,6 +234,8 @@ mod tests {
         let file = Timing::File(std::path::absolute("timing.json").unwrap());
         assert_eq!(arrived.timing, Some(file));
         assert!(arrived.icount && !arrived.exits);
+        assert_eq!(arrived.begin, Begin::RestoreOnly);
+        assert_eq!(arrived.devices, Devices::Basic);
         assert!(PerRun::from_json("{}").is_err());
         let text = sent.to_json().unwrap().replace("required", "perhaps");
         assert!(PerRun::from_json(&text).unwrap_err().contains("perhaps"));

@@ -1,4 +1,4 @@
-//! What a launch would be refused for, found without launching anything.
+//! Checks whether a launch would be refused, without launching anything.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -53,10 +53,10 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
         architecture,
         cpus: cpus.try_into().unwrap_or(u8::MAX),
         memory: config.memory.unwrap_or(image.manifest().default_memory),
-        accel: Arc::new(chosen?),
+        accel: Arc::new(chosen?.with_model(config.cpu)?),
         kernel: part_or(config.kernel.as_deref(), || image.kernel())?,
         initrd: Some(part_or(config.initrd.as_deref(), || image.initramfs())?),
-        cmdline: command_line(image, record, &[]),
+        cmdline: command_line(image, record, &image.manifest().console, &[]),
         serial: None,
         devices: Vec::new(),
         uuid: None,
@@ -64,7 +64,7 @@ fn machine_can_be_built(store: &Store, image: &Image, record: &Record, per_run: 
         statistics: false,
         timeline: Arc::new(Timeline::start()),
     };
-    Machine::build(spec)?;
+    Machine::build(spec, None)?;
     Ok(())
 }
 
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_taken_or_none_are_refused() {
+    fn taken_and_invalid_names_are_refused() {
         let world = World::new();
         let launch = world.launch().name(Some("web".into()));
         let _held = launch.prepare(0).unwrap();
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_cannot_be_are_refused() {
+    fn impossible_sizes_are_refused() {
         let world = World::new();
         let small = world.launch().root(Some(1 << 20), RootCopy::Lazy);
         assert!(world.refused(&small).contains("smaller than"));
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_and_devices_that_are_not_to_be_had_are_refused() {
+    fn unavailable_ports_and_devices_are_refused() {
         let world = World::new();
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let number = taken.local_addr().unwrap().port();
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn machines_that_cannot_be_are_refused() {
+    fn impossible_machines_are_refused() {
         let world = World::new();
         let config = |cpus, memory| Config {
             cpus,

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_list_counts_and_only_names_are_taken() {
+    fn the_last_search_line_is_used_and_invalid_names_are_left_out() {
         let text = "search old.example\nnameserver 192.0.2.1\n \
                     search a.example. b_c.example x,kiln.main=none \n\
                     # search z\n";

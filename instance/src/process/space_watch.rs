@@ -31,7 +31,7 @@ enum Message {
     Available(usize),
     /// The root volume could not be filled from the image for want of space.
     NotFilled(io::Error),
-    /// Somebody asks for a new attempt.
+    /// A new attempt is requested.
     Retry,
     /// The machine has ended.
     Stop,
@@ -91,7 +91,7 @@ impl SpaceWatch {
         })
     }
 
-    /// A remote for whoever controls the guest.
+    /// A handle for the code that controls the guest.
     pub fn remote(&self) -> Remote {
         Remote {
             monitors: self.disks.iter().map(|disk| disk.monitor.clone()).collect(),
@@ -158,7 +158,7 @@ struct Watch {
     disks: Vec<Disk>,
     /// Why a write to each disk waits, if one does.
     full: Vec<Option<io::Error>>,
-    /// Somebody waits for the answer to a request to go on.
+    /// A request to resume waits for its answer.
     asked: bool,
     hook: SpaceHook,
 }
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_processors_are_held_until_no_disk_waits_and_each_attempt_that_was_asked_for_is_answered() {
+    fn processors_are_held_until_no_disk_waits_and_every_requested_attempt_is_answered() {
         let directory = tempfile::tempdir().unwrap();
         let (mut watch, reports) = watch(directory.path());
         let mut held = Vec::new();

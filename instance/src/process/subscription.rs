@@ -57,7 +57,7 @@ impl<T: Clone> Subscribers<T> {
     /// A new subscriber, which is dropped when it lags more than `backlog` items behind.
     ///
     /// # Errors
-    /// When there is no descriptor to be had.
+    /// When no descriptor is available.
     pub fn add(&mut self, backlog: usize) -> io::Result<Subscription<T>> {
         // Where nothing is published for hours, nobody else would notice that they have left.
         self.0.retain(|subscriber| subscriber.wake.strong_count() > 0);
@@ -84,7 +84,7 @@ impl<T: Clone> Subscribers<T> {
         });
     }
 
-    /// Whether nobody is subscribed.
+    /// Whether there are no subscribers.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_have_left_are_forgotten_though_nothing_is_published() {
+    fn closed_subscribers_are_removed_without_a_publication() {
         let mut subscribers = Subscribers::<u8>::default();
         for _ in 0..1000 {
             drop(subscribers.add(8).unwrap());

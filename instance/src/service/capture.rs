@@ -109,18 +109,9 @@ impl CreateImage {
     /// Copies boot parts and root into an image that is not complete yet.
     fn copy(&self, record: &Record, directory: &Path, images: &Images) -> Result<Draft> {
         let image = Image::of_instance(record, directory)?;
-        let root = record
-            .volumes
-            .first()
-            .ok_or_else(|| Error::NoRoot(record.id.to_string()))?;
-        let base = if Volume::needs_base(&root.path)? {
-            Some(image.root()?)
-        } else {
-            None
-        };
-        let volume = Volume::open(&root.path, base)?;
+        let volume = root_volume(record, &image)?;
         let path = Unfinished(images.draft_of(&record.id)?);
-        let writer = write_parts(&path.0, &image, &volume)?;
+        let writer = write_parts(&path.0, &image, &volume, &[])?;
         let file = writer.file().try_clone();
         let lock = Lock::of_new(file.map_err(Error::file("opening", &path.0))?)?;
         Ok(Draft {
@@ -150,34 +141,36 @@ impl CreateImage {
             let part = (root_offset(&writer)?, root_size);
             scrub::scrub(record, &image, accelerator, &path.0, file, part)?;
         }
-        writer.finish(self.manifest(record, &image), &|_| {})?;
+        writer.finish(
+            manifest(&self.name, self.description.as_deref(), record, &image),
+            &|_| {},
+        )?;
         images.adopt(&path.0, Some(&self.name))
     }
+}
 
-    /// The parent's manifest with what is different.
-    fn manifest(&self, record: &Record, image: &Image) -> Manifest {
-        let parent = image.manifest();
-        let mapping = |volume: &crate::store::record::Volume| BlockDeviceMapping {
-            device: volume.device.clone(),
-            size: volume.size,
-            delete_on_termination: volume.delete_on_termination,
-        };
-        // What does not outlive a stop is no part of what an image is made of.
-        let lasting = record.volumes.iter().filter(|v| v.kind != VolumeKind::Ephemeral);
-        Manifest {
-            name: self.name.clone(),
-            description: self
-                .description
-                .clone()
-                .unwrap_or_else(|| parent.description.clone()),
-            // Packages may have been installed since: the parent's lock says nothing of this image.
-            package_lock: None,
-            created: None,
-            parent: record.image.id.parse().ok(),
-            source_instance: Some(record.id.to_string()),
-            block_device_mappings: lasting.map(mapping).collect(),
-            ..parent.clone()
-        }
+/// The parent's manifest with what is different in an image of the instance.
+pub(super) fn manifest(name: &str, description: Option<&str>, record: &Record, image: &Image) -> Manifest {
+    let parent = image.manifest();
+    let mapping = |volume: &crate::store::record::Volume| BlockDeviceMapping {
+        device: volume.device.clone(),
+        size: volume.size,
+        delete_on_termination: volume.delete_on_termination,
+    };
+    // What does not outlive a stop is no part of what an image is made of.
+    let lasting = record.volumes.iter().filter(|v| v.kind != VolumeKind::Ephemeral);
+    Manifest {
+        name: name.to_owned(),
+        description: description.unwrap_or(&parent.description).to_owned(),
+        // Packages may have been installed since: the parent's lock says nothing of this image.
+        package_lock: None,
+        created: None,
+        parent: record.image.id.parse().ok(),
+        source_instance: Some(record.id.to_string()),
+        block_device_mappings: lasting.map(mapping).collect(),
+        // The guest in the parent is not this one.
+        warm: None,
+        ..parent.clone()
     }
 }
 
@@ -191,14 +184,35 @@ fn unclean(record: &Record) -> Option<String> {
     }
 }
 
-/// Begins an image at `path` with the parent's boot parts and the content of `root`.
-fn write_parts(path: &Path, parent: &Image, root: &Volume) -> Result<Writer> {
+/// The root volume of an instance of `image`, to be read.
+pub(super) fn root_volume(record: &Record, image: &Image) -> Result<Volume> {
+    let root = record
+        .volumes
+        .first()
+        .ok_or_else(|| Error::NoRoot(record.id.to_string()))?;
+    let base = if Volume::needs_base(&root.path)? {
+        Some(image.root()?)
+    } else {
+        None
+    };
+    Ok(Volume::open(&root.path, base)?)
+}
+
+/// Begins an image at `path` with the parent's boot parts and the content of `root`, and with room for `more`
+/// parts of these lengths.
+pub(super) fn write_parts(
+    path: &Path,
+    parent: &Image,
+    root: &Volume,
+    more: &[(PartName, u64)],
+) -> Result<Writer> {
     let boot = [PartName::Kernel, PartName::Initramfs];
     let mut lengths = Vec::new();
     for part in boot {
         lengths.push((part, parent.range(part)?.1));
     }
     lengths.push((PartName::Root, root.size()));
+    lengths.extend(more);
     let writer = Writer::create(path, &lengths)?;
     for part in boot {
         let (offset, _) = parent.range(part)?;
@@ -249,7 +263,7 @@ struct Draft {
 }
 
 /// The file of an unfinished image, removed unless it has been moved away.
-struct Unfinished(PathBuf);
+pub(super) struct Unfinished(pub PathBuf);
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
@@ -262,7 +276,7 @@ fn accelerator(store: &Store, record: &Record, image: &Image) -> Result<Arc<Chos
     let guest = image.manifest().architecture;
     let remembered = store.home().kvm_verdict();
     let chosen = accel::choose(record.config.accel, guest, remembered.as_deref())?;
-    Ok(Arc::new(chosen))
+    Ok(Arc::new(chosen.with_model(record.config.cpu)?))
 }
 
 #[cfg(test)]

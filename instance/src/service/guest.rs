@@ -1,5 +1,4 @@
-//! What is asked of the guest of a running instance: to be there, and what its agent, its console and its
-//! ports offer.
+//! Requests to the guest of a running instance: waiting for it, its agent, its console and its ports.
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

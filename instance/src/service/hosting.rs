@@ -1,5 +1,4 @@
-//! The process of an instance from the inside: it holds the lock, runs the guest, and serves those who
-//! control it.
+//! Requests for the instance process itself: hold the lock, run the guest, and serve the control socket.
 //!
 //! A command that launches in the foreground runs the instance itself; a detached one is run by a process
 //! that [`detach`](crate::process::detach) has started.
@@ -12,6 +11,7 @@ use crate::guest::{agent, clock_sync, readiness};
 use crate::process::assemble::{Assembly, TerminalSize};
 use crate::process::console::Console;
 use crate::process::detach::Report;
+use crate::process::guest::Beginning;
 use crate::process::instance_process::InstanceProcess;
 use crate::process::launch::Fresh;
 use crate::process::per_run::PerRun;
@@ -102,8 +102,8 @@ impl Host {
     }
 
     /// Runs the guest until it ends for good. `on_started` is called when it runs and its sockets are there.
-    /// `report`, if there is one, passes that on to the process that started this one. An instance that is not to
-    /// outlive its run is removed.
+    /// `report`, if there is one, passes that on to the process that started this one. An instance that is
+    /// not to outlive its run is removed.
     ///
     /// # Errors
     /// When the end cannot be written down, or what was measured cannot.
@@ -146,10 +146,15 @@ impl Host {
 /// Reports to the command that waits for it whether the guest runs.
 fn report_start(process: &Arc<InstanceProcess>, report: Report) -> Result<()> {
     let (now, events) = process.watch()?;
+    let process = Arc::clone(process);
     let watch = move || {
         for next in std::iter::once(now).chain(events) {
+            let instead = match process.beginning() {
+                Beginning::Booted { instead } => instead,
+                Beginning::Restored => None,
+            };
             match (next.state, next.ending) {
-                (State::Running, _) => return report.running(),
+                (State::Running, _) => return report.running(instead.as_deref()),
                 (State::Stopped, Some(ending)) => return report.failed(&ending.to_string()),
                 _ => {}
             }
@@ -172,7 +177,7 @@ fn take_charge(mut held: LockedInstance, determinism: &Determinism) -> Arc<Insta
 fn serve(
     process: &Arc<InstanceProcess>,
     determinism: &Determinism,
-    on_ready: impl Fn() + Send + 'static,
+    on_ready: impl Fn() + Send + Sync + 'static,
 ) -> Result<()> {
     readiness::listen_for_readiness(process, determinism.clone(), on_ready)?;
     readiness::listen_for_end(process, determinism.clone())?;

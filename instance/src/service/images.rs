@@ -77,7 +77,7 @@ impl Service {
     /// Verifies a file and copies it into the store. Returns the image's id.
     ///
     /// # Errors
-    /// When it is no AMI, or is damaged, or cannot be copied.
+    /// When it is not an AMI, or is damaged, or cannot be copied.
     pub fn register_image(&self, request: &RegisterImage) -> Result<String> {
         self.images.import(&request.path, request.name.as_deref())
     }
@@ -85,7 +85,7 @@ impl Service {
     /// Gives an image a further name, which may have been another's. Returns the image's id.
     ///
     /// # Errors
-    /// When there is no such image, or this is no name.
+    /// When there is no such image, or this is not a name.
     pub fn tag_image(&self, image: &str, name: &str) -> Result<String> {
         self.images.tag(image, name)
     }

@@ -1,11 +1,12 @@
-//! Instances that are there: what is known of them, and the steps of their life cycle.
+//! Requests for existing instances: describing them, and changes of their state.
 
 use std::time::Duration;
 
-use super::{Service, shutdown};
+use super::{Launched, Service, shutdown};
 use crate::process::detach;
 use crate::process::launch::empty_ephemeral;
 use crate::process::per_run::{HostUse, PerRun};
+use crate::process::restore::Begin;
 use crate::store::pause::Paused;
 use crate::store::record::Volume;
 use crate::store::{Entry, LockedInstance};
@@ -48,6 +49,8 @@ pub struct StartInstance {
     pub instance: String,
     /// How its process deals with this host.
     pub host: HostUse,
+    /// Its kernel boots, even if it was hibernated.
+    pub cold: bool,
 }
 
 /// A stop.
@@ -108,20 +111,24 @@ impl Service {
         self.store.reconcile(&self.store.find(instance)?)
     }
 
-    /// Starts a stopped instance, and returns when its guest runs.
+    /// Starts a stopped instance, and returns when its guest runs. One that was hibernated goes on, if it can.
     ///
     /// # Errors
     /// When it is not stopped, or its guest does not run.
-    pub fn start_instance(&self, request: &StartInstance) -> Result<InstanceId> {
+    pub fn start_instance(&self, request: &StartInstance) -> Result<Launched> {
         let id = self.store.find(&request.instance)?;
         let mut held = shutdown::hold(&self.store, &id, Event::Start)?;
         begin(&mut held, "started")?;
         let per_run = PerRun {
             host: request.host,
+            begin: match request.cold {
+                true => Begin::Boot,
+                false => Begin::Resume,
+            },
             ..PerRun::default()
         };
-        detach::spawn(held, &per_run)?;
-        Ok(id)
+        let booted = detach::spawn(held, &per_run)?;
+        Ok(Launched { id, booted })
     }
 
     /// Stops an instance, and returns when it has stopped. One that is stopped already is fine.
@@ -131,6 +138,17 @@ impl Service {
     pub fn stop_instance(&self, request: &StopInstance) -> Result<InstanceId> {
         let id = self.store.find(&request.instance)?;
         shutdown::stop(&self.store, &id, request.timeout)?;
+        Ok(id)
+    }
+
+    /// Saves the guest where it is and stops the instance; the next start goes on from there.
+    ///
+    /// # Errors
+    /// When it does not run, is removed when it stops, or cannot be saved.
+    pub fn hibernate_instance(&self, instance: &str) -> Result<InstanceId> {
+        let (id, _) = self.active(instance, Event::Stop)?;
+        self.client(&id).hibernate()?;
+        shutdown::stop(&self.store, &id, Duration::ZERO)?;
         Ok(id)
     }
 

@@ -6,6 +6,7 @@ use super::Service;
 use crate::images::image::{Image, runnable};
 use crate::process::launch::{Fresh, Launch, RootCopy, VolumeRequest};
 use crate::process::per_run::PerRun;
+use crate::process::restore::Begin;
 use crate::process::{detach, preflight};
 use crate::store::LockedInstance;
 use crate::store::id::ReservationId;
@@ -41,10 +42,15 @@ pub struct RunInstances {
     pub user_data: Option<Vec<u8>>,
     /// What is asked of this run and not kept.
     pub per_run: PerRun,
+    /// The id of the launch, where the caller knows it before; a new one when absent.
+    pub reservation: Option<ReservationId>,
+    /// The place of the first instance in the launch, where others were launched before.
+    pub first_index: u32,
 }
 
 impl RunInstances {
-    /// One instance of `image` as the image's manifest has it.
+    /// One instance of `image` as the image's manifest has it. That of a warm image goes on from its guest, if
+    /// it can.
     pub fn of(image: impl Into<String>) -> RunInstances {
         RunInstances {
             image: image.into(),
@@ -57,7 +63,12 @@ impl RunInstances {
             volumes: Vec::new(),
             auto_remove: false,
             user_data: None,
-            per_run: PerRun::default(),
+            per_run: PerRun {
+                begin: Begin::Restore,
+                ..PerRun::default()
+            },
+            reservation: None,
+            first_index: 0,
         }
     }
 
@@ -98,6 +109,15 @@ impl RunInstances {
     }
 }
 
+/// An instance that was launched.
+#[derive(Debug, Clone)]
+pub struct Launched {
+    /// Its id.
+    pub id: InstanceId,
+    /// Why its kernel boots, where a saved guest was to go on.
+    pub booted: Option<String>,
+}
+
 /// What a launch has made.
 #[derive(Debug)]
 pub struct Reservation {
@@ -117,7 +137,7 @@ impl Service {
         let launches = self.launch_instances(request)?;
         let id = launches.launch.reservation().clone();
         let instances = launches
-            .map(|launched| self.store.reconcile(&launched?))
+            .map(|launched| self.store.reconcile(&launched?.id))
             .collect::<Result<_>>()?;
         Ok(Reservation { id, instances })
     }
@@ -131,7 +151,7 @@ impl Service {
             service: self,
             launch: self.launch(request)?,
             per_run: request.per_run.clone(),
-            left: 0..request.count,
+            left: request.first_index..request.first_index.saturating_add(request.count),
         })
     }
 
@@ -168,6 +188,7 @@ impl Service {
             .user_data(request.user_data.clone())?
             .root(request.root_size, request.root_copy)
             .volumes(request.volumes.clone())
+            .reserved(request.reservation.clone())
             .auto_remove(request.auto_remove))
     }
 }
@@ -183,24 +204,26 @@ pub struct Launches<'a> {
 }
 
 impl Launches<'_> {
-    fn one(&self, index: u32) -> Result<InstanceId> {
+    fn one(&self, index: u32) -> Result<Launched> {
         let held = self.launch.prepare(index)?;
         let id = held.record().id.clone();
-        if let Err(error) = detach::spawn(held, &self.per_run) {
-            // What never ran is nothing to keep.
-            if let Ok(held) = self.service.store.hold(&id, Event::Terminate) {
-                held.remove()?;
+        match detach::spawn(held, &self.per_run) {
+            Ok(booted) => Ok(Launched { id, booted }),
+            Err(error) => {
+                // What never ran is nothing to keep.
+                if let Ok(held) = self.service.store.hold(&id, Event::Terminate) {
+                    held.remove()?;
+                }
+                Err(error)
             }
-            return Err(error);
         }
-        Ok(id)
     }
 }
 
 impl Iterator for Launches<'_> {
-    type Item = Result<InstanceId>;
+    type Item = Result<Launched>;
 
-    fn next(&mut self) -> Option<Result<InstanceId>> {
+    fn next(&mut self) -> Option<Result<Launched>> {
         let index = self.left.next()?;
         let launched = self.one(index);
         if launched.is_err() {

@@ -1,8 +1,9 @@
-//! What can be asked for: requests and answers in plain structs, and errors with a [`Code`](crate::Code).
+//! The interface of this crate: requests and answers in plain structs, and errors with a
+//! [`Code`](crate::Code).
 //!
 //! The command line calls it, and a server for EC2's API can. Nothing here prints, reads an environment
-//! variable or looks at a terminal. An instance or image is named as people name it: by its id, the beginning
-//! of its id, or its name.
+//! variable or uses a terminal. Requests name an instance or image by its id, the beginning of its id, or its
+//! name.
 //!
 //! | file | requests |
 //! |---|---|
@@ -10,7 +11,9 @@
 //! | `instances.rs` | describe, start, stop, reboot, pause, resume, terminate |
 //! | `guest.rs` | waiting for the guest, its agent, its console, its ports |
 //! | `images.rs` | register, describe, tag, export, deregister, create of an instance |
-//! | [`hosting`] | the other side: what the process that runs an instance does |
+//! | `documents.rs` | what the metadata service says, a stop without waiting, what a calling program remembers |
+//! | `snapshot.rs` | warm image of an instance, of an image; clones; hibernation |
+//! | [`hosting`] | for the instance process: run the guest and serve its control socket |
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -38,15 +41,18 @@
 //! ```
 //!
 //! A launched instance runs in a process of its own, which is this program with the arguments `own ID JSON`
-//! ([`detach`](crate::process::detach)): a program that launches instances hands these to [`hosting`].
+//! ([`detach`](crate::process::detach)): a program that launches instances hands these to [`hosting`], and
+//! begins with [`startup`](crate::process::startup).
 
 mod capture;
+mod documents;
 mod guest;
 pub mod hosting;
 mod images;
 mod instances;
 mod launch;
 mod shutdown;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
@@ -56,12 +62,14 @@ use crate::store::Store;
 use crate::store::home::Home;
 use crate::{InstanceId, Result};
 
+pub use documents::metadata;
 pub use guest::{ReadyInstance, WaitFor};
 pub use images::{CreateImage, CreatedImage, DeregisterImage, RegisterImage};
 pub use instances::{
     DescribeInstances, DescribedInstances, StartInstance, StopInstance, TerminateInstance, Terminated,
 };
-pub use launch::{Launches, Reservation, RunInstances};
+pub use launch::{Launched, Launches, Reservation, RunInstances};
+pub use snapshot::{CloneInstance, SnapshotInstance, Snapshotted, WarmImage};
 
 /// Instances and images of one user.
 #[derive(Debug, Clone)]

@@ -88,7 +88,7 @@ fn kill(directory: &Path) -> Result<bool> {
     Ok(process.wait(EXIT_TIMEOUT))
 }
 
-/// Takes hold of an instance that nobody runs, as [`Store::hold`] does. One whose process has been killed a
+/// Locks an instance that does not run, as [`Store::hold`] does. One whose process has been killed a
 /// moment ago is waited for: the kernel takes such a process apart after the kill has returned, and only then
 /// gives up its locks.
 ///
@@ -111,7 +111,7 @@ pub fn hold(store: &Store, id: &InstanceId, event: Event) -> Result<LockedInstan
     store.hold(id, event)
 }
 
-/// Whether nobody runs `id` any more; of one that is removed when it stops nothing is left.
+/// Whether `id` no longer runs; of one that is removed when it stops nothing is left.
 pub fn has_ended(store: &Store, id: &InstanceId) -> Result<bool> {
     match store.reconcile(id) {
         Ok(record) => Ok(!record.state.has_process()),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_has_time_is_asked_by_a_signal_first() {
+    fn a_process_with_time_left_gets_sigterm() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(Home::at(dir.path()));
         let (id, process) = stuck(&store);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_removed_with_its_process() {
+    fn an_instance_with_a_damaged_record_is_removed_with_its_process() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(Home::at(dir.path()));
         let (id, process) = stuck(&store);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_killed_a_moment_ago_can_be_held() {
+    fn an_instance_whose_process_was_just_killed_can_be_locked() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(Home::at(dir.path()));
         let (id, mut process) = stuck(&store);

@@ -1,4 +1,4 @@
-//! The service without a terminal, on instances whose guests are none.
+//! The service without a terminal, with instances whose guest is a stub.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -111,7 +111,7 @@ fn terminate(instance: &str) -> TerminateInstance {
 }
 
 #[test]
-fn launches_that_cannot_be_are_refused_by_code_and_nothing_is_made() {
+fn impossible_launches_are_refused_by_code_and_make_nothing() {
     let world = World::new();
     let port = |text: &str| text.parse().unwrap();
     let config = |network, ports| Config {
@@ -172,7 +172,7 @@ fn launches_that_cannot_be_are_refused_by_code_and_nothing_is_made() {
     }
     let all = world.service.describe_instances(&DescribeInstances::default());
     assert!(all.unwrap().records.is_empty());
-    // A port that the host chooses can be had by several.
+    // A port that the host chooses can be used by several.
     let several = RunInstances {
         count: 2,
         config: config(Network::User, vec![port("80")]),
@@ -224,7 +224,7 @@ fn instances_are_described_by_name_state_and_tag() {
 }
 
 #[test]
-fn what_a_state_does_not_allow_has_its_code() {
+fn a_request_in_the_wrong_state_has_its_code() {
     let world = World::new();
     let service = &world.service;
     world.stopped("still");
@@ -232,6 +232,7 @@ fn what_a_state_does_not_allow_has_its_code() {
     let start = StartInstance {
         instance: "busy".into(),
         host: HostUse::default(),
+        cold: false,
     };
     for (what, done) in [
         ("start", code(service.start_instance(&start))),
@@ -264,7 +265,7 @@ fn what_a_state_does_not_allow_has_its_code() {
 }
 
 #[test]
-fn an_instance_is_stopped_and_removed_and_what_outlives_it_is_named() {
+fn an_instance_is_stopped_and_removed_and_its_kept_volumes_are_named() {
     let world = World::new();
     let service = &world.service;
     let running = world.running("web");
@@ -394,4 +395,43 @@ fn an_image_is_made_of_a_stopped_instance_and_launched() {
     );
     let launch = Launch::new(world.service.store(), image);
     assert_eq!(launch.plan(0).unwrap().image.id, created.id);
+}
+
+#[test]
+fn what_cannot_be_saved_is_refused_and_a_snapshot_that_fails_leaves_nothing() {
+    let world = World::new();
+    let service = &world.service;
+    world.stopped("still");
+    let snapshot = |instance: &str| {
+        service.snapshot_instance(&SnapshotInstance {
+            instance: instance.into(),
+            name: "warm".into(),
+            description: None,
+        })
+    };
+    assert_eq!(code(snapshot("still")), "IncorrectInstanceState");
+    assert_eq!(
+        code(service.hibernate_instance("still")),
+        "IncorrectInstanceState"
+    );
+    let several = CloneInstance {
+        instance: "busy".into(),
+        count: 2,
+        name: Some("clone".into()),
+        host: HostUse::default(),
+    };
+    assert_eq!(
+        code(service.clone_instance(&several)),
+        "InvalidParameterCombination"
+    );
+
+    // What is saved of this guest is no machine's state.
+    let busy = world.running("busy");
+    let directory = busy.process.directory();
+    let before = std::fs::read_dir(directory).unwrap().count();
+    assert_eq!(code(snapshot("busy")), "InternalError");
+    assert_eq!(busy.process.record().paused, None, "it goes on");
+    assert_eq!(std::fs::read_dir(directory).unwrap().count(), before);
+    let images = std::fs::read_dir(service.home().images()).unwrap();
+    assert_eq!(images.count(), 0);
 }

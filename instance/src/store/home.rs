@@ -1,4 +1,4 @@
-//! Where things are kept.
+//! The directories of state, data and cache.
 
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
@@ -66,6 +66,11 @@ impl Home {
     /// Where it is remembered that the image `id` was verified.
     pub fn seal(&self, id: &str) -> PathBuf {
         self.state.join("verified").join(id)
+    }
+
+    /// The same of the guest that the image holds.
+    pub fn warm_seal(&self, id: &str) -> PathBuf {
+        self.state.join("verified").join(format!("{id}.warm"))
     }
 }
 

@@ -37,7 +37,7 @@ macro_rules! id {
             /// What every id of this kind begins with.
             pub const PREFIX: &'static str = $prefix;
 
-            /// A new id that nobody has.
+            /// A new unused id.
             pub fn random() -> Self {
                 Self(format!("{}{}", $prefix, random_digits()))
             }

@@ -3,7 +3,7 @@
 //! ```text
 //! instances/                 one directory for all
 //!   .names                   lock: held while a name is being claimed
-//!   i-0123456789abcdef0/     an instance; complete from the moment it bears this name
+//!   i-0123456789abcdef0/     an instance; complete from the moment it has this name
 //!     instance.json          the record, replaced atomically
 //!     lock                   held by the process that runs the guest, to its end
 //!     reserve                room for the record when the guest has filled the file system
@@ -102,7 +102,7 @@ impl Store {
         made
     }
 
-    /// Checks that nobody has `name`; the lock returned keeps it so until the instance exists.
+    /// Checks that no instance has `name`; the lock returned keeps it so until the instance exists.
     fn claim(&self, name: &str) -> Result<Lock> {
         let lock = Lock::take(&self.home.instances().join(".names"), TIMEOUT)?
             .ok_or_else(|| Error::Busy("the list of names".into()))?;
@@ -110,7 +110,7 @@ impl Store {
         Ok(lock)
     }
 
-    /// Checks that `name` is one, and that nobody has it now.
+    /// Checks that `name` is one, and that no instance has it.
     pub fn check_name(&self, name: &str) -> Result<()> {
         if !valid_name(name) {
             return Err(Error::Malformed(
@@ -133,7 +133,7 @@ impl Store {
         Ok(())
     }
 
-    /// Takes hold of an instance that nobody runs.
+    /// Locks an instance that does not run.
     pub fn hold(&self, id: &InstanceId, event: Event) -> Result<LockedInstance> {
         let directory = self.home.instance(id);
         let refused = |state| Error::Transition {

@@ -46,7 +46,7 @@ fn nothing(_: &Path, _: &mut Record) -> Result<()> {
 }
 
 #[test]
-fn a_record_survives_its_writing() {
+fn a_record_round_trips() {
     let (_dir, store) = store();
     let held = store.create(draft(Some("web")), nothing).unwrap();
     let id = held.record().id.clone();
@@ -57,7 +57,7 @@ fn a_record_survives_its_writing() {
 }
 
 #[test]
-fn a_dead_process_means_stopped_and_is_written_down() {
+fn an_instance_whose_process_died_is_recorded_as_stopped() {
     let (_dir, store) = store();
     let mut held = store.create(draft(None), nothing).unwrap();
     held.apply(Event::Started, "").unwrap();
@@ -90,7 +90,7 @@ fn a_dead_process_of_an_instance_with_rm_leaves_nothing() {
 }
 
 #[test]
-fn what_runs_cannot_be_held_and_nothing_is_changed_by_trying() {
+fn a_running_instance_cannot_be_locked_and_the_attempt_changes_nothing() {
     let (_dir, store) = store();
     let mut held = store.create(draft(None), nothing).unwrap();
     held.apply(Event::Started, "").unwrap();
@@ -181,7 +181,7 @@ fn removal_takes_the_directory_and_its_own_volumes_only() {
 }
 
 #[test]
-fn a_removal_cut_short_is_finished() {
+fn an_interrupted_removal_is_finished() {
     let (_dir, store) = store();
     let mut held = store.create(draft(None), nothing).unwrap();
     held.apply(Event::Ended, "").unwrap();

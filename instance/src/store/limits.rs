@@ -1,4 +1,4 @@
-//! What an instance may do in a second, as in `disk=50MiB/s,iops=1000,net=100Mbit/s`.
+//! Rate limits of an instance, as in `disk=50MiB/s,iops=1000,net=100Mbit/s`.
 
 use std::num::NonZeroU64;
 use std::str::FromStr;
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused_with_a_way_out() {
+    fn invalid_limits_are_refused_with_advice() {
         for (text, advice) in [
             ("", "write it like"),
             ("disk", "write it like"),

@@ -6,8 +6,9 @@
 //! *asked about* without being taken (`F_OFD_GETLK`), so a command that only looks never makes another one
 //! fail.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock at `path` (the file is created if need be), or returns `None` if somebody holds it.
+    /// Takes the lock at `path` (the file is created if need be), or returns `None` if another process holds
+    /// it.
     pub fn try_take(path: &Path) -> Result<Option<Lock>> {
         let file = open(path)?;
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&request())) {
@@ -54,7 +56,7 @@ impl Lock {
         }
     }
 
-    /// Whether somebody holds the lock at `path`. Does not take it. A missing file is a free lock.
+    /// Whether the lock at `path` is held. Does not take it. A missing file is a free lock.
     pub fn is_held(path: &Path) -> Result<bool> {
         let file = match File::open(path) {
             Ok(file) => file,
@@ -65,6 +67,15 @@ impl Lock {
         fcntl(&file, FcntlArg::F_OFD_GETLK(&mut probe))
             .map_err(|e| Error::file("asking about", path)(e.into()))?;
         Ok(is_locked(&probe))
+    }
+
+    /// Whether the file that is locked is still the one at `path`, for files that a holder may remove.
+    pub fn is_at(&self, path: &Path) -> bool {
+        let same = |one: &Metadata, other: &Metadata| (one.dev(), one.ino()) == (other.dev(), other.ino());
+        match (self.file.metadata(), path.metadata()) {
+            (Ok(locked), Ok(there)) => same(&locked, &there),
+            _ => false,
+        }
     }
 
     /// A second descriptor of the same lock, to be inherited by a child process.
@@ -138,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn asking_does_not_disturb_the_one_who_takes() {
+    fn a_query_does_not_make_another_process_fail_to_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let asker = {

@@ -1,8 +1,9 @@
-//! What is kept of instances: records, identifiers, locks, directories.
+//! Instances on disk: records, identifiers, locks, directories.
 //!
 //! Begin with [`Store`]: the directory of all instances, and how the state of each is derived from its record
 //! and its lock.
 
+pub mod documents;
 pub mod home;
 pub mod id;
 pub(crate) mod instances;
@@ -17,6 +18,7 @@ pub mod record;
 mod record_file;
 pub(crate) mod replace;
 mod reserve;
+pub(crate) mod saved;
 pub mod size;
 pub mod sockets;
 pub mod state;

@@ -4,8 +4,24 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
-use ami::Protocol;
+pub use ami::Protocol;
 use serde::{Deserialize, Serialize};
+
+/// Length of the prefix of 127.64.0.0/10.
+const PUBLIC_PREFIX: u32 = 10;
+
+/// The addresses in 127.64.0.0/10, of which each instance may have one of its own: they are loopback
+/// addresses of this host, as all of 127.0.0.0/8 are, and stand for the public addresses that EC2 gives.
+pub const fn public_address(number: u32) -> Ipv4Addr {
+    let mask = u32::MAX >> PUBLIC_PREFIX;
+    Ipv4Addr::from_bits(Ipv4Addr::new(127, 64, 0, 0).to_bits() | number & mask)
+}
+
+/// Whether `address` is one of them.
+pub const fn is_public(address: Ipv4Addr) -> bool {
+    let distance = address.to_bits() ^ Ipv4Addr::new(127, 64, 0, 0).to_bits();
+    distance >> (32 - PUBLIC_PREFIX) == 0
+}
 
 /// The kind of network.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +56,7 @@ impl FromStr for Network {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Port {
-    /// The host's address; the loopback address unless asked otherwise, so that nobody else can connect.
+    /// The host's address; the loopback address unless asked otherwise, so that other hosts cannot connect.
     pub address: IpAddr,
     /// The host's port; 0 lets the host choose.
     pub host: u16,
@@ -127,6 +143,20 @@ mod tests {
             "-1:80",
         ] {
             assert!(text.parse::<Port>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn public_addresses_are_in_their_block() {
+        assert_eq!(public_address(0), Ipv4Addr::new(127, 64, 0, 0));
+        assert_eq!(public_address(u32::MAX), Ipv4Addr::new(127, 127, 255, 255));
+        assert!(is_public(public_address(0x12_3456)));
+        for other in [
+            Ipv4Addr::LOCALHOST,
+            Ipv4Addr::new(127, 128, 0, 0),
+            Ipv4Addr::new(10, 64, 0, 1),
+        ] {
+            assert!(!is_public(other), "{other}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Why the processors of an instance stand still.
+//! The reason for which an instance is paused.
 
 use std::fmt;
 use std::io;
@@ -12,7 +12,7 @@ use machine::block::space;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Paused {
-    /// Somebody asked for it.
+    /// By request.
     pub requested: bool,
     /// A volume has no space for what the guest has written.
     pub no_space: Option<NoSpace>,

@@ -206,7 +206,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_process_is_found_and_ended_and_then_there_is_none() {
+    fn a_process_is_found_and_ended_and_not_found_again() {
         let dir = tempfile::tempdir().unwrap();
         assert!(ProcessHandle::find(dir.path()).unwrap().is_none());
         let stuck = Stuck::start(dir.path(), Stdio::null());

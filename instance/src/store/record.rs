@@ -1,17 +1,18 @@
-//! What is written down about an instance: `instance.json` in its state directory.
+//! The record of an instance: `instance.json` in its state directory.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::store::id::ReservationId;
 use crate::store::limits::Limits;
-use crate::store::network::{Network, Port};
+use crate::store::network::{Network, Port, is_public};
 use crate::store::pause::Paused;
 use crate::{InstanceId, State, VolumeId};
-pub use machine::accel::Accel;
+pub use machine::accel::{Accel, CpuModel};
 
 /// Version of the record's format; a newer one is not guessed at.
 pub const FORMAT: u32 = 1;
@@ -44,7 +45,7 @@ pub struct Record {
     pub owner: Option<u32>,
     /// Whether the guest's agent has reported itself ready in this run.
     pub ready: bool,
-    /// Why its processors stand still, if they do. Left out if not: an older `vmm` reads the record of an
+    /// Why it is paused, if it is. Left out if not: an older `vmm` reads the record of an
     /// instance that it can run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<Paused>,
@@ -68,7 +69,8 @@ pub struct ImageRef {
     pub name: String,
     /// Where the file was found at launch, absolute.
     pub path: PathBuf,
-    /// Whether a hard link of its own is next to the state directory, so that nobody can take the file away.
+    /// Whether a hard link of its own is next to the state directory, so that the file cannot be deleted by
+    /// others.
     pub linked: bool,
 }
 
@@ -76,12 +78,19 @@ pub struct ImageRef {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// The name of the size that was asked for, such as `t3.micro`; `cpus` and `memory` say what it has. Left
+    /// out if there is none: an older `vmm` reads the record of an instance that it can run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_type: Option<String>,
     /// Virtual processors.
     pub cpus: Option<u32>,
     /// RAM in bytes.
     pub memory: Option<u64>,
     /// `auto`, `kvm` or `soft`.
     pub accel: Accel,
+    /// Which processor the guest sees: `v2`, `v3` or `host`. `None` means what suits the accelerator: all that
+    /// KVM offers, or x86-64-v3 in software.
+    pub cpu: Option<CpuModel>,
     /// Words added to the kernel command line.
     pub append: Option<String>,
     /// A kernel instead of the AMI's.
@@ -94,10 +103,23 @@ pub struct Config {
     pub ports: Vec<Port>,
     /// Keys that may log in, in OpenSSH's one-line form.
     pub ssh_keys: Vec<String>,
+    /// The security groups that it was launched with; their rules are in `ports`. Left out if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub security_groups: Vec<SecurityGroup>,
     /// Whether the guest gives memory that it does not use back to the host.
     pub balloon: bool,
     /// What its devices may do in a second.
     pub limits: Limits,
+}
+
+/// A security group by id and name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecurityGroup {
+    /// `sg-` and 17 hexadecimal digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// A volume as attached to an instance: one block device mapping.
@@ -148,6 +170,8 @@ pub enum Ending {
     Crashed,
     /// It was ended from outside without its consent.
     Killed,
+    /// It was saved where it was; the next start goes on from there.
+    Hibernated,
     /// The machine could not be built or failed; the reason.
     Failed(String),
     /// The instance process vanished.
@@ -161,10 +185,18 @@ impl fmt::Display for Ending {
             Ending::Exited(status) => write!(f, "its command ended with status {status}"),
             Ending::Panicked(line) => write!(f, "the guest's kernel panicked: {line}"),
             Ending::Crashed => f.write_str("the guest's processor shut down (triple fault)"),
+            Ending::Hibernated => f.write_str("hibernated: the next start goes on from here"),
             Ending::Killed => f.write_str("it was ended without the guest's consent"),
             Ending::Failed(reason) => write!(f, "the machine failed: {reason}"),
             Ending::Lost => f.write_str("the process that ran it vanished"),
         }
+    }
+}
+
+impl Config {
+    /// Whether a boot is asked for: by what only a boot looks at.
+    pub fn wants_boot(&self) -> bool {
+        self.kernel.is_some() || self.initrd.is_some() || self.append.is_some()
     }
 }
 
@@ -180,6 +212,14 @@ impl Record {
             volume.id = VolumeId::nobody();
         }
         record
+    }
+
+    /// The address of this host that is its own, if its ports are published on one.
+    pub fn public_address(&self) -> Option<Ipv4Addr> {
+        self.config.ports.iter().find_map(|port| match port.address {
+            IpAddr::V4(address) if is_public(address) => Some(address),
+            _ => None,
+        })
     }
 
     /// What a person calls it: the name if it has one, else the id.

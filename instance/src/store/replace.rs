@@ -1,4 +1,4 @@
-//! A small file that is replaced in one stroke: who reads it sees the old one or the new one, whole.
+//! Atomic replacement of a small file: a reader sees the whole old or the whole new content.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_is_the_new_one_and_no_draft_stays() {
+    fn a_replacement_leaves_no_temporary_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("names.json");
         // What a killed command has left is longer than what comes.

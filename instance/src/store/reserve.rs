@@ -1,9 +1,9 @@
 //! Room kept back for the record, on a file system that the guest's writes may fill.
 //!
-//! An instance's volumes and its record are neighbours. When the guest has written the last free block, a
-//! stop could not be written down any more, and an instance that cannot be stopped cannot be mended either.
-//! So each running instance keeps a file of zeros next to its record: a writer that finds no room gives it
-//! up, writes, and lays it again as soon as there is room.
+//! An instance's volumes and its record are on the same file system. When the guest has filled it, a stop
+//! could not be recorded, and the instance could not be stopped. So each running instance keeps a file of
+//! zeros next to its record: a writer that finds no space deletes it, writes, and creates it again when there
+//! is space.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn without_reserve_or_for_another_reason_an_error_stays_one() {
+    fn without_a_reserve_and_for_other_errors_the_write_fails() {
         let directory = tempfile::tempdir().unwrap();
         let mut tries = 0;
         let mut fail = |error: fn() -> io::Error| {

@@ -76,7 +76,7 @@ mod tests {
             let listener = bind(&directory, CONTROL).unwrap();
             connect(&directory, CONTROL).unwrap();
             listener.accept().unwrap();
-            // A socket left over by a killed process is no hindrance.
+            // A socket left over by a killed process does no harm.
             drop(listener);
             assert!(connect(&directory, CONTROL).is_err());
             bind(&directory, CONTROL).unwrap();

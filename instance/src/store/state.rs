@@ -27,7 +27,7 @@ pub enum Event {
     Start,
     /// The guest has executed its first instruction.
     Started,
-    /// Somebody asked for the guest to be shut down.
+    /// A shutdown of the guest was requested.
     Stop,
     /// The guest has started anew within the same process.
     Rebooted,
@@ -35,7 +35,7 @@ pub enum Event {
     Ended,
     /// The instance process vanished.
     Lost,
-    /// Somebody asked for its removal.
+    /// Its removal was requested.
     Terminate,
 }
 
@@ -114,7 +114,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_step_from_launch_to_removal() {
+    fn every_transition_from_launch_to_removal() {
         let mut state = State::Pending;
         for (event, expected) in [
             (Event::Started, State::Running),
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leads_out_of_terminated() {
+    fn terminated_has_no_transition() {
         for event in EVENTS {
             assert!(
                 matches!(State::Terminated.after(event), None | Some(State::Terminated)),

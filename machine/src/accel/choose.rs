@@ -1,4 +1,4 @@
-//! Which accelerator a machine gets.
+//! The choice of a machine's accelerator.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use serde::{Deserialize, Serialize};
 
 use super::kvm::{self, Kvm, probe};
-use super::{Created, Error, Profiling};
+use super::{CpuModel, Created, Error, Profiling};
 use crate::arch::Architecture;
 use crate::memory::{self, Memory, Placement};
 
@@ -36,6 +36,11 @@ pub struct Chosen {
     profile: Option<Arc<Profiling>>,
     /// Where programs run directly.
     direct: OnceLock<Arc<super::soft::Direct>>,
+    /// The architecture of its guest.
+    guest: Architecture,
+    /// Which processor the guest sees; `None` means the accelerator's own choice: KVM offers the host's, the
+    /// software processor x86-64-v3.
+    model: Option<CpuModel>,
     /// Why this one, in a few words that continue "accelerator kvm: ".
     pub why: String,
 }
@@ -49,6 +54,17 @@ impl Chosen {
         }
     }
 
+    /// The same accelerator with processors of a model.
+    ///
+    /// # Errors
+    /// Where the guest's architecture has no such model.
+    pub fn with_model(self, model: Option<CpuModel>) -> Result<Chosen, Error> {
+        match (self.guest, model) {
+            (Architecture::Arm64, Some(model @ (CpuModel::V2 | CpuModel::V3))) => Err(Error::Model { model }),
+            _ => Ok(Chosen { model, ..self }),
+        }
+    }
+
     fn soft_options(&self) -> super::soft::Options {
         super::soft::Options {
             clock: if self.repeatable {
@@ -58,7 +74,13 @@ impl Chosen {
             },
             profile: self.profile.clone(),
             direct: self.direct.get().cloned(),
+            features: CpuModel::features(self.model),
         }
+    }
+
+    /// The instruction set of the software processor; `None` on KVM.
+    pub(crate) fn features(&self) -> Option<softcpu::Features> {
+        self.kvm.is_none().then(|| CpuModel::features(self.model))
     }
 
     /// Whether instructions are time, and every run is the same.
@@ -108,7 +130,7 @@ impl Chosen {
     /// [`Vm::statistics`](super::Vm::statistics).
     pub fn create(&self, memory: &Memory, cpus: u8, statistics: bool) -> Result<Created, Error> {
         match &self.kvm {
-            Some(kvm) => kvm::create(kvm, memory, cpus, statistics),
+            Some(kvm) => kvm::create(kvm, memory, cpus, statistics, self.model),
             None => super::soft::create(self.soft_options(), memory, cpus),
         }
     }
@@ -144,53 +166,106 @@ fn choose_on(
     guest: Architecture,
     remembered: Option<&Path>,
 ) -> Result<Chosen, Error> {
-    let foreign = || format!("KVM on this {host} host runs {host} guests only");
-    let native = guest.machine() == host;
     match choice {
         Accel::Soft => soft(guest, "the software processor was asked for".into()),
-        Accel::Kvm if !native => Err(Error::Foreign {
-            guest,
-            why: foreign(),
-        }),
-        Accel::Kvm => Ok(Chosen {
-            kvm: Some(kvm::open()?),
-            repeatable: false,
-            profile: None,
-            direct: OnceLock::new(),
-            why: "asked for".into(),
-        }),
-        Accel::Auto if !native => soft(guest, foreign()),
-        Accel::Auto => match kvm::open() {
-            Err(error) => soft(guest, error.to_string()),
-            Ok(kvm) => match verdict(&kvm, remembered) {
-                Ok(why) => Ok(Chosen {
-                    kvm: Some(kvm),
-                    repeatable: false,
-                    profile: None,
-                    direct: OnceLock::new(),
-                    why,
-                }),
-                Err(why) => soft(guest, why),
-            },
+        Accel::Kvm => match foreign(host, guest) {
+            Some(why) => Err(Error::Foreign { guest, why }),
+            None => Ok(on_kvm(kvm::open()?, guest, "asked for".into())),
         },
+        Accel::Auto => match usable_kvm(host, guest, remembered) {
+            Ok((kvm, why)) => Ok(on_kvm(kvm, guest, why)),
+            Err(why) => soft(guest, why),
+        },
+    }
+}
+
+/// Why KVM on a host of architecture `host` runs no such guests, if it does not.
+fn foreign(host: &str, guest: Architecture) -> Option<String> {
+    let own = match host {
+        "x86_64" => "x86_64 and i386",
+        other => other,
+    };
+    (guest.machine() != host).then(|| format!("KVM on this {host} host runs {own} guests only"))
+}
+
+/// KVM, and why to use it for a guest; or why not to.
+fn usable_kvm(host: &str, guest: Architecture, remembered: Option<&Path>) -> Result<(Kvm, String), String> {
+    if let Some(why) = foreign(host, guest) {
+        return Err(why);
+    }
+    let kvm = kvm::open().map_err(|error| error.to_string())?;
+    let why = verdict(&kvm, remembered)?;
+    Ok((kvm, why))
+}
+
+fn on_kvm(kvm: Kvm, guest: Architecture, why: String) -> Chosen {
+    Chosen {
+        kvm: Some(kvm),
+        repeatable: false,
+        profile: None,
+        direct: OnceLock::new(),
+        guest,
+        model: None,
+        why,
+    }
+}
+
+/// Whether the software processor runs such guests, and why.
+fn software(guest: Architecture) -> Result<&'static str, &'static str> {
+    match guest {
+        Architecture::X86_64 => Ok("it executes x86-64"),
+        Architecture::I386 => Ok("it executes x86-64 and its 32-bit programs"),
+        Architecture::Arm64 => Err("the software processor runs x86_64 and i386 guests only"),
     }
 }
 
 /// The software processor, if it can run such guests; `why` says why not KVM.
 fn soft(guest: Architecture, why: String) -> Result<Chosen, Error> {
-    match guest {
-        Architecture::X86_64 => Ok(Chosen {
+    match software(guest) {
+        Ok(_) => Ok(Chosen {
             kvm: None,
             repeatable: false,
             profile: None,
             direct: OnceLock::new(),
+            guest,
+            model: None,
             why,
         }),
-        Architecture::Arm64 => Err(Error::Foreign {
+        Err(not) => Err(Error::Foreign {
             guest,
-            why: format!("{why}, and the software processor runs x86_64 guests only"),
+            why: format!("{why}, and {not}"),
         }),
     }
+}
+
+/// Whether an accelerator runs images of an architecture on this host.
+#[derive(Debug)]
+pub struct Support {
+    /// The images' architecture.
+    pub architecture: Architecture,
+    /// `kvm` or `soft`.
+    pub accelerator: &'static str,
+    /// Why it does, or why not.
+    pub result: Result<String, String>,
+}
+
+/// Every architecture on every accelerator; KVM as [`Accel::Auto`] finds it.
+pub fn support(remembered: Option<&Path>) -> Vec<Support> {
+    support_on(std::env::consts::ARCH, remembered)
+}
+
+fn support_on(host: &str, remembered: Option<&Path>) -> Vec<Support> {
+    let of = |architecture: Architecture| {
+        let row = |accelerator, result| Support {
+            architecture,
+            accelerator,
+            result,
+        };
+        let kvm = usable_kvm(host, architecture, remembered).map(|(_, why)| why);
+        let soft = software(architecture).map(str::to_owned).map_err(str::to_owned);
+        [row("kvm", kvm), row("soft", soft)]
+    };
+    Architecture::ALL.into_iter().flat_map(of).collect()
 }
 
 /// What an accelerator does on this host.
@@ -290,7 +365,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_that_nothing_here_can_run_is_refused_with_the_way_out() {
+    fn a_guest_that_no_accelerator_can_run_is_refused_with_advice() {
         for (choice, why) in [
             (Accel::Auto, "KVM on this x86_64 host"),
             (Accel::Kvm, "KVM on this x86_64 host"),
@@ -303,8 +378,52 @@ mod tests {
         }
         let error = choose_on("aarch64", Accel::Kvm, Architecture::X86_64, None).unwrap_err();
         assert!(error.to_string().contains("KVM on this aarch64 host"), "{error}");
-        let chosen = choose_on("aarch64", Accel::Auto, Architecture::X86_64, None).unwrap();
-        assert_eq!(chosen.name(), "soft");
+        for guest in [Architecture::X86_64, Architecture::I386] {
+            let chosen = choose_on("aarch64", Accel::Auto, guest, None).unwrap();
+            assert_eq!(chosen.name(), "soft");
+            let chosen = choose_on("x86_64", Accel::Soft, guest, None).unwrap();
+            assert_eq!(chosen.name(), "soft");
+        }
+    }
+
+    #[test]
+    fn each_architecture_has_a_reason_on_each_accelerator() {
+        let usable = |host: &str| {
+            let rows = support_on(host, None).into_iter().map(|row| {
+                let (works, why) = match row.result {
+                    Ok(why) => (true, why),
+                    Err(why) => (false, why),
+                };
+                assert!(!why.is_empty());
+                // Whether this host has KVM is not the test's to know.
+                let decided = row.accelerator == "soft" || why.contains("guests only");
+                decided.then(|| format!("{} {} {works}", row.architecture, row.accelerator))
+            });
+            rows.flatten().collect::<Vec<_>>()
+        };
+        let soft = ["x86_64 soft true", "arm64 soft false", "i386 soft true"];
+        assert_eq!(usable("x86_64"), [soft[0], "arm64 kvm false", soft[1], soft[2]]);
+        assert_eq!(
+            usable("aarch64"),
+            ["x86_64 kvm false", soft[0], soft[1], "i386 kvm false", soft[2]]
+        );
+    }
+
+    #[test]
+    fn a_model_is_the_software_processors_or_one_of_x86_64() {
+        let soft = || choose_on("x86_64", Accel::Soft, Architecture::X86_64, None).unwrap();
+        let features = |model| soft().with_model(model).unwrap().soft_options().features;
+        assert_eq!(features(None), softcpu::Features::V3);
+        assert_eq!(features(Some(CpuModel::V2)), softcpu::Features::V2);
+        assert_eq!(features(Some(CpuModel::V3)), softcpu::Features::V3);
+        assert_eq!(features(Some(CpuModel::Host)), softcpu::Features::host());
+        let arm = || Chosen {
+            guest: Architecture::Arm64,
+            ..soft()
+        };
+        assert!(arm().with_model(Some(CpuModel::Host)).is_ok());
+        let error = arm().with_model(Some(CpuModel::V2)).unwrap_err().to_string();
+        assert!(error.contains("v2") && error.contains("x86_64"), "{error}");
     }
 
     fn cache(dir: &tempfile::TempDir, key: &str) -> Cache {
@@ -315,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_is_remembered_for_its_boot_only() {
+    fn a_verdict_is_cached_for_one_boot_of_the_host() {
         let dir = tempfile::tempdir().unwrap();
         let first = cache(&dir, "0.1.0 boot-1");
         assert_eq!(first.load(), None);

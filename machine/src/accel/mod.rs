@@ -1,11 +1,13 @@
-//! What runs guest instructions: hardware through KVM, or our own processor in software.
+//! Accelerators, which run guest instructions: KVM, or our own processor in software.
 //!
-//! Both stand behind the same small pair of traits. No module above this one knows which of them runs; none
+//! Both implement the same small pair of traits. No module above this one knows which of them runs; none
 //! below it (devices, virtio) knows that they exist.
 
 mod choose;
 pub mod kvm;
+mod model;
 pub mod soft;
+mod state;
 
 use std::sync::{Arc, Mutex};
 
@@ -16,8 +18,12 @@ use crate::bus::Action;
 use crate::irq::Interrupt;
 use crate::memory;
 use crate::sandbox::Kind;
+use crate::state::Refused;
 
-pub use choose::{Accel, Chosen, Measured, choose, choose_repeatable, measure};
+pub use state::{KvmX86Vcpu, KvmX86Vm, VcpuState, VmState};
+
+pub use choose::{Accel, Chosen, Measured, Support, choose, choose_repeatable, measure, support};
+pub use model::CpuModel;
 
 /// Why the guest left its processor, as data.
 #[derive(Debug)]
@@ -110,6 +116,11 @@ pub trait Vcpu: Send {
     /// Called before a `run` when the processor has been held: notifies the guest, where there is a way to,
     /// that its watchdogs are not to take the time for a fault of its own.
     fn stood_still(&mut self);
+    /// What a snapshot needs of the processor. Called between two `run`s, on its thread, while the machine is
+    /// paused.
+    fn save(&self) -> Result<VcpuState, Error>;
+    /// Goes on from a saved state, instead of [`boot`](Vcpu::boot).
+    fn restore(&mut self, state: &VcpuState) -> Result<(), Error>;
     /// A handle that stops `run` from another thread.
     fn kicker(&self) -> Arc<dyn Kick>;
     /// What its thread may do.
@@ -126,6 +137,11 @@ pub trait Vm: Send + Sync {
     /// Makes a 4-byte store of `value` at `addr` signal `event` instead of leaving the guest. An accelerator
     /// that has no such short cut returns `false`; the store then reaches the device through the bus.
     fn doorbell(&self, event: &EventFd, addr: u64, value: u32) -> Result<bool, Error>;
+    /// What a snapshot needs besides processors, while the machine is paused: interrupt controllers, clock.
+    fn save(&self) -> Result<VmState, Error>;
+    /// Goes on from a saved state, after all processors were restored and all lines made, before any
+    /// processor runs.
+    fn restore(&self, state: &VmState) -> Result<(), Error>;
     /// What the accelerator has counted so far, by the names that it has for it, summed over the processors.
     /// Empty where it counts nothing, or was not asked to.
     fn statistics(&self) -> Vec<(String, u64)> {
@@ -163,6 +179,11 @@ pub enum Error {
         /// Why no accelerator here runs them.
         why: String,
     },
+    /// the processor model {model} is one of x86_64, and the guest is not
+    Model {
+        /// What was asked for.
+        model: CpuModel,
+    },
     /// {accelerator} cannot count instructions
     Uncounted {
         /// The accelerator's name.
@@ -189,7 +210,7 @@ pub enum Error {
         /// The hardware's number for it (KVM API, `KVM_EXIT_FAIL_ENTRY`).
         reason: u64,
     },
-    /// CPU {cpu}: KVM came back for an unknown reason ({reason})
+    /// CPU {cpu}: KVM_RUN returned an unknown exit reason ({reason})
     UnknownExit {
         /// The CPU's number.
         cpu: u8,
@@ -231,6 +252,10 @@ pub enum Error {
     Ram(#[source] vm_memory::GuestMemoryError),
     /// the test routine cannot be assembled: {0}
     Assemble(#[source] iced_x86::IcedError),
+    /// the accelerator cannot save its state: {0}
+    Unsaved(&'static str),
+    /// {0}
+    Refused(#[from] Refused),
     /// {0}
     Memory(#[from] memory::Error),
     /// {0}

@@ -1,4 +1,4 @@
-//! Why a file is no kernel that a machine can boot.
+//! Errors of kernel files that a machine cannot boot.
 
 use std::io;
 
@@ -27,12 +27,14 @@ pub enum KernelError {
     Loader(#[from] linux_loader::loader::Error),
     /// it is neither ELF nor bzImage
     Unknown,
-    /// it is no Image for arm64
+    /// it is not an arm64 Image
     NoImage,
     /// it is compressed
     Compressed,
     /// it is ELF
     Elf,
+    /// it is a 32-bit kernel, and this machine starts a kernel in 64-bit mode
+    Bits32,
     /// it is for another processor (ELF machine {0})
     Processor(u16),
     /// its program headers have an unknown length
@@ -41,7 +43,7 @@ pub enum KernelError {
     EntryTooLow,
     /// its entry point lies outside its segments
     EntryOutside,
-    /// it has no 64-bit entry point
+    /// it has no 64-bit entry point, where this machine starts a kernel: it is of 32 bits, or older than Linux 3.8
     NoEntry64,
     /// it has no setup header
     NoSetupHeader,

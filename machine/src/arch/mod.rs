@@ -1,4 +1,4 @@
-//! Guest architectures. Which one a machine has is data: it follows from its kernel, not from the host.
+//! Guest architectures. The kernel determines the architecture of a machine, not the host.
 //!
 //! Each directory offers the same few functions, behind those here: the address map ([`layout`]), where RAM
 //! lies ([`ram_regions`]), and [`prepare`]: kernel and initramfs into RAM, what the guest reads of its
@@ -90,6 +90,10 @@ pub struct Layout {
     pub serial: At,
     /// Its interrupt.
     pub serial_gsi: u32,
+    /// The generation id, 16 bytes of RAM that the kernel leaves alone.
+    pub generation: u64,
+    /// Its interrupt.
+    pub generation_gsi: u32,
     /// Words for Linux's command line: what is true of this machine and what its tables cannot say.
     pub command_line: &'static str,
 }
@@ -153,7 +157,7 @@ pub enum Boot {
 /// The address map of machines of `architecture`.
 pub fn layout(architecture: Architecture) -> &'static Layout {
     match architecture {
-        Architecture::X86_64 => &x86_64::LAYOUT,
+        Architecture::X86_64 | Architecture::I386 => &x86_64::LAYOUT,
         Architecture::Arm64 => &aarch64::LAYOUT,
     }
 }
@@ -161,7 +165,7 @@ pub fn layout(architecture: Architecture) -> &'static Layout {
 /// RAM of `size` bytes as (guest-physical address, length) pairs.
 pub fn ram_regions(architecture: Architecture, size: u64) -> Vec<(u64, u64)> {
     match architecture {
-        Architecture::X86_64 => x86_64::ram_regions(size),
+        Architecture::X86_64 | Architecture::I386 => x86_64::ram_regions(size),
         Architecture::Arm64 => aarch64::ram_regions(size),
     }
 }
@@ -176,7 +180,9 @@ pub fn prepare(
     platform: &Platform<'_>,
 ) -> Result<Boot, Error> {
     match architecture {
-        Architecture::X86_64 => x86_64::prepare(memory, kernel, initrd, platform).map(Boot::X86_64),
+        Architecture::X86_64 | Architecture::I386 => {
+            x86_64::prepare(memory, kernel, initrd, platform).map(Boot::X86_64)
+        }
         Architecture::Arm64 => aarch64::prepare(memory, kernel, initrd, platform).map(Boot::Aarch64),
     }
 }
@@ -195,7 +201,7 @@ mod tests {
 
     #[test]
     fn every_transport_has_its_own_page_and_interrupt() {
-        for architecture in [Architecture::X86_64, Architecture::Arm64] {
+        for architecture in Architecture::ALL {
             let layout = layout(architecture);
             let slots: Vec<_> = (0..).map_while(|n| layout.virtio_slot(n)).collect();
             assert!(slots.len() >= 12);
@@ -203,7 +209,8 @@ mod tests {
                 assert_eq!(pair[0].addr + VIRTIO_MMIO_SIZE, pair[1].addr);
                 assert_eq!(pair[0].gsi + 1, pair[1].gsi);
             }
-            assert!(slots.iter().all(|slot| slot.gsi != layout.serial_gsi));
+            let others = [layout.serial_gsi, layout.generation_gsi];
+            assert!(slots.iter().all(|slot| !others.contains(&slot.gsi)));
             let devices = layout.boot_timer..slots.last().unwrap().addr + VIRTIO_MMIO_SIZE;
             for (start, len) in ram_regions(architecture, layout.min_ram) {
                 assert!(start + len <= devices.start || start >= devices.end);
@@ -213,7 +220,7 @@ mod tests {
 
     /// Both machines' figures, as the page shows them side by side.
     #[test]
-    fn the_page_on_the_machine_says_what_the_code_does() {
+    fn machine_md_agrees_with_the_code() {
         let page = include_str!("../../../docs/machine.md");
         /// The cells of the row that begins with `first`, or that has it in its third column.
         fn row<'a>(page: &'a str, first: &str) -> Vec<&'a str> {
@@ -243,6 +250,7 @@ mod tests {
             (pc::CMDLINE, 0, "command line"),
             (pc::LOW_RAM_END, 0, "conventional memory"),
             (pc::ACPI, 0, "ACPI"),
+            (pc::GENERATION, 0, "generation id"),
             (pc::SMBIOS, 0, "SMBIOS"),
             (pc::RESET_VECTOR, 0, "reset vector"),
             (pc::HIGH_MEMORY, 0, "RAM: kernel"),
@@ -260,6 +268,7 @@ mod tests {
             (arm::BOOT_TIMER, 2, "boot timer"),
             (arm::VIRTIO_MMIO, 2, "virtio-mmio"),
             (arm::FDT, 2, "device tree"),
+            (arm::GENERATION, 2, "generation id"),
             (arm::KERNEL, 2, "kernel"),
         ];
         for (place, column, what) in places {
@@ -299,6 +308,8 @@ mod tests {
         let (_, interrupts) = page.split_once("## Interrupts").unwrap();
         let serial = [pc::COM1_GSI, arm::SERIAL_GSI].map(|gsi| gsi.to_string());
         assert_eq!(row(interrupts, "serial port")[1..], serial);
+        let generation = [pc::GENERATION_GSI, arm::GENERATION_GSI].map(|gsi| gsi.to_string());
+        assert_eq!(row(interrupts, "generation id")[1..], generation);
         let virtio = [pc::VIRTIO_GSI, arm::VIRTIO_GSI].map(|gsi| format!("{gsi} + *n*"));
         assert_eq!(row(interrupts, "virtio transport *n*")[1..], virtio);
     }

@@ -1,4 +1,4 @@
-//! Disks: what carries the sectors of a block device.
+//! Disks: the backends of block devices.
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn transfers_arrive_and_carry_what_they_were_given() {
+    fn transfers_complete_with_their_data() {
         let file = tempfile::tempfile().unwrap();
         let Some(mut ring) = ring(4) else { return };
         let mut parts: Vec<Vec<u8>> = (1..=4u8).map(|n| vec![n; 3000]).collect();
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_the_transfers_own() {
+    fn an_error_belongs_to_its_transfer() {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let Some(mut ring) = ring(1) else { return };
         let mut bytes = *b"x";

@@ -125,7 +125,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     #[test]
-    fn many_odd_buffers_arrive_in_order() {
+    fn many_unaligned_buffers_arrive_in_order() {
         let file = tempfile::tempfile().unwrap();
         let data: Vec<u8> = (0..200_000u32).map(|i| (i % 251) as u8).collect();
         file.write_all_at(&data, 5).unwrap();

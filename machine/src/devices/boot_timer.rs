@@ -1,5 +1,5 @@
-//! The boot timer: the guest marks what it has reached, and the host notes when. It also gives the guest the
-//! time.
+//! The boot timer: the guest reports the steps of its boot, and the host records the time of each. It also
+//! gives the guest the host's time.
 //!
 //! | offset | width | access | |
 //! |---|---|---|---|
@@ -8,7 +8,7 @@
 //! | 16 | 8 | read | the host's time, nanoseconds since 1970 (UTC); 0 where the guest has a time of its own |
 //!
 //! A kernel reads its hypervisor's clock once, early, and then counts ticks until it has chosen a clock
-//! source: what it loses of them, its date lacks. A real-time clock gives whole seconds only.
+//! source. It loses some of them, and its date is behind. A real-time clock gives whole seconds only.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

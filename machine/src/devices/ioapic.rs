@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bus::{Action, BusDevice};
 use crate::irq::Interrupt;
+use crate::state::Refused;
 
 /// Number of pins.
 pub(crate) const PINS: usize = 24;
@@ -43,6 +44,15 @@ pub struct IoApic {
     /// meanwhile.
     state: Mutex<State>,
     deliver: Deliver,
+}
+
+/// What a snapshot holds of it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct IoApicState {
+    select: u8,
+    id: u32,
+    table: [u64; PINS],
+    high: u32,
 }
 
 struct State {
@@ -185,6 +195,49 @@ impl IoApic {
                 self.send(state, message);
             }
         }
+    }
+
+    /// What a snapshot needs.
+    pub fn save(&self) -> IoApicState {
+        let State {
+            select,
+            id,
+            table,
+            high,
+        } = *self.lock();
+        IoApicState {
+            select,
+            id,
+            table,
+            high,
+        }
+    }
+
+    /// Goes on from a saved state. Nothing is sent: what was, is with the local APICs.
+    ///
+    /// # Errors
+    /// When the state is none that the chip can be in; nothing is changed then.
+    pub fn restore(&self, state: &IoApicState) -> Result<(), Refused> {
+        let IoApicState {
+            select,
+            id,
+            table,
+            high,
+        } = *state;
+        Refused::unless(id & !0x0f00_0000 == 0, "the id of the IOAPIC")?;
+        Refused::unless(high >> PINS == 0, "the lines of the IOAPIC")?;
+        let waits = |entry: u64| entry & entry::LEVEL != 0 || entry & entry::REMOTE_IRR == 0;
+        let sound = table
+            .iter()
+            .all(|entry| entry & entry::DELIVERY_STATUS == 0 && waits(*entry));
+        Refused::unless(sound, "the redirection table of the IOAPIC")?;
+        *self.lock() = State {
+            select,
+            id,
+            table,
+            high,
+        };
+        Ok(())
     }
 
     /// The register range, for the bus.
@@ -352,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_are_the_chips() {
+    fn registers_are_those_of_the_82093aa() {
         let bench = Bench::new();
         assert_eq!(bench.read(1), 0x0017_0020);
         bench.write(0, 0xffff_ffff);

@@ -18,7 +18,7 @@ use crate::virtio::net::NetSpec;
 use crate::virtio::rng::RngSpec;
 use crate::virtio::vsock::VsockSpec;
 use crate::virtio::{self, VirtioDevice};
-use power::{AcpiPower, KeyboardReset, ResetControl};
+use power::{AcpiPower, KeyboardReset};
 use rtc::Clock;
 
 pub mod boot_timer;
@@ -26,6 +26,9 @@ pub mod ioapic;
 pub mod power;
 pub mod rtc;
 pub mod serial;
+mod state;
+
+pub use state::{FixedDevices, FixedState};
 
 /// A virtio device, as it is to be.
 pub enum VirtioSpec {
@@ -44,6 +47,19 @@ pub enum VirtioSpec {
 }
 
 impl VirtioSpec {
+    /// Its virtio device id.
+    pub fn id(&self) -> u32 {
+        use virtio_bindings::virtio_ids as ids;
+        match self {
+            VirtioSpec::Balloon(_) => ids::VIRTIO_ID_BALLOON,
+            VirtioSpec::Disk(_) => ids::VIRTIO_ID_BLOCK,
+            VirtioSpec::Console(_) => ids::VIRTIO_ID_CONSOLE,
+            VirtioSpec::Net(_) => ids::VIRTIO_ID_NET,
+            VirtioSpec::Rng(_) => ids::VIRTIO_ID_RNG,
+            VirtioSpec::Vsock(_) => ids::VIRTIO_ID_VSOCK,
+        }
+    }
+
     /// Builds the device.
     ///
     /// # Errors
@@ -83,12 +99,17 @@ impl Mapped {
         registers: RegisterNames,
         device: impl BusDevice + 'static,
     ) -> Mapped {
+        Mapped::shared(name, at, len, registers, Arc::new(Mutex::new(device)))
+    }
+
+    /// A device that others use, too.
+    fn shared(name: &str, at: At, len: u64, registers: RegisterNames, device: SharedDevice) -> Mapped {
         Mapped {
             name: name.to_owned(),
             at,
             len,
             registers,
-            device: Arc::new(Mutex::new(device)),
+            device,
         }
     }
 }
@@ -97,27 +118,35 @@ impl Mapped {
 const ONE_REGISTER: RegisterNames = &[(0, "")];
 
 /// The devices that every machine of `architecture` has, besides interrupt controller, serial port and boot
-/// timer. On arm64 the accelerator carries out PSCI's power-off and reset; a PC needs no clock, for its
-/// hypervisor gives the time.
-pub fn fixed(architecture: Architecture) -> Vec<Mapped> {
+/// timer, and those of them that a snapshot is to ask. On arm64 the accelerator carries out PSCI's power-off
+/// and reset; a PC needs no clock, for its hypervisor gives the time.
+pub fn fixed(architecture: Architecture) -> (Vec<Mapped>, FixedDevices) {
     let (acpi, keyboard, reset) = (
         At::Port(pc::ACPI_PM),
         At::Port(pc::I8042_COMMAND),
         At::Port(pc::RESET_CONTROL),
     );
     let rtc = At::Memory(arm::RTC);
-    match architecture {
-        Architecture::X86_64 => vec![
-            Mapped::new("ACPI", acpi, AcpiPower::SIZE, AcpiPower::REGISTERS, AcpiPower),
-            Mapped::new("reset", keyboard, 1, ONE_REGISTER, KeyboardReset),
-            Mapped::new("reset", reset, 1, ONE_REGISTER, ResetControl::default()),
-        ],
-        Architecture::Arm64 => vec![Mapped::new(
-            "RTC",
-            rtc,
-            Clock::SIZE,
-            Clock::REGISTERS,
-            Clock::new(),
-        )],
-    }
+    let mut stateful = FixedDevices::default();
+    let mapped = match architecture {
+        Architecture::X86_64 | Architecture::I386 => {
+            let control = stateful.reset_control.insert(Arc::default());
+            vec![
+                Mapped::new("ACPI", acpi, AcpiPower::SIZE, AcpiPower::REGISTERS, AcpiPower),
+                Mapped::new("reset", keyboard, 1, ONE_REGISTER, KeyboardReset),
+                Mapped::shared("reset", reset, 1, ONE_REGISTER, Arc::clone(control) as _),
+            ]
+        }
+        Architecture::Arm64 => {
+            let clock = stateful.clock.insert(Arc::default());
+            vec![Mapped::shared(
+                "RTC",
+                rtc,
+                Clock::SIZE,
+                Clock::REGISTERS,
+                Arc::clone(clock) as _,
+            )]
+        }
+    };
+    (mapped, stateful)
 }

@@ -80,6 +80,16 @@ pub struct ResetControl(u8);
 impl ResetControl {
     /// The I/O port.
     pub const PORT: u64 = 0xcf9;
+
+    /// What a snapshot needs.
+    pub fn save(&self) -> u8 {
+        self.0
+    }
+
+    /// Goes on from what was saved. Any value can be written to the register, but for the bit that acts.
+    pub fn restore(&mut self, value: u8) {
+        self.0 = value & !4;
+    }
 }
 
 impl BusDevice for ResetControl {

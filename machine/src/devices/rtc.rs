@@ -3,10 +3,11 @@
 //!
 //! x86 machines need none: their FADT says that there is no CMOS clock, and the guest has the hypervisor's.
 
-use vm_superio::Rtc;
 use vm_superio::rtc_pl031::NoEvents;
+use vm_superio::{Rtc, RtcState};
 
 use crate::bus::{Action, BusDevice, RegisterNames};
+use crate::state::Refused;
 
 /// A real-time clock.
 pub struct Clock {
@@ -31,6 +32,61 @@ impl Clock {
     /// A clock that gives the host's time.
     pub fn new() -> Self {
         Clock { rtc: Rtc::new() }
+    }
+}
+
+/// What a snapshot holds of it: registers, and what the guest has set the clock ahead of the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ClockState {
+    lr: u32,
+    offset: i64,
+    mr: u32,
+    imsc: u32,
+    ris: u32,
+}
+
+impl Clock {
+    /// What a snapshot needs.
+    pub fn save(&self) -> ClockState {
+        let RtcState {
+            lr,
+            offset,
+            mr,
+            imsc,
+            ris,
+        } = self.rtc.state();
+        ClockState {
+            lr,
+            offset,
+            mr,
+            imsc,
+            ris,
+        }
+    }
+
+    /// Goes on from what was saved. The time is the host's of then, as far as the guest had left it.
+    ///
+    /// # Errors
+    /// When the clock is ahead of the host's by more than its 32 bits of seconds.
+    pub fn restore(&mut self, state: &ClockState) -> Result<(), Refused> {
+        let ClockState {
+            lr,
+            offset,
+            mr,
+            imsc,
+            ris,
+        } = *state;
+        let most = i64::from(u32::MAX) * 1_000_000_000;
+        Refused::unless((-most..=most).contains(&offset), "the real-time clock")?;
+        let state = RtcState {
+            lr,
+            offset,
+            mr,
+            imsc,
+            ris,
+        };
+        self.rtc = Rtc::from_state(&state, NoEvents);
+        Ok(())
     }
 }
 
@@ -67,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn it_tells_the_time_and_what_it_is() {
+    fn time_and_identification_are_read() {
         let mut clock = Clock::new();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let given = u64::from(read(&mut clock, 0));
@@ -81,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn any_access_is_survived() {
+    fn any_access_is_handled() {
         let mut clock = Clock::new();
         for offset in [0, 1, 0x10, 0xffc, 0xfff] {
             for width in [1, 2, 4, 8] {

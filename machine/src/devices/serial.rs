@@ -9,9 +9,24 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Action, BusDevice, RegisterNames};
 use crate::irq::Interrupt;
+use crate::state::Refused;
 
 /// What the guest types to, as bytes that go nowhere else.
 pub type Output = Box<dyn Write + Send>;
+
+/// What a snapshot holds of it: its registers, and what is in its FIFO.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SerialState {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    input: Vec<u8>,
+}
 
 /// A serial port of eight registers.
 pub struct Serial {
@@ -65,6 +80,68 @@ impl Serial {
         let room = Arc::default();
         let uart = Uart::with_events(Edge(line), Room(Arc::clone(&room)), output);
         Serial { uart, room }
+    }
+
+    /// A port that goes on from what was saved. May raise an edge: the interrupt controller is restored after
+    /// it, and has the one that was raised before.
+    ///
+    /// # Errors
+    /// When the state is none that the chip can be in.
+    pub fn restored(line: Arc<dyn Interrupt>, output: Output, state: &SerialState) -> Result<Self, Refused> {
+        let SerialState {
+            divisor,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            input,
+        } = state;
+        let room = Arc::default();
+        let state = vm_superio::SerialState {
+            baud_divisor_low: divisor[0],
+            baud_divisor_high: divisor[1],
+            interrupt_enable: *interrupt_enable,
+            interrupt_identification: *interrupt_identification,
+            line_control: *line_control,
+            line_status: *line_status,
+            modem_control: *modem_control,
+            modem_status: *modem_status,
+            scratch: *scratch,
+            in_buffer: input.clone(),
+        };
+        let uart = Uart::from_state(&state, Edge(line), Room(Arc::clone(&room)), output)
+            .map_err(|_| Refused::Invalid("the input of the serial port"))?;
+        Ok(Serial { uart, room })
+    }
+
+    /// What a snapshot needs.
+    pub fn save(&self) -> SerialState {
+        let vm_superio::SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer,
+        } = self.uart.state();
+        SerialState {
+            divisor: [baud_divisor_low, baud_divisor_high],
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            input: in_buffer,
+        }
     }
 
     /// Readable when the guest has emptied its input, so that [`input`](Serial::input) may go on.

@@ -1,32 +1,44 @@
 //! From a specification to a machine that is ready to run.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::generation::Generation;
 use super::handle::{Handle, Shared};
 use super::registers::Place;
+use super::snapshot::{self, About, Restore, State};
 use super::{Device, Error, Machine, Spec, serial};
-use crate::accel::{Created, Vm};
+use crate::accel::{self, Created, Vcpu, Vm};
 use crate::arch::{self, Layout, Platform, VIRTIO_MMIO_SIZE, VirtioSlot};
 use crate::bus::{At, SharedDevice};
 use crate::devices::boot_timer::{BootTimer, Mark};
-use crate::devices::serial::Serial;
-use crate::devices::{self, Mapped};
-use crate::memory::Memory;
+use crate::devices::serial::{Output, Serial};
+use crate::devices::{self, FixedDevices, Mapped};
+use crate::memory::{Memory, Placement, saved};
 use crate::timeline::Event;
-use crate::vcpu::{Buses, Control, ExitTable};
+use crate::vcpu::{self, Buses, Control, ExitTable, Hold};
 use crate::virtio::determinism::{Determinism, WorkerGate};
 use crate::virtio::mmio::{self, Mmio, register};
+use crate::virtio::state::TransportState;
 
 /// RAM comes in this unit, so that its end is aligned for everyone.
 const RAM_UNIT: u64 = 1 << 20;
 
 impl Machine {
-    /// Builds the machine of `spec`. The guest has not run when this returns.
-    pub fn build(spec: Spec) -> Result<Self, Error> {
+    /// Builds the machine of `spec`. The guest has not run when this returns; with `restore`, it goes on from
+    /// there, and kernel, initramfs, command line and UUID are those that it has.
+    ///
+    /// # Errors
+    /// When there can be no such machine; [`Error::Snapshot`] when it cannot go on from `restore`.
+    pub fn build(spec: Spec, restore: Option<Restore>) -> Result<Self, Error> {
         check(&spec)?;
+        let about = About::new(&spec);
+        if let Some(restore) = &restore {
+            restore.state.check(&spec).map_err(snapshot::Error::Mismatch)?;
+        }
         let Spec {
             architecture,
             cpus,
@@ -43,6 +55,7 @@ impl Machine {
             timeline,
         } = spec;
         let layout = arch::layout(architecture);
+        // Before the processors take what decides it.
         let placement = accel.placement();
         let memory = accel.allocate(&arch::ram_regions(architecture, ram))?;
         let Created {
@@ -53,31 +66,47 @@ impl Machine {
         timeline.mark(Event::VmCreated);
 
         let slots: Vec<_> = (0..devices.len()).map_while(|n| layout.virtio_slot(n)).collect();
-        let platform = Platform {
-            cpus,
-            cmdline: &cmdline,
-            virtio: &slots,
-            serial: serial.is_some(),
-            uuid,
-            controller,
-        };
-        let kernel = kernel.placed_by(placement);
-        let initrd = initrd.map(|initrd| initrd.placed_by(placement));
-        let boot = arch::prepare(architecture, &memory, &kernel, initrd.as_ref(), &platform)?;
-        vcpus[0].boot(&boot)?;
+        let generation = Generation::new(layout, determinism.is_enabled());
+        match &restore {
+            None => {
+                let platform = Platform {
+                    cpus,
+                    cmdline: &cmdline,
+                    virtio: &slots,
+                    serial: serial.is_some(),
+                    uuid,
+                    controller,
+                };
+                let kernel = kernel.placed_by(placement);
+                let initrd = initrd.map(|initrd| initrd.placed_by(placement));
+                let boot = arch::prepare(architecture, &memory, &kernel, initrd.as_ref(), &platform)?;
+                generation.begin(&memory)?;
+                vcpus[0].boot(&boot)?;
+            }
+            Some(restore) => go_on(&memory, &mut vcpus, restore, placement)?,
+        }
         timeline.mark(Event::MemoryReady);
 
         // Where instructions are time, the guest's time is not the host's.
         let has_host_time = !determinism.is_enabled();
-        let mut board = Board::new(Arc::clone(&vm), memory, layout, determinism);
-        let feeder = board.add_all(
-            devices::fixed(architecture),
-            serial,
-            devices.into_iter().zip(slots),
-        )?;
+        let mut board = Board::new(Arc::clone(&vm), Arc::clone(&memory), layout, determinism);
+        let state = restore.as_ref().map(|restore| &restore.state);
+        let (fixed, stateful) = devices::fixed(architecture);
+        let (feeder, stateful) =
+            board.add_all(fixed, stateful, serial, devices.into_iter().zip(slots), state)?;
+        let notice = match &restore {
+            None => None,
+            Some(restore) => {
+                vm.restore(&restore.state.vm).map_err(snapshot_error)?;
+                generation.renew(&memory, &*vm, restore.generation)?
+            }
+        };
 
         let exits: Vec<_> = vcpus.iter().map(|_| Arc::new(ExitTable::default())).collect();
         let control = Control::new(vcpus.iter().map(|vcpu| vcpu.kicker()).collect());
+        if restore.is_some() {
+            control.hold(Hold::Restoring);
+        }
         let shared = Arc::new(Shared {
             control: Arc::new(control),
             timeline,
@@ -87,20 +116,63 @@ impl Machine {
             accelerator: (accel.name(), accel.why.clone()),
             transports: Mutex::new(board.transports),
             reached: Mutex::default(),
+            about,
+            fixed: stateful,
+            memory: Mutex::new(Some(memory)),
         });
         board.buses.memory.insert(
             layout.boot_timer,
             BootTimer::SIZE,
             boot_timer(&shared, has_host_time),
         )?;
+        let handle = Handle { shared };
+        let first = restore.map(|_| {
+            let handle = handle.clone();
+            Box::new(move || handle.go_on(notice)) as vcpu::First
+        });
         Ok(Machine {
             vcpus,
             buses: Arc::new(board.buses),
             exits,
             serial: feeder,
-            handle: Handle { shared },
+            first,
+            handle,
         })
     }
+}
+
+/// Puts saved RAM into the machine's, and processors into the state that they were in.
+fn go_on(
+    memory: &Memory,
+    vcpus: &mut [Box<dyn Vcpu>],
+    restore: &Restore,
+    placement: Placement,
+) -> Result<(), Error> {
+    let Restore {
+        state,
+        memory: part,
+        generation: _,
+    } = restore;
+    if part.len() != state.about.memory {
+        return Err(Error::Snapshot(snapshot::Error::MemoryLength {
+            len: part.len(),
+            memory: state.about.memory,
+        }));
+    }
+    let part = part.placed_by(placement);
+    saved::restore(memory, &state.pages, &part).map_err(|error| Error::Snapshot(error.into()))?;
+    for (vcpu, state) in vcpus.iter_mut().zip(&state.vcpus) {
+        vcpu.restore(state).map_err(snapshot_error)?;
+    }
+    Ok(())
+}
+
+/// The accelerator does not take a state.
+fn snapshot_error(error: accel::Error) -> Error {
+    Error::Snapshot(match error {
+        accel::Error::Refused(source) => snapshot::refused("the processor")(source),
+        other => snapshot::Error::Accel(other),
+    })
 }
 
 /// Whether such a machine can be.
@@ -187,30 +259,57 @@ impl Board {
         }
     }
 
-    /// Adds all devices but the boot timer. Returns what feeds the serial port's input to it.
+    /// Adds all devices but the boot timer, as `state` says. Returns what feeds the serial port's input to it,
+    /// and those of `stateful` with the serial port.
     fn add_all(
         &mut self,
         fixed: Vec<Mapped>,
+        mut stateful: FixedDevices,
         serial: Option<super::Serial>,
         virtio: impl Iterator<Item = (Device, VirtioSlot)>,
-    ) -> Result<Option<serial::Feeder>, Error> {
+        state: Option<&State>,
+    ) -> Result<(Option<serial::Feeder>, FixedDevices), Error> {
         for device in fixed {
             self.add(device)?;
         }
-        let feeder = serial.map(|serial| self.add_serial(serial)).transpose()?;
-        for (device, slot) in virtio {
-            self.add_virtio(device, slot)?;
+        let mut feeder = None;
+        if let Some(spec) = serial {
+            let port = self.serial_port(spec.output, state)?;
+            stateful.serial = Some(Arc::clone(&port));
+            feeder = self.add_serial(port, spec.input)?;
         }
-        Ok(feeder.flatten())
+        if let Some(state) = state {
+            let restored = stateful.restore(&state.fixed);
+            restored.map_err(snapshot::refused("the platform's devices"))?;
+        }
+        for (number, (device, slot)) in virtio.enumerate() {
+            let state = state.and_then(|state| state.transports.get(number));
+            self.add_virtio(device, slot, state)?;
+        }
+        Ok((feeder, stateful))
     }
 
-    fn add_serial(&mut self, spec: super::Serial) -> Result<Option<serial::Feeder>, Error> {
+    fn serial_port(&self, output: Output, state: Option<&State>) -> Result<Arc<Mutex<Serial>>, Error> {
+        let line = self.vm.interrupt(self.layout.serial_gsi)?;
+        let state = state.and_then(|state| state.fixed.serial.as_ref());
+        let port = match state {
+            None => Serial::new(line, output),
+            Some(state) => {
+                Serial::restored(line, output, state).map_err(snapshot::refused("the serial port"))?
+            }
+        };
+        Ok(Arc::new(Mutex::new(port)))
+    }
+
+    fn add_serial(
+        &mut self,
+        port: Arc<Mutex<Serial>>,
+        input: Option<OwnedFd>,
+    ) -> Result<Option<serial::Feeder>, Error> {
         let io = |source| Error::Io {
             what: "the serial port",
             source,
         };
-        let line = self.vm.interrupt(self.layout.serial_gsi)?;
-        let port = Arc::new(Mutex::new(Serial::new(line, spec.output)));
         let at = self.layout.serial;
         let name = match at {
             At::Port(_) => "COM1",
@@ -223,12 +322,17 @@ impl Board {
             registers: Serial::REGISTERS,
             device: Arc::clone(&port) as _,
         })?;
-        spec.input
+        input
             .map(|input| serial::feed(port, input).map_err(io))
             .transpose()
     }
 
-    fn add_virtio(&mut self, device: Device, slot: VirtioSlot) -> Result<(), Error> {
+    fn add_virtio(
+        &mut self,
+        device: Device,
+        slot: VirtioSlot,
+        state: Option<&TransportState>,
+    ) -> Result<(), Error> {
         let Device { name, spec } = device;
         let device = match spec.build() {
             Ok(device) => device,
@@ -249,6 +353,10 @@ impl Board {
             })?;
             transport.keep_step(Arc::clone(&gate));
             self.buses.gates.push(gate);
+        }
+        if let Some(state) = state {
+            let part = format!("the device {name}");
+            transport.restore(state).map_err(snapshot::refused(part))?;
         }
         let transport = Arc::new(Mutex::new(transport));
         self.add(Mapped {

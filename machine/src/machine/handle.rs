@@ -1,10 +1,15 @@
 //! Control over a machine from outside.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::registers::{self, Place};
+use super::snapshot::{self, About, State};
 use crate::accel::Vm;
+use crate::devices::FixedDevices;
+use crate::irq::Interrupt;
+use crate::memory::{Memory, saved};
 use crate::timeline::{Event, Timeline};
 use crate::vcpu::{Control, End, ExitCount, ExitTable, Hold, Kind, totals};
 use crate::virtio::mmio::Mmio;
@@ -29,6 +34,12 @@ pub(super) struct Shared {
     pub(super) transports: Mutex<Vec<Arc<Mutex<Mmio>>>>,
     /// What was counted up to each event of the boot. A leaf.
     pub(super) reached: Mutex<HashMap<u8, Counted>>,
+    /// What machine it is.
+    pub(super) about: About,
+    /// The devices besides virtio's that remember something.
+    pub(super) fixed: FixedDevices,
+    /// Guest RAM, until the machine has ended. A leaf.
+    pub(super) memory: Mutex<Option<Memory>>,
 }
 
 /// What was counted up to a moment.
@@ -165,6 +176,73 @@ impl Handle {
     pub(super) fn retire_devices(&self) {
         self.each_transport(Mmio::pause);
         lock(&self.shared.transports).clear();
+        *lock(&self.shared.memory) = None;
+    }
+
+    /// Guest RAM, until the machine has ended.
+    pub(super) fn memory(&self) -> Option<Memory> {
+        lock(&self.shared.memory).clone()
+    }
+
+    /// Saves the machine, which [`pause`](Handle::pause) has paused and which stays so meanwhile: writes its RAM
+    /// to `memory` from byte `at` on, region after region, where the file is to read as zeros; pages of zeros
+    /// are not written, and the file's length is not set. Returns the bytes of its state, for
+    /// [`State::from_bytes`]. Every request of a disk is done by now. The machine can go on, or end.
+    ///
+    /// # Errors
+    /// When the machine is not paused; when a disk has requests that wait for space; when the accelerator or
+    /// the file's host refuses. The machine is as it was.
+    pub fn save(&self, memory: &File, at: u64) -> Result<Vec<u8>, snapshot::Error> {
+        let Shared {
+            control,
+            timeline: _,
+            vm,
+            exits: _,
+            places: _,
+            accelerator: _,
+            transports,
+            reached: _,
+            about,
+            fixed,
+            memory: ram,
+        } = &*self.shared;
+        let vcpus = control.save()?;
+        let vm = vm.save()?;
+        let named = about.devices.iter().map(|(name, _)| name);
+        let transports = lock(transports)
+            .iter()
+            .zip(named)
+            .map(|(transport, device)| {
+                let busy = |source| snapshot::Error::Busy {
+                    device: device.clone(),
+                    source,
+                };
+                lock(transport).save().map_err(busy)
+            })
+            .collect::<Result<_, _>>()?;
+        let fixed = fixed.save();
+        let ram = lock(ram).clone().ok_or(snapshot::Error::NotPaused)?;
+        let pages = saved::save(&ram, memory, at).map_err(snapshot::Error::Write)?;
+        let state = State {
+            about: about.clone(),
+            pages,
+            vm,
+            vcpus,
+            fixed,
+            transports,
+        };
+        state.to_bytes()
+    }
+
+    /// Goes on from a snapshot: devices first, then `notice`, then the processors.
+    pub(super) fn go_on(&self, notice: Option<Arc<dyn Interrupt>>) {
+        self.each_transport(Mmio::resume);
+        if let Some(Err(error)) = notice.map(|line| line.trigger()) {
+            tracing::warn!("the guest was not notified of its new generation: {error}");
+        }
+        self.shared.control.resume(Hold::Restoring);
+        // It has run before. One that halts may have no exit until somebody outside asks it for something.
+        self.shared.control.has_exited();
     }
 }
 

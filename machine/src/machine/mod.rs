@@ -1,11 +1,13 @@
 //! A machine: built from a [`Spec`], run to an [`Outcome`].
 //!
-//! This is the one place that knows all parts: RAM, kernel, accelerator, buses, devices.
+//! This is the only module that knows all parts: RAM, kernel, accelerator, buses, devices.
 
 mod build;
+mod generation;
 mod handle;
 mod registers;
 mod serial;
+pub mod snapshot;
 mod spec;
 
 use std::sync::Arc;
@@ -38,6 +40,8 @@ pub enum Error {
     /// {0}
     Accel(#[from] accel::Error),
     /// {0}
+    Snapshot(#[from] snapshot::Error),
+    /// {0}
     Bus(#[from] bus::Error),
     /// the device {name}: {source}
     Device {
@@ -61,6 +65,8 @@ pub struct Machine {
     buses: Arc<Buses>,
     exits: Vec<Arc<ExitTable>>,
     serial: Option<serial::Feeder>,
+    /// What is to be done before the first processor runs, on its thread.
+    first: Option<vcpu::First>,
     handle: Handle,
 }
 
@@ -68,6 +74,11 @@ impl Machine {
     /// A handle that controls the machine from any thread, before, while and after it runs.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    /// Its RAM.
+    pub fn memory(&self) -> Option<memory::Memory> {
+        self.handle.memory()
     }
 
     /// Runs the machine until it ends, and returns when nothing of it runs any more: processors and devices
@@ -79,6 +90,7 @@ impl Machine {
             buses,
             exits,
             serial,
+            mut first,
             handle,
         } = self;
         let control = Arc::clone(&handle.shared.control);
@@ -92,6 +104,7 @@ impl Machine {
                 Arc::clone(&buses),
                 exits,
                 timeline,
+                first.take(),
             ) {
                 Ok(thread) => threads.push(thread),
                 Err(source) => control.end(Err(accel::Error::Os {

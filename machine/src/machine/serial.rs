@@ -1,4 +1,4 @@
-//! Carries what a person types to the serial port, as fast as the guest reads it.
+//! Passes console input to the serial port, as fast as the guest reads it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_paste_arrives_whole() {
+    fn a_long_paste_arrives_complete() {
         let text: Vec<u8> = (0..2000).map(|n| b'a' + (n % 26) as u8).collect();
         let (reader, mut writer) = io::pipe().unwrap();
         let port = port();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_typed_too() {
+    fn input_from_a_file_arrives() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[b'x'; 300]).unwrap();
         let port = port();

@@ -1,4 +1,4 @@
-//! What a machine is made of, and how it can end: plain data.
+//! The specification of a machine, and how it can end: plain data.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod part;
+pub mod saved;
 
 use std::fs::File;
 use std::io;
@@ -115,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_cannot_give_is_said() {
+    fn memory_that_the_host_cannot_give_is_an_error() {
         let error = allocate(&[(0, 1 << 60)]).unwrap_err();
         assert!(matches!(error, Error::Reserve { .. }), "{error}");
         assert!(matches!(

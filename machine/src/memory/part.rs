@@ -127,6 +127,26 @@ impl Part {
         }
     }
 
+    /// Its `len` bytes from `offset` on, as a part of their own. What is placed of them counts for both.
+    ///
+    /// # Errors
+    /// When it is shorter.
+    pub fn slice(&self, offset: u64, len: u64) -> Result<Part, PartError> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(PartError::Truncated {
+                path: self.path.clone(),
+                file_len: self.len,
+                offset,
+                len,
+            });
+        }
+        Ok(Part {
+            offset: self.offset + offset,
+            len,
+            ..self.clone()
+        })
+    }
+
     /// The file that it is a part of.
     pub fn path(&self) -> &Path {
         &self.path

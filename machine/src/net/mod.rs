@@ -1,5 +1,5 @@
-//! Network backends: a tap device, and the built-in user-mode network that needs no privilege; and, in front
-//! of either, the instance metadata service.
+//! Network backends: a tap device, and the built-in user-mode network that needs no privilege. The instance
+//! metadata service is in front of either.
 
 mod arp;
 pub mod clock;

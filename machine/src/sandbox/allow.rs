@@ -95,7 +95,7 @@ const ALWAYS: &[Rule] = &[
 ];
 
 /// What a processor of KVM does in its thread: run; connect a doorbell when the guest enables a queue; tell
-/// the guest that it was held; read the registers for the report of an error.
+/// the guest that it was held; read the registers for the report of an error or a snapshot.
 const KVM: &[Rule] = &[
     When(libc::SYS_ioctl, &[(1, Equal(0xae80))]),      // KVM_RUN
     When(libc::SYS_ioctl, &[(1, Equal(0x4040_ae79))]), // KVM_IOEVENTFD
@@ -103,6 +103,20 @@ const KVM: &[Rule] = &[
     When(libc::SYS_ioctl, &[(1, Equal(0x8090_ae81))]), // KVM_GET_REGS
     When(libc::SYS_ioctl, &[(1, Equal(0x8138_ae83))]), // KVM_GET_SREGS
     When(libc::SYS_ioctl, &[(1, Equal(0x4010_aeab))]), // KVM_GET_ONE_REG
+    When(libc::SYS_ioctl, &[(1, Equal(0x8004_ae98))]), // KVM_GET_MP_STATE
+    When(libc::SYS_ioctl, &[(1, Equal(0x9000_aea4))]), // KVM_GET_XSAVE
+    When(libc::SYS_ioctl, &[(1, Equal(0x8188_aea6))]), // KVM_GET_XCRS
+    When(libc::SYS_ioctl, &[(1, Equal(0x8080_aea1))]), // KVM_GET_DEBUGREGS
+    When(libc::SYS_ioctl, &[(1, Equal(0x8400_ae8e))]), // KVM_GET_LAPIC
+    When(libc::SYS_ioctl, &[(1, Equal(0xaea3))]),      // KVM_GET_TSC_KHZ
+    When(libc::SYS_ioctl, &[(1, Equal(0xc008_ae88))]), // KVM_GET_MSRS
+    When(libc::SYS_ioctl, &[(1, Equal(0x8040_ae9f))]), // KVM_GET_VCPU_EVENTS
+];
+
+/// What a snapshot reads of KVM's machine, in the thread that was asked for it.
+const SNAPSHOT: &[Rule] = &[
+    When(libc::SYS_ioctl, &[(1, Equal(0xc208_ae62))]), // KVM_GET_IRQCHIP
+    When(libc::SYS_ioctl, &[(1, Equal(0x8030_ae7c))]), // KVM_GET_CLOCK
 ];
 
 /// What a processor in software does to the processes in which its programs run. Only processes of the same
@@ -297,7 +311,9 @@ pub(super) fn lists(kind: Kind) -> &'static [&'static [Rule]] {
         Kind::Vsock => &[ALWAYS, SOCKETS, LOCAL],
         Kind::Console => &[ALWAYS, TERMINAL],
         Kind::Reader => &[READER],
-        Kind::Control => &[ALWAYS, DISK, SOCKETS, LOCAL, LISTEN, TERMINAL, FILES, SIGNALS],
+        Kind::Control => &[
+            ALWAYS, DISK, SOCKETS, LOCAL, LISTEN, TERMINAL, FILES, SIGNALS, SNAPSHOT,
+        ],
     }
 }
 

@@ -1,4 +1,4 @@
-//! Rules for files, signals and ports (Landlock).
+//! Landlock rules for files, signals and TCP ports.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! From lists to programs for the kernel.
+//! Compiles lists of system calls to seccomp programs.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_owner_may_make_every_call_of_the_others() {
+    fn the_list_of_the_process_contains_every_other_list() {
         let calls = |kind| -> Vec<i64> {
             let number = |rule: &Rule| match *rule {
                 Rule::Call(call) | Rule::When(call, _) | Rule::OnUs(call) | Rule::Legacy(call) => call,

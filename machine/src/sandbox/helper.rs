@@ -1,14 +1,14 @@
-//! A small process that does for the confined one what that may not do itself. It is made before, and is asked
-//! through a socket.
+//! A small process that carries out one operation which the confined process may not do. It is started before
+//! the confinement and takes requests through a socket.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-/// Starts a process that runs `serve` with its end of a socket and ends; returns the other end. The caller's process
-/// must have one thread only. Of its descriptors the new process has the socket alone: locks and streams end with the
-/// caller's.
+/// Starts a process that runs `serve` with its end of a socket and ends; returns the other end. The caller's
+/// process must have one thread only. Of its descriptors the new process has the socket alone: locks and
+/// streams end with the caller's.
 ///
 /// # Errors
 /// When there is no socket or no process to be had.
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn descriptors_are_closed_but_one() {
-        // In a child, whose descriptors nobody needs.
+        // In a child, whose descriptors are not needed.
         // SAFETY: the child makes system calls only.
         match unsafe { libc::fork() } {
             0 => {

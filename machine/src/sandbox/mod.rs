@@ -265,7 +265,7 @@ fn start_spawner() -> io::Result<()> {
         KIND.set(Some(Kind::Main));
         to_start.into_iter().for_each(|request| request());
     })?;
-    // Nobody else can have set it: a process is confined once.
+    // No other code can have set it: a process is confined once.
     let _ = SPAWNER.set(requests);
     Ok(())
 }
@@ -274,7 +274,7 @@ fn start_spawner() -> io::Result<()> {
 /// `kind`, if this process is confined.
 ///
 /// # Errors
-/// When there is no thread to be had.
+/// When no thread is available.
 pub fn spawn<T: Send + 'static>(
     name: &str,
     kind: Kind,
@@ -303,7 +303,7 @@ pub fn spawn<T: Send + 'static>(
 /// not allow.
 ///
 /// # Errors
-/// When there is no thread to be had.
+/// When no thread is available.
 ///
 /// # Panics
 /// When `ask` does.

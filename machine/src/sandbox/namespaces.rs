@@ -1,10 +1,9 @@
 //! A network of its own for a process whose guest has none (network_namespaces(7)): its only interface is a
 //! loopback that is down, so that no socket leads anywhere. Landlock closes TCP, but has no rules for UDP.
 //!
-//! The other kinds of namespaces are left out, because nothing would stand by them that does not stand
-//! already: files are Landlock's, `mount` and the calls of System V are on no list, a process number is of no
-//! use to who may neither signal nor trace, and a new tree of processes would need one process more for each
-//! instance.
+//! Other kinds of namespaces are not used, because they would add no protection: Landlock restricts files,
+//! `mount` and System V IPC are on no list of system calls, a process that may neither signal nor trace
+//! cannot use a process id, and a PID namespace would need one more process for each instance.
 #![allow(unsafe_code)]
 
 use std::{fs, io};

@@ -1,4 +1,4 @@
-//! Capabilities, and the promise to gain none.
+//! Dropping capabilities, and `no_new_privs`.
 #![allow(unsafe_code)]
 
 use std::fs::OpenOptions;

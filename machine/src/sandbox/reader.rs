@@ -1,9 +1,9 @@
-//! A small process that reads one file for the confined one: a file that other programs replace by another of
-//! its name.
+//! A small process that reads one file for the confined one: a file that other programs replace by
+//! renaming another over it.
 //!
-//! Landlock's rules are about inodes, so the right to read such a file ends with its first replacement, and a
-//! rule for its directory would open all that lies there. This process is made before the other one is
-//! confined. It takes one byte, which it does not look at, and answers with what the one name leads to; it
+//! Landlock's rules apply to inodes, so the right to read such a file ends with its first replacement, and a
+//! rule for its directory would allow all files in it. This process is started before the other one is
+//! confined. A request is one byte of any value, and the answer is the content of the file; it
 //! may open files for reading in two directories and make six system calls.
 #![allow(unsafe_code)]
 
@@ -29,7 +29,7 @@ pub(super) fn start(path: &Path) -> Result<(), Error> {
         let _ = serve(File::from(OwnedFd::from(socket)), path);
     };
     let socket = start_helper(serve).map_err(Error::os("starting the process that reads a file for it"))?;
-    // Nobody else can have set it: a process is confined once.
+    // No other code can have set it: a process is confined once.
     let _ = READER.set((path.to_owned(), Mutex::new(socket)));
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! What the vCPU threads of a machine agree on: run, pause, end.
+//! The run state that the vCPU threads of a machine share: running, paused, ended.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::accel::{Error, Kick};
+use crate::accel::{Error, Kick, VcpuState};
 
 /// How the processors came to their end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub enum End {
 /// milliseconds on hardware.
 const FIRST_EXIT: Duration = Duration::from_millis(500);
 
-/// Why processors stand still. Each reason is independent of the others: processors run while there is none.
+/// Why processors are stopped. Each reason is independent of the others: processors run while there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Hold {
@@ -30,6 +30,28 @@ pub enum Hold {
     Request = 1,
     /// A disk has no space for what the guest has written.
     NoSpace = 2,
+    /// The machine goes on from a snapshot, and its devices do not yet.
+    Restoring = 4,
+}
+
+/// The processors of a machine are saved.
+#[derive(Debug)]
+enum Saving {
+    /// Its thread is to save it.
+    Wanted,
+    /// Its thread does.
+    Begun,
+    /// It has.
+    Done(Result<VcpuState, Error>),
+}
+
+/// Why processors cannot be saved.
+#[derive(Debug, displaydoc::Display, thiserror::Error)]
+pub enum SaveError {
+    /// the machine is not paused
+    NotPaused,
+    /// {0}
+    Accel(#[from] Error),
 }
 
 #[derive(Debug)]
@@ -45,6 +67,8 @@ struct Inner {
     running: usize,
     /// Present from the end on until [`Control::wait`] has taken it.
     result: Option<Result<End, Error>>,
+    /// One for each processor while they are saved.
+    saving: Vec<Saving>,
 }
 
 /// What a vCPU thread does next.
@@ -52,8 +76,10 @@ struct Inner {
 pub enum Next {
     /// Run.
     Run,
-    /// Run, after it has stood still.
+    /// Run, after a pause.
     RunAgain,
+    /// Save the processor, and ask again.
+    Save,
     /// End.
     End,
 }
@@ -76,6 +102,7 @@ impl Control {
             exited: false,
             running: 0,
             result: None,
+            saving: Vec::new(),
         };
         Control {
             inner: Mutex::new(inner),
@@ -84,9 +111,10 @@ impl Control {
         }
     }
 
-    /// Called by a vCPU thread before each run: waits while the machine is paused. A thread that may run
-    /// calls [`has_stopped`](Control::has_stopped) afterwards.
-    pub fn may_run(&self) -> Next {
+    /// Called by the thread of processor `number` before each run: waits while the machine is paused. A thread
+    /// that may run calls [`has_stopped`](Control::has_stopped) afterwards, one that is to save its processor
+    /// [`has_saved`](Control::has_saved).
+    pub fn may_run(&self, number: usize) -> Next {
         let mut inner = self.lock();
         let mut next = Next::Run;
         loop {
@@ -97,9 +125,47 @@ impl Control {
                 inner.running += 1;
                 return next;
             }
+            if let Some(saving @ Saving::Wanted) = inner.saving.get_mut(number) {
+                *saving = Saving::Begun;
+                return Next::Save;
+            }
             inner = self.sleep(inner);
             next = Next::RunAgain;
         }
+    }
+
+    /// Called by the thread of processor `number` that was to save it.
+    pub fn has_saved(&self, number: usize, state: Result<VcpuState, Error>) {
+        let mut inner = self.lock();
+        if let Some(saving) = inner.saving.get_mut(number) {
+            *saving = Saving::Done(state);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Has every processor saved by its thread. The machine is paused by request, and stays so until this
+    /// returns; one save at a time.
+    ///
+    /// # Errors
+    /// When it is not paused, has ended, or a processor cannot be saved.
+    pub fn save(&self) -> Result<Vec<VcpuState>, SaveError> {
+        let mut inner = self.lock();
+        let paused = |inner: &Inner| inner.holds & Hold::Request as u8 != 0 && !inner.ended;
+        if !paused(&inner) || inner.running > 0 || !inner.saving.is_empty() {
+            return Err(SaveError::NotPaused);
+        }
+        inner.saving.extend(self.kickers.iter().map(|_| Saving::Wanted));
+        self.changed.notify_all();
+        let done = |saving: &Saving| matches!(saving, Saving::Done(_));
+        while paused(&inner) && !inner.saving.iter().all(done) {
+            inner = self.sleep(inner);
+        }
+        let saved = std::mem::take(&mut inner.saving).into_iter();
+        let state = |saving| match saving {
+            Saving::Done(state) => state.map_err(SaveError::Accel),
+            Saving::Wanted | Saving::Begun => Err(SaveError::NotPaused),
+        };
+        saved.map(state).collect()
     }
 
     /// Called by a vCPU thread after each run.

@@ -1,5 +1,5 @@
-//! A virtual processor: a thread that runs the guest, serves what the guest cannot do alone, and
-//! looks up when it is asked to.
+//! A virtual processor: a thread that runs the guest, handles its exits, and
+//! stops when it is kicked.
 //!
 //! ```text
 //!                                   +---- action none -----+
@@ -26,7 +26,7 @@ use crate::timeline::{Event, Timeline};
 use crate::virtio::determinism::{Trigger, WorkerGate};
 
 use control::Next;
-pub use control::{Control, End, Hold};
+pub use control::{Control, End, Hold, SaveError};
 pub use exits::{ExitCount, ExitTable, Kind, totals};
 
 /// What an exit can reach.
@@ -74,8 +74,11 @@ impl ExitHandler for Server {
     }
 }
 
-/// Starts the thread of processor `number`. It ends when `control` says so; a processor that stops by itself
-/// ends the whole machine.
+/// What a processor's thread does before anything else: to start a device's thread takes one that may.
+pub type First = Box<dyn FnOnce() + Send>;
+
+/// Starts the thread of processor `number`. It does `first`, and ends when `control` says so; a processor that
+/// stops by itself ends the whole machine.
 pub fn start(
     number: usize,
     vcpu: Box<dyn Vcpu>,
@@ -83,6 +86,7 @@ pub fn start(
     buses: Arc<Buses>,
     exits: Arc<ExitTable>,
     timeline: Arc<Timeline>,
+    first: Option<First>,
 ) -> io::Result<JoinHandle<()>> {
     let server = Server {
         buses,
@@ -92,16 +96,28 @@ pub fn start(
         exited: false,
     };
     sandbox::spawn(&format!("cpu{number}"), vcpu.thread(), move || {
-        run(vcpu, server, &control)
+        if let Some(first) = first {
+            first();
+        }
+        run(number, vcpu, server, &control)
     })
 }
 
-fn run(mut vcpu: Box<dyn Vcpu>, mut server: Server, control: &Control) {
+fn run(number: usize, mut vcpu: Box<dyn Vcpu>, mut server: Server, control: &Control) {
+    let mut stood_still = false;
     loop {
-        match control.may_run() {
+        match control.may_run(number) {
             Next::Run => {}
-            Next::RunAgain => vcpu.stood_still(),
+            Next::RunAgain => stood_still = true,
+            Next::Save => {
+                control.has_saved(number, vcpu.save());
+                stood_still = true;
+                continue;
+            }
             Next::End => return,
+        }
+        if std::mem::take(&mut stood_still) {
+            vcpu.stood_still();
         }
         server.timeline.mark(Event::FirstRun);
         let stop = vcpu.run(&mut server);

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
-use crate::accel::{Error, Kick, soft};
+use crate::accel::{Error, Kick, VcpuState, soft};
 use crate::arch::Boot;
 use crate::arch::x86_64::boot_state_at;
 use crate::bus::BusDevice;
@@ -60,6 +60,12 @@ impl Vcpu for Script {
         }
     }
     fn stood_still(&mut self) {}
+    fn save(&self) -> Result<VcpuState, Error> {
+        Err(Error::Unsaved("a script"))
+    }
+    fn restore(&mut self, _: &VcpuState) -> Result<(), Error> {
+        Err(Error::Unsaved("a script"))
+    }
     fn kicker(&self) -> Arc<dyn Kick> {
         Arc::clone(&self.kicker) as _
     }
@@ -104,6 +110,7 @@ fn machine(scripts: Vec<Script>) -> Running {
                 Arc::clone(&buses),
                 Arc::clone(table),
                 Arc::clone(&timeline),
+                None,
             )
             .unwrap()
         })
@@ -126,7 +133,7 @@ impl Running {
 }
 
 #[test]
-fn the_processor_that_switches_off_takes_the_others_with_it() {
+fn a_power_off_by_one_processor_ends_the_others() {
     let running = machine(vec![
         Script::new(&[], None),
         Script::new(&[(0x80, 7), (0x600, 2)], None),
@@ -139,7 +146,7 @@ fn the_processor_that_switches_off_takes_the_others_with_it() {
 }
 
 #[test]
-fn every_end_is_distinguished() {
+fn reset_triple_fault_and_error_are_distinguished() {
     for (script, end) in [
         (Script::new(&[(0x600, 1)], None), End::Reset),
         (Script::new(&[], Some(Ok(Stop::TripleFault))), End::TripleFault),
@@ -171,7 +178,7 @@ fn processors_run_only_when_no_reason_holds_them() {
     assert!(control.pause(Hold::Request), "the reasons are independent");
     let thread = {
         let control = Arc::clone(&control);
-        std::thread::spawn(move || control.may_run())
+        std::thread::spawn(move || control.may_run(0))
     };
     control.resume(Hold::Request);
     assert!(
@@ -188,7 +195,7 @@ fn processors_run_only_when_no_reason_holds_them() {
     control.hold(Hold::NoSpace);
     let thread = {
         let control = Arc::clone(&control);
-        std::thread::spawn(move || control.may_run())
+        std::thread::spawn(move || control.may_run(0))
     };
     control.end(Ok(End::Killed));
     assert_eq!(thread.join().unwrap(), Next::End);
@@ -215,6 +222,7 @@ fn a_processor_in_software_stands_still_and_goes_on() {
         Arc::default(),
         Arc::default(),
         Arc::new(Timeline::start()),
+        None,
     )
     .unwrap();
     let passes = |seen: u64| {

@@ -1,5 +1,5 @@
-//! The memory balloon (VIRTIO 1.3 §5.5) with free page reporting: what the guest does not use goes back to
-//! the host.
+//! The memory balloon (VIRTIO 1.3 §5.5) with free page reporting: memory that the guest does not use goes
+//! back to the host.
 
 #![allow(unsafe_code)]
 
@@ -12,9 +12,13 @@ use vm_memory::VolatileSlice;
 
 use super::ring::{Chain, QueueError};
 use super::worker::{Context, Engine, Service};
-use super::{Activation, DeviceInterrupt, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
+use super::{
+    Activation, DeviceInterrupt, DeviceState, DeviceTraits, Error, Queue, Unsaved, VirtioDevice,
+    read_config_bytes,
+};
 use crate::memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use crate::sandbox::Kind;
+use crate::state::Refused;
 
 /// The guest may take pages back before it runs out of memory (§5.5.3).
 const F_DEFLATE_ON_OOM: u64 = 1 << 2;
@@ -141,6 +145,21 @@ impl VirtioDevice for Balloon {
 
     fn reset(&mut self) {
         self.target.inner.actual.store(0, Ordering::SeqCst);
+    }
+
+    fn save(&self) -> Result<DeviceState, Unsaved> {
+        let Balloon { target, engine } = self;
+        engine.service()?;
+        let actual = target.inner.actual.load(Ordering::SeqCst);
+        Ok(DeviceState::Balloon { actual })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), Refused> {
+        let DeviceState::Balloon { actual } = *state else {
+            return Err(DeviceState::FOREIGN);
+        };
+        self.target.inner.actual.store(actual, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -274,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_hears_what_is_wanted_and_tells_what_is() {
+    fn the_target_is_read_and_the_actual_size_is_written() {
         let target = Target::default();
         let mut driver = Driver::started(Balloon::new(target.clone()), u64::MAX);
         target.set(10 << 20);

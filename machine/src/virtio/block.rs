@@ -7,10 +7,11 @@ use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::worker::Engine;
-use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
+use super::{Activation, DeviceState, DeviceTraits, Error, Queue, Unsaved, VirtioDevice, read_config_bytes};
 use crate::block::Backend;
 use crate::limit::RateLimiter;
 use crate::sandbox::Kind;
+use crate::state::{Mismatch, Refused};
 
 mod async_io;
 mod disk;
@@ -217,6 +218,34 @@ impl VirtioDevice for Block {
                 server.forget();
             }
         }
+    }
+
+    fn save(&self) -> Result<DeviceState, Unsaved> {
+        let Block {
+            config: _,
+            features: _,
+            engines,
+        } = self;
+        let mut sectors = 0;
+        for engine in engines {
+            let server = engine.service()?;
+            if server.waits() {
+                return Err(Unsaved::Waiting);
+            }
+            sectors = server.disk.sectors;
+        }
+        Ok(DeviceState::Block { sectors })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), Refused> {
+        let DeviceState::Block { sectors } = *state else {
+            return Err(DeviceState::FOREIGN);
+        };
+        for engine in &self.engines {
+            let own = engine.service().map_or(0, |server| server.disk.sectors);
+            Mismatch::unless_equal("disk's number of sectors", sectors, own)?;
+        }
+        Ok(())
     }
 }
 #[cfg(test)]

@@ -10,9 +10,13 @@ use virtio_queue::QueueT;
 
 use super::ring::{Chain, QueueError};
 use super::worker::{Context, Engine, Service, Wake};
-use super::{Activation, DeviceInterrupt, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
+use super::{
+    Activation, DeviceInterrupt, DeviceState, DeviceTraits, Error, Queue, Unsaved, VirtioDevice,
+    read_config_bytes,
+};
 use crate::event::EventSet;
 use crate::sandbox::Kind;
+use crate::state::Refused;
 
 /// The device has a size (VIRTIO 1.3 §5.3.3).
 const F_SIZE: u64 = 1 << 0;
@@ -159,6 +163,29 @@ impl VirtioDevice for Console {
             *polled = false;
             *stalled = None;
         }
+    }
+
+    fn save(&self) -> Result<DeviceState, Unsaved> {
+        let Console { size: _, engine } = self;
+        let Port {
+            input: _,
+            polled: _,
+            always_ready: _,
+            output: _,
+            stalled,
+        } = engine.service()?;
+        let stalled = stalled.map(|done| u32::try_from(done).unwrap_or(u32::MAX));
+        Ok(DeviceState::Console { stalled })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), Refused> {
+        let DeviceState::Console { stalled } = *state else {
+            return Err(DeviceState::FOREIGN);
+        };
+        if let Ok(port) = self.engine.service_mut() {
+            port.stalled = stalled.map(|done| done as usize);
+        }
+        Ok(())
     }
 }
 
@@ -398,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_prints_comes_out() {
+    fn guest_output_arrives() {
         let (mut driver, _keyboard, paper) = console(Size::default());
         driver.request(TRANSMIT, &[b"hello ", b"world\n"], &[]);
         assert_eq!(paper.0.lock().unwrap().0, b"hello world\n");

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT;
@@ -14,6 +15,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::determinism::{Trigger, WorkerGate};
 use super::{Activation, DeviceInterrupt, DeviceTraits, Error, Line, Queue, VirtioDevice};
 use crate::memory::{GuestAddress, Memory};
+
+mod saved;
 
 /// Device status bits (VIRTIO 1.3 §2.1).
 pub mod status {
@@ -94,7 +97,7 @@ impl DeviceInterrupt for Shared {
 }
 
 /// What the driver has written about one queue. The device gets a [`Queue`] made from it at `DRIVER_OK`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueRegisters {
     /// Number of descriptors.
     pub size: u16,
@@ -151,6 +154,8 @@ enum RunState {
     Running,
     /// Paused by the machine: the queues wait here.
     Paused(Vec<Queue>),
+    /// The same, since a snapshot: whether the last edge on the interrupt line has arrived is not known.
+    Restored(Vec<Queue>),
 }
 
 /// One device and its negotiation.
@@ -323,15 +328,27 @@ impl Core {
 
     /// Goes on after [`pause`](Core::pause).
     pub fn resume(&mut self) {
-        match std::mem::replace(&mut self.run_state, RunState::Idle) {
-            RunState::Paused(queues) => {
-                self.start(queues);
-                // A notification that arrived but was not served before the pause must not be forgotten.
-                for index in 0..self.doorbells.len() {
-                    self.notify(index as u32);
-                }
+        let (queues, restored) = match std::mem::replace(&mut self.run_state, RunState::Idle) {
+            RunState::Paused(queues) => (queues, false),
+            RunState::Restored(queues) => (queues, true),
+            other => {
+                self.run_state = other;
+                return;
             }
-            other => self.run_state = other,
+        };
+        self.start(queues);
+        // A notification that arrived but was not served before the pause must not be forgotten.
+        for index in 0..self.doorbells.len() {
+            self.notify(index as u32);
+        }
+        // Nor an interrupt that the host's kernel had not delivered when the machine was saved. A driver that
+        // has had it finds nothing to do. In step with the processor none is under way.
+        if restored
+            && self.gate.is_none()
+            && self.interrupt_status() != 0
+            && let Err(error) = self.shared.line.trigger()
+        {
+            self.fail(&error);
         }
     }
 

@@ -1,9 +1,10 @@
-//! Devices in step with the processor, for machines whose every run is to be the same.
+//! Devices synchronous with the processor, for machines whose runs are all the same.
 //!
-//! A worker's thread runs only while its [`WorkerGate`] is open, and the processor waits meanwhile: what the
-//! guest asks of a device is done when its doorbell's store is, whatever the host's scheduler does. What
-//! comes from outside waits until the processor polls its devices, at an instant that its instruction count
-//! decides, and until the host's threads that answer the guest have done so, which [`Determinism`] counts.
+//! A worker's thread runs only while its [`WorkerGate`] is open, and the processor waits meanwhile. So a
+//! device has completed its requests when the store to its doorbell returns, whatever the host's scheduler
+//! does. Input from outside waits until the processor polls its devices, at a fixed instruction count. Before
+//! it goes on it waits for the host's threads that are preparing an answer to the guest, which
+//! [`Determinism`] counts.
 
 use std::io;
 use std::os::fd::AsFd;

@@ -1,7 +1,7 @@
 //! A malicious driver: turns bytes into broken rings, wild register writes and notify storms.
 //!
 //! Random tests and fuzzers run the same program through [`drive`]. Whatever the bytes are, the device must
-//! survive, stop when asked to, and serve a good driver after a reset.
+//! not panic or hang, and must serve a correct driver after a reset.
 
 use super::mmio::register;
 use super::testing::{Driver, RAM};

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use super::core::{Core, IoeventfdRegistrar};
 use super::determinism::WorkerGate;
-use super::{Line, VirtioDevice};
+use super::state::TransportState;
+use super::{Line, Unsaved, VirtioDevice};
 use crate::bus::{Action, BusDevice, RegisterNames};
 use crate::memory::Memory;
+use crate::state::Refused;
 
 /// Bytes of address space of one device: a page, so that each device can be mapped and protected by itself.
 pub const REGION: u64 = 0x1000;
@@ -121,6 +123,44 @@ impl Mmio {
     /// Goes on after [`pause`](Mmio::pause).
     pub fn resume(&mut self) {
         self.core.resume();
+    }
+
+    /// What a snapshot needs of the device, while the machine is paused.
+    ///
+    /// # Errors
+    /// When the device is running, or in no state that can be saved.
+    pub fn save(&self) -> Result<TransportState, Unsaved> {
+        let Mmio {
+            core,
+            device_features_sel,
+            driver_features_sel,
+            queue_sel,
+        } = self;
+        Ok(TransportState {
+            device_features_sel: *device_features_sel,
+            driver_features_sel: *driver_features_sel,
+            queue_sel: *queue_sel,
+            core: core.save()?,
+        })
+    }
+
+    /// Goes on from a saved state after the next [`resume`](Mmio::resume). The machine's RAM is restored
+    /// already.
+    ///
+    /// # Errors
+    /// When the state is none of this device's; nothing is changed then.
+    pub fn restore(&mut self, state: &TransportState) -> Result<(), Refused> {
+        let TransportState {
+            device_features_sel,
+            driver_features_sel,
+            queue_sel,
+            core,
+        } = state;
+        self.core.restore(core)?;
+        self.device_features_sel = *device_features_sel;
+        self.driver_features_sel = *driver_features_sel;
+        self.queue_sel = *queue_sel;
+        Ok(())
     }
 
     fn read_register(&self, offset: u64) -> u32 {

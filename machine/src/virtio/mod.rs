@@ -2,8 +2,8 @@
 //! transport only decodes registers; each device is a file of its own.
 //!
 //! A device is a [`Service`](worker::Service) that an [`Engine`](worker::Engine) runs in a thread between
-//! `DRIVER_OK` and reset. A driver that breaks the rules of its queues costs itself the device
-//! (`DEVICE_NEEDS_RESET`), nothing more.
+//! `DRIVER_OK` and reset. A driver that breaks the rules of its queues disables this device
+//! (`DEVICE_NEEDS_RESET`) and affects nothing else.
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::Interrupt;
 use crate::memory::Memory;
+use crate::state::Refused;
 
 pub mod balloon;
 pub mod block;
@@ -26,10 +27,12 @@ pub mod net;
 pub mod ring;
 pub mod rng;
 pub mod scheduling;
+pub mod state;
 pub mod testing;
 pub mod vsock;
 pub mod worker;
 
+pub use state::{DeviceState, Unsaved};
 pub use virtio_queue::Queue;
 
 /// Why a device could not be built or started.
@@ -119,6 +122,16 @@ pub trait VirtioDevice: Send {
     fn stop(&mut self) -> Vec<Queue>;
     /// Forgets what the driver has set. Called after `stop`.
     fn reset(&mut self) {}
+    /// What the device remembers besides its queues. Called while it is stopped.
+    ///
+    /// # Errors
+    /// When it is not in a state that can be saved.
+    fn save(&self) -> Result<DeviceState, Unsaved>;
+    /// Goes on from what [`save`](VirtioDevice::save) gave. Called on a new device, before `start`.
+    ///
+    /// # Errors
+    /// When the state is another kind's, or none that this device can be in; nothing is changed then.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), Refused>;
 }
 
 /// Where an interrupt of the machine becomes a virtio interrupt: implemented by the transport over

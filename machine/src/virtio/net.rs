@@ -9,16 +9,20 @@ use virtio_queue::QueueT;
 
 use super::ring::{Chain, QueueError};
 use super::worker::{Context, Engine, Service, Wake};
-use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
+use super::{Activation, DeviceState, DeviceTraits, Error, Queue, Unsaved, VirtioDevice, read_config_bytes};
 use crate::event::EventSet;
 use crate::limit::RateLimiter;
 use crate::net::Backend;
 use crate::sandbox::Kind;
+use crate::state::Refused;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
-/// Descriptors of each queue.
-const QUEUE_SIZES: [u16; 2] = [256; 2];
+/// Descriptors of each queue. A driver fills the receive queue when its interface comes up, each descriptor with
+/// a buffer for the largest frame: 17 pages with the user network's MTU or with offloads. 64 of them are 4 MiB of
+/// the guest's RAM and more frames than one wakeup of the worker usually finds; with 256 a boot waited for the
+/// guest to allocate 17 MiB. A frame for which there is no room waits in the backend.
+const QUEUE_SIZES: [u16; 2] = [64, 256];
 /// `struct virtio_net_hdr_v1` (VIRTIO 1.3 §5.1.6).
 const HEADER: usize = 12;
 /// Where its `num_buffers` lies: always 1 here, since buffers are not merged.
@@ -127,6 +131,19 @@ impl VirtioDevice for Net {
     fn stop(&mut self) -> Vec<Queue> {
         self.engine.stop()
     }
+
+    fn save(&self) -> Result<DeviceState, Unsaved> {
+        // What the card remembers is of its backend and of limits. Frames of the guest that it has not sent
+        // are still in their queue.
+        self.engine.service().map(|_: &Card| DeviceState::Net)
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), Refused> {
+        match state {
+            DeviceState::Net => Ok(()),
+            _ => Err(DeviceState::FOREIGN),
+        }
+    }
 }
 
 /// Moves frames between the queues and the backend.
@@ -202,7 +219,7 @@ impl Service for Card {
 }
 
 impl Card {
-    /// Sends one frame of the guest. What is no frame is dropped.
+    /// Sends one frame of the guest. A frame of invalid length is dropped.
     fn transmit(&mut self, chain: &Chain<'_>) {
         let len = chain.readable.len();
         if len > HEADER && len <= self.frame.len() {
@@ -363,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_lose_and_gain_their_header() {
+    fn the_virtio_header_is_removed_and_added() {
         let (mut driver, wire, event) = card(false);
         driver.request(TRANSMIT, &[&[9; HEADER], b"frame to host"], &[]);
         assert_eq!(wire.lock().unwrap().sent, [b"frame to host"]);
@@ -438,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_dropped() {
+    fn frames_of_invalid_length_are_dropped() {
         let (mut driver, wire, event) = card(false);
         driver.request(TRANSMIT, &[&[0; HEADER]], &[]);
         driver.request(TRANSMIT, &[b"x"], &[]);
@@ -454,13 +471,13 @@ mod tests {
     }
 
     #[test]
-    fn the_card_tells_its_address_link_and_mtu() {
+    fn the_card_reports_its_address_link_and_mtu() {
         let (mut driver, _wire, _event) = card(false);
         assert_eq!(driver.config(0, 12), [2, 0, 0, 0, 0, 7, 1, 0, 1, 0, 0xdc, 5]);
     }
 
     #[test]
-    fn a_paused_card_hears_its_backend_again() {
+    fn a_paused_card_receives_after_resuming() {
         let (mut driver, wire, event) = card(false);
         driver.transport().pause();
         driver.submit(RECEIVE, &[], &[1600]);

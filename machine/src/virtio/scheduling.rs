@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_this_thread_that_works_in_batches() {
+    fn sched_batch_applies_to_the_calling_thread_only() {
         // SAFETY: asks for a number.
         let policy = || unsafe { libc::sched_getscheduler(0) };
         let others = policy();

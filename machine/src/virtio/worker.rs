@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::determinism::{Attached, Determinism, Trigger, WorkerGate};
 use super::ring::{QueueError, Ring};
-use super::{Activation, DeviceInterrupt, Error, Queue, scheduling};
+use super::{Activation, DeviceInterrupt, Error, Queue, Unsaved, scheduling};
 use crate::event::{EventSet, Poller, Token, WorkerThread};
 use crate::memory::Memory;
 use crate::sandbox::Kind;
@@ -101,9 +101,9 @@ pub trait Service: Send + 'static {
     fn end(&mut self, _context: &mut Context) {}
 }
 
-/// A service that is either at rest or running in a thread of its own.
+/// A service that is either stopped or running in a thread of its own.
 pub enum Engine<S: Service> {
-    /// At rest.
+    /// Stopped.
     Idle(S),
     /// Running.
     Running(WorkerThread<(S, Vec<Queue>)>),
@@ -173,6 +173,30 @@ impl<S: Service> Engine<S> {
                 *self = other;
                 Err(Error::Lost)
             }
+        }
+    }
+
+    /// The service, while it is at rest.
+    ///
+    /// # Errors
+    /// When it runs, or is lost.
+    pub fn service(&self) -> Result<&S, Unsaved> {
+        match self {
+            Engine::Idle(service) => Ok(service),
+            Engine::Running(_) => Err(Unsaved::Running),
+            Engine::Lost => Err(Unsaved::Lost),
+        }
+    }
+
+    /// The same, to be changed.
+    ///
+    /// # Errors
+    /// When it runs, or is lost.
+    pub fn service_mut(&mut self) -> Result<&mut S, Unsaved> {
+        match self {
+            Engine::Idle(service) => Ok(service),
+            Engine::Running(_) => Err(Unsaved::Running),
+            Engine::Lost => Err(Unsaved::Lost),
         }
     }
 

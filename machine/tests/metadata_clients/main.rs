@@ -1,4 +1,4 @@
-//! The metadata service as libraries ask it that nobody here wrote: PyPI's ec2-metadata, botocore's fetchers,
+//! The metadata service with clients of other projects: PyPI's ec2-metadata, botocore's fetchers,
 //! cloud-init's data source for EC2. They talk to it on a port of loopback.
 //!
 //! The libraries come from PyPI and Debian, so this takes a network and some time: the tests are ignored, by
@@ -184,8 +184,8 @@ fn ec2_metadata() -> Result<()> {
         "ami_launch_index": 0,
         "ami_manifest_path": "(unknown)",
         "autoscaling_target_lifecycle_state": null,
-        "availability_zone": "local-1a",
-        "availability_zone_id": "local1-az1",
+        "availability_zone": "us-east-1a",
+        "availability_zone_id": "use1-az1",
         "domain": "amazonaws.com",
         "iam_info": null,
         "iam_security_credentials": null,
@@ -220,7 +220,7 @@ fn ec2_metadata() -> Result<()> {
         "public_hostname": null,
         "public_ipv4": null,
         "public_keys": { "mine": format!("{KEY}\n") },
-        "region": "local-1",
+        "region": "us-east-1",
         "reservation_id": "r-0123456789abcdef0",
         "security_groups": ["default"],
         "spot_instance_action": null,
@@ -232,7 +232,7 @@ fn ec2_metadata() -> Result<()> {
 
 fn botocore() -> Result<()> {
     let found = ask("botocore", &[])?;
-    let expected = json!({ "region": "local-1", "client_region": "local-1", "credentials": {} });
+    let expected = json!({ "region": "us-east-1", "client_region": "us-east-1", "credentials": {} });
     compare(&found, &expected, "botocore")
 }
 
@@ -251,8 +251,8 @@ fn cloud_init() -> Result<()> {
     let interface = json!({ "device-number": "0", "vpc-id": "vpc-?", "local-ipv4s": "10.0.2.15" });
     let expected = json!({
         "instance_id": INSTANCE,
-        "region": "local-1",
-        "zone": "local-1a",
+        "region": "us-east-1",
+        "zone": "us-east-1a",
         "keys": [KEY],
         "user_data": USER_DATA,
         "classic": false,

@@ -1,4 +1,4 @@
-//! What a confined thread tries, by name. An error is the kernel's answer.
+//! The attempts of a confined thread, by name. An error is the kernel's answer.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -1,4 +1,4 @@
-//! What a processor sees beyond RAM.
+//! The bus: accesses of a processor that do not go to RAM.
 
 /// Whether the processor goes on after a write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -28,7 +28,7 @@ pub(crate) const POLL_EVERY: u64 = 1 << 20;
 pub(crate) const POLL_SLEEP: Duration = Duration::from_millis(1);
 
 /// A processor's view of time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Time {
     /// When devices are polled next, where instructions are time.
     pub next_poll: u64,
@@ -36,4 +36,19 @@ pub(crate) struct Time {
     pub offset: u64,
     /// Nanoseconds that HLT skipped, where instructions are time.
     pub skipped: u64,
+}
+
+impl Time {
+    /// No machine's time gets here, in nanoseconds: 73 years.
+    pub const MOST: u64 = 1 << 61;
+
+    /// Whether times can be added without overflow.
+    pub fn is_valid(&self) -> bool {
+        let Time {
+            next_poll,
+            offset: _,
+            skipped,
+        } = self;
+        *next_poll < Time::MOST && *skipped < Time::MOST
+    }
 }

@@ -1,7 +1,7 @@
-//! What is known of the code in one page of guest RAM: which parts of it blocks were decoded from, how often
-//! such a part was written to, and whether stores may go to the page without a look at any of this.
+//! The state of the code in one page of guest RAM: from which parts of it blocks were decoded, how often
+//! such a part was written to, and whether stores to the page may skip these checks.
 //!
-//! All of it is one word, so that it changes as one:
+//! The state is one word, so that it changes atomically:
 //! - Whoever relies on bytes of the page (a decoder, or a block that is looked up again) first calls
 //!   [`CodePage::rely`], which marks their granules and returns the version; then it reads the bytes.
 //! - Whoever stores to the page first stores, then calls [`CodePage::stored`], which changes the version

@@ -1,5 +1,5 @@
-//! How often the costly things happened, for tests and benchmarks: exact and the same each time where one
-//! processor's time is its instructions.
+//! Counters of expensive events, for tests and benchmarks. They are exact, and the same in each run of one
+//! processor that counts instructions as time.
 
 use crate::core::page::PAGE;
 

@@ -1,4 +1,4 @@
-//! Mailboxes: what other threads have for a processor, interrupts and requests.
+//! Mailboxes: interrupts and requests from other threads to a processor.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,11 +19,18 @@ pub(crate) mod event {
 }
 
 /// What waits in a mailbox, as plain data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Pending {
     events: u32,
     requests: [u64; 4],
     argument: u32,
+}
+
+impl Pending {
+    /// Whether there are no events but those of [`Mailbox::pending`] that are in `own` or interrupts.
+    pub fn is_valid(&self, own: u32) -> bool {
+        self.events & !(event::INTERRUPT | own) == 0
+    }
 }
 
 /// What other threads have for one processor.

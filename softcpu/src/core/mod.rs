@@ -1,4 +1,4 @@
-//! What a processor of any instruction set needs. Nothing here knows one.
+//! The parts that a processor of any instruction set needs. Nothing here depends on one.
 //!
 //! | file | what |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! The machine's processors as a whole: their mailboxes, their one clock, and what they have to agree on.
+//! State that all processors of a machine share: their mailboxes, the clock, and the lock for split locks.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -2,7 +2,7 @@
 //!
 //! Kernels are built without frame pointers, so calls are followed as they happen. A frame is known by the
 //! address of its return address: it is gone once the stack pointer is above it, however that came about (a
-//! return, an exception's return, a stack that is thrown away). Each kernel stack has frames of its own,
+//! return, an exception's return, a discarded stack). Each kernel stack has frames of its own,
 //! found again when the stack pointer comes back to it; an interrupt's handler is called by what it
 //! interrupts.
 

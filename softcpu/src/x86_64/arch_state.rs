@@ -6,16 +6,22 @@ use crate::core::mailbox::Pending;
 use crate::x86_64::apic::Apic;
 use crate::x86_64::cpu::Cpu;
 use crate::x86_64::debug::Debug;
+use crate::x86_64::exception::canonical;
+use crate::x86_64::features::Features;
+use crate::x86_64::flags::rflag;
 use crate::x86_64::msr::Msrs;
+use crate::x86_64::platform::event;
 use crate::x86_64::simd::mxcsr::Mxcsr;
-use crate::x86_64::state::{Segment, Shadow, Table};
+use crate::x86_64::state::{PHYSICAL_BITS, Segment, Shadow, Table, cr0, cr4, efer};
 use crate::x86_64::x87::Fpu;
+use crate::x86_64::xstate::is_valid_xcr0;
 
 /// The state of a processor between two calls of [`Cpu::run`]. Made by [`Cpu::save`].
 ///
 /// RAM and devices are the machine's, and so is its time where that is the host's: see
-/// [`Platform::elapsed`](crate::Platform::elapsed).
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// [`Platform::elapsed`](crate::Platform::elapsed). It can be written and read with any format of `serde`'s;
+/// what was read is checked by [`Cpu::restore`].
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ArchState {
     gpr: [u64; 16],
     rip: u64,
@@ -32,6 +38,8 @@ pub struct ArchState {
     efer: u64,
     debug: Debug,
     xmm: [u128; 16],
+    ymm_upper: [u128; 16],
+    xcr0: u64,
     mxcsr: Mxcsr,
     x87: Fpu,
     msrs: Msrs,
@@ -58,6 +66,101 @@ pub struct OtherProcessor {
     pub this: u32,
 }
 
+/// Why a state cannot be restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// It is another processor's.
+    #[error(transparent)]
+    OtherProcessor(#[from] OtherProcessor),
+    /// No processor can be in it.
+    #[error("no processor has such {0}")]
+    Invalid(&'static str),
+}
+
+impl ArchState {
+    /// Whether a processor can be in this state, as far as anything depends on it: what the rest of the crate
+    /// takes for granted is looked at, and what would only be a strange guest is not.
+    fn check(&self, features: Features) -> Result<(), RestoreError> {
+        let ArchState {
+            gpr: _,
+            rip,
+            rflags,
+            segments,
+            ldtr: _,
+            tr: _,
+            gdt: _,
+            idt: _,
+            cr0,
+            cr2: _,
+            cr3,
+            cr4,
+            efer,
+            debug,
+            xmm: _,
+            ymm_upper: _,
+            xcr0,
+            mxcsr,
+            x87: _,
+            msrs,
+            apic,
+            pending,
+            shadow: _,
+            time,
+            retired,
+            parked: _,
+            halted: _,
+            shutdown: _,
+            random,
+        } = self;
+        let long = efer & efer::LMA != 0;
+        let rflags_known = rflag::STATUS
+            | rflag::FIXED
+            | rflag::TF
+            | rflag::IF
+            | rflag::DF
+            | rflag::IOPL
+            | rflag::NT
+            | rflag::RF
+            | rflag::AC
+            | rflag::ID;
+        let checks = [
+            ("RFLAGS", rflags & !rflags_known == 0),
+            (
+                "CR0",
+                cr0 >> 32 == 0 && (cr0 & cr0::PG == 0 || cr0 & cr0::PE != 0),
+            ),
+            ("CR3", cr3 >> PHYSICAL_BITS == 0),
+            ("CR4", cr4 & !cr4::known(features) == 0),
+            ("XCR0", is_valid_xcr0(*xcr0, features)),
+            (
+                "EFER",
+                efer & !efer::KNOWN == 0
+                    && long == (cr0 & cr0::PG != 0 && efer & efer::LME != 0)
+                    && (!long || cr4 & cr4::PAE != 0),
+            ),
+            (
+                "instruction pointer",
+                if long { canonical(*rip) } else { rip >> 32 == 0 },
+            ),
+            (
+                "segment bases",
+                segments.iter().all(|segment| canonical(segment.base)),
+            ),
+            ("debug registers", debug.is_valid()),
+            ("MXCSR", Mxcsr::from_bits(mxcsr.bits()).is_some()),
+            ("model-specific registers", msrs.is_valid()),
+            ("local APIC", apic.is_valid()),
+            ("events", pending.is_valid(event::ALL)),
+            ("time", time.is_valid() && *retired < Time::MOST),
+            ("random numbers", *random != 0),
+        ];
+        match checks.into_iter().find(|(_, fine)| !fine) {
+            None => Ok(()),
+            Some((what, _)) => Err(RestoreError::Invalid(what)),
+        }
+    }
+}
+
 impl Cpu {
     /// What a snapshot needs of this processor. The processor does not run meanwhile, and nobody sends it
     /// anything.
@@ -77,6 +180,8 @@ impl Cpu {
             efer,
             debug,
             xmm,
+            ymm_upper,
+            xcr0,
             mxcsr,
             x87,
             msrs,
@@ -139,6 +244,8 @@ impl Cpu {
             efer: *efer,
             debug: debug.clone(),
             xmm: *xmm,
+            ymm_upper: *ymm_upper,
+            xcr0: *xcr0,
             mxcsr: *mxcsr,
             x87: x87.clone(),
             msrs: msrs.clone(),
@@ -157,14 +264,16 @@ impl Cpu {
     /// Goes on from a saved state. What is cached is forgotten.
     ///
     /// # Errors
-    /// Where the state is another processor's, by its number; nothing is changed then.
-    pub fn restore(&mut self, state: &ArchState) -> Result<(), OtherProcessor> {
+    /// Where the state is another processor's, by its number, or none that a processor can be in; nothing is
+    /// changed then.
+    pub fn restore(&mut self, state: &ArchState) -> Result<(), RestoreError> {
         if state.apic.id != self.mailbox.id {
-            return Err(OtherProcessor {
+            return Err(RestoreError::OtherProcessor(OtherProcessor {
                 saved: state.apic.id,
                 this: self.mailbox.id,
-            });
+            }));
         }
+        state.check(self.platform.features)?;
         let ArchState {
             gpr,
             rip,
@@ -181,6 +290,8 @@ impl Cpu {
             efer,
             debug,
             xmm,
+            ymm_upper,
+            xcr0,
             mxcsr,
             x87,
             msrs,
@@ -202,6 +313,8 @@ impl Cpu {
         self.cr2 = *cr2;
         self.debug = debug.clone();
         self.xmm = *xmm;
+        self.ymm_upper = *ymm_upper;
+        self.xcr0 = *xcr0;
         self.mxcsr = *mxcsr;
         self.x87 = x87.clone();
         self.msrs = msrs.clone();
@@ -218,7 +331,9 @@ impl Cpu {
         // Forgets all translations and, with the mode, what blocks were found by; blocks are compared with
         // RAM when they are found by their physical address.
         self.set_control(*cr0, *cr3, *cr4, *efer);
+        self.sort_breakpoints();
         self.publish();
+        self.mailbox.publish(self.retired);
         self.request_check();
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The processor: what all of its parts work on.
+//! The processor's state: registers, caches and pending events.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
@@ -81,6 +81,10 @@ pub struct Cpu {
     pub(crate) debug: Debug,
     /// XMM0 to XMM15.
     pub xmm: [u128; 16],
+    /// The upper halves of YMM0 to YMM15, of which the XMM registers are the lower ones.
+    pub ymm_upper: [u128; 16],
+    /// XCR0: the state components that are enabled.
+    pub(crate) xcr0: u64,
     /// SSE control and status.
     pub mxcsr: Mxcsr,
     /// The x87 unit.
@@ -218,6 +222,11 @@ impl Cpu {
         (self.cr0, self.cr3, self.cr4, self.efer) = (cr0 | cr0::ET, cr3, cr4, efer);
         self.tlb.flush_all();
         self.update_mode();
+    }
+
+    /// Sets XCR0 without checks; see [`xcr0`](crate::x86_64::state::xcr0).
+    pub fn set_xcr0(&mut self, value: u64) {
+        self.xcr0 = value;
     }
 
     /// A processor that waits for a startup IPI does so no longer.

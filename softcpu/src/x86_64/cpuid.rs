@@ -1,12 +1,14 @@
-//! What CPUID answers: the instruction set that is implemented, and what spares a kernel calibrations and
-//! mitigations.
+//! The values of CPUID: the instruction set that is implemented, and bits that let a kernel skip calibrations
+//! and mitigations.
 //!
-//! The vendor is Intel's because its way to say "no speculation here" (IA32_ARCH_CAPABILITIES) is understood
-//! by every kernel: no return thunks, no retpolines, no page table isolation.
+//! The vendor is Intel's because every kernel knows its way to report a processor without speculation
+//! (IA32_ARCH_CAPABILITIES): no return thunks, no retpolines, no page table isolation.
 
 use crate::core::clock::HERTZ;
 use crate::x86_64::cpu::Cpu;
-use crate::x86_64::state::PHYSICAL_BITS;
+use crate::x86_64::features::Features;
+use crate::x86_64::state::{PHYSICAL_BITS, cr4};
+use crate::x86_64::xstate;
 
 /// Family 6, model 0x6a, stepping 0.
 pub(crate) const SIGNATURE: u32 = 0x0006_06a0;
@@ -45,6 +47,26 @@ const LEAF7_EDX: u32 = 1 << 4 | 1 << 26 | 1 << 27 | 1 << 29 | 1 << 31;
 const EXT_ECX: u32 = 1 << 0;
 /// Leaf 0x8000_0001, EDX: SYSCALL NX 1G-pages RDTSCP LM.
 const EXT_EDX: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
+/// Bits that are there with extensions beyond x86-64-v2: of leaf 1, ECX.
+const LEAF1_ECX_BY_FEATURE: &[(u32, Features)] = &[
+    (1 << 12, Features::FMA),
+    (1 << 22, Features::MOVBE),
+    (1 << 26, Features::XSAVE),
+    (1 << 28, Features::AVX),
+    (1 << 29, Features::F16C),
+];
+/// Of leaf 7, EBX.
+const LEAF7_EBX_BY_FEATURE: &[(u32, Features)] = &[
+    (1 << 3, Features::BMI1),
+    (1 << 5, Features::AVX2),
+    (1 << 8, Features::BMI2),
+];
+/// Of leaf 7, ECX.
+const LEAF7_ECX_BY_FEATURE: &[(u32, Features)] = &[(1 << 22, Features::RDPID)];
+/// Of leaf 0x8000_0001, ECX.
+const EXT_ECX_BY_FEATURE: &[(u32, Features)] = &[(1 << 5, Features::LZCNT)];
+/// Leaf 1, ECX: CR4.OSXSAVE is set.
+const OSXSAVE: u32 = 1 << 27;
 /// KVM's features: no I/O delay, clock at the new MSRs, clock is stable.
 const KVM_EAX: u32 = 1 << 1 | 1 << 3 | 1 << 24;
 
@@ -53,6 +75,12 @@ const MODEL_NAME: &[u8; 48] = b"Kiln software processor\0\0\0\0\0\0\0\0\0\0\0\0\
 fn text(bytes: &[u8]) -> [u32; 4] {
     let word = |n: usize| u32::from_le_bytes([bytes[n], bytes[n + 1], bytes[n + 2], bytes[n + 3]]);
     [word(0), word(4), word(8), word(12)]
+}
+
+/// The bits of a table that the processor has.
+fn by_feature(cpu: &Cpu, table: &[(u32, Features)]) -> u32 {
+    let there = |(_, feature): &&(u32, Features)| cpu.platform.features.has(*feature);
+    table.iter().filter(there).fold(0, |bits, (bit, _)| bits | bit)
 }
 
 /// EAX, EBX, ECX, EDX of a leaf.
@@ -68,17 +96,24 @@ pub(crate) fn leaf(cpu: &Cpu, leaf: u32, subleaf: u32) -> [u32; 4] {
         1 => {
             let many = if cpus > 1 { HTT } else { 0 };
             let off = if cpu.apic.is_enabled() { 0 } else { APIC };
+            let osxsave = if cpu.cr4 & cr4::OSXSAVE != 0 { OSXSAVE } else { 0 };
             [
                 SIGNATURE,
                 id << 24 | cpus.next_power_of_two().min(255) << 16 | 8 << 8,
-                LEAF1_ECX,
+                LEAF1_ECX | by_feature(cpu, LEAF1_ECX_BY_FEATURE) | osxsave,
                 LEAF1_EDX & !off | many,
             ]
         }
         4 => cache(cpus, subleaf),
         6 => [1 << 2, 0, 0, 0],
-        7 if subleaf == 0 => [0, LEAF7_EBX, LEAF7_ECX, LEAF7_EDX],
+        7 if subleaf == 0 => [
+            0,
+            LEAF7_EBX | by_feature(cpu, LEAF7_EBX_BY_FEATURE),
+            LEAF7_ECX | by_feature(cpu, LEAF7_ECX_BY_FEATURE),
+            LEAF7_EDX,
+        ],
         0xb => topology(cpus, id, subleaf),
+        0xd => xstate::leaf(cpu, subleaf),
         // Crystal of 1 GHz, ratio 1.
         0x15 => [1, 1, HERTZ as u32, 0],
         0x16 => [megahertz, megahertz, 100, 0],
@@ -90,7 +125,7 @@ pub(crate) fn leaf(cpu: &Cpu, leaf: u32, subleaf: u32) -> [u32; 4] {
         // TSC and APIC bus frequency in kHz.
         0x4000_0010 => [(HERTZ / 1000) as u32, (HERTZ / 1000) as u32, 0, 0],
         0x8000_0000 => [0x8000_0008, 0, 0, 0],
-        0x8000_0001 => [0, 0, EXT_ECX, EXT_EDX],
+        0x8000_0001 => [0, 0, EXT_ECX | by_feature(cpu, EXT_ECX_BY_FEATURE), EXT_EDX],
         0x8000_0002..=0x8000_0004 => text(&MODEL_NAME[(leaf - 0x8000_0002) as usize * 16..]),
         0x8000_0006 => [0, 0, 0x0200_6040, 0],
         // Invariant TSC.

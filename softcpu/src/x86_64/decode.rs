@@ -104,7 +104,8 @@ fn operand(instr: &Instruction, n: u32, size: CodeSize, op: &mut Op) -> Option<(
                 0 => op.a = number,
                 1 => op.b = number,
                 2 => op.c = number,
-                _ => {}
+                // The fourth, of the variable blends, which have no immediate.
+                _ => op.imm = number as u64,
             }
         }
         OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
@@ -192,9 +193,10 @@ fn memory(instr: &Instruction, size: CodeSize, op: &mut Op) -> Option<()> {
         op.scale = instr.memory_index_scale().trailing_zeros() as u8;
     }
     let displacement = instr.memory_displacement64();
+    // A vector register of indices has no say in the size of addresses.
     let narrow = [base, index]
         .iter()
-        .find(|r| **r != Register::None)
+        .find(|r| **r != Register::None && !r.is_vector_register())
         .map(|r| r.size());
     match narrow {
         Some(8) => {}

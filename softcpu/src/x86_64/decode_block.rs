@@ -125,7 +125,7 @@ impl Cpu {
                 undefined()
             };
         }
-        select(instr, self.code_size).unwrap_or_else(|| {
+        select(instr, self.code_size, self.platform.features).unwrap_or_else(|| {
             let name = format!("{:?}", instr.code());
             self.report(&name);
             undefined()

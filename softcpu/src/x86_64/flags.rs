@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_combination_survives() {
+    fn every_combination_round_trips() {
         for n in 0..64 {
             let bits = [0, 2, 4, 6, 7, 11]
                 .iter()

@@ -20,7 +20,7 @@ const DEFAULT: u32 = 0x2ff;
 const ABOVE: u64 = !((1 << PHYSICAL_BITS) - 1);
 
 /// The registers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct MemoryTypes {
     pat: u64,
     default: u64,
@@ -37,6 +37,21 @@ impl MemoryTypes {
             variable: [0; 16],
             fixed: [0x0606_0606_0606_0606; FIXED.len()],
         }
+    }
+
+    /// Whether each has a value that can be written to it.
+    pub fn is_valid(&self) -> bool {
+        let MemoryTypes {
+            pat,
+            default,
+            variable,
+            fixed,
+        } = self;
+        let pairs = (VARIABLE..).zip(variable).chain(FIXED.into_iter().zip(fixed));
+        let mut scratch = self.clone();
+        pairs
+            .chain([(PAT, pat), (DEFAULT, default)])
+            .all(|(msr, value)| scratch.write(msr, *value))
     }
 
     /// RDMSR; `None` where it is none of these.

@@ -1,10 +1,10 @@
-//! The x86-64 instruction set: a processor with SSE4.2, x87, an APIC, and KVM's paravirtual clock.
+//! The x86-64 instruction set: a processor of x86-64-v2 or v3 with x87, an APIC, and KVM's paravirtual clock.
 //!
 //! From the lowest layer to the highest:
 //!
 //! | files | what |
 //! |---|---|
-//! | `state`, `flags`, `op`, `float`, `memory_type` | registers by name, status flags, decoded operations, floating point; plain values |
+//! | `state`, `features`, `flags`, `op`, `float`, `memory_type` | registers by name, the instruction set's extensions, status flags, decoded operations, floating point; plain values |
 //! | `apic`, `debug`, `msr`, `exception`, `x87`, `simd::mxcsr` | the registers of each part |
 //! | `platform` | interrupt messages, and which processor they reach |
 //! | `cpu` | the processor: all of the above, and its caches |
@@ -28,6 +28,7 @@ pub(crate) mod decode_block;
 pub mod direct;
 pub mod exception;
 pub(crate) mod exec;
+pub mod features;
 pub mod flags;
 pub mod flat;
 pub mod float;
@@ -46,9 +47,11 @@ pub mod simd;
 pub mod state;
 pub(crate) mod time;
 pub mod x87;
+pub(crate) mod xstate;
 
-pub use arch_state::{ArchState, OtherProcessor};
+pub use arch_state::{ArchState, OtherProcessor, RestoreError};
 pub use cpu::Cpu;
+pub use features::Features;
 pub use mmu::code as fault_code;
 pub use platform::{EndOfInterrupt, Message, Platform};
 pub use run::Exit;

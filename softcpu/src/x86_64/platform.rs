@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::core::clock::Clock;
 use crate::core::mailbox::Mailbox;
 use crate::core::processors::Processors;
+use crate::x86_64::features::Features;
 
 /// Events of a mailbox that only these processors have.
 pub(crate) mod event {
@@ -18,6 +19,8 @@ pub(crate) mod event {
     pub const INIT: u32 = OWN << 1;
     /// A startup IPI; its vector is the argument.
     pub const STARTUP: u32 = OWN << 2;
+    /// All of them.
+    pub const ALL: u32 = NMI | INIT | STARTUP;
 }
 
 /// An interrupt message as an IOAPIC entry, an MSI or an interrupt command holds it.
@@ -49,6 +52,8 @@ struct Address {
 /// The machine's processors as a whole. Interrupt messages enter here from any thread.
 pub struct Platform {
     pub(crate) processors: Processors,
+    /// What all of them have.
+    pub(crate) features: Features,
     /// One for each processor.
     addresses: Vec<Address>,
     /// Next processor to take a lowest-priority message.
@@ -57,8 +62,13 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// Makes the shared part of `cpus` processors.
+    /// Makes the shared part of `cpus` processors of x86-64-v3.
     pub fn new(cpus: u32, clock: Clock) -> Arc<Platform> {
+        Platform::with_features(cpus, clock, Features::default())
+    }
+
+    /// Makes the shared part of `cpus` processors that have `features` beyond x86-64-v2.
+    pub fn with_features(cpus: u32, clock: Clock, features: Features) -> Arc<Platform> {
         let address = |_| Address {
             ldr: AtomicU32::new(0),
             flat: AtomicBool::new(true),
@@ -66,6 +76,7 @@ impl Platform {
         };
         Arc::new(Platform {
             processors: Processors::new(cpus, clock),
+            features,
             addresses: (0..cpus).map(address).collect(),
             turn: AtomicU32::new(0),
             eoi: OnceLock::new(),
@@ -81,6 +92,11 @@ impl Platform {
     /// the block in which it last reached a device, or to its last return from [`Cpu::run`](crate::Cpu::run).
     pub fn instructions(&self) -> u64 {
         self.processors.instructions()
+    }
+
+    /// What time follows.
+    pub fn clock(&self) -> Clock {
+        self.processors.clock
     }
 
     /// Time of the machine by the host's clock: what its clocks and timers count from.

@@ -1,4 +1,4 @@
-//! Making a processor.
+//! Constructing a processor.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::x86_64::flags::{Flags, rflag};
 use crate::x86_64::msr::Msrs;
 use crate::x86_64::platform::Platform;
 use crate::x86_64::simd::mxcsr::Mxcsr;
-use crate::x86_64::state::{CodeSize, Segment, Shadow, Table};
+use crate::x86_64::state::{CodeSize, Segment, Shadow, Table, xcr0};
 use crate::x86_64::x87::Fpu;
 
 impl Cpu {
@@ -59,6 +59,8 @@ impl Cpu {
             efer: 0,
             debug: Debug::new(),
             xmm: [0; 16],
+            ymm_upper: [0; 16],
+            xcr0: xcr0::X87,
             mxcsr: Mxcsr::default(),
             x87: Fpu::default(),
             msrs: Msrs::new(),

@@ -22,8 +22,11 @@ impl Cpu {
     }
 
     /// Tells the guest that this processor was stopped from outside (PVCLOCK_GUEST_STOPPED): its watchdogs
-    /// then start anew.
+    /// then start anew. Where instructions are time, its time stood still as well, and it notices nothing.
     pub fn stood_still(&mut self) {
+        if self.platform.processors.clock == Clock::Instructions {
+            return;
+        }
         const FLAGS: u64 = 29;
         const GUEST_STOPPED: u8 = 1 << 1;
         let at = self.msrs.system_time;

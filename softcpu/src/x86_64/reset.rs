@@ -60,6 +60,8 @@ impl Cpu {
             cpl: _,
             // INIT leaves them alone.
             xmm: _,
+            ymm_upper: _,
+            xcr0: _,
             mxcsr: _,
             x87: _,
             msrs: _,

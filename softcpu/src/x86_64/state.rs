@@ -31,6 +31,8 @@ pub mod cr0 {
 
 /// Bits of CR4.
 pub mod cr4 {
+    use crate::x86_64::features::Features;
+
     /// Debugging extensions: breakpoints on ports, and no DR4 and DR5.
     pub const DE: u64 = 1 << 3;
     /// Time stamp disable.
@@ -51,13 +53,33 @@ pub mod cr4 {
     pub const UMIP: u64 = 1 << 11;
     /// RDFSBASE and its kin.
     pub const FSGSBASE: u64 = 1 << 16;
+    /// XSAVE and its kin, XCR0, and with it AVX.
+    pub const OSXSAVE: u64 = 1 << 18;
     /// Supervisors may not execute user pages.
     pub const SMEP: u64 = 1 << 20;
     /// Supervisors may not touch user pages but with RFLAGS.AC.
     pub const SMAP: u64 = 1 << 21;
-    /// What this processor knows; other bits raise #GP. CPUID says the same of each.
-    pub const KNOWN: u64 =
+    /// What every processor here knows. CPUID says the same of each.
+    const ALWAYS: u64 =
         DE | PCE | UMIP | TSD | PSE | PAE | PGE | OSFXSR | OSXMMEXCPT | FSGSBASE | SMEP | SMAP;
+
+    /// What a processor with `features` knows; other bits raise #GP.
+    pub const fn known(features: Features) -> u64 {
+        match features.has(Features::XSAVE) {
+            true => ALWAYS | OSXSAVE,
+            false => ALWAYS,
+        }
+    }
+}
+
+/// Bits of XCR0, of the header of an XSAVE area, and of the masks that XSAVE takes: state components.
+pub mod xcr0 {
+    /// The x87 unit, MMX included; always enabled.
+    pub const X87: u64 = 1 << 0;
+    /// MXCSR and the XMM registers.
+    pub const SSE: u64 = 1 << 1;
+    /// The upper halves of the YMM registers.
+    pub const AVX: u64 = 1 << 2;
 }
 
 /// Bits of EFER.
@@ -113,7 +135,7 @@ pub mod reg {
 }
 
 /// A segment register with its hidden part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Segment {
     /// What MOV shows.
     pub selector: u16,
@@ -140,7 +162,7 @@ impl Segment {
 }
 
 /// GDTR or IDTR.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Table {
     /// Linear base address.
     pub base: u64,
@@ -161,7 +183,7 @@ pub enum CodeSize {
 }
 
 /// What the instruction before makes wait until the next one has run (Intel SDM vol. 3, §6.8.3).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Shadow {
     /// Nothing.
     #[default]

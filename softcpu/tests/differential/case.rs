@@ -38,6 +38,8 @@ pub struct State {
     pub rflags: u64,
     /// x87, MXCSR and XMM registers in FXSAVE's 64-bit layout.
     pub fx: [u8; 512],
+    /// Upper halves of the YMM registers; zero at the end where the host has none.
+    pub upper: [u128; 16],
 }
 
 impl State {
@@ -47,6 +49,7 @@ impl State {
         rip: 0,
         rflags: 0,
         fx: [0; 512],
+        upper: [0; 16],
     };
 
     /// The 16 bytes at `at` of the FXSAVE image.

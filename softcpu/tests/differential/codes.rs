@@ -3,7 +3,7 @@
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeOperandKind};
 
-/// The features of x86-64-v2 that softcpu has.
+/// The features of x86-64-v3 that softcpu has.
 const FEATURES: &[CpuidFeature] = &[
     CpuidFeature::INTEL8086,
     CpuidFeature::INTEL186,
@@ -30,7 +30,66 @@ const FEATURES: &[CpuidFeature] = &[
     CpuidFeature::SSSE3,
     CpuidFeature::SSE4_1,
     CpuidFeature::SSE4_2,
+    CpuidFeature::AVX,
+    CpuidFeature::AVX2,
+    CpuidFeature::FMA,
+    CpuidFeature::F16C,
+    CpuidFeature::BMI1,
+    CpuidFeature::BMI2,
+    CpuidFeature::LZCNT,
+    CpuidFeature::MOVBE,
 ];
+
+/// Whether an instruction is of a feature that some supported hosts lack.
+pub fn may_be_absent(code: Code) -> bool {
+    use CpuidFeature as F;
+    let optional = [
+        F::AVX,
+        F::AVX2,
+        F::FMA,
+        F::F16C,
+        F::BMI1,
+        F::BMI2,
+        F::LZCNT,
+        F::MOVBE,
+    ];
+    code.cpuid_features()
+        .iter()
+        .any(|feature| optional.contains(feature))
+}
+
+/// Whether the host has a feature; of those of x86-64-v2 a host that Rust programs run on may lack some too,
+/// but none that this project supports does.
+#[cfg(target_arch = "x86_64")]
+fn host_has(feature: CpuidFeature) -> bool {
+    use std::is_x86_feature_detected as has;
+    match feature {
+        CpuidFeature::AVX => has!("avx"),
+        CpuidFeature::AVX2 => has!("avx2"),
+        CpuidFeature::FMA => has!("fma"),
+        CpuidFeature::F16C => has!("f16c"),
+        CpuidFeature::BMI1 => has!("bmi1"),
+        CpuidFeature::BMI2 => has!("bmi2"),
+        CpuidFeature::LZCNT => has!("lzcnt"),
+        CpuidFeature::MOVBE => has!("movbe"),
+        _ => true,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn host_has(_feature: CpuidFeature) -> bool {
+    false
+}
+
+/// Whether the host's registers have upper halves.
+pub fn host_has_ymm() -> bool {
+    host_has(CpuidFeature::AVX)
+}
+
+/// Whether the host has an instruction: only then it can be compared.
+pub fn on_host(code: Code) -> bool {
+    code.cpuid_features().iter().all(|feature| host_has(*feature))
+}
 
 /// Why a mnemonic is not run here although softcpu has it.
 pub const EXCLUDED: &[(Mnemonic, &str)] = &[
@@ -72,10 +131,28 @@ pub const EXCLUDED: &[(Mnemonic, &str)] = &[
     (Mnemonic::Umov, "not an instruction of these processors"),
     (Mnemonic::Ibts, "not an instruction of these processors"),
     (Mnemonic::Xbts, "not an instruction of these processors"),
-    (Mnemonic::Tzcnt, "runs as BSF, as without BMI1; the host has BMI1"),
+    (Mnemonic::Rdpid, "the host's number of the processor"),
+    (Mnemonic::Xgetbv, "the host's components"),
+    (Mnemonic::Xsetbv, "privileged; tested with the kernel"),
+    (Mnemonic::Xsave, "the host's components; tested with the kernel"),
+    (Mnemonic::Xsave64, "the host's components; tested with the kernel"),
     (
-        Mnemonic::Lzcnt,
-        "runs as BSR, as without LZCNT; the host has LZCNT",
+        Mnemonic::Xsaveopt,
+        "the host's components; tested with the kernel",
+    ),
+    (
+        Mnemonic::Xsaveopt64,
+        "the host's components; tested with the kernel",
+    ),
+    (Mnemonic::Xsavec, "the host's components; tested with the kernel"),
+    (
+        Mnemonic::Xsavec64,
+        "the host's components; tested with the kernel",
+    ),
+    (Mnemonic::Xrstor, "the host's components; tested with the kernel"),
+    (
+        Mnemonic::Xrstor64,
+        "the host's components; tested with the kernel",
     ),
     (Mnemonic::Rdrand, "chance"),
     (Mnemonic::Rdseed, "chance"),
@@ -111,7 +188,7 @@ pub const EXCLUDED: &[(Mnemonic, &str)] = &[
     (Mnemonic::Fstsg, "not an instruction of these processors"),
 ];
 
-/// Every legacy-encoded `Code` of the supported features for a mode, without the excluded ones.
+/// Every `Code` of the supported features for a mode, without the excluded ones.
 pub fn codes(bitness: u32) -> Vec<Code> {
     Code::values()
         .filter(|code| is_candidate(*code, bitness))
@@ -128,12 +205,12 @@ fn is_candidate(code: Code, bitness: u32) -> bool {
     } && !info.fwait();
     let supported = code.cpuid_features().iter().all(|f| FEATURES.contains(f));
     let excluded = EXCLUDED.iter().any(|(m, _)| *m == code.mnemonic());
-    info.is_instruction()
-        && mode
-        && supported
-        && !excluded
-        && !is_far_or_segment(code)
-        && code.encoding() == EncodingKind::Legacy
+    info.is_instruction() && mode && supported && !excluded && !is_far_or_segment(code) && has_encoding(code)
+}
+
+/// The encodings that softcpu decodes.
+pub fn has_encoding(code: Code) -> bool {
+    matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
 }
 
 /// Far branches, and moves and pops to segment registers, need the host's descriptor tables.
@@ -171,9 +248,21 @@ pub fn fits_sequences(code: Code) -> bool {
         Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL | Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_imm8
     ) || matches!(
         code.mnemonic(),
-        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Fyl2xp1
+        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu | Mnemonic::Fyl2xp1
     );
-    !unpredictable && !super::compare::only_alone(code) && !super::models::differs(code)
+    !unpredictable && !is_gather(code) && !super::compare::only_alone(code) && !super::models::differs(code)
+}
+
+/// The addresses are elements of a register, which a sequence cannot choose.
+pub fn is_gather(code: Code) -> bool {
+    use OpCodeOperandKind as K;
+    let kinds = code.op_code();
+    kinds.op_kinds().iter().any(|kind| {
+        matches!(
+            kind,
+            K::mem_vsib32x | K::mem_vsib32y | K::mem_vsib64x | K::mem_vsib64y
+        )
+    })
 }
 
 fn is_segment(kind: OpCodeOperandKind) -> bool {

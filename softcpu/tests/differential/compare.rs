@@ -99,6 +99,9 @@ pub enum Tolerance {
 pub fn tolerance(mnemonic: Mnemonic) -> Tolerance {
     match mnemonic {
         Mnemonic::Rcpps | Mnemonic::Rcpss | Mnemonic::Rsqrtps | Mnemonic::Rsqrtss => Tolerance::Approximate,
+        Mnemonic::Vrcpps | Mnemonic::Vrcpss | Mnemonic::Vrsqrtps | Mnemonic::Vrsqrtss => {
+            Tolerance::Approximate
+        }
         Mnemonic::Fsin
         | Mnemonic::Fcos
         | Mnemonic::Fsincos
@@ -137,6 +140,8 @@ pub enum NanLanes {
 pub struct Mask {
     /// Flags that must agree.
     pub flags: u64,
+    /// Vector registers that must agree, by bit.
+    pub vectors: u16,
     tolerance: Tolerance,
     /// Parts of the data page that need not agree.
     holes: Vec<Range<usize>>,
@@ -155,6 +160,7 @@ impl Mask {
     pub fn of(instructions: &[Instruction], state: &State) -> Mask {
         let mut mask = Mask {
             flags: FLAGS,
+            vectors: !0,
             tolerance: Tolerance::Exact,
             holes: Vec::new(),
             nans: NanLanes::None,
@@ -165,7 +171,10 @@ impl Mask {
             let first = (instructions.len() == 1).then_some(state);
             mask.flags &= !undefined_flags(last, first);
             mask.tolerance = tolerance(last.mnemonic());
-            if matches!(last.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu) {
+            if matches!(
+                last.mnemonic(),
+                Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
+            ) {
                 let segment = if last.segment_prefix() == Register::GS {
                     GS_BASE
                 } else {
@@ -240,10 +249,17 @@ pub fn differences(native: &Outcome, soft: &Outcome, mask: &Mask) -> Vec<String>
         (b.rflags & mask.flags).into(),
     );
     field("MXCSR", a.mxcsr().into(), b.mxcsr().into());
-    for i in 0..16 {
+    let compared = |i: &usize| mask.vectors >> i & 1 != 0;
+    for i in (0..16).filter(compared) {
         let nans = nan_lanes_agree(a.xmm(i), b.xmm(i), mask.nans);
         if !nans && !vectors_agree(a.xmm(i), b.xmm(i), mask.tolerance) {
             field(&format!("XMM{i}"), a.xmm(i), b.xmm(i));
+        }
+    }
+    for i in (0..16).filter(compared) {
+        let nans = nan_lanes_agree(a.upper[i], b.upper[i], mask.nans);
+        if !nans && !vectors_agree(a.upper[i], b.upper[i], mask.tolerance) {
+            field(&format!("upper half of YMM{i}"), a.upper[i], b.upper[i]);
         }
     }
     let emptied = mask.top_may_be_zero && a.word(2) & TOP == 0;

@@ -6,6 +6,9 @@ use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, OpKind, Register};
 /// The address of an explicit memory operand.
 pub fn effective_address(instruction: &Instruction, state: &State) -> Option<u64> {
     instruction.op_kinds().position(|kind| kind == OpKind::Memory)?;
+    if instruction.memory_index().is_vector_register() {
+        return None;
+    }
     let value = |register: Register| match register {
         Register::None => 0,
         Register::RIP => 0,

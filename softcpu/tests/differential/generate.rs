@@ -59,8 +59,16 @@ impl Generator {
         use OpCodeOperandKind as K;
         let memory_instead = self.random.one_in(2);
         let register = match kind {
+            K::mem_vsib32x | K::mem_vsib64x => return self.gathered(instruction, i, Register::XMM0),
+            K::mem_vsib32y | K::mem_vsib64y => return self.gathered(instruction, i, Register::YMM0),
             K::mem | K::mem_offs => return self.memory(instruction, i, kind == K::mem_offs),
-            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem | K::xmm_or_mem
+            K::r8_or_mem
+            | K::r16_or_mem
+            | K::r32_or_mem
+            | K::r64_or_mem
+            | K::mm_or_mem
+            | K::xmm_or_mem
+            | K::ymm_or_mem
                 if memory_instead =>
             {
                 return self.memory(instruction, i, false);
@@ -69,15 +77,18 @@ impl Generator {
             K::r16_or_mem | K::r16_reg | K::r16_reg_mem | K::r16_rm | K::r16_opcode => {
                 self.general_register(Register::AX)
             }
-            K::r32_or_mem | K::r32_reg | K::r32_reg_mem | K::r32_rm | K::r32_opcode => {
+            K::r32_or_mem | K::r32_reg | K::r32_reg_mem | K::r32_rm | K::r32_opcode | K::r32_vvvv => {
                 self.general_register(Register::EAX)
             }
-            K::r64_or_mem | K::r64_reg | K::r64_reg_mem | K::r64_rm | K::r64_opcode => {
+            K::r64_or_mem | K::r64_reg | K::r64_reg_mem | K::r64_rm | K::r64_opcode | K::r64_vvvv => {
                 self.general_register(Register::RAX)
             }
             K::mm_or_mem | K::mm_reg | K::mm_rm => Register::MM0 + self.random.below(8) as u32,
-            K::xmm_or_mem | K::xmm_reg | K::xmm_rm => {
-                Register::XMM0 + self.random.below(if self.bitness == 64 { 16 } else { 8 }) as u32
+            K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => {
+                self.vector_register(Register::XMM0)
+            }
+            K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => {
+                self.vector_register(Register::YMM0)
             }
             K::seg_reg => Register::ES + self.random.below(6) as u32,
             K::cr_reg => Register::CR0,
@@ -215,6 +226,48 @@ impl Generator {
         first + self.general_index()
     }
 
+    fn vector_register(&mut self, first: Register) -> Register {
+        first + self.random.below(if self.bitness == 64 { 16 } else { 8 }) as u32
+    }
+
+    /// A memory operand of a gather: indices that reach the data page, most of them.
+    fn gathered(&mut self, instruction: &mut Instruction, i: u32, first: Register) {
+        instruction.set_op_kind(i, OpKind::Memory);
+        let index = self.vector_register(first);
+        let scale = 1 << self.random.below(4);
+        let base = if self.bitness == 64 {
+            Register::RAX
+        } else {
+            Register::EAX
+        };
+        let base = base + self.random.below(if self.bitness == 64 { 16 } else { 8 }) as u32;
+        instruction.set_memory_base(base);
+        instruction.set_memory_index(index);
+        instruction.set_memory_index_scale(scale);
+        let displacement = self.random.next() as i8 as i64;
+        instruction.set_memory_displ_size(1);
+        instruction.set_memory_displacement64(displacement as u64 & self.address_mask(self.bitness));
+        self.state.gpr[base.number()] = (DATA + 0x800).wrapping_sub(displacement as u64);
+        let wide = index_is_wide(instruction.code());
+        for half in 0..2 {
+            let mut lane = 0u128;
+            for at in (0..128).step_by(if wide { 64 } else { 32 }) {
+                let near = self.random.below(0x1000 / scale as u64) as i64 - 0x800 / i64::from(scale);
+                let value = if self.random.one_in(16) {
+                    self.random.next() as i64
+                } else {
+                    near
+                };
+                let bits = if wide { value as u64 } else { value as u32 as u64 };
+                lane |= u128::from(bits) << at;
+            }
+            match half {
+                0 => self.state.set_slot(160 + 16 * index.number(), lane),
+                _ => self.state.upper[index.number()] = lane,
+            }
+        }
+    }
+
     fn byte_register(&mut self) -> Register {
         // AL to BL, AH to BH, SPL to DIL, R8L to R15L in this order.
         let choices: &[u32] = match (self.bitness, self.sequence) {
@@ -345,7 +398,7 @@ impl Generator {
         let mask = self.address_mask(self.bitness);
         if instruction.is_string_instruction() || is_implicit_pointer(instruction.mnemonic()) {
             for register in [6, 7, 3] {
-                if matches!(instruction.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu) {
+                if masks_bytes(instruction.mnemonic()) {
                     // Which bytes are looked at, selected or not, is the processor's business at an edge.
                     self.state.gpr[register] = DATA + self.random.below(PAGE as u64 - 16);
                 } else if !self.random.one_in(16) {
@@ -368,7 +421,14 @@ impl Generator {
             Mnemonic::Leave | Mnemonic::Enter if !random.one_in(8) => {
                 gpr[5] = DATA + 0x400 + random.below(64) * 8;
             }
-            Mnemonic::Pcmpestri | Mnemonic::Pcmpestrm | Mnemonic::Pcmpestri64 | Mnemonic::Pcmpestrm64 => {
+            Mnemonic::Pcmpestri
+            | Mnemonic::Pcmpestrm
+            | Mnemonic::Pcmpestri64
+            | Mnemonic::Pcmpestrm64
+            | Mnemonic::Vpcmpestri
+            | Mnemonic::Vpcmpestrm
+            | Mnemonic::Vpcmpestri64
+            | Mnemonic::Vpcmpestrm64 => {
                 let involved = [instruction.memory_base(), instruction.memory_index()];
                 let free = |n: usize| involved.iter().all(|r| *r == Register::None || r.number() != n);
                 for register in [0, 2].into_iter().filter(|n| free(*n)) {
@@ -451,8 +511,23 @@ impl Generator {
 }
 
 fn is_implicit_pointer(mnemonic: Mnemonic) -> bool {
+    mnemonic == Mnemonic::Xlatb || masks_bytes(mnemonic)
+}
+
+fn masks_bytes(mnemonic: Mnemonic) -> bool {
     matches!(
         mnemonic,
-        Mnemonic::Xlatb | Mnemonic::Maskmovq | Mnemonic::Maskmovdqu
+        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
     )
+}
+
+/// The indices of a gather have 64 bits.
+fn index_is_wide(code: Code) -> bool {
+    let kinds = code.op_code();
+    kinds.op_kinds().iter().any(|kind| {
+        matches!(
+            kind,
+            OpCodeOperandKind::mem_vsib64x | OpCodeOperandKind::mem_vsib64y
+        )
+    })
 }

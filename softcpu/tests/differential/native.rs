@@ -202,6 +202,11 @@ const ORDER: [i32; 16] = [
 const MAGIC_OFFSET: usize = 464;
 const MAGIC: u32 = 0x4650_5853;
 const COMPONENTS_OFFSET: usize = 512;
+/// What the kernel saves, by component, and the component of the YMM registers' upper halves with its place in
+/// the standard format.
+const SAVED_OFFSET: usize = 472;
+const YMM: u64 = 1 << 2;
+const YMM_OFFSET: usize = 576;
 /// The end of what the image holds of registers; behind it is the kernel's.
 const FX_REGISTERS: usize = 416;
 
@@ -209,7 +214,7 @@ const FX_REGISTERS: usize = 416;
 /// `context` is the live frame of the handler; the code and data pages are mapped.
 unsafe fn enter(context: &mut libc::ucontext_t, case: &Case) {
     // SAFETY: see above; the pages are writable and the frame's FP area is at least 512 bytes, 576 with
-    // the magic.
+    // the magic, 832 where the kernel saves the YMM registers.
     unsafe {
         let code = &mut *(CODE as *mut [u8; PAGE]);
         code.fill(0xcc);
@@ -228,7 +233,12 @@ unsafe fn enter(context: &mut libc::ucontext_t, case: &Case) {
         std::ptr::copy_nonoverlapping(case.state.fx.as_ptr(), fp, FX_REGISTERS);
         if fp.add(MAGIC_OFFSET).cast::<u32>().read_unaligned() == MAGIC {
             let components = fp.add(COMPONENTS_OFFSET).cast::<u64>();
-            components.write_unaligned(components.read_unaligned() | 3);
+            let ymm = fp.add(SAVED_OFFSET).cast::<u64>().read_unaligned() & YMM;
+            components.write_unaligned(components.read_unaligned() | 3 | ymm);
+            if ymm != 0 {
+                let upper = case.state.upper;
+                std::ptr::copy_nonoverlapping(upper.as_ptr().cast(), fp.add(YMM_OFFSET), size_of_val(&upper));
+            }
         }
     }
 }
@@ -252,6 +262,12 @@ unsafe fn leave(context: &libc::ucontext_t, outcome: &mut Outcome) {
     unsafe {
         let fp = context.uc_mcontext.fpregs.cast::<u8>();
         std::ptr::copy_nonoverlapping(fp, outcome.state.fx.as_mut_ptr(), FX_REGISTERS);
+        outcome.state.upper = [0; 16];
+        let extended = fp.add(MAGIC_OFFSET).cast::<u32>().read_unaligned() == MAGIC;
+        if extended && fp.add(COMPONENTS_OFFSET).cast::<u64>().read_unaligned() & YMM != 0 {
+            let upper = &mut outcome.state.upper;
+            std::ptr::copy_nonoverlapping(fp.add(YMM_OFFSET), upper.as_mut_ptr().cast(), size_of_val(upper));
+        }
         outcome.memory = *(DATA as *const [u8; PAGE]);
     }
 }

@@ -80,5 +80,8 @@ impl Generator {
             let value = random.vector();
             self.state.set_slot(160 + 16 * i, value);
         }
+        for upper in &mut self.state.upper[..registers] {
+            *upper = random.vector();
+        }
     }
 }

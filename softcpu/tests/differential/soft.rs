@@ -6,7 +6,7 @@ use super::compare::WITH_ERROR_CODE;
 use iced_x86::{Code, OpCodeOperandKind};
 use softcpu::x86_64::exception::vector;
 use softcpu::x86_64::simd::mxcsr::Mxcsr;
-use softcpu::x86_64::state::{cr0, cr4, efer, seg};
+use softcpu::x86_64::state::{cr0, cr4, efer, seg, xcr0};
 use softcpu::x86_64::x87::{Fpu, Fxsave};
 use softcpu::{Bus, BusResult, Clock, Cpu, Platform, Ram, RegionSpec, Segment, Table};
 use std::sync::Arc;
@@ -49,6 +49,14 @@ pub fn generable(code: Code) -> bool {
                 | K::brdisp_2
                 | K::brdisp_4
                 | K::imm4_m2z
+                | K::k_reg
+                | K::k_rm
+                | K::k_vvvv
+                | K::k_or_mem
+                | K::tmm_reg
+                | K::tmm_rm
+                | K::tmm_vvvv
+                | K::sibmem
         )
     })
 }
@@ -182,6 +190,7 @@ impl Machine {
         cpu.rip = START;
         cpu.set_rflags(state.rflags);
         cpu.xmm = std::array::from_fn(|i| state.xmm(i));
+        cpu.ymm_upper = state.upper;
         cpu.mxcsr = Mxcsr::from_bits(state.mxcsr()).expect("the generator sets no reserved bit");
         let mut image = Fxsave {
             header: [0; 24],
@@ -214,6 +223,7 @@ impl Machine {
         for (i, register) in registers.into_iter().enumerate() {
             state.set_slot(32 + 16 * i, register);
         }
+        state.upper = cpu.ymm_upper;
         for (i, register) in cpu.xmm.into_iter().enumerate() {
             state.set_slot(160 + 16 * i, register);
         }
@@ -240,7 +250,7 @@ fn new_cpu(ram: &Arc<Ram>) -> Box<Cpu> {
     let platform = Platform::new(1, Clock::Instructions);
     let mut cpu = Box::new(Cpu::new(ram.clone(), platform, 0).expect("the platform has a processor"));
     let control = cr0::PE | cr0::MP | cr0::NE | cr0::WP | cr0::PG;
-    let extensions = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+    let extensions = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE;
     cpu.set_control(
         control,
         system::TABLES,
@@ -264,6 +274,7 @@ fn new_cpu(ram: &Arc<Ram>) -> Box<Cpu> {
         access: 0x8b,
     };
     cpu.set_system_segments(Segment::default(), task);
+    cpu.set_xcr0(xcr0::X87 | xcr0::SSE | xcr0::AVX);
     cpu.unpark();
     cpu
 }

@@ -41,7 +41,7 @@ fn user(am: bool, rflags: u64, write: impl FnOnce(&mut CodeAssembler) -> Result<
 }
 
 #[test]
-fn only_what_is_not_aligned_and_only_where_it_is_checked() {
+fn only_unaligned_accesses_fault_and_only_with_am_and_ac_in_user_mode() {
     let cases: [(&str, bool, Write); 12] = [
         ("an aligned load", false, |a| a.mov(eax, dword_ptr(rbx + 4))),
         ("a load of 8", true, |a| a.mov(rax, qword_ptr(rbx + 4))),
@@ -94,7 +94,7 @@ fn only_what_is_not_aligned_and_only_where_it_is_checked() {
 }
 
 #[test]
-fn the_flag_may_come_and_go() {
+fn ac_can_be_set_and_cleared() {
     let mut machine = user(true, 0, |a| {
         a.mov(eax, dword_ptr(rbx + 1))?;
         a.pushfq()?;

@@ -125,7 +125,7 @@ fn a_timer_is_divided_and_fires_once() {
 }
 
 #[test]
-fn a_tsc_deadline_is_an_instant() {
+fn a_tsc_deadline_timer_fires_at_its_deadline() {
     let mut machine = ticking();
     machine.kernel(|a| {
         enable(a)?;
@@ -251,7 +251,7 @@ fn an_interrupt_in_service_holds_back_its_equals_until_its_end() {
 }
 
 #[test]
-fn the_registers_in_memory_are_the_same_ones() {
+fn xapic_and_x2apic_registers_are_the_same() {
     let mut machine = Machine::new();
     // The register page is mapped where nothing else is.
     machine.set_word(0x4000 + DATA / 4096 * 8, 0xfee0_0000 | 0x1b);

@@ -317,7 +317,7 @@ fn on_request(
 }
 
 #[test]
-fn what_another_processor_writes_counts_once_it_says_so() {
+fn code_of_another_processor_runs_after_its_signal() {
     let mut machine = Machine::with(Clock::Host, 2);
     function(&mut machine, FUNCTION, 0);
     let other = on_request(|a| a.mov(dword_ptr(1), eax));
@@ -338,7 +338,7 @@ fn what_another_processor_writes_counts_once_it_says_so() {
 }
 
 #[test]
-fn what_another_processor_writes_as_data_runs_as_code() {
+fn data_of_another_processor_runs_as_code() {
     let mut machine = Machine::with(Clock::Host, 2);
     // The other one writes a whole page of functions again and again, so that its stores pass without being
     // watched; this one calls a function that it has not called since, on a page whose blocks are all gone.
@@ -411,7 +411,7 @@ fn locked_additions_beside_code_all_count() {
 }
 
 #[test]
-fn what_another_processor_writes_runs_here() {
+fn code_that_another_processor_writes_runs_here() {
     let mut machine = Machine::with(Clock::Host, 2);
     function(&mut machine, FUNCTION, 1);
     // This one calls until the value changes.

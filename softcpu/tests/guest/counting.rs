@@ -77,7 +77,7 @@ fn devices_are_asked_every_millisecond_of_work_and_before_each_sleep() {
 }
 
 #[test]
-fn a_profile_tells_who_called() {
+fn a_profile_records_callers() {
     let mut machine = Machine::new();
     let (outer, inner, top) = (KERNEL + 0x1000, KERNEL + 0x2000, 0xffff_8000_0003_8000u64);
     // The stack has a kernel's address: the lower half once more.

@@ -209,7 +209,7 @@ fn aligned_moves_fault_off_their_alignment_and_others_do_not() {
 }
 
 #[test]
-fn units_that_are_turned_off_say_so() {
+fn disabled_units_raise_device_not_available() {
     let cases: [(&str, u64, u64, Write); 5] = [
         ("TS, x87", 1 << 3, 7, |a| a.fld1()),
         ("TS, SSE", 1 << 3, 7, |a| a.addps(xmm0, xmm0)),

@@ -2,11 +2,16 @@
 //! and only if its bit says so.
 
 use iced_x86::code_asm::*;
+use softcpu::Features;
 use softcpu::x86_64::state::reg;
 
-use crate::machine::{DATA, End, KERNEL, Machine, done};
+use crate::machine::{DATA, End, KERNEL, Machine, done, enable_xsave};
+
+/// The processors that are looked at.
+const LEVELS: [Features; 2] = [Features::V2, Features::V3];
 
 /// Registers of a CPUID leaf.
+const EAX: usize = 0;
 const EBX: usize = 1;
 const ECX: usize = 2;
 const EDX: usize = 3;
@@ -18,6 +23,10 @@ const SIZES: u32 = 0x8000_0008;
 enum Probe {
     /// The instruction, which is not #UD. RBX and RAX name memory.
     Runs(&'static [u8]),
+    /// The same where CR4.OSXSAVE can be set, with all of XCR0.
+    RunsVector(&'static [u8]),
+    /// The instructions, which set CF.
+    Sets(&'static [u8]),
     /// The bit of CR4 that can be set.
     Cr4(u32),
     /// The register that can be read.
@@ -70,7 +79,7 @@ const FEATURES: &[Row] = &[
     ("VMX", 1, ECX, 5, Runs(&[0xf3, 0x0f, 0xc7, 0x33])),
     ("SMX", 1, ECX, 6, Cr4(14)),
     ("SSSE3", 1, ECX, 9, Runs(&[0x66, 0x0f, 0x38, 0x00, 0xc0])),
-    ("FMA", 1, ECX, 12, Runs(&[0xc4, 0xe2, 0x79, 0x98, 0xc0])),
+    ("FMA", 1, ECX, 12, RunsVector(&[0xc4, 0xe2, 0x79, 0x98, 0xc0])),
     ("CX16", 1, ECX, 13, Runs(&[0x48, 0x0f, 0xc7, 0x0b])),
     ("PDCM", 1, ECX, 15, Read(0x345)),
     ("PCID", 1, ECX, 17, Cr4(17)),
@@ -82,20 +91,28 @@ const FEATURES: &[Row] = &[
     ("TSC deadline", 1, ECX, 24, Read(0x6e0)),
     ("AES", 1, ECX, 25, Runs(&[0x66, 0x0f, 0x38, 0xdc, 0xc0])),
     ("XSAVE", 1, ECX, 26, Cr4(18)),
-    ("XSAVE", 1, ECX, 26, Runs(&[0x0f, 0x01, 0xd0])),
-    ("XSAVE", 1, ECX, 26, Runs(&[0x0f, 0xae, 0x23])),
-    ("AVX", 1, ECX, 28, Runs(&[0xc5, 0xf8, 0x77])),
-    ("F16C", 1, ECX, 29, Runs(&[0xc4, 0xe2, 0x79, 0x13, 0xc0])),
+    ("XSAVE", 1, ECX, 26, RunsVector(&[0x0f, 0x01, 0xd0])),
+    ("XSAVE", 1, ECX, 26, RunsVector(&[0x0f, 0xae, 0x23])),
+    ("AVX", 1, ECX, 28, RunsVector(&[0xc5, 0xf8, 0x77])),
+    ("F16C", 1, ECX, 29, RunsVector(&[0xc4, 0xe2, 0x79, 0x13, 0xc0])),
     ("RDRAND", 1, ECX, 30, Runs(&[0x0f, 0xc7, 0xf0])),
+    // OSXSAVE follows CR4, and is looked at where XSAVE is.
+    ("OSXSAVE", 1, ECX, 27, Runs(&[0x0f, 0x01, 0xd0])),
     ("FSGSBASE", 7, EBX, 0, Cr4(16)),
     ("TSC_ADJUST", 7, EBX, 1, Read(0x3b)),
     ("BMI1", 7, EBX, 3, Runs(&[0xc4, 0xe2, 0x78, 0xf2, 0xc0])),
-    ("AVX2", 7, EBX, 5, Runs(&[0xc4, 0xe2, 0x7d, 0x58, 0xc0])),
+    ("AVX2", 7, EBX, 5, RunsVector(&[0xc4, 0xe2, 0x7d, 0x58, 0xc0])),
     ("SMEP", 7, EBX, 7, Cr4(20)),
     ("BMI2", 7, EBX, 8, Runs(&[0xc4, 0xe2, 0x7b, 0xf6, 0xc0])),
     ("INVPCID", 7, EBX, 10, Runs(&[0x66, 0x0f, 0x38, 0x82, 0x03])),
     ("RTM", 7, EBX, 11, Runs(&[0x0f, 0x01, 0xd6])),
-    ("AVX512F", 7, EBX, 16, Runs(&[0x62, 0xf1, 0x7c, 0x48, 0x58, 0xc0])),
+    (
+        "AVX512F",
+        7,
+        EBX,
+        16,
+        RunsVector(&[0x62, 0xf1, 0x7c, 0x48, 0x58, 0xc0]),
+    ),
     ("RDSEED", 7, EBX, 18, Runs(&[0x0f, 0xc7, 0xf8])),
     ("ADX", 7, EBX, 19, Runs(&[0x66, 0x0f, 0x38, 0xf6, 0xc0])),
     ("SMAP", 7, EBX, 20, Cr4(21)),
@@ -125,6 +142,15 @@ const FEATURES: &[Row] = &[
     ("CORE_CAPABILITIES", 7, EDX, 30, Read(0xcf)),
     ("SSBD", 7, EDX, 31, Written(0x48, 4)),
     ("LAHF", EXTENDED, ECX, 0, Runs(&[0x9f])),
+    // TZCNT and LZCNT do not fault without their bits: with them, CF says that the source is zero.
+    (
+        "LZCNT",
+        EXTENDED,
+        ECX,
+        5,
+        Sets(&[0x31, 0xc0, 0xf3, 0x0f, 0xbd, 0xc0]),
+    ),
+    ("BMI1", 7, EBX, 3, Sets(&[0x31, 0xc0, 0xf3, 0x0f, 0xbc, 0xc0])),
     ("SVM", EXTENDED, ECX, 2, Runs(&[0x0f, 0x01, 0xd8])),
     ("SSE4A", EXTENDED, ECX, 6, Runs(&[0xf2, 0x0f, 0x79, 0xc0])),
     ("MWAITX", EXTENDED, ECX, 29, Runs(&[0x0f, 0x01, 0xfa])),
@@ -145,8 +171,8 @@ const FEATURES: &[Row] = &[
 ];
 
 /// EAX, EBX, ECX, EDX of a leaf.
-fn cpuid(leaf: u32) -> [u32; 4] {
-    let mut machine = Machine::new();
+fn cpuid(features: Features, leaf: u32) -> [u32; 4] {
+    let mut machine = Machine::of(features);
     machine.kernel(|a| {
         a.mov(eax, leaf)?;
         a.xor(ecx, ecx)?;
@@ -158,8 +184,8 @@ fn cpuid(leaf: u32) -> [u32; 4] {
 }
 
 /// Whether a processor has what the probe looks for.
-fn is_there(probe: &Probe) -> bool {
-    let mut machine = Machine::new();
+fn is_there(features: Features, probe: &Probe) -> bool {
+    let mut machine = Machine::of(features);
     machine.cpu.gpr[reg::RAX] = DATA;
     machine.cpu.gpr[reg::RBX] = DATA;
     // A register that can be read, for RDMSR itself.
@@ -169,6 +195,26 @@ fn is_there(probe: &Probe) -> bool {
             let end = machine.kernel(|a| a.db(bytes));
             machine.assemble(KERNEL + end, 64, done);
             6
+        }
+        RunsVector(_) if cpuid(features, 1)[ECX] >> 26 & 1 == 0 => return false,
+        RunsVector(bytes) => {
+            let components = cpuid(features, 13)[EAX];
+            machine.kernel(|a| {
+                enable_xsave(a, components)?;
+                a.mov(rbx, DATA)?;
+                a.xor(ecx, ecx)?;
+                a.db(bytes)?;
+                done(a)
+            });
+            6
+        }
+        Sets(bytes) => {
+            machine.kernel(|a| {
+                a.db(bytes)?;
+                done(a)
+            });
+            machine.done();
+            return machine.cpu.rflags() & 1 != 0;
         }
         Cr4(bit) => {
             machine.kernel(|a| {
@@ -205,10 +251,12 @@ fn is_there(probe: &Probe) -> bool {
 #[test]
 fn what_cpuid_announces_is_there_and_nothing_else() {
     let mut wrong = Vec::new();
-    for (name, leaf, register, bit, probe) in FEATURES {
-        let announced = cpuid(*leaf)[*register] >> bit & 1 != 0;
-        if announced != is_there(probe) {
-            wrong.push(format!("{name}: announced {announced}"));
+    for features in LEVELS {
+        for (name, leaf, register, bit, probe) in FEATURES {
+            let announced = cpuid(features, *leaf)[*register] >> bit & 1 != 0;
+            if announced != is_there(features, probe) {
+                wrong.push(format!("{name}: announced {announced} with {features:?}"));
+            }
         }
     }
     assert_eq!(wrong, [""; 0]);
@@ -224,7 +272,7 @@ fn every_announced_feature_is_looked_at() {
         (SIZES, &[EBX]),
     ] {
         for register in registers {
-            for bit in (0..32).filter(|bit| cpuid(leaf)[*register] >> bit & 1 != 0) {
+            for bit in (0..32).filter(|bit| cpuid(Features::V3, leaf)[*register] >> bit & 1 != 0) {
                 let known = FEATURES
                     .iter()
                     .any(|(_, l, r, b, _)| (*l, *r, *b) == (leaf, *register, bit));

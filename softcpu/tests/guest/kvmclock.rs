@@ -112,7 +112,7 @@ fn the_wall_clock_is_the_hosts_when_time_is() {
 }
 
 #[test]
-fn a_clock_outside_of_memory_harms_nobody() {
+fn a_clock_outside_of_memory_is_ignored() {
     let mut machine = Machine::new();
     machine.kernel(|a| {
         wrmsr(a, SYSTEM_TIME, 0x3fff_ffff_fff0 | ENABLED)?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use softcpu::x86_64::state::{cr0, cr4, efer, reg, seg};
-use softcpu::{Bus, BusResult, Clock, Cpu, Exit, Platform, Ram, RegionSpec, Segment, Table};
+use softcpu::{Bus, BusResult, Clock, Cpu, Exit, Features, Platform, Ram, RegionSpec, Segment, Table};
 
 /// Bytes of RAM.
 const SIZE: usize = 4 << 20;
@@ -182,8 +182,17 @@ impl Machine {
         Machine::with(Clock::Instructions, 1)
     }
 
+    /// One processor that has these extensions.
+    pub fn of(features: Features) -> Machine {
+        Machine::on(Platform::with_features(1, Clock::Instructions, features))
+    }
+
     /// The first of `cpus` processors.
     pub fn with(clock: Clock, cpus: u32) -> Machine {
+        Machine::on(Platform::new(cpus, clock))
+    }
+
+    fn on(platform: Arc<Platform>) -> Machine {
         let memory = Memory::new();
         let region = RegionSpec {
             start: 0,
@@ -194,7 +203,6 @@ impl Machine {
         // SAFETY: the memory is page-aligned, has no references into it and outlives the `Ram`: the machine
         // drops it last.
         let ram = Arc::new(unsafe { Ram::new(&[region]) });
-        let platform = Platform::new(cpus, clock);
         let cpu = processor(&ram, &platform, 0);
         let devices = Devices {
             memory: memory.0.expose_provenance(),
@@ -466,6 +474,17 @@ pub fn done(a: &mut CodeAssembler) -> Result<(), IcedError> {
 /// Lets the device write to RAM.
 pub fn dma(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.out(DMA_PORT as u32, al)
+}
+
+/// Sets CR4.OSXSAVE, and XCR0.
+pub fn enable_xsave(a: &mut CodeAssembler, components: u32) -> Result<(), IcedError> {
+    a.mov(rax, cr4)?;
+    a.bts(rax, 18)?;
+    a.mov(cr4, rax)?;
+    a.xor(ecx, ecx)?;
+    a.xor(edx, edx)?;
+    a.mov(eax, components)?;
+    a.xsetbv()
 }
 
 /// Writes a model-specific register.

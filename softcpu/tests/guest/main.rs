@@ -27,3 +27,5 @@ mod refusals;
 mod snapshot;
 mod umip;
 mod unknown;
+mod vectors;
+mod xstate;

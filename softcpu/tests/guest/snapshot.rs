@@ -2,7 +2,7 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use softcpu::{ArchState, Clock, Cpu, Message, OtherProcessor};
+use softcpu::{ArchState, Clock, Cpu, Message, OtherProcessor, RestoreError};
 
 use crate::machine::{DATA, KERNEL, Machine, STACK, done, wrmsr};
 
@@ -210,7 +210,7 @@ fn a_state_of_another_processor_is_refused() {
     let before = machine.cpu.save();
     assert_eq!(
         machine.cpu.restore(&other.save()),
-        Err(OtherProcessor { saved: 1, this: 0 })
+        Err(RestoreError::OtherProcessor(OtherProcessor { saved: 1, this: 0 }))
     );
     assert_eq!(machine.cpu.save(), before);
 }

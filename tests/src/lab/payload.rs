@@ -1,6 +1,8 @@
 //! The lab's second disk: the programs under test, the images and what tests share with guests, in an ext4
 //! file system with room to work.
 
+use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +15,10 @@ use crate::dist::{Dist, Profile};
 /// Room beside the content, in MiB: volumes and captured images of the tests. The disk is sparse, so it costs
 /// nothing.
 const ROOM_MIB: u64 = 8 * 1024;
+
+/// Peers of `vmm bench` that the lab's host does not have from its own packages. Where they are on PATH here
+/// they are taken along; they have to be static, or to need nothing that a Debian host lacks.
+const PEERS: [&str; 3] = ["firecracker", "cloud-hypervisor", "crosvm"];
 
 /// Makes the disk in `scratch` and returns its path.
 pub fn build(arch: Arch, profile: Profile, scratch: &Path) -> Result<PathBuf> {
@@ -31,6 +37,14 @@ pub fn build(arch: Arch, profile: Profile, scratch: &Path) -> Result<PathBuf> {
                 .join("bin")
                 .join(file.file_name().context("a file without a name")?),
         )?;
+    }
+    if Arch::host().is_ok_and(|host| host == arch) {
+        for peer in peers(&env::var_os("PATH").unwrap_or_default()) {
+            let name = peer.file_name().context("a file without a name")?;
+            // A link to a program is not the program.
+            let program = peer.canonicalize().context("a peer on PATH")?;
+            link(&program, &tree.join("bin").join(name))?;
+        }
     }
     for image in list(&dist.images())?.iter().filter(|image| belongs(arch, image)) {
         for name in names(arch, image) {
@@ -66,6 +80,16 @@ pub fn build(arch: Arch, profile: Profile, scratch: &Path) -> Result<PathBuf> {
         bail!("mke2fs could not make the lab's second disk ({status})");
     }
     Ok(disk)
+}
+
+/// The peers that are in one of the folders of `path`.
+fn peers(path: &OsStr) -> Vec<PathBuf> {
+    let find = |name: &str| {
+        env::split_paths(path)
+            .map(|folder| folder.join(name))
+            .find(|program| program.is_file())
+    };
+    PEERS.into_iter().filter_map(find).collect()
 }
 
 /// Whether an image is for `arch`: images of another architecture than the build host's carry it in their
@@ -142,6 +166,16 @@ fn link(file: &Path, to: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn peers_are_looked_for_where_programs_are() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir(first.path().join("crosvm")).unwrap();
+        fs::write(second.path().join("firecracker"), "x").unwrap();
+        fs::write(second.path().join("another"), "x").unwrap();
+        let path = env::join_paths([first.path(), Path::new("/nowhere"), second.path()]).unwrap();
+        assert_eq!(peers(&path), [second.path().join("firecracker")]);
+    }
 
     #[test]
     fn a_foreign_image_has_its_native_name_too() {

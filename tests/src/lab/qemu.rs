@@ -27,10 +27,7 @@ pub fn console(arch: Arch) -> &'static str {
 pub fn command(lab: &Lab, payload: &Path) -> Command {
     let mut qemu = Command::new(program(lab.arch));
     match lab.arch {
-        // Without XSAVE: in QEMU 10.0 a nested guest's size of the state (CPUID leaf 13) does not follow its
-        // XCR0. Linux 6 then does without XSAVE, after a warning; Linux 7 panics, under QEMU's own nested
-        // guests as well.
-        Arch::X86_64 => qemu.args(["-M", "q35", "-cpu", "max,-xsave"]),
+        Arch::X86_64 => qemu.args(["-M", "q35", "-cpu", "max"]),
         Arch::Aarch64 => qemu.args([
             "-M",
             "virt,virtualization=on,gic-version=3",
@@ -47,7 +44,7 @@ pub fn command(lab: &Lab, payload: &Path) -> Command {
         .arg("-initrd")
         .arg(&lab.initramfs)
         .args(["-append", &lab.command_line]);
-    // Both disks are scratch: the root is thrown away at the end (snapshot), the payload was made for this
+    // Both disks are scratch: the root is removed at the end (snapshot), the payload was made for this
     // run.
     disk(&mut qemu, "root", &lab.root, "snapshot=on,");
     disk(&mut qemu, "payload", payload, "");

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn output_ends_at_the_marker_however_it_is_cut() {
+    fn output_ends_at_a_marker_split_across_reads() {
         let whole = [b"some output\0\x1ekiln".as_slice(), END].concat();
         for cut in 1..whole.len() {
             let (ours, mut theirs) = UnixStream::pair().unwrap();

@@ -1,5 +1,5 @@
-//! Archives that lie, are too old, or break off: a build refuses them with what, why and what to try, and
-//! leaves no image.
+//! Package archives with wrong signatures or digests, expired ones, and interrupted downloads: a build
+//! refuses them with what, why and what to try, and leaves no image.
 //!
 //! Each test makes an archive of one package, signed with a key of its own.
 

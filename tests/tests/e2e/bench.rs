@@ -1,4 +1,4 @@
-//! `vmm bench`: that it measures real launches and writes what it says. Times are nobody's business here.
+//! `vmm bench`: it measures real launches and writes its outputs. Times are not checked.
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::test_host::TestHost;
@@ -7,8 +7,8 @@ use serde_json::Value;
 use crate::Test;
 
 pub const TESTS: &[(&str, Test)] = &[(
-    "bench_measures_a_launch_and_concludes_nothing_from_it",
-    bench_measures_a_launch_and_concludes_nothing_from_it,
+    "bench_draws_no_conclusion_from_one_launch",
+    bench_draws_no_conclusion_from_one_launch,
 )];
 
 /// Where QEMU is on the host.
@@ -68,7 +68,7 @@ fn bench_measures_qemu_beside_vmm(host: &TestHost) -> Result<()> {
     Ok(())
 }
 
-fn bench_measures_a_launch_and_concludes_nothing_from_it(host: &TestHost) -> Result<()> {
+fn bench_draws_no_conclusion_from_one_launch(host: &TestHost) -> Result<()> {
     let accelerator = host.accelerator();
     let output = host.sh(&format!(
         "vmm bench hello.ami -n 1 --warmups 0 --cache warm --peer none --accel {accelerator} --json $HOME/b.json --html $HOME/b.html"

@@ -1,5 +1,5 @@
-//! The guest's clock is the host's: when the guest is ready, after it stood still, and after the host's clock
-//! has jumped.
+//! The guest's clock agrees with the host's: when the guest is ready, after a pause, and after the host's
+//! clock was set.
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::test_host::TestHost;
@@ -71,7 +71,7 @@ pub fn check(text: &str, readings: usize) -> Result<()> {
 }
 
 /// Runs `steps`, which may call `clocks`, in a folder of its own. A lab takes one line.
-fn run(host: &TestHost, steps: &str) -> Result<String> {
+pub fn run(host: &TestHost, steps: &str) -> Result<String> {
     let mut script = format!("{READ_CLOCKS}{steps}");
     for (text, escaped) in [("\\", "\\\\"), ("%", "%%"), ("\n", "\\n"), ("'", "'\\''")] {
         script = script.replace(text, escaped);
@@ -83,7 +83,7 @@ fn run(host: &TestHost, steps: &str) -> Result<String> {
     ok(host, &line)
 }
 
-/// A guest that stands still answers nothing: `exec` ends all the same when it is asked to, and meanwhile the
+/// A paused guest answers nothing: `exec` ends all the same when it is asked to, and meanwhile the
 /// guest falls behind.
 const PAUSE: &str = r#"
 vmm run $IMAGES/hello.ami -d --name clock --wait agent >/dev/null && clocks clock && mkfifo up || exit 1

@@ -1,4 +1,4 @@
-//! Debian's own cloud-init in an image with systemd: what it does on EC2, it does here.
+//! Debian's cloud-init in an image with systemd configures an instance as on EC2.
 //!
 //! Both DHCP clients of the test are Debian's: dhcpcd, which cloud-init starts to reach the metadata service
 //! before there is a network, and systemd-networkd after it.
@@ -19,7 +19,7 @@ pub const LONG: &[(&str, Test)] = &[(
 
 const LIMIT: Duration = Duration::from_secs(1200);
 
-/// A public key whose private half nobody has.
+/// A public key without a private key.
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBqZ2yUu4pD2gk4jQbqz5v8m0yQKxQ4n0B1kq1rj8w3X test";
 
 /// A user with a key, a file, and a command that leaves a line each time it runs. `@` stands for what

@@ -1,11 +1,11 @@
-//! Counters that a noisy machine cannot touch: what a launch costs, held to the values in
+//! Counters of a launch that do not depend on the load of the machine, compared with
 //! `tests/lab/counters.json`.
 //!
 //! A count that grows by more than its margin fails. One that shrinks by more fails too, and asks for the new
-//! value to be recorded, so that what was won is not lost again unseen. The margin is a hundredth, and one
-//! where that is less than one; three hundredths where it counts for something in which pages the linker has
-//! put what code (pages touched, PSS). Guest RAM comes in large pages: its margin is two of them, and a third of the
-//! nested page faults, of which there is one for each.
+//! value to be recorded, so that a later regression to the old value is noticed. The margin is a hundredth,
+//! and one where that is less than one; three hundredths where it counts for something in which pages the
+//! linker has put what code (pages touched, PSS). Guest RAM comes in large pages: its margin is two of them,
+//! and a third of the nested page faults, of which there is one for each.
 
 use std::fs;
 
@@ -91,7 +91,8 @@ fn hold(name: &str, measured: u64) -> Result<()> {
     Ok(())
 }
 
-/// Compares `measured` with the goal recorded under `name`, and nothing else: how far it is from the goal is partly chance.
+/// Compares `measured` with the goal recorded under `name`, and nothing else: how far it is from the goal is
+/// partly chance.
 fn hold_to_goal(name: &str, measured: u64) -> Result<()> {
     let goal = recorded()?[name]["goal"]
         .as_u64()
@@ -129,8 +130,9 @@ fn hold_system_calls(host: &TestHost, option: &str, name: &str) -> Result<()> {
     hold(name, calls.len() as u64).with_context(|| format!("the calls were:\n{}", calls.join("\n")))
 }
 
-/// The calls that the first `KVM_RUN`, the last line of an `strace -f`, had to wait for: those of the process's first thread until
-/// it starts the processor's, and then that one's. How far other threads and processes have come by then is chance.
+/// The calls that the first `KVM_RUN`, the last line of an `strace -f`, had to wait for: those of the
+/// process's first thread until it starts the processor's, and then that one's. How far other threads and
+/// processes have come by then is chance.
 fn calls_on_the_way(trace: &str) -> Result<Vec<&str>> {
     let lines: Vec<(&str, &str)> = trace
         .lines()
@@ -156,10 +158,11 @@ fn calls_on_the_way(trace: &str) -> Result<Vec<&str>> {
     Ok(on_the_way.map(|(_, (_, call))| *call).collect())
 }
 
-/// The second launch, so that the image is known to be whole already, in the background; its root volume is not filled. All of
-/// the program is in the page cache: of what is not there a fault maps less. Looks five seconds after the guest's agent has
-/// answered at the memory of the process and of what it has started, and ends it: prints the mappings and then what the launch
-/// was measured by, which the process writes last of all.
+/// The second launch, so that the image is known to be whole already, in the background; its root volume is
+/// not filled. All of the program is in the page cache: of what is not there a fault maps less. Looks five
+/// seconds after the guest's agent has answered at the memory of the process and of what it has started, and
+/// ends it: prints the mappings and then what the launch was measured by, which the process writes last of
+/// all.
 fn launch() -> String {
     format!(
         "set -e; cat $(command -v vmm) >/dev/null; vmm run hello.ami --rm --accel kvm -- true; \
@@ -215,8 +218,8 @@ fn exits_and_memory_of_a_launch(host: &TestHost) -> Result<()> {
 struct Memory {
     /// Guest RAM that is there, kernel and initramfs of the image included.
     guest: u64,
-    /// All else, what is shared divided by who shares it. Which of the program's code has come back from the page cache since
-    /// the launch is in it, which is chance.
+    /// All else, what is shared divided by who shares it. Which of the program's code has come back from the
+    /// page cache since the launch is in it, which is chance.
     beyond: u64,
     /// What of that is written to, and nobody else's.
     private: u64,

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kiln_tests::arch::Arch;
 use kiln_tests::lab::Output;
 use kiln_tests::test_host::TestHost;
 
@@ -20,7 +21,7 @@ const TIMEOUT: Duration = Duration::from_secs(900);
 /// once.
 const ARCHIVE: u16 = 28_080;
 
-/// A public key whose private half nobody has.
+/// A public key without a private key.
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBqZ2yUu4pD2gk4jQbqz5v8m0yQKxQ4n0B1kq1rj8w3X test";
 
 fn directory(host: &TestHost) -> Result<()> {
@@ -43,12 +44,15 @@ fn directory(host: &TestHost) -> Result<()> {
 
 fn check(host: &TestHost) -> Result<()> {
     launch(host)?;
+    if (host.arch(), host.accelerator()) == (Arch::X86_64, "soft") {
+        programs_use_v3(host)?;
+    }
     install(host)?;
     let port = port_of(host, "first")?;
     add(host, &port, "Ada")?;
     ensure!(
         employees(host, &port)? == ["Ada"],
-        "the application does not keep what it is told"
+        "the application does not keep its data"
     );
     let first = identity(host, "first")?;
 
@@ -91,6 +95,28 @@ fn check(host: &TestHost) -> Result<()> {
             "{what} is shared: {all:?}"
         );
     }
+    Ok(())
+}
+
+/// The C library finds x86-64-v3, takes its functions for it, and programs give what the host's give.
+fn programs_use_v3(host: &TestHost) -> Result<()> {
+    let loader = "/lib64/ld-linux-x86-64.so.2";
+    let found = ok(
+        host,
+        &format!("vmm exec first -- sh -c '{loader} --help; {loader} --list-diagnostics | grep isa_1'"),
+    )?;
+    ensure!(found.contains("x86-64-v3 (supported, searched)"), "{found}");
+    ensure!(!found.contains("x86-64-v4 (supported"), "{found}");
+    // A bit for each level: the functions for AVX2 are chosen by it.
+    ensure!(found.contains("isa_1=0x7\n"), "{found}");
+    let work = "seq 1 200000 > /tmp/v3; sha512sum < /tmp/v3; sort -r /tmp/v3 | cksum; \
+                grep -n 77 /tmp/v3 | cut -d: -f1 | cksum; tr 3 x < /tmp/v3 | wc; rm /tmp/v3";
+    let there = ok(
+        host,
+        &format!("vmm exec first -- sh -c 'export LC_ALL=C; {work}'"),
+    )?;
+    let here = ok(host, &format!("export LC_ALL=C; {work}"))?;
+    ensure!(there == here, "{there} instead of {here}");
     Ok(())
 }
 

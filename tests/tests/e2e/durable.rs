@@ -1,5 +1,4 @@
-//! What was acknowledged to a guest as written is there after the process that ran it was killed, at any
-//! moment.
+//! Writes that were acknowledged to a guest are not lost when the instance process is killed at any moment.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -111,7 +110,7 @@ fn write_until_killed(host: &TestHost, from: u32) -> Result<u32> {
     let lines = BufReader::new(writer.stdout.take().context("its output")?).lines();
     let mut last = from;
     for line in lines {
-        // A line that was cut by the kill is no acknowledgement.
+        // A line that was cut by the kill is not an acknowledgement.
         let Ok(number) = line?.parse::<u32>() else { break };
         if number != last + 1 {
             break;
@@ -162,7 +161,7 @@ fn fsck(host: &TestHost) -> Result<()> {
     .map(drop)
 }
 
-/// Killed before, while and after it copies: what bears a name in the store is whole, what does not is gone
+/// Killed before, while and after it copies: what has a name in the store is complete, what does not is gone
 /// with the next image, and the instance runs on, thawed.
 fn a_killed_create_image_leaves_a_whole_image_or_none(host: &TestHost) -> Result<()> {
     ok(host, "vmm run hello.ami -d --name model --wait agent")?;

@@ -1,4 +1,4 @@
-//! Images, roots and keys exchanged with other tools: nothing is lost on the way.
+//! Images, roots and keys exchanged with other tools, without loss.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! A kernel that breaks every rule of every device: it costs its own machine's devices, and nobody else
-//! anything.
+//! A malicious kernel that breaks every rule of every device: its own devices stop, and nothing else is
+//! affected.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ use crate::directory::ok;
 use crate::hostile_kernel::{Program, SCRATCH, register};
 
 pub const TESTS: &[(&str, Test)] = &[(
-    "a_hostile_kernel_harms_its_own_devices_only",
+    "a_malicious_kernel_breaks_its_own_devices_only",
     a_hostile_kernel_harms_its_own_devices,
 )];
 

@@ -1,6 +1,6 @@
 //! A malicious kernel: an ELF of a page of code that carries out a list of loads and stores.
 //!
-//! All that is clever about it happens here, where the list is written; the code only follows it.
+//! The list is made here; the kernel only executes it.
 
 /// Where the kernel lies in guest RAM, and where in it the page tables and the list are.
 const BASE: u64 = 0x40_0000;

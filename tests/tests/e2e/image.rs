@@ -1,4 +1,4 @@
-//! The hello image: the same bytes twice, a clean file system, and no damage goes unnoticed.
+//! The hello image: reproducible, with a clean file system, and every damage is detected.
 
 use anyhow::{Result, ensure};
 use kiln_tests::test_host::TestHost;

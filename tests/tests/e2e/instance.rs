@@ -1,4 +1,4 @@
-//! Instances: what a person does with one, and what must not disturb it.
+//! Instances: their commands, and events that must not affect them.
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::lab::Output;
@@ -11,53 +11,53 @@ use crate::volumes;
 /// From launch to termination: what must hold on every accelerator each time.
 pub const LIFECYCLE: &[(&str, Test)] = &[
     (
-        "a_published_port_is_this_hosts_own",
-        a_published_port_is_this_hosts_own,
+        "a_published_port_listens_on_127_0_0_1_only",
+        a_published_port_listens_on_127_0_0_1_only,
     ),
     (
-        "an_image_has_no_identity_unless_asked",
-        an_image_has_no_identity_unless_asked,
+        "create_image_removes_the_identity_unless_told_to_keep_it",
+        create_image_removes_the_identity_unless_told_to_keep_it,
     ),
     ("user_data_runs_once", user_data_runs_once),
-    (
-        "a_reboot_is_another_life_of_the_same_instance",
-        a_reboot_is_another_life,
-    ),
+    ("a_reboot_keeps_the_instance", a_reboot_is_another_life),
 ];
 
 /// The rest.
 pub const TESTS: &[(&str, Test)] = &[
     ("files_go_both_ways", files_go_both_ways),
     (
-        "what_is_taken_or_unknown_is_refused",
-        what_is_taken_or_unknown_is_refused,
+        "taken_names_and_unknown_instances_are_refused",
+        taken_names_and_unknown_instances_are_refused,
     ),
     (
-        "a_killed_vmm_is_noticed_and_nothing_is_lost",
+        "a_killed_instance_process_is_noticed_and_loses_nothing",
         a_killed_vmm_is_noticed,
     ),
     (
-        "commands_leave_nothing_behind_and_lose_nothing",
+        "commands_leave_no_processes_and_lose_no_output",
         commands_leave_nothing_behind,
     ),
     ("a_frozen_copy_needs_no_reboot", a_frozen_copy_needs_no_reboot),
     (
-        "a_deleted_image_stays_for_who_reads_from_it",
+        "a_deleted_image_stays_for_instances_that_read_from_it",
         volumes::a_deleted_image_stays,
     ),
     (
-        "volumes_stay_or_go_as_asked",
-        volumes::volumes_stay_or_go_as_asked,
+        "volumes_are_kept_or_deleted_as_requested",
+        volumes::volumes_are_kept_or_deleted_as_requested,
     ),
     ("several_instances_of_one_launch", several_instances_of_one_launch),
     (
-        "a_shutdown_tells_how_commands_ended",
-        a_shutdown_tells_how_commands_ended,
+        "a_shutdown_reports_how_commands_ended",
+        a_shutdown_reports_how_commands_ended,
     ),
-    ("a_flood_disturbs_nobody", a_flood_disturbs_nobody),
     (
-        "a_boot_without_its_disk_says_why",
-        volumes::a_boot_without_its_disk_says_why,
+        "a_flood_of_packets_affects_no_other_instance",
+        a_flood_of_packets_affects_no_other_instance,
+    ),
+    (
+        "a_boot_without_its_root_disk_reports_why",
+        volumes::a_boot_without_its_root_disk_reports_why,
     ),
 ];
 
@@ -140,7 +140,7 @@ fn files_go_both_ways(host: &TestHost) -> Result<()> {
 }
 
 /// 127.0.0.2 is this host, too: a port that is bound to 127.0.0.1 alone does not answer there.
-fn a_published_port_is_this_hosts_own(host: &TestHost) -> Result<()> {
+fn a_published_port_listens_on_127_0_0_1_only(host: &TestHost) -> Result<()> {
     // A lab's host has one.
     let get = match host {
         TestHost::Here { .. } => "imgtool cat hello.ami /usr/bin/busybox",
@@ -190,7 +190,7 @@ fn a_published_port_is_this_hosts_own(host: &TestHost) -> Result<()> {
     ok(host, "vmm terminate --time 0 open").map(drop)
 }
 
-fn what_is_taken_or_unknown_is_refused(host: &TestHost) -> Result<()> {
+fn taken_names_and_unknown_instances_are_refused(host: &TestHost) -> Result<()> {
     ok(host, "vmm run hello.ami --name taken -- true")?;
     refused(host, "vmm run hello.ami -d --name taken", 125, "belongs to i-")?;
     for command in [
@@ -317,7 +317,7 @@ fn commands_leave_nothing_behind(host: &TestHost) -> Result<()> {
     refused(host, "vmm inspect used", 125, "no instance")
 }
 
-fn an_image_has_no_identity_unless_asked(host: &TestHost) -> Result<()> {
+fn create_image_removes_the_identity_unless_told_to_keep_it(host: &TestHost) -> Result<()> {
     ok(host, "vmm run hello.ami -d --name source --wait agent")?;
     ok(
         host,
@@ -404,7 +404,7 @@ fn several_instances_of_one_launch(host: &TestHost) -> Result<()> {
     ok(host, &format!("vmm terminate --time 0 {}", ids.join(" "))).map(drop)
 }
 
-fn a_shutdown_tells_how_commands_ended(host: &TestHost) -> Result<()> {
+fn a_shutdown_reports_how_commands_ended(host: &TestHost) -> Result<()> {
     ok(host, "vmm run hello.ami -d --name short --wait agent")?;
     let line = "(until vmm exec short -- pidof sleep; do sleep 0.2; done; vmm stop --time 60 short) >/dev/null 2>&1 & vmm exec short -- sleep 100; status=$?; wait; exit $status";
     let output = host.sh(line)?;
@@ -419,7 +419,7 @@ const FLOOD: u32 = 2000;
 
 /// DHCP, DNS, metadata and addresses that do not exist, as fast as the guest can; the instance and its
 /// neighbour go on.
-fn a_flood_disturbs_nobody(host: &TestHost) -> Result<()> {
+fn a_flood_of_packets_affects_no_other_instance(host: &TestHost) -> Result<()> {
     ok(
         host,
         "vmm run hello.ami -d --name flooder --wait agent && vmm run hello.ami -d --name neighbour --wait agent",

@@ -1,4 +1,4 @@
-//! What only genuine KVM can show.
+//! Behaviour that only genuine KVM has.
 
 use anyhow::{Result, ensure};
 use kiln_tests::test_host::TestHost;

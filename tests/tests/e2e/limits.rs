@@ -1,4 +1,4 @@
-//! `--limit`: what a guest may do in a second, as it is measured from outside of it.
+//! `--limit`: the rates of a guest, measured from the host.
 
 use std::io::Read;
 use std::net::{TcpListener, UdpSocket};

@@ -28,6 +28,7 @@ mod pause;
 mod rootless;
 mod run;
 mod sandbox;
+mod snapshot;
 mod suites;
 mod terminal;
 mod trouble;
@@ -72,6 +73,7 @@ const SOFT: &[Table] = &[
     durable::TESTS,
     pause::TESTS,
     clock::TESTS,
+    snapshot::TESTS,
     directory::TESTS,
     terminal::TESTS,
     sandbox::TESTS,
@@ -114,6 +116,7 @@ const ON_KVM: &[(Need, Table)] = &[
     (Need::X86, hostile::TESTS),
     (Need::X86, kvm::TESTS),
     (Need::X86, kernels::TESTS),
+    (Need::X86, examples::I386),
     (Need::Kvm, terminal::LAB_TESTS),
     (Need::X86, bench::LAB_TESTS),
     (Need::Time, work::TESTS),
@@ -313,6 +316,9 @@ fn prepare(arguments: &Arguments) -> anyhow::Result<PathBuf> {
     }
     dist.image(PLAIN)?;
     dist.image(DIRECTORY)?;
+    if arch == Arch::X86_64 {
+        dist.image_of_i386(DIRECTORY)?;
+    }
     repository::build(arch, DIRECTORY, PLAIN, "examples/employee-directory")?;
     dist.image(HELLO)
 }

@@ -1,4 +1,4 @@
-//! What a guest takes of the host's memory, and gives back.
+//! Host memory that a guest uses and returns.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,8 @@ pub const TESTS: &[(&str, Test)] = &[(
 
 /// MiB that the guest fills and frees.
 const FILLED: u64 = 96;
-/// MiB that must come back: the guest's allocator keeps small pieces. It is far more than what the boot has freed, which
-/// goes back at some moment, before or after the guest has filled its memory.
+/// MiB that must come back: the guest's allocator keeps small pieces. It is far more than what the boot has
+/// freed, which goes back at some moment, before or after the guest has filled its memory.
 const RETURNED: u64 = 80;
 /// Linux reports every two seconds, in small portions.
 const TIMEOUT: Duration = Duration::from_secs(90);

@@ -18,10 +18,7 @@ pub const LAB_TESTS: &[(&str, Test)] = &[
         "the_hosts_resolver_answers_at_the_guests",
         the_hosts_resolver_answers,
     ),
-    (
-        "a_replaced_list_of_resolvers_is_followed",
-        a_replaced_list_is_followed,
-    ),
+    ("a_replaced_resolv_conf_is_followed", a_replaced_list_is_followed),
 ];
 
 /// IMDSv2 as a program in the guest uses it: a session token first, and with it what the instance is.

@@ -1,5 +1,4 @@
-//! What Debian's own tools make of the same question: the packages that apt chooses, the root that mmdebstrap
-//! builds.
+//! Comparisons with Debian's own tools: the packages that apt selects, the root that mmdebstrap builds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

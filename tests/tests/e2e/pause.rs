@@ -1,5 +1,5 @@
-//! An instance stands still because somebody asked for it, or because its host has no space left; and its
-//! clock is right before and after.
+//! Pauses of an instance, by request or because its host has no disk space; its clock is right before and
+//! after.
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::test_host::TestHost;

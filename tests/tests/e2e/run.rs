@@ -12,21 +12,27 @@ pub const TESTS: &[(&str, Test)] = &[
         a_command_has_its_streams_and_its_status,
     ),
     (
-        "a_command_that_fails_or_is_interrupted_says_so",
-        a_command_that_fails_or_is_interrupted_says_so,
+        "a_command_that_fails_or_is_interrupted_has_its_status",
+        a_command_that_fails_or_is_interrupted_has_its_status,
     ),
     ("a_file_survives_stop_and_start", a_file_survives_stop_and_start),
     (
-        "the_machine_is_what_was_asked_for",
-        the_machine_is_what_was_asked_for,
+        "the_guest_has_the_requested_cpus_and_memory",
+        the_guest_has_the_requested_cpus_and_memory,
     ),
-    ("power_off_ends_well_and_says_so", power_off_ends_well_and_says_so),
+    (
+        "a_power_off_ends_with_status_0_and_is_reported",
+        a_power_off_ends_with_status_0_and_is_reported,
+    ),
 ];
 
 /// What does not depend on the accelerator: it runs once.
 pub const ONCE: &[(&str, Test)] = &[
     ("exits_are_shown_by_register", exits_are_shown_by_register),
-    ("a_person_may_choose_what_boots", a_person_may_choose_what_boots),
+    (
+        "kernel_initramfs_and_command_line_can_be_replaced",
+        kernel_initramfs_and_command_line_can_be_replaced,
+    ),
     ("a_dry_run_changes_nothing", a_dry_run_changes_nothing),
 ];
 
@@ -53,7 +59,7 @@ fn a_command_has_its_streams_and_its_status(host: &TestHost) -> Result<()> {
     Ok(())
 }
 
-fn a_command_that_fails_or_is_interrupted_says_so(host: &TestHost) -> Result<()> {
+fn a_command_that_fails_or_is_interrupted_has_its_status(host: &TestHost) -> Result<()> {
     let output = host.sh("vmm run hello.ami --rm -- no-such-program")?;
     ensure!(output.status == 127, "{output:?}");
     // Ctrl-C goes to the command.
@@ -80,7 +86,7 @@ fn a_file_survives_stop_and_start(host: &TestHost) -> Result<()> {
 }
 
 /// Processors and memory; the larger memory does not fit below the devices, which begin at 3 GiB.
-fn the_machine_is_what_was_asked_for(host: &TestHost) -> Result<()> {
+fn the_guest_has_the_requested_cpus_and_memory(host: &TestHost) -> Result<()> {
     for (cpus, mib) in [(2, 128_u64), (4, 5120)] {
         let output = host.sh(&format!(
             "vmm run hello.ami --rm --cpus {cpus} --memory {mib}M -- sh -c 'nproc; head -n 1 /proc/meminfo'"
@@ -105,7 +111,7 @@ fn the_machine_is_what_was_asked_for(host: &TestHost) -> Result<()> {
     Ok(())
 }
 
-fn power_off_ends_well_and_says_so(host: &TestHost) -> Result<()> {
+fn a_power_off_ends_with_status_0_and_is_reported(host: &TestHost) -> Result<()> {
     let output = host.sh("vmm run hello.ami --rm -- sh -c 'poweroff -f; sleep 60'")?;
     // The command was cut off: that is the launcher's failure to report, not a status of the command.
     ensure!(output.status == 125, "{output:?}");
@@ -144,7 +150,7 @@ fn exits_are_shown_by_register(host: &TestHost) -> Result<()> {
 }
 
 /// Kernel, initramfs, command line and a root volume that is copied before the launch.
-fn a_person_may_choose_what_boots(host: &TestHost) -> Result<()> {
+fn kernel_initramfs_and_command_line_can_be_replaced(host: &TestHost) -> Result<()> {
     let output = host.sh(
         "set -e; cd $HOME; for part in kernel initramfs; do \
          imgtool extract $OLDPWD/hello.ami --part $part -o $part >/dev/null; done; \

@@ -1,5 +1,5 @@
-//! Confinement through the command line: who is confined, by what, and that everything that an instance does
-//! still works.
+//! Confinement through the command line: which threads are confined, by what, and that all functions of an
+//! instance still work.
 
 use anyhow::{Result, ensure};
 use kiln_tests::test_host::TestHost;
@@ -10,13 +10,13 @@ use crate::instance::process_of;
 
 pub const TESTS: &[(&str, Test)] = &[
     ("every_thread_is_confined_by_default", every_thread_is_confined),
-    ("off_is_off_and_start_takes_it_too", off_is_off),
+    ("sandbox_off_applies_to_run_and_start", sandbox_off),
     (
         "without_a_network_nothing_is_reached",
         without_a_network_nothing_is_reached,
     ),
-    ("a_confined_owner_looks_up_names", names_are_looked_up),
-    ("doctor_tells_what_confines", doctor_tells),
+    ("a_confined_instance_resolves_names", names_are_resolved),
+    ("doctor_lists_what_confines", doctor_lists),
 ];
 
 /// A mebibyte on the console is a hundred thousand exits: minutes in the lab.
@@ -82,7 +82,7 @@ fn every_thread_is_confined(host: &TestHost) -> Result<()> {
     .map(drop)
 }
 
-fn off_is_off(host: &TestHost) -> Result<()> {
+fn sandbox_off(host: &TestHost) -> Result<()> {
     ok(
         host,
         "vmm run hello.ami -d --name open --sandbox off --wait agent",
@@ -144,13 +144,13 @@ fn a_log_is_turned_over(host: &TestHost) -> Result<()> {
 
 /// The resolver's name is in a file, which the thread of the network may not open itself. Nobody has to
 /// answer: a question that is sent is enough, and a process that died could not answer the next command.
-fn names_are_looked_up(host: &TestHost) -> Result<()> {
+fn names_are_resolved(host: &TestHost) -> Result<()> {
     ok(host, "vmm run hello.ami -d --name asker --wait agent")?;
     host.sh("vmm exec asker -- timeout 5 nslookup kiln.invalid 10.0.2.3")?;
     ok(host, "vmm exec asker -- true && vmm terminate --time 0 asker").map(drop)
 }
 
-fn doctor_tells(host: &TestHost) -> Result<()> {
+fn doctor_lists(host: &TestHost) -> Result<()> {
     let printed = ok(host, "vmm doctor --json")?;
     for what in ["\"system calls\"", "\"files\"", "\"own network\""] {
         ensure!(printed.contains(what), "{printed}");

@@ -1,5 +1,5 @@
-//! What a build does when something is missing, full, read-only or cut off: it says what, why and what to
-//! try, and leaves nothing that looks like an image.
+//! Builds that fail because something is missing, full, read-only or interrupted: the message says what, why
+//! and what to try, and no partial image is left.
 
 use anyhow::{Result, ensure};
 use kiln_tests::dist::kiln_dir;
@@ -22,8 +22,8 @@ pub const TESTS: &[(&str, Test)] = &[
         a_killed_build_leaves_a_whole_image_or_none,
     ),
     (
-        "a_killed_build_takes_along_what_it_runs",
-        a_killed_build_takes_along_what_it_runs,
+        "a_killed_build_ends_the_processes_that_it_runs",
+        a_killed_build_ends_the_processes_that_it_runs,
     ),
 ];
 
@@ -142,7 +142,7 @@ fn a_killed_build_leaves_a_whole_image_or_none(host: &TestHost) -> Result<()> {
 }
 
 /// A kernel's `make` would go on for minutes; here it is a step that sleeps.
-fn a_killed_build_takes_along_what_it_runs(host: &TestHost) -> Result<()> {
+fn a_killed_build_ends_the_processes_that_it_runs(host: &TestHost) -> Result<()> {
     let base = kiln_dir().join("images/plain.ami");
     let base = base.display();
     let line = format!(

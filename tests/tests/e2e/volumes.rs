@@ -27,7 +27,7 @@ pub fn a_deleted_image_stays(host: &TestHost) -> Result<()> {
     ok(host, "vmm terminate --time 0 reader").map(drop)
 }
 
-pub fn volumes_stay_or_go_as_asked(host: &TestHost) -> Result<()> {
+pub fn volumes_are_kept_or_deleted_as_requested(host: &TestHost) -> Result<()> {
     ok(
         host,
         "truncate -s 8M $HOME/own.img && vmm run hello.ami -d --name disks --volume 16M --volume 24M,keep \
@@ -56,7 +56,7 @@ pub fn volumes_stay_or_go_as_asked(host: &TestHost) -> Result<()> {
     ok(host, &format!("rm {} $HOME/own.img", volume(2))).map(drop)
 }
 
-pub fn a_boot_without_its_disk_says_why(host: &TestHost) -> Result<()> {
+pub fn a_boot_without_its_root_disk_reports_why(host: &TestHost) -> Result<()> {
     refused(
         host,
         "vmm run hello.ami --rm --append 'root=/dev/vdz rootwait=1' -- true",

@@ -1,4 +1,4 @@
-//! A long run: what the guest computes is what the host computes.
+//! A long computation: guest and host get the same results.
 
 use anyhow::{Result, ensure};
 use kiln_tests::test_host::TestHost;
@@ -6,12 +6,12 @@ use kiln_tests::test_host::TestHost;
 use crate::Test;
 
 pub const TESTS: &[(&str, Test)] = &[(
-    "what_is_compressed_and_digested_is_right",
-    what_is_compressed_and_digested_is_right,
+    "compression_and_digests_are_right",
+    compression_and_digests_are_right,
 )];
 
 /// The guest digests and compresses two megabytes; the host does the first, undoes the second and compares.
-fn what_is_compressed_and_digested_is_right(host: &TestHost) -> Result<()> {
+fn compression_and_digests_are_right(host: &TestHost) -> Result<()> {
     let line = "vmm run hello.ami --rm -- sh -c \
                 'seq 1 300000 > /tmp/plain; sha256sum < /tmp/plain >&2; gzip -9 < /tmp/plain' > packed.$$ && \
                 gunzip -c < packed.$$ | sha256sum; status=$?; rm -f packed.$$; exit $status";

@@ -1,10 +1,10 @@
-//! What a person may try after an error of the library, in the words of the command line.
+//! Advice for errors of the library crates, in terms of command-line options.
 
 use std::io::ErrorKind;
 
 use instance::{Error, State};
 
-/// What to try, if there is something worth saying.
+/// Advice for this error, if there is any.
 pub fn of(error: &Error) -> Option<String> {
     Some(match error {
         Error::NoInstance(_) | Error::Ambiguous { image: false, .. } => {
@@ -40,6 +40,11 @@ pub fn of(error: &Error) -> Option<String> {
         Error::Unresponsive { id, .. } => format!("`vmm stop --time 0 {id}` ends it at once"),
         Error::CapturePaused { label, .. } => format!("let it go on first: `vmm resume {label}`"),
         Error::CaptureRemoved(_) => "--no-reboot: it was launched with --rm".into(),
+        Error::HibernationRemoved(_) => "launch it without --rm".into(),
+        Error::SnapshotVolumes(_) => "an instance with its root volume alone".into(),
+        Error::SnapshotCloudInit(_) => "an image without cloud-init, or `vmm create-image`".into(),
+        Error::SnapshotAgent(_) => "build the image again with this release's imgtool".into(),
+        Error::NotRestored { .. } => "leave --warm-only out: it boots then".into(),
         Error::Scrub(_) => "`--keep-identity` makes the image with it, for yourself".into(),
         Error::File { source, .. } => return of_io(source.kind()),
         Error::Os { source, .. } => return of_io(source.kind()),
@@ -47,7 +52,7 @@ pub fn of(error: &Error) -> Option<String> {
     })
 }
 
-/// What leads on from a state that does not allow a step.
+/// What to do about a state that does not allow a request.
 fn after(id: &str, state: State) -> String {
     match state {
         State::Stopped => format!("`vmm start {id}`"),

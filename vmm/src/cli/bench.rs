@@ -24,12 +24,12 @@ const REGRESSION: Status = Status::of_command(1);
 /// The run was too noisy or too short to say anything.
 const NO_CONCLUSION: Status = Status::of_command(2);
 
-/// Measure launches: interleaved, with min, median, p99 and paired ratios
+/// Measure launches: interleaved, with minimum, median, p99 and paired ratios
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The first configuration is what the others are compared with; it runs twice a round, to know the \
-    noise. Configurations are every image with every --append, --accel and --vmm, then the peers.\n\nExit status: 0 when \
-    conclusions may be drawn, 1 when --compare found a regression, 2 when the run draws \
+    after_help = "The other configurations are compared with the first one, which runs twice a round to \
+    measure the noise. Configurations are all combinations of images, --append, --accel and --vmm, then the \
+    peers.\n\nExit status: 0 when the run is conclusive, 1 when --compare found a regression, 2 when the run draws \
     no conclusion (too noisy, or fewer than five rounds), 125 when it failed."
 )]
 pub struct Bench {
@@ -41,14 +41,14 @@ pub struct Bench {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: u32,
-    /// Launches of each configuration before those, thrown away
+    /// Launches of each configuration before those, not counted
     #[arg(long, value_name = "N", default_value_t = 2)]
     #[arg(value_parser = clap::value_parser!(u32).range(..=1000))]
     warmups: u32,
     /// Whether the image is in the page cache before a launch
     #[arg(long, value_enum, default_value_t = Caches::Both)]
     cache: Caches,
-    /// When a launch counts as done
+    /// The event that ends a launch
     #[arg(long, value_parser = options::end(), default_value = "init")]
     end: End,
     /// Words to add to the kernel command line; given twice, the command lines are compared
@@ -63,6 +63,10 @@ pub struct Bench {
     /// Other monitors to compare with: `auto` takes those on PATH
     #[arg(long, value_name = "PEER|auto|none", value_parser = peers, default_value = "auto")]
     peer: Vec<Peers>,
+    /// Launch vmm with the devices that peers have, too (no network, no vsock, no virtio console), and compare
+    /// all others with that
+    #[arg(long)]
+    same_devices: bool,
     /// Virtual processors (default: what the image says)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
     cpus: Option<u32>,
@@ -70,16 +74,16 @@ pub struct Bench {
     #[arg(short, long, value_name = "SIZE", value_parser = value::memory)]
     memory: Option<u64>,
 
-    /// Write all samples and what follows from them
+    /// Write all samples, their statistics and the conclusions, as JSON
     #[arg(long, value_name = "FILE", value_parser = value::output_file)]
     json: Option<PathBuf>,
-    /// Write a report that opens in a browser
+    /// Write a report as an HTML page
     #[arg(long, value_name = "FILE", value_parser = value::output_file)]
     html: Option<PathBuf>,
-    /// Compare with what an earlier run wrote with --json
+    /// Compare with an earlier run, as written by --json
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
-    /// How long one launch may take
+    /// Timeout of one launch
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = value::seconds)]
     limit: Duration,
     /// Seed of the bootstrap
@@ -90,11 +94,11 @@ pub struct Bench {
 /// States of the page cache to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Caches {
-    /// In it
+    /// The image is in the page cache
     Warm,
-    /// Not in it
+    /// The image is not in the page cache
     Cold,
-    /// One after the other
+    /// Both, one after the other
     Both,
 }
 
@@ -184,6 +188,10 @@ impl Bench {
                 "the first entry into the guest is seen by KVM's trace, and not everything here runs on KVM";
             return Err(Advice::new(reason, "--accel kvm, or --end init").into());
         }
+        if self.end == End::Ready && self.same_devices {
+            let reason = "without vsock the guest's agent is out of reach, so that it is never ready";
+            return Err(Advice::new(reason, "leave --same-devices out, or --end init").into());
+        }
         let appends = if self.append.is_empty() {
             vec![String::new()]
         } else {
@@ -193,17 +201,21 @@ impl Bench {
         for image in images {
             for append in &appends {
                 for accel in &accels {
-                    for program in &programs {
+                    for (program, same_devices) in ways(&programs, self.same_devices) {
+                        let devices = if same_devices { ", same devices" } else { "" };
                         configurations.push(Configuration {
-                            name: format!("vmm {accel}"),
-                            program: program.clone(),
+                            name: format!("vmm {accel}{devices}"),
+                            program: program.to_owned(),
                             version: Peer::version(program),
                             image: image.path().to_owned(),
                             id: image.id().to_owned(),
                             append: append.clone(),
                             cpus: self.cpus.unwrap_or(image.manifest().default_cpus),
                             memory: self.memory.unwrap_or(image.manifest().default_memory),
-                            monitor: Monitor::Vmm((*accel).to_owned()),
+                            monitor: Monitor::Vmm {
+                                accel: (*accel).to_owned(),
+                                same_devices,
+                            },
                         });
                     }
                 }
@@ -243,7 +255,7 @@ impl Bench {
     ) -> anyhow::Result<()> {
         let first = configurations[0].clone();
         let accel = match &first.monitor {
-            Monitor::Vmm(accel) if accel == "kvm" => peer::Accel::Kvm,
+            Monitor::Vmm { accel, .. } if accel == "kvm" => peer::Accel::Kvm,
             _ => peer::Accel::Tcg,
         };
         for peer in Peer::ALL {
@@ -286,7 +298,7 @@ impl Bench {
                 "{name} does not take part: only vmm's guests report when their agent is ready"
             ));
         }
-        if image.manifest().architecture != ami::Architecture::X86_64 {
+        if image.manifest().architecture.of_kernel() != ami::Architecture::X86_64 {
             return Err(format!("{name} does not take part: its machine here is x86_64's"));
         }
         if !peer.supports(accel) {
@@ -295,6 +307,14 @@ impl Bench {
         peer.find()
             .ok_or_else(|| format!("{name} does not take part: {} is not on PATH", peer.program()))
     }
+}
+
+/// Each program as a user has it, and before that, if asked, with the devices of peers.
+fn ways(programs: &[PathBuf], same_devices: bool) -> impl Iterator<Item = (&Path, bool)> {
+    programs.iter().flat_map(move |program| {
+        let reduced = same_devices.then_some((program.as_path(), true));
+        reduced.into_iter().chain([(program.as_path(), false)])
+    })
 }
 
 /// Gives configurations of the same name what tells them apart.
@@ -328,16 +348,23 @@ fn name_apart(configurations: &mut [Configuration]) {
     }
 }
 
+/// On a terminal a line that changes with each launch, elsewhere one line for each round.
 fn show(progress: Progress<'_>) {
-    if io::stderr().is_terminal() {
-        let text = format!(
-            "\r\x1b[K{} of {}: {}",
-            progress.done + 1,
-            progress.total,
-            progress.configuration
-        );
-        let _ = Stream::Error.put(text.as_bytes());
-    }
+    let terminal = io::stderr().is_terminal();
+    let text = match progress {
+        Progress::Launch {
+            done,
+            total,
+            configuration,
+        } if terminal => format!("\r\x1b[K{} of {total}: {configuration}", done + 1),
+        Progress::Round { cache, round, rounds } if !terminal => {
+            format!("{}: round {round} of {rounds}\n", cache.name())
+        }
+        // At the end it is said with the others that do not take part.
+        Progress::Dropped { reason } if !terminal => format!("{reason}\n"),
+        _ => return,
+    };
+    let _ = Stream::Error.put(text.as_bytes());
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
@@ -379,6 +406,7 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
         }
     }
     output::table(&["CACHE", "LANE", "N", "MIN", "P50", "P99", "RATIO", ""], &rows)?;
+    print_statistics(outcome)?;
     outcome.skipped.iter().for_each(note);
     if !outcome.conclusive {
         note(format_args!(
@@ -388,6 +416,45 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
         ));
     }
     Ok(())
+}
+
+/// What KVM counts of a boot, as far as it says where time goes: exits of any kind, halts, faults in the nested
+/// page tables and the pages that they made, interrupts.
+const COUNTED: [(&str, &str); 6] = [
+    ("exits", "EXITS"),
+    ("halt_exits", "HALTS"),
+    ("pf_fixed", "PAGE FAULTS"),
+    ("pages_4k", "4K PAGES"),
+    ("pages_2m", "2M PAGES"),
+    ("irq_injections", "INTERRUPTS"),
+];
+
+/// A second table where KVM's statistics could be read.
+fn print_statistics(outcome: &Outcome) -> anyhow::Result<()> {
+    let rows: Vec<Vec<String>> = outcome
+        .configurations
+        .iter()
+        .filter(|configuration| configuration.again_of.is_none() && !configuration.statistics.is_empty())
+        .map(|configuration| {
+            let count = |(name, _): &(&str, &str)| {
+                let mut all = configuration.statistics.iter();
+                let found = all.find(|statistic| statistic.name == *name);
+                found.map_or(0, |statistic| statistic.count).to_string()
+            };
+            let counts = COUNTED.iter().map(count);
+            std::iter::once(configuration.name.clone())
+                .chain(counts)
+                .collect()
+        })
+        .collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    line("")?;
+    let titles: Vec<&str> = std::iter::once("COUNTED BY KVM")
+        .chain(COUNTED.map(|(_, title)| title))
+        .collect();
+    Ok(output::table(&titles, &rows)?)
 }
 
 /// Says what changed since an older run.
@@ -431,7 +498,10 @@ mod tests {
             append: append.into(),
             cpus: 1,
             memory: 1 << 28,
-            monitor: Monitor::Vmm("kvm".into()),
+            monitor: Monitor::Vmm {
+                accel: "kvm".into(),
+                same_devices: false,
+            },
         }
     }
 
@@ -458,6 +528,15 @@ mod tests {
             names(vec![configuration("a", "", "v"), configuration("a", "", "w")]),
             ["vmm kvm", "vmm kvm #2"]
         );
+    }
+
+    #[test]
+    fn what_peers_are_compared_with_comes_first() {
+        let programs = [PathBuf::from("/v"), PathBuf::from("/w")];
+        let names = |same| ways(&programs, same).collect::<Vec<_>>();
+        let (v, w) = (Path::new("/v"), Path::new("/w"));
+        assert_eq!(names(false), [(v, false), (w, false)]);
+        assert_eq!(names(true), [(v, true), (v, false), (w, true), (w, false)]);
     }
 
     #[test]

@@ -84,10 +84,10 @@ fn copy_out(from: &mut impl Read) -> anyhow::Result<()> {
     }
 }
 
-/// Show what an instance has printed on its console
+/// Show the console output of an instance
 #[derive(Debug, Args)]
 pub struct Logs {
-    /// Go on as the instance prints, until it ends
+    /// Follow the output until the instance ends
     #[arg(short, long)]
     follow: bool,
     /// Id, beginning of an id, or name

@@ -17,16 +17,16 @@ use super::{Context, Status, value};
 use instance::guest::agent::{Incoming, Sender, Session};
 use machine::virtio::determinism::Determinism;
 
-/// Bytes of an archive in one piece: a frame of the protocol holds as many.
+/// Bytes of an archive that are sent at once: the payload of a frame of the protocol.
 const PIECE: usize = guest_init::proto::frame::PAYLOAD_CAP;
 
 /// Copy a file or folder to or from a running instance
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Into an existing folder under its own name, else under the name given; as cp -r. A \
-    relative path in an instance begins at root's home. Files in the instance will be root's. Hard links and \
-    holes stay what they are, as do FIFOs. Sockets are left out, and devices of the instance, each with a \
-    line that says so."
+    after_help = "Copies into an existing folder under the source's name, otherwise under the given name, as cp -r \
+    does. A relative path in an instance begins at root's home. Files in the instance belong to root. Hard links, \
+    holes and FIFOs are preserved. Sockets, and devices of the instance, are left out, each with a \
+    line that names it."
 )]
 pub struct Cp {
     /// How long to wait for an instance that is still booting
@@ -202,7 +202,7 @@ struct Stream {
 }
 
 impl Stream {
-    /// Reads to the agent's last word.
+    /// Reads to the last frame of the agent.
     fn finish(&mut self) -> io::Result<()> {
         match self.failure {
             Some(_) => Ok(()),

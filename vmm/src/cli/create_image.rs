@@ -15,10 +15,10 @@ pub struct CreateImage {
     instance: String,
     /// The image's name
     name: String,
-    /// A paragraph for people
+    /// A description
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// Do not restart a running instance: freeze its file systems for the time of the copy
+    /// Do not restart a running instance: freeze its file systems during the copy
     #[arg(long)]
     no_reboot: bool,
     /// Leave the instance's identity (host keys, machine-id, logs, histories) in the image

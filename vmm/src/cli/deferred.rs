@@ -1,7 +1,7 @@
-//! Arguments that are described when their command is called, and not before.
+//! Arguments whose clap definitions are built only when their command is called.
 //!
-//! A launch reads one command line. To describe the arguments of all the other commands first would be most
-//! of the code that it runs before the machine is made.
+//! A launch needs the arguments of one command. Building those of all commands would be most of the code that
+//! it runs before the machine is made.
 
 use clap::{ArgMatches, Args, Error, FromArgMatches};
 

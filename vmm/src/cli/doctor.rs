@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::stream::{Unwritten, line};
 use super::{Context, Status, output};
 use instance::store::home::create_private;
-use machine::accel::{Accel, Measured, choose, measure, soft};
+use machine::accel::{Accel, Measured, Support, choose, measure, soft, support};
 use machine::arch::Architecture;
 use machine::block::volume::{Base, Error as VolumeError, Volume};
 use machine::sandbox::{self, Offer};
@@ -24,7 +24,7 @@ pub struct Doctor {
     json: bool,
 }
 
-/// How a finding bears on running instances.
+/// What a finding means for running instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
@@ -72,6 +72,8 @@ impl Doctor {
         ];
         findings.extend(measure().into_iter().map(speed));
         findings.push(direct());
+        let remembered = context.home().kvm_verdict();
+        findings.extend(support(remembered.as_deref()).into_iter().map(images));
         findings.extend([
             directory("instances", &context.home().instances()),
             volumes(&context.home().instances()),
@@ -149,15 +151,15 @@ fn kvm_device() -> Finding {
 /// How a host of architecture `host` comes to a `/dev/kvm`.
 fn absent(host: Architecture) -> &'static str {
     match host {
-        Architecture::X86_64 => {
+        Architecture::X86_64 | Architecture::I386 => {
             "on hardware, enable virtualization in the firmware and load kvm_intel or kvm_amd; in a virtual \
              machine, ask for nested virtualization; without it the processor in software is used"
         }
         // KVM is part of the arm64 kernel, and needs the exception level that it was booted at (booting.rst).
         Architecture::Arm64 => {
             "on hardware, have the firmware boot the kernel at EL2; in a virtual machine, ask for nested \
-             virtualization; without it x86_64 images run on the processor in software, and arm64 images do \
-             not run"
+             virtualization; without it x86_64 and i386 images run on the processor in software, and arm64 \
+             images do not run"
         }
     }
 }
@@ -181,8 +183,25 @@ fn accelerator(remembered: Option<&Path>) -> Finding {
         Err(error) => Finding::new(
             "accelerator",
             Verdict::Fair,
-            format!("soft, for x86_64 images only: {error}"),
+            format!("soft, for x86_64 and i386 images only: {error}"),
         ),
+    }
+}
+
+/// Whether images of an architecture run on an accelerator. That one does not is no defect of the host while
+/// another does.
+fn images(support: Support) -> Finding {
+    let what = match (support.architecture, support.accelerator) {
+        (Architecture::X86_64, "kvm") => "x86_64 kvm",
+        (Architecture::X86_64, _) => "x86_64 soft",
+        (Architecture::Arm64, "kvm") => "arm64 kvm",
+        (Architecture::Arm64, _) => "arm64 soft",
+        (Architecture::I386, "kvm") => "i386 kvm",
+        (Architecture::I386, _) => "i386 soft",
+    };
+    match support.result {
+        Ok(why) => Finding::new(what, Verdict::Good, format!("images run: {why}")),
+        Err(why) => Finding::new(what, Verdict::Fair, format!("images do not run: {why}")),
     }
 }
 
@@ -290,7 +309,7 @@ fn tun() -> Finding {
     }
 }
 
-/// How far the process that runs a guest is confined here.
+/// Which mechanisms of confinement this host offers.
 fn confinement() -> [Finding; 3] {
     let offer = Offer::of_host();
     let finding = |what, part: Result<String, String>| match part {

@@ -40,7 +40,7 @@ pub struct Exec {
 /// How a command is run.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ExecOptions {
-    /// Pass standard input on; without it the command finds it empty, and nothing is read from it here
+    /// Pass standard input to the command; without this option it is not read, and the command's is empty
     #[arg(short, long)]
     pub interactive: bool,
     /// Give the command a terminal of its own
@@ -80,9 +80,9 @@ impl Exec {
     }
 }
 
-/// What asks this process to end goes to the command, too. A guest that hangs or is paused passes nothing on,
-/// so the process ends by a second such signal, and some time after the first. Ctrl-C is the command's
-/// business alone.
+/// Termination signals of this process are passed to the command, too. A guest that hangs or is paused passes
+/// nothing on, so the process ends on a second such signal, or some time after the first. Ctrl-C goes to the
+/// command only.
 #[derive(Default)]
 struct Leaving {
     asked: bool,
@@ -204,7 +204,7 @@ fn pass_input(sender: &Sender, determinism: &Determinism) {
             Ok(0) => break,
             Ok(n) if sender.input(&chunk[..n]).is_ok() => {}
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            // The command takes no more, or there is no more to be had.
+            // The command takes no more, or there is no more input.
             Ok(_) | Err(_) => break,
         }
     }
@@ -230,7 +230,7 @@ fn copy_streams(session: &mut agent::Session) -> anyhow::Result<Status> {
     }
 }
 
-/// What has become of the streams that the command's output goes to.
+/// The state of the streams that the command's output goes to.
 #[derive(Default)]
 struct Outputs {
     /// Streams that take nothing any more.

@@ -4,15 +4,15 @@
 //! |---|---|
 //! | *n* | `COMMAND` (`run … -- COMMAND`, `exec`), or the command of a container image (`run`), ended with status *n*, or 128 + the number of the signal that ended it |
 //! | 0 | the guest powered off |
-//! | 120 | what was to be printed could not be written, to a full disk for example |
+//! | 120 | the output could not be written, to a full disk for example |
 //! | 121 | the guest's kernel panicked |
 //! | 122 | the guest's processor shut down (triple fault) |
-//! | 123 | the guest was ended without its consent |
-//! | 124 | what was to be waited for did not happen in time |
+//! | 123 | the guest was killed |
+//! | 124 | a wait timed out |
 //! | 125 | `vmm` failed, or was called wrongly |
-//! | 126 | `COMMAND` is there but cannot be executed |
-//! | 127 | `COMMAND` is not there |
-//! | 141 | whoever read the output has left: 128 + SIGPIPE, without a message |
+//! | 126 | `COMMAND` exists but cannot be executed |
+//! | 127 | `COMMAND` was not found |
+//! | 141 | the reader of the output has closed it: 128 + SIGPIPE, without a message |
 //!
 //! 124 to 127 are those of `timeout`, `docker run` and the shell.
 
@@ -32,15 +32,15 @@ pub struct Status(u8);
 impl Status {
     /// All went well.
     pub const OK: Status = Status(0);
-    /// What was to be printed could not be written.
+    /// The output could not be written.
     pub const UNWRITTEN: Status = Status(120);
     /// The guest's kernel panicked.
     pub const PANICKED: Status = Status(121);
     /// The guest's processor shut down.
     pub const CRASHED: Status = Status(122);
-    /// The guest was ended without its consent.
+    /// The guest was killed.
     pub const KILLED: Status = Status(123);
-    /// Waiting took too long.
+    /// A wait timed out.
     pub const TIMED_OUT: Status = Status(124);
     /// `vmm` itself failed.
     pub const VMM_FAILED: Status = Status(125);
@@ -50,7 +50,7 @@ impl Status {
     /// The command is not there.
     pub const NOT_FOUND: Status = Status(127);
 
-    /// Nobody reads the output any more: what a process ends with that SIGPIPE ends.
+    /// The reader of the output has closed it: the status of a process that SIGPIPE ends.
     pub const NOT_READ: Status = Status(128 + libc::SIGPIPE as u8);
 
     /// The status of a process that `signal` ends.
@@ -73,7 +73,7 @@ impl From<Status> for u8 {
 impl From<&Ending> for Status {
     fn from(ending: &Ending) -> Status {
         match ending {
-            Ending::PoweredOff => Status::OK,
+            Ending::PoweredOff | Ending::Hibernated => Status::OK,
             Ending::Exited(status) => Status::of_command(*status),
             Ending::Panicked(_) => Status::PANICKED,
             Ending::Crashed => Status::CRASHED,
@@ -103,7 +103,7 @@ impl Advice {
     }
 }
 
-/// Prints what failed, why, and what to try. That a reader has left is not worth a word.
+/// Prints what failed, why, and what to try. A closed reader is not reported.
 pub fn report(error: &anyhow::Error) -> Status {
     let unwritten = error.chain().find_map(|cause| cause.downcast_ref::<Unwritten>());
     if unwritten.is_some_and(Unwritten::is_closed_pipe) {
@@ -131,8 +131,7 @@ pub fn complain(error: &anyhow::Error) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// What failed and why. An error that tells its cause in its own words is not followed by the cause once
-/// more.
+/// What failed and why. The cause of an error whose message contains it already is not printed again.
 fn sentence(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -198,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn output_that_is_lost_has_a_status_of_its_own() {
+    fn lost_output_has_exit_status_120() {
         let lost = |kind: std::io::ErrorKind| {
             let error = anyhow::Error::from(Unwritten::output(kind.into()));
             report(&error.context("i-0 was launched"))
@@ -218,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_took_too_long_has_a_status_of_its_own() {
+    fn a_wait_that_times_out_has_exit_status_124() {
         let id = || "i-0".to_owned();
         let silent = Error::AgentSilent { id: id(), seconds: 1 };
         let error = anyhow::Error::from(silent).context("cannot run it");

@@ -1,5 +1,4 @@
-//! What to try when the hypervisor cannot do something: its errors say what failed and why, and know no
-//! options.
+//! Advice for errors of the hypervisor, whose messages say what failed and why but name no options.
 
 use std::error::Error;
 
@@ -45,8 +44,9 @@ fn of_accelerator(error: &accel::Error, host: &str) -> Option<String> {
     let software = || Some("--accel soft".to_owned());
     match error {
         E::Uncounted { .. } => Some("--accel soft with --icount, or leave --icount out".into()),
+        E::Model { .. } => Some("--cpu host, or leave --cpu out".into()),
         E::GicV2 { max, .. } => Some(format!("--cpus {max}")),
-        E::Foreign { guest, .. } if *guest == Architecture::X86_64 => software(),
+        E::Foreign { guest, .. } if guest.of_kernel() == Architecture::X86_64 => software(),
         E::Unavailable { .. }
         | E::Run { .. }
         | E::EntryRefused { .. }
@@ -67,7 +67,7 @@ mod tests {
     use std::io;
 
     #[test]
-    fn the_way_out_names_an_option_that_this_host_has() {
+    fn advice_names_only_options_that_this_host_has() {
         let incomplete = || accel::Error::Incomplete {
             cpu: 0,
             report: String::new(),
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_is_found_behind_those_that_pass_it_on() {
+    fn the_cause_is_found_behind_wrapping_errors() {
         let counted = accel::Error::Uncounted { accelerator: "KVM" };
         let error = anyhow::Error::from(instance::Error::from(counted)).context("cannot start web");
         let hint = error.chain().find_map(of).unwrap();

@@ -1,5 +1,5 @@
-//! `start`, `stop`, `reboot`, `pause`, `resume` and `terminate`: the same step for each instance named; one
-//! that fails does not keep the others from theirs.
+//! `start`, `stop`, `reboot`, `pause`, `resume` and `terminate`: the same request for each named instance; a
+//! failure does not affect the others.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::options::HostOptions;
+use super::snapshot::note_boot;
 use super::stream::{line, note};
 use super::wait::Waiting;
 use super::{Context, Status, failure, value};
@@ -19,6 +20,9 @@ pub struct Start {
     waiting: Waiting,
     #[command(flatten)]
     host: HostOptions,
+    /// Boot, even if the instance was hibernated; what its guest had in memory is lost
+    #[arg(long)]
+    cold: bool,
     /// Ids, beginnings of ids, or names
     #[arg(required = true, value_name = "INSTANCE")]
     instances: Vec<String>,
@@ -30,9 +34,11 @@ impl Start {
             let request = StartInstance {
                 instance: instance.into(),
                 host: self.host.into(),
+                cold: self.cold,
             };
-            let id = context.service.start_instance(&request)?;
-            self.waiting.run(context, &[id])
+            let started = context.service.start_instance(&request)?;
+            note_boot(&started);
+            self.waiting.run(context, &[started.id])
         })
     }
 }
@@ -43,14 +49,21 @@ pub struct Stop {
     /// Ids, beginnings of ids, or names
     #[arg(required = true, value_name = "INSTANCE")]
     instances: Vec<String>,
-    /// Seconds to wait before the guest is ended without its consent; 0 ends it at once
+    /// Seconds that the guest has to power off before it is killed; 0 kills it at once
     #[arg(short, long, value_name = "SECONDS", default_value = "10", value_parser = value::seconds)]
     time: Duration,
+    /// Save the guest where it is: the next start goes on from there
+    #[arg(long, conflicts_with = "time")]
+    hibernate: bool,
 }
 
 impl Stop {
     pub fn run(self, context: &Context) -> anyhow::Result<Status> {
         for_each("stop", &self.instances, |instance| {
+            if self.hibernate {
+                context.service.hibernate_instance(instance)?;
+                return Ok(());
+            }
             let request = StopInstance {
                 instance: instance.into(),
                 timeout: self.time,
@@ -78,7 +91,7 @@ impl Reboot {
     }
 }
 
-/// Stop instances where they are
+/// Stop the processors and devices of instances; the guest does not notice
 #[derive(Debug, Args)]
 pub struct Pause {
     /// Ids, beginnings of ids, or names
@@ -95,7 +108,7 @@ impl Pause {
     }
 }
 
-/// Let paused instances go on
+/// Resume paused instances
 #[derive(Debug, Args)]
 pub struct Resume {
     /// Ids, beginnings of ids, or names
@@ -138,8 +151,8 @@ impl Terminate {
     }
 }
 
-/// Does `step` for each instance, prints what was typed when it succeeds as docker does, and complains when
-/// it does not.
+/// Does `step` for each instance. On success prints the name as it was typed, as docker does; reports each
+/// failure.
 fn for_each(
     verb: &str,
     instances: &[String],

@@ -16,7 +16,7 @@ use instance::{Record, State};
 /// List instances
 #[derive(Debug, Args)]
 pub struct Ps {
-    /// Stopped ones too
+    /// Include stopped instances
     #[arg(short, long)]
     all: bool,
     /// Print ids only
@@ -25,10 +25,10 @@ pub struct Ps {
     /// Print JSON
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
-    /// Only those in this state; those that are ready or paused are running, too
+    /// Only instances in this state; ready and paused ones are also running
     #[arg(long, value_name = "STATE")]
     state: Option<Shown>,
-    /// Only those with this tag
+    /// Only instances with this tag
     #[arg(long, value_name = "KEY=VALUE", value_parser = super::value::tag)]
     tag: Vec<(String, String)>,
 }
@@ -39,7 +39,7 @@ enum Shown {
     State(State),
     /// Running, and the guest's agent is there.
     Ready,
-    /// Running, and its processors stand still.
+    /// Running, and paused.
     Paused,
 }
 
@@ -183,7 +183,7 @@ impl std::fmt::Display for GuestPort {
 pub struct Ports {
     /// Id, beginning of an id, or name
     instance: String,
-    /// Only where this port of the guest can be reached
+    /// Only this port of the guest
     #[arg(value_name = "PORT[/tcp|/udp]")]
     port: Option<GuestPort>,
     /// Print JSON
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_list_shows_can_be_asked_for() {
+    fn every_displayed_state_is_a_valid_filter() {
         for state in State::ALL {
             for ready in [false, true] {
                 let shown: Shown = output::state(state, ready).parse().unwrap();
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_understood_as_they_are_shown() {
+    fn displayed_ports_can_be_parsed() {
         let port: Port = "8053:53/udp".parse().unwrap();
         let shown = port.to_string();
         let (guest, _) = shown.split_once(" -> ").unwrap();

@@ -35,6 +35,7 @@ mod profile;
 mod request;
 mod run;
 mod signals;
+mod snapshot;
 mod ssh;
 mod stream;
 mod terminal;
@@ -55,15 +56,15 @@ pub use failure::Status;
 )]
 #[command(after_help = "`vmm --ami IMAGE` is short for `vmm run -it IMAGE`.\n\n\
     Exit status: that of COMMAND, or 0 when the guest powered off, 120 when the output could not be written, \
-    121 when its kernel panicked, 122 when its processor crashed, 123 when it was killed, 124 when waiting \
-    took too long, 125 when vmm failed, 126 when COMMAND \
+    121 when its kernel panicked, 122 when its processor shut down (triple fault), 123 when it was killed, 124 \
+    when a wait timed out, 125 when vmm failed, 126 when COMMAND \
     cannot be executed, 127 when it is not found.")]
 struct Cli {
     /// Launch this image with a console: the same as `vmm run -it IMAGE`
     #[arg(long, value_name = "IMAGE")]
     ami: Option<String>,
 
-    /// Say more on standard error (-vv: still more); KILN_LOG=FILTER does the same
+    /// Log more to standard error (-vv: debug, -vvv: trace); KILN_LOG=LEVEL does the same
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
 
@@ -86,14 +87,14 @@ enum Command {
     Stop(DeferredArgs<lifecycle::Stop>),
     /// Ask instances to restart
     Reboot(DeferredArgs<lifecycle::Reboot>),
-    /// Stop instances where they are, without the guest's knowledge
+    /// Stop the processors and devices of instances; the guest does not notice
     Pause(DeferredArgs<lifecycle::Pause>),
-    /// Let paused instances go on
+    /// Resume paused instances
     Resume(DeferredArgs<lifecycle::Resume>),
     /// Stop instances and remove them with their volumes
     #[command(visible_alias = "rm")]
     Terminate(DeferredArgs<lifecycle::Terminate>),
-    /// Show what an instance has printed on its console
+    /// Show the console output of an instance
     Logs(DeferredArgs<console::Logs>),
     /// Attach to the console of an instance; Ctrl-] leaves
     Console(DeferredArgs<console::Console>),
@@ -109,13 +110,19 @@ enum Command {
     Profile(DeferredArgs<Box<profile::Profile>>),
     /// Make an image of an instance
     CreateImage(DeferredArgs<create_image::CreateImage>),
+    /// Make a warm image of a running instance: launches of it go on from where it is
+    Snapshot(DeferredArgs<snapshot::Snapshot>),
+    /// Launch an image, and make a warm image of what runs then
+    Warm(DeferredArgs<Box<snapshot::Warm>>),
+    /// Launch instances that go on from where an instance is
+    Clone(DeferredArgs<snapshot::Clone>),
     /// List the images in the store
     Images(DeferredArgs<images::List>),
     /// Work on images in the store
     Image(DeferredArgs<images::One>),
     /// Check what this host offers for running instances
     Doctor(DeferredArgs<doctor::Doctor>),
-    /// Measure launches: interleaved, with min, median, p99 and paired ratios
+    /// Measure launches: interleaved, with minimum, median, p99 and paired ratios
     Bench(DeferredArgs<Box<bench::Bench>>),
     /// Print a completion script for a shell
     Completions(DeferredArgs<generate::Completions>),
@@ -185,6 +192,9 @@ fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
         Command::Port(DeferredArgs(args)) => args.run(&context),
         Command::Profile(DeferredArgs(args)) => args.run(&context),
         Command::CreateImage(DeferredArgs(args)) => args.run(&context),
+        Command::Snapshot(DeferredArgs(args)) => args.run(&context),
+        Command::Warm(DeferredArgs(args)) => args.run(&context),
+        Command::Clone(DeferredArgs(args)) => args.run(&context),
         Command::Images(DeferredArgs(args)) => args.run(&context),
         Command::Image(DeferredArgs(args)) => args.run(&context),
         Command::Doctor(DeferredArgs(args)) => args.run(&context),

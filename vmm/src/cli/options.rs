@@ -6,8 +6,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgMatches, Args, Error, FromArgMatches};
 
 use instance::process::launch::RootCopy;
-use instance::process::per_run::{Direct, DiskEngine, HostUse, PerRun, Timing};
-use instance::store::record::Accel;
+use instance::process::per_run::{Devices, Direct, DiskEngine, HostUse, PerRun, Timing};
+use instance::store::record::{Accel, CpuModel};
 use kiln_benches::outcome::End;
 use machine::sandbox::Mode;
 
@@ -18,31 +18,60 @@ const ACCELERATORS: Words<Accel> = &[
     (
         "auto",
         Accel::Auto,
-        "Hardware where it works, else the processor in software",
+        "KVM where it is usable, otherwise the software processor",
     ),
-    ("kvm", Accel::Kvm, "Hardware, through /dev/kvm"),
-    ("soft", Accel::Soft, "The processor in software"),
+    ("kvm", Accel::Kvm, "KVM"),
+    ("soft", Accel::Soft, "The software processor"),
+];
+const CPU_MODELS: Words<CpuModel> = &[
+    (
+        "v2",
+        CpuModel::V2,
+        "x86-64-v2 and no more: the same on every host, and what most distributions ask for",
+    ),
+    (
+        "v3",
+        CpuModel::V3,
+        "x86-64-v3 and no more: AVX2, BMI, FMA …, which RHEL 10 asks for",
+    ),
+    (
+        "host",
+        CpuModel::Host,
+        "What this host has, as far as the accelerator can offer it (in software, of x86-64-v3)",
+    ),
 ];
 const ROOT_COPIES: Words<RootCopy> = &[
-    ("lazy", RootCopy::Lazy, "As it is read, and in the background"),
+    ("lazy", RootCopy::Lazy, "On first access, and in the background"),
     ("full", RootCopy::Full, "Before the launch"),
 ];
 const SANDBOXES: Words<Mode> = &[
-    ("off", Mode::Off, "Not at all"),
+    ("off", Mode::Off, "No confinement"),
     (
         "auto",
         Mode::Auto,
-        "By what the host offers; one line says what it does not",
+        "All mechanisms that the host offers; one line reports what is missing",
     ),
     (
         "required",
         Mode::Required,
-        "By all of it, or the guest does not run",
+        "All mechanisms, or the guest does not run",
     ),
 ];
 const DISK_ENGINES: Words<DiskEngine> = &[
-    ("sync", DiskEngine::Sync, "One after the other in each queue"),
-    ("io_uring", DiskEngine::IoUring, "Many at once in each queue"),
+    ("sync", DiskEngine::Sync, "One request of a queue at a time"),
+    (
+        "io_uring",
+        DiskEngine::IoUring,
+        "Many requests of a queue at once",
+    ),
+];
+const DEVICES: Words<Devices> = &[
+    ("all", Devices::All, "All that an instance has"),
+    (
+        "basic",
+        Devices::Basic,
+        "No vsock, so that the agent is out of reach, and the serial port as the only console",
+    ),
 ];
 const DIRECT: Words<Direct> = &[
     ("off", Direct::Off, "They are interpreted"),
@@ -87,6 +116,11 @@ pub fn accelerator() -> impl TypedValueParser<Value = Accel> {
     one_of(ACCELERATORS)
 }
 
+/// `--cpu`.
+pub fn cpu_model() -> impl TypedValueParser<Value = CpuModel> {
+    one_of(CPU_MODELS)
+}
+
 /// `--root-copy`.
 pub fn root_copy() -> impl TypedValueParser<Value = RootCopy> {
     one_of(ROOT_COPIES)
@@ -97,11 +131,10 @@ pub fn end() -> impl TypedValueParser<Value = End> {
     one_of(ENDS)
 }
 
-/// How the process that runs an instance deals with its host: what `run` and `start` both ask.
+/// How the instance process uses its host: options of both `run` and `start`.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct HostOptions {
-    /// Confine the process by what this host offers, by all of it or not at all, or by nothing (see `vmm
-    /// doctor`)
+    /// Confinement of the instance process (see `vmm doctor`)
     #[arg(
         long,
         value_parser = one_of(SANDBOXES),
@@ -110,8 +143,7 @@ pub struct HostOptions {
         help_heading = "Security"
     )]
     sandbox: Mode,
-    /// How requests of disks get to their files: each on the spot, or many at once through the kernel's
-    /// io_uring
+    /// How disk requests are carried out: synchronously, or through io_uring
     #[arg(
         long,
         value_parser = one_of(DISK_ENGINES),
@@ -155,12 +187,15 @@ struct MeasuringOptions {
     /// a table
     #[arg(long, value_name = "FILE")]
     timing: Option<PathBuf>,
-    /// Show how often the guest left its processor up to each step, by device register
+    /// Show the number of exits up to each step of the boot, by device register
     #[arg(long)]
     exits: bool,
-    /// Let instructions be time, so that every run is the same, and say how many there were
+    /// Count instructions and use them as the guest's time, so that every run is the same
     #[arg(long)]
     icount: bool,
+    /// Which devices the machine has, to compare it with those of other monitors
+    #[arg(long, value_parser = one_of(DEVICES), value_name = "DEVICES", default_value = "all")]
+    devices: Devices,
     #[command(flatten)]
     host: HostOptions,
 }
@@ -179,12 +214,14 @@ impl From<MeasuringOptions> for PerRun {
             timing,
             exits,
             icount,
+            devices,
             host,
         } = options;
         PerRun {
             timing: timing.map(self::timing),
             exits,
             icount,
+            devices,
             host: host.into(),
             ..PerRun::default()
         }

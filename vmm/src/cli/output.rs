@@ -1,4 +1,4 @@
-//! What people see: tables, ages, sizes; colours only on a terminal.
+//! Formatting for people: tables, ages, sizes; colours only on a terminal.
 
 use std::io::{self, IsTerminal};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -31,17 +31,17 @@ impl Style {
         }
     }
 
-    /// For what is wrong.
+    /// For errors.
     pub fn bad(self, text: &str) -> String {
         self.paint("1;31", text)
     }
 
-    /// For what is as it should be.
+    /// For findings without a problem.
     pub fn good(self, text: &str) -> String {
         self.paint("32", text)
     }
 
-    /// For what could be better.
+    /// For warnings.
     pub fn fair(self, text: &str) -> String {
         self.paint("33", text)
     }
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_read_well() {
+    fn sizes_have_units() {
         for (bytes, text) in [
             (0, "0 B"),
             (1023, "1023 B"),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_read_well() {
+    fn ages_have_units() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         assert_eq!(age(now - 3 * 3600), "3 h");
         assert_eq!(

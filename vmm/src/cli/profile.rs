@@ -20,17 +20,17 @@ use machine::memory::Part;
 
 /// Boot an image, and show where its kernel spends its instructions
 ///
-/// The boot runs on the software processor with instructions as time, so every run of the same image counts
-/// the same. The instance is removed afterwards.
+/// The boot runs on the software processor with instructions as time, so all runs of an image give the same
+/// counts. The instance is removed afterwards.
 #[derive(Debug, Args)]
 pub struct Profile {
     /// An AMI file, or the id or name of an image in the store
     image: String,
 
-    /// Functions to print
+    /// Number of functions to print
     #[arg(long, value_name = "N", default_value_t = 30)]
     top: usize,
-    /// Names of the kernel's functions, where the kernel has none that can be found
+    /// A System.map with the names of the kernel's functions, for a kernel without a symbol table
     #[arg(long, value_name = "FILE")]
     system_map: Option<PathBuf>,
     /// Where the folded stacks go (default: the image's name with `.folded`)

@@ -1,4 +1,4 @@
-//! What a launch may be asked for: machine, storage, network.
+//! Options of a launch: machine, storage, network.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use instance::process::launch::{RootCopy, VolumeRequest};
 use instance::store::keys::public_keys;
 use instance::store::limits::Limits;
 use instance::store::network::{Network, Port};
-use instance::store::record::{Accel, Config};
+use instance::store::record::{Accel, Config, CpuModel};
 
 /// What the machine is made of.
 #[derive(Debug, Args)]
@@ -23,14 +23,16 @@ pub struct Hardware {
     /// RAM, as in 512M or 2G (default: what the image says)
     #[arg(short, long, value_name = "SIZE", value_parser = value::memory)]
     memory: Option<u64>,
-    /// What runs the guest's instructions
+    /// The accelerator
     #[arg(long, value_parser = options::accelerator(), default_value = "auto")]
     accel: Accel,
-    /// Give memory that the guest does not use back to this host as the guest reports it free
+    /// Which processor the guest sees (default: this host's with KVM, x86-64-v3 in software)
+    #[arg(long, value_parser = options::cpu_model(), value_name = "MODEL")]
+    cpu: Option<CpuModel>,
+    /// Return memory that the guest reports free to this host (balloon device)
     #[arg(long)]
     balloon: bool,
-    /// What the guest may do in a second: bytes of each volume, requests to it, bits of the network in each
-    /// direction
+    /// Rate limits: bytes of each volume, requests to each volume, network traffic in each direction
     #[arg(long, value_name = "disk=RATE,iops=N,net=RATE")]
     limit: Vec<Limits>,
     /// Words to add to the kernel command line
@@ -51,11 +53,11 @@ pub struct Storage {
     /// Size of the root volume; the guest grows its file system to it
     #[arg(long, value_name = "SIZE", value_parser = value::size)]
     pub(super) root_size: Option<u64>,
-    /// Fill the root volume as it is read, or before the launch
+    /// When to copy the image into the root volume
     #[arg(long, value_parser = options::root_copy(), default_value = "lazy")]
     pub(super) root_copy: RootCopy,
-    /// Attach a new volume of this size, or a file as it is; with `,keep` it outlives the instance, with
-    /// `,ephemeral` not even a stop
+    /// Attach a new volume of this size, or a file as it is; `,keep` keeps the volume after the instance is
+    /// terminated, `,ephemeral` empties it at each stop
     #[arg(long, value_name = "SIZE[,keep|,ephemeral]|FILE")]
     pub(super) volume: Vec<VolumeRequest>,
 }
@@ -72,10 +74,10 @@ pub struct NetworkArgs {
     /// 127.0.0.1 at 10.0.2.2
     #[arg(long, value_name = "user[,loopback]|tap=DEVICE|none", default_value = "user")]
     net: Network,
-    /// A file with public keys that may log in
+    /// A file with authorized public keys
     #[arg(long, value_name = "FILE")]
     ssh_key: Vec<PathBuf>,
-    /// A file that the guest reads at its first boot: a script, or what cloud-init understands
+    /// User data for the first boot: a script, or any format that cloud-init supports
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
 }
@@ -115,7 +117,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 }
 
 impl Hardware {
-    /// The kernel that is to be booted instead of the image's.
+    /// The kernel that replaces the image's.
     pub fn kernel(&self) -> Option<&Path> {
         self.kernel.as_deref()
     }
@@ -141,6 +143,7 @@ impl Hardware {
             cpus: self.cpus,
             memory: self.memory,
             accel: self.accel,
+            cpu: self.cpu,
             append: self.append.clone(),
             kernel: absolute(&self.kernel)?,
             initrd: absolute(&self.initrd)?,

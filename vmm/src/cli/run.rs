@@ -15,15 +15,16 @@ use super::exec::{CommandSignals, ExecOptions, run_in};
 use super::failure::{self, Advice};
 use super::options::PerRunOptions;
 use super::request::{Hardware, NetworkArgs, Storage};
+use super::snapshot::{BeginOptions, note_boot};
 use super::stream::{Stream, Unwritten, line, note};
 use super::wait::Waiting;
 use super::{Context, Status, console, output, signals, terminal, value};
 use instance::api;
 use instance::process::instance_process::InstanceProcess;
 use instance::process::launch::Fresh;
-use instance::process::per_run::PerRun;
-use instance::service::RunInstances;
+use instance::process::per_run::{Devices, PerRun};
 use instance::service::hosting::{Host, Hosted};
+use instance::service::{RunInstances, WaitFor};
 use instance::store::LockedInstance;
 use instance::store::record::Ending;
 use instance::{Error, Record, State};
@@ -39,7 +40,7 @@ pub struct Run {
     /// Run in the background and print the instance's id
     #[arg(short, long, conflicts_with_all = ["interactive", "tty", "command"])]
     detach: bool,
-    /// Pass standard input on to the console or to COMMAND; without it nothing is read from it
+    /// Pass standard input to the console or to COMMAND; without this option it is not read
     #[arg(short, long)]
     interactive: bool,
     /// Use the terminal: raw for the console, as a pseudo-terminal for COMMAND
@@ -66,11 +67,13 @@ pub struct Run {
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
+    begin: BeginOptions,
+    #[command(flatten)]
     per_run: PerRunOptions,
 
     #[command(flatten)]
     waiting: Waiting,
-    /// Check that it can be launched, say what would be, as JSON, and do nothing
+    /// Check the launch and print the record that it would create, as JSON, without launching
     #[arg(long)]
     dry_run: bool,
 
@@ -80,7 +83,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// A run of `command` in an instance that is removed afterwards.
+    /// A run of `command` in an instance that boots and is removed afterwards.
     pub fn once(
         image: String,
         hardware: Hardware,
@@ -101,6 +104,10 @@ impl Run {
             hardware,
             storage,
             network,
+            begin: BeginOptions {
+                cold: true,
+                warm_only: false,
+            },
             per_run: PerRunOptions(per_run),
             waiting: Waiting {
                 wait: None,
@@ -135,6 +142,14 @@ impl Run {
             )
             .into());
         }
+        let needs_agent = !self.command.is_empty() || self.waiting.wait == Some(WaitFor::Agent);
+        if self.per_run.0.devices == Devices::Basic && needs_agent {
+            return Err(Advice::new(
+                "without vsock the guest's agent is out of reach",
+                "leave --devices basic out, or COMMAND and --wait agent",
+            )
+            .into());
+        }
         let request = self.request()?;
         if self.dry_run {
             output::json(&context.service.check_launch(&request)?)?;
@@ -159,14 +174,25 @@ impl Run {
             volumes: self.storage.volume.clone(),
             auto_remove: self.rm,
             user_data: self.network.user_data()?,
-            per_run: self.per_run.0.clone(),
+            per_run: self.per_run(),
+            reservation: None,
+            first_index: 0,
         })
+    }
+
+    fn per_run(&self) -> PerRun {
+        PerRun {
+            begin: self.begin.into(),
+            ..self.per_run.0.clone()
+        }
     }
 
     fn detached(&self, context: &Context, request: &RunInstances) -> anyhow::Result<Status> {
         let mut ids = Vec::new();
         for launched in context.service.launch_instances(request)? {
-            let id = launched?;
+            let launched = launched?;
+            note_boot(&launched);
+            let id = launched.id;
             line(&id).with_context(|| format!("{id} was launched"))?;
             ids.push(id);
         }
@@ -178,7 +204,7 @@ impl Run {
     fn foreground(self, context: &Context, (held, fresh): (LockedInstance, Fresh)) -> anyhow::Result<Status> {
         let signals = signals::hold()?;
         let with_console = self.command.is_empty();
-        let per_run = self.per_run.0.clone();
+        let per_run = self.per_run();
         let host = Host::new(held, context.home(), per_run, Arc::clone(&context.timeline))
             .launched_here(fresh)
             .without_main(!with_console)
@@ -364,14 +390,14 @@ type CommandEnd = Option<anyhow::Result<Status>>;
 /// What connects a person to the guest.
 #[derive(Default)]
 struct ConsoleSession {
-    /// The terminal, raw for as long as this lives.
+    /// The terminal, in raw mode until this is dropped.
     raw: Option<terminal::Raw>,
     command: Option<JoinHandle<CommandEnd>>,
     /// The signal by which this process was asked to end the instance.
     ended_by: Arc<Mutex<Option<Signal>>>,
 }
 
-/// Ends the guest politely the first time and at once the second time.
+/// Asks the guest to shut down the first time, and ends it the second time.
 fn leave(process: &Arc<InstanceProcess>, asked_before: &AtomicBool, auto_remove: bool, reason: &str) {
     if auto_remove || asked_before.swap(true, Ordering::Relaxed) {
         process.kill();
@@ -406,7 +432,7 @@ fn conclude(record: &Record, ending: &Ending, unshown: Option<io::Error>) -> any
             )
             .into());
         }
-        Ending::PoweredOff | Ending::Exited(_) => {}
+        Ending::PoweredOff | Ending::Exited(_) | Ending::Hibernated => {}
         other => note(format_args!("{}: {other}", record.id)),
     }
     if !record.auto_remove && io::stderr().is_terminal() {

@@ -1,5 +1,5 @@
-//! `ssh`: OpenSSH's client, led to an instance through the guest's agent. No port need be published, and the
-//! host key is known from the agent, which nobody else can answer for.
+//! `ssh`: OpenSSH's client, connected to an instance through the guest's agent. No port has to be published,
+//! and the host key comes from the agent, so it is authentic.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -69,7 +69,7 @@ impl Ssh {
     }
 }
 
-/// What leads the client to the instance, and to no other.
+/// The options by which the client reaches this instance and verifies its host key.
 fn options(id: &InstanceId, known: &Path, program: &Path) -> Vec<String> {
     let program = program.display().to_string();
     let tunnel = format!(
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn strange_paths_survive_the_clients_parser() {
+    fn paths_with_special_characters_survive_the_clients_parser() {
         let id = InstanceId::random();
         let options = options(&id, Path::new("/a b/known"), Path::new("/it's 100%/vmm"));
         assert!(options.contains(&format!("ProxyCommand='/it'\\''s 100%%/vmm' tunnel {id} 22")));

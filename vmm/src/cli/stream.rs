@@ -1,8 +1,7 @@
-//! Standard output and standard error as commands write to them: nothing is held back, and nothing is lost
-//! without an error.
+//! Standard output and standard error as commands write to them: unbuffered, and a failed write is an error.
 //!
-//! Rust's own handles take a closed descriptor for one that writes well, and keep part of a line until the
-//! process ends, when nobody looks at the result any more.
+//! The standard library's handles treat a write to a closed descriptor as successful, and buffer part of a
+//! line until the process ends, when errors are ignored.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -33,7 +32,7 @@ impl Unwritten {
         Stream::Output.unwritten(source)
     }
 
-    /// Whether whoever read the stream has left, as `head` does. That is no failure of anybody's.
+    /// Whether the reader of the stream has closed it, as `head` does. That is not an error.
     pub fn is_closed_pipe(&self) -> bool {
         self.source.kind() == ErrorKind::BrokenPipe
     }

@@ -1,7 +1,7 @@
 //! Raw mode that is always undone.
 //!
 //! [`Raw`] restores the terminal when it is dropped; a panic hook does so too, because with `panic = "abort"`
-//! nothing is dropped. Signals that end the process are the caller's: it takes them in a thread and leaves
+//! nothing is dropped. The caller handles signals that end the process: it takes them in a thread and returns
 //! through `main`.
 
 use std::io::{self, IsTerminal};

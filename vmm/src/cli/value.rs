@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dash_is_no_file() {
+    fn a_dash_is_not_read_as_a_file() {
         assert!(output_file("-").unwrap_err().contains("./-"));
         assert_eq!(output_file("./-"), Ok("./-".into()));
     }

@@ -1,4 +1,4 @@
-//! `--wait`: what a launched instance is waited for.
+//! `--wait`: the event after which a launch returns.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use instance::service::WaitFor;
 /// What to wait for, and how long.
 #[derive(Debug, Clone, Args)]
 pub struct Waiting {
-    /// Return when the guest's agent answers, its SSH server greets, or something listens on its port N
+    /// Return when the guest's agent answers, its SSH server answers, or something listens on its port N
     #[arg(long, value_name = "agent|ssh|port=N", value_parser = wait_for)]
     pub wait: Option<WaitFor>,
     /// How long to wait
@@ -20,7 +20,7 @@ pub struct Waiting {
 }
 
 /// `agent`, `ssh` or `port=N`.
-fn wait_for(text: &str) -> Result<WaitFor, String> {
+pub fn wait_for(text: &str) -> Result<WaitFor, String> {
     match (text, text.strip_prefix("port=").map(str::parse)) {
         ("agent", _) => Ok(WaitFor::Agent),
         ("ssh", _) => Ok(WaitFor::Ssh),
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_can_be_waited_for() {
+    fn wait_conditions_are_parsed() {
         assert_eq!(wait_for("agent"), Ok(WaitFor::Agent));
         assert_eq!(wait_for("ssh"), Ok(WaitFor::Ssh));
         assert_eq!(wait_for("port=80"), Ok(WaitFor::Port(80)));

@@ -10,7 +10,7 @@ const FUNCTION: u8 = 2;
 const SECTION: usize = 64;
 const SYMBOL: usize = 24;
 
-/// The functions; `None` when this is no such file or has no symbol table.
+/// The functions; `None` when this is not such a file or has no symbol table.
 pub fn functions(file: &[u8]) -> Option<Vec<Symbol>> {
     if !file.starts_with(b"\x7fELF\x02\x01") {
         return None;
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_no_panic() {
+    fn damage_causes_no_panic() {
         let whole = file();
         for len in 0..whole.len() {
             let _ = functions(&whole[..len]);

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_a_picture_too() {
+    fn an_empty_profile_gives_a_graph() {
         assert!(draw(&Report::default(), "").contains("</svg>"));
     }
 }

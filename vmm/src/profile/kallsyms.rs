@@ -1,5 +1,5 @@
-//! The table of symbols that a Linux kernel carries for itself (`CONFIG_KALLSYMS`), found by its form in an
-//! uncompressed image whose own symbol table was stripped.
+//! The symbol table that a Linux kernel has for its own use (`CONFIG_KALLSYMS`), found by its structure in an
+//! uncompressed image whose ELF symbol table was stripped.
 //!
 //! As `scripts/kallsyms.c` writes it, each part aligned: the number of symbols; their names, each a length
 //! (one byte, or two from 128 on) and as many tokens; for every 256th name its offset; the 256 tokens,
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_nothing_found_and_no_panic() {
+    fn damage_finds_nothing_and_causes_no_panic() {
         let whole = image(false, true);
         for at in (4096..whole.len()).step_by(61) {
             let mut damaged = whole.clone();

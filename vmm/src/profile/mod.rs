@@ -1,5 +1,5 @@
-//! Where a guest's kernel spends its instructions: the processor's counts, given names, as a table, as folded
-//! stacks and as a flame graph.
+//! Where a guest's kernel spends its instructions: the processor's counts with function names, as a table, as
+//! folded stacks and as a flame graph.
 
 mod elf;
 mod flame;

@@ -1,4 +1,4 @@
-//! A profile with names.
+//! A profile with the names of functions.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -109,7 +109,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_functions_own_and_its_callees_are_told_apart_and_recursion_counts_once() {
+    fn own_and_inclusive_counts_are_separate_and_recursion_counts_once() {
         let report = report(&[(&["a"], 1), (&["a", "b"], 10), (&["a", "b", "a"], 100)]);
         let functions = report.functions();
         let seen: Vec<_> = functions

@@ -57,7 +57,7 @@ fn streams_stay_apart_and_the_status_comes_last() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_not_taken_for_the_program() {
+fn a_missing_working_directory_is_named_and_not_the_program() {
     if !is_root() {
         return eprintln!("skipped: changing users needs root");
     }
@@ -96,7 +96,7 @@ fn much_input_comes_back_whole() {
 }
 
 #[test]
-fn what_cannot_run_says_why() {
+fn a_command_that_cannot_run_reports_why() {
     if !is_root() {
         return eprintln!("skipped: changing users needs root");
     }
@@ -135,7 +135,7 @@ fn a_signal_ends_the_whole_group() {
 }
 
 #[test]
-fn a_lost_host_ends_the_command() {
+fn a_lost_connection_ends_the_command() {
     if !is_root() {
         return eprintln!("skipped: changing users needs root");
     }
@@ -146,7 +146,7 @@ fn a_lost_host_ends_the_command() {
 }
 
 #[test]
-fn a_terminal_is_a_terminal_of_the_size_asked_for() {
+fn a_terminal_has_the_requested_size() {
     if !is_root() {
         return eprintln!("skipped: changing users needs root");
     }
@@ -177,7 +177,7 @@ fn a_terminal_is_a_terminal_of_the_size_asked_for() {
 }
 
 #[test]
-fn a_daemon_that_keeps_the_stream_does_not_keep_us() {
+fn a_daemon_that_holds_a_stream_open_does_not_delay_the_status() {
     if !is_root() {
         return eprintln!("skipped: changing users needs root");
     }

@@ -1,4 +1,4 @@
-//! Pausing an instance and going on, by request and for want of space.
+//! Pausing and resuming an instance, by request and for lack of disk space.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -113,7 +113,7 @@ impl InstanceProcess {
         inner.record.paused.clone().and_then(|paused| paused.no_space)
     }
 
-    /// Changes why the guest stands still, and says so in the record.
+    /// Changes the reason for the pause, also in the record.
     fn change_paused(&self, change: impl FnOnce(&mut Paused)) {
         let mut inner = self.lock();
         inner.space_reports += 1;
@@ -138,7 +138,7 @@ impl InstanceProcess {
     }
 
     /// Control over the guest, which must run; `what` is asked for.
-    fn running_control(&self, what: &'static str) -> Result<Arc<dyn GuestControl>> {
+    pub(super) fn running_control(&self, what: &'static str) -> Result<Arc<dyn GuestControl>> {
         let inner = self.lock();
         let control = inner.control.clone();
         control

@@ -26,7 +26,7 @@ use self::aarch64 as arch;
 use self::stats::Stats;
 #[cfg(target_arch = "x86_64")]
 use self::x86_64 as arch;
-use super::{Created, Error, Vm};
+use super::{CpuModel, Created, Error, Vm, VmState};
 use crate::irq::Interrupt;
 use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
 
@@ -37,6 +37,8 @@ pub(super) use scratch::try_out_in;
 /// The kernel's side of a machine.
 struct KvmVm {
     fd: VmFd,
+    /// What all of its processors have in common.
+    template: arch::Template,
     /// Those of the machine and of its processors, where they were asked for.
     statistics: Vec<Stats>,
     /// What the memory slots point at: must live as long as any vCPU can run.
@@ -66,7 +68,13 @@ pub fn open() -> Result<Kvm, Error> {
 
 /// Makes a machine with `memory` and `cpus` processors; with `statistics`, its own and theirs can be read, as
 /// far as the kernel has them.
-pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8, statistics: bool) -> Result<Created, Error> {
+pub fn create(
+    kvm: &Kvm,
+    memory: &Memory,
+    cpus: u8,
+    statistics: bool,
+    model: Option<CpuModel>,
+) -> Result<Created, Error> {
     let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
     for (slot, region) in memory.iter().enumerate() {
         let slot = kvm_userspace_memory_region {
@@ -80,7 +88,7 @@ pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8, statistics: bool) -> Result<
         // Guest RAM is only ever accessed as volatile memory, so that the guest may change it at any time.
         unsafe { fd.set_user_memory_region(slot) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
     }
-    let template = arch::Template::new(kvm, &fd, cpus)?;
+    let template = arch::Template::new(kvm, &fd, cpus, model)?;
     let fds = (0..cpus)
         .map(|id| {
             let vcpu = fd.create_vcpu(u64::from(id)).map_err(failed("KVM_CREATE_VCPU"))?;
@@ -95,13 +103,14 @@ pub fn create(kvm: &Kvm, memory: &Memory, cpus: u8, statistics: bool) -> Result<
             Vec::new()
         },
         fd,
+        template,
         _memory: Arc::clone(memory),
     });
     let vcpus = (0..cpus)
         .zip(fds)
         .map(|(id, fd)| Ok(Box::new(vcpu::KvmVcpu::new(id, fd, Arc::clone(&vm))?) as _))
         .collect::<Result<Vec<_>, Error>>()?;
-    let controller = template.complete(&vm.fd)?;
+    let controller = vm.template.complete(&vm.fd)?;
     Ok(Created {
         vm,
         vcpus,
@@ -123,6 +132,14 @@ fn open_statistics(vm: &VmFd, vcpus: &[VcpuFd]) -> Vec<Stats> {
 }
 
 impl Vm for KvmVm {
+    fn save(&self) -> Result<VmState, Error> {
+        self.template.save(&self.fd)
+    }
+
+    fn restore(&self, state: &VmState) -> Result<(), Error> {
+        self.template.restore(&self.fd, state)
+    }
+
     fn statistics(&self) -> Vec<(String, u64)> {
         let mut sums = Vec::new();
         for stats in &self.statistics {

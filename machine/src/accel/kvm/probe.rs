@@ -85,7 +85,7 @@ pub enum Unusable {
 pub enum Wrong {
     /// the result is wrong
     Result,
-    /// an exception that must not be
+    /// an unexpected exception
     Exception,
     /// no end after {0} s
     Endless(u64),
@@ -141,7 +141,7 @@ mod tests {
     /// On a host without KVM there is nothing to try; with it, the verdict is one or the other and never a
     /// hang.
     #[test]
-    fn whatever_kvm_is_here_gets_a_verdict_in_time() {
+    fn the_kvm_of_this_host_gets_a_verdict_within_the_timeout() {
         let Ok(kvm) = super::super::open() else {
             eprintln!("skipped: no KVM here");
             return;

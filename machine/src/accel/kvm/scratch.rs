@@ -1,4 +1,4 @@
-//! A scratch machine that tries KVM out: one CPU runs a short routine of the architecture's, which reports
+//! A scratch machine that tests KVM: one CPU runs a short routine of the architecture's, which reports
 //! each step that it begins.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -35,7 +35,7 @@ pub(super) struct Routine {
 
 /// Runs the routine and says how fast it was, or at which step it went wrong.
 pub(super) fn try_out(kvm: &Kvm) -> Result<Speed, Unusable> {
-    try_out_in(|memory| create(kvm, memory, 1, false))
+    try_out_in(|memory| create(kvm, memory, 1, false, None))
 }
 
 /// The same in the machine that `create` makes around the routine's memory, of any accelerator.

@@ -12,7 +12,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::kick::Kicker;
 use super::{KvmVm, arch};
-use crate::accel::{Error, Exit, ExitHandler, Kick, Stop, Vcpu};
+use crate::accel::{Error, Exit, ExitHandler, Kick, Stop, Vcpu, VcpuState};
 use crate::arch::Boot;
 use crate::bus::Action;
 use crate::sandbox::Kind;
@@ -87,6 +87,15 @@ impl Vcpu for KvmVcpu {
 
     fn stood_still(&mut self) {
         arch::stood_still(&self.fd);
+    }
+
+    fn save(&self) -> Result<VcpuState, Error> {
+        // The last `KVM_RUN` came back for a kick, and so has finished what it had begun of an exit before.
+        self.vm.template.save_vcpu(&self.fd)
+    }
+
+    fn restore(&mut self, state: &VcpuState) -> Result<(), Error> {
+        self.vm.template.restore_vcpu(&self.fd, state)
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

@@ -5,15 +5,18 @@ mod direct;
 mod vcpu;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use softcpu::{Clock, Cpu, Platform, Ram, RegionSpec};
+use softcpu::{Clock, Cpu, Features, Platform, Ram, RegionSpec};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Created, Error, Profiling, Vcpu, Vm};
+use super::state::FOREIGN;
+use super::{Created, Error, Profiling, Vcpu, Vm, VmState};
 use crate::arch::Controller;
-use crate::devices::ioapic::IoApic;
+use crate::devices::ioapic::{IoApic, IoApicState};
 use crate::irq::Interrupt;
 use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
+use crate::state::Refused;
 
 pub use direct::Direct;
 pub use softcpu::x86_64::direct::try_out as try_direct;
@@ -28,12 +31,14 @@ pub struct Options {
     pub profile: Option<Arc<Profiling>>,
     /// Where programs run directly.
     pub direct: Option<Arc<Direct>>,
+    /// What the processors have beyond x86-64-v2.
+    pub features: Features,
 }
 
 /// Makes `cpus` processors that share `memory`. All but the first wait for a startup IPI.
 pub fn create(options: Options, memory: &Memory, cpus: u8) -> Result<Created, Error> {
     let ram = share(memory)?;
-    let platform = Platform::new(cpus.into(), options.clock);
+    let platform = Platform::with_features(cpus.into(), options.clock, options.features);
     let sink = Arc::clone(&platform);
     let ioapic = IoApic::new(Box::new(move |addr, data| sink.deliver_msi(addr, data)));
     let ends = Arc::clone(&ioapic);
@@ -92,6 +97,17 @@ fn share(memory: &Memory) -> Result<Arc<Ram>, Error> {
     Ok(Arc::new(unsafe { Ram::new(&regions) }))
 }
 
+/// What is beside the processors.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct SoftVmState {
+    /// Nanoseconds of the machine's time; 0 where instructions are time, and processors have it.
+    elapsed: u64,
+    ioapic: IoApicState,
+}
+
+/// No machine's time gets here, in nanoseconds: 73 years.
+const MOST_TIME: u64 = 1 << 61;
+
 struct SoftVm {
     ioapic: Arc<IoApic>,
     platform: Arc<Platform>,
@@ -106,6 +122,28 @@ impl Vm for SoftVm {
     fn doorbell(&self, _event: &EventFd, _addr: u64, _value: u32) -> Result<bool, Error> {
         // A store is a function call here: the bus is no slower than a short cut.
         Ok(false)
+    }
+
+    fn save(&self) -> Result<VmState, Error> {
+        let SoftVm { ioapic, platform } = self;
+        let elapsed = match platform.clock() {
+            Clock::Host => platform.elapsed(),
+            Clock::Instructions => Duration::ZERO,
+        };
+        Ok(VmState::Soft(SoftVmState {
+            elapsed: u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX),
+            ioapic: ioapic.save(),
+        }))
+    }
+
+    fn restore(&self, state: &VmState) -> Result<(), Error> {
+        let VmState::Soft(SoftVmState { elapsed, ioapic }) = state else {
+            return Err(FOREIGN);
+        };
+        Refused::unless(*elapsed < MOST_TIME, "the machine's time")?;
+        self.ioapic.restore(ioapic)?;
+        self.platform.set_elapsed(Duration::from_nanos(*elapsed));
+        Ok(())
     }
 
     fn instructions(&self) -> Option<u64> {

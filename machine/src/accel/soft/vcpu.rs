@@ -3,15 +3,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use softcpu::x86_64::state::seg;
-use softcpu::{BusResult, Cpu, Platform, Segment, Table};
+use softcpu::{BusResult, Cpu, Platform, RestoreError, Segment, Table};
 
-use crate::accel::{Error, Exit, ExitHandler, Kick, Profiling, Stop, Vcpu};
+use crate::accel::state::FOREIGN;
+use crate::accel::{Error, Exit, ExitHandler, Kick, Profiling, Stop, Vcpu, VcpuState};
 use crate::arch::Boot;
 use crate::arch::x86_64::layout;
 use crate::bus::{Action, BusDevice};
 use crate::devices::ioapic::{IoApic, Registers};
 use crate::memory::Memory;
 use crate::sandbox::Kind;
+use crate::state::Refused;
 
 pub(super) struct SoftVcpu {
     cpu: Cpu,
@@ -104,6 +106,20 @@ impl Vcpu for SoftVcpu {
 
     fn stood_still(&mut self) {
         self.cpu.stood_still();
+    }
+
+    fn save(&self) -> Result<VcpuState, Error> {
+        Ok(VcpuState::Soft(Box::new(self.cpu.save())))
+    }
+
+    fn restore(&mut self, state: &VcpuState) -> Result<(), Error> {
+        let VcpuState::Soft(state) = state else {
+            return Err(FOREIGN);
+        };
+        self.cpu.restore(state).map_err(|error| match error {
+            RestoreError::OtherProcessor(_) => Refused::Invalid("the number of a processor").into(),
+            RestoreError::Invalid(what) => Refused::Invalid(what).into(),
+        })
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

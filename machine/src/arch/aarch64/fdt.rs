@@ -24,6 +24,8 @@ const TIMERS: [u32; 4] = [13, 14, 11, 10];
 const PPI_CPUS_SHIFT: u32 = 8;
 /// The PL031's clock; any frequency will do.
 const PCLK_HZ: u32 = 24_000_000;
+/// Bytes of a generation id.
+const GENERATION_BYTES: u64 = 16;
 /// The 16550's clock: 115200 baud with divisor 1.
 const UART_HZ: u32 = 115_200 * 16;
 
@@ -54,6 +56,7 @@ pub(super) fn tree(memory: &Memory, kernel: &Kernel, platform: &Platform<'_>) ->
         fdt.property_array_u64("reg", &[start, len])?;
         fdt.end_node(node)?;
     }
+    generation(&mut fdt)?;
     cpus(&mut fdt, platform.cpus)?;
     interrupts_and_time(&mut fdt, platform)?;
     clock(&mut fdt)?;
@@ -80,6 +83,26 @@ fn chosen(fdt: &mut FdtWriter, kernel: &Kernel, platform: &Platform<'_>) -> Resu
     // The key of the kernel's generator has 32 bytes; two random UUIDs give it 244 bits.
     let seed = [Uuid::new_v4(), Uuid::new_v4()].map(Uuid::into_bytes).concat();
     fdt.property("rng-seed", &seed)?;
+    fdt.end_node(node)?;
+    Ok(())
+}
+
+/// The generation id (microsoft,vmgenid.yaml), in memory that is no RAM to the kernel: it would not map that.
+fn generation(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let reserved = fdt.begin_node("reserved-memory")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_null("ranges")?;
+    let node = fdt.begin_node(&format!("vmgenid@{:x}", layout::GENERATION))?;
+    fdt.property_array_u64("reg", &[layout::GENERATION, layout::GENERATION_SIZE])?;
+    fdt.property_null("no-map")?;
+    fdt.end_node(node)?;
+    fdt.end_node(reserved)?;
+
+    let node = fdt.begin_node(&format!("rng@{:x}", layout::GENERATION))?;
+    fdt.property_string("compatible", "microsoft,vmgenid")?;
+    fdt.property_array_u64("reg", &[layout::GENERATION, GENERATION_BYTES])?;
+    fdt.property_array_u32("interrupts", &[SPI, layout::GENERATION_GSI, EDGE_RISING])?;
     fdt.end_node(node)?;
     Ok(())
 }

@@ -162,7 +162,7 @@ mod tests {
         let elf = [b"\x7fELF".as_slice(), &[0; 100]].concat();
         for (content, why) in [
             (b"short".to_vec(), "header cannot be read"),
-            (vec![0; 100], "no Image"),
+            (vec![0; 100], "not an arm64 Image"),
             (gzip, "compressed"),
             (elf, "ELF"),
             (image(100, u64::MAX, 1), "more memory"),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_ram_is_said_with_numbers() {
+    fn too_little_ram_is_reported_with_numbers() {
         let (_file, kernel) = part(&image(100, 0, 64 << 20));
         let error = load(&ram(), &kernel, None).unwrap_err();
         assert!(error.to_string().contains("the kernel needs"), "{error}");

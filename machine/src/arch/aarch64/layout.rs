@@ -5,7 +5,8 @@
 //! 0x0801_0000  GICv2 CPU interface          0x0901_0000  real-time clock
 //! 0x080a_0000  GICv3 redistributors         0x0a00_0000  boot timer, then virtio-mmio, one page each
 //!
-//! 0x4000_0000  RAM: device tree             0x4020_0000  kernel ... initramfs at the end of RAM
+//! 0x4000_0000  RAM: device tree, then the generation id
+//! 0x4020_0000  kernel ... initramfs at the end of RAM
 //! ```
 
 /// First address of RAM.
@@ -21,10 +22,14 @@ pub const GICV2_MAX_CPUS: u8 = 8;
 
 /// Device tree, at most [`FDT_MAX`] bytes (Linux, Documentation/arch/arm64/booting.rst).
 pub const FDT: u64 = RAM;
-/// Most bytes of a device tree.
-pub const FDT_MAX: u64 = 2 << 20;
+/// Most bytes of a device tree, with a page for the generation id behind it.
+pub const FDT_MAX: u64 = (2 << 20) - GENERATION_SIZE;
+/// Generation id of the virtual machine: 16 bytes in a page of its own, which is reserved.
+pub const GENERATION: u64 = FDT + FDT_MAX;
+/// Bytes that are reserved for it.
+pub const GENERATION_SIZE: u64 = 0x1000;
 /// Where the kernel's image begins, before its own offset is added; a multiple of 2 MiB.
-pub const KERNEL: u64 = RAM + FDT_MAX;
+pub const KERNEL: u64 = GENERATION + GENERATION_SIZE;
 /// The initramfs must lie within this many bytes of the GiB in which the kernel begins (booting.rst, "Setup
 /// the device tree").
 pub const INITRD_WINDOW: u64 = 32 << 30;
@@ -62,5 +67,7 @@ pub const BOOT_TIMER: u64 = 0x0a00_0000;
 pub const VIRTIO_MMIO: u64 = BOOT_TIMER + 0x1000;
 /// Interrupt of virtio-mmio transport 0; transport `n` has `VIRTIO_GSI + n`.
 pub const VIRTIO_GSI: u32 = 1;
-/// Most virtio-mmio transports: the interrupts from [`VIRTIO_GSI`] on.
-pub const MAX_VIRTIO: usize = (SPIS - VIRTIO_GSI) as usize;
+/// Most virtio-mmio transports: the interrupts from [`VIRTIO_GSI`] on, but for the last.
+pub const MAX_VIRTIO: usize = (GENERATION_GSI - VIRTIO_GSI) as usize;
+/// Interrupt of the generation id.
+pub const GENERATION_GSI: u32 = SPIS - 1;

@@ -19,6 +19,8 @@ pub(super) const LAYOUT: Layout = Layout {
     max_virtio: layout::MAX_VIRTIO,
     serial: At::Memory(layout::SERIAL),
     serial_gsi: layout::SERIAL_GSI,
+    generation: layout::GENERATION,
+    generation_gsi: layout::GENERATION_GSI,
     // No device wants memory in one piece, for which Debian's kernel would keep 64 MiB back: half of a small
     // machine.
     command_line: "cma=0",
@@ -85,7 +87,7 @@ mod tests {
         use layout::*;
         let redistributors = u64::from(MAX_CPUS) * GICV3_REDISTRIBUTOR_SIZE;
         let last = LAYOUT.virtio_slot(MAX_VIRTIO - 1).unwrap();
-        assert_eq!(last.gsi, SPIS - 1);
+        assert_eq!(last.gsi, GENERATION_GSI - 1);
         let places = [
             (GIC_DISTRIBUTOR, GICV3_DISTRIBUTOR_SIZE),
             (GICV2_CPU_INTERFACE, GICV2_CPU_INTERFACE_SIZE),

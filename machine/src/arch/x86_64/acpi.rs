@@ -2,7 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
+    Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -24,6 +25,8 @@ const NO_VGA_NO_RTC: u16 = 1 << 2 | 1 << 5;
 const RESET_VALUE: u8 = 1;
 /// Sleep type of S5, soft off, in `\_S5` and the sleep control register.
 const SLEEP_S5: u8 = 5;
+/// What a generation counter notifies of ("Virtual Machine Generation ID", August 2012).
+const GENERATION_CHANGED: u8 = 0x80;
 /// Hardware id of a virtio-mmio transport in Linux.
 const VIRTIO_MMIO_HID: &str = "LNRO0005";
 
@@ -113,6 +116,7 @@ fn dsdt(platform: &Platform<'_>) -> Vec<u8> {
     if platform.serial {
         devices.extend(serial());
     }
+    devices.extend(generation());
     let mut aml = Scope::raw(Path::new("_SB_"), devices);
     let s5 = Package::new(vec![&SLEEP_S5, &0u8, &0u8, &0u8]);
     aml.extend(bytes(&Name::new(Path::new("_S5_"), &s5)));
@@ -140,6 +144,34 @@ fn virtio(n: usize, slot: &VirtioSlot) -> Vec<u8> {
             ),
         ],
     ))
+}
+
+/// The generation id, and the event device that notifies of a new one.
+fn generation() -> Vec<u8> {
+    let address = Package::new(vec![&(layout::GENERATION as u32), &0u32]);
+    let counter = bytes(&Device::new(
+        Path::new("VGEN"),
+        vec![
+            &Name::new(Path::new("_HID"), &"VMGENCTR"),
+            &Name::new(Path::new("_CID"), &"VM_Gen_Counter"),
+            &Name::new(Path::new("_DDN"), &"VM_Gen_Counter"),
+            &Name::new(Path::new("ADDR"), &address),
+        ],
+    ));
+    let interrupt = interrupt(layout::GENERATION_GSI);
+    let counter_path = Path::new("\\_SB_.VGEN");
+    let notify = Notify::new(&counter_path, &GENERATION_CHANGED);
+    let events = bytes(&Device::new(
+        Path::new("GED0"),
+        vec![
+            &Name::new(Path::new("_HID"), &"ACPI0013"),
+            &Name::new(Path::new("_UID"), &0u8),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt])),
+            // One interrupt, so that its number, the argument, says nothing.
+            &Method::new(Path::new("_EVT"), 1, true, vec![&notify]),
+        ],
+    ));
+    [counter, events].concat()
 }
 
 fn serial() -> Vec<u8> {
@@ -239,6 +271,13 @@ mod tests {
         let has = |needle: &[u8]| dsdt.windows(needle.len()).any(|window| window == needle);
         assert!(has(b"VR00") && has(b"VR01") && !has(b"VR02"));
         assert!(has(b"LNRO0005\0") && has(b"COM1"));
+        assert!(has(b"VMGENCTR\0") && has(b"VM_Gen_Counter\0") && has(b"ACPI0013\0"));
+        // Package of 0xefff0 and 0; Notify(\_SB.VGEN, 0x80).
+        assert!(
+            has(&[0x12, 9, 2, 0x0c, 0xf0, 0xff, 0x0e, 0, 0x0c, 0, 0, 0, 0])
+                || has(&[0x12, 8, 2, 0x0c, 0xf0, 0xff, 0x0e, 0, 0])
+        );
+        assert!(has(b"\x86\\\x2e_SB_VGEN\x0a\x80"));
         // Memory32Fixed at 0xc0002000, then an edge-triggered, active-high, exclusive interrupt 6.
         assert!(has(&[
             0x86, 9, 0, 1, 0, 0x20, 0, 0xc0, 0, 0x10, 0, 0, 0x89, 6, 0, 3, 1, 6, 0, 0, 0

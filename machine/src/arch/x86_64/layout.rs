@@ -1,12 +1,12 @@
 //! The address map of the x86_64 machine. All addresses are guest-physical.
 //!
 //! ```text
-//! 0x0000_0500  GDT, IDT                     0x000e_0000  ACPI tables
+//! 0x0000_0500  GDT, IDT                     0x000e_fff0  generation id
 //! 0x0000_7000  boot_params ("zero page")    0x000f_0000  SMBIOS entry point and structures
 //! 0x0000_9000  page tables                  0x0010_0000  RAM: kernel ... initramfs at its end
 //! 0x0002_0000  kernel command line          0xc000_0000  boot timer, then virtio-mmio, one page each
 //! 0x0009_fc00  end of conventional memory   0xfec0_0000  IOAPIC; 0xfee0_0000 local APICs
-//!                                           0x1_0000_0000  RAM above the gap
+//! 0x000e_0000  ACPI tables                  0x1_0000_0000  RAM above the gap
 //! ```
 
 /// First address of the hole that devices live in: RAM from here on continues at [`HIGH_RAM`].
@@ -40,7 +40,9 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables: the RSDP first, found by `boot_params` and by scanning alike (ACPI 6.5 §5.2.5.1).
 pub const ACPI: u64 = 0xe_0000;
 /// End of the ACPI tables, exclusive.
-pub const ACPI_END: u64 = 0xf_0000;
+pub const ACPI_END: u64 = GENERATION;
+/// Generation id of the virtual machine: 16 bytes beside the tables, which no kernel takes for RAM.
+pub const GENERATION: u64 = 0xe_fff0;
 /// SMBIOS 3 entry point, then the structures (SMBIOS 3.7 §5.2.2: on a 16-byte boundary in 0xf0000..0x100000).
 pub const SMBIOS: u64 = 0xf_0000;
 /// End of the SMBIOS structures, exclusive.
@@ -67,6 +69,9 @@ pub const IOAPIC_PINS: u32 = 24;
 pub const LAPIC: u64 = 0xfee0_0000;
 /// Three pages that KVM on Intel needs for itself (KVM API, `KVM_SET_TSS_ADDR`).
 pub const KVM_TSS: u64 = 0xfffb_d000;
+
+/// Interrupt of the generation id.
+pub const GENERATION_GSI: u32 = 3;
 
 /// First serial port.
 pub const COM1: u16 = 0x3f8;

@@ -32,6 +32,8 @@ pub(super) const LAYOUT: Layout = Layout {
     max_virtio: layout::MAX_VIRTIO,
     serial: At::Port(layout::COM1),
     serial_gsi: layout::COM1_GSI,
+    generation: layout::GENERATION,
+    generation_gsi: layout::GENERATION_GSI,
     // A reset is to be ACPI's: on a machine whose ACPI is hardware-reduced, Linux wants EFI's for it, and
     // where there is none it jumps to a BIOS that is not there. There is no PCI, and one serial port: each
     // search that finds none is dozens of exits.

@@ -1,5 +1,5 @@
-//! SMBIOS 3: which system this is. Linux shows it in `/sys/class/dmi/id`, where cloud software looks for a
-//! home.
+//! SMBIOS 3: the identity of the system. Linux shows it in `/sys/class/dmi/id`, where cloud-init and others
+//! detect the platform.
 
 use super::{Error, layout, put};
 use crate::memory::Memory;

@@ -1,4 +1,4 @@
-//! What a root volume falls through to: the root partition of an image, never written.
+//! The base of a root volume: the root partition of an image, never written.
 
 use std::fs::File;
 use std::io::{self, Read};

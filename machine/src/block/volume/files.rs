@@ -1,4 +1,4 @@
-//! Volume files: created, opened, recognised.
+//! Creating, opening and recognising volume files.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -56,7 +56,7 @@ pub enum Error {
         /// The volume file.
         path: PathBuf,
     },
-    /// {path} is no root volume, or was never flushed before the host went down: nothing acknowledged is lost
+    /// {path} is not a root volume, or was never flushed before the host went down: nothing acknowledged is lost
     Damaged {
         /// The volume file.
         path: PathBuf,
@@ -155,7 +155,7 @@ impl Volume {
     /// Whether the volume at `path` needs its image.
     ///
     /// # Errors
-    /// When the file cannot be read or is no volume.
+    /// When the file cannot be read or is not a volume.
     pub fn needs_base(path: &Path) -> Result<bool, Error> {
         let file = File::open(path).map_err(Error::io(path, "opened"))?;
         Ok(tail_of(&file, path)?.is_some())
@@ -165,7 +165,7 @@ impl Volume {
     /// unless the volume stands alone.
     ///
     /// # Errors
-    /// When the file cannot be read, is no volume, or the base is missing or another one.
+    /// When the file cannot be read, is not a volume, or the base is missing or another one.
     pub fn open(path: &Path, base: Option<Base>) -> Result<Self, Error> {
         let opened = OpenOptions::new().read(true).write(true).open(path);
         let file = opened.map_err(Error::io(path, "opened"))?;

@@ -1,4 +1,5 @@
-//! Hydration: copies what is still in the base, so that the volume stands alone and the image may go.
+//! Hydration: copies the blocks that are still in the base only, so that the volume no longer needs the
+//! image.
 
 use std::io;
 use std::sync::Arc;
@@ -95,7 +96,7 @@ impl Hydration {
     /// it, since the volume works as before and the next launch tries again.
     ///
     /// # Errors
-    /// When there is no thread to be had.
+    /// When no thread is available.
     pub fn start(volume: Arc<Volume>, full: Box<dyn Fn(&io::Error) + Send>) -> io::Result<Self> {
         let worker = WorkerThread::spawn("hydrate", Kind::Block, move |stop| {
             let done = Poller::new().and_then(|poller| {

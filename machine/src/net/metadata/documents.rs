@@ -1,28 +1,35 @@
-//! What the service knows of its instance: a tree of paths, built once at launch.
+//! The documents of an instance: a tree of paths, built once at launch.
 //!
-//! The categories are those that EC2 documents. One is served when it has a true answer here, and for an
-//! instance that has no such thing (an IAM role, a public address, a spot request) EC2 answers 404 as well.
-//! Four names have to be given that EC2 would know and Kiln does not have: region and zone, account,
-//! partition, security group. They are constants, formed as the tools that parse them expect.
+//! The categories are those that EC2 documents. A category is served when Kiln has a value for it; for an
+//! instance without it (an IAM role, a public address, a spot request) EC2 answers 404 as well.
+//! Kiln has no region and zone, account, partition, VPC, subnet and security group. Their values are constants,
+//! in the form that the tools which parse them expect, and programs that describe the instance elsewhere take
+//! them from here.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-/// The region. It is in no partition of AWS, so nothing can take it for a place there.
-const REGION: &str = "local-1";
-/// The zone: the region and one letter. botocore and cloud-init cut that off to get the region. It is not of
-/// the form `cc-direction-1a`, for which cloud-init would look for package mirrors inside EC2.
-const ZONE: &str = "local-1a";
-/// The zone's name that is the same in all accounts: in EC2, `use1-az1` is one of `us-east-1`.
-const ZONE_ID: &str = "local1-az1";
+/// The region: one that every client knows, so that none refuses it.
+pub const REGION: &str = "us-east-1";
+/// The zone: the region and one letter. botocore and cloud-init cut that off to get the region.
+pub const ZONE: &str = "us-east-1a";
+/// The zone's name that is the same in all accounts.
+pub const ZONE_ID: &str = "use1-az1";
+/// The VPC and the subnet that fills it. Each instance has a network of its own, and all have the same
+/// addresses.
+pub const VPC: &str = "vpc-0000000000000a000";
+/// The subnet.
+pub const SUBNET: &str = "subnet-0000000000000a000";
+/// The id of the security group.
+pub const SECURITY_GROUP_ID: &str = "sg-0000000000000a000";
 /// Twelve digits.
-const ACCOUNT: &str = "000000000000";
+pub const ACCOUNT: &str = "000000000000";
 /// What Amazon resource names begin with (`arn:aws:`).
 const PARTITION: &str = "aws";
 /// The domain of that partition's services.
 const DOMAIN: &str = "amazonaws.com";
 /// What a launch without one gets in EC2.
-const SECURITY_GROUP: &str = "default";
+pub const SECURITY_GROUP: &str = "default";
 /// The version of the identity document's form.
 const IDENTITY_VERSION: &str = "2017-09-30";
 
@@ -50,6 +57,10 @@ pub struct InstanceDocuments {
     pub local_hostname: String,
     /// The guest's address, where the network chose it.
     pub local_ipv4: Option<Ipv4Addr>,
+    /// The address that it is reached by from outside, if it has one.
+    pub public_ipv4: Option<Ipv4Addr>,
+    /// Ids and names of its security groups; the default one if there are none.
+    pub security_groups: Vec<(String, String)>,
     /// Length of its network's prefix.
     pub prefix: u8,
     /// The MAC address.
@@ -97,6 +108,8 @@ impl InstanceDocuments {
             instance_type: "kiln.1x512".to_owned(),
             local_hostname: "ip-10-0-2-15".to_owned(),
             local_ipv4: Some([10, 0, 2, 15].into()),
+            public_ipv4: None,
+            security_groups: Vec::new(),
             prefix: 24,
             mac: [2, 0, 0, 0, 0, 0xa],
             public_keys: vec![PublicKey {
@@ -147,7 +160,7 @@ impl InstanceDocuments {
             ("instance-type", &self.instance_type),
             ("local-hostname", &self.local_hostname),
             ("reservation-id", &self.reservation_id),
-            ("security-groups", SECURITY_GROUP),
+            ("security-groups", &self.group_names()),
         ] {
             tree.meta(path, value);
         }
@@ -172,34 +185,59 @@ impl InstanceDocuments {
             tree.meta(&format!("network/interfaces/macs/{mac}/{name}"), value);
         };
         put("device-number", "0");
-        put("interface-id", &self.resource("eni"));
+        put("interface-id", &self.interface_id());
         put("local-hostname", &self.local_hostname);
         put("mac", &mac);
         put("network-card", "0");
         put("owner-id", ACCOUNT);
-        put("security-group-ids", &self.resource("sg"));
-        put("security-groups", SECURITY_GROUP);
+        put("security-group-ids", &self.group_ids());
+        put("security-groups", &self.group_names());
+        if let (Some(public), Some(local)) = (self.public_ipv4, self.local_ipv4) {
+            put("public-ipv4s", &public.to_string());
+            put(&format!("ipv4-associations/{public}"), &local.to_string());
+        }
         if let Some(address) = self.local_ipv4 {
-            let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
-            let network = Ipv4Addr::from_bits(address.to_bits() & mask);
-            let block = format!("{network}/{}", self.prefix);
+            let block = block(address, self.prefix);
             put("local-ipv4s", &address.to_string());
-            // The network is the instance's own: a subnet that fills its VPC. What a tap device leads to is
-            // not known here.
-            put("subnet-id", &self.resource("subnet"));
+            // What a tap device leads to is not known here.
+            put("subnet-id", SUBNET);
             put("subnet-ipv4-cidr-block", &block);
-            put("vpc-id", &self.resource("vpc"));
+            put("vpc-id", VPC);
             put("vpc-ipv4-cidr-block", &block);
             put("vpc-ipv4-cidr-blocks", &block);
             tree.meta("local-ipv4", address.to_string());
+            if let Some(public) = self.public_ipv4 {
+                tree.meta("public-ipv4", public.to_string());
+            }
         }
     }
 
-    /// The id of something that belongs to the instance alone: it follows from the instance's.
-    fn resource(&self, kind: &str) -> String {
+    /// Ids and names of its security groups.
+    pub fn groups(&self) -> Vec<(&str, &str)> {
+        match self.security_groups.as_slice() {
+            [] => vec![(SECURITY_GROUP_ID, SECURITY_GROUP)],
+            groups => groups
+                .iter()
+                .map(|(id, name)| (id.as_str(), name.as_str()))
+                .collect(),
+        }
+    }
+
+    fn group_names(&self) -> String {
+        let names: Vec<_> = self.groups().into_iter().map(|(_, name)| name).collect();
+        names.join("\n")
+    }
+
+    fn group_ids(&self) -> String {
+        let ids: Vec<_> = self.groups().into_iter().map(|(id, _)| id).collect();
+        ids.join("\n")
+    }
+
+    /// The id of its network interface: it follows from the instance's.
+    pub fn interface_id(&self) -> String {
         const DIGITS: usize = 17;
-        let digest = blake3::hash(format!("{kind} of {}", self.instance_id).as_bytes()).to_hex();
-        format!("{kind}-{}", &digest[..DIGITS])
+        let digest = blake3::hash(format!("eni of {}", self.instance_id).as_bytes()).to_hex();
+        format!("eni-{}", &digest[..DIGITS])
     }
 
     fn public_keys(&self, tree: &mut Builder) {
@@ -253,6 +291,12 @@ impl InstanceDocuments {
 fn may_be_a_path(key: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-=._:,@".contains(c);
     !key.is_empty() && key.chars().all(allowed) && !matches!(key, "." | ".." | "_index")
+}
+
+/// The network of an address, as in `10.0.2.0/24`.
+pub fn block(address: Ipv4Addr, prefix: u8) -> String {
+    let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+    format!("{}/{prefix}", Ipv4Addr::from_bits(address.to_bits() & mask))
 }
 
 /// Seconds since 1970 as RFC 3339 has them, in UTC.
@@ -317,6 +361,36 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
             assert_eq!(timestamp(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn a_public_address_and_groups_are_there_for_who_has_them() {
+        let mac = "meta-data/network/interfaces/macs/02:00:00:00:00:0a";
+        let own = InstanceDocuments {
+            public_ipv4: Some([127, 64, 0, 9].into()),
+            security_groups: vec![("sg-1".into(), "web".into()), ("sg-2".into(), "ssh".into())],
+            ..InstanceDocuments::example()
+        };
+        let (own, none) = (own.into_tree(), InstanceDocuments::example().into_tree());
+        for (path, expected, default) in [
+            ("meta-data/public-ipv4".to_owned(), "127.64.0.9", None),
+            (format!("{mac}/public-ipv4s"), "127.64.0.9", None),
+            (format!("{mac}/ipv4-associations/127.64.0.9"), "10.0.2.15", None),
+            (
+                "meta-data/security-groups".to_owned(),
+                "web\nssh",
+                Some(SECURITY_GROUP),
+            ),
+            (
+                format!("{mac}/security-group-ids"),
+                "sg-1\nsg-2",
+                Some(SECURITY_GROUP_ID),
+            ),
+        ] {
+            let text = |tree| look_up(tree, &path).map(|bytes| String::from_utf8(bytes).unwrap());
+            assert_eq!(text(&own).as_deref(), Some(expected), "{path}");
+            assert_eq!(text(&none).as_deref(), default, "{path}");
         }
     }
 

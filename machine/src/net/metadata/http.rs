@@ -231,7 +231,7 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|window| window == what)
 }
 
-/// Reads the head that `head` is, and is all of; `None` when it is no such head.
+/// Reads the head that `head` is, and is all of; `None` when it is not such a head.
 fn parse(head: &[u8]) -> Option<Request<'_>> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_CAP];
     let mut parsed = httparse::Request::new(&mut headers);

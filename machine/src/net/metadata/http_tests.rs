@@ -1,4 +1,4 @@
-//! Requests and answers, without a wire.
+//! Requests and responses, without a network.
 
 use super::*;
 
@@ -93,7 +93,7 @@ fn documents_are_found_and_folders_listed() {
 }
 
 #[test]
-fn what_is_not_known_is_not_found() {
+fn unknown_paths_are_not_found() {
     let mut service = service();
     for path in [
         "/latest/meta-data/iam",
@@ -133,7 +133,7 @@ fn user_data_comes_as_it_was_given() {
 /// What PyPI's ec2-metadata, botocore's fetchers and cloud-init ask for, as they write it. A question mark
 /// stands for 17 digits.
 #[test]
-fn what_libraries_ask_for_is_there() {
+fn paths_that_libraries_request_exist() {
     let mut service = service();
     let interface = "network/interfaces/macs/02:00:00:00:00:0a";
     let cases = [
@@ -142,10 +142,10 @@ fn what_libraries_ask_for_is_there() {
         ("hibernation/configured", "false"),
         ("instance-action", "none"),
         ("instance-life-cycle", "on-demand"),
-        ("placement/availability-zone", "local-1a"),
-        ("placement/availability-zone/", "local-1a"),
-        ("placement/availability-zone-id", "local1-az1"),
-        ("placement/region", "local-1"),
+        ("placement/availability-zone", "us-east-1a"),
+        ("placement/availability-zone/", "us-east-1a"),
+        ("placement/availability-zone-id", "use1-az1"),
+        ("placement/region", "us-east-1"),
         ("security-groups", "default"),
         ("services/domain", "amazonaws.com"),
         ("services/partition", "aws"),
@@ -184,7 +184,7 @@ fn the_identity_document_has_all_its_fields() {
     let expected = serde_json::json!({
         "accountId": "000000000000",
         "architecture": "x86_64",
-        "availabilityZone": "local-1a",
+        "availabilityZone": "us-east-1a",
         "billingProducts": null,
         "devpayProductCodes": null,
         "imageId": "ami-0123456789abcdef0",
@@ -195,7 +195,7 @@ fn the_identity_document_has_all_its_fields() {
         "pendingTime": "2026-11-30T12:00:00Z",
         "privateIp": "10.0.2.15",
         "ramdiskId": null,
-        "region": "local-1",
+        "region": "us-east-1",
         "version": "2017-09-30",
     });
     assert_eq!(document, expected);
@@ -247,7 +247,7 @@ fn an_instance_without_tags_keys_or_an_address_of_ours_lists_none() {
 }
 
 #[test]
-fn nothing_without_a_token() {
+fn without_a_token_every_request_is_refused() {
     let mut service = service();
     for headers in ["", "x-aws-ec2-metadata-token: forged\n"] {
         let (status, _) = ask(
@@ -259,7 +259,7 @@ fn nothing_without_a_token() {
 }
 
 #[test]
-fn tokens_have_their_rules() {
+fn token_requests_follow_the_rules_of_imdsv2() {
     let mut service = service();
     for (headers, expected) in [
         ("", "400"),
@@ -320,14 +320,14 @@ fn malformed_requests_are_refused() {
 
 proptest::proptest! {
     #[test]
-    fn no_bytes_are_too_strange(
+    fn random_bytes_cause_no_panic(
         mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..500),
         cut in 0_usize..200,
     ) {
         let mut service = service();
-        let mut dressed = b"GET /latest/meta-data/ HTTP/1.1\r\nContent-Length: 5\r\n\r\n".to_vec();
-        dressed.truncate(cut);
-        dressed.append(&mut bytes);
-        while service.take_request(&mut dressed).is_some() {}
+        let mut request = b"GET /latest/meta-data/ HTTP/1.1\r\nContent-Length: 5\r\n\r\n".to_vec();
+        request.truncate(cut);
+        request.append(&mut bytes);
+        while service.take_request(&mut request).is_some() {}
     }
 }

@@ -1,7 +1,7 @@
 //! The instance metadata service at 169.254.169.254, as EC2 has it (IMDSv2), from inside the network device:
 //! it stands in front of any backend, so it works with the user network and a tap device alike.
 
-mod documents;
+pub mod documents;
 mod http;
 mod token;
 

@@ -1,4 +1,4 @@
-//! The service on the wire.
+//! The service on the guest's network.
 
 use super::*;
 use crate::net::Addresses;

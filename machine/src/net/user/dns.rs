@@ -1,5 +1,5 @@
-//! The guest's questions for names over UDP. Each goes to the host's name servers one after the other until
-//! one answers, as the C library would ask them: the guest knows only one.
+//! DNS queries of the guest over UDP. Each goes to the host's name servers one after the other until
+//! one answers, as in the C library: the guest knows only one server.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;

@@ -1,5 +1,5 @@
-//! IPv4 packets in pieces (RFC 791 §3.2): those of the guest are put together, and those for it that are
-//! larger than its MTU are cut.
+//! IPv4 fragmentation (RFC 791 §3.2): fragments from the guest are reassembled, and packets to it that are
+//! larger than its MTU are fragmented.
 //!
 //! The MTU is almost the largest packet there is, but a guest may have set a smaller one, and containers in
 //! it usually have.

@@ -1,4 +1,4 @@
-//! Pieces in any order, of any kind, and datagrams of any size both ways.
+//! Fragments in any order, of any kind, and datagrams of any size both ways.
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -81,7 +81,7 @@ fn what_never_becomes_whole_is_bounded_and_forgotten() {
 }
 
 #[test]
-fn no_piece_is_too_strange() {
+fn random_fragments_cause_no_panic() {
     let mut chance = Chance(0x5eed);
     let mut fragments = Fragments::default();
     for n in 0..20_000 {

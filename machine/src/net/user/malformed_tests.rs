@@ -131,7 +131,7 @@ fn sink() -> (TcpListener, UdpSocket, u16) {
 
 /// Throws the frames at `network` and takes what it answers now and then only, as a guest does that does not
 /// listen.
-fn throw(network: &mut impl Backend, seed: u64) -> usize {
+fn send_malformed(network: &mut impl Backend, seed: u64) -> usize {
     let (mut chance, mut answers) = (Chance(seed), 0);
     let (_listener, _socket, port) = sink();
     let mut buffer = vec![0; 70_000];
@@ -158,11 +158,11 @@ fn throw(network: &mut impl Backend, seed: u64) -> usize {
 }
 
 #[test]
-fn no_frame_is_too_strange() {
+fn malformed_frames_neither_stop_nor_grow_the_network() {
     for seed in [1, 0x5eed, u64::MAX] {
         let mut guest = Guest::new(Vec::new(), None);
-        let answers = throw(&mut guest.network, seed);
-        assert!(answers > 0, "nothing that was thrown got as far as an answer");
+        let answers = send_malformed(&mut guest.network, seed);
+        assert!(answers > 0, "no malformed frame got an answer");
         assert!(guest.network.udp.len() <= 256, "{}", guest.network.udp.len());
         assert!(guest.network.tcp.len() <= 512, "{}", guest.network.tcp.len());
         // It still does what it is there for.
@@ -175,11 +175,11 @@ fn no_frame_is_too_strange() {
 }
 
 #[test]
-fn nor_for_the_metadata_service_in_front() {
+fn malformed_frames_neither_stop_nor_grow_the_metadata_service() {
     for seed in [2, 0xfeed] {
         let network = Guest::new(Vec::new(), None).network;
         let mut service = WithMetadata::new(network, InstanceDocuments::default());
-        throw(&mut service, seed);
+        send_malformed(&mut service, seed);
         service.transmit(&udp_frame(68, (Ipv4Addr::BROADCAST, 67), &discover()));
         service.poll();
         let mut buffer = vec![0; 70_000];

@@ -1,4 +1,4 @@
-//! The host's name servers: which there are now, and in which order they are asked.
+//! The host's name servers at present, and the order in which they are queried.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

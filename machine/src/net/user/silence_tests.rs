@@ -1,4 +1,4 @@
-//! Time-outs, on a clock that leaps: what is established may be silent for ever, what is unanswered may not.
+//! Timeouts, on a clock that the test advances: established connections have none, unanswered ones do.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -216,6 +216,22 @@ fn a_reset_of_the_host_reaches_the_guest() {
 }
 
 #[test]
+fn a_connection_from_before_a_snapshot_is_reset_by_its_next_segment() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let mut guest = Guest::new(Vec::new(), None);
+    let handle = guest.connect((gateway(), port), 50_003);
+    guest.until(|guest| guest.tcp(handle).may_send().then_some(()));
+    let (mut host, _) = server.accept().unwrap();
+    // The machine goes on in another process, whose network is new.
+    let fresh = Guest::new(Vec::new(), None);
+    guest.network = fresh.network;
+    assert_eq!(host.read(&mut [0; 1]).unwrap(), 0, "the host's end is closed");
+    guest.tcp(handle).send_slice(b"still there?").unwrap();
+    guest.until(|guest| (guest.tcp(handle).state() == tcp::State::Closed).then_some(()));
+}
+
+#[test]
 fn a_forwarded_port_leads_to_the_guest() {
     let forward = Forward {
         protocol: Protocol::Tcp,
@@ -476,13 +492,13 @@ fn dhcp_offers_the_address_the_mtu_the_resolver_and_the_search_list() {
     };
     assert_eq!(option(26), Some(MTU.to_be_bytes().to_vec()));
     assert_eq!(option(15), Some(b"corp.example".to_vec()));
-    // What is no name is left out.
+    // What is not a name is left out.
     assert_eq!(option(119), Some(b"\x04corp\x07example\0\x07example\0".to_vec()));
 }
 
 proptest::proptest! {
     #[test]
-    fn no_frame_is_too_strange(
+    fn random_frames_cause_no_panic(
         frames in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..200), 0..50),
         kind in 0_u8..4,
     ) {

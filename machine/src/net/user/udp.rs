@@ -35,7 +35,7 @@ pub type Endpoint = (Ipv4Addr, u16);
 
 struct Translation {
     guest_port: u16,
-    /// Whom the guest believes to talk to.
+    /// The destination from the guest's view.
     peer: Endpoint,
     socket: UdpSocket,
     ready: bool,

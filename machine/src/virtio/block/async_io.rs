@@ -1,5 +1,5 @@
 //! Several requests of a queue in flight at once: reads and writes whose bytes lie in one
-//! file go through a ring of the kernel's; all others are served on the spot.
+//! file go through a ring of the kernel's; all others are served synchronously.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -39,7 +39,7 @@ struct InFlightRequest {
     head: u16,
     request: Request<'static>,
     direction: Direction,
-    /// Its buffers, should the rest have to be done on the spot.
+    /// Its buffers, in case the rest has to be done synchronously.
     data: Vec<VolatileSlice<'static>>,
     len: usize,
 }
@@ -52,7 +52,7 @@ impl AsyncIo {
     /// An empty one.
     ///
     /// # Errors
-    /// Where there is no io_uring to be had; see [`Ring::new`].
+    /// Where io_uring is not available; see [`Ring::new`].
     pub fn new() -> io::Result<AsyncIo> {
         Ok(AsyncIo {
             ring: Ring::new(DEPTH)?,
@@ -170,8 +170,8 @@ impl AsyncIo {
         }
     }
 
-    /// Gives back what has completed. What was done in part, or not at all, is done on the spot: it says best
-    /// what is wrong.
+    /// Gives back what has completed. What was done in part, or not at all, is done synchronously: it says
+    /// best what is wrong.
     fn reap(&mut self, finish: &mut Finish<'_>, queue: &mut Queue) -> Result<(), QueueError> {
         while let Some((in_flight, result)) = self.ring.ended() {
             let head = in_flight.head;

@@ -1,4 +1,4 @@
-//! What is behind a disk's requests: the backend, and what each kind of request does with it.
+//! The backend of a disk, and what each kind of request does with it.
 
 use std::io;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ impl Disk {
         Ok(written)
     }
 
-    /// Makes what was written durable. Once that has failed it is never said to have succeeded.
+    /// Makes what was written durable. Once that has failed later flushes fail as well.
     fn flush(&self) -> Result<(), RequestError> {
         if self.faults.unflushed.load(Ordering::Acquire) {
             return Err(RequestError::Io);

@@ -119,7 +119,7 @@ impl Server {
     }
 
     /// Whether a request waits for space.
-    fn waits(&self) -> bool {
+    pub(super) fn waits(&self) -> bool {
         self.waiting.as_ref().is_some_and(|waiting| !waiting.is_empty())
     }
 

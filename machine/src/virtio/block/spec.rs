@@ -1,4 +1,4 @@
-//! A disk as a description, and the device that it becomes.
+//! The description of a disk, and building the device from it.
 
 use std::io;
 use std::sync::Arc;

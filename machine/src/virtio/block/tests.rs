@@ -47,7 +47,7 @@ fn send(driver: &mut Driver, kind: u32, sector: u64, data: &[u8]) -> u32 {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn written_sectors_are_read_back() {
     let (file, mut driver) = disk(false);
     let data: Vec<u8> = (0..8192u32).map(|i| i as u8 ^ (i >> 8) as u8).collect();
     assert_eq!(
@@ -90,7 +90,7 @@ fn buffers_may_cross_regions_and_come_from_an_indirect_table() {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_with_the_right_status() {
+fn impossible_requests_fail_with_the_right_status() {
     let (_file, mut driver) = disk(false);
     let sector = [0; 512];
     let last = DISK / 512 - 1;
@@ -176,7 +176,7 @@ fn zeroes_and_discards_reach_the_medium() {
 }
 
 #[test]
-fn the_disk_tells_its_name_and_shape() {
+fn the_disk_reports_its_id_capacity_and_block_size() {
     let (_file, mut driver) = disk(false);
     let used = driver.request(0, &[&header(blk::VIRTIO_BLK_T_GET_ID, 0)], &[20, 1]);
     assert_eq!(&used.data[..20], b"vol-0123456789abcdef");
@@ -191,7 +191,7 @@ fn interrupts_come_only_when_asked_for() {
     let (_file, mut driver) = disk(false);
     driver.start(1 << VIRTIO_RING_F_EVENT_IDX | 1 << blk::VIRTIO_BLK_F_FLUSH);
     let before = driver.line.edges();
-    // used_event is 0: the driver wants to hear of the first used buffer, not of those that follow.
+    // used_event is 0: the driver wants to be notified of the first used buffer, not of those that follow.
     for _ in 0..8 {
         driver.submit(0, &[&header(blk::VIRTIO_BLK_T_FLUSH, 0)], &[1]);
     }
@@ -336,7 +336,7 @@ fn queues_are_served_at_once_and_come_back_in_order() {
 }
 
 /// A disk with a ring for its queue; `None`, and a message, where the kernel gives no ring.
-fn flying() -> Option<(std::fs::File, Driver)> {
+fn asynchronous() -> Option<(std::fs::File, Driver)> {
     let ring = AsyncIo::new()
         .inspect_err(|error| eprintln!("no io_uring here ({error}): this test shows nothing"))
         .ok()?;
@@ -345,7 +345,7 @@ fn flying() -> Option<(std::fs::File, Driver)> {
     let backend = Arc::new(RawFile::new(file.try_clone().unwrap()).unwrap());
     let spec = Spec {
         read_only: false,
-        id: "flying".into(),
+        id: "asynchronous".into(),
         queues: 1,
     };
     let device = Block::with_limits(backend, spec, vec![ring], RateLimiter::default());
@@ -354,10 +354,10 @@ fn flying() -> Option<(std::fs::File, Driver)> {
 
 #[test]
 fn requests_in_flight_all_complete() {
-    let Some((file, mut driver)) = flying() else {
+    let Some((file, mut driver)) = asynchronous() else {
         return;
     };
-    // More than are carried at once, and others that are served on the spot among them.
+    // More than are carried at once, and others that are served synchronously among them.
     for round in 0..3 {
         let mut status = Vec::new();
         for n in 0..80u64 {
@@ -389,8 +389,8 @@ fn requests_in_flight_all_complete() {
 }
 
 #[test]
-fn what_cannot_fly_is_refused_as_ever() {
-    let Some((file, mut driver)) = flying() else {
+fn invalid_requests_fail_with_asynchronous_io_as_well() {
+    let Some((file, mut driver)) = asynchronous() else {
         return;
     };
     let beyond = DISK / 512;
@@ -476,4 +476,49 @@ fn limited_disk(rings: Vec<AsyncIo>) {
             .len,
         513
     );
+}
+
+#[test]
+fn every_write_that_was_acknowledged_is_there_after_a_snapshot() {
+    for features in [u64::MAX, !(1 << VIRTIO_RING_F_EVENT_IDX)] {
+        let (file, mut driver) = disk(false);
+        driver.start(features);
+        let again = |file: &std::fs::File, sectors: u64| {
+            file.set_len(sectors * SECTOR).unwrap();
+            let backend = Arc::new(RawFile::new(file.try_clone().unwrap()).unwrap());
+            let spec = Spec {
+                read_only: false,
+                id: String::new(),
+                queues: 1,
+            };
+            Block::new(backend, spec)
+        };
+        for round in 0..20u64 {
+            // Some are rung for, some are not, and the device is stopped in the middle of them.
+            for n in 0..8 {
+                let data = [(round * 8 + n) as u8 + 1; SECTOR as usize];
+                driver.submit(0, &[&header(blk::VIRTIO_BLK_T_OUT, round * 8 + n), &data], &[1]);
+                if n % 3 == 0 {
+                    driver.ring(0);
+                }
+            }
+            driver.go_on_with(again(&file, DISK / SECTOR));
+            for _ in 0..8 {
+                assert_eq!(driver.wait_used(0).data, [blk::VIRTIO_BLK_S_OK as u8]);
+            }
+        }
+        let mut all = vec![0; 160 * SECTOR as usize];
+        file.read_exact_at(&mut all, 0).unwrap();
+        let expected = (0..160).flat_map(|n| [n as u8 + 1; SECTOR as usize]);
+        assert!(all.into_iter().eq(expected));
+        // Another disk's state is no state of this one.
+        driver.transport().pause();
+        let state = driver.transport().save().unwrap();
+        let mut other = Driver::new(again(&file, 7));
+        let refused = other.transport().restore(&state).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "its disk's number of sectors is 2048, and 7 is needed"
+        );
+    }
 }

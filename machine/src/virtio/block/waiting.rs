@@ -1,6 +1,6 @@
-//! Requests that wait for space on the host, as with QEMU's `werror=enospc`: what the host's file system has
-//! no room for is neither lost nor failed. The request is kept, its queue takes no other, and it is carried
-//! out again on request.
+//! Requests that wait for space on the host, as with QEMU's `werror=enospc`: a write for which the host's
+//! file system has no space is neither lost nor failed. The request is kept, its queue serves no other, and
+//! it is retried on demand.
 #![allow(unsafe_code)]
 
 use std::io;

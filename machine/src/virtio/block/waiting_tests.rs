@@ -24,7 +24,7 @@ struct Tight {
     /// Takes writes of rings while there is no space: it is `/dev/full`.
     full_file: File,
     full: AtomicBool,
-    /// As `full`, but rings read and write the file itself: only what is done on the spot fails.
+    /// As `full`, but rings read and write the file itself: only what is done synchronously fails.
     writes_full: AtomicBool,
     flush_fails: AtomicBool,
 }
@@ -196,7 +196,7 @@ fn a_write_waits_for_space_and_is_carried_out_when_there_is() {
 }
 
 #[test]
-fn what_is_on_its_way_lands_while_a_write_waits() {
+fn requests_in_flight_complete_while_a_write_waits() {
     for mut world in World::both() {
         // Reads and a write are taken together: the reads' answers come, whatever becomes of the write.
         let mut read = [0; 16];
@@ -250,7 +250,7 @@ fn a_driver_that_breaks_its_queue_gets_nothing_back() {
 }
 
 #[test]
-fn a_discard_without_space_is_taken_as_the_advice_that_it_is() {
+fn a_discard_without_space_succeeds() {
     for mut world in World::both() {
         let mut range = [0; 16];
         range[8] = 8;
@@ -260,7 +260,7 @@ fn a_discard_without_space_is_taken_as_the_advice_that_it_is() {
 }
 
 #[test]
-fn a_flush_that_has_failed_is_never_said_to_have_succeeded() {
+fn a_failed_flush_is_never_reported_as_successful_later() {
     for mut world in World::both() {
         world.is_full(false);
         world.submit(blk::VIRTIO_BLK_T_FLUSH, 0, &[]);

@@ -1,5 +1,5 @@
-//! What a host process says first on the device's socket, to be connected to a port of the guest: `CONNECT
-//! <port>`, a line.
+//! The first line that a host process sends on the device's socket, to be connected to a port of the guest:
+//! `CONNECT <port>`.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_greeting_is_not_read_for_ever() {
+    fn malformed_and_overlong_greetings_are_refused() {
         for said in [
             "CONNECT \n",
             "CONNECT 4294967296\n",

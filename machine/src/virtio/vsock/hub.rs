@@ -1,4 +1,4 @@
-//! Where the streams of one guest meet: the queues on one side, Unix sockets on the other.
+//! All streams of one guest: virtqueues on one side, Unix sockets on the other.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
@@ -7,11 +7,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 mod packets;
+mod transport_reset;
 
 use super::connection::{Connection, Phase};
 use super::greeting::{Greeting, Said};
 use super::packet::{Header, STREAM, op, shutdown};
 use super::{HOST_CID, unix};
+use transport_reset::TransportReset;
+
 use crate::event::{EventSet, Poller};
 use crate::virtio::ring::QueueError;
 use crate::virtio::worker::{Context, Service, Wake};
@@ -19,6 +22,7 @@ use crate::virtio::worker::{Context, Service, Wake};
 /// Queues of the device (VIRTIO 1.3 §5.10.2).
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
+const EVENT: usize = 2;
 /// Streams and half-made streams at once: each costs a descriptor and up to 128 KiB.
 pub const MAX_STREAMS: usize = 512;
 /// Resets that wait for the guest to give room for them. A guest that provokes more without taking any loses
@@ -55,6 +59,8 @@ pub struct Hub {
     more: bool,
     /// Whether host processes may be read from now.
     outside: bool,
+    /// The guest is still to be told that no stream has outlived a snapshot.
+    transport_reset: TransportReset,
     scratch: Vec<u8>,
 }
 
@@ -72,6 +78,7 @@ impl Hub {
             waiting: VecDeque::new(),
             more: false,
             outside: true,
+            transport_reset: TransportReset::None,
             scratch: Vec::new(),
         }
     }
@@ -90,13 +97,25 @@ impl Hub {
             waiting,
             more,
             outside: _,
+            transport_reset,
             scratch: _,
         } = self;
+        *transport_reset = TransportReset::None;
         peers.clear();
         by_ports.clear();
         resets.clear();
         waiting.clear();
         *more = false;
+    }
+
+    /// Whether the guest knows of any stream, or is still to be told that one is gone.
+    pub fn has_streams(&self) -> bool {
+        !self.by_ports.is_empty() || !self.resets.is_empty() || self.transport_reset != TransportReset::None
+    }
+
+    /// The guest goes on from a snapshot: its streams are gone, and it is told so before anything else.
+    pub fn reset_transport(&mut self) {
+        self.transport_reset = TransportReset::Due;
     }
 
     /// Accepts host processes. Beyond [`MAX_STREAMS`] they are turned away.
@@ -272,7 +291,7 @@ impl Service for Hub {
 
     fn queue(&mut self, context: &mut Context, index: usize) -> Result<(), QueueError> {
         if index != TRANSMIT {
-            return Ok(()); // room in the receive queue is used in `tick`; the event queue is never used
+            return Ok(()); // room in the other queues is used in `tick`
         }
         let Context {
             memory,
@@ -304,17 +323,24 @@ impl Service for Hub {
     }
 
     fn timeout(&mut self) -> Option<Duration> {
-        self.more.then_some(Duration::ZERO)
+        if self.more {
+            return Some(Duration::ZERO);
+        }
+        self.transport_reset.timeout()
     }
 
     fn tick(&mut self, context: &mut Context) -> Result<(), QueueError> {
         self.outside = context.outside;
+        self.transport_reset.advance(context)?;
         if context.determinism.is_enabled() && context.outside {
             // Those that were passed over meanwhile, in an order that every run has.
             let mut ids: Vec<u32> = self.peers.keys().copied().collect();
             ids.sort_unstable();
             ids.into_iter().for_each(|id| self.enqueue(id));
         }
-        self.fill(context)
+        if self.transport_reset == TransportReset::None {
+            self.fill(context)?;
+        }
+        Ok(())
     }
 }

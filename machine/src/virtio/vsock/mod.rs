@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use super::worker::Engine;
-use super::{Activation, DeviceTraits, Error, Queue, VirtioDevice, read_config_bytes};
+use super::{Activation, DeviceState, DeviceTraits, Error, Queue, Unsaved, VirtioDevice, read_config_bytes};
 
 mod connection;
 mod greeting;
@@ -23,6 +23,7 @@ mod tests;
 mod unix;
 
 use crate::sandbox::Kind;
+use crate::state::Refused;
 use hub::Hub;
 pub use hub::MAX_STREAMS;
 
@@ -109,5 +110,25 @@ impl VirtioDevice for Vsock {
         if let Engine::Idle(hub) = &mut self.engine {
             hub.forget_all();
         }
+    }
+
+    fn save(&self) -> Result<DeviceState, Unsaved> {
+        let Vsock { guest_cid, engine } = self;
+        Ok(DeviceState::Vsock {
+            guest_cid: *guest_cid,
+            streams: engine.service()?.has_streams(),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), Refused> {
+        let DeviceState::Vsock { guest_cid, streams } = *state else {
+            return Err(DeviceState::FOREIGN);
+        };
+        // A driver reads its context id again when it is told.
+        let outdated = streams || guest_cid != self.guest_cid;
+        if outdated && let Ok(hub) = self.engine.service_mut() {
+            hub.reset_transport();
+        }
+        Ok(())
     }
 }

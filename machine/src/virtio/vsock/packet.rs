@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_survive_the_wire_and_are_little_endian() {
+    fn headers_round_trip_and_are_little_endian() {
         let header = Header {
             src_cid: 3,
             dst_cid: 2,

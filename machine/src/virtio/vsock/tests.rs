@@ -10,6 +10,7 @@ use crate::virtio::testing::Driver;
 const GUEST: u64 = 3;
 const RX: usize = 0;
 const TX: usize = 1;
+const EVENT: usize = 2;
 const GUEST_BUFFER: u32 = 256 << 10;
 
 /// A guest with its receive queue filled, and the host's directory.
@@ -65,6 +66,13 @@ impl Guest {
             ..header
         };
         self.driver.request(TX, &[&header.encode(), data], &[]);
+    }
+
+    /// A guest that goes on from a snapshot on another device.
+    fn go_on(&mut self) {
+        self.dir = tempfile::tempdir().unwrap();
+        let device = Vsock::bind(GUEST, &self.dir.path().join("v")).unwrap();
+        self.driver.go_on_with(device);
     }
 
     fn receive(&mut self) -> (Header, Vec<u8>) {
@@ -181,7 +189,7 @@ fn a_refused_connection_reads_its_end() {
 }
 
 #[test]
-fn a_bad_greeting_is_turned_away() {
+fn a_bad_greeting_is_refused() {
     let guest = Guest::new();
     for greeting in [
         "HELLO 5\n",
@@ -197,7 +205,7 @@ fn a_bad_greeting_is_turned_away() {
 }
 
 #[test]
-fn nobody_sends_more_than_there_is_room_for() {
+fn both_sides_respect_the_peers_credit() {
     let mut guest = Guest::new();
     let (mut host, port) = guest.accept(9);
     // The guest lets on that it has room for 1000 bytes, and takes none of them.
@@ -245,7 +253,7 @@ fn nobody_sends_more_than_there_is_room_for() {
 }
 
 #[test]
-fn freed_room_is_announced() {
+fn freed_credit_is_announced() {
     let mut guest = Guest::new();
     let (mut host, port) = guest.accept(9);
     let mut taken = 0;
@@ -269,7 +277,7 @@ fn freed_room_is_announced() {
 }
 
 #[test]
-fn large_transfers_arrive_whole_on_many_streams() {
+fn large_transfers_arrive_complete_on_many_streams() {
     let mut guest = Guest::new();
     let mut streams: Vec<_> = (0..20).map(|port| guest.accept(100 + port)).collect();
     let mut received = vec![Vec::new(); streams.len()];
@@ -305,7 +313,7 @@ fn large_transfers_arrive_whole_on_many_streams() {
 }
 
 #[test]
-fn strange_packets_are_answered_or_ignored() {
+fn unexpected_packets_are_answered_or_ignored() {
     let mut guest = Guest::new();
     guest.send(guest.header(op::RW, 5, 6), b"to nobody");
     guest.expect(op::RST);
@@ -394,4 +402,82 @@ fn a_pause_keeps_streams() {
 fn the_guest_reads_its_context_id() {
     let mut guest = Guest::new();
     assert_eq!(guest.driver.config(0, 8), GUEST.to_le_bytes());
+}
+
+#[test]
+fn a_guest_that_goes_on_is_told_first_that_its_streams_are_gone() {
+    let mut guest = Guest::new();
+    for _ in 0..4 {
+        guest.driver.submit(EVENT, &[], &[4]);
+    }
+    guest.driver.ring(EVENT);
+    let (mut old, _) = guest.accept(7);
+    guest.go_on();
+    assert_eq!(
+        old.read(&mut [0; 1]).unwrap(),
+        0,
+        "the host process reads the end"
+    );
+    // Host processes that come at once have to wait.
+    let mut host = BufReader::new(guest.connect());
+    writeln!(host.get_mut(), "CONNECT 8").unwrap();
+    let event = guest.driver.wait_used(EVENT);
+    assert_eq!(event.data, [0; 4], "VIRTIO_VSOCK_EVENT_TRANSPORT_RESET");
+    // What the guest sends meanwhile goes its way: its packets are taken.
+    let header = guest.header(op::RST, 1, 7);
+    guest.send(header, &[]);
+    assert!(guest.driver.take_used(RX).is_none(), "it comes after the event");
+    // The driver has closed its streams and gives the buffer back.
+    guest.driver.submit(EVENT, &[], &[4]);
+    let (request, _) = guest.expect(op::REQUEST);
+    assert_eq!(request.dst_port, 8);
+    guest.forwarded = 0;
+    guest.send(guest.header(op::RESPONSE, request.src_port, 8), &[]);
+    let mut line = String::new();
+    host.read_line(&mut line).unwrap();
+    assert_eq!(line, format!("OK {}\n", request.src_port));
+}
+
+#[test]
+fn a_guest_that_goes_on_before_its_driver_has_given_buffers_gets_the_event_then() {
+    let mut guest = Guest::new();
+    let (_old, _) = guest.accept(7);
+    guest.go_on();
+    // Nor does it forget when that happens twice.
+    guest.go_on();
+    let mut host = BufReader::new(guest.connect());
+    writeln!(host.get_mut(), "CONNECT 8").unwrap();
+    guest.driver.submit(EVENT, &[], &[4]);
+    guest.driver.ring(EVENT);
+    guest.driver.wait_used(EVENT);
+    assert!(guest.driver.take_used(RX).is_none());
+    guest.driver.submit(EVENT, &[], &[4]);
+    guest.expect(op::REQUEST);
+}
+
+#[test]
+fn a_guest_without_streams_has_nothing_to_be_told() {
+    let mut guest = Guest::new();
+    guest.driver.submit(EVENT, &[], &[4]);
+    guest.driver.ring(EVENT);
+    let (host, port) = guest.accept(7);
+    drop(host);
+    while guest.receive().0.op != op::SHUTDOWN {}
+    let header = guest.header(op::RST, port, 7);
+    guest.send(header, &[]);
+    guest.go_on();
+    guest.accept(8);
+    assert!(guest.driver.take_used(EVENT).is_none());
+}
+
+#[test]
+fn a_machine_that_was_saved_and_goes_on_itself_keeps_its_streams() {
+    let mut guest = Guest::new();
+    let (mut host, port) = guest.accept(7);
+    guest.driver.transport().pause();
+    guest.driver.transport().save().unwrap();
+    guest.driver.transport().resume();
+    host.get_mut().write_all(b"on").unwrap();
+    let (header, data) = guest.expect(op::RW);
+    assert_eq!((header.src_port, &data[..]), (port, &b"on"[..]));
 }

@@ -1,4 +1,4 @@
-//! Unix sockets: connecting without waiting for the owner, and what the other end has not read.
+//! Unix sockets: connecting without blocking, and the bytes that the peer has not read.
 
 #![allow(unsafe_code)]
 

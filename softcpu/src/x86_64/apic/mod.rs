@@ -7,6 +7,7 @@ mod registers;
 
 use registers::{base, register};
 
+use crate::core::clock::Time;
 use crate::core::page::PAGE_MASK;
 
 /// Version 0x14, highest LVT entry 5.
@@ -15,7 +16,7 @@ const MASKED: u32 = 1 << 16;
 const ENABLED: u32 = 1 << 8;
 
 /// A set of 256 vectors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 struct Vectors([u64; 4]);
 
 impl Vectors {
@@ -38,7 +39,7 @@ impl Vectors {
 }
 
 /// State of the local APIC.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Apic {
     pub base: u64,
     pub id: u32,
@@ -83,6 +84,40 @@ impl Apic {
             nmi: false,
             in_nmi: false,
         }
+    }
+
+    /// Whether all of it can have come about by a guest's accesses. Times are compared and added without
+    /// overflow below [`Time::MOST`](crate::core::clock::Time::MOST).
+    pub fn is_valid(&self) -> bool {
+        let Apic {
+            base,
+            id: _,
+            requested: _,
+            in_service: _,
+            tpr,
+            ldr,
+            dfr,
+            svr,
+            error: _,
+            icr: _,
+            lvt,
+            divide,
+            initial: _,
+            deadline,
+            tsc_deadline: _,
+            nmi: _,
+            in_nmi: _,
+        } = self;
+        base & !(base::BSP | base::ENABLE | base::X2APIC | base::ADDRESSES) == 0
+            && base & (base::ENABLE | base::X2APIC) != base::X2APIC
+            && tpr >> 8 == 0
+            && ldr & 0x00ff_ffff == 0
+            && dfr & 0x0fff_ffff == 0x0fff_ffff
+            && svr & !0x1ff == 0
+            && lvt.iter().all(|entry| entry & !0x7_17ff == 0)
+            && divide & !0xb == 0
+            // A guest may ask for an end of time that never comes.
+            && deadline.is_none_or(|at| at < Time::MOST || self.timer_mode() == 2)
     }
 
     /// INIT: the base and the id stay.

@@ -1,8 +1,8 @@
 //! Debug registers: breakpoints on instructions, on data and on ports, and the trap after each instruction
 //! that TF asks for (Intel SDM vol. 3, chapter 18).
 //!
-//! A breakpoint costs nothing where it does not lie. A page with data that is watched stays out of the TLB,
-//! so that every access to it is a slow one and is looked at here. An instruction that hits runs again,
+//! A breakpoint slows down only accesses to its page. A page with a data breakpoint stays out of the TLB,
+//! so every access to it takes the slow path and is checked here. An instruction that hits runs again,
 //! alone; the trap follows it. Accesses of the processor's own (descriptor tables, task state, interrupt
 //! frames) are not watched.
 
@@ -45,18 +45,21 @@ mod kind {
 const BTF: u64 = 1 << 1;
 
 /// The debug registers and what follows from them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Debug {
     addresses: [u64; 4],
     dr6: u64,
     dr7: u64,
     /// IA32_DEBUGCTL.
     control: u64,
-    /// Breakpoints on instructions, one bit each.
+    /// Breakpoints on instructions, one bit each. This and the next two follow from `dr7`.
+    #[serde(skip)]
     code: u8,
     /// Breakpoints that a write hits, and those that a read hits.
+    #[serde(skip)]
     data: [u8; 2],
     /// Breakpoints on ports.
+    #[serde(skip)]
     ports: u8,
     /// Bits of DR6 for the trap that comes before the next instruction.
     pending: u64,
@@ -78,6 +81,25 @@ impl Debug {
             pending: 0,
             entered: false,
         }
+    }
+
+    /// Whether all of it can have come about by instructions.
+    pub fn is_valid(&self) -> bool {
+        let Debug {
+            addresses: _,
+            dr6,
+            dr7,
+            control,
+            code: _,
+            data: _,
+            ports: _,
+            pending,
+            entered: _,
+        } = self;
+        let reset = Debug::new();
+        let dr6_bits = dr6::WRITABLE | dr6::FIXED | reset.dr6;
+        let dr7_bits = dr7::WRITABLE | dr7::FIXED | reset.dr7;
+        dr6 & !dr6_bits == 0 && dr7 & !dr7_bits == 0 && control & !BTF == 0 && pending & !dr6::WRITABLE == 0
     }
 
     /// Whether the loop has to look for instructions with a breakpoint.

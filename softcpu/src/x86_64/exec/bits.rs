@@ -88,14 +88,14 @@ pub(crate) fn by_immediate<W: Gpr, O: BitOp>(cpu: &mut Cpu, op: &Op) -> Flow {
     }
 }
 
-/// BSF (and TZCNT, which processors without BMI1 run as BSF). A zero source leaves the destination alone.
+/// BSF, and TZCNT without BMI1. A zero source leaves the destination alone.
 pub(crate) fn bsf<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = cpu.source::<W>(op)?.zext();
     scan::<W>(cpu, op, value, value.trailing_zeros());
     Ok(())
 }
 
-/// BSR (and LZCNT).
+/// BSR, and LZCNT without its bit in CPUID.
 pub(crate) fn bsr<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = cpu.source::<W>(op)?.zext();
     scan::<W>(cpu, op, value, 63 - value.leading_zeros().min(63));

@@ -1,4 +1,4 @@
-//! What fits nowhere else: undefined instructions, software interrupts, CPUID, HLT, time and chance.
+//! Undefined instructions, software interrupts, CPUID, HLT, time stamps and random numbers.
 
 use crate::x86_64::access::Gpr;
 use crate::x86_64::cpu::{Cpu, Op};

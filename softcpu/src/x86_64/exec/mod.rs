@@ -6,6 +6,7 @@
 pub(crate) mod arith;
 pub(crate) mod atomic;
 pub(crate) mod bits;
+pub(crate) mod bmi;
 pub(crate) mod branch;
 pub(crate) mod chain;
 pub(crate) mod decimal;

@@ -86,7 +86,8 @@ fn write_cr0(cpu: &mut Cpu, value: u64) -> Flow {
 }
 
 fn write_cr4(cpu: &mut Cpu, value: u64) -> Flow {
-    if value & !cr4::KNOWN != 0 || (cpu.efer & efer::LMA != 0 && value & cr4::PAE == 0) {
+    if value & !cr4::known(cpu.platform.features) != 0 || (cpu.efer & efer::LMA != 0 && value & cr4::PAE == 0)
+    {
         return cpu.general_protection(0);
     }
     let changed = cpu.cr4 ^ value;

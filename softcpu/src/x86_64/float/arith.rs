@@ -42,29 +42,9 @@ fn shift_right_sticky(a: u128, shift: u32) -> u128 {
 }
 
 fn add_finite(env: &mut Environment, target: &Target, a: Value, b: Value) -> Value {
-    let (big, small) = if (a.exponent, a.significand) >= (b.exponent, b.significand) {
-        (a, b)
-    } else {
-        (b, a)
-    };
     // One bit of headroom above for the carry, 63 below for the guard bits.
-    let x = (big.significand as u128) << 63;
-    let y = shift_right_sticky(
-        (small.significand as u128) << 63,
-        (big.exponent - small.exponent) as u32,
-    );
-    let sum = if big.sign == small.sign { x + y } else { x - y };
-    if sum == 0 {
-        return Value::zero(env.rounding == Rounding::Down);
-    }
-    let shift = sum.leading_zeros();
-    round(
-        env,
-        target,
-        big.sign,
-        big.exponent + 1 - shift as i32,
-        sum << shift,
-    )
+    let aligned = |v: Value| (v.sign, v.exponent, (v.significand as u128) << 63);
+    add_aligned(env, target, aligned(a), aligned(b))
 }
 
 /// `a * b`.
@@ -86,6 +66,45 @@ pub fn mul(env: &mut Environment, target: &Target, a: Value, b: Value) -> Value 
             )
         }
     }
+}
+
+/// `a * b + c`, rounded once, for operands of at most 53 bits: a product of theirs has at most 106, so that
+/// shifting it right by one is exact.
+pub fn fused(env: &mut Environment, target: &Target, a: Value, b: Value, c: Value) -> Value {
+    let sign = a.sign != b.sign;
+    match (a.class, b.class) {
+        (Class::Infinity, Class::Zero) | (Class::Zero, Class::Infinity) => return env.invalid(),
+        (Class::Infinity, _) | (_, Class::Infinity) => return add(env, target, Value::infinity(sign), c),
+        (Class::Zero, _) | (_, Class::Zero) => return add(env, target, Value::zero(sign), c),
+        _ => {}
+    }
+    let product = a.significand as u128 * b.significand as u128;
+    let shift = product.leading_zeros();
+    let (exponent, product) = (a.exponent + b.exponent + 1 - shift as i32, product << shift);
+    match c.class {
+        Class::Infinity => c,
+        Class::Zero => round(env, target, sign, exponent, product),
+        _ => add_aligned(
+            env,
+            target,
+            (sign, exponent, product >> 1),
+            (c.sign, c.exponent, (c.significand as u128) << 63),
+        ),
+    }
+}
+
+/// The sum of two finite numbers whose significands have bit 126 set, and enough zeros below that what a shift
+/// to the right loses is far beyond the target's precision.
+fn add_aligned(env: &mut Environment, target: &Target, a: (bool, i32, u128), b: (bool, i32, u128)) -> Value {
+    let (big, small) = if (a.1, a.2) >= (b.1, b.2) { (a, b) } else { (b, a) };
+    let (sign, exponent, x) = big;
+    let y = shift_right_sticky(small.2, (exponent - small.1) as u32);
+    let sum = if sign == small.0 { x + y } else { x - y };
+    if sum == 0 {
+        return Value::zero(env.rounding == Rounding::Down);
+    }
+    let shift = sum.leading_zeros();
+    round(env, target, sign, exponent + 1 - shift as i32, sum << shift)
 }
 
 /// `a / b`.

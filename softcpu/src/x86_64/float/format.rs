@@ -1,7 +1,7 @@
 //! The three interchange formats and the unpacked value they share.
 
 /// An x87 register image: 64-bit significand with an explicit integer bit, sign and 15-bit exponent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct F80 {
     /// Significand; bit 63 is the integer bit.
     pub significand: u64,
@@ -172,6 +172,17 @@ fn unpack_ieee(sign: bool, biased: u32, fraction_bits: u64, fraction: u32, bias:
     }
 }
 
+/// Unpacks a half-precision number.
+pub fn unpack_f16(bits: u16) -> Value {
+    unpack_ieee(
+        bits >> 15 != 0,
+        bits as u32 >> 10 & 0x1f,
+        (bits & 0x3ff) as u64,
+        10,
+        15,
+    )
+}
+
 /// Unpacks a single-precision number.
 pub fn unpack_f32(bits: u32) -> Value {
     unpack_ieee(
@@ -228,6 +239,12 @@ fn pack_ieee(value: Value, fraction: u32, bias: i32) -> (bool, u64, u64) {
         _ => (2 * bias + 1, fraction_bits),
     };
     (value.sign, biased as u64, fraction_bits)
+}
+
+/// Packs a value that was rounded to half precision.
+pub fn pack_f16(value: Value) -> u16 {
+    let (sign, biased, fraction) = pack_ieee(value, 10, 15);
+    (sign as u16) << 15 | (biased as u16) << 10 | fraction as u16
 }
 
 /// Packs a value that was rounded to single precision.

@@ -16,9 +16,11 @@ pub mod round;
 #[cfg(test)]
 mod tests;
 
-pub use arith::{add, compare, div, mul, sqrt, sub};
+pub use arith::{add, compare, div, fused, mul, sqrt, sub};
 pub use convert::{checked_to_integer, from_i64, round_to_integral, to_integer};
-pub use format::{Class, F80, Value, pack_f32, pack_f64, pack_f80, unpack_f32, unpack_f64, unpack_f80};
+pub use format::{
+    Class, F80, Value, pack_f16, pack_f32, pack_f64, pack_f80, unpack_f16, unpack_f32, unpack_f64, unpack_f80,
+};
 pub use remainder::{Quotient, remainder};
 pub use round::{Environment, Rounding, Target};
 

@@ -40,6 +40,12 @@ pub struct Target {
 }
 
 impl Target {
+    /// IEEE half precision.
+    pub const F16: Target = Target {
+        precision: 11,
+        min_exponent: -14,
+        max_exponent: 15,
+    };
     /// IEEE single precision.
     pub const F32: Target = Target {
         precision: 24,

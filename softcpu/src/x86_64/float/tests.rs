@@ -1,7 +1,7 @@
-//! The core against `rustc_apfloat` (all rounding modes, three formats) and against the host (square root).
+//! The core against `rustc_apfloat` (all rounding modes, four formats) and against the host (square root).
 
 use super::*;
-use rustc_apfloat::ieee::{Double, Single, X87DoubleExtended};
+use rustc_apfloat::ieee::{Double, Half, Single, X87DoubleExtended};
 use rustc_apfloat::{Float, Round, Status, StatusAnd};
 
 /// SplitMix64: enough randomness, and the same on every run.
@@ -137,6 +137,69 @@ fn double_extended_precision_agrees_with_the_oracle() {
         },
         |bits| unpack_f80(F80::from_bits(bits)),
         |v| pack_f80(v).to_bits(),
+    );
+}
+
+/// Multiplies and adds with one rounding, addends of about the product's size among others.
+fn fused_against_oracle<F: Float>(
+    target: &Target,
+    operand: impl Fn(&mut Random) -> u64,
+    unpack: impl Fn(u64) -> Value,
+    pack: impl Fn(Value) -> u64,
+) {
+    let mut random = Random(4);
+    for round in 0..60_000 {
+        let [a, b, mut c] = [(); 3].map(|()| operand(&mut random));
+        if round % 2 == 0 {
+            // Near cancellation.
+            let mut env = Environment::nearest();
+            let product = mul(&mut env, target, unpack(a), unpack(b));
+            c = pack(product.negated())
+                .wrapping_add(random.next() % 5)
+                .wrapping_sub(2);
+        }
+        let [x, y, z] = [a, b, c].map(&unpack);
+        if [x, y, z].iter().any(Value::is_nan) {
+            continue;
+        }
+        for (rounding, mode) in MODES {
+            let mut env = Environment {
+                rounding,
+                ..Environment::nearest()
+            };
+            let ours = fused(&mut env, target, x, y, z);
+            let [fa, fb, fc] = [a, b, c].map(|bits| F::from_bits(bits as u128));
+            let theirs = fa.mul_add_r(fb, fc, mode);
+            let what = format!("{rounding:?} {a:#x} {b:#x} {c:#x}");
+            if theirs.value.is_nan() {
+                assert_eq!(ours.class, Class::QuietNan, "{what}");
+            } else {
+                assert_eq!(pack(ours) as u128, theirs.value.to_bits(), "{what}");
+            }
+            let judged = flag::INVALID | flag::INEXACT;
+            assert_eq!(env.flags & judged, oracle_flags(theirs.status) & judged, "{what}");
+        }
+    }
+}
+
+#[test]
+fn fused_multiplication_and_addition_agrees_with_the_oracle() {
+    fused_against_oracle::<Single>(
+        &Target::F32,
+        |r| r.number(8, 23),
+        |bits| unpack_f32(bits as u32),
+        |v| pack_f32(v) as u64,
+    );
+    fused_against_oracle::<Double>(&Target::F64, |r| r.number(11, 52), unpack_f64, pack_f64);
+}
+
+#[test]
+fn half_precision_agrees_with_the_oracle() {
+    against_oracle::<Half>(
+        &Target::F16,
+        |r| r.number(5, 10) as u128,
+        |bits| unpack_f16(bits as u16),
+        |v| pack_f16(v) as u128,
     );
 }
 

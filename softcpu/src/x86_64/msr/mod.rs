@@ -4,6 +4,7 @@ mod processor;
 
 use std::collections::BTreeMap;
 
+use crate::x86_64::exception::canonical;
 use crate::x86_64::memory_type::MemoryTypes;
 
 /// No speculation to mitigate: RDCL_NO, IBRS_ALL, SKIP_L1DFL, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO,
@@ -48,7 +49,7 @@ const NO_BTS: u64 = 1 << 11;
 const NO_PEBS: u64 = 1 << 12;
 
 /// The registers that have no better place.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Msrs {
     pub star: u64,
     pub lstar: u64,
@@ -66,6 +67,38 @@ pub(crate) struct Msrs {
 }
 
 impl Msrs {
+    /// Whether each has a value that WRMSR takes, and no other is there.
+    pub fn is_valid(&self) -> bool {
+        let Msrs {
+            star: _,
+            lstar,
+            fmask,
+            kernel_gs_base,
+            tsc_aux,
+            sysenter_cs,
+            sysenter_esp,
+            sysenter_eip,
+            cstar,
+            memory_types,
+            system_time: _,
+            wall_clock: _,
+            passive,
+        } = self;
+        let addresses = [lstar, kernel_gs_base, sysenter_esp, sysenter_eip, cstar];
+        let known = |(number, value): (&u32, &u64)| {
+            PASSIVE
+                .iter()
+                .any(|(msr, reset, writable)| msr == number && value & !(writable.unwrap_or(0) | reset) == 0)
+        };
+        addresses.into_iter().all(|address| canonical(*address))
+            && [fmask, tsc_aux, sysenter_cs]
+                .into_iter()
+                .all(|word| word >> 32 == 0)
+            && memory_types.is_valid()
+            && passive.len() == PASSIVE.len()
+            && passive.iter().all(known)
+    }
+
     pub fn new() -> Msrs {
         Msrs {
             star: 0,

@@ -104,8 +104,8 @@ pub(super) fn select(instr: &Instruction, code: CodeSize) -> Option<Choice> {
         M::Bts => bit!(instr, Bts),
         M::Btr => bit!(instr, Btr),
         M::Btc => bit!(instr, Btc),
-        M::Bsf | M::Tzcnt => sized_wide!(op0(); bits::bsf),
-        M::Bsr | M::Lzcnt => sized_wide!(op0(); bits::bsr),
+        M::Bsf => sized_wide!(op0(); bits::bsf),
+        M::Bsr => sized_wide!(op0(); bits::bsr),
         M::Popcnt => sized_wide!(op0(); bits::popcnt),
         M::Mul => sized!(op0(); muldiv::mul),
         M::Imul => match instr.op_count() {

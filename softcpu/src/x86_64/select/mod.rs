@@ -1,14 +1,17 @@
 //! Which handler runs an instruction: by mnemonic, then by kinds and widths of its operands.
 
 mod alu;
+mod bmi;
 mod branch;
 mod data;
 mod pair;
 mod system;
+mod xstate;
 
 use iced_x86::{Instruction, OpKind, Register};
 
 use crate::x86_64::decode::Choice;
+use crate::x86_64::features::Features;
 use crate::x86_64::state::CodeSize;
 
 pub(crate) use pair::fused;
@@ -138,14 +141,17 @@ fn size_of_operand(instr: &Instruction, n: u32) -> usize {
 }
 
 /// The handler of an instruction; `None` where this processor has none.
-pub(crate) fn select(instr: &Instruction, size: CodeSize) -> Option<Choice> {
+pub(crate) fn select(instr: &Instruction, size: CodeSize, features: Features) -> Option<Choice> {
     alu::select(instr, size)
         .or_else(|| data::select(instr, size))
         .or_else(|| branch::select(instr))
         .or_else(|| system::select(instr, size))
+        .or_else(|| bmi::select(instr, features))
+        .or_else(|| xstate::select(instr, features))
         .or_else(|| {
             let memory = instr.op_kinds().any(|kind| kind == OpKind::Memory);
             crate::x86_64::simd::handlers::handler(instr.code(), memory)
+                .or_else(|| crate::x86_64::simd::vex::select(instr, features))
                 .or_else(|| crate::x86_64::x87::handlers::handler(instr.code()))
                 .map(Choice::single)
         })

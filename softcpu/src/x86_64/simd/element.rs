@@ -38,6 +38,10 @@ pub trait Element: Copy + Eq {
     fn is_denormal(self) -> bool;
     /// The host's order; nothing for NaNs.
     fn order(self, other: Self) -> Option<Ordering>;
+    /// The host's `a * b + c`, rounded once, to nearest.
+    fn host_fused(a: Self, b: Self, c: Self) -> Self;
+    /// With the sign turned where `negate`.
+    fn negated_if(self, negate: bool) -> Self;
 }
 
 macro_rules! element {
@@ -90,6 +94,17 @@ macro_rules! element {
             #[inline(always)]
             fn order(self, other: Self) -> Option<Ordering> {
                 <$host>::from_bits(self).partial_cmp(&<$host>::from_bits(other))
+            }
+
+            #[inline(always)]
+            fn host_fused(a: Self, b: Self, c: Self) -> Self {
+                let [a, b, c] = [a, b, c].map(<$host>::from_bits);
+                a.mul_add(b, c).to_bits()
+            }
+
+            #[inline(always)]
+            fn negated_if(self, negate: bool) -> Self {
+                self ^ (negate as $bits) << (<$bits>::BITS - 1)
             }
         }
     };
@@ -192,6 +207,76 @@ impl Session {
             self.raise(flag::DENORMAL);
         }
         E::pack(value)
+    }
+
+    /// `a * b + c` with the product or the addend negated, rounded once. Of several NaNs the first is kept.
+    #[inline(always)]
+    pub fn fused<E: Element>(&mut self, a: E, b: E, c: E, negate_product: bool, negate_addend: bool) -> E {
+        if self.quick && !a.is_denormal() && !b.is_denormal() && !c.is_denormal() {
+            let result = E::host_fused(a.negated_if(negate_product), b, c.negated_if(negate_addend));
+            if result.is_safe_result() {
+                return result;
+            }
+        }
+        self.fused_exactly(a, b, c, negate_product, negate_addend)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fused_exactly<E: Element>(
+        &mut self,
+        a: E,
+        b: E,
+        c: E,
+        negate_product: bool,
+        negate_addend: bool,
+    ) -> E {
+        let [a, b, c] = [a, b, c].map(|v| self.operand(v));
+        let all = [a, b, c];
+        if all.iter().any(|v| v.class == Class::SignallingNan) {
+            self.raise(flag::INVALID);
+        }
+        if let Some(nan) = all.into_iter().find(Value::is_nan) {
+            return E::pack(nan.quieted());
+        }
+        let factor = a.with_sign(a.sign != negate_product);
+        let addend = c.with_sign(c.sign != negate_addend);
+        let value = self.in_environment(|env| float::fused(env, &E::TARGET, factor, b, addend));
+        if all.iter().any(|v| v.denormal) && !value.is_nan() {
+            self.raise(flag::DENORMAL);
+        }
+        E::pack(value)
+    }
+
+    /// A half-precision number as a single: exact, and its denormals are numbers like others.
+    pub fn from_half(&mut self, half: u16) -> u32 {
+        let value = float::unpack_f16(half);
+        if value.class == Class::SignallingNan {
+            self.raise(flag::INVALID);
+        }
+        let value = if value.is_nan() { value.quieted() } else { value };
+        u32::pack(value)
+    }
+
+    /// A single in half precision: `control` chooses the rounding. Tiny results are never flushed.
+    pub fn to_half(&mut self, a: u32, control: u8) -> u16 {
+        let a = self.operand(a);
+        if let Some(nan) = self.propagate(a, a) {
+            return float::pack_f16(nan);
+        }
+        if a.denormal {
+            self.raise(flag::DENORMAL);
+        }
+        let mut env = Environment {
+            flush_to_zero: false,
+            ..self.mxcsr.environment()
+        };
+        if control & 4 == 0 {
+            env.rounding = float::Rounding::from_bits(control as u32);
+        }
+        let value = float::add(&mut env, &Target::F16, a, Value::zero(a.sign));
+        self.raise(env.flags);
+        float::pack_f16(value)
     }
 
     /// The square root.

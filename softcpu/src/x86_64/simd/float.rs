@@ -106,15 +106,27 @@ forms_with_control! {
 /// The eight predicates of CMPPS; those of order raise invalid for quiet NaNs too.
 #[inline]
 fn predicate<E: Element>(session: &mut Session, a: E, b: E, control: u8) -> bool {
-    let quiet = matches!(control & 3, 0 | 3);
-    let order = session.compare(a, b, quiet);
-    let holds = match control & 3 {
-        0 => order == Some(Ordering::Equal),
-        1 => order == Some(Ordering::Less),
-        2 => matches!(order, Some(Ordering::Less | Ordering::Equal)),
-        _ => order.is_none(),
+    wide_predicate(session, a, b, control & 7)
+}
+
+/// The outcomes of a comparison for which a predicate of VCMPPS holds: less, equal, greater and unordered from
+/// bit 0 on (Intel SDM vol. 2, table 3-1).
+const PREDICATES: [u8; 16] = [
+    0b0010, 0b0001, 0b0011, 0b1000, 0b1101, 0b1110, 0b1100, 0b0111, // EQ LT LE UNORD NEQ NLT NLE ORD
+    0b1010, 0b1001, 0b1011, 0b0000, 0b0101, 0b0110, 0b0100, 0b1111, // EQ NGE NGT FALSE NEQ GE GT TRUE
+];
+
+/// The 32 predicates of VCMPPS; bit 4 makes those that are quiet signal, and the others quiet.
+#[inline]
+pub(super) fn wide_predicate<E: Element>(session: &mut Session, a: E, b: E, control: u8) -> bool {
+    let quiet = matches!(control & 3, 0 | 3) != (control & 16 != 0);
+    let outcome = match session.compare(a, b, quiet) {
+        Some(Ordering::Less) => 0,
+        Some(Ordering::Equal) => 1,
+        Some(Ordering::Greater) => 2,
+        None => 3,
     };
-    holds != (control & 4 != 0)
+    PREDICATES[control as usize & 15] >> outcome & 1 != 0
 }
 
 /// ZF, PF and CF of COMISS and UCOMISS.
@@ -146,18 +158,24 @@ pub fn compare<E: Element>(mxcsr: &mut Mxcsr, a: E, b: E, quiet: bool) -> Outcom
 
 /// HADDPS, HSUBPS: `op` on neighbours.
 pub fn horizontal_ps(mxcsr: &mut Mxcsr, op: Op, a: u128, b: u128) -> Outcome {
-    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (split32(a), split32(b));
-    instruction(mxcsr, |s| {
-        join32([(a0, a1), (a2, a3), (b0, b1), (b2, b3)].map(|(x, y)| s.arithmetic(op, x, y)))
-    })
+    instruction(mxcsr, |s| horizontal32(s, op, a, b))
 }
 
 /// HADDPD, HSUBPD: `op` on neighbours.
 pub fn horizontal_pd(mxcsr: &mut Mxcsr, op: Op, a: u128, b: u128) -> Outcome {
+    instruction(mxcsr, |s| horizontal64(s, op, a, b))
+}
+
+/// `op` on neighbouring singles of a lane.
+pub(super) fn horizontal32(s: &mut Session, op: Op, a: u128, b: u128) -> u128 {
+    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (split32(a), split32(b));
+    join32([(a0, a1), (a2, a3), (b0, b1), (b2, b3)].map(|(x, y)| s.arithmetic(op, x, y)))
+}
+
+/// `op` on neighbouring doubles of a lane.
+pub(super) fn horizontal64(s: &mut Session, op: Op, a: u128, b: u128) -> u128 {
     let ([a0, a1], [b0, b1]) = (split64(a), split64(b));
-    instruction(mxcsr, |s| {
-        join64([(a0, a1), (b0, b1)].map(|(x, y)| s.arithmetic(op, x, y)))
-    })
+    join64([(a0, a1), (b0, b1)].map(|(x, y)| s.arithmetic(op, x, y)))
 }
 
 /// The operation of ADDSUBPS and ADDSUBPD on element `i`.
@@ -167,40 +185,65 @@ const fn alternate(i: usize) -> Op {
 
 /// ADDSUBPS
 pub fn addsubps(mxcsr: &mut Mxcsr, a: u128, b: u128) -> Outcome {
-    let (a, b) = (split32(a), split32(b));
-    instruction(mxcsr, |s| {
-        join32(std::array::from_fn(|i| s.arithmetic(alternate(i), a[i], b[i])))
-    })
+    instruction(mxcsr, |s| alternate32(s, a, b))
 }
 
 /// ADDSUBPD
 pub fn addsubpd(mxcsr: &mut Mxcsr, a: u128, b: u128) -> Outcome {
-    let (a, b) = (split64(a), split64(b));
-    instruction(mxcsr, |s| {
-        join64(std::array::from_fn(|i| s.arithmetic(alternate(i), a[i], b[i])))
-    })
+    instruction(mxcsr, |s| alternate64(s, a, b))
 }
 
-/// DPPS: each step is an instruction of its own, as far as exceptions go.
-pub fn dpps(mxcsr: &mut Mxcsr, a: u128, b: u128, control: u8) -> Outcome {
+/// Differences of the even singles of a lane, and sums of the odd ones.
+pub(super) fn alternate32(s: &mut Session, a: u128, b: u128) -> u128 {
     let (a, b) = (split32(a), split32(b));
-    let products = instruction(mxcsr, |s| -> [u32; 4] {
+    join32(std::array::from_fn(|i| s.arithmetic(alternate(i), a[i], b[i])))
+}
+
+/// The same of doubles.
+pub(super) fn alternate64(s: &mut Session, a: u128, b: u128) -> u128 {
+    let (a, b) = (split64(a), split64(b));
+    join64(std::array::from_fn(|i| s.arithmetic(alternate(i), a[i], b[i])))
+}
+
+/// DPPS
+pub fn dpps(mxcsr: &mut Mxcsr, a: u128, b: u128, control: u8) -> Outcome {
+    dot32(mxcsr, [a], [b], control).map(|[lane]| lane)
+}
+
+/// The dot products of the singles of each lane: each step is an instruction of its own, as far as exceptions
+/// go.
+pub(super) fn dot32<const N: usize>(
+    mxcsr: &mut Mxcsr,
+    a: [u128; N],
+    b: [u128; N],
+    control: u8,
+) -> Outcome<[u128; N]> {
+    let products = instruction(mxcsr, |s| -> [[u32; 4]; N] {
         let selected = |i: usize| control >> (4 + i) & 1 != 0;
-        std::array::from_fn(|i| {
-            if selected(i) {
-                s.arithmetic(Op::Mul, a[i], b[i])
-            } else {
-                0
-            }
+        std::array::from_fn(|lane| {
+            let (a, b) = (split32(a[lane]), split32(b[lane]));
+            std::array::from_fn(|i| {
+                if selected(i) {
+                    s.arithmetic(Op::Mul, a[i], b[i])
+                } else {
+                    0
+                }
+            })
         })
     })?;
     let halves = instruction(mxcsr, |s| {
-        [(0, 1), (2, 3)].map(|(i, k)| s.arithmetic(Op::Add, products[i], products[k]))
+        products.map(|lane| [(0, 1), (2, 3)].map(|(i, k)| s.arithmetic(Op::Add, lane[i], lane[k])))
     })?;
-    let sum = instruction(mxcsr, |s| s.arithmetic(Op::Add, halves[0], halves[1]))?;
-    Ok(join32(std::array::from_fn(|i| {
-        if control >> i & 1 != 0 { sum } else { 0 }
-    })))
+    let sums = instruction(mxcsr, |s| {
+        halves.map(|[low, high]| s.arithmetic(Op::Add, low, high))
+    })?;
+    Ok(sums.map(|sum| {
+        join32(std::array::from_fn(
+            |i| {
+                if control >> i & 1 != 0 { sum } else { 0 }
+            },
+        ))
+    }))
 }
 
 /// DPPD

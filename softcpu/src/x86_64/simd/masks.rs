@@ -129,7 +129,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_host_agrees(a: u128, b: u128, same: u128) {
+        fn portable_and_host_versions_agree(a: u128, b: u128, same: u128) {
             // Some elements equal.
             let c = a & same | b & !same;
             for (a, b) in [(a, b), (a, c), (c, b), (a, a)] {

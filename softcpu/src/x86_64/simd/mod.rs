@@ -1,4 +1,5 @@
-//! MMX and SSE up to SSE4.2: value functions by concept, and the handlers that connect them to operands.
+//! MMX, SSE up to SSE4.2, and (in `vex`) AVX, AVX2, FMA and F16C: value functions by concept, and the handlers
+//! that connect them to operands.
 //!
 //! A value function knows registers only as numbers (`u128`, or `u64` for MMX), so that it can be tested
 //! alone.
@@ -17,3 +18,4 @@ pub mod shuffle;
 pub mod string;
 #[cfg(test)]
 mod tests;
+pub(crate) mod vex;

@@ -7,7 +7,7 @@ use crate::x86_64::float::{Environment, Rounding, flag};
 pub struct Unmasked;
 
 /// The control and status register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Mxcsr(u32);
 
 impl Default for Mxcsr {

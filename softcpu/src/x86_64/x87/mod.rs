@@ -43,7 +43,7 @@ pub mod status {
 const EXPONENT_WRAP: i32 = 24576;
 
 /// Where the last non-control instruction and its memory operand were; shown by FNSTENV and FXSAVE.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LastInstruction {
     /// The low 11 bits of its opcode.
     pub opcode: u16,
@@ -54,7 +54,7 @@ pub struct LastInstruction {
 }
 
 /// The unit's whole state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Fpu {
     /// The physical registers R0 to R7.
     registers: [F80; 8],

@@ -1,4 +1,4 @@
-//! What KVM needs to know of Arm processors.
+//! The part of the KVM accelerator that depends on Arm processors.
 
 mod gic;
 mod scratch;
@@ -12,6 +12,8 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::{Error, failed};
+use crate::accel::CpuModel;
+use crate::accel::{VcpuState, VmState};
 use crate::arch::aarch64::mpidr;
 use crate::arch::{Boot, Controller};
 use crate::memory::Memory;
@@ -27,6 +29,9 @@ const MPIDR_EL1: u64 = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG a
 /// Its affinity fields (Arm ARM, MPIDR_EL1).
 const AFFINITY: u64 = 0xff_00ff_ffff;
 
+/// What a snapshot of an arm64 machine ends with.
+const UNSAVED: Error = Error::Unsaved("snapshots of arm64 machines are not there yet");
+
 /// What all processors of a machine have in common.
 pub(super) struct Template {
     init: kvm_vcpu_init,
@@ -35,7 +40,7 @@ pub(super) struct Template {
 
 impl Template {
     /// The host's processor, with PSCI carried out by KVM.
-    pub(super) fn new(_: &Kvm, vm: &VmFd, cpus: u8) -> Result<Self, Error> {
+    pub(super) fn new(_: &Kvm, vm: &VmFd, cpus: u8, _: Option<CpuModel>) -> Result<Self, Error> {
         let mut init = kvm_vcpu_init::default();
         vm.get_preferred_target(&mut init)
             .map_err(failed("KVM_ARM_PREFERRED_TARGET"))?;
@@ -62,6 +67,23 @@ impl Template {
             });
         }
         Ok(())
+    }
+
+    /// Not yet: the registers of `KVM_GET_REG_LIST` and the GIC's are to be saved.
+    pub(super) fn save_vcpu(&self, _: &VcpuFd) -> Result<VcpuState, Error> {
+        Err(UNSAVED)
+    }
+
+    pub(super) fn restore_vcpu(&self, _: &VcpuFd, _: &VcpuState) -> Result<(), Error> {
+        Err(UNSAVED)
+    }
+
+    pub(super) fn save(&self, _: &VmFd) -> Result<VmState, Error> {
+        Err(UNSAVED)
+    }
+
+    pub(super) fn restore(&self, _: &VmFd, _: &VmState) -> Result<(), Error> {
+        Err(UNSAVED)
     }
 
     /// All vCPUs are there, for which the interrupt controller waits.

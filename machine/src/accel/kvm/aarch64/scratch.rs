@@ -1,4 +1,4 @@
-//! What a kernel does in its first moments, as a short routine at EL1 without MMU: an exception, the counter,
+//! The first steps of a kernel, as a short routine at EL1 without MMU: an exception, the counter,
 //! timed loops.
 
 use crate::accel::kvm::scratch::Routine;

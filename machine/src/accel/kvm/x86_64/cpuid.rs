@@ -1,4 +1,4 @@
-//! What the guest's CPUID says: the host's processor as KVM offers it, with the topology of this machine.
+//! The guest's CPUID: the host's processor as KVM offers it, with the topology of this machine.
 //!
 //! One package, one thread per core, all cores share the last cache. Leaves are from the Intel SDM volume 2
 //! ("CPUID") and AMD's APM volume 3 appendix E.
@@ -9,6 +9,8 @@ use crate::accel::Error;
 
 /// Version information: APIC id, logical processor count, features.
 const VERSION: u32 = 0x1;
+/// Extended state that XSAVE knows.
+const EXTENDED_STATE: u32 = 0xd;
 /// Intel's deterministic cache parameters.
 const CACHES: u32 = 0x4;
 /// Extended topology enumeration, and its second version.
@@ -21,6 +23,7 @@ const AMD_CACHES: u32 = 0x8000_001d;
 const AMD_TOPOLOGY: u32 = 0x8000_001e;
 
 /// Bits of leaf 1.
+const ECX_XSAVE: u32 = 1 << 26;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
@@ -101,6 +104,39 @@ pub(super) fn set_id(entries: &mut [kvm_cpuid_entry2], id: u8) {
             _ => {}
         }
     }
+}
+
+/// All components of the extended state that XCR0 can enable on a processor with these `entries`; `None` for
+/// one without XSAVE.
+pub(super) fn extended_state(entries: &[kvm_cpuid_entry2]) -> Option<u64> {
+    let find = |function| {
+        entries
+            .iter()
+            .find(move |entry| (entry.function, entry.index) == (function, 0))
+    };
+    find(VERSION).filter(|entry| entry.ecx & ECX_XSAVE != 0)?;
+    let state = find(EXTENDED_STATE)?;
+    Some(whole(u64::from(state.edx) << 32 | u64::from(state.eax)))
+}
+
+/// `state` without components of which some are missing. XSETBV, and so KVM, takes some components together
+/// only (SDM volume 1, 13.3), and Linux 5.17 to 6.3 report one half of AMX's without the permission for the other.
+fn whole(state: u64) -> u64 {
+    /// What is taken together, and what it requires.
+    const GROUPS: [(u64, u64); 3] = [
+        // MPX: bounds, their configuration.
+        (0b11 << 3, 0),
+        // AVX-512: masks, upper halves, upper registers; AVX.
+        (0b111 << 5, 1 << 2),
+        // AMX: configuration, tiles.
+        (0b11 << 17, 0),
+    ];
+    GROUPS.iter().fold(state, |state, (group, required)| {
+        match state & (group | required) == group | required {
+            true => state,
+            false => state & !group,
+        }
+    })
 }
 
 /// Subleaves of a topology leaf: threads (one per core), cores, end.
@@ -207,6 +243,32 @@ mod tests {
         assert_eq!(find(&cpuid, 1, 0).edx & EDX_HTT, 0);
         assert_eq!(find(&cpuid, 0xb, 1).eax, 0);
         assert_eq!(find(&cpuid, 0x8000_0008, 0).ecx, 0x700f, "not AMD's meaning");
+    }
+
+    #[test]
+    fn extended_state_is_that_of_leaf_13_where_there_is_xsave() {
+        let xsave = entry(1, 0, [0, 0, ECX_XSAVE, 0]);
+        // Subleaf 1 has other meanings.
+        let (features, state) = (entry(0xd, 1, [0xf, 0, 0, 0]), entry(0xd, 0, [0x21f, 0, 0, 4]));
+        assert_eq!(extended_state(&[xsave, features, state]), Some(4 << 32 | 0x21f));
+        assert_eq!(extended_state(&[entry(1, 0, [0; 4]), state]), None);
+        assert_eq!(extended_state(&[xsave]), None);
+    }
+
+    #[test]
+    fn components_are_enabled_together_or_not_at_all() {
+        for (reported, enabled) in [
+            (0x7, 0x7),
+            (0xe7, 0xe7),
+            (0x6_02e7, 0x6_02e7),
+            (0x2_02e7, 0x02e7),
+            (0x1f, 0x1f),
+            (0x0f, 0x07),
+            (0xe3, 0x03),
+            (0x67, 0x07),
+        ] {
+            assert_eq!(whole(reported), enabled, "{reported:#x}");
+        }
     }
 
     #[test]

@@ -1,15 +1,18 @@
-//! What KVM needs to know of x86 processors.
+//! The part of the KVM accelerator that depends on x86 processors.
 
 mod cpuid;
+mod level;
 mod report;
 mod scratch;
+mod state;
 
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::{Error, failed};
+use crate::accel::CpuModel;
 use crate::arch::x86_64::{Segment, layout};
 use crate::arch::{Boot, Controller};
 
@@ -40,23 +43,32 @@ fn create_interrupt_chip(vm: &VmFd) -> Result<(), Error> {
 pub(super) struct Template {
     cpuid: kvm_bindings::CpuId,
     msrs: Msrs,
+    xcrs: Option<kvm_xcrs>,
+    /// The registers that a snapshot asks for: what KVM says that it saves, and what it forgets to say.
+    saved: Vec<u32>,
 }
 
 impl Template {
-    /// The host's processor as far as KVM can virtualize it, with our topology. Makes the interrupt
+    /// The host's processor as far as KVM can virtualize it, cut down to `model`, with our topology. Makes the interrupt
     /// controllers too, which must be there before any vCPU.
-    pub(super) fn new(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Self, Error> {
+    pub(super) fn new(kvm: &Kvm, vm: &VmFd, cpus: u8, model: Option<CpuModel>) -> Result<Self, Error> {
         create_interrupt_chip(vm)?;
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        let offered = level::restrict(supported.as_slice(), model);
         let entries = MSRS.map(|(index, data)| kvm_msr_entry {
             index,
             data,
             ..kvm_msr_entry::default()
         });
+        let listed = kvm
+            .get_msr_index_list()
+            .map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
         Ok(Template {
-            cpuid: cpuid::template(supported.as_slice(), cpus)?,
+            xcrs: cpuid::extended_state(supported.as_slice()).map(enabled),
+            saved: state::msrs(listed.as_slice()),
+            cpuid: cpuid::template(&offered, cpus)?,
             msrs: Msrs::from_entries(&entries).map_err(|_| Error::TooMany {
                 what: "MSRs",
                 count: MSRS.len(),
@@ -69,6 +81,9 @@ impl Template {
         let mut cpuid = self.cpuid.clone();
         cpuid::set_id(cpuid.as_mut_slice(), id);
         fd.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
+        if let Some(xcrs) = &self.xcrs {
+            fd.set_xcrs(xcrs).map_err(failed("KVM_SET_XCRS"))?;
+        }
         match fd.set_msrs(&self.msrs).map_err(failed("KVM_SET_MSRS"))? {
             count if count == MSRS.len() => Ok(()),
             count => Err(Error::Msr(MSRS[count].0)),
@@ -79,6 +94,22 @@ impl Template {
     pub(super) fn complete(&self, _: &VmFd) -> Result<Controller, Error> {
         Ok(Controller::Apic)
     }
+}
+
+/// XCR0 with all of `state` enabled, which is what kernels make of it, before the guest's kernel does.
+///
+/// KVM learns of the guest's XCR0 by intercepting XSETBV, and lets the size in CPUID leaf 13 follow it. A host
+/// whose processor does not intercept it (QEMU's emulation of AMD-V) leaves KVM with the value at reset: the
+/// size is then that of the x87 and SSE state alone, Linux 6 gives XSAVE up and Linux 7 panics, and KVM loads
+/// the old XCR0 again at the next entry.
+fn enabled(state: u64) -> kvm_xcrs {
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..kvm_xcrs::default()
+    };
+    // Register 0 is XCR0.
+    xcrs.xcrs[0].value = state;
+    xcrs
 }
 
 /// Tells a guest with KVM's clock that the processor was held.

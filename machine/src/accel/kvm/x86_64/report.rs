@@ -1,4 +1,4 @@
-//! When KVM gives up on an instruction: which one, and where.
+//! The report of an instruction that KVM cannot emulate: which one, and where.
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES};
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_and_undecodable_bytes_are_said() {
+    fn unreadable_and_undecodable_bytes_are_reported() {
         assert!(report(4, 0, 64, &[]).contains("no bytes readable"));
         assert!(report(1, 0, 64, &[0x06]).contains("06 (not an instruction)"));
     }

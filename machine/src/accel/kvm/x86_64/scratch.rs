@@ -1,4 +1,4 @@
-//! What a kernel does in its first moments, as a short routine in 64-bit kernel mode with paging.
+//! The first steps of a kernel, as a short routine in 64-bit kernel mode with paging.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;

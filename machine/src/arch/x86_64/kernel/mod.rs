@@ -32,6 +32,8 @@ const HDRS: usize = 0x202;
 /// `e_machine` of ELF and its value for x86-64.
 const E_MACHINE: usize = 18;
 const EM_X86_64: u16 = 62;
+/// 32-bit x86.
+const EM_386: u16 = 3;
 /// Least size of either format's headers, in bytes.
 const HEAD: usize = 0x280;
 
@@ -136,6 +138,9 @@ fn elf_end(head: &[u8; HEAD]) -> Option<u64> {
 
 fn load_elf(memory: &Memory, reader: &mut PartReader<'_>, head: &[u8; HEAD]) -> Result<Kernel, KernelError> {
     let machine = u16::from_le_bytes([head[E_MACHINE], head[E_MACHINE + 1]]);
+    if machine == EM_386 {
+        return Err(KernelError::Bits32);
+    }
     if machine != EM_X86_64 {
         return Err(KernelError::Processor(machine));
     }
@@ -306,12 +311,15 @@ mod tests {
         let memory = allocate(&[(0, 64 << 20)]).unwrap();
         let mut arm = elf(0x100_0000, &[0; 16], 16);
         arm[18] = 183;
+        let mut narrow = elf(0x100_0000, &[0; 16], 16);
+        (narrow[4], narrow[18]) = (1, 3);
         let mut cut = elf(0x100_0000, &[0; 16], 16);
         cut.truncate(0x1008);
         for (content, why) in [
             (b"short".to_vec(), "header cannot be read"),
             (vec![0; 4096], "neither ELF nor bzImage"),
             (arm, "another processor"),
+            (narrow, "a 32-bit kernel"),
             (cut, "kernel"),
             (elf(0x1000, &[0; 16], 16), "entry"),
             (bzimage(&[0; 64], 0), "no 64-bit entry"),
@@ -324,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_ram_is_said_with_numbers() {
+    fn too_little_ram_is_reported_with_numbers() {
         let memory = allocate(&[(0, 32 << 20)]).unwrap();
         let (_file, kernel) = part(&elf(0x100_0000, &[0; 16], 1 << 30));
         assert!(matches!(

@@ -1,4 +1,4 @@
-//! Packets: what the guest sends is taken, and what there is for it is given.
+//! Receiving packets from the guest, and sending packets to it.
 
 use std::io::Write as _;
 
