@@ -103,10 +103,11 @@ impl Chosen {
     /// only.
     ///
     /// # Errors
-    /// When the host gives no such processes.
+    /// When the host gives no such processes, or its processor has less than the guest's.
     pub fn run_directly(&self, cpus: u8) -> io::Result<()> {
         if self.kvm.is_none() && !self.repeatable && self.profile.is_none() {
-            let direct = Arc::new(super::soft::Direct::start(cpus)?);
+            let features = CpuModel::features(self.model);
+            let direct = Arc::new(super::soft::Direct::start(cpus, features)?);
             // Nobody else can have set it: a process is confined once.
             let _ = self.direct.set(direct);
         }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::x86_64::cpu::Cpu;
+use crate::x86_64::features::Features;
 
 /// What a processor has of helpers: nothing.
 pub(crate) mod helpers {
@@ -45,6 +46,14 @@ pub fn ram_file() -> io::Result<File> {
 /// # Errors
 /// Always.
 pub fn try_out() -> io::Result<()> {
+    refuse()
+}
+
+/// Refuses.
+///
+/// # Errors
+/// Always.
+pub fn check(_features: Features) -> io::Result<()> {
     refuse()
 }
 

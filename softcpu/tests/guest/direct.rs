@@ -2,12 +2,13 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use softcpu::Clock;
 use softcpu::x86_64::direct::{Helper, try_out};
 use softcpu::x86_64::state::reg;
+use softcpu::{Clock, Features};
 
 use crate::machine::{
-    DATA, Devices, End, GDT, KERNEL, Machine, Trap, USER, USER_DATA, USER_STACK, done, page, wrmsr,
+    DATA, Devices, End, GDT, KERNEL, Machine, Trap, USER, USER_DATA, USER_STACK, done, enable_xsave, page,
+    wrmsr,
 };
 
 /// Linux's selectors of programs, which are the host's.
@@ -75,6 +76,7 @@ fn same(write: Write) -> (Trap, Machine) {
     assert_eq!(interpreted.cpu.gpr[..4], direct.cpu.gpr[..4]);
     assert_eq!(interpreted.cpu.gpr[5..16], direct.cpu.gpr[5..16]);
     assert_eq!(interpreted.cpu.xmm, direct.cpu.xmm);
+    assert_eq!(interpreted.cpu.ymm_upper, direct.cpu.ymm_upper);
     assert_eq!(interpreted.cpu.mxcsr, direct.cpu.mxcsr);
     for word in 0..512 {
         let at = USER_DATA + 8 * word;
@@ -118,6 +120,57 @@ fn registers_and_memory_end_the_same() {
     });
     assert_eq!(trap.vector, 6);
     assert_eq!(machine.word(USER_DATA), 200_000 * 200_001 / 2);
+}
+
+#[test]
+fn wide_vector_registers_end_the_same() {
+    if !Features::host().has(Features::V3) {
+        return;
+    }
+    // The kernel changes some of them behind the program's back, and sees what it left.
+    let machines = [false, true].map(|direct| {
+        let mut machine = with_system_calls(
+            direct,
+            |a| {
+                a.mov(r8, DATA)?;
+                a.vmovdqu(ptr(r8), ymm9)?;
+                a.vpaddq(ymm9, ymm9, ymm9)?;
+                a.vpxor(xmm10, xmm10, xmm10)
+            },
+            |a| {
+                let mut again = a.create_label();
+                a.mov(rbx, 0x1122_3344_5566_7788u64)?;
+                a.vmovq(xmm9, rbx)?;
+                a.vpbroadcastq(ymm9, xmm9)?;
+                a.vpcmpeqd(ymm10, ymm10, ymm10)?;
+                a.mov(r12d, 10)?;
+                a.set_label(&mut again)?;
+                spin(a)?;
+                a.vpaddq(ymm11, ymm9, ymm10)?;
+                a.vpaddq(ymm9, ymm9, ymm11)?;
+                a.syscall()?;
+                a.dec(r12d)?;
+                a.jnz(again)?;
+                a.mov(rdi, USER_DATA)?;
+                a.vmovdqu(ptr(rdi), ymm10)?;
+                a.ud2()
+            },
+        );
+        assert_eq!(machine.trap().vector, 6);
+        assert_eq!(machine.cpu.counters().direct_runs > 0, direct);
+        machine
+    });
+    let [interpreted, direct] = machines;
+    assert_eq!(interpreted.cpu.xmm, direct.cpu.xmm);
+    assert_eq!(interpreted.cpu.ymm_upper, direct.cpu.ymm_upper);
+    assert_ne!(direct.cpu.ymm_upper[9], 0);
+    for word in 0..4 {
+        assert_eq!(interpreted.word(DATA + 8 * word), direct.word(DATA + 8 * word));
+        assert_eq!(
+            interpreted.word(USER_DATA + 8 * word),
+            direct.word(USER_DATA + 8 * word)
+        );
+    }
 }
 
 #[test]
@@ -218,6 +271,7 @@ fn with_system_calls(direct: bool, kernel: Write, program: Write) -> Machine {
 
 fn answer_system_calls(machine: &mut Machine, kernel: Write) {
     machine.kernel(|a| {
+        enable_xsave(a, 7)?;
         wrmsr(a, STAR, 0x23 << 48 | 0x08 << 32)?;
         wrmsr(a, LSTAR, SYSTEM_CALL)?;
         enter(a)

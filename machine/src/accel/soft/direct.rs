@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
-use softcpu::x86_64::direct::{Helper, ram_file, try_out};
+use softcpu::Features;
+use softcpu::x86_64::direct::{Helper, check, ram_file, try_out};
 
 /// Helpers of one processor: as many address spaces are remembered.
 const EACH: usize = 4;
@@ -19,11 +20,12 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// Starts helpers for `cpus` processors.
+    /// Starts helpers for `cpus` processors with these extensions.
     ///
     /// # Errors
-    /// When the host has no processes to give, or forbids to drive them.
-    pub fn start(cpus: u8) -> io::Result<Direct> {
+    /// When the host has no processes to give, or forbids to drive them, or its processor has less.
+    pub fn start(cpus: u8, features: Features) -> io::Result<Direct> {
+        check(features)?;
         try_out()?;
         let file = ram_file()?;
         let helpers = (0..usize::from(cpus) * EACH)

@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 use std::time::Duration;
 
 use super::stub::{self, CALL_BYTES};
+use super::vectors::{Layout, Vectors};
 use crate::core::interruption;
 
 /// Bytes of a page of the host.
@@ -76,6 +77,9 @@ pub struct Helper {
     /// The table, as this process sees it.
     table: NonNull<u64>,
     attached: bool,
+    /// Where the host has which registers, and room for all that it has.
+    layout: Layout,
+    area: Vec<u64>,
 }
 
 // SAFETY: the table belongs to the helper alone.
@@ -183,6 +187,8 @@ impl Helper {
             stub,
             table,
             attached: false,
+            layout: Layout::of_host(),
+            area: Vec::new(),
         })
     }
 
@@ -218,19 +224,32 @@ impl Helper {
         self.clear()
     }
 
-    /// Gives the vector registers beyond SSE's, and all that XSAVE knows besides, their initial state.
+    /// Gives all registers that XSAVE knows their initial state.
     fn clear_extended_state(&mut self) -> io::Result<()> {
-        // As it is first, for its size. None has more.
-        let mut image = vec![0u64; 2048];
-        let mut all = libc::iovec {
-            iov_base: image.as_mut_ptr().cast(),
-            iov_len: 8 * image.len(),
-        };
-        let all = &raw mut all;
-        self.trace(PTRACE_GETREGSET, NT_X86_XSTATE, all as u64)?;
+        if self.area.is_empty() {
+            // As it is first, for its size: the host takes nothing shorter. None has more.
+            self.area = vec![0; 2048];
+            let bytes = self.trace_area(PTRACE_GETREGSET, 2048)?;
+            if bytes < 8 * self.layout.words() {
+                return Err(io::Error::other(
+                    "the host's vector registers are not as CPUID says",
+                ));
+            }
+            self.area.truncate(bytes / 8);
+        }
         // The header says which parts are not as at first: none.
-        image.fill(0);
-        self.trace(PTRACE_SETREGSET, NT_X86_XSTATE, all as u64)
+        self.area.fill(0);
+        self.trace_area(PTRACE_SETREGSET, self.area.len()).map(drop)
+    }
+
+    /// Reads or writes so many words of the XSAVE area. Returns how many bytes there were.
+    fn trace_area(&mut self, request: libc::c_uint, words: usize) -> io::Result<usize> {
+        let mut part = libc::iovec {
+            iov_base: self.area.as_mut_ptr().cast(),
+            iov_len: 8 * words.min(self.area.len()),
+        };
+        self.trace(request, NT_X86_XSTATE, (&raw mut part) as u64)?;
+        Ok(part.iov_len)
     }
 
     /// Stops it in the call in which it waits: it has given up then what it had.
@@ -247,8 +266,7 @@ impl Helper {
         }
     }
 
-    /// Lets nothing of the guest be mapped, and nothing be in the registers that [`Helper::set_vectors`] does
-    /// not set: first what this process had there, later what another program left.
+    /// Lets nothing of the guest be mapped, and nothing be in registers that the guest does not know of: first what this process had there, later what another program left.
     pub(super) fn clear(&mut self) -> io::Result<()> {
         self.clear_extended_state()?;
         let after = self.stub + (PAGE + TABLE) as u64;
@@ -376,12 +394,24 @@ impl Helper {
         self.trace(libc::PTRACE_SETREGS, 0, std::ptr::from_ref(registers) as u64)
     }
 
-    pub(super) fn vectors(&mut self, image: &mut [u64; 64]) -> io::Result<()> {
-        self.trace(libc::PTRACE_GETFPREGS, 0, image.as_mut_ptr() as u64)
+    pub(super) fn vectors(&mut self) -> io::Result<Vectors> {
+        self.trace_area(PTRACE_GETREGSET, self.layout.words())?;
+        Ok(self.layout.read(&self.area))
     }
 
-    pub(super) fn set_vectors(&mut self, image: &[u64; 64]) -> io::Result<()> {
-        self.trace(libc::PTRACE_SETFPREGS, 0, image.as_ptr() as u64)
+    /// Gives it these registers; `before` is what it has. Writing the whole area costs the host an allocation,
+    /// so that it is only done where there is no other way.
+    pub(super) fn set_vectors(&mut self, vectors: &Vectors, before: Option<&Vectors>) -> io::Result<()> {
+        match before {
+            Some(before) if before == vectors => Ok(()),
+            Some(before) if before.upper == vectors.upper => {
+                self.trace(libc::PTRACE_SETFPREGS, 0, vectors.legacy.as_ptr() as u64)
+            }
+            _ => {
+                self.layout.write(vectors, &mut self.area);
+                self.trace_area(PTRACE_SETREGSET, self.area.len()).map(drop)
+            }
+        }
     }
 
     fn trace(&mut self, request: libc::c_uint, address: u64, data: u64) -> io::Result<()> {

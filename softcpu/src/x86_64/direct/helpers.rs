@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::helper::{Helper, Stop};
 use super::mirror::Mirror;
+use super::vectors::Vectors;
 use crate::core::interruption::{self, Timer};
 
 /// Instructions of a program that are interpreted after its kernel returned to it, before it runs directly.
@@ -29,7 +30,7 @@ pub(super) struct Slot {
     pub dropped: usize,
     pub watches: u64,
     /// Its vector registers, where they are known.
-    pub vectors: Option<[u64; 64]>,
+    pub vectors: Option<Vectors>,
     /// The host's processor that it stays on.
     pub processor: i32,
     /// When it was used last.

@@ -7,7 +7,7 @@
 //! | `mirror` | what is mapped in it |
 //! | `sensitive` | which code does not run directly |
 //! | `helpers` | the helpers of a processor, and when it is worth while to use them |
-//! | `registers`, `run` | from the processor to a helper, and back |
+//! | `registers`, `vectors`, `run` | from the processor to a helper, and back |
 
 pub(crate) mod helper;
 pub(crate) mod helpers;
@@ -16,5 +16,25 @@ mod registers;
 mod run;
 mod sensitive;
 mod stub;
+mod vectors;
+
+use std::io;
+
+use crate::x86_64::features::Features;
 
 pub use helper::{Helper, ram_file, try_out};
+
+/// Whether programs of a processor with these extensions can run on the host's: an instruction that the host
+/// does not have may be another one there (LZCNT is BSR).
+///
+/// # Errors
+/// Where the host's processor has less.
+pub fn check(features: Features) -> io::Result<()> {
+    if Features::host().has(features) {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!("this host's processor does not have all of {features}, which the guest's has"),
+    ))
+}

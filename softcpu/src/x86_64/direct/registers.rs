@@ -1,19 +1,14 @@
-//! Registers on their way between the processor and a helper.
+//! General and segment registers on their way between the processor and a helper.
 
 use super::helper::Stop;
 use crate::core::page::PAGE_MASK;
 use crate::x86_64::cpu::Cpu;
 use crate::x86_64::flags::rflag;
-use crate::x86_64::simd::mxcsr::Mxcsr;
 use crate::x86_64::state::{Segment, reg, seg};
-use crate::x86_64::x87::{Fpu, Fxsave};
 
 /// The selectors of Linux's programs, on the host as in the guest.
 pub(super) const CODE: u16 = 0x33;
 pub(super) const STACK: u16 = 0x2b;
-
-/// An image as FXSAVE makes it.
-pub(super) type Vectors = [u64; 64];
 
 /// RFLAGS bits that a program sets itself and that mean the same to the host.
 const FLAGS: u64 = rflag::STATUS | rflag::DF | rflag::ID;
@@ -142,38 +137,5 @@ impl Cpu {
         }
         self.seg[number].base = base;
         self.seg_base[number] = base;
-    }
-
-    /// x87 and SSE registers, as FXSAVE stores them.
-    pub(super) fn vectors(&self) -> Vectors {
-        let mut bytes = [0u8; 512];
-        let image = self.x87.to_fxsave(true);
-        bytes[..24].copy_from_slice(&image.header);
-        bytes[24..28].copy_from_slice(&self.mxcsr.bits().to_le_bytes());
-        let registers = image.registers.iter().chain(&self.xmm);
-        for (slot, register) in bytes[32..].chunks_exact_mut(16).zip(registers) {
-            slot.copy_from_slice(&register.to_le_bytes());
-        }
-        let mut words = [0; 64];
-        for (word, eight) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-            *word = u64::from_le_bytes(std::array::from_fn(|n| eight[n]));
-        }
-        words
-    }
-
-    /// Takes such an image.
-    pub(super) fn take_vectors(&mut self, words: &Vectors) {
-        let wide = |at: usize| u128::from(words[at]) | u128::from(words[at + 1]) << 64;
-        let mut header = [0; 24];
-        for (eight, word) in header.chunks_exact_mut(8).zip(words) {
-            eight.copy_from_slice(&word.to_le_bytes());
-        }
-        let image = Fxsave {
-            header,
-            registers: std::array::from_fn(|n| wide(4 + 2 * n)),
-        };
-        self.x87 = Fpu::from_fxsave(&image, true);
-        self.xmm = std::array::from_fn(|n| wide(20 + 2 * n));
-        self.mxcsr = Mxcsr::from_bits(words[3] as u32 & Mxcsr::WRITABLE).unwrap_or_default();
     }
 }

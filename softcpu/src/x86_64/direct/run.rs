@@ -3,6 +3,7 @@
 
 use std::io;
 
+use super::check;
 use super::helper::{CALLS, Helper, Stop};
 use super::helpers::{Helpers, Slot};
 use super::mirror::Page;
@@ -30,9 +31,6 @@ const READ: i32 = libc::PROT_READ;
 const WRITE: i32 = libc::PROT_WRITE;
 const EXECUTE: i32 = libc::PROT_EXEC;
 
-/// CR4's bit for XSAVE. Where the guest has set it there are registers that do not go to a helper yet.
-const OSXSAVE: u64 = 1 << 18;
-
 /// What a page is to be mapped for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Need {
@@ -45,7 +43,8 @@ impl Cpu {
     /// many of them as address spaces are to be remembered.
     pub fn run_directly_in(&mut self, helpers: Vec<Helper>) {
         // Where instructions are time, all of them have to be counted.
-        if helpers.is_empty() || self.platform.processors.clock != Clock::Host {
+        let counts = self.platform.processors.clock != Clock::Host;
+        if helpers.is_empty() || counts || check(self.platform.features).is_err() {
             return;
         }
         self.tlb.changes = Some(Box::new(Changes::default()));
@@ -84,7 +83,7 @@ impl Cpu {
                 .all(|number| matches!(self.seg[*number].selector, 0 | STACK))
             && self.rflags & (flags | rflag::IF) == rflag::IF
             && self.cr0 & (cr0::EM | cr0::TS) == 0
-            && self.cr4 & (cr4::OSFXSR | OSXSAVE) == cr4::OSFXSR
+            && self.cr4 & cr4::OSFXSR != 0
             && self.efer & efer::LMA != 0
             && self.profile.is_none()
             && !self.debug.watches_code()
@@ -174,9 +173,7 @@ impl Cpu {
         }
         slot.helper.set_registers(&self.to_host())?;
         let vectors = self.vectors();
-        if slot.vectors != Some(vectors) {
-            slot.helper.set_vectors(&vectors)?;
-        }
+        slot.helper.set_vectors(&vectors, slot.vectors.as_ref())?;
         if self.mailbox.has_events() || left == 0 {
             slot.vectors = Some(vectors);
             return Ok(Some(Stop::Interrupted));
@@ -187,8 +184,7 @@ impl Cpu {
         let stop = slot.helper.run()?;
         slot.learn(slot.helper.time().saturating_sub(begin), stop);
         let registers = slot.helper.registers()?;
-        let mut vectors = [0; 64];
-        slot.helper.vectors(&mut vectors)?;
+        let vectors = slot.helper.vectors()?;
         slot.vectors = Some(vectors);
         self.take_vectors(&vectors);
         self.take_from_host(&registers, stop);
