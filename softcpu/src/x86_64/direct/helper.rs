@@ -36,9 +36,9 @@ const RSEQ_FLAG_UNREGISTER: u64 = 1;
 /// A system call: its number and arguments.
 pub(super) type Call = [u64; 7];
 
-/// Maps a piece of guest RAM.
+/// Maps a piece of guest RAM, at once: page faults of the host would cost more.
 pub(super) fn map(at: u64, len: u64, offset: u64, protection: i32) -> Call {
-    let flags = (libc::MAP_SHARED | libc::MAP_FIXED) as u64;
+    let flags = (libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE) as u64;
     let number = libc::SYS_mmap as u64;
     [number, at, len, protection as u64, flags, RAM as u64, offset]
 }
@@ -77,6 +77,7 @@ pub struct Helper {
     /// The table, as this process sees it.
     table: NonNull<u64>,
     attached: bool,
+    has_breakpoints: bool,
     /// Where the host has which registers, and room for all that it has.
     layout: Layout,
     area: Vec<u64>,
@@ -187,6 +188,7 @@ impl Helper {
             stub,
             table,
             attached: false,
+            has_breakpoints: false,
             layout: Layout::of_host(),
             area: Vec::new(),
         })
@@ -221,7 +223,27 @@ impl Helper {
             let call = [number, pointer, size, RSEQ_FLAG_UNREGISTER, signature, 0, 0];
             self.call(&[call])?;
         }
+        // Where the host gives none, a little more is interpreted.
+        self.has_breakpoints =
+            self.set_breakpoints(&[self.stub]).is_ok() && self.set_breakpoints(&[]).is_ok();
         self.clear()
+    }
+
+    /// Whether [`Helper::set_breakpoints`] can be used.
+    pub(super) fn has_breakpoints(&self) -> bool {
+        self.has_breakpoints
+    }
+
+    /// Lets it stop before the instructions at these addresses, at most four.
+    pub(super) fn set_breakpoints(&mut self, places: &[u64]) -> io::Result<()> {
+        let register = |n: usize| (std::mem::offset_of!(libc::user, u_debugreg) + 8 * n) as u64;
+        let mut enable = 0;
+        self.trace(libc::PTRACE_POKEUSER, register(7), enable)?;
+        for (n, place) in places.iter().take(4).enumerate() {
+            self.trace(libc::PTRACE_POKEUSER, register(n), *place)?;
+            enable |= 1 << (2 * n);
+        }
+        self.trace(libc::PTRACE_POKEUSER, register(7), enable)
     }
 
     /// Gives all registers that XSAVE knows their initial state.

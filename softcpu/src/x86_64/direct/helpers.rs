@@ -1,24 +1,18 @@
-//! The helpers of a processor: one for each of the address spaces that it used last.
+//! The helpers of a processor, one for each of the address spaces that it used last, and what each holds.
 
 use std::io;
 use std::time::Duration;
 
-use super::helper::{Helper, Stop};
-use super::mirror::Mirror;
+use super::helper::Helper;
+use super::mirror::{Mirror, Page};
+use super::policy::Policy;
+use super::sensitive::{MOST, Places};
 use super::vectors::Vectors;
 use crate::core::interruption::{self, Timer};
+use crate::core::page::PAGE_MASK;
 
-/// Instructions of a program that are interpreted after its kernel returned to it, before it runs directly.
-/// Entering a helper and leaving it costs as much as some thousand interpreted instructions, and most system
-/// calls come after fewer than that. The number follows what a program does.
-const BUDGET: std::ops::RangeInclusive<u64> = 512..=1 << 16;
 /// Most pages that are mapped at once. Linux allows 65530 mappings (`vm.max_map_count`).
 const PAGES: usize = 1 << 15;
-/// A helper that ran for less did not pay.
-const SHORT: Duration = Duration::from_micros(5);
-/// One that ran for longer paid well.
-const LONG: Duration = Duration::from_micros(20);
-
 /// A helper and what it holds.
 pub(super) struct Slot {
     pub helper: Helper,
@@ -31,12 +25,36 @@ pub(super) struct Slot {
     pub watches: u64,
     /// Its vector registers, where they are known.
     pub vectors: Option<Vectors>,
+    /// How long it had run when that was last looked at.
+    pub time: Duration,
     /// The host's processor that it stays on.
     pub processor: i32,
+    /// Breakpoints by the page that they are for, the oldest first.
+    traps: Vec<(u64, Places)>,
+    /// Those that the helper has.
+    set: Places,
     /// When it was used last.
     used: u64,
-    /// See [`BUDGET`].
-    budget: u64,
+}
+
+/// How a page may be mapped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// Where it is in the file of guest RAM.
+    pub offset: u64,
+    /// Its protection where it does not run.
+    pub data: i32,
+    /// Whether it may run, and where it has to be stopped then.
+    pub runs: Option<Places>,
+}
+
+/// What a try to run directly took of the host's time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spent {
+    /// The program itself, in its helper.
+    pub running: Duration,
+    /// The helper, for its memory.
+    pub mapping: Duration,
 }
 
 /// All of them.
@@ -49,6 +67,9 @@ pub(crate) struct Helpers {
     armed: Option<u64>,
     /// The thread that drives them.
     pub(super) thread: i32,
+    pub(super) policy: Policy,
+    /// Of the last try.
+    pub(super) spent: Spent,
 }
 
 impl Helpers {
@@ -61,9 +82,11 @@ impl Helpers {
             dropped: 0,
             watches: 0,
             vectors: None,
+            time: Duration::ZERO,
             processor: -1,
+            traps: Vec::new(),
+            set: Places::default(),
             used: 0,
-            budget: *BUDGET.start() * 4,
         };
         Helpers {
             slots: helpers.into_iter().map(slot).collect(),
@@ -71,21 +94,9 @@ impl Helpers {
             timer: None,
             armed: None,
             thread: 0,
+            policy: Policy::default(),
+            spent: Spent::default(),
         }
-    }
-
-    /// How many instructions the program with these page tables is interpreted for.
-    pub fn budget(&self, root: u64) -> u64 {
-        self.known(root).map_or(*BUDGET.start() * 4, |slot| slot.budget)
-    }
-
-    /// The same after an exception, whose handling has cost less.
-    pub(super) fn budget_after_exception(&self, root: u64) -> u64 {
-        self.budget(root) / 16
-    }
-
-    fn known(&self, root: u64) -> Option<&Slot> {
-        self.slots.iter().find(|slot| slot.root == Some(root))
     }
 
     /// The helper for these page tables: the one that has them, or the one that was not used for longest.
@@ -108,7 +119,6 @@ impl Helpers {
         slot.helper.attach()?;
         slot.used = clock;
         if slot.root != Some(root) {
-            slot.budget = *BUDGET.start() * 4;
             slot.root = Some(root);
             slot.clear()?;
         }
@@ -134,16 +144,71 @@ impl Slot {
     /// Forgets everything.
     pub fn clear(&mut self) -> io::Result<()> {
         self.mirror.clear();
+        self.traps.clear();
         self.vectors = None;
         self.helper.clear()
     }
 
-    /// Learns from how long it ran and why it stopped.
-    pub fn learn(&mut self, time: Duration, stop: Stop) {
-        if time > LONG {
-            self.budget = (self.budget / 2).max(*BUDGET.start());
-        } else if time < SHORT && stop != Stop::Interrupted {
-            self.budget = (self.budget * 2).min(*BUDGET.end());
+    /// Whether the page at `addr` is mapped and may run.
+    pub fn executes(&self, addr: u64) -> bool {
+        let page = self.mirror.get(addr);
+        page.is_some_and(|page| page.protection & libc::PROT_EXEC != 0)
+    }
+
+    /// Lets the page at `addr` be mapped as it is wanted, or not at all. Breakpoints that other pages need are
+    /// taken from them where this page is `needed` now.
+    pub fn put(&mut self, addr: u64, wanted: Option<Wanted>, needed: bool) {
+        let at = addr & PAGE_MASK;
+        self.traps.retain(|(page, _)| *page != at);
+        let page = wanted.map(|wanted| Page {
+            offset: wanted.offset,
+            protection: match wanted.runs {
+                Some(places) if self.watch(at, places, needed) => libc::PROT_READ | libc::PROT_EXEC,
+                _ => wanted.data,
+            },
+        });
+        self.mirror.set(at, page);
+    }
+
+    /// Whether there are breakpoints for the page at `at`.
+    fn watch(&mut self, at: u64, places: Places, needed: bool) -> bool {
+        if places.len() == 0 {
+            return true;
         }
+        if !self.helper.has_breakpoints() {
+            return false;
+        }
+        let taken = |traps: &[(u64, Places)]| traps.iter().map(|(_, places)| places.len()).sum::<usize>();
+        while taken(&self.traps) + places.len() > MOST {
+            if !needed {
+                return false;
+            }
+            let (other, _) = self.traps.remove(0);
+            if let Some(page) = self.mirror.get(other) {
+                let protection = page.protection & !libc::PROT_EXEC;
+                self.mirror.set(other, Some(Page { protection, ..page }));
+            }
+        }
+        self.traps.push((at, places));
+        true
+    }
+
+    /// Gives the helper its breakpoints.
+    pub fn set_traps(&mut self) -> io::Result<()> {
+        let mut all: Vec<_> = self
+            .traps
+            .iter()
+            .flat_map(|(_, places)| places.as_slice())
+            .collect();
+        all.sort_unstable();
+        // `watch` let no more in than there is room for.
+        let wanted = all
+            .into_iter()
+            .fold(Places::default(), |all, at| all.and(*at).unwrap_or(all));
+        if wanted != self.set {
+            self.helper.set_breakpoints(wanted.as_slice())?;
+            self.set = wanted;
+        }
+        Ok(())
     }
 }

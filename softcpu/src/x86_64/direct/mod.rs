@@ -6,12 +6,14 @@
 //! | `stub`, `helper` | the process and how it is driven |
 //! | `mirror` | what is mapped in it |
 //! | `sensitive` | which code does not run directly |
-//! | `helpers` | the helpers of a processor, and when it is worth while to use them |
+//! | `helpers` | the helpers of a processor |
+//! | `policy` | when it pays to use them |
 //! | `registers`, `vectors`, `run` | from the processor to a helper, and back |
 
 pub(crate) mod helper;
 pub(crate) mod helpers;
 mod mirror;
+mod policy;
 mod registers;
 mod run;
 mod sensitive;

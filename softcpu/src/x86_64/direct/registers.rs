@@ -87,6 +87,12 @@ impl Cpu {
                 // SYSCALL, SYSENTER and INT n have two bytes each.
                 self.rip = self.rip.wrapping_sub(2);
             }
+            // Before the instruction.
+            Stop::Exception {
+                signal: libc::SIGTRAP,
+                code: libc::TRAP_HWBKPT,
+                ..
+            } => {}
             // INT3, and INT1, are traps to the host; they are to run again.
             Stop::Exception {
                 signal: libc::SIGTRAP,

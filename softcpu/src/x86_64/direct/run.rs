@@ -2,13 +2,13 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::time::Duration;
 
 use super::check;
 use super::helper::{CALLS, Helper, Stop};
-use super::helpers::{Helpers, Slot};
-use super::mirror::Page;
+use super::helpers::{Helpers, Slot, Spent, Wanted};
 use super::registers::{CODE, STACK};
-use super::sensitive::{self, OVERLAP};
+use super::sensitive::{self, AFTER, BEFORE, Places};
 use crate::core::changes::Changes;
 use crate::core::clock::Clock;
 use crate::core::page::{PAGE, PAGE_MASK};
@@ -58,8 +58,9 @@ impl Cpu {
 
     /// Chooses when the program that the kernel has just returned to runs directly.
     pub(crate) fn plan_direct(&mut self) {
-        self.direct_at = match &self.helpers {
-            Some(helpers) if self.cpl == 3 => self.retired + helpers.budget(self.root()),
+        let root = self.root();
+        self.direct_at = match &mut self.helpers {
+            Some(helpers) if self.cpl == 3 => helpers.policy.plan(root, self.retired),
             _ => u64::MAX,
         };
         self.check_at = self.check_at.min(self.direct_at);
@@ -104,8 +105,15 @@ impl Cpu {
             return;
         };
         let root = self.root();
+        let begin = thread_time();
         let stop = self.run_in(&mut helpers);
-        let after_exception = helpers.budget_after_exception(root);
+        let cost = thread_time().saturating_sub(begin);
+        let Spent { running, mapping } = std::mem::take(&mut helpers.spent);
+        // An interrupt too early is not the program's fault.
+        if !matches!(stop, Ok(Some(Stop::Interrupted))) {
+            helpers.policy.learn(root, self.retired, running, cost + mapping);
+        }
+        let after_exception = helpers.policy.plan_after_exception(root, self.retired);
         let stop = match stop {
             Ok(stop) => {
                 self.helpers = Some(helpers);
@@ -133,7 +141,7 @@ impl Cpu {
                 }
                 self.step();
                 if self.cpl == 3 && self.direct_at != u64::MAX {
-                    self.direct_at = self.retired + after_exception;
+                    self.direct_at = after_exception.max(self.retired);
                 }
             }
         }
@@ -171,6 +179,7 @@ impl Cpu {
                 return Ok(None);
             }
         }
+        slot.set_traps()?;
         slot.helper.set_registers(&self.to_host())?;
         let vectors = self.vectors();
         slot.helper.set_vectors(&vectors, slot.vectors.as_ref())?;
@@ -182,12 +191,18 @@ impl Cpu {
         self.counters.direct_runs += 1;
         let begin = slot.helper.time();
         let stop = slot.helper.run()?;
-        slot.learn(slot.helper.time().saturating_sub(begin), stop);
+        let end = slot.helper.time();
+        let spent = Spent {
+            running: end.saturating_sub(begin),
+            mapping: begin.saturating_sub(slot.time),
+        };
+        slot.time = end;
         let registers = slot.helper.registers()?;
         let vectors = slot.helper.vectors()?;
         slot.vectors = Some(vectors);
         self.take_vectors(&vectors);
         self.take_from_host(&registers, stop);
+        helpers.spent = spent;
         Ok(Some(stop))
     }
 
@@ -220,13 +235,11 @@ impl Cpu {
             }
         }
         self.tlb.changes = Some(changes);
-        self.add(slot, self.rip, Need::Fetch);
-        let executable = slot
-            .mirror
-            .get(self.rip)
-            .is_some_and(|page| page.protection & EXECUTE != 0);
+        if !slot.executes(self.rip) {
+            self.add(slot, self.rip, Need::Fetch);
+        }
         // The guest must not have a page where the helper has its own.
-        executable && self.peek(slot.helper.own()).is_none()
+        slot.executes(self.rip) && self.peek(slot.helper.own()).is_none()
     }
 
     /// Looks at a page again that may have changed. A TLB may take in whatever the page tables say, at any
@@ -238,7 +251,7 @@ impl Cpu {
         let fetches = before.protection & EXECUTE != 0;
         let need = if fetches { Need::Fetch } else { Need::Data };
         let now = self.wanted(&slot.helper, addr, need);
-        slot.mirror.set(addr, now);
+        slot.put(addr, now, false);
     }
 
     /// Keeps programs from storing to pages of code unseen.
@@ -256,7 +269,7 @@ impl Cpu {
 
     fn add(&self, slot: &mut Slot, addr: u64, need: Need) {
         if let Some(page) = self.wanted(&slot.helper, addr, need) {
-            slot.mirror.set(addr, Some(page));
+            slot.put(addr, Some(page), need == Need::Fetch);
         }
     }
 
@@ -270,38 +283,48 @@ impl Cpu {
     }
 
     /// How the page at `addr` may be mapped now.
-    fn wanted(&self, helper: &Helper, addr: u64, need: Need) -> Option<Page> {
+    fn wanted(&self, helper: &Helper, addr: u64, need: Need) -> Option<Wanted> {
         if !(FIRST..END).contains(&addr) || helper.is_own(addr) {
             return None;
         }
         let page = self.peek(addr)?;
         let offset = self.ram.in_file(page.phys)?;
         let runs = page.executable && (need == Need::Fetch || !page.writable);
-        let protection = if runs && !self.is_sensitive(addr, page.phys) {
-            READ | EXECUTE
-        } else if page.writable && self.ram.page(page.phys).is_some_and(|page| page.open(false)) {
-            READ | WRITE
-        } else {
-            READ
-        };
-        Some(Page { offset, protection })
+        let stores = page.writable && self.ram.page(page.phys).is_some_and(|page| page.open(false));
+        Some(Wanted {
+            offset,
+            data: if stores { READ | WRITE } else { READ },
+            runs: if runs { self.places(addr, page.phys) } else { None },
+        })
     }
 
-    /// Whether code of the page at `addr` has to be interpreted: its own, or what begins in the page before
-    /// or ends in the one after.
-    fn is_sensitive(&self, addr: u64, phys: u64) -> bool {
-        let mut bytes = [0u8; PAGE as usize + 2 * OVERLAP];
-        let (before, rest) = bytes.split_at_mut(OVERLAP);
+    /// Where the page at `addr` has to be stopped, for its own instructions and those that it shares with its
+    /// neighbours. `None` where it cannot run.
+    fn places(&self, addr: u64, phys: u64) -> Option<Places> {
+        let mut bytes = [0u8; BEFORE + PAGE as usize + AFTER];
+        let (before, rest) = bytes.split_at_mut(BEFORE);
         let (page, after) = rest.split_at_mut(PAGE as usize);
         let start = addr & PAGE_MASK;
         if let Some(other) = self.peek(start.wrapping_sub(PAGE)) {
-            self.ram.read(other.phys + PAGE - OVERLAP as u64, before);
+            self.ram.read(other.phys + PAGE - BEFORE as u64, before);
         }
         if let Some(other) = self.peek(start.wrapping_add(PAGE)) {
             self.ram.read(other.phys, after);
         }
-        !self.ram.read(phys & PAGE_MASK, page) || sensitive::contains(&bytes)
+        if !self.ram.read(phys & PAGE_MASK, page) {
+            return None;
+        }
+        sensitive::find(&bytes, start.wrapping_sub(BEFORE as u64))
     }
+}
+
+/// The time that the calling thread has run for.
+fn thread_time() -> Duration {
+    // SAFETY: numbers only, for which zeros are valid.
+    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
+    // SAFETY: `time` lives until the call returns. Where it fails, no time passes.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 impl Slot {
