@@ -16,7 +16,7 @@ const FIRST_BUDGET: u64 = 2048;
 /// starts end before.
 const TRIAL: u64 = 100_000;
 /// How many times faster than interpreted a program runs directly, with care.
-const SPEEDUP: u32 = 12;
+const SPEEDUP: u32 = 8;
 /// Interpreted instructions in a microsecond, about.
 const INSTRUCTIONS_PER_MICROSECOND: u64 = 150;
 /// What does not pay is tried again after so many times its cost, doubled with each time: then little is lost.

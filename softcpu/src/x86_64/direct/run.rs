@@ -23,7 +23,7 @@ const FIRST: u64 = 0x1_0000;
 /// The end of the addresses that a process of the host has.
 const END: u64 = 0x7fff_ffff_f000;
 /// Pages around the one that was missing which are mapped with it, where the guest has them.
-const AROUND: u64 = 16;
+const AROUND: u64 = 4;
 /// Bytes of the longest instruction.
 const LONGEST: u64 = 15;
 
