@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::time::Duration;
@@ -194,14 +195,9 @@ impl Helper {
         })
     }
 
-    /// Whether the page at `addr` is the stub's or the table's.
-    pub(super) fn is_own(&self, addr: u64) -> bool {
-        (self.stub..self.stub + (PAGE + TABLE) as u64).contains(&addr)
-    }
-
-    /// An address of its own, which no page of the guest may have.
-    pub(super) fn own(&self) -> u64 {
-        self.stub
+    /// Addresses of its own, at which no page of the guest may be: the stub's and the table's.
+    pub(super) fn own(&self) -> Range<u64> {
+        self.stub..self.stub + (PAGE + TABLE) as u64
     }
 
     /// Becomes its tracer, and lets nothing be mapped in it.

@@ -74,9 +74,9 @@ pub(crate) struct Helpers {
 
 impl Helpers {
     pub fn new(helpers: Vec<Helper>) -> Helpers {
-        let slot = |helper| Slot {
+        let slot = |helper: Helper| Slot {
+            mirror: Mirror::new(helper.own()),
             helper,
-            mirror: Mirror::default(),
             root: None,
             flushes: 0,
             dropped: 0,

@@ -1,6 +1,7 @@
 //! What is mapped in a helper, and the system calls that bring it up to date.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::helper::{Call, map, unmap};
 
@@ -16,14 +17,25 @@ pub(super) struct Page {
 }
 
 /// The pages of a helper by their linear address.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Mirror {
-    pages: HashMap<u64, Page>,
+    pages: BTreeMap<u64, Page>,
+    /// Addresses that are the helper's own.
+    own: Range<u64>,
     /// What is to be changed, in order of the addresses.
     changes: BTreeMap<u64, Option<Page>>,
 }
 
 impl Mirror {
+    /// One that is empty, of a helper that keeps these addresses.
+    pub fn new(own: Range<u64>) -> Mirror {
+        Mirror {
+            pages: BTreeMap::new(),
+            own,
+            changes: BTreeMap::new(),
+        }
+    }
+
     /// How many pages are mapped.
     pub fn len(&self) -> usize {
         self.pages.len()
@@ -59,7 +71,8 @@ impl Mirror {
         self.changes.clear();
     }
 
-    /// The calls that make all changes: neighbours that lie in the file as they lie in memory by one.
+    /// The calls that make all changes: neighbours that lie in the file as they lie in memory are mapped by one,
+    /// and what is to be unmapped is unmapped with all that is not mapped between.
     pub fn calls(&mut self) -> Vec<Call> {
         struct Run {
             at: u64,
@@ -72,6 +85,14 @@ impl Mirror {
                 Some(page) => self.pages.insert(at, page),
                 None => self.pages.remove(&at),
             };
+            if page.is_none()
+                && let Some(last) = runs.last_mut()
+                && last.page.is_none()
+                && self.is_empty(last.at + last.len..at)
+            {
+                last.len = at + PAGE - last.at;
+                continue;
+            }
             if let Some(last) = runs.last_mut()
                 && last.at + last.len == at
                 && last.page.map(|first| Page {
@@ -92,6 +113,14 @@ impl Mirror {
     }
 }
 
+impl Mirror {
+    /// Whether nothing is mapped there.
+    fn is_empty(&self, range: Range<u64>) -> bool {
+        let own = self.own.start < range.end && range.start < self.own.end;
+        !own && (range.is_empty() || self.pages.range(range).next().is_none())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,9 +134,33 @@ mod tests {
         })
     }
 
+    fn mirror() -> Mirror {
+        Mirror::new(0x10_0000..0x10_2000)
+    }
+
+    #[test]
+    fn unmapping_reaches_over_what_is_not_mapped() {
+        let mut mirror = mirror();
+        for at in [0, 0x2000, 0x5000, 0x9000, 0xf_f000, 0x10_2000] {
+            mirror.set(at, page(0));
+        }
+        mirror.calls();
+        for at in [0, 0x2000, 0x9000, 0xf_f000, 0x10_2000] {
+            mirror.set(at, None);
+        }
+        assert_eq!(
+            mirror.calls(),
+            [
+                unmap(0, 0x3000),
+                unmap(0x9000, 0xf_7000),
+                unmap(0x10_2000, 0x1000)
+            ]
+        );
+    }
+
     #[test]
     fn neighbours_are_mapped_by_one_call() {
-        let mut mirror = Mirror::default();
+        let mut mirror = mirror();
         for n in [2, 0, 1] {
             mirror.set(0x1000 * n + 5, page(0x8000 + 0x1000 * n));
         }
@@ -126,7 +179,7 @@ mod tests {
 
     #[test]
     fn what_is_as_it_was_is_no_change() {
-        let mut mirror = Mirror::default();
+        let mut mirror = mirror();
         mirror.set(0, page(0));
         mirror.calls();
         mirror.set(0, None);

@@ -239,11 +239,11 @@ impl Cpu {
             self.add(slot, self.rip, Need::Fetch);
         }
         // The guest must not have a page where the helper has its own.
-        slot.executes(self.rip) && self.peek(slot.helper.own()).is_none()
+        slot.executes(self.rip) && self.peek(slot.helper.own().start).is_none()
     }
 
-    /// Looks at a page again that may have changed. A TLB may take in whatever the page tables say, at any
-    /// time.
+    /// Looks at a page again that may have changed. One that has is not mapped until it is needed: where
+    /// another program took the place of the one that was mirrored, most are not.
     fn revalidate(&self, slot: &mut Slot, addr: u64) {
         let Some(before) = slot.mirror.get(addr) else {
             return;
@@ -252,6 +252,12 @@ impl Cpu {
         let need = if fetches { Need::Fetch } else { Need::Data };
         let now = self.wanted(&slot.helper, addr, need);
         slot.put(addr, now, false);
+        let stays = slot.mirror.get(addr).is_some_and(|now| {
+            now.offset == before.offset && now.protection & before.protection == before.protection
+        });
+        if !stays {
+            slot.put(addr, None, false);
+        }
     }
 
     /// Keeps programs from storing to pages of code unseen.
@@ -284,7 +290,7 @@ impl Cpu {
 
     /// How the page at `addr` may be mapped now.
     fn wanted(&self, helper: &Helper, addr: u64, need: Need) -> Option<Wanted> {
-        if !(FIRST..END).contains(&addr) || helper.is_own(addr) {
+        if !(FIRST..END).contains(&addr) || helper.own().contains(&addr) {
             return None;
         }
         let page = self.peek(addr)?;
