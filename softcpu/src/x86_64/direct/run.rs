@@ -235,9 +235,7 @@ impl Cpu {
             }
         }
         self.tlb.changes = Some(changes);
-        if !slot.executes(self.rip) {
-            self.add(slot, self.rip, Need::Fetch);
-        }
+        self.add(slot, self.rip, Need::Fetch);
         // The guest must not have a page where the helper has its own.
         slot.executes(self.rip) && self.peek(slot.helper.own().start).is_none()
     }
@@ -274,9 +272,26 @@ impl Cpu {
     }
 
     fn add(&self, slot: &mut Slot, addr: u64, need: Need) {
+        if self.is_known(slot, addr, need) {
+            return;
+        }
         if let Some(page) = self.wanted(&slot.helper, addr, need) {
             slot.put(addr, Some(page), need == Need::Fetch);
         }
+    }
+
+    /// Whether the page at `addr` is mapped already, as well as it may be: to look for instructions in it again
+    /// would cost much.
+    fn is_known(&self, slot: &Slot, addr: u64, need: Need) -> bool {
+        let (Some(before), Some(page)) = (slot.mirror.get(addr), self.peek(addr)) else {
+            return false;
+        };
+        let enough = match need {
+            Need::Fetch => before.protection & EXECUTE != 0,
+            Need::Data if page.writable => before.protection & WRITE != 0,
+            Need::Data => before.protection & (EXECUTE | WRITE) != 0,
+        };
+        enough && self.ram.in_file(page.phys) == Some(before.offset)
     }
 
     fn add_around(&self, slot: &mut Slot, addr: u64) {
