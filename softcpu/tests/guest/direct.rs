@@ -445,6 +445,31 @@ fn what_programs_find_out_about_the_processor_is_the_guests() {
 }
 
 #[test]
+fn code_beside_an_instruction_that_is_interpreted_runs_directly() {
+    // CPUID twice, and its bytes in a constant.
+    let (trap, machine) = same(|a| {
+        let mut again = a.create_label();
+        a.mov(r12d, 3)?;
+        a.set_label(&mut again)?;
+        spin(a)?;
+        a.mov(eax, 7)?;
+        a.xor(ecx, ecx)?;
+        a.cpuid()?;
+        a.mov(r13d, ebx)?;
+        a.mov(r14d, 0x0000_a20f)?;
+        a.dec(r12d)?;
+        a.jnz(again)?;
+        spin(a)?;
+        a.mov(eax, 0xd)?;
+        a.xor(ecx, ecx)?;
+        a.cpuid()?;
+        a.ud2()
+    });
+    assert_eq!(trap.vector, 6);
+    assert!(machine.cpu.counters().direct_runs >= 4);
+}
+
+#[test]
 fn time_goes_on_the_same_way_in_both() {
     let mut machine = machine(true, |a| {
         let (mut again, mut backward) = (a.create_label(), a.create_label());

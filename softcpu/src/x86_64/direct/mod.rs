@@ -8,7 +8,8 @@
 //! | `sensitive` | which code does not run directly |
 //! | `helpers` | the helpers of a processor |
 //! | `policy` | when it pays to use them |
-//! | `registers`, `vectors`, `run` | from the processor to a helper, and back |
+//! | `vectors` | the registers that XSAVE knows |
+//! | `registers`, `run` | from the processor to a helper, and back |
 
 pub(crate) mod helper;
 pub(crate) mod helpers;

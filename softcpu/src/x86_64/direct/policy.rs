@@ -68,7 +68,7 @@ impl Policy {
         }
         let lost = (cost - direct * SPEEDUP).as_micros() as u64 * INSTRUCTIONS_PER_MICROSECOND;
         space.budget = (space.budget * 2).min(*BUDGET.end());
-        space.not_before = retired + (lost * PAUSE << space.failures).min(LONGEST_PAUSE);
+        space.not_before = retired + ((lost * PAUSE) << space.failures).min(LONGEST_PAUSE);
         space.failures = (space.failures + 1).min(MOST_FAILURES);
     }
 

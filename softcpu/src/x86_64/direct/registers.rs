@@ -1,10 +1,13 @@
-//! General and segment registers on their way between the processor and a helper.
+//! Registers on their way between the processor and a helper.
 
 use super::helper::Stop;
+use super::vectors::Vectors;
 use crate::core::page::PAGE_MASK;
 use crate::x86_64::cpu::Cpu;
 use crate::x86_64::flags::rflag;
-use crate::x86_64::state::{Segment, reg, seg};
+use crate::x86_64::simd::mxcsr::Mxcsr;
+use crate::x86_64::state::{Segment, cr4, reg, seg, xcr0};
+use crate::x86_64::x87::{Fpu, Fxsave};
 
 /// The selectors of Linux's programs, on the host as in the guest.
 pub(super) const CODE: u16 = 0x33;
@@ -23,6 +26,14 @@ const fn flat(selector: u16, base: u64, access: u16) -> Segment {
         limit: u32::MAX,
         access,
     }
+}
+
+fn wide(words: &[u64], n: usize) -> u128 {
+    u128::from(words[2 * n]) | u128::from(words[2 * n + 1]) << 64
+}
+
+fn set_wide(words: &mut [u64], n: usize, value: u128) {
+    (words[2 * n], words[2 * n + 1]) = (value as u64, (value >> 64) as u64);
 }
 
 impl Cpu {
@@ -143,5 +154,50 @@ impl Cpu {
         }
         self.seg[number].base = base;
         self.seg_base[number] = base;
+    }
+
+    /// Whether programs have YMM registers.
+    fn has_ymm(&self) -> bool {
+        self.cr4 & cr4::OSXSAVE != 0 && self.xcr0 & xcr0::AVX != 0
+    }
+
+    /// The registers, as a helper is to have them.
+    pub(super) fn vectors(&self) -> Vectors {
+        let mut vectors = Vectors::ZERO;
+        let Vectors { legacy, upper } = &mut vectors;
+        let Fxsave { header, registers } = self.x87.to_fxsave(true);
+        for (word, eight) in legacy.iter_mut().zip(header.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*eight);
+        }
+        legacy[3] = self.mxcsr.bits().into();
+        for (n, register) in registers.iter().chain(&self.xmm).enumerate() {
+            set_wide(legacy, 2 + n, *register);
+        }
+        if self.has_ymm() {
+            for (n, register) in self.ymm_upper.iter().enumerate() {
+                set_wide(upper, n, *register);
+            }
+        }
+        vectors
+    }
+
+    /// Takes what a helper has.
+    pub(super) fn take_vectors(&mut self, vectors: &Vectors) {
+        let Vectors { legacy, upper } = vectors;
+        let mut header = [0; 24];
+        for (eight, word) in header.as_chunks_mut::<8>().0.iter_mut().zip(legacy) {
+            *eight = word.to_le_bytes();
+        }
+        let image = Fxsave {
+            header,
+            registers: std::array::from_fn(|n| wide(legacy, 2 + n)),
+        };
+        self.x87 = Fpu::from_fxsave(&image, true);
+        self.xmm = std::array::from_fn(|n| wide(legacy, 10 + n));
+        self.mxcsr = Mxcsr::from_bits(legacy[3] as u32 & Mxcsr::WRITABLE).unwrap_or_default();
+        // A guest that has not enabled them does not save them either.
+        if self.has_ymm() {
+            self.ymm_upper = std::array::from_fn(|n| wide(upper, n));
+        }
     }
 }

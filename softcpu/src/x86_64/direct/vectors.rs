@@ -1,16 +1,13 @@
-//! x87 and vector registers on their way between the processor and a helper: the host's XSAVE area in its
-//! standard format, as `ptrace` reads and writes it (`NT_X86_XSTATE`).
+//! x87 and vector registers of a helper: the host's XSAVE area in its standard format, as `ptrace` reads and
+//! writes it (`NT_X86_XSTATE`).
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::__cpuid_count;
 
-use crate::x86_64::cpu::Cpu;
-use crate::x86_64::simd::mxcsr::Mxcsr;
-use crate::x86_64::state::{cr4, xcr0};
-use crate::x86_64::x87::{Fpu, Fxsave};
+use crate::x86_64::state::xcr0;
 
 /// Words of the legacy region, which is an image as FXSAVE makes it.
-pub(super) const LEGACY: usize = 64;
+const LEGACY: usize = 64;
 /// The header follows it; its first word says which components are not in their initial state.
 const HEADER: usize = LEGACY;
 /// Bytes of the component of the upper halves.
@@ -35,6 +32,14 @@ pub(super) struct Layout {
     upper: Option<usize>,
 }
 
+impl Vectors {
+    /// Nothing but zeros.
+    pub const ZERO: Vectors = Vectors {
+        legacy: [0; LEGACY],
+        upper: [0; UPPER],
+    };
+}
+
 impl Layout {
     pub fn of_host() -> Layout {
         if !std::is_x86_feature_detected!("avx") {
@@ -57,10 +62,7 @@ impl Layout {
     /// The registers of an area. Where it says that a component is in its initial state, the host has written
     /// that state.
     pub fn read(self, area: &[u64]) -> Vectors {
-        let mut vectors = Vectors {
-            legacy: [0; LEGACY],
-            upper: [0; UPPER],
-        };
+        let mut vectors = Vectors::ZERO;
         vectors.legacy.copy_from_slice(&area[..LEGACY]);
         // What the host's kernel says in the bytes that FXSAVE leaves to it.
         vectors.legacy[52..].fill(0);
@@ -78,64 +80,6 @@ impl Layout {
         if let Some(at) = self.upper {
             area[HEADER] |= xcr0::AVX;
             area[at..at + UPPER].copy_from_slice(&vectors.upper);
-        }
-    }
-}
-
-fn wide(words: &[u64], n: usize) -> u128 {
-    u128::from(words[2 * n]) | u128::from(words[2 * n + 1]) << 64
-}
-
-fn set_wide(words: &mut [u64], n: usize, value: u128) {
-    (words[2 * n], words[2 * n + 1]) = (value as u64, (value >> 64) as u64);
-}
-
-impl Cpu {
-    /// Whether programs have YMM registers.
-    fn has_ymm(&self) -> bool {
-        self.cr4 & cr4::OSXSAVE != 0 && self.xcr0 & xcr0::AVX != 0
-    }
-
-    /// The registers, as a helper is to have them.
-    pub(super) fn vectors(&self) -> Vectors {
-        let mut vectors = Vectors {
-            legacy: [0; LEGACY],
-            upper: [0; UPPER],
-        };
-        let Vectors { legacy, upper } = &mut vectors;
-        let Fxsave { header, registers } = self.x87.to_fxsave(true);
-        for (word, eight) in legacy.iter_mut().zip(header.as_chunks::<8>().0) {
-            *word = u64::from_le_bytes(*eight);
-        }
-        legacy[3] = self.mxcsr.bits().into();
-        for (n, register) in registers.iter().chain(&self.xmm).enumerate() {
-            set_wide(legacy, 2 + n, *register);
-        }
-        if self.has_ymm() {
-            for (n, register) in self.ymm_upper.iter().enumerate() {
-                set_wide(upper, n, *register);
-            }
-        }
-        vectors
-    }
-
-    /// Takes what a helper has.
-    pub(super) fn take_vectors(&mut self, vectors: &Vectors) {
-        let Vectors { legacy, upper } = vectors;
-        let mut header = [0; 24];
-        for (eight, word) in header.as_chunks_mut::<8>().0.iter_mut().zip(legacy) {
-            *eight = word.to_le_bytes();
-        }
-        let image = Fxsave {
-            header,
-            registers: std::array::from_fn(|n| wide(legacy, 2 + n)),
-        };
-        self.x87 = Fpu::from_fxsave(&image, true);
-        self.xmm = std::array::from_fn(|n| wide(legacy, 10 + n));
-        self.mxcsr = Mxcsr::from_bits(legacy[3] as u32 & Mxcsr::WRITABLE).unwrap_or_default();
-        // A guest that has not enabled them does not save them either.
-        if self.has_ymm() {
-            self.ymm_upper = std::array::from_fn(|n| wide(upper, n));
         }
     }
 }
