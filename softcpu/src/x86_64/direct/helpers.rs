@@ -149,6 +149,11 @@ impl Slot {
         self.helper.clear()
     }
 
+    /// Whether the page at `addr` is mapped.
+    pub fn holds(&self, addr: u64) -> bool {
+        self.mirror.get(addr).is_some()
+    }
+
     /// Whether the page at `addr` is mapped and may run.
     pub fn executes(&self, addr: u64) -> bool {
         let page = self.mirror.get(addr);

@@ -22,7 +22,7 @@ const INSTRUCTIONS_PER_MICROSECOND: u64 = 150;
 /// What does not pay is tried again after so many times its cost, doubled with each time: then little is lost.
 const PAUSE: u64 = 4;
 const MOST_FAILURES: u32 = 3;
-/// The longest pause: programs change, too.
+/// The longest pause, but for what a single try cost: programs change, too.
 const LONGEST_PAUSE: u64 = 1 << 18;
 /// Address spaces that are remembered.
 const SPACES: usize = 32;
@@ -68,7 +68,8 @@ impl Policy {
         }
         let lost = (cost - direct * SPEEDUP).as_micros() as u64 * INSTRUCTIONS_PER_MICROSECOND;
         space.budget = (space.budget * 2).min(*BUDGET.end());
-        space.not_before = retired + ((lost * PAUSE) << space.failures).min(LONGEST_PAUSE);
+        let least = lost * PAUSE;
+        space.not_before = retired + least.max((least << space.failures).min(LONGEST_PAUSE));
         space.failures = (space.failures + 1).min(MOST_FAILURES);
     }
 
