@@ -122,12 +122,12 @@ const SNAPSHOT: &[Rule] = &[
 /// What a processor in software does to the processes in which its programs run. Only processes of the same
 /// Landlock domain can be traced.
 const DIRECT: &[Rule] = &[
-    When(libc::SYS_ptrace, &[(0, Equal(6))]),      // PTRACE_POKEUSER: breakpoints
-    When(libc::SYS_ptrace, &[(0, Equal(12))]),     // PTRACE_GETREGS
-    When(libc::SYS_ptrace, &[(0, Equal(13))]),     // PTRACE_SETREGS
-    When(libc::SYS_ptrace, &[(0, Equal(15))]),     // PTRACE_SETFPREGS
-    When(libc::SYS_ptrace, &[(0, Equal(7))]),      // PTRACE_CONT
-    When(libc::SYS_ptrace, &[(0, Equal(31))]),     // PTRACE_SYSEMU
+    When(libc::SYS_ptrace, &[(0, Equal(6))]), // PTRACE_POKEUSER: breakpoints
+    When(libc::SYS_ptrace, &[(0, Equal(12))]), // PTRACE_GETREGS
+    When(libc::SYS_ptrace, &[(0, Equal(13))]), // PTRACE_SETREGS
+    When(libc::SYS_ptrace, &[(0, Equal(15))]), // PTRACE_SETFPREGS
+    When(libc::SYS_ptrace, &[(0, Equal(7))]), // PTRACE_CONT
+    When(libc::SYS_ptrace, &[(0, Equal(31))]), // PTRACE_SYSEMU
     When(libc::SYS_ptrace, &[(0, Equal(0x4202))]), // PTRACE_GETSIGINFO
     When(libc::SYS_ptrace, &[(0, Equal(0x4204))]), // PTRACE_GETREGSET
     When(libc::SYS_ptrace, &[(0, Equal(0x4205))]), // PTRACE_SETREGSET
