@@ -7,6 +7,7 @@ use std::thread;
 
 use machine::accel::{Accel, choose};
 use machine::arch::Architecture;
+use machine::arch::x86_64::testing::elf;
 use machine::devices::VirtioSpec;
 use machine::memory::Part;
 use machine::snapshot::{Restore, State};
@@ -35,7 +36,9 @@ fn base() -> &'static Base {
     static BASE: OnceLock<Base> = OnceLock::new();
     BASE.get_or_init(|| {
         let mut kernel = tempfile::NamedTempFile::new().expect("a file");
-        kernel.write_all(&elf(b"\xeb\xfe")).expect("room for it");
+        kernel
+            .write_all(&elf(0x100_0000, b"\xeb\xfe", 2))
+            .expect("room for it");
         let machine = Machine::build(spec(&kernel), None).expect("a machine");
         let handle = machine.handle();
         let runner = thread::spawn(move || machine.run(|| {}));
@@ -51,23 +54,6 @@ fn base() -> &'static Base {
             kernel,
         }
     })
-}
-
-/// An ELF file with this code, which is entered at its start.
-fn elf(code: &[u8]) -> Vec<u8> {
-    const ENTRY: u64 = 0x100_0000;
-    let mut file = vec![0; 0x1000];
-    file[..20].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0");
-    file[24..32].copy_from_slice(&ENTRY.to_le_bytes());
-    file[32..40].copy_from_slice(&64u64.to_le_bytes());
-    file[54..58].copy_from_slice(&[56, 0, 1, 0]);
-    file[64] = 1;
-    let len = code.len() as u64;
-    for (offset, value) in [(8, 0x1000), (24, ENTRY), (32, len), (40, len)] {
-        file[64 + offset..][..8].copy_from_slice(&u64::to_le_bytes(value));
-    }
-    file.extend(code);
-    file
 }
 
 fn spec(kernel: &tempfile::NamedTempFile) -> Spec {

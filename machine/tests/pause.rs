@@ -9,6 +9,7 @@ use std::thread;
 
 use machine::accel::{Accel, choose};
 use machine::arch::Architecture;
+use machine::arch::x86_64::testing::elf;
 use machine::devices::VirtioSpec;
 use machine::memory::Part;
 use machine::timeline::Timeline;
@@ -20,22 +21,6 @@ use machine::{Device, Handle, Machine, Outcome, Serial, Spec};
 const KERNEL: &[u8] = b"\x66\xba\xf8\x03\xb0x\xee\xeb\xfd";
 /// Where it lies.
 const ENTRY: u64 = 0x100_0000;
-
-/// An ELF file with one segment, which is entered at its start (System V ABI, chapters 4 and 5).
-fn elf(code: &[u8]) -> Vec<u8> {
-    let mut file = vec![0; 0x1000];
-    file[..20].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0");
-    file[24..32].copy_from_slice(&ENTRY.to_le_bytes());
-    file[32..40].copy_from_slice(&64u64.to_le_bytes());
-    file[54..58].copy_from_slice(&[56, 0, 1, 0]);
-    file[64] = 1;
-    let len = code.len() as u64;
-    for (offset, value) in [(8, 0x1000), (24, ENTRY), (32, len), (40, len)] {
-        file[64 + offset..][..8].copy_from_slice(&u64::to_le_bytes(value));
-    }
-    file.extend(code);
-    file
-}
 
 /// Counts what the guest prints.
 struct Printed {
@@ -58,7 +43,7 @@ impl Write for Printed {
 /// The machine, how much its guest has printed, and a message for each byte.
 fn machine() -> (Machine, Arc<AtomicU64>, Receiver<()>) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(&elf(KERNEL)).unwrap();
+    file.write_all(&elf(ENTRY, KERNEL, KERNEL.len() as u64)).unwrap();
     let (printed, hear) = channel();
     let count = Arc::new(AtomicU64::new(0));
     let spec = Spec {

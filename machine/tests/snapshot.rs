@@ -9,6 +9,7 @@ use std::thread;
 use iced_x86::code_asm::*;
 use machine::accel::{Accel, CpuModel, choose, choose_repeatable};
 use machine::arch::Architecture;
+use machine::arch::x86_64::testing::elf;
 use machine::devices::VirtioSpec;
 use machine::memory::{Bytes, GuestAddress, Memory, Part};
 use machine::snapshot::{self, Restore, State};
@@ -111,22 +112,6 @@ fn assemble(at: u64, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedEr
     assembler.assemble(at).unwrap()
 }
 
-/// An ELF file with one segment, which is entered at its start (System V ABI, chapters 4 and 5).
-fn elf(code: &[u8]) -> Vec<u8> {
-    let mut file = vec![0; 0x1000];
-    file[..20].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0");
-    file[24..32].copy_from_slice(&ENTRY.to_le_bytes());
-    file[32..40].copy_from_slice(&64u64.to_le_bytes());
-    file[54..58].copy_from_slice(&[56, 0, 1, 0]);
-    file[64] = 1;
-    let len = code.len() as u64;
-    for (offset, value) in [(8, 0x1000), (24, ENTRY), (32, len), (40, len)] {
-        file[64 + offset..][..8].copy_from_slice(&u64::to_le_bytes(value));
-    }
-    file.extend(code);
-    file
-}
-
 /// What the guest prints. Holds the machine at a byte.
 #[derive(Clone, Default)]
 struct Output(Arc<Printer>);
@@ -135,7 +120,7 @@ struct Output(Arc<Printer>);
 struct Printer {
     bytes: Mutex<Vec<u8>>,
     handle: OnceLock<Handle>,
-    /// How many bytes are printed before the machine is held, and who is told.
+    /// How many bytes are printed before the machine is held, and where that is reported.
     hold: Mutex<Option<(usize, Sender<()>)>>,
 }
 
@@ -167,7 +152,7 @@ impl Bench {
         code.resize((HANDLER - ENTRY) as usize, 0x90);
         code.extend(assemble(HANDLER, handler));
         let mut kernel = tempfile::NamedTempFile::new().unwrap();
-        kernel.write_all(&elf(&code)).unwrap();
+        kernel.write_all(&elf(ENTRY, &code, code.len() as u64)).unwrap();
         Bench { kernel, repeatable }
     }
 

@@ -270,20 +270,26 @@ pub fn register(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
     Ok(vec![text("imageId", id)])
 }
 
+/// Checks that the store has the image.
+pub fn check_stored(api: &Api, id: &str) -> Result<()> {
+    match api
+        .service
+        .describe_images()?
+        .iter()
+        .any(|stored| stored.id == id)
+    {
+        true => Ok(()),
+        false => Err(Error::NoImage(id.to_owned())),
+    }
+}
+
 /// `DeregisterImage`.
 pub fn deregister(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
     let id = check_id(params.required("ImageId")?)?;
     if params.flag("DeleteAssociatedSnapshots")? {
         return Err(Error::Unsupported("snapshots".into()));
     }
-    if !api
-        .service
-        .describe_images()?
-        .iter()
-        .any(|stored| stored.id == id)
-    {
-        return Err(Error::NoImage(id.to_owned()));
-    }
+    check_stored(api, id)?;
     params.finish()?;
     let request = DeregisterImage {
         image: id.to_owned(),

@@ -22,19 +22,47 @@ fn only(params: &Params, parameter: &str, known: &str, kind: &'static str) -> Re
     }
 }
 
+/// Whether a thing passes the request's filters: `values` has a value for each filter of the action.
+fn passes(params: &Params, values: &[(&str, &str)]) -> Result<bool> {
+    let known: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
+    let filters = Filters::parse(params, &known)?;
+    Ok(filters.pass(|name| {
+        let of_name = values.iter().filter(|(known, _)| *known == name);
+        of_name.map(|(_, value)| (*value).to_owned()).collect()
+    }))
+}
+
+/// The page of a set that has one thing, which is described by `fields`.
+fn page_of_one<const N: usize>(
+    params: &Params,
+    name: &'static str,
+    id: &str,
+    values: &[(&str, &str)],
+    fields: [Element; N],
+) -> Result<Vec<Element>> {
+    let all = if passes(params, values)? {
+        vec![id]
+    } else {
+        Vec::new()
+    };
+    let page = Page::parse(params, 5)?;
+    params.finish()?;
+    let (shown, next) = page.take(all, |id| (*id).to_owned());
+    let described = (!shown.is_empty()).then_some(fields);
+    Ok([set(name, described)].into_iter().chain(next).collect())
+}
+
 /// `DescribeRegions`.
 pub fn regions(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
     only(params, "RegionName", place::REGION, "region")?;
     params.flag("AllRegions")?;
-    let filters = Filters::parse(params, &["region-name", "endpoint", "opt-in-status"])?;
+    let values = [
+        ("region-name", place::REGION),
+        ("endpoint", &api.endpoint),
+        ("opt-in-status", "opt-in-not-required"),
+    ];
+    let passes = passes(params, &values)?;
     params.finish()?;
-    let passes = filters.pass(|name| {
-        vec![match name {
-            "region-name" => place::REGION.to_owned(),
-            "endpoint" => api.endpoint.clone(),
-            _ => "opt-in-not-required".to_owned(),
-        }]
-    });
     let region = [
         text("regionName", place::REGION),
         text("regionEndpoint", &api.endpoint),
@@ -48,25 +76,16 @@ pub fn zones(_: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
     only(params, "ZoneName", place::ZONE, "availability zone")?;
     only(params, "ZoneId", place::ZONE_ID, "availability zone")?;
     params.flag("AllAvailabilityZones")?;
-    let known = [
-        "region-name",
-        "zone-name",
-        "zone-id",
-        "zone-type",
-        "state",
-        "opt-in-status",
+    let values = [
+        ("region-name", place::REGION),
+        ("zone-name", place::ZONE),
+        ("zone-id", place::ZONE_ID),
+        ("zone-type", "availability-zone"),
+        ("state", "available"),
+        ("opt-in-status", "opt-in-not-required"),
     ];
-    let filters = Filters::parse(params, &known)?;
+    let passes = passes(params, &values)?;
     params.finish()?;
-    let value = |name: &str| match name {
-        "region-name" => place::REGION,
-        "zone-name" => place::ZONE,
-        "zone-id" => place::ZONE_ID,
-        "zone-type" => "availability-zone",
-        "state" => "available",
-        _ => "opt-in-not-required",
-    };
-    let passes = filters.pass(|name| vec![value(name).to_owned()]);
     let zone = [
         text("optInStatus", "opt-in-not-required"),
         node("messageSet", []),
@@ -84,96 +103,56 @@ pub fn zones(_: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
 /// `DescribeVpcs`: the one that there is, which cannot be changed.
 pub fn vpcs(_: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
     only(params, "VpcId", place::VPC, "vpc")?;
-    let known = [
-        "vpc-id",
-        "cidr",
-        "cidr-block-association.cidr-block",
-        "isDefault",
-        "is-default",
-        "owner-id",
-        "state",
-    ];
-    let filters = Filters::parse(params, &known)?;
-    let page = Page::parse(params, 5)?;
-    params.finish()?;
     let block = place::default_block();
-    let passes = filters.pass(|name| {
-        let value = match name {
-            "vpc-id" => place::VPC,
-            "cidr" | "cidr-block-association.cidr-block" => &block,
-            "isDefault" | "is-default" => "true",
-            "owner-id" => place::ACCOUNT,
-            "state" => "available",
-            _ => return Vec::new(),
-        };
-        vec![value.to_owned()]
-    });
-    let all = if passes { vec![place::VPC] } else { Vec::new() };
-    let (shown, next) = page.take(all, |id| (*id).to_owned());
-    let vpcs = shown.into_iter().map(|id| {
-        [
-            text("vpcId", id),
-            text("ownerId", place::ACCOUNT),
-            text("state", "available"),
-            text("cidrBlock", &block),
-            text("instanceTenancy", "default"),
-            text("isDefault", true),
-        ]
-    });
-    Ok([set("vpcSet", vpcs)].into_iter().chain(next).collect())
+    let values = [
+        ("vpc-id", place::VPC),
+        ("cidr", &block),
+        ("cidr-block-association.cidr-block", &block),
+        ("isDefault", "true"),
+        ("is-default", "true"),
+        ("owner-id", place::ACCOUNT),
+        ("state", "available"),
+    ];
+    let fields = [
+        text("vpcId", place::VPC),
+        text("ownerId", place::ACCOUNT),
+        text("state", "available"),
+        text("cidrBlock", &block),
+        text("instanceTenancy", "default"),
+        text("isDefault", true),
+    ];
+    page_of_one(params, "vpcSet", place::VPC, &values, fields)
 }
 
 /// `DescribeSubnets`: the one that there is, which cannot be changed.
 pub fn subnets(_: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
     only(params, "SubnetId", place::SUBNET, "subnet")?;
-    let known = [
-        "subnet-id",
-        "vpc-id",
-        "availability-zone",
-        "availabilityZone",
-        "availability-zone-id",
-        "cidr-block",
-        "default-for-az",
-        "defaultForAz",
-        "owner-id",
-        "state",
-        "map-public-ip-on-launch",
-    ];
-    let filters = Filters::parse(params, &known)?;
-    let page = Page::parse(params, 5)?;
-    params.finish()?;
     let block = place::default_block();
-    let passes = filters.pass(|name| {
-        let value = match name {
-            "subnet-id" => place::SUBNET,
-            "vpc-id" => place::VPC,
-            "availability-zone" | "availabilityZone" => place::ZONE,
-            "availability-zone-id" => place::ZONE_ID,
-            "cidr-block" => &block,
-            "default-for-az" | "defaultForAz" => "true",
-            "map-public-ip-on-launch" => "false",
-            "owner-id" => place::ACCOUNT,
-            "state" => "available",
-            _ => return Vec::new(),
-        };
-        vec![value.to_owned()]
-    });
-    let all = if passes { vec![place::SUBNET] } else { Vec::new() };
-    let (shown, next) = page.take(all, |id| (*id).to_owned());
-    let subnets = shown.into_iter().map(|id| {
-        [
-            text("subnetId", id),
-            text("state", "available"),
-            text("vpcId", place::VPC),
-            text("cidrBlock", &block),
-            text("availabilityZone", place::ZONE),
-            text("availabilityZoneId", place::ZONE_ID),
-            text("defaultForAz", true),
-            text("mapPublicIpOnLaunch", false),
-            text("ownerId", place::ACCOUNT),
-        ]
-    });
-    Ok([set("subnetSet", subnets)].into_iter().chain(next).collect())
+    let values = [
+        ("subnet-id", place::SUBNET),
+        ("vpc-id", place::VPC),
+        ("availability-zone", place::ZONE),
+        ("availabilityZone", place::ZONE),
+        ("availability-zone-id", place::ZONE_ID),
+        ("cidr-block", &block),
+        ("default-for-az", "true"),
+        ("defaultForAz", "true"),
+        ("owner-id", place::ACCOUNT),
+        ("state", "available"),
+        ("map-public-ip-on-launch", "false"),
+    ];
+    let fields = [
+        text("subnetId", place::SUBNET),
+        text("state", "available"),
+        text("vpcId", place::VPC),
+        text("cidrBlock", &block),
+        text("availabilityZone", place::ZONE),
+        text("availabilityZoneId", place::ZONE_ID),
+        text("defaultForAz", true),
+        text("mapPublicIpOnLaunch", false),
+        text("ownerId", place::ACCOUNT),
+    ];
+    page_of_one(params, "subnetSet", place::SUBNET, &values, fields)
 }
 
 /// `DescribeAccountAttributes`.

@@ -31,14 +31,7 @@ const NOT_COMPARED: &[&str] = &["ClientToken"];
 /// Launches instances, and returns when their guests run.
 pub fn run(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
     let id = images::check_id(params.required("ImageId")?)?;
-    if !api
-        .service
-        .describe_images()?
-        .iter()
-        .any(|stored| stored.id == id)
-    {
-        return Err(Error::NoImage(id.to_owned()));
-    }
+    images::check_stored(api, id)?;
     let image = api.service.open_image(id)?;
     let least = required_count(params, "MinCount")?;
     let most = required_count(params, "MaxCount")?;

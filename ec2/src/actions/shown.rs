@@ -71,7 +71,7 @@ pub struct Shown {
     pub record: Record,
     /// Its state.
     pub stage: Stage,
-    /// What it is told itself; nothing of one that is no more, or whose image is gone.
+    /// What the metadata service serves to it; `None` for a terminated instance, or one whose image was deleted.
     pub documents: Option<InstanceDocuments>,
     instance_type: String,
     architecture: String,

@@ -5,11 +5,9 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-
 use super::mounts;
 use crate::command_line::StaticNetwork;
-use crate::interface;
+use crate::interface::{self, Request};
 
 /// Who may send ICMP echo requests without privilege: every group, as systemd has it
 /// (sysctl.d/50-default.conf). Debian's `ping` has no capability and relies on it.
@@ -21,12 +19,7 @@ pub fn up(network: Option<&StaticNetwork>, search: &[String]) {
     // A kernel without IPv4 has no such file.
     let _ = fs::write(PING_GROUPS.0, PING_GROUPS.1);
     let result = (|| {
-        let control = socket(
-            AddressFamily::Inet,
-            SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
+        let control = interface::control()?;
         raise(&control, "lo")?;
         match (network, interface::first()) {
             (Some(network), Some(interface)) => configure(&control, &interface, network, search),
@@ -81,39 +74,6 @@ fn resolver(dns: Ipv4Addr, search: &[String]) -> String {
     text
 }
 
-/// `struct ifreq` (linux/if.h).
-#[repr(C)]
-struct Request {
-    name: [u8; libc::IFNAMSIZ],
-    value: [u8; 24],
-}
-
-impl Request {
-    fn new(interface: &str) -> Request {
-        let mut request = Request {
-            name: [0; libc::IFNAMSIZ],
-            value: [0; 24],
-        };
-        let length = interface.len().min(libc::IFNAMSIZ - 1);
-        request.name[..length].copy_from_slice(&interface.as_bytes()[..length]);
-        request
-    }
-
-    fn set(&mut self, value: &[u8]) {
-        self.value[..value.len()].copy_from_slice(value);
-    }
-
-    fn send(&mut self, control: &OwnedFd, operation: libc::c_ulong) -> io::Result<()> {
-        // SAFETY: every operation used here reads or writes one ifreq, which this is, in size and layout.
-        let result = unsafe { libc::ioctl(control.as_raw_fd(), operation as _, std::ptr::from_mut(self)) };
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
-    }
-}
-
 /// `struct sockaddr_in` without a port.
 fn socket_address(address: Ipv4Addr) -> [u8; 16] {
     let mut bytes = [0; 16];
@@ -136,7 +96,7 @@ fn set_address(
 fn raise(control: &OwnedFd, interface: &str) -> io::Result<()> {
     let mut request = Request::new(interface);
     request.send(control, libc::SIOCGIFFLAGS)?;
-    let flags = i16::from_ne_bytes([request.value[0], request.value[1]]) | libc::IFF_UP as i16;
+    let flags = i16::from_ne_bytes(request.get()) | libc::IFF_UP as i16;
     request.set(&flags.to_ne_bytes());
     request.send(control, libc::SIOCSIFFLAGS)
 }

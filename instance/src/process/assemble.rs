@@ -57,6 +57,8 @@ pub struct Assembly {
     timeline: Arc<Timeline>,
     /// Taken by the first run.
     fresh: Option<Fresh>,
+    /// The instance was launched by this process, so that no guest of it was ever saved.
+    launched_here: bool,
     measured: Measured,
     /// A command of the launch runs in place of the image's main program.
     without_main: bool,
@@ -101,6 +103,7 @@ impl Assembly {
             determinism,
             timeline,
             fresh: None,
+            launched_here: false,
             without_main: false,
             confined: false,
             accelerator: None,
@@ -114,8 +117,14 @@ impl Assembly {
     pub fn with(self, fresh: Fresh) -> Assembly {
         Assembly {
             fresh: Some(fresh),
+            launched_here: true,
             ..self
         }
+    }
+
+    /// Whether the launch was in this process.
+    pub fn is_launched_here(&self) -> bool {
+        self.launched_here
     }
 
     /// The console is shown on a terminal of this size.
@@ -318,6 +327,9 @@ impl Assembly {
             Some(Found::Nothing(why)) => (None, why),
             None => (None, None),
         };
+        if let Some(why) = &instead {
+            self.boots(record, why)?;
+        }
         let restored = saved.is_some();
         let restore = saved.map(|saved| saved.restore(self.generation()));
         let machine = match Machine::build(spec, restore) {
@@ -328,10 +340,9 @@ impl Assembly {
             }
             built => built?,
         };
-        if let Some(why) = &instead {
-            self.boots(record, why)?;
+        if !self.launched_here {
+            restore::forget_hibernated(directory)?;
         }
-        restore::forget_hibernated(directory)?;
         self.measured.machine(machine.handle());
         if self.per_run.timing.is_some() {
             let placed = parts.iter().map(Part::placed);

@@ -33,8 +33,6 @@ pub struct Host {
     assembly: Assembly,
     determinism: Determinism,
     timeline: Arc<Timeline>,
-    /// It was launched by this process: what never runs is removed.
-    launched_here: bool,
 }
 
 /// How a guest has ended for good.
@@ -62,7 +60,6 @@ impl Host {
             assembly,
             determinism,
             timeline,
-            launched_here: false,
         }
     }
 
@@ -70,7 +67,6 @@ impl Host {
     pub fn launched_here(self, fresh: Fresh) -> Host {
         Host {
             assembly: self.assembly.with(fresh),
-            launched_here: true,
             ..self
         }
     }
@@ -136,7 +132,7 @@ impl Host {
             counted: self.assembly.counted(),
         };
         // What never ran is nothing to keep.
-        if hosted.record.auto_remove || self.launched_here && !self.process.has_run() {
+        if hosted.record.auto_remove || self.assembly.is_launched_here() && !self.process.has_run() {
             self.assembly.remove(held)?;
         }
         Ok(hosted)

@@ -1,6 +1,7 @@
 //! Launching instances, each in a process of its own.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::Service;
 use crate::images::image::{Image, runnable};
@@ -147,12 +148,18 @@ impl Service {
     /// # Errors
     /// When nothing can be launched so.
     pub fn launch_instances(&self, request: &RunInstances) -> Result<Launches<'_>> {
-        Ok(Launches {
+        let indices = request.first_index..request.first_index.saturating_add(request.count);
+        Ok(self.launches(self.launch(request)?, request.per_run.clone(), indices))
+    }
+
+    /// The instances of `launch` at these places in it.
+    pub(super) fn launches(&self, launch: Launch, per_run: PerRun, indices: Range<u32>) -> Launches<'_> {
+        Launches {
             service: self,
-            launch: self.launch(request)?,
-            per_run: request.per_run.clone(),
-            left: request.first_index..request.first_index.saturating_add(request.count),
-        })
+            launch,
+            per_run,
+            left: indices,
+        }
     }
 
     /// Checks that a launch is possible, and makes nothing: the record that its first instance would begin
@@ -200,7 +207,7 @@ pub struct Launches<'a> {
     service: &'a Service,
     launch: Launch,
     per_run: PerRun,
-    left: std::ops::Range<u32>,
+    left: Range<u32>,
 }
 
 impl Launches<'_> {

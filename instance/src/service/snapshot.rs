@@ -20,7 +20,6 @@ use crate::api::client::Client;
 use crate::guest::agent;
 use crate::images::Images;
 use crate::images::image::Image;
-use crate::process::detach;
 use crate::process::launch::Launch;
 use crate::process::per_run::{HostUse, PerRun};
 use crate::process::restore::Begin;
@@ -162,22 +161,7 @@ impl Service {
             begin: Begin::Clone,
             ..PerRun::default()
         };
-        let mut launched = Vec::new();
-        for index in 0..request.count {
-            let held = launch.prepare(index)?;
-            let id = held.record().id.clone();
-            match detach::spawn(held, &per_run) {
-                Ok(booted) => launched.push(Launched { id, booted }),
-                Err(error) => {
-                    // What never ran is nothing to keep.
-                    if let Ok(held) = self.store.hold(&id, Event::Terminate) {
-                        held.remove()?;
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        Ok(launched)
+        self.launches(launch, per_run, 0..request.count).collect()
     }
 
     /// The record of an instance whose guest can be saved for others to go on from.

@@ -7,11 +7,10 @@
 
 use std::sync::Arc;
 
-use uuid::Uuid;
-
 use super::Error;
 use crate::accel::Vm;
 use crate::arch::{self, Layout};
+use crate::entropy;
 use crate::irq::Interrupt;
 use crate::memory::{Bytes, GuestAddress, Memory};
 
@@ -29,11 +28,11 @@ impl Generation {
     /// Gives a guest that boots its first one.
     pub(super) fn begin(&self, memory: &Memory) -> Result<(), Error> {
         let first = if self.repeatable {
-            Uuid::nil()
+            [0; 16]
         } else {
-            Uuid::new_v4()
+            entropy::bytes()
         };
-        self.write(memory, first.into_bytes())
+        self.write(memory, first)
     }
 
     /// Gives a guest that goes on from a snapshot another one, and returns the line to raise when its devices

@@ -6,6 +6,7 @@ mod kernel;
 pub mod layout;
 mod params;
 mod smbios;
+pub mod testing;
 
 use super::{Error, Layout, Platform, VirtioSlot, put};
 use crate::bus::At;

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,6 +40,9 @@ enum Peer {
     Greeting(Greeting),
     /// A stream.
     Stream(Box<Connection>),
+    /// A stream that the guest has ended and whose last bytes the host process may not have read. Only where the
+    /// guest waits for that.
+    Ended(UnixStream),
 }
 
 /// All streams of one guest.
@@ -59,6 +63,8 @@ pub struct Hub {
     more: bool,
     /// Whether host processes may be read from now.
     outside: bool,
+    /// Whether the guest waits for what host processes do with what it has sent.
+    synchronous: bool,
     /// The guest is still to be told that no stream has outlived a snapshot.
     transport_reset: TransportReset,
     scratch: Vec<u8>,
@@ -78,6 +84,7 @@ impl Hub {
             waiting: VecDeque::new(),
             more: false,
             outside: true,
+            synchronous: false,
             transport_reset: TransportReset::None,
             scratch: Vec::new(),
         }
@@ -97,6 +104,7 @@ impl Hub {
             waiting,
             more,
             outside: _,
+            synchronous: _,
             transport_reset,
             scratch: _,
         } = self;
@@ -113,7 +121,8 @@ impl Hub {
         !self.by_ports.is_empty() || !self.resets.is_empty() || self.transport_reset != TransportReset::None
     }
 
-    /// The guest goes on from a snapshot: its streams are gone, and it is told so before anything else.
+    /// The guest goes on from a snapshot: its streams are gone, and the event of a transport reset (VIRTIO 1.3
+    /// §5.10.6.7) comes before any packet.
     pub fn reset_transport(&mut self) {
         self.transport_reset = TransportReset::Due;
     }
@@ -190,7 +199,18 @@ impl Hub {
         if complete && connection.flush().is_ok() && connection.has_output() {
             connection.phase = Phase::Draining;
         } else {
-            self.peers.remove(&id);
+            self.end(id);
+        }
+    }
+
+    /// Ends the stream `id` when the host process has been sent all there was.
+    fn end(&mut self, id: u32) {
+        if let Some(Peer::Stream(connection)) = self.peers.remove(&id)
+            && self.synchronous
+        {
+            // The host process reads the end after what it has not read yet, as if this were closed.
+            let _ = connection.stream.shutdown(Shutdown::Both);
+            self.peers.insert(id, Peer::Ended(connection.stream));
         }
     }
 
@@ -236,7 +256,7 @@ impl Hub {
     /// Something happened at the host's end of `id`.
     fn host_event(&mut self, id: u32, events: EventSet) {
         match self.peers.get_mut(&id) {
-            None => {}
+            None | Some(Peer::Ended(_)) => {}
             Some(Peer::Greeting(..)) => self.greet(id),
             Some(Peer::Stream(connection)) => {
                 connection.readable |=
@@ -245,7 +265,7 @@ impl Hub {
                 let gone = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
                 match connection.phase {
                     Phase::Draining if flushed.is_err() || gone || !connection.has_output() => {
-                        self.peers.remove(&id);
+                        self.end(id);
                     }
                     // The host process gave up before the guest answered.
                     Phase::Requested if gone => {
@@ -276,6 +296,7 @@ fn watch(poller: &Poller<Wake>, stream: &UnixStream, id: u32) -> Result<(), Queu
 
 impl Service for Hub {
     fn begin(&mut self, context: &mut Context) -> Result<(), QueueError> {
+        self.synchronous = context.determinism.is_enabled();
         context
             .poller
             .add(&self.listener, EventSet::IN, Wake::Source(LISTENER))?;
@@ -284,6 +305,7 @@ impl Service for Hub {
             match peer {
                 Peer::Greeting(greeting) => watch(&context.poller, &greeting.stream, id)?,
                 Peer::Stream(connection) => watch(&context.poller, &connection.stream, id)?,
+                Peer::Ended(_) => {}
             }
         }
         Ok(())
@@ -319,6 +341,7 @@ impl Service for Hub {
         self.peers.values().all(|peer| match peer {
             Peer::Greeting(..) => true,
             Peer::Stream(connection) => unix::unread(&connection.stream) == 0,
+            Peer::Ended(stream) => unix::unread(stream) == 0,
         })
     }
 
@@ -332,7 +355,10 @@ impl Service for Hub {
     fn tick(&mut self, context: &mut Context) -> Result<(), QueueError> {
         self.outside = context.outside;
         self.transport_reset.advance(context)?;
-        if context.determinism.is_enabled() && context.outside {
+        if self.synchronous && context.outside {
+            // The processor has waited for the host processes that read them.
+            self.peers
+                .retain(|_, peer| !matches!(peer, Peer::Ended(stream) if unix::unread(stream) == 0));
             // Those that were passed over meanwhile, in an order that every run has.
             let mut ids: Vec<u32> = self.peers.keys().copied().collect();
             ids.sort_unstable();

@@ -124,7 +124,7 @@ impl VirtioDevice for Vsock {
         let DeviceState::Vsock { guest_cid, streams } = *state else {
             return Err(DeviceState::FOREIGN);
         };
-        // A driver reads its context id again when it is told.
+        // A driver reads its context id again after a transport reset.
         let outdated = streams || guest_cid != self.guest_cid;
         if outdated && let Ok(hub) = self.engine.service_mut() {
             hub.reset_transport();

@@ -96,19 +96,7 @@ pub(super) fn restrict(supported: &[kvm_cpuid_entry2], model: Option<CpuModel>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn entry(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
-        let [eax, ebx, ecx, edx] = registers;
-        kvm_cpuid_entry2 {
-            function,
-            index,
-            eax,
-            ebx,
-            ecx,
-            edx,
-            ..kvm_cpuid_entry2::default()
-        }
-    }
+    use crate::accel::kvm::x86_64::cpuid::tests::entry;
 
     /// A host that has everything.
     fn host() -> Vec<kvm_cpuid_entry2> {

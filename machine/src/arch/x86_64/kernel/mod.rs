@@ -197,22 +197,8 @@ fn place_initrd(ram: u64, kernel: &Kernel, len: u64) -> Result<u64, Error> {
 mod tests {
     use super::*;
 
+    use crate::arch::x86_64::testing::elf;
     use crate::memory::{Bytes, GuestAddress, allocate, part_of as part};
-
-    /// An ELF file with one segment of `data` at physical address `at`, entered there.
-    fn elf(at: u64, data: &[u8], memsz: u64) -> Vec<u8> {
-        let mut file = vec![0; 0x1000];
-        file[..20].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0");
-        file[24..32].copy_from_slice(&at.to_le_bytes());
-        file[32..40].copy_from_slice(&64u64.to_le_bytes());
-        file[54..58].copy_from_slice(&[56, 0, 1, 0]);
-        file[64..68].copy_from_slice(&1u32.to_le_bytes());
-        for (offset, value) in [(8, 0x1000), (24, at), (32, data.len() as u64), (40, memsz)] {
-            file[64 + offset..72 + offset].copy_from_slice(&value.to_le_bytes());
-        }
-        file.extend_from_slice(data);
-        file
-    }
 
     /// A bzImage whose payload is `data`.
     fn bzimage(data: &[u8], xloadflags: u16) -> Vec<u8> {

@@ -89,6 +89,14 @@ impl Hub {
             return;
         };
         connection.learn_credit(header.buf_alloc, header.fwd_cnt);
+        let synchronous = self.synchronous;
+        let flush = |connection: &mut Connection| {
+            if synchronous {
+                connection.flush_or_discard();
+                return true;
+            }
+            connection.flush().is_ok()
+        };
         let legal = match (header.op, connection.phase) {
             (op::RESPONSE, Phase::Requested) => {
                 connection.phase = Phase::Open;
@@ -100,7 +108,7 @@ impl Hub {
                 chain.readable.read(HEADER, &mut self.scratch);
                 connection.guest_shutdown & shutdown::SEND == 0
                     && connection.take(&self.scratch)
-                    && connection.flush().is_ok()
+                    && flush(connection)
             }
             (op::SHUTDOWN, Phase::Open) => {
                 connection.guest_shutdown |= header.flags & shutdown::BOTH;
@@ -109,7 +117,7 @@ impl Hub {
                     self.reset(header);
                     return self.close(id);
                 }
-                connection.flush().is_ok()
+                flush(connection)
             }
             (op::CREDIT_UPDATE, Phase::Open) => true,
             (op::CREDIT_REQUEST, Phase::Open) => {
