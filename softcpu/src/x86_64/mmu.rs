@@ -15,7 +15,7 @@ use crate::x86_64::op::{Flow, Stop};
 use crate::x86_64::state::{cr0, cr4, efer};
 
 /// Bits of page table entries.
-mod pte {
+pub(crate) mod pte {
     pub const PRESENT: u64 = 1 << 0;
     pub const WRITE: u64 = 1 << 1;
     pub const USER: u64 = 1 << 2;
@@ -58,18 +58,6 @@ pub(crate) struct Place {
     pub phys: u64,
     /// Host address, where it is RAM.
     pub host: Option<usize>,
-}
-
-/// A page as a program may have it in a TLB.
-#[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-pub(crate) struct UserPage {
-    /// Guest-physical address of the page.
-    pub phys: u64,
-    /// It may be written to, and its entry says that it was.
-    pub writable: bool,
-    /// Code may be fetched.
-    pub executable: bool,
 }
 
 struct Leaf {
@@ -204,36 +192,8 @@ impl Cpu {
         }
     }
 
-    /// What a processor may take into its TLB of the page at `addr` without an access to it: nothing where an
-    /// entry has not been accessed before. Changes nothing.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    pub(crate) fn peek(&self, addr: u64) -> Option<UserPage> {
-        let mut table = self.cr3 & pte::ADDRESS;
-        let mut rights = pte::WRITE | pte::USER;
-        for level in (0..4).rev() {
-            let word = self.ram.word(table + (addr >> (12 + 9 * level) & 511) * 8)?;
-            let entry = word.load(Ordering::Acquire);
-            let leaf = level == 0 || (level < 3 && entry & pte::LARGE != 0);
-            let needed = pte::PRESENT | pte::USER | pte::ACCESSED;
-            if entry & needed != needed || entry & self.reserved_bits(level, leaf) != 0 {
-                return None;
-            }
-            rights = rights & entry & (pte::WRITE | pte::USER) | (rights | entry) & pte::NX;
-            if leaf {
-                let inside = (1u64 << (12 + 9 * level)) - 1;
-                return Some(UserPage {
-                    phys: (entry & pte::ADDRESS & !inside | addr & inside) & PAGE_MASK,
-                    writable: rights & pte::WRITE != 0 && entry & pte::DIRTY != 0,
-                    executable: rights & pte::NX == 0,
-                });
-            }
-            table = entry & pte::ADDRESS;
-        }
-        None
-    }
-
     /// Bits that an entry must not have, at levels 3 (512 GiB for each entry) to 0 (a page).
-    fn reserved_bits(&self, level: u32, leaf: bool) -> u64 {
+    pub(crate) fn reserved_bits(&self, level: u32, leaf: bool) -> u64 {
         let mut reserved = pte::RESERVED;
         if self.efer & efer::NXE == 0 {
             reserved |= pte::NX;

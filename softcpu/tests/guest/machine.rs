@@ -363,6 +363,12 @@ impl Machine {
         })
     }
 
+    /// Lets the first processor begin again, with another program at [`USER`].
+    pub fn restart(&mut self, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
+        self.assemble(USER, 64, write);
+        begin(&mut self.cpu);
+    }
+
     /// Runs to an exception.
     pub fn trap(&mut self) -> Trap {
         match self.run() {
@@ -396,13 +402,20 @@ impl Machine {
 
 /// Processor `id`, in 64-bit mode at [`KERNEL`].
 fn processor(ram: &Arc<Ram>, platform: &Arc<Platform>, id: u32) -> Box<Cpu> {
+    let mut cpu = Box::new(Cpu::new(Arc::clone(ram), Arc::clone(platform), id).unwrap());
+    begin(&mut cpu);
+    cpu.unpark();
+    cpu
+}
+
+/// Lets a processor begin at [`KERNEL`].
+fn begin(cpu: &mut Cpu) {
     let flat = |selector, access| Segment {
         selector,
         base: 0,
         limit: !0,
         access,
     };
-    let mut cpu = Box::new(Cpu::new(Arc::clone(ram), Arc::clone(platform), id).unwrap());
     cpu.set_control(
         cr0::PE | cr0::WP | cr0::PG | cr0::NE,
         PML4,
@@ -424,8 +437,6 @@ fn processor(ram: &Arc<Ram>, platform: &Arc<Platform>, id: u32) -> Box<Cpu> {
     cpu.set_tables(table(GDT, 0x3f), table(IDT, 0xfff));
     cpu.gpr[reg::RSP] = STACK;
     cpu.rip = KERNEL;
-    cpu.unpark();
-    cpu
 }
 
 /// Every exception's handler. Tests make many machines: the code is made once.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::helper::{Call, map, unmap};
+use super::stub::{Call, map, unmap};
 
 const PAGE: u64 = 4096;
 
@@ -39,6 +39,15 @@ impl Mirror {
     /// How many pages are mapped.
     pub fn len(&self) -> usize {
         self.pages.len()
+    }
+
+    /// How many of them will still be.
+    pub fn kept(&self) -> usize {
+        let gone = self
+            .changes
+            .iter()
+            .filter(|(at, page)| page.is_none() && self.pages.contains_key(at));
+        self.pages.len() - gone.count()
     }
 
     /// The page at `addr` as it is or will be mapped.
@@ -172,6 +181,9 @@ mod tests {
         assert_eq!(mirror.len(), 4);
         mirror.set(0x1000, None);
         mirror.set(0x2000, None);
+        mirror.set(0x8000, page(0));
+        assert_eq!((mirror.len(), mirror.kept()), (4, 2));
+        mirror.set(0x8000, None);
         assert_eq!(mirror.get(0x2fff), None);
         assert_eq!(mirror.calls(), [unmap(0x1000, 0x2000)]);
         assert_eq!(mirror.calls(), Vec::<Call>::new());

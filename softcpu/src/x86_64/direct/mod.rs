@@ -3,8 +3,10 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `stub`, `helper` | the process and how it is driven |
+//! | `stub`, `process` | the process: what it has and may do |
+//! | `helper` | how it is driven |
 //! | `mirror` | what is mapped in it |
+//! | `tables` | what the guest's page tables say |
 //! | `sensitive` | which code does not run directly |
 //! | `helpers` | the helpers of a processor |
 //! | `policy` | when it pays to use them |
@@ -15,17 +17,20 @@ pub(crate) mod helper;
 pub(crate) mod helpers;
 mod mirror;
 mod policy;
+mod process;
 mod registers;
 mod run;
 mod sensitive;
 mod stub;
+mod tables;
 mod vectors;
 
 use std::io;
 
 use crate::x86_64::features::Features;
 
-pub use helper::{Helper, ram_file, try_out};
+pub use helper::{Helper, try_out};
+pub use process::ram_file;
 
 /// Whether programs of a processor with these extensions can run on the host's: an instruction that the host
 /// does not have may be another one there (LZCNT is BSR).

@@ -13,17 +13,17 @@ use std::time::Duration;
 const BUDGET: RangeInclusive<u64> = 512..=1 << 16;
 const FIRST_BUDGET: u64 = 2048;
 /// Instructions that are interpreted in all before an address space has a helper: most processes that a shell
-/// starts end before.
-const TRIAL: u64 = 100_000;
+/// starts end before. More of them where address spaces did not pay that had a helper.
+const TRIAL: RangeInclusive<u64> = 100_000..=1 << 22;
 /// How many times faster than interpreted a program runs directly, with care.
 const SPEEDUP: u32 = 8;
 /// Interpreted instructions in a microsecond, about.
 const INSTRUCTIONS_PER_MICROSECOND: u64 = 150;
 /// What does not pay is tried again after so many times its cost, doubled with each time: then little is lost.
 const PAUSE: u64 = 4;
-const MOST_FAILURES: u32 = 3;
+const MOST_FAILURES: u32 = 5;
 /// The longest pause, but for what a single try cost: programs change, too.
-const LONGEST_PAUSE: u64 = 1 << 18;
+const LONGEST_PAUSE: u64 = 1 << 22;
 /// Address spaces that are remembered.
 const SPACES: usize = 32;
 
@@ -37,11 +37,27 @@ struct Space {
     not_before: u64,
     /// Tries in a row that did not pay.
     failures: u32,
+    /// Whether one ever paid.
+    paid: bool,
 }
 
-/// What is known of the address spaces of a processor, the last one first.
-#[derive(Debug, Default)]
-pub(super) struct Policy(Vec<Space>);
+/// What is known of the address spaces of a processor.
+#[derive(Debug)]
+pub(super) struct Policy {
+    /// The last one first.
+    spaces: Vec<Space>,
+    /// See [`TRIAL`].
+    trial: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            spaces: Vec::new(),
+            trial: *TRIAL.start(),
+        }
+    }
+}
 
 impl Policy {
     /// The number of instructions at which a program may run directly that its kernel returns to now, at
@@ -64,32 +80,57 @@ impl Policy {
             space.failures = 0;
             space.not_before = 0;
             space.budget = (space.budget / 2).max(*BUDGET.start());
+            if !std::mem::replace(&mut space.paid, true) {
+                self.trial = (self.trial / 2).max(*TRIAL.start());
+            }
             return;
         }
         let lost = (cost - direct * SPEEDUP).as_micros() as u64 * INSTRUCTIONS_PER_MICROSECOND;
         space.budget = (space.budget * 2).min(*BUDGET.end());
         let least = lost * PAUSE;
-        space.not_before = retired + least.max((least << space.failures).min(LONGEST_PAUSE));
+        let pause = least.max((least << space.failures).min(LONGEST_PAUSE));
+        space.not_before = space.not_before.max(retired + pause);
         space.failures = (space.failures + 1).min(MOST_FAILURES);
     }
 
+    /// Another process has this root now.
+    pub fn renew(&mut self, root: u64, retired: u64) {
+        if let Some(index) = self.spaces.iter().position(|space| space.root == root) {
+            let old = self.spaces.remove(index);
+            self.forget(&old);
+        }
+        self.space(root, retired);
+    }
+
+    /// Takes leave of an address space: where nothing paid in it, the next ones are tried later.
+    fn forget(&mut self, space: &Space) {
+        if space.failures > 0 && !space.paid {
+            self.trial = (self.trial * 2).min(*TRIAL.end());
+        }
+    }
+
     fn space(&mut self, root: u64, retired: u64) -> &mut Space {
-        let found = self.0.iter().position(|space| space.root == root);
+        let found = self.spaces.iter().position(|space| space.root == root);
         match found {
             Some(0) => {}
-            Some(index) => self.0[..=index].rotate_right(1),
+            Some(index) => self.spaces[..=index].rotate_right(1),
             None => {
-                self.0.truncate(SPACES - 1);
+                if self.spaces.len() == SPACES
+                    && let Some(oldest) = self.spaces.pop()
+                {
+                    self.forget(&oldest);
+                }
                 let space = Space {
                     root,
                     budget: FIRST_BUDGET,
-                    not_before: retired + TRIAL,
+                    not_before: retired + self.trial,
                     failures: 0,
+                    paid: false,
                 };
-                self.0.insert(0, space);
+                self.spaces.insert(0, space);
             }
         }
-        &mut self.0[0]
+        &mut self.spaces[0]
     }
 }
 
@@ -99,6 +140,7 @@ mod tests {
 
     const SHORT: Duration = Duration::from_micros(1);
     const LONG: Duration = Duration::from_micros(100);
+    const TRIAL: u64 = *super::TRIAL.start();
 
     #[test]
     fn what_pays_is_tried_sooner_and_what_does_not_later() {
@@ -137,6 +179,29 @@ mod tests {
         policy.plan(1000, 0);
         assert_eq!(policy.plan(0, TRIAL), TRIAL + FIRST_BUDGET);
         assert_eq!(policy.plan(1, TRIAL), 2 * TRIAL);
-        assert_eq!(policy.0.len(), SPACES);
+        assert_eq!(policy.spaces.len(), SPACES);
+    }
+
+    #[test]
+    fn processes_that_end_before_it_pays_let_the_next_ones_wait() {
+        let mut policy = Policy::default();
+        let trial = |policy: &mut Policy, root| policy.plan(root, 0).max(FIRST_BUDGET);
+        assert_eq!(trial(&mut policy, 1), TRIAL);
+        // One that was never tried says nothing.
+        policy.renew(1, 0);
+        assert_eq!(trial(&mut policy, 1), TRIAL);
+        for doubled in 1..=3 {
+            policy.learn(1, 0, SHORT, LONG);
+            policy.renew(1, 0);
+            assert_eq!(trial(&mut policy, 1), TRIAL << doubled);
+        }
+        policy.learn(1, 0, LONG, LONG);
+        policy.renew(1, 0);
+        assert_eq!(trial(&mut policy, 1), TRIAL << 2);
+        for root in 2..100 {
+            policy.plan(root, 0);
+            policy.learn(root, 0, SHORT, LONG);
+        }
+        assert_eq!(trial(&mut policy, 100), *super::TRIAL.end());
     }
 }

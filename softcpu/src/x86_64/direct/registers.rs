@@ -16,6 +16,16 @@ pub(super) const STACK: u16 = 0x2b;
 /// RFLAGS bits that a program sets itself and that mean the same to the host.
 const FLAGS: u64 = rflag::STATUS | rflag::DF | rflag::ID;
 
+/// `si_code` of exceptions of which the host's kernel says no more.
+const SI_KERNEL: i32 = 0x80;
+
+const INT_80: [u8; 2] = [0xcd, 0x80];
+const INT_3: [u8; 2] = [0xcd, 3];
+const INT_4: [u8; 2] = [0xcd, 4];
+const INT1: u8 = 0xf1;
+const INT3: u8 = 0xcc;
+const INTO: u8 = 0xce;
+
 /// Access rights of a flat data segment of programs.
 const FLAT: u16 = 0x80f3;
 
@@ -116,6 +126,12 @@ impl Cpu {
                 address,
                 ..
             } => self.rip = address,
+            // INT 4 and INTO, which are traps as well.
+            Stop::Exception {
+                signal: libc::SIGSEGV,
+                code: SI_KERNEL,
+                ..
+            } => self.rip = self.rip.wrapping_sub(self.overflow_length(from)),
             _ => {}
         }
         let keep = self.rflags() & !(FLAGS | rflag::TF | rflag::AC | rflag::NT);
@@ -129,6 +145,10 @@ impl Cpu {
             self.take_segment(number, selector as u16, base);
         }
         if from.cs as u16 != CODE {
+            // Where a 32-bit program goes on after SYSCALL and SYSENTER is the kernel's choice, which the
+            // host's has made already: nobody knows where they were.
+            let lost = stop == Stop::SystemCall && self.bytes_before(from.rip) != INT_80;
+            self.rip = if lost { 0 } else { self.rip & u64::from(u32::MAX) };
             // A far jump to the host's segment for 32-bit programs, which is the guest's.
             let access = FLAT | 0x8 | Segment::D;
             self.take_segment(seg::SS, from.ss as u16, 0);
@@ -136,21 +156,41 @@ impl Cpu {
         }
     }
 
-    /// Bytes of the trap that ended just before `rip`: INT3 and INT1 have one, INT 3 has two.
+    /// Bytes of the trap that ended just before `rip`. Below some hypervisors INT1 has not ended then.
     fn trap_length(&self, rip: u64) -> u64 {
-        let last = rip.wrapping_sub(1);
-        let mut byte = [0];
-        if let Some(page) = self.peek(last) {
-            self.ram.read(page.phys | last & !PAGE_MASK, &mut byte);
+        match self.bytes_before(rip) {
+            INT_3 => 2,
+            [_, INT3 | INT1] => 1,
+            _ => 0,
         }
-        if byte[0] == 3 { 2 } else { 1 }
     }
 
-    /// A data segment that the program may have loaded: Linux has one, and the null segment.
+    /// Bytes of the INT 4 or INTO that ended just before the instruction pointer, if one did.
+    fn overflow_length(&self, from: &libc::user_regs_struct) -> u64 {
+        match self.bytes_before(from.rip) {
+            INT_4 => 2,
+            [_, INTO] if from.cs as u16 != CODE => 1,
+            _ => 0,
+        }
+    }
+
+    /// The two bytes of code before `rip`; zeros where there is none.
+    fn bytes_before(&self, rip: u64) -> [u8; 2] {
+        let mut bytes = [0; 2];
+        for (back, byte) in (1..=2).zip(bytes.iter_mut().rev()) {
+            let at = rip.wrapping_sub(back);
+            if let Some(page) = self.peek(at) {
+                self.ram
+                    .read(page.phys | at & !PAGE_MASK, std::slice::from_mut(byte));
+            }
+        }
+        bytes
+    }
+
+    /// A data segment that the program may have loaded, by the guest's table, whose first entries are the host's.
     fn take_segment(&mut self, number: usize, selector: u16, base: u64) {
-        if self.seg[number].selector != selector {
-            let access = if selector & !3 == 0 { 0 } else { FLAT | Segment::D };
-            self.seg[number] = flat(selector, base, access);
+        if self.seg[number].selector != selector && self.load_segment(number, selector).is_err() {
+            self.seg[number] = flat(selector, base, FLAT | Segment::D);
         }
         self.seg[number].base = base;
         self.seg_base[number] = base;
@@ -181,8 +221,9 @@ impl Cpu {
         vectors
     }
 
-    /// Takes what a helper has.
-    pub(super) fn take_vectors(&mut self, vectors: &Vectors) {
+    /// Takes what a helper has. `false` where the program used registers that it does not have.
+    #[must_use]
+    pub(super) fn take_vectors(&mut self, vectors: &Vectors) -> bool {
         let Vectors { legacy, upper } = vectors;
         let mut header = [0; 24];
         for (eight, word) in header.as_chunks_mut::<8>().0.iter_mut().zip(legacy) {
@@ -199,5 +240,6 @@ impl Cpu {
         if self.has_ymm() {
             self.ymm_upper = std::array::from_fn(|n| wide(upper, n));
         }
+        self.has_ymm() || upper.iter().all(|word| *word == 0)
     }
 }

@@ -5,10 +5,11 @@ use std::io;
 use std::time::Duration;
 
 use super::check;
-use super::helper::{CALLS, Helper, Stop};
+use super::helper::{END, Helper, Stop};
 use super::helpers::{Helpers, Slot, Spent, Wanted};
 use super::registers::{CODE, STACK};
 use super::sensitive::{self, AFTER, BEFORE, Places};
+use super::stub::CALLS;
 use crate::core::changes::Changes;
 use crate::core::clock::Clock;
 use crate::core::page::{PAGE, PAGE_MASK};
@@ -20,10 +21,10 @@ use crate::x86_64::state::{CodeSize, cr0, cr4, efer, seg};
 const LATER: u64 = 4096;
 /// The first address that may be mapped: the host keeps what is below (`vm.mmap_min_addr`).
 const FIRST: u64 = 0x1_0000;
-/// The end of the addresses that a process of the host has.
-const END: u64 = 0x7fff_ffff_f000;
 /// Pages around the one that was missing which are mapped with it, where the guest has them.
 const AROUND: u64 = 4;
+/// Pages that say nothing about an address space.
+const FEW: usize = 16;
 /// Bytes of the longest instruction.
 const LONGEST: u64 = 15;
 
@@ -82,6 +83,9 @@ impl Cpu {
             && data
                 .iter()
                 .all(|number| matches!(self.seg[*number].selector, 0 | STACK))
+            // The host lets no tracer set others.
+            && self.seg_base[seg::FS] < END
+            && self.seg_base[seg::GS] < END
             && self.rflags & (flags | rflag::IF) == rflag::IF
             && self.cr0 & (cr0::EM | cr0::TS) == 0
             && self.cr4 & cr4::OSFXSR != 0
@@ -127,7 +131,8 @@ impl Cpu {
             }
         };
         match stop {
-            None | Some(Stop::SystemCall) => {}
+            None => self.direct_at = self.direct_at.max(after_exception),
+            Some(Stop::SystemCall) => {}
             // What came in is looked at first.
             Some(Stop::Interrupted) => self.direct_at = self.retired,
             Some(Stop::Exception {
@@ -135,6 +140,11 @@ impl Cpu {
                 code: libc::TRAP_TRACE,
                 ..
             }) => self.single_stepped(),
+            // Which instruction it was is not known any more.
+            Some(Stop::Beyond) => {
+                let _ = self.undefined::<()>();
+                self.deliver_fault();
+            }
             Some(Stop::Exception { address, .. }) => {
                 if let Some(changes) = &mut self.tlb.changes {
                     changes.found.push(address);
@@ -149,10 +159,19 @@ impl Cpu {
 
     /// `None` where it could not run.
     fn run_in(&mut self, helpers: &mut Helpers) -> io::Result<Option<Stop>> {
-        let Some(slot) = helpers.choose(self.root())? else {
+        let root = self.root();
+        let Some(slot) = helpers.choose(root)? else {
             return Ok(None);
         };
-        if !self.refresh(slot) {
+        let before = slot.mirror.len();
+        let runs = self.refresh(slot);
+        // Nothing of what was mapped is still so: the process has ended, and another one has its page tables.
+        if before >= FEW && slot.mirror.kept() * 8 < before {
+            slot.clear()?;
+            helpers.policy.renew(root, self.retired);
+            return Ok(None);
+        }
+        if !runs {
             return Ok(None);
         }
         // From here on an interruption stops the helper.
@@ -180,6 +199,7 @@ impl Cpu {
             }
         }
         slot.set_traps()?;
+        slot.stay_here();
         slot.helper.set_registers(&self.to_host())?;
         let vectors = self.vectors();
         slot.helper.set_vectors(&vectors, slot.vectors.as_ref())?;
@@ -187,7 +207,6 @@ impl Cpu {
             slot.vectors = Some(vectors);
             return Ok(Some(Stop::Interrupted));
         }
-        slot.stay_here();
         self.counters.direct_runs += 1;
         let begin = slot.helper.time();
         let stop = slot.helper.run()?;
@@ -198,10 +217,13 @@ impl Cpu {
         };
         slot.time = end;
         let registers = slot.helper.registers()?;
-        let vectors = slot.helper.vectors()?;
-        slot.vectors = Some(vectors);
-        self.take_vectors(&vectors);
+        slot.vectors = slot.helper.vectors()?;
         self.take_from_host(&registers, stop);
+        let known = slot.vectors.is_some_and(|vectors| self.take_vectors(&vectors));
+        if !known {
+            helpers.spent = spent;
+            return Ok(Some(Stop::Beyond));
+        }
         // A program that goes back and forth to code which has to be interpreted, in a page that is mapped for
         // its data only, runs for less than the host takes for the exception.
         if matches!(stop, Stop::Exception { address, .. } if address == self.rip) && slot.holds(self.rip) {
@@ -242,7 +264,8 @@ impl Cpu {
         self.tlb.changes = Some(changes);
         self.add(slot, self.rip, Need::Fetch);
         // The guest must not have a page where the helper has its own.
-        slot.executes(self.rip) && self.peek(slot.helper.own().start).is_none()
+        let mut own = slot.helper.own().step_by(PAGE as usize);
+        slot.executes(self.rip) && own.all(|page| !self.is_present(page))
     }
 
     /// Looks at a page again that may have changed. One that has is not mapped until it is needed: where
@@ -359,7 +382,8 @@ impl Slot {
         // SAFETY: has no preconditions.
         let processor = unsafe { libc::sched_getcpu() };
         if processor >= 0 && processor != self.processor {
-            self.helper.stay_on(processor);
+            // Where it fails, things are slower.
+            let _ = self.helper.stay_on(processor as usize);
             self.processor = processor;
         }
     }

@@ -1,8 +1,9 @@
 //! Instructions that programs may execute and that say something about the host: they do not run directly.
 //!
 //! CPUID and XGETBV name the host's features, which the guest's kernel does not know and whose registers it
-//! does not save. XSAVE and its kin write and read areas that the host's features decide on. LSL and RDPID are
-//! how Linux's vDSO finds out the number of the processor.
+//! does not save; PKRU is such a register. XSAVE and its kin write and read areas that the host's features decide
+//! on. LSL and RDPID are how Linux's vDSO finds out the number of the processor. Of SYSENTER the host's kernel
+//! keeps no address.
 //!
 //! Nobody knows where instructions begin, so each place that has the bytes of one counts. A breakpoint of the
 //! host's processor stands at each; where the bytes are a part of another instruction it never goes off. There
@@ -82,8 +83,12 @@ fn is_suspect(bytes: &[u8]) -> bool {
     // Without branches, so that the compiler takes many bytes at once.
     let pairs = bytes.iter().zip(&bytes[1..]);
     pairs.fold(false, |found, (first, second)| {
-        let known =
-            (*second == 0xa2) | (*second == 0x01) | (*second == 0x03) | (*second == 0xae) | (*second == 0xc7);
+        let known = (*second == 0xa2)
+            | (*second == 0x01)
+            | (*second == 0x03)
+            | (*second == 0x34)
+            | (*second == 0xae)
+            | (*second == 0xc7);
         found | (*first == 0x0f) & known
     })
 }
@@ -94,8 +99,10 @@ fn begins(bytes: &[u8], at: usize) -> bool {
     match bytes[at..at + 3] {
         // CPUID.
         [0x0f, 0xa2, _] => true,
-        // XGETBV.
-        [0x0f, 0x01, 0xd0] => true,
+        // XGETBV, RDPKRU, WRPKRU.
+        [0x0f, 0x01, 0xd0 | 0xee | 0xef] => true,
+        // SYSENTER.
+        [0x0f, 0x34, _] => true,
         // LSL of a register.
         [0x0f, 0x03, 0xc0..=0xff] => true,
         // XSAVE, XRSTOR and XSAVEOPT of memory; XSAVEC.
@@ -134,6 +141,8 @@ mod tests {
             (&[0x0f, 0xa2][..], &[0][..]),
             (&[0x66, 0x0f, 0xa2], &[0, 1]),
             (&[0x0f, 0x01, 0xd0], &[0]),
+            (&[0x0f, 0x01, 0xef], &[0]),
+            (&[0x0f, 0x34], &[0]),
             (&[0x0f, 0x03, 0xc0], &[0]),
             (&[0xf3, 0x0f, 0xc7, 0xf8], &[0, 1]),
             (&[0xf3, 0x41, 0x0f, 0xc7, 0xff], &[0, 1, 2]),

@@ -30,6 +30,8 @@ pub(super) struct Vectors {
 pub(super) struct Layout {
     /// The word at which the upper halves of the YMM registers begin, if the host has such registers.
     upper: Option<usize>,
+    /// Programs of the host may write PKRU, which no bit of the header speaks of.
+    pkru: bool,
 }
 
 impl Vectors {
@@ -42,8 +44,10 @@ impl Vectors {
 
 impl Layout {
     pub fn of_host() -> Layout {
+        // OSPKE.
+        let pkru = __cpuid_count(7, 0).ecx >> 4 & 1 != 0;
         if !std::is_x86_feature_detected!("avx") {
-            return Layout { upper: None };
+            return Layout { upper: None, pkru };
         }
         // AVX is component 2: EAX says how many bytes it has, EBX where they begin.
         let leaf = __cpuid_count(13, 2);
@@ -51,6 +55,7 @@ impl Layout {
         let fits = leaf.eax == UPPER_BYTES && leaf.ebx.is_multiple_of(8) && at >= COMPONENTS;
         Layout {
             upper: fits.then_some(at),
+            pkru,
         }
     }
 
@@ -70,6 +75,19 @@ impl Layout {
             vectors.upper.copy_from_slice(&area[at..at + UPPER]);
         }
         vectors
+    }
+
+    /// Whether a program may have used registers that are none of these: at once, from the area up to
+    /// [`Layout::words`].
+    pub fn may_be_beyond(self, area: &[u64]) -> bool {
+        self.pkru || area[HEADER] & !(xcr0::X87 | xcr0::SSE | xcr0::AVX) != 0
+    }
+
+    /// Whether such registers are not as they were in another area. Both are whole.
+    pub fn is_beyond(self, area: &[u64], initial: &[u64]) -> bool {
+        let known = self.upper.map_or(0..0, |at| at..at + UPPER);
+        let mut words = area.iter().zip(initial).enumerate().skip(COMPONENTS);
+        words.any(|(at, (now, before))| now != before && !known.contains(&at))
     }
 
     /// The area with these registers; all other components are in their initial state.
@@ -114,7 +132,7 @@ mod tests {
     fn the_layout_is_the_hosts() {
         let layout = Layout::of_host();
         if !std::is_x86_feature_detected!("avx") || !std::is_x86_feature_detected!("xsave") {
-            assert_eq!(layout, Layout { upper: None });
+            assert_eq!(layout.upper, None);
             return;
         }
         let upper = [0x1122_3344_5566_7788, 0x99aa_bbcc_ddee_ff00];
@@ -133,7 +151,7 @@ mod tests {
             upper: std::array::from_fn(|n| 100 + n as u64),
         };
         for (upper, components) in [(None, 0b11), (Some(72), 0b111), (Some(80), 0b111)] {
-            let layout = Layout { upper };
+            let layout = Layout { upper, pkru: false };
             let mut area = vec![u64::MAX; layout.words() + 20];
             layout.write(&vectors, &mut area);
             assert_eq!(area[HEADER], components);
@@ -149,5 +167,30 @@ mod tests {
             };
             assert_eq!(layout.read(&area), expected);
         }
+    }
+
+    #[test]
+    fn registers_that_the_guest_does_not_have_are_found() {
+        for upper in [None, Some(72), Some(80)] {
+            let layout = Layout { upper, pkru: false };
+            let initial = vec![0; 200];
+            let mut area = initial.clone();
+            area[HEADER] = 7;
+            assert!(!layout.may_be_beyond(&area));
+            area[HEADER] = 0xe7;
+            assert!(layout.may_be_beyond(&area));
+            // What is in use may still be as it was at first.
+            assert!(!layout.is_beyond(&area, &initial));
+            for (at, known) in [(0, true), (HEADER, true), (76, upper == Some(72)), (199, false)] {
+                let mut used = area.clone();
+                used[at] ^= 1;
+                assert_eq!(layout.is_beyond(&used, &initial), !known, "{at} {upper:?}");
+            }
+        }
+        let layout = Layout {
+            upper: None,
+            pkru: true,
+        };
+        assert!(layout.may_be_beyond(&[0; 200]));
     }
 }
