@@ -65,9 +65,8 @@ fn child(what: &str, home: &Path) -> ! {
         tcp: kind == Kind::Network,
         network: kind == Kind::Network || !may_leave_network(),
         capabilities: Vec::new(),
-        direct: kind == Kind::Direct,
     };
-    sandbox::confine(Mode::Required, &plan, || {}).unwrap();
+    sandbox::confine(Mode::Required, &plan, || kind == Kind::Direct).unwrap();
     let home = home.to_owned();
     let done = sandbox::spawn("tried", kind, move || attempt(&home))
         .unwrap()

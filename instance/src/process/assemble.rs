@@ -74,20 +74,19 @@ pub struct Assembly {
     terminal_size: TerminalSize,
 }
 
-/// Starts the processes in which the guest's programs run, where that is wanted.
-fn start_helpers(chosen: &Chosen, direct: Direct, cpus: u32) {
-    if !direct.is_wanted() {
-        return;
+/// Starts the processes in which the guest's programs run, where that is wanted. Returns whether there are any.
+fn start_helpers(chosen: &Chosen, direct: Direct, cpus: u32) -> bool {
+    if direct == Direct::Off {
+        return false;
     }
-    match chosen.run_directly(cpus.try_into().unwrap_or(u8::MAX)) {
-        Err(error) if direct == Direct::On => {
-            tracing::warn!(
-                "the guest's programs are interpreted: this host does not run them directly: {error}"
-            );
-        }
-        Err(error) => tracing::debug!("the guest's programs are interpreted: {error}"),
-        Ok(()) => {}
+    let interpreted = "the guest's programs are interpreted: this host does not run them directly";
+    let started = chosen.run_directly(cpus.try_into().unwrap_or(u8::MAX));
+    match &started {
+        Err(error) if direct == Direct::On => tracing::warn!("{interpreted}: {error}"),
+        Err(error) => tracing::debug!("{interpreted}: {error}"),
+        Ok(_) => {}
     }
+    started.unwrap_or(false)
 }
 
 /// Rows and columns of a terminal, if there is one.
@@ -148,7 +147,7 @@ impl Assembly {
         // Confined, the process could not look for it, and as root it would make one.
         network::check_device(&record.config.network)?;
         let mode = self.per_run.host.sandbox;
-        if mode == Mode::Off && !self.per_run.host.direct.is_wanted() {
+        if mode == Mode::Off && self.per_run.host.direct == Direct::Off {
             return Ok(());
         }
         let Fresh { image, root } = match self.fresh.take() {
@@ -167,10 +166,8 @@ impl Assembly {
             Some(Timing::Table) | None => None,
         };
         let outputs: Vec<_> = self.per_run.outputs.iter().chain(timing).cloned().collect();
-        let mut plan = confine::plan(record, directory, &self.home, &image, &outputs)?;
-        // Only Landlock keeps a thread that may trace from tracing others' processes.
-        let alone = mode == Mode::Off || Offer::of_host().files.is_ok();
-        plan.direct = self.per_run.host.direct.is_wanted() && alone;
+        let plan = confine::plan(record, directory, &self.home, &image, &outputs)?;
+        let direct = self.direct(mode);
         self.fresh = Some(Fresh {
             image: Arc::clone(&image),
             root,
@@ -178,16 +175,28 @@ impl Assembly {
         if removes && Offer::of_host().files.is_ok() {
             self.janitor = Some(Janitor::start(directory)?);
         }
-        let direct = match plan.direct {
-            true => self.per_run.host.direct,
-            false => Direct::Off,
-        };
         let cpus = record.config.cpus.unwrap_or(image.manifest().default_cpus);
         let missing = sandbox::confine(mode, &plan, || start_helpers(&chosen, direct, cpus))?;
         if let Some(missing) = missing {
             tracing::warn!("this host confines the process in part only: {missing}");
         }
         Ok(())
+    }
+
+    /// Whether the guest's programs are to run directly.
+    fn direct(&self, mode: Mode) -> Direct {
+        // Only Landlock keeps a thread that may trace from tracing others' processes.
+        let alone = mode == Mode::Off || Offer::of_host().files.is_ok();
+        match (self.per_run.host.direct, &self.found) {
+            (Direct::On, _) if !alone => {
+                tracing::warn!("the guest's programs are interpreted: this host has no Landlock");
+                Direct::Off
+            }
+            (Direct::Auto, _) if !alone => Direct::Off,
+            // Its memory would have to be copied: that takes longer than all else of such a launch.
+            (Direct::Auto, Some(Found::Guest(_))) => Direct::Off,
+            (asked, _) => asked,
+        }
     }
 
     /// Looks for the guest that the first run is to go on with. Later runs of this process boot.

@@ -86,15 +86,8 @@ pub enum Direct {
     Off,
     /// They do, or it is said why not.
     On,
-    /// They do where the host allows it.
+    /// They do where the host allows it, and where the guest boots.
     Auto,
-}
-
-impl Direct {
-    /// Whether it is tried.
-    pub fn is_wanted(self) -> bool {
-        self != Direct::Off
-    }
 }
 
 impl From<DiskEngine> for IoEngine {

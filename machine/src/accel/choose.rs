@@ -100,18 +100,18 @@ impl Chosen {
 
     /// Lets the guest's programs run on the host's processor, where its kernel is interpreted: starts the
     /// processes in which they do, for `cpus` processors of one machine. This process must have one thread
-    /// only.
+    /// only. `false` where there is KVM, or each instruction is counted.
     ///
     /// # Errors
     /// When the host gives no such processes, or its processor has less than the guest's.
-    pub fn run_directly(&self, cpus: u8) -> io::Result<()> {
-        if self.kvm.is_none() && !self.repeatable && self.profile.is_none() {
-            let features = CpuModel::features(self.model);
-            let direct = Arc::new(super::soft::Direct::start(cpus, features)?);
-            // Nobody else can have set it: a process is confined once.
-            let _ = self.direct.set(direct);
+    pub fn run_directly(&self, cpus: u8) -> io::Result<bool> {
+        if self.kvm.is_some() || self.repeatable || self.profile.is_some() {
+            return Ok(false);
         }
-        Ok(())
+        let features = CpuModel::features(self.model);
+        let direct = Arc::new(super::soft::Direct::start(cpus, features)?);
+        // Nobody else can have set it: a process is confined once.
+        Ok(self.direct.set(direct).is_ok())
     }
 
     /// The file that the RAM of the next machine is to be in.

@@ -141,7 +141,6 @@ const DIRECT: &[Rule] = &[
     Call(libc::SYS_timer_delete),
     // They stay on the processor that this thread is on.
     Call(libc::SYS_getcpu),
-    Call(libc::SYS_sched_setaffinity),
     // Their end. There is no way to get a descriptor of another process.
     When(libc::SYS_pidfd_send_signal, &[(1, Equal(libc::SIGKILL as u32))]),
 ];

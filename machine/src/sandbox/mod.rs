@@ -75,7 +75,7 @@ pub enum Kind {
     /// The main thread, which builds machines, waits for their end and writes the record; the spawner. All
     /// that any other kind may do, and more.
     Main,
-    /// The same, where processors drive processes in which programs run: [`Plan::direct`].
+    /// The same, where processors drive processes in which programs run.
     MainDirect,
     /// Runs a processor of KVM.
     Kvm,
@@ -149,8 +149,6 @@ pub struct Plan {
     pub network: bool,
     /// Capabilities that are kept if they are there.
     pub capabilities: Vec<Capability>,
-    /// Whether processors drive processes in which the guest's programs run ([`Kind::Direct`]).
-    pub direct: bool,
 }
 
 /// Why a process could not be confined.
@@ -215,12 +213,13 @@ thread_local! {
 
 /// Confines this process until it ends: the calling thread, which must be the only one, and all that
 /// [`spawn`] starts from now on. Returns what the host does not offer. `start` is called where processes can
-/// still be started, and no file can be opened any more that this one may not open.
+/// still be started, and no file can be opened any more that this one may not open. It returns whether
+/// processors drive processes that it has started ([`Kind::Direct`]).
 ///
 /// # Errors
 /// With [`Mode::Required`] when something is missing, and then nothing has changed; otherwise when the kernel
 /// refuses what it says that it offers.
-pub fn confine(mode: Mode, plan: &Plan, start: impl FnOnce()) -> Result<Option<String>, Error> {
+pub fn confine(mode: Mode, plan: &Plan, start: impl FnOnce() -> bool) -> Result<Option<String>, Error> {
     if mode == Mode::Off {
         start();
         return Ok(None);
@@ -243,10 +242,10 @@ pub fn confine(mode: Mode, plan: &Plan, start: impl FnOnce()) -> Result<Option<S
     if offer.files.is_ok() {
         files::restrict(plan).map_err(Error::os("restricting files"))?;
     }
-    start();
+    let drives = start();
     if offer.system_calls.is_ok() {
         violation::report().map_err(Error::os("reporting violations"))?;
-        filter::install(match plan.direct {
+        filter::install(match drives {
             true => Kind::MainDirect,
             false => Kind::Main,
         })

@@ -223,18 +223,25 @@ fn speed(measured: Measured) -> Finding {
 
 /// Whether programs of a guest can run on the host's processor without KVM.
 fn direct() -> Finding {
+    const WHAT: &str = "direct";
+    let interpreted = |why: String| {
+        let found = format!("without KVM, programs are interpreted: {why}");
+        Finding::new(WHAT, Verdict::Fair, found)
+    };
     match soft::try_direct() {
-        Ok(()) => Finding::new(
-            "direct",
-            Verdict::Good,
-            "programs can run without KVM (`--direct on`)",
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => interpreted(error.to_string()),
+        Err(error) => interpreted(format!("this host does not let a process drive another: {error}")).advice(
+            "in a container, allow ptrace (`--cap-add SYS_PTRACE`, or its seccomp profile); elsewhere, see \
+             /proc/sys/kernel/yama/ptrace_scope",
         ),
-        Err(error) => Finding::new(
-            "direct",
-            Verdict::Fair,
-            format!("this host does not let a process drive another: {error}"),
-        )
-        .advice("in a container, allow ptrace (`--cap-add SYS_PTRACE`, or its seccomp profile)"),
+        Ok(()) if Offer::of_host().files.is_err() => {
+            interpreted("a confined process may not drive others where there is no Landlock".into())
+        }
+        Ok(()) => Finding::new(
+            WHAT,
+            Verdict::Good,
+            "without KVM, programs can run on this processor (`--direct on`)",
+        ),
     }
 }
 

@@ -83,7 +83,7 @@ const DIRECT: Words<Direct> = &[
     (
         "auto",
         Direct::Auto,
-        "They run directly where this host allows it",
+        "They run directly where this host allows it and the guest boots: one that goes on from a warm image is interpreted",
     ),
 ];
 const ENDS: Words<End> = &[
@@ -158,6 +158,7 @@ pub struct HostOptions {
         long,
         value_parser = one_of(DIRECT),
         value_name = "WHETHER",
+        env = "KILN_DIRECT",
         default_value = "off",
         help_heading = "Machine"
     )]

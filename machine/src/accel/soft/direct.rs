@@ -10,6 +10,8 @@ use softcpu::x86_64::direct::{Helper, check, ram_file, try_out};
 
 /// Helpers of one processor: as many address spaces are remembered.
 const EACH: usize = 4;
+/// Helpers of a machine with many processors, which have at least one each.
+const MOST: usize = 128;
 
 /// The file of guest RAM, and the helpers that can map it. The first machine takes them all; they end with
 /// the threads of its processors.
@@ -17,6 +19,8 @@ const EACH: usize = 4;
 pub struct Direct {
     file: File,
     helpers: Mutex<Vec<Helper>>,
+    /// Of each processor.
+    each: usize,
 }
 
 impl Direct {
@@ -28,12 +32,15 @@ impl Direct {
         check(features)?;
         try_out()?;
         let file = ram_file()?;
-        let helpers = (0..usize::from(cpus) * EACH)
+        let cpus = usize::from(cpus.max(1));
+        let each = (MOST / cpus).clamp(1, EACH);
+        let helpers = (0..cpus * each)
             .map(|_| Helper::start(file.as_fd()))
             .collect::<io::Result<Vec<_>>>()?;
         Ok(Direct {
             file,
             helpers: Mutex::new(helpers),
+            each,
         })
     }
 
@@ -45,11 +52,21 @@ impl Direct {
     /// Those of one processor.
     pub(super) fn take(&self) -> Vec<Helper> {
         let mut all = self.lock();
-        let rest = all.len().saturating_sub(EACH);
+        let rest = all.len().saturating_sub(self.each);
         all.split_off(rest)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Helper>> {
         self.helpers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tries out whether this host runs programs of a guest directly, with the processor that guests have by
+/// default.
+///
+/// # Errors
+/// With the reason where it does not: [`io::ErrorKind::Unsupported`] where its processor is the reason.
+pub fn try_direct() -> io::Result<()> {
+    check(Features::default())?;
+    try_out()
 }

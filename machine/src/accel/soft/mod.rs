@@ -18,8 +18,7 @@ use crate::irq::Interrupt;
 use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
 use crate::state::Refused;
 
-pub use direct::Direct;
-pub use softcpu::x86_64::direct::try_out as try_direct;
+pub use direct::{Direct, try_direct};
 use vcpu::SoftVcpu;
 
 /// How the processors run.
