@@ -12,6 +12,14 @@ pub(crate) mod helpers {
     pub(crate) enum Helpers {}
 }
 
+/// When programs run directly: never.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum When {
+    /// Where it would pay.
+    #[default]
+    Pays,
+}
+
 /// A process for direct execution, which is not to be had.
 #[derive(Debug)]
 pub enum Helper {}
@@ -59,7 +67,7 @@ pub fn check(_features: Features) -> io::Result<()> {
 
 impl Cpu {
     /// Does nothing: there are no helpers.
-    pub fn run_directly_in(&mut self, _helpers: Vec<Helper>) {}
+    pub fn run_directly_in(&mut self, _helpers: Vec<Helper>, _when: When) {}
 
     /// Whether its programs run directly, where they can.
     pub fn runs_directly(&self) -> bool {

@@ -19,6 +19,7 @@ use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
 use crate::state::Refused;
 
 pub use direct::{Direct, try_direct};
+use softcpu::x86_64::direct::When;
 use vcpu::SoftVcpu;
 
 /// How the processors run.
@@ -48,7 +49,7 @@ pub fn create(options: Options, memory: &Memory, cpus: u8) -> Result<Created, Er
         .map(|id| {
             let mut cpu = Cpu::new(Arc::clone(&ram), Arc::clone(&platform), id).ok_or(Error::NoCpu(id))?;
             if let Some(direct) = &options.direct {
-                cpu.run_directly_in(direct.take());
+                cpu.run_directly_in(direct.take(), When::Pays);
             }
             let memory = Arc::clone(memory);
             let registers = Arc::clone(&registers);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::helper::Helper;
 use super::mirror::{Mirror, Page};
-use super::policy::Policy;
+use super::policy::{Policy, When};
 use super::sensitive::{MOST, Places};
 use super::vectors::Vectors;
 use crate::core::interruption::{self, Timer};
@@ -73,7 +73,7 @@ pub(crate) struct Helpers {
 }
 
 impl Helpers {
-    pub fn new(helpers: Vec<Helper>) -> Helpers {
+    pub fn new(helpers: Vec<Helper>, when: When) -> Helpers {
         let slot = |helper: Helper| Slot {
             mirror: Mirror::new(helper.own()),
             helper,
@@ -94,7 +94,7 @@ impl Helpers {
             timer: None,
             armed: None,
             thread: 0,
-            policy: Policy::default(),
+            policy: Policy::new(when),
             spent: Spent::default(),
         }
     }

@@ -30,6 +30,7 @@ use std::io;
 use crate::x86_64::features::Features;
 
 pub use helper::{Helper, try_out};
+pub use policy::When;
 pub use process::ram_file;
 
 /// Whether programs of a processor with these extensions can run on the host's: an instruction that the host

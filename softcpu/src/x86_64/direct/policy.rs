@@ -27,6 +27,16 @@ const LONGEST_PAUSE: u64 = 1 << 22;
 /// Address spaces that are remembered.
 const SPACES: usize = 32;
 
+/// When programs run directly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum When {
+    /// Where it pays, which depends on the host's clock.
+    #[default]
+    Pays,
+    /// Soon after each return of the kernel, whether it pays or not.
+    Always,
+}
+
 /// An address space, known by the root of its page tables.
 #[derive(Clone, Copy, Debug)]
 struct Space {
@@ -48,27 +58,33 @@ pub(super) struct Policy {
     spaces: Vec<Space>,
     /// See [`TRIAL`].
     trial: u64,
-}
-
-impl Default for Policy {
-    fn default() -> Policy {
-        Policy {
-            spaces: Vec::new(),
-            trial: *TRIAL.start(),
-        }
-    }
+    when: When,
 }
 
 impl Policy {
+    pub fn new(when: When) -> Policy {
+        Policy {
+            spaces: Vec::new(),
+            trial: *TRIAL.start(),
+            when,
+        }
+    }
+
     /// The number of instructions at which a program may run directly that its kernel returns to now, at
     /// `retired`.
     pub fn plan(&mut self, root: u64, retired: u64) -> u64 {
+        if self.when == When::Always {
+            return retired + BUDGET.start();
+        }
         let space = self.space(root, retired);
         (retired + space.budget).max(space.not_before)
     }
 
     /// The same after an exception, whose handling has cost less than a system call.
     pub fn plan_after_exception(&mut self, root: u64, retired: u64) -> u64 {
+        if self.when == When::Always {
+            return retired;
+        }
         let space = self.space(root, retired);
         (retired + space.budget / 16).max(space.not_before)
     }
@@ -144,7 +160,7 @@ mod tests {
 
     #[test]
     fn what_pays_is_tried_sooner_and_what_does_not_later() {
-        let mut policy = Policy::default();
+        let mut policy = Policy::new(When::Pays);
         let root = 0x1000;
         assert_eq!(policy.plan(root, 0), TRIAL);
         assert_eq!(policy.plan(root, TRIAL), TRIAL + FIRST_BUDGET);
@@ -171,7 +187,7 @@ mod tests {
 
     #[test]
     fn address_spaces_are_known_apart_and_the_oldest_is_forgotten() {
-        let mut policy = Policy::default();
+        let mut policy = Policy::new(When::Pays);
         for root in 0..SPACES as u64 {
             policy.plan(root, 0);
         }
@@ -184,7 +200,7 @@ mod tests {
 
     #[test]
     fn processes_that_end_before_it_pays_let_the_next_ones_wait() {
-        let mut policy = Policy::default();
+        let mut policy = Policy::new(When::Pays);
         let trial = |policy: &mut Policy, root| policy.plan(root, 0).max(FIRST_BUDGET);
         assert_eq!(trial(&mut policy, 1), TRIAL);
         // One that was never tried says nothing.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::check;
 use super::helper::{END, Helper, Stop};
 use super::helpers::{Helpers, Slot, Spent, Wanted};
+use super::policy::When;
 use super::registers::{CODE, STACK};
 use super::sensitive::{self, AFTER, BEFORE, Places};
 use super::stub::CALLS;
@@ -42,14 +43,14 @@ enum Need {
 impl Cpu {
     /// Lets programs run in these helpers, which were made for the file of this processor's RAM. It takes as
     /// many of them as address spaces are to be remembered.
-    pub fn run_directly_in(&mut self, helpers: Vec<Helper>) {
+    pub fn run_directly_in(&mut self, helpers: Vec<Helper>, when: When) {
         // Where instructions are time, all of them have to be counted.
         let counts = self.platform.processors.clock != Clock::Host;
         if helpers.is_empty() || counts || check(self.platform.features).is_err() {
             return;
         }
         self.tlb.changes = Some(Box::new(Changes::default()));
-        self.helpers = Some(Box::new(Helpers::new(helpers)));
+        self.helpers = Some(Box::new(Helpers::new(helpers, when)));
     }
 
     /// Whether its programs run directly, where they can.
@@ -275,6 +276,10 @@ impl Cpu {
             return;
         };
         let fetches = before.protection & EXECUTE != 0;
+        // To look for instructions in all of them again, after each switch of address spaces, would cost most.
+        if fetches && self.is_known(slot, addr, Need::Fetch) {
+            return;
+        }
         let need = if fetches { Need::Fetch } else { Need::Data };
         let now = self.wanted(&slot.helper, addr, need);
         slot.put(addr, now, false);
@@ -315,7 +320,7 @@ impl Cpu {
             return false;
         };
         let enough = match need {
-            Need::Fetch => before.protection & EXECUTE != 0,
+            Need::Fetch => page.executable && before.protection & EXECUTE != 0,
             Need::Data if page.writable => before.protection & WRITE != 0,
             Need::Data => before.protection & (EXECUTE | WRITE) != 0,
         };

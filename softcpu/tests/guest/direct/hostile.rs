@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use softcpu::x86_64::direct::Helper;
+use softcpu::x86_64::direct::{Helper, When};
 
 use super::{SYSTEM_CALL, answer_system_calls, available, check_ran, machine, spin};
 use crate::machine::{DATA, Machine, USER_DATA};
@@ -18,7 +18,9 @@ fn hostile(
     let mut machine = machine(false, spin);
     let helper = available().then(|| Helper::start(machine.file()).unwrap());
     let process = helper.as_ref().map(|helper| (helper.id(), helper.own()));
-    machine.cpu.run_directly_in(helper.into_iter().collect());
+    machine
+        .cpu
+        .run_directly_in(helper.into_iter().collect(), When::Always);
     let own = process.as_ref().map_or(0x1234_5678_9000, |(_, own)| own.start);
     machine.assemble(crate::machine::USER, 64, |a| write(a, own));
     (machine, process)

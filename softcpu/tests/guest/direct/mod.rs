@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use softcpu::x86_64::direct::{Helper, check, try_out};
+use softcpu::x86_64::direct::{Helper, When, check, try_out};
 use softcpu::x86_64::state::reg;
 use softcpu::{Clock, Features};
 
@@ -77,7 +77,7 @@ fn machine_of(
     let mut machine = Machine::with(Clock::Host, cpus);
     if direct && available() {
         let helper = Helper::start(machine.file()).unwrap();
-        machine.cpu.run_directly_in(vec![helper]);
+        machine.cpu.run_directly_in(vec![helper], When::Always);
     }
     machine.set_word(GDT + 0x20, 0x00cf_fb00_0000_ffff);
     machine.set_word(GDT + 0x28, 0x00cf_f300_0000_ffff);
@@ -228,6 +228,39 @@ fn a_page_that_becomes_read_only_is_that_for_the_program() {
         let trap = machine.trap();
         assert_eq!((trap.vector, trap.code, trap.cr2), (14, 7, USER_DATA));
         assert_eq!((machine.word(USER_DATA), machine.cpu.gpr[reg::RBX]), (2, 2));
+    }
+}
+
+#[test]
+fn a_page_whose_code_may_not_run_any_more_does_not() {
+    for direct in [false, true] {
+        let mut machine = with_system_calls(
+            direct,
+            |a| {
+                a.mov(r8, 0x5008u64)?;
+                a.bts(qword_ptr(r8), 63)?;
+                a.mov(r8, cr3)?;
+                a.mov(cr3, r8)
+            },
+            |a| {
+                let mut function = a.create_label();
+                spin(a)?;
+                a.call(function)?;
+                a.syscall()?;
+                spin(a)?;
+                a.call(function)?;
+                for _ in 0..4096 {
+                    a.nop()?;
+                }
+                a.set_label(&mut function)?;
+                spin(a)?;
+                a.ret()
+            },
+        );
+        let trap = machine.trap();
+        assert_eq!((trap.vector, trap.code), (14, 0x15));
+        assert_eq!(trap.cr2 & !0xfff, USER + 0x1000);
+        check_ran(&machine, direct, "code");
     }
 }
 
@@ -388,7 +421,7 @@ fn two_processors_share_memory() {
     answer_system_calls(&mut machine, done);
     let mut second = machine.processor(1, KERNEL);
     if available() {
-        second.run_directly_in(vec![Helper::start(machine.file()).unwrap()]);
+        second.run_directly_in(vec![Helper::start(machine.file()).unwrap()], When::Always);
     }
     std::thread::scope(|scope| {
         let beside = scope.spawn(move || {
