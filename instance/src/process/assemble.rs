@@ -185,6 +185,9 @@ impl Assembly {
 
     /// Whether the guest's programs are to run directly.
     fn direct(&self, mode: Mode) -> Direct {
+        if self.per_run.host.direct == Direct::Off {
+            return Direct::Off;
+        }
         // Only Landlock keeps a thread that may trace from tracing others' processes.
         let alone = mode == Mode::Off || Offer::of_host().files.is_ok();
         match (self.per_run.host.direct, &self.found) {
