@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use displaydoc::Display;
+
 use crate::PartName;
 
 /// A part of the file that can be damaged.
@@ -43,28 +45,26 @@ impl fmt::Display for Region {
 }
 
 /// Why an AMI cannot be read or written. The message says what and why; [`Error::hint`] says what to try.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Display)]
+#[ignore_extra_doc_attributes]
 pub enum Error {
-    /// The operating system refused.
-    #[error("cannot {action} {}: {}", path.display(), reason(source))]
+    /// cannot {action} {path}: {source}
     Io {
         /// What was attempted.
         action: &'static str,
         /// On which file.
         path: PathBuf,
         /// The system's reason.
-        source: io::Error,
+        source: SystemError,
     },
-    /// There is no manifest where an AMI has it.
-    #[error("{} is not an AMI: {why}", path.display())]
+    /// {path} is not an AMI: {why}
     NotAnAmi {
         /// The file.
         path: PathBuf,
         /// What was found instead.
         why: String,
     },
-    /// The file ends too early.
-    #[error("{} is cut short in the {region}: it has {have} bytes and needs {need}", path.display())]
+    /// {path} is cut short in the {region}: it has {have} bytes and needs {need}
     Truncated {
         /// The file.
         path: PathBuf,
@@ -75,8 +75,7 @@ pub enum Error {
         /// The length it should have.
         need: u64,
     },
-    /// Bytes differ from what the manifest promises.
-    #[error("the {region} of {} is damaged: {why}", path.display())]
+    /// the {region} of {path} is damaged: {why}
     Damaged {
         /// The file.
         path: PathBuf,
@@ -85,8 +84,7 @@ pub enum Error {
         /// How it shows.
         why: String,
     },
-    /// The file was made by a newer program.
-    #[error("{} has image format {found}; this program reads formats up to {supported}", path.display())]
+    /// {path} has image format {found}; this program reads formats up to {supported}
     Unsupported {
         /// The file.
         path: PathBuf,
@@ -95,11 +93,11 @@ pub enum Error {
         /// The schema version known here.
         supported: u32,
     },
-    /// A manifest that says something impossible; from a writer's side, a fault of its caller.
-    #[error("the manifest is not valid: {0}")]
+    /// the manifest is not valid: {0}
+    ///
+    /// It says something impossible; from a writer's side, a fault of its caller.
     Manifest(String),
-    /// The manifest does not name this part.
-    #[error("{} has no {part} part", path.display())]
+    /// {path} has no {part} part
     NoSuchPart {
         /// The file.
         path: PathBuf,
@@ -111,11 +109,36 @@ pub enum Error {
 /// What is attempted in the directory of a new file.
 pub(crate) const CREATE: &str = "create a file in";
 
-/// The operating system's words, but for what people know by other words.
-fn reason(source: &io::Error) -> String {
-    match source.kind() {
-        io::ErrorKind::StorageFull => "the disk is full".into(),
-        _ => source.to_string(),
+/// An error of the operating system, in its words but for what people know by other words.
+#[derive(Debug)]
+pub struct SystemError(io::Error);
+
+impl From<io::Error> for SystemError {
+    fn from(error: io::Error) -> Self {
+        Self(error)
+    }
+}
+
+/// What is displayed is the system's error, so its source is that error's.
+impl std::error::Error for SystemError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+impl SystemError {
+    /// The kind of the operating system's error.
+    pub fn kind(&self) -> io::ErrorKind {
+        self.0.kind()
+    }
+}
+
+impl fmt::Display for SystemError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind() {
+            io::ErrorKind::StorageFull => f.write_str("the disk is full"),
+            _ => self.0.fmt(f),
+        }
     }
 }
 

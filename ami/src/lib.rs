@@ -36,7 +36,7 @@ mod writer;
 
 pub use architecture::Architecture;
 pub use chunk::{CHUNK_SIZE, ChunkTable, digest_file};
-pub use error::{Error, Region};
+pub use error::{Error, Region, SystemError};
 pub use id::{AmiId, Digest};
 pub use layout::{ALIGNMENT, Layout, MAX_PART};
 pub use manifest::{

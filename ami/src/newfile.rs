@@ -110,7 +110,7 @@ pub(crate) fn io_error(action: &'static str, path: &Path, source: io::Error) -> 
     Error::Io {
         action,
         path: path.into(),
-        source,
+        source: source.into(),
     }
 }
 

@@ -39,6 +39,16 @@ impl Ami {
 
     /// As [`Ami::open`], with a file that is already open. `path` is for messages.
     pub fn from_file(file: File, path: &Path) -> Result<Self, Error> {
+        Self::from_known_file(file, path, |_| false)
+    }
+
+    /// The same for a file that may have been opened before. Where `known` says that it is as it was then, what
+    /// no part is found by is not looked at again: the manifest's spelling and the partition tables.
+    pub fn from_known_file(
+        file: File,
+        path: &Path,
+        known: impl FnOnce(&AmiId) -> bool,
+    ) -> Result<Self, Error> {
         let length = file.metadata().map_err(|e| io_error("read", path, e))?.len();
         let (header, mut bytes) = read_header(&file, path, length)?;
         let manifest_at = MANIFEST_PARTITION + BLOCK;
@@ -64,8 +74,13 @@ impl Ami {
                 "it does not match its digest in the header",
             ));
         }
-        let manifest =
-            Manifest::from_bytes(&bytes).map_err(|e| damaged(path, Region::Manifest, e.to_string()))?;
+        let id = AmiId::of(&header.manifest);
+        let known = known(&id);
+        let manifest = match known {
+            true => Manifest::from_known_bytes(&bytes),
+            false => Manifest::from_bytes(&bytes),
+        };
+        let manifest = manifest.map_err(|e| damaged(path, Region::Manifest, e.to_string()))?;
         if manifest.schema != header.schema {
             return Err(damaged(
                 path,
@@ -90,13 +105,15 @@ impl Ami {
         let ami = Self {
             path: path.into(),
             file: Arc::new(file),
-            id: AmiId::of(&header.manifest),
+            id,
             digest: header.manifest,
             manifest,
             bytes,
             layout,
         };
-        ami.check_tables()?;
+        if !known {
+            ami.check_tables()?;
+        }
         Ok(ami)
     }
 

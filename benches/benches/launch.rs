@@ -90,11 +90,15 @@ fn place(criterion: &mut Criterion) {
         Part::open(&path).expect("the kernel")
     };
     let allocate = || memory::allocate(&arch::ram_regions(guest, 256 << 20)).expect("RAM");
+    let boot = |memory: &memory::Memory, kernel: &Part| {
+        let loaded = arch::load(guest, memory, kernel, None).expect("a kernel");
+        arch::prepare(memory, &loaded, black_box(&platform)).expect("its tables")
+    };
     let large = part("vmlinux", KERNEL);
     criterion.bench_function("kernel-and-tables-48MiB", |bencher| {
         bencher.iter_with_large_drop(|| {
             let memory = allocate();
-            let boot = arch::prepare(guest, &memory, &large, None, black_box(&platform)).expect("a kernel");
+            let boot = boot(&memory, &large);
             (memory, boot)
         });
     });
@@ -102,7 +106,7 @@ fn place(criterion: &mut Criterion) {
     // parameters.
     let (small, memory) = (part("small", 3 * 4096), allocate());
     criterion.bench_function("tables", |bencher| {
-        bencher.iter(|| arch::prepare(guest, &memory, &small, None, black_box(&platform)).expect("a kernel"));
+        bencher.iter(|| boot(&memory, &small));
     });
 }
 

@@ -122,13 +122,13 @@ impl Configuration {
         }
         let words = match end {
             End::Init => format!("{} {STOP}", self.append),
-            End::Ready | End::Entry => self.append.clone(),
+            End::Ready | End::Entry | End::FirstRun => self.append.clone(),
         };
         if !words.is_empty() {
             option("--append", words.trim().into());
         }
-        if end == End::Ready {
-            // A command ends with the guest; that the agent takes it is what T10 says.
+        if matches!(end, End::Ready | End::FirstRun) {
+            // A command ends with the guest. That the agent takes it is what T10 says; T4 is in the same file.
             arguments.extend(["--".into(), "true".into()]);
         }
         Launch {
@@ -163,10 +163,11 @@ fn run_peer(peer: Peer, machine: &peer::Machine, scratch: &Scratch) -> Result<La
     })
 }
 
-/// The machine that peers get: the parts of `image` as files, and the command line that `vmm` gives its
-/// kernel, without what only `vmm` has devices for.
+/// The machine that peers get: the parts of `image` as files, the initramfs that of `drivers`, and the command
+/// line that `vmm` gives its kernel, without what only `vmm` has devices for.
 pub fn peer_machine(
     image: &Image,
+    drivers: &Image,
     configuration: (u32, u64, &str),
     accel: peer::Accel,
     scratch: &Scratch,
@@ -178,7 +179,7 @@ pub fn peer_machine(
         append,
         STOP,
     ];
-    let initramfs = scratch.part(image, PartName::Initramfs)?;
+    let initramfs = scratch.part(drivers, PartName::Initramfs)?;
     spare_last_page(&initramfs).map_err(failed("lengthening", &initramfs))?;
     Ok(peer::Machine {
         kernel: scratch.part(image, PartName::Kernel)?,

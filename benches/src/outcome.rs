@@ -25,6 +25,10 @@ pub const MARKER: &str = "marker";
 pub const EXIT: &str = "exit";
 /// Metric: from the start of the process to the first entry into the guest, as the host's kernel saw it.
 pub const KVM_ENTRY: &str = "kvm_entry";
+/// Metric of `vmm`'s own timeline: its first processor is about to run.
+const FIRST_RUN: &str = "T4";
+/// The same: the agent answers.
+const READY: &str = "T10";
 
 /// State of the page cache before a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -54,8 +58,12 @@ pub enum End {
     Init,
     /// the agent answers (vmm only)
     Ready,
-    /// the processor first enters the guest, as the host's kernel sees it (KVM only; needs root)
+    /// the processor first enters the guest: as the host's kernel sees it on KVM (needs root), as vmm says on
+    /// the software processor
     Entry,
+    /// Where [`Entry`](End::Entry) ends a launch that no kernel sees: the software processor is about to run.
+    #[serde(rename = "first_run")]
+    FirstRun,
 }
 
 impl End {
@@ -63,8 +71,9 @@ impl End {
     pub fn metric(self) -> &'static str {
         match self {
             End::Init => MARKER,
-            End::Ready => "T10",
+            End::Ready => READY,
             End::Entry => KVM_ENTRY,
+            End::FirstRun => FIRST_RUN,
         }
     }
 }

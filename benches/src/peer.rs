@@ -112,6 +112,11 @@ impl Peer {
         self != Peer::Firecracker
     }
 
+    /// Whether its guests find their devices on PCI alone, by the driver `virtio_pci`.
+    pub fn has_pci(self) -> bool {
+        matches!(self, Peer::CloudHypervisor | Peer::Crosvm)
+    }
+
     /// The program on PATH.
     pub fn find(self) -> Option<PathBuf> {
         let path = std::env::var_os("PATH")?;

@@ -94,7 +94,7 @@ impl<'a> Launcher<'a> {
         // A guest that has a command to run prints no marker: it is done when it ends.
         let marker = match self.end {
             End::Init => watched.marker()?,
-            End::Ready | End::Entry => None,
+            End::Ready | End::Entry | End::FirstRun => None,
         };
         // While the monitor still has its machine. It may end at any time.
         let seen = kvm_stats::of_process(Path::new(kvm_stats::DEBUGFS), watched.child.id());
@@ -106,7 +106,7 @@ impl<'a> Launcher<'a> {
         };
         let exit = match self.end {
             End::Init => watched.end(Instant::now() + timeout)?,
-            End::Ready => watched.end(watched.deadline)?,
+            End::Ready | End::FirstRun => watched.end(watched.deadline)?,
             End::Entry => watched.end_at_entry(self.trace.as_ref().ok_or(Error::Untraced)?)?,
         };
         let started = watched.started;
@@ -160,7 +160,7 @@ fn step(end: End) -> Option<&'static str> {
     match end {
         End::Init => Some("init"),
         End::Ready => Some("ready"),
-        End::Entry => None,
+        End::Entry | End::FirstRun => None,
     }
 }
 

@@ -165,7 +165,9 @@ fn boot(architecture: Architecture, bytes: &[u8]) {
         uuid: None,
         controller: Controller::Apic,
     };
-    let _ = arch::prepare(architecture, &ram, &kernel, Some(&kernel), &platform);
+    if let Ok(loaded) = arch::load(architecture, &ram, &kernel, Some(&kernel)) {
+        let _ = arch::prepare(&ram, &loaded, &platform);
+    }
 }
 
 fn root(bytes: &[u8]) {

@@ -2,7 +2,7 @@
 //! the recipe is silent.
 
 use std::borrow::Cow;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use ami::boot::BootConfig;
@@ -137,7 +137,7 @@ impl Base {
             sbom::decompress(self.ami.reader(PartName::Sbom)?).map_err(|source| ami::Error::Io {
                 action: "decompress the bill of materials of",
                 path: self.ami.path().into(),
-                source,
+                source: source.into(),
             })?;
         Ok(sbom::packages(&document))
     }
@@ -244,10 +244,10 @@ fn installed(tree: &Tree) -> Option<Index> {
 
 fn part(ami: &Ami, name: PartName, cap: u64) -> Result<Vec<u8>, Error> {
     ami.verify_part(name)?;
-    let failed = |source| ami::Error::Io {
+    let failed = |source: io::Error| ami::Error::Io {
         action: "read",
         path: ami.path().into(),
-        source,
+        source: source.into(),
     };
     let mut bytes = Vec::new();
     ami.reader(name)?

@@ -105,7 +105,8 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
     let arch = choose_arch(&recipe, options.arch)?;
     let base = open_base(&mut recipe, arch)?;
     // Looked up first: it is the cheapest thing that can be missing.
-    let guest_init = initramfs::find_guest_init(arch, options.guest_init)?;
+    let expected = recipe.kernel_target(arch);
+    let guest_init = initramfs::find_guest_init(expected, options.guest_init)?;
     let path = match options.output {
         Some(path) => path.to_path_buf(),
         None => PathBuf::from(format!("{}.ami", recipe.name)),
@@ -136,6 +137,11 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
         kernel.release.as_deref().unwrap_or("own"),
         modules.len()
     ));
+    let guest_init = match kernel.target(arch) {
+        target if target == expected => guest_init,
+        // Which kernel a file or the base has is known only now.
+        target => initramfs::find_guest_init(target, options.guest_init)?,
+    };
     let document = sbom::document(&recipe.name, &root.packages, root.epoch);
     let image = compose::Image {
         tree: &root.tree,

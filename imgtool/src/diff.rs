@@ -1,12 +1,14 @@
 //! What differs between two images: manifest, packages, files.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use ami::{Ami, PartName};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::compose::sbom;
+use crate::time::timestamp;
 use crate::tree::{Kind, NodeId, Tree, show};
 
 /// One difference.
@@ -82,10 +84,10 @@ fn versions(ami: &Ami) -> Result<BTreeMap<String, String>, ami::Error> {
         return Ok(BTreeMap::new());
     }
     ami.verify_part(PartName::Sbom)?;
-    let failed = |source| ami::Error::Io {
+    let failed = |source: io::Error| ami::Error::Io {
         action: "read the bill of materials of",
         path: ami.path().into(),
-        source,
+        source: source.into(),
     };
     let document = sbom::decompress(ami.reader(PartName::Sbom)?).map_err(failed)?;
     let value: Value = serde_json::from_slice(&document).map_err(|e| failed(e.into()))?;
@@ -152,7 +154,7 @@ fn describe(tree: &Tree, id: NodeId, times: bool) -> String {
         text.push_str(&format!(" {}={hex}", String::from_utf8_lossy(name)));
     }
     if times {
-        text.push_str(&format!(" {}", sbom::timestamp(meta.mtime)));
+        text.push_str(&format!(" {}", timestamp(meta.mtime)));
     }
     text
 }

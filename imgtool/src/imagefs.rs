@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -60,10 +61,10 @@ impl Advice for Error {
 /// The root file system of an image.
 pub fn of_ami(ami: &Ami) -> Result<Tree, Error> {
     let part = ami.part(PartName::Root)?;
-    let io = |source| ami::Error::Io {
+    let io = |source: io::Error| ami::Error::Io {
         action: "read",
         path: ami.path().into(),
-        source,
+        source: source.into(),
     };
     let file = ami.file().try_clone().map_err(io)?;
     of_file(Arc::new(file), part.offset, part.length, ami.path())

@@ -25,30 +25,31 @@
 //! | [`progress`] | steps that take time, reported to a person or to nobody | |
 //! | [`spelling`] | the known word that is nearest to an unknown one | |
 //! | [`time`] | calendar times as archives and recipes write them | |
+//! | [`target`] | what a kernel is built for | |
 //! | [`decompress`] | compressed streams with bounds | |
 //! | [`store`] | the cache: files by digest | `advice` |
 //! | [`tree`] | a root file system in memory, contents by reference | `advice` |
 //! | [`archive`] | tar archives, read without trust and written | `tree` |
-//! | [`recipe`] | what a person writes, and its checks | `advice`, `spelling`, `time` |
+//! | [`recipe`] | what a person writes, and its checks | `advice`, `spelling`, `target`, `time` |
 //! | [`microvm`] | how the microvm kernel is compiled | |
 //! | [`lock`] | which packages exactly | `advice`, `microvm`, `recipe`, `store` |
 //! | [`fetch`] | from a mirror to verified bytes | `advice`, `decompress`, `recipe`, `store`, `time` |
 //! | [`resolve`] | from names of packages to a set of packages | `advice`, `fetch`, `recipe`, `spelling`, `store` |
 //! | [`unpack`] | from `.deb` files to a tree | `advice`, `archive`, `decompress`, `lock`, `progress`, `store`, `tree` |
 //! | [`boot`] | what every image boots with | |
-//! | [`compose`] | from a tree and a kernel to an AMI | `advice`, `decompress`, `lock`, `progress`, `spelling`, `tree` |
+//! | [`compose`] | from a tree and a kernel to an AMI | `advice`, `decompress`, `lock`, `progress`, `spelling`, `target`, `time`, `tree` |
 //! | [`imagefs`] | the tree in an ext4 image | `advice`, `compose`, `tree` |
 //! | [`base`] | an image that another is layered on | `advice`, `boot`, `compose`, `fetch`, `imagefs`, `lock`, `recipe`, `tree` |
 //! | [`configure`] | the target's own dpkg and commands in a sandbox, and what the recipe adds | `advice`, `archive`, `lock`, `progress`, `recipe`, `resolve`, `store`, `tree`, `unpack` |
 //! | [`root`] | all stages up to a root, with their results in the cache | `advice`, `archive`, `base`, `configure`, `fetch`, `lock`, `microvm`, `progress`, `recipe`, `resolve`, `store`, `time`, `tree`, `unpack` |
 //! | [`build`] | from a recipe file to an AMI file | `advice`, `base`, `boot`, `compose`, `fetch`, `lock`, `progress`, `recipe`, `root`, `store` |
 //! | [`import`] | from a tar, a container image or an ext4 to an AMI | `advice`, `archive`, `base`, `boot`, `build`, `compose`, `decompress`, `fetch`, `imagefs`, `progress`, `store`, `tree`, `unpack` |
-//! | [`diff`] | how two images differ | `compose`, `tree` |
+//! | [`diff`] | how two images differ | `compose`, `time`, `tree` |
 //! | [`usage`] | what takes the space in an image | `tree` |
 //! | [`convert`] | an image's root as a disk of another hypervisor | `progress` |
 //! | [`pack`] | an image compressed for transport | `advice`, `progress` |
 //! | [`sign`] | keys that sign images | `advice` |
-//! | [`cli`] | the command line | `advice`, `archive`, `base`, `build`, `compose`, `convert`, `diff`, `fetch`, `imagefs`, `import`, `lock`, `pack`, `progress`, `recipe`, `root`, `sign`, `store`, `tree`, `usage` |
+//! | [`cli`] | the command line | `advice`, `archive`, `base`, `build`, `compose`, `convert`, `diff`, `fetch`, `imagefs`, `import`, `lock`, `pack`, `progress`, `recipe`, `root`, `sign`, `store`, `time`, `tree`, `usage` |
 
 pub mod advice;
 pub mod archive;
@@ -74,6 +75,7 @@ pub mod root;
 pub mod sign;
 pub mod spelling;
 pub mod store;
+pub mod target;
 pub mod time;
 pub mod tree;
 pub mod unpack;

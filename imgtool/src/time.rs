@@ -1,70 +1,54 @@
-//! Calendar time in the three spellings that an archive uses.
+//! Calendar time in the spellings that archives and documents use, all of it in UTC.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const MONTHS: [&str; 12] = [
-    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-];
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::Offset;
 
 /// Reads the `Date` and `Valid-Until` of a Release file: `Sat, 21 Nov 2026 09:15:44 UTC` (also `GMT`,
 /// `+0000`).
 pub fn parse_release_date(text: &str) -> Option<SystemTime> {
-    let mut words = text.split_ascii_whitespace();
-    words.next()?.strip_suffix(',')?;
-    let day = words.next()?.parse().ok()?;
-    let month = words.next()?;
-    let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;
-    let year = words.next()?.parse().ok()?;
-    let mut clock = words.next()?.split(':').map(|n| n.parse::<u64>().ok());
-    let time = [clock.next()??, clock.next()??, clock.next()??];
-    matches!(words.next(), Some("UTC" | "GMT" | "+0000" | "Z")).then_some(())?;
-    instant(year, month, day, time)
+    let (time, zone) = text.trim().rsplit_once(' ')?;
+    matches!(zone, "UTC" | "GMT" | "+0000" | "Z").then_some(())?;
+    instant("%a, %d %b %Y %H:%M:%S", time)
 }
 
 /// Reads a snapshot's name, `20261121T091544Z`, or an RFC 3339 time in UTC, `2026-11-21T09:15:44Z`.
 pub fn parse_timestamp(text: &str) -> Option<SystemTime> {
-    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
-    let rest: String = text.chars().filter(|c| !c.is_ascii_digit()).collect();
-    if digits.len() != 14 || !matches!(rest.as_str(), "TZ" | "--T::Z") {
-        return None;
+    match text.len() {
+        16 => instant("%Y%m%dT%H%M%SZ", text),
+        20 => instant("%Y-%m-%dT%H:%M:%SZ", text),
+        _ => None,
     }
-    let number = |range: std::ops::Range<usize>| digits[range].parse::<u64>().ok();
-    let time = [number(8..10)?, number(10..12)?, number(12..14)?];
-    instant(number(0..4)?, number(4..6)?, number(6..8)?, time)
 }
 
 /// Shows seconds since 1970 as `2026-11-21 09:15:44 UTC`.
 pub fn show_time(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86400, seconds % 86400);
-    // Civil-from-days over 400-year eras that begin on 1 March of year 0.
-    let z = days + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    show(
+        "%Y-%m-%d %H:%M:%S UTC",
+        i64::try_from(seconds).unwrap_or(i64::MAX),
+    )
 }
 
-fn instant(year: u64, month: u64, day: u64, [hour, minute, second]: [u64; 3]) -> Option<SystemTime> {
-    let sane = (1970..=9999).contains(&year)
-        && (1..=12).contains(&month)
-        && (1..=31).contains(&day)
-        && hour < 24
-        && minute < 60
-        && second <= 60;
-    sane.then_some(())?;
-    // Days-from-civil, the inverse of `show_time`.
-    let y = year - u64::from(month <= 2);
-    let (era, year_of_era) = (y / 400, y % 400);
-    let shifted = if month > 2 { month - 3 } else { month + 9 };
-    let day_of_year = (153 * shifted + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
-    Some(UNIX_EPOCH + Duration::from_secs(days * 86400 + hour * 3600 + minute * 60 + second))
+/// Seconds since 1970 as RFC 3339 has them: `2026-11-21T09:15:44Z`.
+pub fn timestamp(seconds: i64) -> String {
+    show("%Y-%m-%dT%H:%M:%SZ", seconds)
+}
+
+/// Times outside of the years -9999 to 9999, which a file of any image may have, are shown as the nearest one.
+fn show(format: &str, seconds: i64) -> String {
+    let (first, last) = (Timestamp::MIN.as_second(), Timestamp::MAX.as_second());
+    Timestamp::from_second(seconds.clamp(first, last))
+        .unwrap_or(Timestamp::UNIX_EPOCH)
+        .strftime(format)
+        .to_string()
+}
+
+fn instant(format: &str, text: &str) -> Option<SystemTime> {
+    let time = DateTime::strptime(format, text).ok()?;
+    let seconds = Offset::UTC.to_timestamp(time).ok()?.as_second();
+    Some(UNIX_EPOCH + Duration::from_secs(seconds.try_into().ok()?))
 }
 
 #[cfg(test)]
@@ -93,6 +77,22 @@ mod tests {
     }
 
     #[test]
+    fn times_of_files_are_shown_whatever_they_are() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (-1, "1969-12-31T23:59:59Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_795_478_461, "2026-11-24T00:01:01Z"),
+        ] {
+            assert_eq!(timestamp(seconds), text);
+        }
+        assert!(timestamp(i64::MAX).starts_with("9999-12-30T"));
+        assert!(timestamp(i64::MIN).starts_with("-9999-01-02T"));
+        assert!(show_time(u64::MAX).starts_with("9999-12-30 "));
+    }
+
+    #[test]
     fn invalid_times_are_refused() {
         for text in [
             "",
@@ -100,6 +100,9 @@ mod tests {
             "20261121",
             "20261321T000000Z",
             "2026-11-21 00:00:00",
+            "20260231T000000Z",
+            "19690101T000000Z",
+            "2026112éT091544Z",
         ] {
             assert_eq!(parse_timestamp(text), None, "{text}");
         }
@@ -107,6 +110,7 @@ mod tests {
             "21 Nov 2026 09:15:44 UTC",
             "Sat, 21 Nov 2026 09:15 UTC",
             "Sat, 21 Nov 2026 09:15:44 CET",
+            "Sun, 21 Nov 2026 09:15:44 UTC",
         ] {
             assert_eq!(parse_release_date(text), None, "{text}");
         }

@@ -97,7 +97,7 @@ pub struct Timeline {
 /// What a launch did to memory before the guest ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// Bytes of kernel and initramfs that were mapped into guest RAM.
+    /// Bytes of kernel and initramfs, or of saved memory, that were mapped into guest RAM.
     pub mapped: u64,
     /// Bytes of them that were copied there.
     pub copied: u64,
@@ -189,7 +189,7 @@ impl Timeline {
     /// `{"schema": 1, "unit": "ns", "events": [{"id": "T0", "name": "process_start", "at": 0}, ...]}` with
     /// the events that have happened, each at nanoseconds from T0. Where the accelerator counts them, each
     /// event of the guest also has `"instructions"`, what the guest had retired by then, and the whole has
-    /// those up to its end. `"memory"` is what the launch did to memory, if that was asked for.
+    /// those up to its end. A guest that was saved has retired some before its first run here. `"memory"` is what the launch did to memory, if that was asked for.
     pub fn to_json(&self) -> Value {
         let events: Vec<Value> = Event::ALL
             .into_iter()

@@ -11,6 +11,7 @@ use machine::accel::{Accel, CpuModel, choose, choose_repeatable};
 use machine::arch::Architecture;
 use machine::arch::x86_64::testing::elf;
 use machine::devices::VirtioSpec;
+use machine::memory::saved::PageRun;
 use machine::memory::{Bytes, GuestAddress, Memory, Part};
 use machine::snapshot::{self, Restore, State};
 use machine::timeline::Timeline;
@@ -388,6 +389,27 @@ fn a_machine_that_differs_is_refused_in_one_line() {
         state.check(&spec).unwrap_err().to_string(),
         "its counting of instructions is yes, and no is needed"
     );
+}
+
+#[test]
+fn a_working_set_is_kept_with_the_state_and_checked() {
+    let bench = Bench::new(true);
+    let output = Output::default();
+    let taken = cut(bench.build(&output, None).unwrap(), &output, 5);
+    assert_eq!(State::from_bytes(&taken.state).unwrap().working_set(), []);
+    let with = |runs: &[(u64, u64)]| {
+        let runs = runs.iter().map(|&(start, count)| PageRun { start, count });
+        let state = State::from_bytes(&taken.state).unwrap();
+        State::from_bytes(&state.with_working_set(runs.collect()).to_bytes().unwrap())
+    };
+    let pages = RAM / 4096;
+    let state = with(&[(0, 1), (100, 3), (pages - 1, 1)]).unwrap();
+    assert_eq!(state.working_set().len(), 3);
+    assert_eq!(state.pages(), State::from_bytes(&taken.state).unwrap().pages());
+    for bad in [&[(pages, 1)][..], &[(0, u64::MAX)], &[(5, 2), (0, 1)]] {
+        let refused = with(bad).unwrap_err().to_string();
+        assert_eq!(refused, "memory: the working set cannot be as the state says");
+    }
 }
 
 #[test]

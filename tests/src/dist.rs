@@ -235,23 +235,9 @@ impl Dist {
     /// Without the security archive, whose index of i386 some mirrors have from another day than the list that
     /// names its digest.
     pub fn image_of_i386(&self, recipe: &str) -> Result<PathBuf> {
-        let from = workspace().join(recipe);
         let scratch = tempfile::tempdir()?;
-        let copied = Command::new("cp")
-            .arg("-r")
-            .arg(from.parent().context("the recipe is in no folder")?)
-            .arg(scratch.path().join("recipes"))
-            .status();
-        ensure!(
-            copied.context("cp could not be started")?.success(),
-            "{recipe} could not be copied"
-        );
-        let copy = scratch
-            .path()
-            .join("recipes")
-            .join(format!("{}.toml", stem(recipe)?));
-        let text = fs::read_to_string(&from)?;
-        fs::write(&copy, format!("{text}\n[distribution]\nsecurity = false\n"))?;
+        let change = |text| format!("{text}\n[distribution]\nsecurity = false\n");
+        let copy = changed(recipe, stem(recipe)?, scratch.path(), change)?;
         let image = self.images().join(format!("{}-i386.ami", stem(recipe)?));
         fs::create_dir_all(self.images())?;
         let build = Command::new(self.imgtool()?)
@@ -266,6 +252,14 @@ impl Dist {
             "imgtool could not build {recipe} for i386 ({status}); it says why above"
         );
         Ok(image)
+    }
+
+    /// The same as [`Dist::image`] with the driver `virtio_pci` in the initramfs, into `images/NAME-pci.ami`.
+    pub fn image_with_pci(&self, recipe: &str) -> Result<PathBuf> {
+        let scratch = tempfile::tempdir()?;
+        let change = |text| format!("modules = [\"virtio_pci\"]\n{text}");
+        let copy = changed(recipe, format!("{}-pci", stem(recipe)?), scratch.path(), change)?;
+        self.image(&copy.to_string_lossy())
     }
 
     /// As [`Dist::image`] into another folder than that of the images which labs are given.
@@ -298,6 +292,24 @@ impl Dist {
         }
         Ok(image)
     }
+}
+
+/// A copy of a recipe below `scratch`, with all that lies beside it, called `name` and changed.
+fn changed(recipe: &str, name: String, scratch: &Path, change: impl Fn(String) -> String) -> Result<PathBuf> {
+    let from = workspace().join(recipe);
+    let folder = scratch.join("recipes");
+    let copied = Command::new("cp")
+        .arg("-r")
+        .arg(from.parent().context("the recipe is in no folder")?)
+        .arg(&folder)
+        .status();
+    ensure!(
+        copied.context("cp could not be started")?.success(),
+        "{recipe} could not be copied"
+    );
+    let copy = folder.join(format!("{name}.toml"));
+    fs::write(&copy, change(fs::read_to_string(&from)?))?;
+    Ok(copy)
 }
 
 /// The name of a recipe's file without its ending.

@@ -21,6 +21,8 @@ use crate::packages;
 const SCRIPT: &str = include_str!("../../tests/boot/bench.sh");
 /// Where the lab puts the report: a disk's file system, so that a launch can be a cold one.
 const OUT: &str = "/work/home/bench";
+/// Peers whose guests find their devices on PCI alone.
+const PCI_PEERS: [&str; 2] = ["cloud-hypervisor", "crosvm"];
 /// For one launch; a round has at least three for each state of the page cache.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(60);
 /// `vmm bench`: conclusions may be drawn, a regression, no conclusion.
@@ -37,6 +39,15 @@ pub fn bench(rounds: u32, recipes: &[String], options: &[String]) -> Result<u8> 
         let image = dist.image(recipe)?;
         let name = image.file_name().context("the image has no name")?;
         words.push(name.to_string_lossy().into_owned());
+    }
+    // The drivers of these peers' devices are in no image that only vmm runs.
+    if let Some(recipe) = recipes
+        .first()
+        .filter(|_| PCI_PEERS.into_iter().any(packages::on_path))
+    {
+        let image = dist.image_with_pci(recipe)?;
+        let name = image.file_name().context("the image has no name")?;
+        words.extend(["--pci".to_owned(), name.to_string_lossy().into_owned()]);
     }
     words.extend_from_slice(options);
     let words: Vec<String> = words.iter().map(|word| quote(word)).collect();

@@ -80,6 +80,7 @@ pub fn test() -> Vec<Need> {
     let more = [
         ("cc", "gcc"),
         ("strace", "strace"),
+        ("valgrind", "valgrind"),
         ("newuidmap", "uidmap"),
         ("dpkg-deb", "dpkg"),
         ("gpg", "gpg"),
@@ -167,7 +168,8 @@ pub fn ensure(needs: Vec<Need>) -> Result<()> {
     Ok(())
 }
 
-fn on_path(program: &str) -> bool {
+/// Whether a program of this name can be called.
+pub fn on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])

@@ -58,6 +58,7 @@ fn header(outcome: &Outcome) -> String {
         super::outcome::End::Init => "until guest-init would start PID 1",
         super::outcome::End::Ready => "until the agent answers",
         super::outcome::End::Entry => "to the first entry into the guest",
+        super::outcome::End::FirstRun => "until the processor is about to run",
     };
     let mut text = format!(
         "<header>\n<h1>vmm bench</h1>\n<p>From the start of the process {what}: {} launches of each configuration for each state of the page \

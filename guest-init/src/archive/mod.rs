@@ -6,40 +6,36 @@ mod sparse;
 mod unpack;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use displaydoc::Display;
 
 pub use pack::pack;
-pub use report::{Report, printable};
+pub use report::{PrintablePath, Report, printable};
 pub use unpack::{Receiver, unpack};
 
 /// Why a copy has failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Display)]
+#[ignore_extra_doc_attributes]
 pub enum Error {
     /// {path}: {source}
-    #[error("{}: {source}", printable(path))]
     File {
         /// The file, where it is or was to be.
-        path: PathBuf,
+        path: PrintablePath,
         /// The operating system's reason.
         source: io::Error,
     },
     /// {path} {why}
-    #[error("{} {why}", printable(path))]
     Refused {
         /// What is refused.
-        path: PathBuf,
+        path: PrintablePath,
         /// What is wrong with it, beginning with a verb.
         why: &'static str,
     },
     /// the archive of the copy is damaged or broke off: {0}
-    #[error("the archive of the copy is damaged or broke off: {0}")]
     Archive(io::Error),
     /// the archive of the copy does not hold the one file or folder that is to be named {0}
-    #[error(
-        "the archive of the copy does not hold the one file or folder that is to be named {}",
-        printable(.0)
-    )]
-    NotOne(PathBuf),
+    NotOne(PrintablePath),
 }
 
 impl Error {
@@ -55,7 +51,7 @@ impl Error {
 
 /// Names the file that an operating system's error is about.
 fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
+    let path = path.to_owned().into();
     move |source| Error::File { path, source }
 }
 

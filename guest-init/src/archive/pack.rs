@@ -43,7 +43,7 @@ pub fn pack(path: &Path, to: impl Write) -> Result<Report, Error> {
         Added::Yes => {}
         Added::Socket => {
             let why = "is a socket, and a socket has no content to copy";
-            let path = path.to_owned();
+            let path = path.to_owned().into();
             return Err(Error::Refused { path, why });
         }
         Added::Failed(source) => return Err(at(path)(source)),

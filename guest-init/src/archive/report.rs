@@ -1,6 +1,7 @@
 //! The report of files that a copy has left out.
 
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// Files named at most; more are counted. A tree of thousands of sockets is somebody's `/run`, not somebody's
 /// reading.
@@ -48,6 +49,22 @@ impl Report {
         } else {
             self.unnamed += 1;
         }
+    }
+}
+
+/// A path that is displayed by [`printable`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrintablePath(PathBuf);
+
+impl From<PathBuf> for PrintablePath {
+    fn from(path: PathBuf) -> Self {
+        Self(path)
+    }
+}
+
+impl fmt::Display for PrintablePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&printable(&self.0))
     }
 }
 

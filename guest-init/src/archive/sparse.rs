@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
+use nix::unistd::{Whence, lseek64};
 
 /// The unit of a tar archive. Data in front of more data is a multiple of it.
 const UNIT: u64 = 512;
@@ -66,7 +66,7 @@ pub fn segments(file: &File, size: u64) -> Vec<Segment> {
 
 fn seek(file: &File, offset: u64, whence: Whence) -> Result<u64, Errno> {
     let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
-    lseek(file.as_fd(), offset, whence).map(|at| at.unsigned_abs())
+    lseek64(file.as_fd(), offset, whence).map(|at| at.unsigned_abs())
 }
 
 /// Copies `from` to the empty file `to`; blocks of zeros become holes. Errors say on which side they were.

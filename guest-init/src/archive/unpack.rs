@@ -57,7 +57,7 @@ pub fn unpack(from: impl Read, to: &Path, receiver: Receiver) -> Result<Report, 
     }
     if to.exists() && !to.is_file() {
         let why = "is neither a file nor a folder, and a copy does not replace it";
-        let path = to.clone();
+        let path = to.clone().into();
         return Err(Error::Refused { path, why });
     }
     let parent = match to.parent() {
@@ -75,7 +75,7 @@ pub fn unpack(from: impl Read, to: &Path, receiver: Receiver) -> Result<Report, 
     let mut entries = fs::read_dir(&aside.0).map_err(at(to))?;
     match (entries.next().transpose().map_err(at(to))?, entries.next()) {
         (Some(only), None) => fs::rename(only.path(), to).map_err(at(to))?,
-        _ => return Err(Error::NotOne(to.clone())),
+        _ => return Err(Error::NotOne(to.clone().into())),
     }
     unpacker.complete(to)
 }
@@ -196,6 +196,7 @@ impl<'a> Unpacker<'a> {
     fn leave_out(&mut self, path: &Path, why: &'static str) -> Result<(), Error> {
         let path = self.name(path);
         if self.first {
+            let path = path.into();
             return Err(Error::Refused { path, why });
         }
         self.report.left_out(&path, why);
@@ -215,7 +216,7 @@ impl<'a> Unpacker<'a> {
 
     /// Names the file that an operating system's error is about.
     fn at(&self, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-        let path = self.name(path);
+        let path = self.name(path).into();
         move |source| Error::File { path, source }
     }
 
@@ -247,7 +248,7 @@ impl<'a> Unpacker<'a> {
                     let target = to.canonicalize().map_err(self.at(&path))?;
                     if !target.starts_with(&self.base) || !target.is_dir() {
                         let why = "is a link to somewhere else, not a folder";
-                        let path = self.name(&path);
+                        let path = self.name(&path).into();
                         return Err(Error::Refused { path, why });
                     }
                 }
@@ -335,7 +336,7 @@ impl<'a> Unpacker<'a> {
         match to.symlink_metadata() {
             Ok(metadata) if metadata.is_dir() => {
                 let why = "is a folder, which a file does not replace";
-                let path = self.name(path);
+                let path = self.name(path).into();
                 Err(Error::Refused { path, why })
             }
             Ok(_) => fs::remove_file(&to).map(|()| to).map_err(self.at(path)),
@@ -385,7 +386,9 @@ fn finish(to: &Path, mode: u32, mtime: i64) -> io::Result<()> {
 }
 
 fn touch(to: &Path, mtime: i64) -> io::Result<()> {
-    let time = TimeSpec::new(mtime, 0);
+    // A 32-bit program's times end in 2038.
+    let seconds = mtime.min(libc::time_t::MAX as i64) as libc::time_t;
+    let time = TimeSpec::new(seconds, 0);
     utimensat(AT_FDCWD, to, &time, &time, UtimensatFlags::NoFollowSymlink)?;
     Ok(())
 }

@@ -315,7 +315,7 @@ impl Signals {
         let limit = limit.unwrap_or(Duration::from_secs(3600));
         let time = libc::timespec {
             tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
-            tv_nsec: limit.subsec_nanos().into(),
+            tv_nsec: limit.subsec_nanos() as libc::c_long,
         };
         // SAFETY: both pointers are to live values; a null one says that nobody wants to know more of the
         // signal.

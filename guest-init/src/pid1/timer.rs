@@ -78,9 +78,10 @@ impl BootTimer {
 }
 
 fn map(address: u64) -> Option<*mut u8> {
-    let offset = libc::off_t::try_from(address)
+    // 64 bits also where programs are of 32: the page lies above 2 GiB.
+    let offset = libc::off64_t::try_from(address)
         .ok()
-        .filter(|offset| offset % PAGE as libc::off_t == 0)?;
+        .filter(|offset| offset % PAGE as libc::off64_t == 0)?;
     let memory = OpenOptions::new()
         .read(true)
         .write(true)
@@ -89,7 +90,7 @@ fn map(address: u64) -> Option<*mut u8> {
         .ok()?;
     // SAFETY: a new shared mapping of one page; the kernel refuses addresses that are RAM.
     let page = unsafe {
-        libc::mmap(
+        libc::mmap64(
             std::ptr::null_mut(),
             PAGE,
             libc::PROT_READ | libc::PROT_WRITE,

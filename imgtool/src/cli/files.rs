@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use ami::Ami;
 
 use super::Error;
-use crate::compose::sbom::timestamp;
 use crate::imagefs;
+use crate::time::timestamp;
 use crate::tree::{Content, Kind, Node, NodeId, Tree, TreeError, show};
 
 pub(super) fn ls(

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use displaydoc::Display;
 
 use crate::advice::{Advice, Reason};
+use crate::target::Target;
 use crate::tree::TreeError;
 
 /// What is wrong with the ingredients, or with the disk that the image is written to.
@@ -40,14 +41,12 @@ pub enum Error {
         #[source]
         why: Reason,
     },
-    /// there is no guest-init for {architecture}: looked for {looked}
+    /// there is no guest-init for {target}: looked for {looked}
     NoGuestInit {
-        /// The image's architecture.
-        architecture: ami::Architecture,
+        /// What the image's kernel is built for.
+        target: Target,
         /// The paths tried.
         looked: String,
-        /// The kernel's name of the architecture.
-        machine: &'static str,
     },
     /// {path} cannot be guest-init: {why}
     GuestInit {
@@ -55,8 +54,8 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         why: &'static str,
-        /// The image's architecture.
-        architecture: ami::Architecture,
+        /// What the image's kernel is built for.
+        target: Target,
     },
     /// {path} cannot be stored in ext4: {why}
     Unstorable {
@@ -104,16 +103,14 @@ impl Advice for Error {
             Self::Kernel { .. } => Some("another kernel package or kernel.path".into()),
             Self::NoModule { .. } => Some("correct `modules` in the recipe".into()),
             Self::Module { .. } => Some("remove it from the cache, or use another kernel package".into()),
-            Self::NoGuestInit { machine, .. } => Some(
+            Self::NoGuestInit { target, .. } => Some(
                 format!(
-                    "`cargo xtask cross {machine}` where Kiln was built, or name the file with \
+                    "`cargo xtask cross {target}` where Kiln was built, or name the file with \
                  --guest-init or KILN_GUEST_INIT"
                 )
                 .into(),
             ),
-            Self::GuestInit { architecture, .. } => {
-                Some(format!("build it static for {architecture}").into())
-            }
+            Self::GuestInit { target, .. } => Some(format!("build it static for {target}").into()),
             Self::Unstorable { .. } => Some("rename the file where it comes from, or leave it out".into()),
             Self::TooSmall { .. } => Some("a larger root-size in the recipe, or `auto`".into()),
             Self::TooLarge { .. } => {

@@ -323,7 +323,7 @@ impl FileSystem for Plan<'_> {
             mkext4::Error::Io(e) => Error::Ami(ami::Error::Io {
                 action: "write",
                 path: "the image".into(),
-                source: e,
+                source: e.into(),
             }),
             other => Error::Ext4(other),
         };

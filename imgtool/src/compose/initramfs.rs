@@ -3,12 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use ami::Architecture;
 use ami::boot::{self, BootConfig};
 
 use super::Error;
 use super::cpio::Archive;
 use super::modules::Module;
+use crate::target::Target;
 
 /// Largest guest-init: a debug build has 30 MB.
 const MAX_GUEST_INIT: u64 = 256 << 20;
@@ -44,20 +44,18 @@ pub fn pack(guest_init: &[u8], modules: &[Module], mut config: BootConfig) -> Re
     Ok(archive.finish())
 }
 
-/// Read the guest-init for an architecture: the file given, else one next to this program or in the directory
-/// of the architecture next to this program's.
-pub fn find_guest_init(architecture: Architecture, given: Option<&Path>) -> Result<Vec<u8>, Error> {
-    let architecture = architecture.of_kernel();
+/// Read the guest-init for a target: the file given, else one next to this program or in the directory of the
+/// target next to this program's.
+pub fn find_guest_init(target: Target, given: Option<&Path>) -> Result<Vec<u8>, Error> {
     let candidates = match given {
         Some(path) => vec![path.to_path_buf()],
-        None => beside_us(architecture),
+        None => beside_us(target),
     };
     let Some(path) = candidates.iter().find(|path| path.exists()) else {
         let looked: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
         return Err(Error::NoGuestInit {
-            architecture,
+            target,
             looked: looked.join(", "),
-            machine: architecture.machine(),
         });
     };
     let read = |source| Error::Read {
@@ -68,52 +66,57 @@ pub fn find_guest_init(architecture: Architecture, given: Option<&Path>) -> Resu
     let unfit = |why| Error::GuestInit {
         path: path.clone(),
         why,
-        architecture,
+        target,
     };
     if length > MAX_GUEST_INIT {
         return Err(unfit("it has more than 256 MiB"));
     }
     let bytes = std::fs::read(path).map_err(read)?;
-    check_program(&bytes, architecture).map_err(unfit)?;
+    check_program(&bytes, target).map_err(unfit)?;
     Ok(bytes)
 }
 
-fn beside_us(architecture: Architecture) -> Vec<PathBuf> {
+fn beside_us(target: Target) -> Vec<PathBuf> {
     let directory = std::env::current_exe()
         .ok()
         .and_then(|exe| Some(exe.parent()?.to_path_buf()))
         .unwrap_or_default();
-    let mut names = vec![format!("guest-init-{}", architecture.machine())];
-    if Architecture::host() == Some(architecture) {
+    let mut names = vec![format!("guest-init-{target}")];
+    if std::env::consts::ARCH == target.name() {
         names.push("guest-init".into());
     }
     let mut paths: Vec<_> = names.into_iter().map(|name| directory.join(name)).collect();
     // `cargo xtask` puts the programs of each machine into a directory of its name.
-    let of_machine = |built: &Path| built.join(architecture.machine()).join("guest-init");
-    paths.extend(directory.parent().map(of_machine));
+    let of_target = |built: &Path| built.join(target.name()).join("guest-init");
+    paths.extend(directory.parent().map(of_target));
     paths
 }
 
 /// A static program of the right machine: with nothing else in the initramfs, an interpreter cannot be found.
-fn check_program(elf: &[u8], architecture: Architecture) -> Result<(), &'static str> {
-    let machine: u16 = match architecture {
-        Architecture::X86_64 | Architecture::I386 => 62,
-        Architecture::Arm64 => 183,
+fn check_program(elf: &[u8], target: Target) -> Result<(), &'static str> {
+    let (class, machine) = match target {
+        Target::X86_64 => (2, 62u16),
+        Target::Aarch64 => (2, 183),
+        Target::I686 => (1, 3),
     };
-    if elf.get(..6) != Some(b"\x7fELF\x02\x01") || elf.len() < 64 {
-        return Err("it is not a 64-bit ELF program");
+    if elf.get(..4) != Some(b"\x7fELF") || elf.len() < 64 {
+        return Err("it is not an ELF program");
     }
-    if elf[18..20] != machine.to_le_bytes() {
+    if elf[4..6] != [class, 1] || elf[18..20] != machine.to_le_bytes() {
         return Err("it is for another architecture");
     }
     const PT_INTERP: u32 = 3;
-    let table = u64::from_le_bytes(elf[32..40].try_into().unwrap_or_default()) as usize;
-    let (entry, count) = (
-        u16::from_le_bytes([elf[54], elf[55]]),
-        u16::from_le_bytes([elf[56], elf[57]]),
-    );
-    for index in 0..usize::from(count) {
-        let at = table.saturating_add(index * usize::from(entry));
+    let half = |at: usize| usize::from(u16::from_le_bytes([elf[at], elf[at + 1]]));
+    // Offset of the program headers, their size and number (System V ABI, "ELF header").
+    let (table, entry, count) = if class == 1 {
+        let table = u32::from_le_bytes(elf[28..32].try_into().unwrap_or_default());
+        (table as usize, half(42), half(44))
+    } else {
+        let table = u64::from_le_bytes(elf[32..40].try_into().unwrap_or_default());
+        (table as usize, half(54), half(56))
+    };
+    for index in 0..count {
+        let at = table.saturating_add(index * entry);
         let kind = elf
             .get(at..)
             .and_then(|rest| rest.first_chunk::<4>())
@@ -161,24 +164,45 @@ mod tests {
 
     #[test]
     fn a_missing_or_dynamic_program_is_explained() {
-        let error = find_guest_init(Architecture::Arm64, Some(Path::new("/no/guest-init")))
+        let error = find_guest_init(Target::Aarch64, Some(Path::new("/no/guest-init")))
             .unwrap_err()
             .report();
         assert!(
             error.contains("/no/guest-init") && error.contains("cargo xtask cross aarch64"),
             "{error}"
         );
-        let beside = beside_us(Architecture::Arm64);
-        assert!(
-            beside.iter().any(|path| path.ends_with("aarch64/guest-init")),
-            "{beside:?}"
-        );
+        for target in [Target::Aarch64, Target::I686] {
+            let beside = beside_us(target);
+            let end = format!("{target}/guest-init");
+            assert!(beside.iter().any(|path| path.ends_with(&end)), "{beside:?}");
+        }
         let shell = Path::new("/bin/sh");
-        if let Some(host) = Architecture::host()
+        if let Some(host) = ami::Architecture::host()
             && shell.exists()
         {
-            let error = find_guest_init(host, Some(shell)).unwrap_err().report();
+            let error = find_guest_init(Target::of(host), Some(shell))
+                .unwrap_err()
+                .report();
             assert!(error.contains("dynamically"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_32_bit_program_is_for_32_bit_kernels() {
+        let mut program = vec![0; 84];
+        program[..6].copy_from_slice(b"\x7fELF\x01\x01");
+        program[18] = 3;
+        // One program header, behind the file's.
+        (program[28], program[42], program[44]) = (52, 32, 1);
+        assert_eq!(check_program(&program, Target::I686), Ok(()));
+        assert!(check_program(&program, Target::X86_64).is_err());
+        program[52] = 3;
+        assert_eq!(
+            check_program(&program, Target::I686),
+            Err("it is linked dynamically")
+        );
+        program.truncate(64);
+        (program[28], program[44]) = (52, 2);
+        assert!(check_program(&program, Target::I686).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The kernel in the form that a direct boot wants: x86_64 an uncompressed ELF, arm64 an `Image`.
+//! The kernel in the form that a direct boot wants: x86 an uncompressed ELF, arm64 an `Image`.
 //!
 //! Distributions ship it compressed in a wrapper: x86's bzImage (Documentation/arch/x86/boot.rst), arm64's
 //! gzip or EFI zboot (drivers/firmware/efi/libstub/zboot-header.S). Decompressing once at build time saves it
@@ -10,6 +10,7 @@ use ami::Architecture;
 
 use super::Error;
 use crate::decompress;
+use crate::target::Target;
 use crate::tree::{Kind, Tree};
 
 /// Largest compressed kernel taken, and largest decompressed: distribution kernels have 15 and 65 MB.
@@ -30,6 +31,16 @@ pub struct Kernel {
     pub release: Option<String>,
     /// The ELF or Image.
     pub bytes: Vec<u8>,
+}
+
+impl Kernel {
+    /// What programs besides it must be built for, in an image of `architecture`.
+    pub fn target(&self, architecture: Architecture) -> Target {
+        match is_elf32(&self.bytes) {
+            true => Target::I686,
+            false => Target::of(architecture),
+        }
+    }
 }
 
 /// Find the kernel in the files of its packages and extract it. Before Debian's 6.19 it is
@@ -93,7 +104,7 @@ pub fn from_bytes(name: &str, image: &[u8], architecture: Architecture) -> Resul
 /// An uncompressed kernel from any of the wrappers.
 pub fn extract(name: &str, image: &[u8], architecture: Architecture) -> Result<Vec<u8>, Error> {
     let plain = match architecture {
-        Architecture::X86_64 | Architecture::I386 => extract_x86(image),
+        Architecture::X86_64 | Architecture::I386 => extract_x86(image, architecture),
         Architecture::Arm64 => extract_arm64(image),
     };
     plain.map_err(|why| Error::Kernel {
@@ -102,25 +113,30 @@ pub fn extract(name: &str, image: &[u8], architecture: Architecture) -> Result<V
     })
 }
 
-fn extract_x86(image: &[u8]) -> Result<Vec<u8>, String> {
+fn extract_x86(image: &[u8], architecture: Architecture) -> Result<Vec<u8>, String> {
     let elf = if image.starts_with(ELF) {
         image.to_vec()
     } else {
         decompress(bzimage_payload(image)?)?
     };
-    // e_ident: 32-bit, little-endian; e_machine: 3 is 386.
-    if elf.starts_with(b"\x7fELF\x01\x01") && elf.get(18..20) == Some(&[3, 0]) {
-        return Err(
-            "it is a 32-bit kernel, and machines start kernels in 64-bit mode: 32-bit programs run \
-                    on the 64-bit kernel"
-                .into(),
-        );
+    if is_elf32(&elf) {
+        return match architecture {
+            Architecture::I386 => Ok(elf),
+            _ => Err(format!(
+                "it is a 32-bit kernel, which runs no {architecture} programs"
+            )),
+        };
     }
     // e_ident: 64-bit, little-endian; e_machine: 62 is x86-64.
     if elf.len() < 64 || !elf.starts_with(ELF) || elf[4..6] != [2, 1] || elf[18..20] != [62, 0] {
-        return Err("it does not contain a 64-bit x86 ELF".into());
+        return Err("it does not contain an x86 ELF".into());
     }
     Ok(elf)
+}
+
+/// Whether it is a 32-bit x86 ELF: e_ident has class and byte order; e_machine 3 is 386.
+fn is_elf32(elf: &[u8]) -> bool {
+    elf.len() >= 52 && elf.starts_with(b"\x7fELF\x01\x01") && elf[18..20] == [3, 0]
 }
 
 fn extract_arm64(image: &[u8]) -> Result<Vec<u8>, String> {
@@ -340,9 +356,19 @@ mod tests {
         assert!(extract("x", &elf(), Architecture::Arm64).is_err());
         let mut narrow = elf();
         (narrow[4], narrow[18]) = (1, 3);
-        let error = extract("x", &narrow, Architecture::I386).unwrap_err();
+        let error = extract("x", &narrow, Architecture::X86_64).unwrap_err();
         assert!(error.to_string().contains("32-bit kernel"), "{error}");
-        assert!(extract("x", &elf(), Architecture::I386).unwrap() == elf());
+    }
+
+    #[test]
+    fn thirty_two_bit_programs_run_on_kernels_of_both_kinds() {
+        let mut narrow = elf();
+        (narrow[4], narrow[18]) = (1, 3);
+        for (bytes, target) in [(elf(), Target::X86_64), (narrow, Target::I686)] {
+            let kernel = from_bytes("x", &bytes, Architecture::I386).unwrap();
+            assert!(kernel.bytes == bytes);
+            assert_eq!(kernel.target(Architecture::I386), target);
+        }
     }
 
     #[test]

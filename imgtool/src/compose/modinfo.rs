@@ -16,12 +16,15 @@ pub(super) fn values<'a>(module: &'a [u8], key: &str) -> Result<Vec<&'a str>, &'
         .collect())
 }
 
-/// A section of a little-endian ELF64 by name (System V ABI, chapter 4).
+/// A section of a little-endian ELF by name (System V ABI, chapter 4).
 fn section<'a>(elf: &'a [u8], name: &[u8]) -> Result<Option<&'a [u8]>, &'static str> {
     const CUT: &str = "its section table lies outside of it";
-    if elf.get(..6) != Some(b"\x7fELF\x02\x01") {
-        return Err("it is not a little-endian 64-bit ELF");
-    }
+    // Bytes of an address, where the section table is named, and the fields of a section's header.
+    let (wide, table_at, sizes_at, offset_at, size_at) = match elf.get(..6) {
+        Some(b"\x7fELF\x02\x01") => (8, 0x28, 0x3a, 0x18, 0x20),
+        Some(b"\x7fELF\x01\x01") => (4, 0x20, 0x2e, 0x10, 0x14),
+        _ => return Err("it is not a little-endian ELF"),
+    };
     let word = |at: usize, bytes: usize| -> Option<usize> {
         let field = elf.get(at..at.checked_add(bytes)?)?;
         let value = field
@@ -30,16 +33,17 @@ fn section<'a>(elf: &'a [u8], name: &[u8]) -> Result<Option<&'a [u8]>, &'static 
             .fold(0u64, |value, byte| value << 8 | u64::from(*byte));
         usize::try_from(value).ok()
     };
-    let table = word(0x28, 8).ok_or(CUT)?;
+    let table = word(table_at, wide).ok_or(CUT)?;
     let (entry, count, names) = (
-        word(0x3a, 2).ok_or(CUT)?,
-        word(0x3c, 2).ok_or(CUT)?,
-        word(0x3e, 2).ok_or(CUT)?,
+        word(sizes_at, 2).ok_or(CUT)?,
+        word(sizes_at + 2, 2).ok_or(CUT)?,
+        word(sizes_at + 4, 2).ok_or(CUT)?,
     );
     let header = |index: usize| table.checked_add(index.checked_mul(entry)?);
     let body = |index: usize| -> Option<&'a [u8]> {
         let at = header(index)?;
-        let (offset, size) = (word(at.checked_add(0x18)?, 8)?, word(at.checked_add(0x20)?, 8)?);
+        let field = |offset: usize| word(at.checked_add(offset)?, wide);
+        let (offset, size) = (field(offset_at)?, field(size_at)?);
         elf.get(offset..offset.checked_add(size)?)
     };
     let names = body(names).ok_or(CUT)?;
@@ -86,23 +90,49 @@ pub(super) mod tests {
         elf
     }
 
+    /// The same of 32 bits.
+    fn module32(info: &[&str]) -> Vec<u8> {
+        let wide = module(info);
+        let number = |at: usize| u32::from_le_bytes(wide[at..at + 4].try_into().unwrap());
+        let table = number(0x28) as usize;
+        let mut elf = wide[..table].to_vec();
+        elf[4] = 1;
+        elf[0x20..0x24].copy_from_slice(&(table as u32).to_le_bytes());
+        elf[0x2e..0x34].copy_from_slice(&[40, 0, 3, 0, 2, 0]);
+        for at in (table..wide.len()).step_by(64) {
+            let mut header = [0; 40];
+            for (from, to) in [(0, 0), (0x18, 0x10), (0x20, 0x14)] {
+                header[to..to + 4].copy_from_slice(&number(at + from).to_le_bytes());
+            }
+            elf.extend_from_slice(&header);
+        }
+        elf
+    }
+
     #[test]
     fn keys_are_read_in_order() {
-        let elf = module(&["depends=a,b", "alias=x", "alias=y"]);
-        assert_eq!(values(&elf, "depends"), Ok(vec!["a,b"]));
-        assert_eq!(values(&elf, "alias"), Ok(vec!["x", "y"]));
-        assert_eq!(values(&elf, "softdep"), Ok(vec![]));
+        for module in [module, module32] {
+            let elf = module(&["depends=a,b", "alias=x", "alias=y"]);
+            assert_eq!(values(&elf, "depends"), Ok(vec!["a,b"]));
+            assert_eq!(values(&elf, "alias"), Ok(vec!["x", "y"]));
+            assert_eq!(values(&elf, "softdep"), Ok(vec![]));
+        }
     }
 
     #[test]
     fn damage_is_an_error_and_never_a_panic() {
-        let elf = module(&["depends=a"]);
+        for module in [module, module32] {
+            damaged(&module(&["depends=a"]));
+        }
+    }
+
+    fn damaged(elf: &[u8]) {
         for length in 0..elf.len() {
             assert!(values(&elf[..length], "depends").is_err() || length > 64 + 10);
         }
         for at in 0..elf.len() {
             for value in [0, 0x7f, 0xff] {
-                let mut changed = elf.clone();
+                let mut changed = elf.to_vec();
                 changed[at] = value;
                 let _ = values(&changed, "depends");
             }

@@ -174,11 +174,22 @@ impl<'a> Library<'a> {
             source,
         })?;
         let bytes = decompress(path, file).map_err(|e| damaged(e.into()))?;
-        let needs = match self.depends.get(name) {
+        let mut needs = match self.depends.get(name) {
             Some(needs) => needs.clone(),
             None => declared(&bytes).map_err(|why| damaged(why.into()))?,
         };
+        let soft = soft(&bytes).map_err(|why| damaged(why.into()))?;
+        needs.extend(soft.iter().filter_map(|need| self.implementing(need)));
         Ok((bytes, needs))
+    }
+
+    /// The module that a soft dependency means, if there is one: of that name, or the portable one of the
+    /// algorithm of that name (`crc32c_generic` for `crc32c` or `crypto-crc32c`).
+    fn implementing(&self, need: &str) -> Option<String> {
+        let algorithm = need.strip_prefix("crypto_").unwrap_or(need);
+        [need.to_owned(), format!("{algorithm}_generic")]
+            .into_iter()
+            .find(|name| self.files.contains_key(name))
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -199,6 +210,17 @@ fn declared(module: &[u8]) -> Result<Vec<String>, &'static str> {
     let mut needs: Vec<String> = Vec::new();
     for list in modinfo::values(module, "depends")? {
         needs.extend(list.split(',').filter(|name| !name.is_empty()).map(normal));
+    }
+    Ok(needs)
+}
+
+/// What `softdep=` names before `post:`: what is asked for by a name at run time, as ext4 asks for its
+/// checksum, and nothing in the initramfs would load then.
+fn soft(module: &[u8]) -> Result<Vec<String>, &'static str> {
+    let mut needs = Vec::new();
+    for list in modinfo::values(module, "softdep")? {
+        let words = list.split_whitespace().skip_while(|word| *word != "pre:").skip(1);
+        needs.extend(words.take_while(|word| *word != "post:").map(normal));
     }
     Ok(needs)
 }
@@ -367,6 +389,21 @@ mod tests {
         tree.insert(path.as_bytes(), configuration, meta).unwrap();
         assert_eq!(last(&tree, "quiet"), plain);
         assert!(last(&tree, "quiet module.sig_enforce=1").ends_with(SIGNED));
+    }
+
+    #[test]
+    fn what_a_module_asks_for_by_name_comes_before_it() {
+        let mut tree = kernel();
+        let info = [
+            "depends=",
+            "softdep=pre: crypto-crc32c net-failover gone post: overlay",
+        ];
+        put(&mut tree, "kernel/a.ko", modinfo::tests::module(&info));
+        let generic = modinfo::tests::module(&["depends="]);
+        put(&mut tree, "kernel/crypto/crc32c_generic.ko", generic);
+        let modules = closure(&tree, RELEASE, &["a".into()], "").unwrap();
+        assert_eq!(names(&modules)[4..], ["crc32c_generic", "a"]);
+        assert!(names(&modules)[..4].contains(&"net_failover"));
     }
 
     #[test]

@@ -68,6 +68,15 @@ pub enum Error {
         /// The cap in bytes.
         cap: u64,
     },
+    /// {url} is another version than the one that was listed: it has {found} bytes instead of {expected}
+    OtherVersion {
+        /// The address.
+        url: String,
+        /// Its length in bytes, as the server says.
+        found: u64,
+        /// The length in the list, in bytes.
+        expected: u64,
+    },
     /// {url} cannot be read: {source}
     Local {
         /// The address.
@@ -105,6 +114,11 @@ impl Advice for Error {
                 "again, or another mirror; what arrived is kept and the next attempt continues there".into(),
             ),
             Self::TooLong { .. } => Some("another mirror; this one serves a different file".into()),
+            Self::OtherVersion { .. } => Some(
+                "again when the mirror has been updated as a whole, another mirror, or `snapshot` in the \
+                 recipe, which names an archive that does not change"
+                    .into(),
+            ),
             Self::Local { .. } => Some("check the path of the local mirror".into()),
             Self::Proxy { .. } => Some("http://HOST:PORT, or `no_proxy` for hosts that need none".into()),
         }
@@ -320,6 +334,16 @@ impl Client {
             }
         }
         check_status(url, response.status())?;
+        let begins = if continues { have } else { 0 };
+        let found = response.body().content_length().map(|rest| begins + rest);
+        if let Some(found) = found.filter(|found| *found != size) {
+            partial.restart()?;
+            return Err(Failure::Final(Error::OtherVersion {
+                url: url.to_owned(),
+                found,
+                expected: size,
+            }));
+        }
         copy(
             url,
             &mut response.into_body().into_reader(),

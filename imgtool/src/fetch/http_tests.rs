@@ -114,6 +114,33 @@ fn a_transfer_that_always_breaks_off_is_given_up_and_kept() {
     assert_eq!(ranges.recv().unwrap().as_deref(), Some("bytes=10-"));
 }
 
+/// The server says the length before it sends a byte: what is of another one cannot be what was listed.
+#[test]
+fn a_file_of_another_length_is_another_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(dir.path());
+    for length in [CONTENT.len() - 1, CONTENT.len() + 1] {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+        let other = [head.as_bytes(), &vec![b'x'; length]].concat();
+        let (url, ranges) = serve(vec![other]);
+        let error = download(&url, &store).unwrap_err().report();
+        let said = format!("it has {length} bytes instead of {}", CONTENT.len());
+        for word in [&*url, "another version", &said, "snapshot"] {
+            assert!(error.contains(word), "`{word}` is missing: {error}");
+        }
+        assert_eq!(ranges.iter().count(), 1, "it is asked for once");
+    }
+    // What a transfer that broke off has left counts as well.
+    let (url, _) = serve(vec![cut(10), {
+        let mut answer = rest(10);
+        let text = String::from_utf8_lossy(&answer).replace("Content-Length: 34", "Content-Length: 33");
+        answer = text.into_bytes();
+        answer
+    }]);
+    let error = download(&url, &store).unwrap_err().report();
+    assert!(error.contains("it has 43 bytes instead of 44"), "{error}");
+}
+
 #[test]
 fn other_bytes_of_the_right_length_are_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -105,7 +105,6 @@ pub fn image(options: &Options<'_>) -> Result<Written, Error> {
         }
         (found, _) => found.unwrap_or(wanted),
     };
-    let guest_init = initramfs::find_guest_init(architecture, options.guest_init)?;
     complete(&mut tree, &config.directory, epoch)?;
     let (kernel, modules) = match options.kernel {
         KernelSource::Debian { store, access } => {
@@ -113,6 +112,7 @@ pub fn image(options: &Options<'_>) -> Result<Written, Error> {
         }
         KernelSource::File(path) => take_kernel(path, architecture)?,
     };
+    let guest_init = initramfs::find_guest_init(kernel.target(architecture), options.guest_init)?;
     let mut manifest = Manifest::new(options.name, architecture);
     manifest.command_line = boot::command_line("");
     manifest.init = init_of(&tree, &config);

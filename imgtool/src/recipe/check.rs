@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use displaydoc::Display;
 
 use super::wrong::{Wrong, check_word, wrong};
-use super::{Recipe, Variant, contents};
+use super::{Kernel, Recipe, Variant, contents};
 use crate::advice::Advice;
 use crate::spelling::nearest;
 use crate::time::parse_timestamp;
@@ -144,6 +144,15 @@ fn check(recipe: &Recipe) -> Result<(), Wrong> {
             "kernel",
             "it has more than one source",
             "keep one of package, build and path",
+        );
+    }
+    if let Some(package) = recipe.kernel.package.as_deref().filter(|name| name.contains(':'))
+        && (!package.ends_with(Kernel::OF_32_BITS) || recipe.arch != [ami::Architecture::I386])
+    {
+        return wrong(
+            "kernel.package",
+            &format!("`{package}` is a kernel of another architecture than the images'"),
+            "the name alone; NAME:i386 where arch = [\"i386\"]",
         );
     }
     if recipe.init() != "guest-init" && !recipe.init().starts_with('/') {

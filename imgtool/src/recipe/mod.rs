@@ -13,6 +13,8 @@ use ami::Architecture;
 use ami::boot::Restart;
 use serde::{Deserialize, Serialize};
 
+use crate::target::Target;
+
 pub use braces::expand_braces;
 pub use check::Error;
 pub use contents::{EMPTY_AT_BOOT, is_below};
@@ -185,7 +187,8 @@ pub struct ExtraRepository {
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Kernel {
-    /// A kernel package; `$arch` stands for Debian's name of the kernel's architecture.
+    /// A kernel package; `$arch` stands for Debian's name of the kernel's architecture. `NAME:i386` is a
+    /// 32-bit kernel, for images of i386.
     #[serde(default)]
     pub package: Option<String>,
     /// A kernel configuration to build.
@@ -194,6 +197,11 @@ pub struct Kernel {
     /// A kernel image on this machine.
     #[serde(default)]
     pub path: Option<PathBuf>,
+}
+
+impl Kernel {
+    /// What the name of a package ends with that holds a 32-bit kernel.
+    pub const OF_32_BITS: &str = ":i386";
 }
 
 /// A kernel configuration of ours.
@@ -338,10 +346,28 @@ impl Recipe {
         Some(name.replace("$arch", arch.of_kernel().debian()))
     }
 
+    /// Debian's name of the architecture of the kernel in images of an architecture, as far as the recipe
+    /// says.
+    pub fn kernel_arch(&self, arch: Architecture) -> &'static str {
+        let package = self.kernel.package.as_deref().unwrap_or_default();
+        let is_32_bits = arch == Architecture::I386 && package.ends_with(Kernel::OF_32_BITS);
+        let arch = if is_32_bits { arch } else { arch.of_kernel() };
+        arch.debian()
+    }
+
+    /// What that kernel is built for.
+    pub fn kernel_target(&self, arch: Architecture) -> Target {
+        if self.kernel_arch(arch) == Architecture::I386.debian() {
+            Target::I686
+        } else {
+            Target::of(arch)
+        }
+    }
+
     /// The names of the modules for images of an architecture. Modules are the kernel's: its architecture is
     /// what a restriction names.
     pub fn modules_for(&self, arch: Architecture) -> Vec<String> {
-        for_architecture(&self.modules, arch.of_kernel().debian())
+        for_architecture(&self.modules, self.kernel_arch(arch))
     }
 
     /// The entries of `packages` for an architecture.

@@ -23,6 +23,24 @@ fn the_shortest_recipe_has_useful_defaults() {
 }
 
 #[test]
+fn a_32_bit_kernel_is_for_images_of_32_bit_programs_only() {
+    let text = "name = 'x'\nmodules = ['a [i386]', 'b [amd64]']\nkernel.package = 'linux-image-686-pae:i386'";
+    let recipe = parse(&format!("{text}\narch = ['i386']")).unwrap();
+    assert_eq!(recipe.kernel_arch(Architecture::I386), "i386");
+    assert_eq!(recipe.kernel_target(Architecture::I386), Target::I686);
+    assert_eq!(recipe.modules_for(Architecture::I386), ["a"]);
+    for arch in ["", "\narch = ['x86_64', 'i386']"] {
+        let error = refused(&format!("{text}{arch}"));
+        assert!(
+            error.contains("kernel.package") && error.contains("NAME:i386"),
+            "{error}"
+        );
+    }
+    let error = refused("name = 'x'\narch = ['i386']\nkernel.package = 'k:arm64'");
+    assert!(error.contains("another architecture"), "{error}");
+}
+
+#[test]
 fn a_module_may_be_for_one_architecture() {
     let recipe = parse("name = 'x'\nmodules = ['kvm-amd [amd64]', 'tun', 'loop [arm64 amd64]']").unwrap();
     assert_eq!(

@@ -30,7 +30,7 @@ pub enum Error {
         nearest: String,
     },
     /// no repository of the recipe has kernel package {name} for {arch}: images of 32-bit programs boot the
-    /// 64-bit kernel
+    /// 64-bit kernel unless the recipe says otherwise
     NoKernel64 {
         /// The name.
         name: String,
@@ -54,7 +54,10 @@ impl Advice for Error {
                  repository"
                     .into(),
             ),
-            Self::NoKernel64 { arch, .. } => Some(format!("kernel.package = \"linux-image-{arch}\"").into()),
+            Self::NoKernel64 { name, arch } => Some(
+                format!("kernel.package = \"linux-image-{arch}\", or \"{name}:i386\" for a 32-bit kernel")
+                    .into(),
+            ),
             Self::Contradiction(..) => {
                 Some("change the packages that the recipe asks for or leaves out".into())
             }

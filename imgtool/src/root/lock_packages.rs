@@ -6,7 +6,7 @@ use crate::fetch::{self, Client, Index};
 use crate::lock::{self, Lock, Package, Section};
 use crate::microvm;
 use crate::progress::{Step, Unit};
-use crate::recipe::{Recipe, Variant};
+use crate::recipe::{Kernel, Recipe, Variant};
 use crate::resolve::{self, Id, Universe, Wanted};
 use crate::store::Sha256;
 
@@ -49,7 +49,8 @@ fn resolve_packages(recipe: &Recipe, options: &Options<'_>) -> Result<Section, E
     let repositories = fetch::repositories(recipe);
     let mut packages = root_packages(recipe, &repositories, options)?;
     if let Some(kernel) = recipe.kernel_package(options.arch) {
-        packages.extend(kernel_packages(&kernel, &repositories, options)?);
+        let arch = recipe.kernel_arch(options.arch);
+        packages.extend(kernel_packages(&kernel, arch, &repositories, options)?);
     }
     if recipe.kernel.build.is_some() {
         packages.extend(build_packages(&repositories, options)?);
@@ -121,15 +122,16 @@ fn root_packages(
 /// The packages of the kernel `wanted`, which are of the kernel's architecture.
 fn kernel_packages(
     wanted: &str,
+    arch: &str,
     repositories: &[fetch::Repository],
     options: &Options<'_>,
 ) -> Result<Vec<Package>, Error> {
-    let arch = options.arch.of_kernel().debian();
+    let name = wanted.strip_suffix(Kernel::OF_32_BITS).unwrap_or(wanted);
     let step = options.progress.start("kernel index", None, Unit::Bytes);
     let indexes = indexes(repositories, arch, options, &*step)?;
     let universe = Universe::new(&indexes, arch, []).map_err(resolve::Error::Index)?;
-    let found = resolve::resolve_kernel(&universe, wanted).map_err(|error| match error {
-        resolve::Error::Missing { name, .. } if options.arch != options.arch.of_kernel() => {
+    let found = resolve::resolve_kernel(&universe, name).map_err(|error| match error {
+        resolve::Error::Missing { name, .. } if arch != options.arch.debian() => {
             let arch = arch.to_owned();
             resolve::Error::NoKernel64 { name, arch }
         }

@@ -18,7 +18,6 @@ use crate::process::network;
 use crate::store::sockets;
 use crate::{Error, Result};
 use machine::entropy;
-use machine::footprint;
 use machine::sandbox::{self, Kind};
 use machine::virtio::determinism::{Determinism, Times};
 
@@ -26,6 +25,8 @@ use machine::virtio::determinism::{Determinism, Times};
 /// meanwhile, and the code for it is used once more. At once would unmap some of it, or all, as the threads
 /// happen to run.
 const SETTLING: u16 = 500;
+/// The same for a guest that goes on, which reports itself no second time.
+const SETTLED_AFTER: Duration = Duration::from_millis(SETTLING as u64);
 
 /// The agent says that it is there by connecting; what it sends is of no interest.
 pub fn listen_for_readiness(
@@ -57,8 +58,8 @@ pub fn listen_for_readiness(
             on_ready();
             process.set_ready();
             determinism.give();
-            if is_quiet(&listener) {
-                footprint::give_back();
+            if is_quiet(&listener) && !determinism.is_enabled() {
+                process.give_back();
             }
         })
     })
@@ -85,7 +86,12 @@ fn renew_soon(
                 Ok(()) => {
                     on_ready();
                     process.set_ready();
-                    break;
+                    determinism.give();
+                    if !determinism.is_enabled() {
+                        std::thread::sleep(SETTLED_AFTER);
+                        process.give_back();
+                    }
+                    return;
                 }
                 // It has taken the request and cannot carry it out: asking again does not help.
                 Err(error @ Error::Agent(AgentError::Refused(_))) => {

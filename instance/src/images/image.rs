@@ -7,8 +7,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use ami::{Ami, Manifest, PartName, Region};
+use ami::{Ami, AmiId, Manifest, PartName, Region};
 
 use crate::store::home::{Home, base_link, create_private};
 use crate::store::record::Record;
@@ -23,16 +24,36 @@ const SEAL_MAX: usize = 128;
 pub struct Image {
     ami: Ami,
     path: PathBuf,
+    /// Partition tables, kernel and initramfs are known to be what the manifest says.
+    verified: AtomicBool,
 }
 
 impl Image {
     /// Opens the AMI at `path` and checks all but the content of its parts.
     pub fn open(path: &Path) -> Result<Image> {
+        Image::opened(path, |_, _| false)
+    }
+
+    /// The same to run it: a file that has not been touched since it was [verified](Image::verify_boot) is not
+    /// looked through again, and is not to be verified again. That would cost most of the time of a launch.
+    pub fn open_to_run(path: &Path, home: &Home) -> Result<Image> {
+        Image::opened(path, |id, seal| is_remembered(&home.seal(id.as_str()), seal))
+    }
+
+    /// `is_known` is asked whether the image of this id was verified in a file with this seal.
+    fn opened(path: &Path, is_known: impl FnOnce(&AmiId, &str) -> bool) -> Result<Image> {
         let file = fs::File::open(path).map_err(Error::file("opening", path))?;
         let path = real_path(&file, path).map_err(Error::file("opening", path))?;
+        let seal = seal(&file, &path)?;
+        let mut verified = false;
+        let ami = Ami::from_known_file(file, &path, |id| {
+            verified = is_known(id, &seal);
+            verified
+        })?;
         Ok(Image {
-            ami: Ami::from_file(file, &path)?,
+            ami,
             path,
+            verified: AtomicBool::new(verified),
         })
     }
 
@@ -42,19 +63,26 @@ impl Image {
     /// # Errors
     /// When the file is gone or is another image now.
     pub fn of_instance(record: &Record, directory: &Path) -> Result<Image> {
-        let path = if record.image.linked {
-            base_link(directory)
-        } else {
-            record.image.path.clone()
-        };
-        let image = Image::open(&path)?;
-        if image.id() == record.image.id {
-            return Ok(image);
+        Image::open(&image_path(record, directory))?.expected_by(record)
+    }
+
+    /// The same [to run it](Image::open_to_run).
+    ///
+    /// # Errors
+    /// The same.
+    pub fn of_instance_to_run(record: &Record, directory: &Path, home: &Home) -> Result<Image> {
+        Image::open_to_run(&image_path(record, directory), home)?.expected_by(record)
+    }
+
+    /// This image, if it is the one that `record` was launched from.
+    fn expected_by(self, record: &Record) -> Result<Image> {
+        if self.id() == record.image.id {
+            return Ok(self);
         }
         Err(Error::ImageChanged {
-            path,
-            now: image.id().to_owned(),
+            now: self.id().to_owned(),
             then: record.image.id.clone(),
+            path: self.path,
         })
     }
 
@@ -155,10 +183,14 @@ impl Image {
         Ok(self.ami.verify_all(&|_: Region, _| {})?)
     }
 
-    /// Verifies kernel and initramfs, which are mapped and not looked at again. A file that has not been
-    /// touched since it was verified is not read again: that would cost most of the time of a launch.
+    /// Verifies kernel and initramfs, which are placed and not looked at again. A file that has not been
+    /// touched since it was verified is not read again.
     pub fn verify_boot(&self, home: &Home) -> Result<()> {
-        self.verify_once(&home.seal(self.id()), &[PartName::Kernel, PartName::Initramfs])
+        if !self.verified.load(Relaxed) {
+            self.verify_once(&home.seal(self.id()), &[PartName::Kernel, PartName::Initramfs])?;
+            self.verified.store(true, Relaxed);
+        }
+        Ok(())
     }
 
     /// The same for memory and state of the guest that a warm image holds.
@@ -166,8 +198,20 @@ impl Image {
         self.verify_once(&home.warm_seal(self.id()), &[PartName::Memory, PartName::State])
     }
 
+    /// Notes that both need no verification: this process has written the image, and has read what is in the
+    /// file for its digests.
+    pub fn note_verified(&self, home: &Home) {
+        let noted = seal(self.ami.file(), &self.path).and_then(|seal| {
+            remember(&home.seal(self.id()), &seal)?;
+            remember(&home.warm_seal(self.id()), &seal)
+        });
+        if let Err(error) = noted {
+            tracing::debug!(%error, "the verification is not remembered");
+        }
+    }
+
     fn verify_once(&self, record: &Path, parts: &[PartName]) -> Result<()> {
-        let seal = self.seal()?;
+        let seal = seal(self.ami.file(), &self.path)?;
         if is_remembered(record, &seal) {
             return Ok(());
         }
@@ -179,23 +223,28 @@ impl Image {
         }
         Ok(())
     }
+}
 
-    /// What changes when the file does. The change time would say more, but the hard link that a launch makes
-    /// moves it.
-    fn seal(&self) -> Result<String> {
-        let m = self
-            .ami
-            .file()
-            .metadata()
-            .map_err(Error::file("examining", &self.path))?;
-        Ok(format!(
-            "{} {} {} {} {}\n",
-            m.dev(),
-            m.ino(),
-            m.len(),
-            m.mtime(),
-            m.mtime_nsec()
-        ))
+/// What changes when the file does. The change time would say more, but the hard link that a launch makes
+/// moves it.
+fn seal(file: &fs::File, path: &Path) -> Result<String> {
+    let m = file.metadata().map_err(Error::file("examining", path))?;
+    Ok(format!(
+        "{} {} {} {} {}\n",
+        m.dev(),
+        m.ino(),
+        m.len(),
+        m.mtime(),
+        m.mtime_nsec()
+    ))
+}
+
+/// The file of the instance kept in `directory`.
+fn image_path(record: &Record, directory: &Path) -> PathBuf {
+    if record.image.linked {
+        base_link(directory)
+    } else {
+        record.image.path.clone()
     }
 }
 
@@ -260,6 +309,28 @@ mod tests {
     use crate::error::Code;
     use crate::test_image;
     use ami::Architecture;
+
+    #[test]
+    fn an_image_is_looked_through_once_and_again_when_its_file_was_touched() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::at(directory.path());
+        let path = test_image::write(directory.path(), "image", 1);
+        let image = Image::open_to_run(&path, &home).unwrap();
+        assert!(!image.verified.load(Relaxed));
+        image.verify_boot(&home).unwrap();
+
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        let modified = file.metadata().unwrap().modified().unwrap();
+        let touch = |time| file.set_modified(time).unwrap();
+        // In the protective MBR, in a way that the time of the file does not show.
+        file.write_all_at(&[0xff], 446).unwrap();
+        touch(modified);
+        assert!(Image::open_to_run(&path, &home).unwrap().verified.load(Relaxed));
+        let damaged = |opened: Result<Image>| opened.unwrap_err().to_string();
+        assert!(damaged(Image::open(&path)).contains("partition table"));
+        touch(modified + std::time::Duration::from_nanos(1));
+        assert!(damaged(Image::open_to_run(&path, &home)).contains("partition table"));
+    }
 
     #[test]
     fn an_image_that_nothing_here_can_run_is_refused() {

@@ -171,24 +171,44 @@ impl Images {
 
     /// Copies the AMI at `path` into the store, after every byte of it has been verified, and returns its id.
     pub fn import(&self, path: &Path, name: Option<&str>) -> Result<String> {
-        self.add(path, name, |to| {
-            sparse_copy::copy(path, to).map_err(Error::file("copying", path))
-        })
-    }
-
-    /// Moves the finished AMI at `path`, which must be on the store's file system, into the store.
-    pub fn adopt(&self, path: &Path, name: Option<&str>) -> Result<String> {
-        self.add(path, name, |to| {
-            fs::rename(path, to).map_err(Error::file("moving", path))
-        })
-    }
-
-    fn add(&self, path: &Path, name: Option<&str>, put: impl FnOnce(&Path) -> Result<()>) -> Result<String> {
-        if let Some(name) = name {
-            check_name(name)?;
-        }
+        name.map_or(Ok(()), check_name)?;
         let image = Image::open(path)?;
         image.verify()?;
+        self.add(&image, name, |to| {
+            sparse_copy::copy(path, to).map_err(Error::file("copying", path))?;
+            durable(to)
+        })
+    }
+
+    /// Moves the finished AMI at `path`, which this process has written and which must be on the store's file
+    /// system, into the store. Its digests are those of what is in the file: its writer has read it for them.
+    pub fn adopt(&self, path: &Path, name: &str) -> Result<String> {
+        check_name(name)?;
+        let image = Image::open(path)?;
+        self.add(&image, Some(name), |to| {
+            fs::rename(path, to).map_err(Error::file("moving", path))?;
+            durable(to)
+        })
+    }
+
+    /// The same without a name, for one that is needed at once: it is not durable before the file that is
+    /// returned was synced. After a power failure before that, it may be refused as damaged.
+    pub fn adopt_at_once(&self, path: &Path) -> Result<(String, File)> {
+        let image = Image::open(path)?;
+        let file = image.file().try_clone().map_err(Error::file("opening", path))?;
+        let id = self.add(&image, None, |to| {
+            fs::rename(path, to).map_err(Error::file("moving", path))
+        })?;
+        Ok((id, file))
+    }
+
+    /// `put` brings the image to a path that is not its name yet; `name` was checked.
+    fn add(
+        &self,
+        image: &Image,
+        name: Option<&str>,
+        put: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<String> {
         let id = image.id().to_owned();
         let _lock = self.lock()?;
         self.sweep();
@@ -196,11 +216,7 @@ impl Images {
         if !to.exists() {
             let draft = self.directory.join(format!("{NEW}{id}"));
             put(&draft)?;
-            // What has its name is complete after a power failure, too.
-            File::open(&draft)
-                .and_then(|file| file.sync_all())
-                .and_then(|()| fs::rename(&draft, &to))
-                .map_err(Error::file("storing", &to))?;
+            fs::rename(&draft, &to).map_err(Error::file("storing", &to))?;
         }
         if let Some(name) = name {
             let mut names = self.names()?;
@@ -370,6 +386,13 @@ fn check_name(text: &str) -> Result<()> {
         "image name (NAME or NAME:TAG, each of 1 to 63 letters, digits, `.`, `_`, `-`; not in the form of an \
          id)",
     ))
+}
+
+/// What gets its name after this is complete after a power failure, too.
+fn durable(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::file("storing", path))
 }
 
 #[cfg(test)]

@@ -153,7 +153,7 @@ impl Assembly {
         let Fresh { image, root } = match self.fresh.take() {
             Some(fresh) => fresh,
             None => Fresh {
-                image: Arc::new(Image::of_instance(record, directory)?),
+                image: Arc::new(Image::of_instance_to_run(record, directory, &self.home)?),
                 root: None,
             },
         };
@@ -262,7 +262,10 @@ impl Assembly {
         }
         let (image, root) = match self.fresh.take() {
             Some(Fresh { image, root }) => (image, root),
-            None => (Arc::new(Image::of_instance(record, directory)?), None),
+            None => (
+                Arc::new(Image::of_instance_to_run(record, directory, &self.home)?),
+                None,
+            ),
         };
         image::runnable(&image)?;
         image.verify_boot(&self.home)?;
@@ -344,6 +347,7 @@ impl Assembly {
         }
         let restored = saved.is_some();
         let restore = saved.map(|saved| saved.restore(self.generation()));
+        let memory = restore.as_ref().map(|restore| restore.memory.clone());
         let machine = match Machine::build(spec, restore) {
             // What only the accelerator could know. What the machine was to have is taken: it is made again.
             Err(machine::Error::Snapshot(snapshot::Error::Mismatch(why))) => {
@@ -357,7 +361,7 @@ impl Assembly {
         }
         self.measured.machine(machine.handle());
         if self.per_run.timing.is_some() {
-            let placed = parts.iter().map(Part::placed);
+            let placed = parts.iter().chain(&memory).map(Part::placed);
             let (mapped, copied) = placed.fold((0, 0), |all, part| (all.0 + part.0, all.1 + part.1));
             self.timeline.memory(MemoryUse::now(mapped, copied));
         }

@@ -53,6 +53,10 @@ pub trait GuestControl: Send + Sync {
     /// Writes RAM to `memory`, which is empty, and returns the state of processors and devices. The guest is
     /// paused.
     fn save(&self, memory: &File) -> Result<Vec<u8>>;
+    /// Its agent is there: notes what was counted until now.
+    fn mark_ready(&self) {}
+    /// Its launch is over: gives back memory that only the launch has needed.
+    fn give_back(&self) {}
     /// Has the writes that wait for space carried out again. What came of it is reported to the
     /// [`SpaceHook`].
     fn retry(&self);

@@ -8,6 +8,7 @@ use crate::process::space_watch::{Remote, SpaceWatch};
 use crate::{Error, Result};
 use machine::block::volume::{Hydration, Volume as RootVolume};
 use machine::snapshot::State;
+use machine::timeline::Event;
 use machine::{Handle, Machine, Outcome};
 
 /// A machine and what works for it in the background.
@@ -120,6 +121,14 @@ impl GuestControl for Controls {
             .set_len(length)
             .map_err(Error::os("writing the guest's memory"))?;
         Ok(state)
+    }
+
+    fn mark_ready(&self) {
+        self.handle.mark(Event::Ready);
+    }
+
+    fn give_back(&self) {
+        self.handle.give_back();
     }
 
     fn retry(&self) {

@@ -279,6 +279,24 @@ impl InstanceProcess {
             .ok_or_else(|| Error::HasEnded(self.id.to_string()))
     }
 
+    /// The guest's agent is there, and whoever waits for it does not know it yet.
+    pub fn note_ready(&self) {
+        if let Some(control) = self.control() {
+            control.mark_ready();
+        }
+    }
+
+    /// The launch is over, and those who waited for it have been notified: gives back memory.
+    pub fn give_back(&self) {
+        if let Some(control) = self.control() {
+            control.give_back();
+        }
+    }
+
+    fn control(&self) -> Option<Arc<dyn GuestControl>> {
+        self.lock().control.clone()
+    }
+
     /// The guest's agent has connected.
     pub fn set_ready(&self) {
         let mut inner = self.lock();

@@ -12,11 +12,11 @@ use crate::store::home::Home;
 use crate::store::record::Config;
 use crate::store::saved::{Purpose, SavedFiles};
 use crate::{Error, Result};
-use machine::memory::Part;
+use machine::memory::{Part, saved};
 use machine::snapshot::{self, Restore, State};
 
 /// Bytes of a state that are read: that of 32 processors and of every device takes less than a tenth.
-const MAX_STATE: u64 = 16 << 20;
+pub const MAX_STATE: u64 = 16 << 20;
 
 /// How a run begins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,7 +97,11 @@ fn of_hibernation(directory: &Path) -> Result<Found> {
 
 fn found(state: &[u8], memory: Part) -> Result<Found> {
     Ok(match State::from_bytes(state) {
-        Ok(state) => Found::Guest(Box::new(SavedGuest { state, memory })),
+        Ok(state) => {
+            // It arrives while the machine is built.
+            saved::read_ahead(state.working_set(), &memory);
+            Found::Guest(Box::new(SavedGuest { state, memory }))
+        }
         Err(snapshot::Error::Mismatch(why)) => Found::Nothing(Some(why.to_string())),
         Err(damaged) => return Err(damaged.into()),
     })

@@ -145,7 +145,7 @@ impl CreateImage {
             manifest(&self.name, self.description.as_deref(), record, &image),
             &|_| {},
         )?;
-        images.adopt(&path.0, Some(&self.name))
+        images.adopt(&path.0, &self.name)
     }
 }
 

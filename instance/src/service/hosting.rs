@@ -20,7 +20,7 @@ use crate::store::home::Home;
 use crate::store::record::Ending;
 use crate::{Error, Record, Result, State};
 use machine::sandbox::{self, Kind};
-use machine::timeline::{Event, Timeline};
+use machine::timeline::Timeline;
 use machine::virtio::determinism::Determinism;
 
 /// Lines of the console that are kept of a guest that has ended.
@@ -32,7 +32,6 @@ pub struct Host {
     process: Arc<InstanceProcess>,
     assembly: Assembly,
     determinism: Determinism,
-    timeline: Arc<Timeline>,
 }
 
 /// How a guest has ended for good.
@@ -54,12 +53,11 @@ impl Host {
     /// Takes charge of `held`, which is pending. `timeline` has been running since the process began.
     pub fn new(held: LockedInstance, home: &Home, per_run: PerRun, timeline: Arc<Timeline>) -> Host {
         let determinism = per_run.determinism();
-        let assembly = Assembly::new(home.clone(), per_run, determinism.clone(), Arc::clone(&timeline));
+        let assembly = Assembly::new(home.clone(), per_run, determinism.clone(), timeline);
         Host {
             process: take_charge(held, &determinism),
             assembly,
             determinism,
-            timeline,
         }
     }
 
@@ -110,9 +108,9 @@ impl Host {
     ) -> Result<Hosted> {
         let (process, determinism) = (&self.process, &self.determinism);
         let assembly = &mut self.assembly;
-        let timeline = Arc::clone(&self.timeline);
+        let noted = Arc::clone(process);
         let serve = || {
-            serve(process, determinism, move || timeline.mark(Event::Ready))?;
+            serve(process, determinism, move || noted.note_ready())?;
             on_started()
         };
         let build = |record: &Record, directory: &Path, console: &Console| {

@@ -185,7 +185,7 @@ impl Service {
 
     fn launch(&self, request: &RunInstances) -> Result<Launch> {
         request.check()?;
-        let image = Image::open(&self.images.resolve(&request.image)?)?;
+        let image = Image::open_to_run(&self.images.resolve(&request.image)?, self.home())?;
         runnable(&image)?;
         request.check_counting(&image)?;
         Ok(Launch::new(&self.store, image)

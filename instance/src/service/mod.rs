@@ -12,7 +12,7 @@
 //! | `guest.rs` | waiting for the guest, its agent, its console, its ports |
 //! | `images.rs` | register, describe, tag, export, deregister, create of an instance |
 //! | `documents.rs` | what the metadata service says, a stop without waiting, what a calling program remembers |
-//! | `snapshot.rs` | warm image of an instance, of an image; clones; hibernation |
+//! | `snapshot.rs`, `working_set.rs` | warm image of an instance, of an image; clones; hibernation |
 //! | [`hosting`] | for the instance process: run the guest and serve its control socket |
 //!
 //! ```no_run
@@ -55,6 +55,7 @@ mod shutdown;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod working_set;
 
 use crate::api::client::Client;
 use crate::images::Images;

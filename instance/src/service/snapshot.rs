@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use ami::{Manifest, PartName, Source, Warm, Writer};
@@ -15,10 +16,10 @@ use machine::snapshot::State;
 use machine::virtio::determinism::Determinism;
 
 use super::capture::{Unfinished, manifest, root_volume, write_parts};
+use super::working_set;
 use super::{Launched, RunInstances, Service, TerminateInstance, WaitFor};
 use crate::api::client::Client;
 use crate::guest::agent;
-use crate::images::Images;
 use crate::images::image::Image;
 use crate::process::launch::Launch;
 use crate::process::per_run::{HostUse, PerRun};
@@ -30,6 +31,9 @@ use crate::{Error, Event, Result};
 
 /// How long an instance that was only launched for its image has to power off.
 const AT_ONCE: Duration = Duration::ZERO;
+
+/// The accelerator that maps memory from the image, by its name there.
+const SOFTWARE: &str = "soft";
 
 /// What is said to whoever has made a warm image.
 const SECRETS: &str = "the image holds the memory of the guest as it ran: keys, passwords and whatever else it \
@@ -92,7 +96,8 @@ impl Service {
         let path = Unfinished(self.images.draft_of(&record.id)?);
         let manifest =
             |image: &Image| manifest(&request.name, request.description.as_deref(), &record, image);
-        let id = self.store_snapshot(&record, &path, Some(&request.name), &manifest)?;
+        let _lock = self.write_snapshot(&record, &path.0, &manifest)?;
+        let id = self.images.adopt(&path.0, &request.name)?;
         Ok(Snapshotted { id, warning: SECRETS })
     }
 
@@ -122,9 +127,59 @@ impl Service {
     fn warm(&self, instance: &Record, request: &WarmImage) -> Result<String> {
         self.wait_for_launched(&instance.id, request.at, request.timeout)?;
         let record = self.to_be_saved(instance.id.as_str())?;
-        let draft = self.take(&record, &request.output)?;
-        let manifest = manifest(&draft.image.manifest().name, None, &record, &draft.image);
-        Ok(draft.finish(manifest)?.0)
+        let manifest = |image: &Image| manifest(&image.manifest().name, None, &record, image);
+        let (id, _) = self.write_snapshot(&record, &request.output, &manifest)?;
+        // Where its memory is copied as a whole, there is nothing to choose from.
+        let image = Image::open(&request.output)?;
+        if image
+            .manifest()
+            .warm
+            .as_ref()
+            .is_none_or(|warm| warm.accelerator != SOFTWARE)
+        {
+            return Ok(id);
+        }
+        // An image without it is only slower to begin with.
+        self.add_working_set(&image, request).or_else(|error| {
+            tracing::warn!(%error, "the image has no working set");
+            Ok(id)
+        })
+    }
+
+    /// Goes on from the image that was just made until its guest is ready, and writes what it has needed into
+    /// the image. Returns the image's new id.
+    fn add_working_set(&self, image: &Image, request: &WarmImage) -> Result<String> {
+        let launch = RunInstances {
+            image: request.output.to_string_lossy().into_owned(),
+            name: None,
+            config: cloned(&request.launch.config),
+            auto_remove: true,
+            // It has run, and would run a second time.
+            user_data: None,
+            per_run: PerRun {
+                host: request.launch.per_run.host,
+                begin: Begin::Clone,
+                ..PerRun::default()
+            },
+            ..request.launch.clone()
+        };
+        let launched = self.run_instances(&launch)?;
+        let seen = launched.instances.iter().map(|instance| {
+            self.wait_for_launched(&instance.id, WaitFor::Agent, request.timeout)?;
+            let process = self.store.reconcile(&instance.id)?.owner;
+            let process = process.ok_or_else(|| Error::HasEnded(instance.id.to_string()))?;
+            working_set::of_process(process, image)
+        });
+        let seen: Result<Vec<_>> = seen.collect();
+        for instance in &launched.instances {
+            self.terminate_instance(&TerminateInstance {
+                instance: instance.id.to_string(),
+                timeout: AT_ONCE,
+            })?;
+        }
+        let id = working_set::write(image, seen?.concat())?;
+        Image::open(&request.output)?.note_verified(self.home());
+        Ok(id)
     }
 
     /// Launches clones of a running instance. They share its memory and its root volume until they change
@@ -139,8 +194,15 @@ impl Service {
         let record = self.to_be_saved(&request.instance)?;
         let path = Unfinished(self.images.draft_of(&record.id)?);
         let manifest = |image: &Image| manifest(&image.manifest().name, None, &record, image);
-        let id = self.store_snapshot(&record, &path, None, &manifest)?;
+        // Without the lock it would be a file that nobody needs.
+        let _lock = self.write_snapshot(&record, &path.0, &manifest)?;
+        let (id, image) = self.images.adopt_at_once(&path.0)?;
+        // Their volumes read from it until they are complete.
+        let synced = thread::spawn(move || image.sync_all());
         let launched = self.launch_clones(request, &record, &id);
+        if let Ok(Err(error)) = synced.join() {
+            tracing::warn!(%error, "the image of the clones is not on the disk yet");
+        }
         // Each clone has a link of its own to the image; where there are none, it stays for them.
         match self.images.remove(&id, false, &self.store) {
             Ok(_) | Err(Error::ImageInUse { .. } | Error::NoImage(_)) => {}
@@ -183,19 +245,18 @@ impl Service {
         }
     }
 
-    fn store_snapshot(
+    /// Writes a warm image of the instance to `path`. It is somebody's while the lock is held.
+    fn write_snapshot(
         &self,
         record: &Record,
-        path: &Unfinished,
-        name: Option<&str>,
+        path: &Path,
         manifest: &dyn Fn(&Image) -> Manifest,
-    ) -> Result<String> {
-        let images: &Images = &self.images;
-        let draft = self.take(record, &path.0)?;
+    ) -> Result<(String, Lock)> {
+        let draft = self.take(record, path)?;
         let manifest = manifest(&draft.image);
-        // Without the lock it would be a file that nobody needs.
-        let (_, _lock) = draft.finish(manifest)?;
-        images.adopt(&path.0, name)
+        let written = draft.finish(manifest)?;
+        Image::open(path)?.note_verified(self.home());
+        Ok(written)
     }
 
     /// Copies the guest and its root volume at one instant into an image at `path` that is not complete yet.

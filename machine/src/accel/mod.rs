@@ -20,7 +20,7 @@ use crate::memory;
 use crate::sandbox::Kind;
 use crate::state::Refused;
 
-pub use state::{KvmX86Vcpu, KvmX86Vm, VcpuState, VmState};
+pub use state::{GicV3Cpu, KvmArmVcpu, KvmArmVm, KvmX86Vcpu, KvmX86Vm, VcpuState, VmState};
 
 pub use choose::{Accel, Chosen, Measured, Support, choose, choose_repeatable, measure, support};
 pub use model::CpuModel;
@@ -121,6 +121,9 @@ pub trait Vcpu: Send {
     fn save(&self) -> Result<VcpuState, Error>;
     /// Goes on from a saved state, instead of [`boot`](Vcpu::boot).
     fn restore(&mut self, state: &VcpuState) -> Result<(), Error>;
+    /// Gives back memory that holds nothing but what can be made again. Called between two `run`s, on its
+    /// thread.
+    fn give_back(&mut self) {}
     /// A handle that stops `run` from another thread.
     fn kicker(&self) -> Arc<dyn Kick>;
     /// What its thread may do.
@@ -150,6 +153,10 @@ pub trait Vm: Send + Sync {
     /// Instructions retired so far; `None` where they are not counted.
     fn instructions(&self) -> Option<u64> {
         None
+    }
+    /// Whether its processors have memory to [give back](Vcpu::give_back).
+    fn gives_back(&self) -> bool {
+        false
     }
 }
 

@@ -12,6 +12,8 @@ pub enum VcpuState {
     Soft(Box<softcpu::ArchState>),
     /// Of KVM on x86.
     KvmX86(Box<KvmX86Vcpu>),
+    /// Of KVM on Arm.
+    KvmArm(KvmArmVcpu),
 }
 
 /// Interrupt controllers and clock.
@@ -21,6 +23,8 @@ pub enum VmState {
     Soft(SoftVmState),
     /// Of KVM on x86.
     KvmX86(KvmX86Vm),
+    /// Of KVM on Arm.
+    KvmArm(KvmArmVm),
 }
 
 /// Structures of the KVM API as their bytes, named as there. KVM checks them when they are set.
@@ -57,6 +61,39 @@ pub struct KvmX86Vm {
     pub clock: u64,
     /// What CPUID says on processor 0: function, index, flags, EAX, EBX, ECX, EDX.
     pub cpuid: Vec<[u32; 7]>,
+}
+
+/// A processor of KVM on Arm.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KvmArmVcpu {
+    /// `kvm_mp_state`: whether it runs or waits to be started.
+    pub mp_state: u32,
+    /// The registers of `KVM_GET_REG_LIST`, in its order: id (`KVM_REG_ARM64_*`) and value. Among them are the
+    /// timers and the counter, from whose value the guest's time goes on.
+    pub registers: Vec<(u64, Vec<u8>)>,
+    /// Whether an SError is pending, and its syndrome where it has one (`kvm_vcpu_events`).
+    pub serror: Option<Option<u64>>,
+    /// Whether an external abort is pending.
+    pub external_abort: bool,
+}
+
+/// What KVM on Arm has beside processors: a GICv3. Which registers these are, in which order, says
+/// [`gicv3`](crate::arch::aarch64::gicv3).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KvmArmVm {
+    /// The distributor's registers.
+    pub distributor: Vec<u32>,
+    /// What each processor has of it.
+    pub cpus: Vec<GicV3Cpu>,
+}
+
+/// What one processor has of a GICv3.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GicV3Cpu {
+    /// Its redistributor's registers.
+    pub redistributor: Vec<u32>,
+    /// Its interface's.
+    pub interface: Vec<u64>,
 }
 
 /// Why a state of another accelerator is refused.

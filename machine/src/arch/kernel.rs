@@ -33,8 +33,6 @@ pub enum KernelError {
     Compressed,
     /// it is ELF
     Elf,
-    /// it is a 32-bit kernel, and this machine starts a kernel in 64-bit mode
-    Bits32,
     /// it is for another processor (ELF machine {0})
     Processor(u16),
     /// its program headers have an unknown length
@@ -43,8 +41,8 @@ pub enum KernelError {
     EntryTooLow,
     /// its entry point lies outside its segments
     EntryOutside,
-    /// it has no 64-bit entry point, where this machine starts a kernel: it is of 32 bits, or older than Linux 3.8
-    NoEntry64,
+    /// it has boot protocol {0:#x}, and a loader needs what 0x20a has: it is older than Linux 2.6.31
+    OldProtocol(u16),
     /// it has no setup header
     NoSetupHeader,
     /// it ends inside its setup code

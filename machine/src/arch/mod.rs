@@ -1,7 +1,7 @@
 //! Guest architectures. The kernel determines the architecture of a machine, not the host.
 //!
 //! Each directory offers the same few functions, behind those here: the address map ([`layout`]), where RAM
-//! lies ([`ram_regions`]), and [`prepare`]: kernel and initramfs into RAM, what the guest reads of its
+//! lies ([`ram_regions`]), [`load`]: kernel and initramfs into RAM, and [`prepare`]: what the guest reads of its
 //! machine beside them (ACPI or a device tree), and the first CPU's registers at the kernel's entry.
 
 pub mod aarch64;
@@ -170,20 +170,35 @@ pub fn ram_regions(architecture: Architecture, size: u64) -> Vec<(u64, u64)> {
     }
 }
 
-/// Puts `kernel` and `initrd` into RAM, writes everything that the guest reads before it has drivers, and
-/// returns how its first CPU begins.
-pub fn prepare(
+/// A kernel and its initramfs that lie in guest RAM.
+#[derive(Debug)]
+pub struct Loaded(Kernel);
+
+#[derive(Debug)]
+enum Kernel {
+    X86_64(x86_64::Kernel),
+    Aarch64(aarch64::Kernel),
+}
+
+/// Puts `kernel` and `initrd` into RAM.
+pub fn load(
     architecture: Architecture,
     memory: &Memory,
     kernel: &Part,
     initrd: Option<&Part>,
-    platform: &Platform<'_>,
-) -> Result<Boot, Error> {
+) -> Result<Loaded, Error> {
     match architecture {
-        Architecture::X86_64 | Architecture::I386 => {
-            x86_64::prepare(memory, kernel, initrd, platform).map(Boot::X86_64)
-        }
-        Architecture::Arm64 => aarch64::prepare(memory, kernel, initrd, platform).map(Boot::Aarch64),
+        Architecture::X86_64 | Architecture::I386 => x86_64::load(memory, kernel, initrd).map(Kernel::X86_64),
+        Architecture::Arm64 => aarch64::load(memory, kernel, initrd).map(Kernel::Aarch64),
+    }
+    .map(Loaded)
+}
+
+/// Writes everything that the guest reads before it has drivers, and returns how its first CPU begins.
+pub fn prepare(memory: &Memory, Loaded(kernel): &Loaded, platform: &Platform<'_>) -> Result<Boot, Error> {
+    match kernel {
+        Kernel::X86_64(kernel) => x86_64::prepare(memory, kernel, platform).map(Boot::X86_64),
+        Kernel::Aarch64(kernel) => aarch64::prepare(memory, kernel, platform).map(Boot::Aarch64),
     }
 }
 

@@ -11,15 +11,16 @@ use super::handle::{Handle, Shared};
 use super::registers::Place;
 use super::snapshot::{self, About, Restore, State};
 use super::{Device, Error, Machine, Spec, serial};
-use crate::accel::{self, Created, Vcpu, Vm};
-use crate::arch::{self, Layout, Platform, VIRTIO_MMIO_SIZE, VirtioSlot};
+use crate::accel::{self, Created, Vm};
+use crate::arch::{self, Architecture, Layout, Loaded, Platform, VIRTIO_MMIO_SIZE, VirtioSlot};
 use crate::bus::{At, SharedDevice};
 use crate::devices::boot_timer::{BootTimer, Mark};
 use crate::devices::serial::{Output, Serial};
 use crate::devices::{self, FixedDevices, Mapped};
-use crate::memory::{Memory, Placement, saved};
+use crate::memory::{self, Memory, Part, Placement, saved};
+use crate::sandbox;
 use crate::timeline::Event;
-use crate::vcpu::{self, Buses, Control, ExitTable, Hold};
+use crate::vcpu::{Buses, Control, ExitTable, Hold};
 use crate::virtio::determinism::{Determinism, WorkerGate};
 use crate::virtio::mmio::{self, Mmio, register};
 use crate::virtio::state::TransportState;
@@ -58,17 +59,39 @@ impl Machine {
         // Before the processors take what decides it.
         let placement = accel.placement();
         let memory = accel.allocate(&arch::ram_regions(architecture, ram))?;
+        let fill = || {
+            fill(
+                architecture,
+                &memory,
+                &kernel,
+                initrd.as_ref(),
+                restore.as_ref(),
+                placement,
+            )
+        };
+        let create = || {
+            let created = accel.create(&memory, cpus, statistics);
+            timeline.mark(Event::VmCreated);
+            created
+        };
+        let (filled, created) = match placement {
+            // A copy waits for memory, and who makes a machine of KVM for other processors of the host.
+            Placement::Copy => sandbox::both("load", fill, create),
+            Placement::Map => {
+                let created = create()?;
+                (fill(), Ok(created))
+            }
+        };
         let Created {
             vm,
             mut vcpus,
             controller,
-        } = accel.create(&memory, cpus, statistics)?;
-        timeline.mark(Event::VmCreated);
+        } = created?;
 
         let slots: Vec<_> = (0..devices.len()).map_while(|n| layout.virtio_slot(n)).collect();
         let generation = Generation::new(layout, determinism.is_enabled());
-        match &restore {
-            None => {
+        match (filled?, &restore) {
+            (Some(loaded), _) => {
                 let platform = Platform {
                     cpus,
                     cmdline: &cmdline,
@@ -77,15 +100,23 @@ impl Machine {
                     uuid,
                     controller,
                 };
-                let kernel = kernel.placed_by(placement);
-                let initrd = initrd.map(|initrd| initrd.placed_by(placement));
-                let boot = arch::prepare(architecture, &memory, &kernel, initrd.as_ref(), &platform)?;
+                let boot = arch::prepare(&memory, &loaded, &platform)?;
                 generation.begin(&memory)?;
                 vcpus[0].boot(&boot)?;
             }
-            Some(restore) => go_on(&memory, &mut vcpus, restore, placement)?,
+            (None, restored) => {
+                let states = restored.iter().flat_map(|restore| &restore.state.vcpus);
+                for (vcpu, state) in vcpus.iter_mut().zip(states) {
+                    vcpu.restore(state).map_err(snapshot_error)?;
+                }
+            }
         }
         timeline.mark(Event::MemoryReady);
+        if restore.is_some()
+            && let Some(before) = vm.instructions()
+        {
+            timeline.count(Event::FirstRun, before);
+        }
 
         // Where instructions are time, the guest's time is not the host's.
         let has_host_time = !determinism.is_enabled();
@@ -128,7 +159,7 @@ impl Machine {
         let handle = Handle { shared };
         let first = restore.map(|_| {
             let handle = handle.clone();
-            Box::new(move || handle.go_on(notice)) as vcpu::First
+            Box::new(move || handle.go_on(notice)) as Box<dyn FnOnce() + Send>
         });
         Ok(Machine {
             vcpus,
@@ -141,30 +172,41 @@ impl Machine {
     }
 }
 
-/// Puts saved RAM into the machine's, and processors into the state that they were in.
-fn go_on(
+/// Puts into guest RAM what the guest begins with: kernel and initramfs, or its RAM as it was saved. Returns
+/// what the kernel's first processor begins by.
+fn fill(
+    architecture: Architecture,
     memory: &Memory,
-    vcpus: &mut [Box<dyn Vcpu>],
-    restore: &Restore,
+    kernel: &Part,
+    initrd: Option<&Part>,
+    restore: Option<&Restore>,
     placement: Placement,
-) -> Result<(), Error> {
-    let Restore {
+) -> Result<Option<Loaded>, Error> {
+    let Some(Restore {
         state,
         memory: part,
         generation: _,
-    } = restore;
+    }) = restore
+    else {
+        let (kernel, initrd) = (
+            kernel.placed_by(placement),
+            initrd.map(|initrd| initrd.placed_by(placement)),
+        );
+        return Ok(Some(arch::load(architecture, memory, &kernel, initrd.as_ref())?));
+    };
     if part.len() != state.about.memory {
         return Err(Error::Snapshot(snapshot::Error::MemoryLength {
             len: part.len(),
             memory: state.about.memory,
         }));
     }
-    let part = part.placed_by(placement);
-    saved::restore(memory, &state.pages, &part).map_err(|error| Error::Snapshot(error.into()))?;
-    for (vcpu, state) in vcpus.iter_mut().zip(&state.vcpus) {
-        vcpu.restore(state).map_err(snapshot_error)?;
+    if placement == Placement::Map {
+        memory::advise_small_pages(memory);
     }
-    Ok(())
+    // Mapped whatever the accelerator: until it is ready, a guest touches few of the pages that it had.
+    let part = part.placed_by(Placement::Map);
+    saved::restore(memory, &state.pages, &part).map_err(|error| Error::Snapshot(error.into()))?;
+    Ok(None)
 }
 
 /// The accelerator does not take a state.

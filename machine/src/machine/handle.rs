@@ -8,6 +8,7 @@ use super::registers::{self, Place};
 use super::snapshot::{self, About, State};
 use crate::accel::Vm;
 use crate::devices::FixedDevices;
+use crate::footprint;
 use crate::irq::Interrupt;
 use crate::memory::{Memory, saved};
 use crate::timeline::{Event, Timeline};
@@ -111,6 +112,16 @@ impl Handle {
             self.shared.control.hold(Hold::NoSpace);
         } else {
             self.shared.control.resume(Hold::NoSpace);
+        }
+    }
+
+    /// Gives back memory that only what was before has needed, of this process and of its processors: for a
+    /// guest that is ready and may do nothing for long. Returns at once.
+    pub fn give_back(&self) {
+        if self.shared.vm.gives_back() {
+            self.shared.control.give_back();
+        } else {
+            footprint::give_back();
         }
     }
 
@@ -226,6 +237,8 @@ impl Handle {
         let state = State {
             about: about.clone(),
             pages,
+            // What a guest needs when it goes on is seen when one does.
+            working_set: Vec::new(),
             vm,
             vcpus,
             fixed,

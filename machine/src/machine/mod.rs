@@ -65,8 +65,8 @@ pub struct Machine {
     buses: Arc<Buses>,
     exits: Vec<Arc<ExitTable>>,
     serial: Option<serial::Feeder>,
-    /// What is to be done before the first processor runs, on its thread.
-    first: Option<vcpu::First>,
+    /// What lets processors that were saved go on.
+    first: Option<Box<dyn FnOnce() + Send>>,
     handle: Handle,
 }
 
@@ -90,7 +90,7 @@ impl Machine {
             buses,
             exits,
             serial,
-            mut first,
+            first,
             handle,
         } = self;
         let control = Arc::clone(&handle.shared.control);
@@ -104,7 +104,6 @@ impl Machine {
                 Arc::clone(&buses),
                 exits,
                 timeline,
-                first.take(),
             ) {
                 Ok(thread) => threads.push(thread),
                 Err(source) => control.end(Err(accel::Error::Os {
@@ -112,6 +111,10 @@ impl Machine {
                     source,
                 })),
             }
+        }
+        // Here, because this thread may start those of devices itself.
+        if let Some(first) = first {
+            first();
         }
         control.wait_for_first_exit();
         started();

@@ -173,11 +173,21 @@ impl About {
     }
 }
 
+/// The pages of the memory part, each list in order.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct PageMap {
+    /// Those that hold data; all others are zero.
+    data: Vec<PageRun>,
+    /// Those that are read ahead.
+    working_set: Vec<PageRun>,
+}
+
 /// The state of a machine, decoded.
 #[derive(Debug, Clone)]
 pub struct State {
     pub(super) about: About,
     pub(super) pages: Vec<PageRun>,
+    pub(super) working_set: Vec<PageRun>,
     pub(super) vm: VmState,
     pub(super) vcpus: Vec<VcpuState>,
     pub(super) fixed: FixedState,
@@ -200,8 +210,10 @@ impl State {
                 && (layout.min_ram..=layout.max_ram).contains(&about.memory)
                 && about.devices.len() <= layout.max_virtio;
         Refused::unless(valid, "the size").map_err(refused("the machine"))?;
-        let pages: Vec<PageRun> = reader.take(Kind::Pages)?;
-        Refused::unless(are_valid(&pages, about.memory / PAGE), "the page map").map_err(refused("memory"))?;
+        let PageMap { data, working_set } = reader.take(Kind::Pages)?;
+        for (runs, what) in [(&data, "the page map"), (&working_set, "the working set")] {
+            Refused::unless(are_valid(runs, about.memory / PAGE), what).map_err(refused("memory"))?;
+        }
         let vm = reader.take(Kind::Vm)?;
         let take_vcpu = |_| reader.take(Kind::Vcpu);
         let vcpus = (0..about.cpus).map(take_vcpu).collect::<Result<_, _>>()?;
@@ -215,7 +227,8 @@ impl State {
         reader.finish()?;
         Ok(State {
             about,
-            pages,
+            pages: data,
+            working_set,
             vm,
             vcpus,
             fixed,
@@ -231,14 +244,19 @@ impl State {
         let State {
             about,
             pages,
+            working_set,
             vm,
             vcpus,
             fixed,
             transports,
         } = self;
+        let pages = PageMap {
+            data: pages.clone(),
+            working_set: working_set.clone(),
+        };
         let mut writer = Writer::default();
         writer.put(Kind::Machine, about)?;
-        writer.put(Kind::Pages, pages)?;
+        writer.put(Kind::Pages, &pages)?;
         writer.put(Kind::Vm, vm)?;
         for vcpu in vcpus {
             writer.put(Kind::Vcpu, vcpu)?;
@@ -260,6 +278,17 @@ impl State {
         &self.pages
     }
 
+    /// The pages of the memory part that a guest needs soon after it goes on, in order, as far as that is
+    /// known.
+    pub fn working_set(&self) -> &[PageRun] {
+        &self.working_set
+    }
+
+    /// The same state with another working set.
+    pub fn with_working_set(self, working_set: Vec<PageRun>) -> State {
+        State { working_set, ..self }
+    }
+
     /// Whether a machine of `spec` can go on from it, as far as can be said before there is one.
     ///
     /// # Errors
@@ -274,7 +303,7 @@ impl State {
 pub struct Restore {
     /// All but its RAM.
     pub state: State,
-    /// Its RAM, region after region. How it gets into RAM is the accelerator's choice.
+    /// Its RAM, region after region. It is mapped copy-on-write.
     pub memory: Part,
     /// The new generation, 16 random bytes: by it the guest knows that it is another one from here on. `None`
     /// where it is not to know, for a run that repeats itself.

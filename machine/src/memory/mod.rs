@@ -1,6 +1,7 @@
 //! Guest RAM: regions of anonymous host memory at guest-physical addresses, and file parts placed into them.
 #![allow(unsafe_code)]
 
+mod backed;
 mod part;
 pub mod saved;
 
@@ -8,7 +9,9 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+pub use backed::give_back;
 pub use part::{Part, PartError, PartReader, Placement};
+use vm_memory::mmap::MmapRegionError;
 pub use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
@@ -34,17 +37,27 @@ pub enum Error {
     Regions,
 }
 
+/// Bytes of a large page: what the page tables of x86-64, and of arm64 with pages of 4 KiB, map by one entry
+/// of the second level.
+const LARGE_PAGE: u64 = 2 << 20;
+/// Bytes that no hole between libraries and stacks has: a multiple of [`LARGE_PAGE`].
+const SPACER: u64 = 64 << 20;
+/// How often a place with a wanted alignment is tried. Another thread may take it first.
+const ATTEMPTS: usize = 8;
+
 /// Reserves RAM at the given (guest-physical address, length in bytes) pairs, sorted by address. The host
 /// gives pages when they are first touched: transparent huge pages where it can, because one fault then
-/// serves 2 MiB.
+/// serves 2 MiB. Such a page can be one in the nested page tables too if it begins at the same place in the
+/// host's addresses and in the guest's.
 pub fn allocate(ranges: &[(u64, u64)]) -> Result<Memory, Error> {
     let regions = ranges
         .iter()
         .map(|&(start, bytes)| {
             let reserve = |source| Error::Reserve { bytes, source };
             let len = usize::try_from(bytes).map_err(|_| reserve(io::ErrorKind::OutOfMemory.into()))?;
-            let mapping = MmapRegion::new(len).map_err(|error| reserve(io::Error::other(error)))?;
-            advise_huge_pages(&mapping);
+            let mapping = map_aligned(start, len).map_err(|error| reserve(io::Error::other(error)))?;
+            backed::forget(mapping.as_ptr(), len);
+            advise_huge_pages(mapping.as_ptr(), len);
             GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(Error::Regions)
         })
         .collect::<Result<Vec<_>, _>>()?;
@@ -75,11 +88,63 @@ pub fn allocate_in(file: &File, ranges: &[(u64, u64)]) -> Result<Memory, Error> 
         .map_err(|_| Error::Regions)
 }
 
+/// Maps `len` bytes at an address that is as far behind the beginning of a large page as `guest` is; anywhere
+/// where the host does not let that be.
+fn map_aligned(guest: u64, len: usize) -> Result<MmapRegion, MmapRegionError> {
+    // Linux aligns what is whole large pages itself since 6.7.
+    let mut mapping = MmapRegion::new(len)?;
+    // They keep holes that are just large enough taken.
+    let mut refused = Vec::new();
+    for attempt in 0..ATTEMPTS {
+        let behind = |address: u64| address.wrapping_sub(guest) % LARGE_PAGE;
+        if (len as u64) < LARGE_PAGE || behind(mapping.as_ptr() as u64) == 0 {
+            return Ok(mapping);
+        }
+        refused.push(mapping);
+        // A mapping goes below the one before; in the old layout, above it.
+        let start = spacer(0)?.as_ptr() as u64;
+        let shift = match attempt % 2 {
+            0 => behind(start.wrapping_sub(len as u64)),
+            _ => LARGE_PAGE - behind(start),
+        };
+        let spacer = spacer(shift)?;
+        mapping = MmapRegion::new(len)?;
+        drop(spacer);
+    }
+    tracing::debug!("guest RAM is not aligned for large pages");
+    Ok(mapping)
+}
+
+/// Takes a space that is larger than the holes between libraries and stacks, so that the next mapping is beside
+/// it, `shift` bytes further than without them.
+fn spacer(shift: u64) -> Result<MmapRegion, MmapRegionError> {
+    let flags = libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE;
+    MmapRegion::build(None, (SPACER + shift) as usize, libc::PROT_NONE, flags)
+}
+
 /// Best effort: without huge pages everything works, only slower.
-fn advise_huge_pages(mapping: &MmapRegion) {
-    // SAFETY: the range is exactly one live anonymous mapping of ours, and the advice does not change its
-    // content.
-    unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
+fn advise_huge_pages(start: *mut u8, len: usize) {
+    // SAFETY: the range is whole pages of a live anonymous mapping of ours, and advice about the size of its
+    // pages does not change its content.
+    unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
+}
+
+/// Granularity of a mapping: arm64 hosts may have pages of 16 or 64 KiB.
+fn host_page() -> u64 {
+    // SAFETY: asks for a constant of the system.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(page).unwrap_or(PAGE).max(PAGE)
+}
+
+/// Has the host give pages of `memory` one by one, whatever it does for other processes. For RAM that many
+/// machines share until they write to it: where 2 MiB were free when a guest was saved, one byte that it writes
+/// there could cost a huge page, and the time to clear it.
+pub(crate) fn advise_small_pages(memory: &Memory) {
+    for region in memory.iter() {
+        // SAFETY: the range is exactly one live mapping of ours, and advice about the size of its pages does
+        // not change its content.
+        unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_NOHUGEPAGE) };
+    }
 }
 
 /// End of the contiguous RAM that begins at guest-physical address 0, exclusive; 0 when there is none.
@@ -113,6 +178,21 @@ mod tests {
         memory.write_obj(7u64, last).unwrap();
         assert_eq!(memory.read_obj::<u64>(last).unwrap(), 7);
         assert!(memory.write_obj(7u64, GuestAddress(2 << 20)).is_err());
+    }
+
+    /// Of Linux's own accord only RAM of whole large pages is, since 6.7.
+    #[test]
+    fn large_pages_begin_at_the_same_places_in_the_host_and_in_the_guest() {
+        const MIB: u64 = 1 << 20;
+        let sizes = [2, 3, 5, 127, 128, 255, 256, 301];
+        let all: Vec<_> = sizes
+            .iter()
+            .map(|&mib| allocate(&[(0, mib * MIB), (4096 * MIB, (mib + 1) * MIB)]).unwrap())
+            .collect();
+        for region in all.iter().flat_map(|memory| memory.iter()) {
+            let apart = (region.as_ptr() as u64).wrapping_sub(region.start_addr().0);
+            assert_eq!(apart % LARGE_PAGE, 0, "{region:?}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile, VolatileMemoryError, VolatileSlice};
 
-use super::{Memory, PAGE};
+use super::{Memory, PAGE, backed, host_page};
 
 /// Bytes that one read of headers fetches ahead: an ELF header with its program headers, or a whole note
 /// segment.
@@ -179,6 +179,23 @@ impl Part {
         }
     }
 
+    /// Has the host read `len` bytes from `offset` on into its page cache, in the background.
+    pub(super) fn read_ahead(&self, offset: u64, len: u64) {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return;
+        }
+        let (file, offset) = (self.file.as_raw_fd(), self.offset + offset);
+        // SAFETY: the call takes no pointers. It fails for what is no file on a disk, which needs no reading.
+        unsafe {
+            libc::posix_fadvise(
+                file,
+                offset as libc::off_t,
+                len as libc::off_t,
+                libc::POSIX_FADV_WILLNEED,
+            )
+        };
+    }
+
     /// A reader at its start that places what is read into `memory`.
     pub fn reader<'a>(&'a self, memory: &'a Memory) -> PartReader<'a> {
         PartReader {
@@ -212,13 +229,6 @@ pub struct PartReader<'a> {
     window: [u8; WINDOW],
     /// Part offset of the first byte in `window`; `u64::MAX` when it holds nothing.
     window_start: u64,
-}
-
-/// Granularity of a mapping: arm64 hosts may have pages of 16 or 64 KiB.
-fn host_page() -> u64 {
-    // SAFETY: asks for a constant of the system.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(page).unwrap_or(PAGE).max(PAGE)
 }
 
 impl PartReader<'_> {
@@ -263,6 +273,7 @@ impl PartReader<'_> {
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        backed::note(host, whole);
         Ok(whole)
     }
 

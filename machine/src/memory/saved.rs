@@ -19,6 +19,8 @@ const CHUNK: u64 = 1 << 20;
 /// Pages of zeros that two mapped pieces of the file are apart at least: between nearer ones the holes are
 /// mapped, too, because each mapping costs a system call and memory of the host's kernel.
 const GAP: u64 = 64;
+/// Pages between two that are read ahead in one request.
+const NEAR: u64 = 16;
 /// Pieces that are mapped at most; a process has 65,530 mappings in all (Linux, `vm.max_map_count`). Where
 /// there are more, nearer pieces become one.
 const MAX_PIECES: usize = 4096;
@@ -39,6 +41,32 @@ impl PageRun {
     fn end(self) -> Option<u64> {
         self.start.checked_add(self.count)
     }
+}
+
+/// Has the host read these pages of `file` into its page cache, in the background: before a guest goes on from
+/// them, which would read them one after the other. Where it cannot, nothing is lost.
+pub fn read_ahead(runs: &[PageRun], file: &Part) {
+    for run in runs.iter().take(MAX_PIECES) {
+        file.read_ahead(run.start.saturating_mul(PAGE), run.count.saturating_mul(PAGE));
+    }
+}
+
+/// Runs of these pages, which are in order, with pages between them where that makes fewer runs: a device reads
+/// a few pages more in the time that another request takes.
+pub fn runs_of(pages: impl IntoIterator<Item = u64>) -> Vec<PageRun> {
+    let mut runs: Vec<PageRun> = Vec::new();
+    for page in pages {
+        match runs.last_mut() {
+            Some(last) if page < last.start + last.count + NEAR => {
+                last.count = last.count.max(page + 1 - last.start);
+            }
+            _ => runs.push(PageRun {
+                start: page,
+                count: 1,
+            }),
+        }
+    }
+    runs
 }
 
 /// Whether these are in order, apart from each other, not empty, and within `pages`.
@@ -209,6 +237,18 @@ mod tests {
         let again = ram();
         restore(&again, &runs, &whole.slice(at, 3 << 20).unwrap()).unwrap();
         assert!(content(&again) == content(&memory));
+    }
+
+    #[test]
+    fn what_is_read_ahead_has_few_runs_and_all_pages() {
+        let run = |start, count| PageRun { start, count };
+        assert_eq!(runs_of([]), []);
+        let runs = runs_of([3, 4, 4, 20, 37, 38, 100, u64::MAX >> 1]);
+        assert_eq!(runs, [run(3, 18), run(37, 2), run(100, 1), run(u64::MAX >> 1, 1)]);
+        assert!(are_valid(&runs, u64::MAX));
+        // Beyond the file, and of a file that ends early, nothing happens.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        read_ahead(&runs, &Part::open(file.path()).unwrap());
     }
 
     #[test]

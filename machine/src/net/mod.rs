@@ -3,6 +3,7 @@
 
 mod arp;
 pub mod clock;
+mod lost;
 pub mod metadata;
 mod stack;
 #[allow(unsafe_code)]
@@ -13,6 +14,10 @@ pub mod user;
 
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
+
+#[cfg(test)]
+pub(crate) use lost::tests as testing_lost;
+pub use lost::{LostConnections, SavedConnections, TcpConnection};
 
 /// What carries Ethernet frames for a virtio-net device. Runs in the device's worker thread: the worker hands
 /// over the guest's frames, calls [`poll`](Backend::poll) once per batch and whenever a descriptor or the
@@ -39,6 +44,10 @@ pub trait Backend: Send {
     /// The features that the driver has agreed to (`VIRTIO_NET_F_*`), before the first frame and after each
     /// reset of the device. An offload that it declined must not be used on frames for it.
     fn accept_features(&mut self, _features: u64) {}
+    /// The guest's TCP connections that end here, and that a guest which goes on from a snapshot loses.
+    fn connections(&self) -> Vec<TcpConnection> {
+        Vec::new()
+    }
     /// The MTU to announce to the guest, in bytes of IP packet.
     fn mtu(&self) -> u16 {
         1500

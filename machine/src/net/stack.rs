@@ -1,13 +1,15 @@
 //! A TCP/IP stack (smoltcp) over two queues of IP packets: the far end of the guest's wire.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
-use smoltcp::iface::{Config, Interface, SocketSet};
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::tcp;
 use smoltcp::time::Instant as StackInstant;
-use smoltcp::wire::{HardwareAddress, IpCidr};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 
+use super::TcpConnection;
 use super::clock::Clock;
 
 /// Packets waiting for the guest. More than this and the stack has to wait, so a guest that takes nothing
@@ -150,6 +152,18 @@ impl Stack {
         let result = write(&packet);
         self.wire.recycle(packet);
         Some(result)
+    }
+
+    /// The connection of the socket `handle`, seen from the guest, if it has one.
+    pub fn connection(&self, handle: SocketHandle) -> Option<TcpConnection> {
+        let socket = self.sockets.get::<tcp::Socket>(handle);
+        let end = |endpoint: IpEndpoint| match endpoint.addr {
+            IpAddress::Ipv4(address) => SocketAddrV4::new(address, endpoint.port),
+        };
+        Some(TcpConnection {
+            guest: end(socket.remote_endpoint()?),
+            peer: end(socket.local_endpoint()?),
+        })
     }
 
     /// Lets the stack work on what is queued. Returns whether any socket may have changed.

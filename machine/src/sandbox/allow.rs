@@ -16,6 +16,8 @@ pub(super) enum Rule {
     OnUs(i64),
     /// The call of this name, where the architecture has it: the number is x86-64's.
     Legacy(i64),
+    /// The call fails with ENOSYS: programs try it before they use another one.
+    Absent(i64),
 }
 
 /// What an argument must be; the lower 32 bits count, as they do to the kernel for all that is compared here.
@@ -32,7 +34,7 @@ pub(super) enum Is {
 }
 
 use Is::{Equal, Masked, With, Without};
-use Rule::{Call, Legacy, OnUs, When};
+use Rule::{Absent, Call, Legacy, OnUs, When};
 
 const PROT_EXEC: u32 = libc::PROT_EXEC as u32;
 
@@ -103,6 +105,7 @@ const KVM: &[Rule] = &[
     When(libc::SYS_ioctl, &[(1, Equal(0x8090_ae81))]), // KVM_GET_REGS
     When(libc::SYS_ioctl, &[(1, Equal(0x8138_ae83))]), // KVM_GET_SREGS
     When(libc::SYS_ioctl, &[(1, Equal(0x4010_aeab))]), // KVM_GET_ONE_REG
+    When(libc::SYS_ioctl, &[(1, Equal(0xc008_aeb0))]), // KVM_GET_REG_LIST
     When(libc::SYS_ioctl, &[(1, Equal(0x8004_ae98))]), // KVM_GET_MP_STATE
     When(libc::SYS_ioctl, &[(1, Equal(0x9000_aea4))]), // KVM_GET_XSAVE
     When(libc::SYS_ioctl, &[(1, Equal(0x8188_aea6))]), // KVM_GET_XCRS
@@ -117,6 +120,7 @@ const KVM: &[Rule] = &[
 const SNAPSHOT: &[Rule] = &[
     When(libc::SYS_ioctl, &[(1, Equal(0xc208_ae62))]), // KVM_GET_IRQCHIP
     When(libc::SYS_ioctl, &[(1, Equal(0x8030_ae7c))]), // KVM_GET_CLOCK
+    When(libc::SYS_ioctl, &[(1, Equal(0x4018_aee2))]), // KVM_GET_DEVICE_ATTR
 ];
 
 /// What a processor in software does to the processes in which its programs run. Only processes of the same
@@ -256,10 +260,9 @@ const SIGNALS: &[Rule] = &[Call(libc::SYS_rt_sigtimedwait)];
 const SETUP: &[Rule] = &[
     // Threads, not processes. Each gets a list of its own, which can only be shorter.
     When(libc::SYS_clone, &[(0, With(libc::CLONE_THREAD as u32))]),
-    // Answered with ENOSYS by `REFUSED`: its flags are behind a pointer. C libraries then use `clone`.
-    Call(libc::SYS_clone3),
+    // Its flags are behind a pointer. C libraries then use `clone`.
+    Absent(libc::SYS_clone3),
     When(libc::SYS_prctl, &[(0, Equal(libc::PR_SET_NAME as u32))]),
-    When(libc::SYS_prctl, &[(0, Equal(libc::PR_SET_NO_NEW_PRIVS as u32))]),
     When(libc::SYS_prctl, &[(0, Equal(0x5356_4d41))]), // PR_SET_VMA: a name for a mapping
     Call(libc::SYS_seccomp),
     Call(libc::SYS_prlimit64),
@@ -290,11 +293,8 @@ const SETUP: &[Rule] = &[
     Call(libc::SYS_mkdirat),
 ];
 
-/// Calls that programs try before they use another one: answered with ENOSYS, in every thread.
-pub(super) const REFUSED: &[i64] = &[libc::SYS_clone3];
-
 /// The lists that together are `kind`'s.
-pub(super) fn lists(kind: Kind) -> &'static [&'static [Rule]] {
+pub(super) const fn lists(kind: Kind) -> &'static [&'static [Rule]] {
     match kind {
         Kind::Main => &[
             ALWAYS, KVM, DISK, RING, SOCKETS, INTERNET, LOCAL, TERMINAL, FILES, SIGNALS, SETUP,

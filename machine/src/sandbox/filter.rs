@@ -1,20 +1,12 @@
-//! Compiles lists of system calls to seccomp programs.
+//! Loads the seccomp programs of threads.
 #![allow(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::io;
-use std::sync::OnceLock;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, apply_filter,
-};
+use libc::{sock_filter, sock_fprog};
 
 use super::Kind;
-use super::allow::{self, Is, Rule};
-
-/// The programs made so far, by kind.
-static PROGRAMS: [OnceLock<BpfProgram>; Kind::ALL.len()] = [const { OnceLock::new() }; Kind::ALL.len()];
+use super::program::{self, MAX_INSTRUCTIONS};
 
 /// Whether the kernel filters system calls and reports which one was stopped.
 pub(super) fn offered() -> Result<String, String> {
@@ -29,97 +21,47 @@ pub(super) fn offered() -> Result<String, String> {
         )
     };
     let error = io::Error::last_os_error();
-    match target() {
-        Err(error) => Err(format!("no filters of system calls ({error})")),
-        Ok(_) if answer == 0 => Ok("a list of system calls for each kind of thread".into()),
-        Ok(_) => Err(format!(
+    match answer {
+        0 => Ok("a list of system calls for each kind of thread".into()),
+        _ => Err(format!(
             "no filters of system calls (seccomp: {error}; Linux 4.14 has them)"
         )),
     }
 }
 
-/// Confines the calling thread to the calls of `kind`, and what it starts to calls that both allow.
+/// Confines the calling thread to the calls of `kind`, and what it starts to calls that both allow. It must
+/// have `no_new_privs`.
 pub(super) fn install(kind: Kind) -> io::Result<()> {
-    if matches!(kind, Kind::Main | Kind::MainDirect) {
-        // All other threads inherit it.
-        apply(&refused()?)?;
+    let program = program::of(kind);
+    let len = program.instructions.len();
+    // On the stack: the program differs from process to process by its own id only.
+    let mut instructions = [sock_filter {
+        code: 0,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    }; MAX_INSTRUCTIONS];
+    instructions[..len].copy_from_slice(program.instructions);
+    if let Some(at) = program.own_process {
+        instructions[at].k = std::process::id();
     }
-    let place = &PROGRAMS[Kind::ALL.iter().position(|k| *k == kind).unwrap_or_default()];
-    match place.get() {
-        Some(program) => apply(program),
-        None => {
-            let program = compile(kind)?;
-            apply(place.get_or_init(|| program))
-        }
-    }
-}
-
-fn apply(program: &BpfProgram) -> io::Result<()> {
-    apply_filter(program).map_err(|error| match error {
-        seccompiler::Error::Seccomp(source) | seccompiler::Error::Prctl(source) => source,
-        other => io::Error::other(other),
-    })
-}
-
-fn target() -> Result<TargetArch, seccompiler::BackendError> {
-    std::env::consts::ARCH.try_into()
-}
-
-fn build(
-    rules: BTreeMap<i64, Vec<SeccompRule>>,
-    otherwise: SeccompAction,
-    then: SeccompAction,
-) -> Result<BpfProgram, seccompiler::BackendError> {
-    SeccompFilter::new(rules, otherwise, then, target()?)?.try_into()
-}
-
-/// The program that answers with an error instead of death.
-fn refused() -> io::Result<BpfProgram> {
-    let rules = allow::REFUSED.iter().map(|&call| (call, Vec::new())).collect();
-    let absent = SeccompAction::Errno(libc::ENOSYS as u32);
-    build(rules, SeccompAction::Allow, absent).map_err(io::Error::other)
-}
-
-/// The program of `kind`. A stopped call raises SIGSYS, whose handler says which one it was and ends the
-/// process.
-fn compile(kind: Kind) -> io::Result<BpfProgram> {
-    let legacy = std::env::consts::ARCH == "x86_64";
-    let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();
-    // No condition at all wins over any; in the crate an empty chain says so.
-    let mut free = Vec::new();
-    for rule in allow::lists(kind).iter().copied().flatten() {
-        let conditions = match *rule {
-            Rule::Call(call) => {
-                free.push(call);
-                continue;
-            }
-            Rule::Legacy(call) => {
-                free.extend(legacy.then_some(call));
-                continue;
-            }
-            Rule::OnUs(call) => (call, vec![condition(0, Is::Equal(std::process::id()))]),
-            Rule::When(call, conditions) => {
-                let conditions = conditions.iter().map(|&(at, is)| condition(at, is));
-                (call, conditions.collect())
-            }
-        };
-        let (call, conditions) = conditions;
-        let conditions: Result<Vec<_>, _> = conditions.into_iter().collect();
-        let made = conditions.and_then(SeccompRule::new).map_err(io::Error::other)?;
-        rules.entry(call).or_default().push(made);
-    }
-    rules.extend(free.into_iter().map(|call| (call, Vec::new())));
-    build(rules, SeccompAction::Trap, SeccompAction::Allow).map_err(io::Error::other)
-}
-
-fn condition(argument: u8, is: Is) -> Result<SeccompCondition, seccompiler::BackendError> {
-    let (operator, value) = match is {
-        Is::Equal(value) => (SeccompCmpOp::Eq, value),
-        Is::Without(bits) => (SeccompCmpOp::MaskedEq(bits.into()), 0),
-        Is::With(bits) => (SeccompCmpOp::MaskedEq(bits.into()), bits),
-        Is::Masked(bits, value) => (SeccompCmpOp::MaskedEq(bits.into()), value),
+    let list = sock_fprog {
+        len: len as u16,
+        filter: instructions.as_mut_ptr(),
     };
-    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value.into())
+    // SAFETY: the kernel copies as many instructions as `list` says, which live until it returns.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const list,
+        )
+    };
+    match answer {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]
@@ -127,30 +69,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_has_a_program_that_the_kernel_takes() {
+    fn the_kernel_takes_the_program_of_every_kind() {
         for kind in Kind::ALL {
-            let program = compile(kind).unwrap();
-            // BPF_MAXINSNS.
-            assert!((20..4096).contains(&program.len()), "{kind:?}: {}", program.len());
+            // In a child, which ends by a call that every kind may make.
+            // SAFETY: the child makes system calls only.
+            match unsafe { libc::fork() } {
+                0 => {
+                    // SAFETY: as above.
+                    unsafe {
+                        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+                        libc::_exit(i32::from(install(kind).is_err()));
+                    }
+                }
+                child => {
+                    assert!(child > 0, "{}", io::Error::last_os_error());
+                    let mut status = -1;
+                    // SAFETY: the kernel writes one number, which lives until it returns.
+                    let ended = unsafe { libc::waitpid(child, &raw mut status, 0) };
+                    assert_eq!((ended, status), (child, 0), "{kind:?}");
+                }
+            }
         }
-    }
-
-    #[test]
-    fn the_list_of_the_process_contains_every_other_list() {
-        let calls = |kind| -> Vec<i64> {
-            let number = |rule: &Rule| match *rule {
-                Rule::Call(call) | Rule::When(call, _) | Rule::OnUs(call) | Rule::Legacy(call) => call,
-            };
-            allow::lists(kind).iter().copied().flatten().map(number).collect()
-        };
-        let (main, direct) = (calls(Kind::Main), calls(Kind::MainDirect));
-        for kind in Kind::ALL {
-            let all = match kind {
-                Kind::MainDirect | Kind::Direct => &direct,
-                _ => &main,
-            };
-            assert!(calls(kind).iter().all(|call| all.contains(call)), "{kind:?}");
-        }
-        assert!(!main.contains(&libc::SYS_ptrace), "only where it is needed");
     }
 }

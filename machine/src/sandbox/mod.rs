@@ -23,6 +23,7 @@ mod filter;
 mod helper;
 mod namespaces;
 mod privileges;
+mod program;
 mod reader;
 mod violation;
 
@@ -296,6 +297,32 @@ pub fn spawn<T: Send + 'static>(
     let closed = || io::Error::other("the thread that starts threads has ended");
     spawner.send(Box::new(request)).map_err(|_| closed())?;
     wait.recv().map_err(|_| closed())?
+}
+
+/// Runs `beside` in a thread called `name` while this one runs `here`; where no thread is available, before it.
+/// `beside` may make the system calls that this thread may.
+///
+/// # Panics
+/// When one of them does.
+pub fn both<T: Send, U>(name: &str, beside: impl Fn() -> T + Sync, here: impl FnOnce() -> U) -> (T, U) {
+    let kind = KIND.get();
+    let beside = || {
+        KIND.set(kind);
+        beside()
+    };
+    std::thread::scope(|scope| {
+        let started = Builder::new().name(name.to_owned()).spawn_scoped(scope, &beside);
+        let Ok(thread) = started else {
+            return (beside(), here());
+        };
+        let here = here();
+        (
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            here,
+        )
+    })
 }
 
 /// Runs `ask` in a thread of `kind` and waits for it: for the few steps of a thread that its own list does

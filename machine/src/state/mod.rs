@@ -33,7 +33,7 @@ const HEAD: usize = 8 + DIGEST;
 pub enum Kind {
     /// What machine it is of.
     Machine = 1,
-    /// Which pages of its RAM hold data.
+    /// Which pages of its RAM hold data, and which are needed first.
     Pages = 2,
     /// The accelerator's side of the machine: interrupt controllers and clock.
     Vm = 3,
@@ -50,7 +50,8 @@ impl Kind {
     /// payload holds, or with its meaning.
     const fn version(self) -> u16 {
         match self {
-            Kind::Machine | Kind::Pages | Kind::Vm | Kind::Vcpu | Kind::Fixed | Kind::Transport => 1,
+            Kind::Machine | Kind::Vm | Kind::Vcpu | Kind::Fixed => 1,
+            Kind::Pages | Kind::Transport => 2,
         }
     }
 

@@ -69,6 +69,8 @@ struct Inner {
     result: Option<Result<End, Error>>,
     /// One for each processor while they are saved.
     saving: Vec<Saving>,
+    /// Which processors are to give back memory.
+    giving_back: Vec<bool>,
 }
 
 /// What a vCPU thread does next.
@@ -80,6 +82,8 @@ pub enum Next {
     RunAgain,
     /// Save the processor, and ask again.
     Save,
+    /// Give back memory, and ask again.
+    GiveBack,
     /// End.
     End,
 }
@@ -103,6 +107,7 @@ impl Control {
             running: 0,
             result: None,
             saving: Vec::new(),
+            giving_back: vec![false; kickers.len()],
         };
         Control {
             inner: Mutex::new(inner),
@@ -120,6 +125,10 @@ impl Control {
         loop {
             if inner.ended {
                 return Next::End;
+            }
+            if let Some(wanted @ true) = inner.giving_back.get_mut(number) {
+                *wanted = false;
+                return Next::GiveBack;
             }
             if inner.holds == 0 {
                 inner.running += 1;
@@ -244,6 +253,14 @@ impl Control {
     pub fn resume(&self, why: Hold) {
         let mut inner = self.lock();
         inner.holds &= !(why as u8);
+        self.changed.notify_all();
+    }
+
+    /// Has every processor give back memory, soon, on its thread.
+    pub fn give_back(&self) {
+        let mut inner = self.lock();
+        inner.giving_back.fill(true);
+        self.kick_all();
         self.changed.notify_all();
     }
 

@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 
 use crate::accel::{Exit, ExitHandler, Stop, Vcpu};
 use crate::bus::{Action, Bus};
+use crate::footprint;
 use crate::sandbox;
 use crate::timeline::{Event, Timeline};
 use crate::virtio::determinism::{Trigger, WorkerGate};
@@ -74,11 +75,8 @@ impl ExitHandler for Server {
     }
 }
 
-/// What a processor's thread does before anything else: to start a device's thread takes one that may.
-pub type First = Box<dyn FnOnce() + Send>;
-
-/// Starts the thread of processor `number`. It does `first`, and ends when `control` says so; a processor that
-/// stops by itself ends the whole machine.
+/// Starts the thread of processor `number`. It ends when `control` says so; a processor that stops by itself
+/// ends the whole machine.
 pub fn start(
     number: usize,
     vcpu: Box<dyn Vcpu>,
@@ -86,7 +84,6 @@ pub fn start(
     buses: Arc<Buses>,
     exits: Arc<ExitTable>,
     timeline: Arc<Timeline>,
-    first: Option<First>,
 ) -> io::Result<JoinHandle<()>> {
     let server = Server {
         buses,
@@ -96,9 +93,6 @@ pub fn start(
         exited: false,
     };
     sandbox::spawn(&format!("cpu{number}"), vcpu.thread(), move || {
-        if let Some(first) = first {
-            first();
-        }
         run(number, vcpu, server, &control)
     })
 }
@@ -112,6 +106,11 @@ fn run(number: usize, mut vcpu: Box<dyn Vcpu>, mut server: Server, control: &Con
             Next::Save => {
                 control.has_saved(number, vcpu.save());
                 stood_still = true;
+                continue;
+            }
+            Next::GiveBack => {
+                vcpu.give_back();
+                footprint::give_back();
                 continue;
             }
             Next::End => return,

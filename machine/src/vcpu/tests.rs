@@ -110,7 +110,6 @@ fn machine(scripts: Vec<Script>) -> Running {
                 Arc::clone(&buses),
                 Arc::clone(table),
                 Arc::clone(&timeline),
-                None,
             )
             .unwrap()
         })
@@ -202,6 +201,21 @@ fn processors_run_only_when_no_reason_holds_them() {
 }
 
 #[test]
+fn a_processor_gives_back_memory_once_for_each_request() {
+    let control = Control::new(vec![Script::new(&[], None).kicker()]);
+    control.give_back();
+    assert_eq!(control.may_run(0), Next::GiveBack);
+    assert_eq!(control.may_run(0), Next::Run);
+    control.has_stopped();
+    control.hold(Hold::Request);
+    control.give_back();
+    assert_eq!(control.may_run(0), Next::GiveBack, "held or not");
+    control.give_back();
+    control.end(Ok(End::Killed));
+    assert_eq!(control.may_run(0), Next::End);
+}
+
+#[test]
 fn a_processor_in_software_stands_still_and_goes_on() {
     const CODE: u64 = 0x1_0000;
     const COUNT: u64 = 0x1_2000;
@@ -222,7 +236,6 @@ fn a_processor_in_software_stands_still_and_goes_on() {
         Arc::default(),
         Arc::default(),
         Arc::new(Timeline::start()),
-        None,
     )
     .unwrap();
     let passes = |seen: u64| {
@@ -238,6 +251,11 @@ fn a_processor_in_software_stands_still_and_goes_on() {
         assert_eq!(count(), seen, "it runs while it is paused");
         control.resume(Hold::Request);
         passes(seen);
+    }
+    // What it has decoded is gone in between.
+    for _ in 0..100 {
+        control.give_back();
+        passes(count());
     }
     assert!(control.pause(Hold::Request));
     control.end(Ok(End::Killed));

@@ -1,9 +1,6 @@
 //! The memory balloon (VIRTIO 1.3 §5.5) with free page reporting: memory that the guest does not use goes
 //! back to the host.
 
-#![allow(unsafe_code)]
-
-use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,7 +13,7 @@ use super::{
     Activation, DeviceInterrupt, DeviceState, DeviceTraits, Error, Queue, Unsaved, VirtioDevice,
     read_config_bytes,
 };
-use crate::memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use crate::memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, give_back};
 use crate::sandbox::Kind;
 use crate::state::Refused;
 
@@ -209,26 +206,11 @@ fn inflate(memory: &GuestMemoryMmap<()>, chain: &Chain<'_>) {
     }
 }
 
-/// Gives the whole host pages of `slice` back. They read as zeros, or as the file behind them, when touched
-/// again.
+/// Gives memory that the guest does not use to the host.
 fn release(slice: &VolatileSlice<'_>) {
-    // SAFETY: sysconf takes no pointer.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(PAGE as usize);
-    let guard = slice.ptr_guard_mut();
-    let skip = guard.as_ptr().align_offset(page);
-    let len = guard.len().saturating_sub(skip) / page * page;
-    if len == 0 {
-        return;
-    }
-    // SAFETY: the range is whole pages inside of `slice`, which is guest memory that stays mapped while it is
-    // borrowed. Its content changes, as the guest has agreed to by offering it; nobody holds a reference to
-    // it.
-    let advise =
-        |advice| unsafe { libc::madvise(guard.as_ptr().wrapping_add(skip).cast(), len, advice) == 0 };
-    // The first is for RAM in a file of its own, which other memory refuses.
-    if !advise(libc::MADV_REMOVE) && !advise(libc::MADV_DONTNEED) {
-        // Advice only: locked or huge pages may refuse it.
-        tracing::debug!("balloon: madvise: {}", io::Error::last_os_error());
+    if let Err(error) = give_back(slice) {
+        // Locked or huge pages may stay: the guest only asks.
+        tracing::debug!("balloon: memory could not be given back: {error}");
     }
 }
 

@@ -7,6 +7,7 @@ use super::mmio::register::*;
 use super::testing::{Driver, RAM};
 use super::*;
 use crate::bus::BusDevice;
+use crate::net::SavedConnections;
 
 /// The calls that a device got.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,11 +67,11 @@ impl VirtioDevice for Recorder {
         self.log.lock().unwrap().push(Call::Reset);
     }
     fn save(&self) -> Result<DeviceState, Unsaved> {
-        Ok(DeviceState::Net)
+        Ok(DeviceState::Net(SavedConnections::default()))
     }
     fn restore(&mut self, state: &DeviceState) -> Result<(), Refused> {
         match state {
-            DeviceState::Net => Ok(()),
+            DeviceState::Net(_) => Ok(()),
             _ => Err(DeviceState::FOREIGN),
         }
     }

@@ -1,5 +1,6 @@
 //! The network device (VIRTIO 1.3 §5.1), with one pair of queues.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use super::worker::{Context, Engine, Service, Wake};
 use super::{Activation, DeviceState, DeviceTraits, Error, Queue, Unsaved, VirtioDevice, read_config_bytes};
 use crate::event::EventSet;
 use crate::limit::RateLimiter;
-use crate::net::Backend;
+use crate::net::{Backend, LostConnections};
 use crate::sandbox::Kind;
 use crate::state::Refused;
 
@@ -102,6 +103,9 @@ impl Net {
             receive,
             unsent: false,
             unreceived: false,
+            room: false,
+            lost: LostConnections::none(),
+            replies: VecDeque::new(),
         };
         Net {
             features,
@@ -133,16 +137,26 @@ impl VirtioDevice for Net {
     }
 
     fn save(&self) -> Result<DeviceState, Unsaved> {
-        // What the card remembers is of its backend and of limits. Frames of the guest that it has not sent
-        // are still in their queue.
-        self.engine.service().map(|_: &Card| DeviceState::Net)
+        let Net {
+            features: _,
+            config: _,
+            engine,
+        } = self;
+        // What else the card remembers is of its backend and of limits. Frames of the guest that it has not
+        // sent are still in their queue.
+        let Card { backend, lost, .. } = engine.service()?;
+        Ok(DeviceState::Net(lost.save(backend.connections())))
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), Refused> {
-        match state {
-            DeviceState::Net => Ok(()),
-            _ => Err(DeviceState::FOREIGN),
+        let DeviceState::Net(saved) = state else {
+            return Err(DeviceState::FOREIGN);
+        };
+        let lost = LostConnections::restored(saved)?;
+        if let Ok(card) = self.engine.service_mut() {
+            card.lost = lost;
         }
+        Ok(())
     }
 }
 
@@ -164,6 +178,12 @@ struct Card {
     unsent: bool,
     /// Frames for the guest may wait for the rate limit.
     unreceived: bool,
+    /// Whether the guest had room for more frames when it was last looked.
+    room: bool,
+    /// Connections of the time before a snapshot.
+    lost: LostConnections,
+    /// The answers to the guest's frames on them, in order.
+    replies: VecDeque<Vec<u8>>,
 }
 
 impl Service for Card {
@@ -205,7 +225,9 @@ impl Service for Card {
             .map(|at| at.saturating_duration_since(Instant::now()));
         let unsent = self.unsent.then(|| self.send.wait().unwrap_or_default());
         let unreceived = self.unreceived.then(|| self.receive.wait().unwrap_or_default());
-        timer.into_iter().chain(unsent).chain(unreceived).min()
+        let lost = self.room.then(|| self.lost.timeout()).flatten();
+        let all = timer.into_iter().chain(unsent).chain(unreceived);
+        all.chain(lost).min()
     }
 
     fn tick(&mut self, context: &mut Context) -> Result<(), QueueError> {
@@ -224,6 +246,10 @@ impl Card {
         let len = chain.readable.len();
         if len > HEADER && len <= self.frame.len() {
             chain.readable.read(0, &mut self.frame[..len]);
+            if let Some(reply) = self.lost.answer(&self.frame[HEADER..len]) {
+                self.replies.push_back(reply);
+                return;
+            }
             let start = if self.offloads { 0 } else { HEADER };
             self.backend.transmit(&self.frame[start..len]);
         }
@@ -251,20 +277,20 @@ impl Card {
                 room = ring.queue.enable_notification(&**memory)?;
                 continue;
             }
-            let start = if self.offloads { 0 } else { HEADER };
-            let Some(len) = self.backend.receive(&mut self.frame[start..]) else {
+            let Some(len) = next_frame(
+                &mut self.frame,
+                &mut self.replies,
+                &mut self.lost,
+                &mut *self.backend,
+            ) else {
                 ring.undo_pop();
                 break;
             };
             seen += 1;
-            let len = start + len.min(self.frame.len() - start);
             if len < HEADER || len > chain.writable.len() {
                 // No frame, or the guest's buffer is smaller than its MTU asks for: dropped.
                 ring.undo_pop();
                 continue;
-            }
-            if !self.offloads {
-                self.frame[..HEADER].fill(0);
             }
             self.frame[NUM_BUFFERS..HEADER].copy_from_slice(&1u16.to_le_bytes());
             chain.writable.write(0, &self.frame[..len]);
@@ -276,8 +302,8 @@ impl Card {
             ring.notify(memory, &**interrupt)?;
         }
         self.more = room && seen == MAX_FRAMES_PER_WAKEUP;
-        let room = room && !self.unreceived;
-        self.watch(context, room)
+        self.room = room && !self.unreceived;
+        self.watch(context, self.room)
     }
 
     /// Watches the backend's descriptors, or stops to.
@@ -302,6 +328,27 @@ impl Card {
     }
 }
 
+/// Puts the next frame for the guest into `frame`, with its header, and returns its length.
+fn next_frame(
+    frame: &mut [u8],
+    replies: &mut VecDeque<Vec<u8>>,
+    lost: &mut LostConnections,
+    backend: &mut dyn Backend,
+) -> Option<usize> {
+    let start = if backend.offloads() { 0 } else { HEADER };
+    let (header, rest) = frame.split_at_mut(HEADER);
+    if let Some(ours) = replies.pop_front().or_else(|| lost.ask()) {
+        header.fill(0);
+        rest[..ours.len()].copy_from_slice(&ours);
+        return Some(HEADER + ours.len());
+    }
+    if start == HEADER {
+        header.fill(0);
+    }
+    let len = backend.receive(&mut frame[start..])?;
+    Some(start + len.min(frame.len() - start))
+}
+
 /// A descriptor of the backend.
 struct Borrowed(RawFd);
 
@@ -314,8 +361,10 @@ impl AsRawFd for Borrowed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::TcpConnection;
+    use crate::net::testing_lost::{connection, from_guest};
     use crate::virtio::testing::Driver;
-    use std::collections::VecDeque;
+    use smoltcp::wire::TcpControl;
     use std::sync::{Arc, Mutex};
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -325,6 +374,7 @@ mod tests {
         to_guest: VecDeque<Vec<u8>>,
         polls: u32,
         features: u64,
+        connections: Vec<TcpConnection>,
     }
 
     /// A backend whose far end is the test.
@@ -359,6 +409,9 @@ mod tests {
         fn accept_features(&mut self, features: u64) {
             self.wire.lock().unwrap().features = features;
         }
+        fn connections(&self) -> Vec<TcpConnection> {
+            self.wire.lock().unwrap().connections.clone()
+        }
     }
 
     fn card(offloads: bool) -> (Driver, Arc<Mutex<Wire>>, EventFd) {
@@ -367,6 +420,11 @@ mod tests {
 
     /// A card that carries so many bytes a second in each direction.
     fn limited(offloads: bool, rate: Option<u64>) -> (Driver, Arc<Mutex<Wire>>, EventFd) {
+        let (device, wire, event) = device(offloads, rate);
+        (Driver::started(device, u64::MAX), wire, event)
+    }
+
+    fn device(offloads: bool, rate: Option<u64>) -> (Net, Arc<Mutex<Wire>>, EventFd) {
         let wire = Arc::new(Mutex::new(Wire::default()));
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let backend = Loop {
@@ -376,7 +434,7 @@ mod tests {
         };
         let limiter = || RateLimiter::new(None, rate.and_then(std::num::NonZeroU64::new));
         let device = Net::with_limits(Box::new(backend), [2, 0, 0, 0, 0, 7], limiter(), limiter());
-        (Driver::started(device, u64::MAX), wire, event)
+        (device, wire, event)
     }
 
     #[test]
@@ -474,6 +532,37 @@ mod tests {
     fn the_card_reports_its_address_link_and_mtu() {
         let (mut driver, _wire, _event) = card(false);
         assert_eq!(driver.config(0, 12), [2, 0, 0, 0, 0, 7, 1, 0, 1, 0, 0xdc, 5]);
+    }
+
+    #[test]
+    fn connections_of_the_time_before_a_snapshot_are_reset_at_once() {
+        for offloads in [false, true] {
+            let (mut driver, wire, _event) = card(offloads);
+            let segment = from_guest(40_000, [2, 0, 0, 0, 0, 7], TcpControl::None, Some(77));
+            driver.request(TRANSMIT, &[&[0; HEADER], &segment], &[]);
+            assert_eq!(wire.lock().unwrap().sent.len(), 1, "the network knows it");
+            wire.lock().unwrap().connections.push(connection(40_000));
+            let (other, wire, _event) = device(offloads, None);
+            driver.go_on_with(other);
+            driver.submit(RECEIVE, &[], &[1600]);
+            driver.ring(RECEIVE);
+            // It is asked, and answers; the reset is its acknowledgement's number.
+            let asked = driver.wait_used(RECEIVE).data;
+            assert_eq!(asked[HEADER..HEADER + 6], [2, 0, 0, 0, 0, 7]);
+            driver.submit(RECEIVE, &[], &[1600]);
+            driver.request(TRANSMIT, &[&[0; HEADER], &segment], &[]);
+            let reset = driver.wait_used(RECEIVE).data;
+            let flags = HEADER + 14 + 20 + 13;
+            assert_eq!((asked[flags], reset[flags]), (0x10, 4));
+            assert_eq!(reset[flags - 9..flags - 5], 77u32.to_be_bytes());
+            assert!(wire.lock().unwrap().sent.is_empty());
+            driver.request(TRANSMIT, &[&[0; HEADER], &segment], &[]);
+            assert_eq!(
+                wire.lock().unwrap().sent.len(),
+                1,
+                "what follows is the network's"
+            );
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use super::core::{QueueRegisters, status};
+use crate::net::SavedConnections;
 use crate::state::Refused;
 
 /// What a device remembers besides its queues. One for each kind of device, so that none needs to ask what
@@ -26,8 +27,8 @@ pub enum DeviceState {
         /// Bytes of the first available chain that were printed before the output stopped taking more.
         stalled: Option<u32>,
     },
-    /// A network card.
-    Net,
+    /// A network card: the guest's connections, which no other process has.
+    Net(SavedConnections),
     /// The source of entropy.
     Rng {
         /// How many bytes were given, for one whose bytes follow from a seed.

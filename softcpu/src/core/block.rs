@@ -13,49 +13,79 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 
 use crate::core::address_map::AddressMap;
+use crate::core::arena::Arena;
 use crate::core::code_page::CodePage;
 use crate::core::page::PAGE;
 use crate::core::unsettled::Unsettled;
 
-/// Most blocks before the cache starts afresh: bounds host memory to about 100 MiB for each processor.
+/// Most blocks before the cache starts afresh, and most bytes of them, those that others have replaced
+/// included: bounds host memory for each processor.
 const CAPACITY: usize = 1 << 18;
+const MOST_BYTES: usize = 128 << 20;
 /// Entries of the table that finds blocks by linear address; a power of two.
 const JUMPS: usize = 8192;
 
-/// Operations on the heap, at one address for as long as the cache that owns the block lives.
-pub(crate) struct Ops<O> {
-    first: NonNull<O>,
+/// Values at one address for as long as their owner lives: on the heap, or in the arena of the cache that owns
+/// the block that has them.
+pub(crate) struct Piece<T> {
+    first: NonNull<T>,
     len: usize,
+    on_heap: bool,
 }
 
 // SAFETY: plain data, owned like a box; function pointers may cross threads.
-unsafe impl<O: Copy + 'static> Send for Ops<O> {}
+unsafe impl<T: Copy + 'static> Send for Piece<T> {}
 
-impl<O> Ops<O> {
-    pub fn new(ops: Vec<O>) -> Ops<O> {
-        let len = ops.len();
-        let first = NonNull::from(Box::leak(ops.into_boxed_slice())).cast();
-        Ops { first, len }
+impl<T> Piece<T> {
+    fn new(values: Vec<T>) -> Piece<T> {
+        let len = values.len();
+        let first = NonNull::from(Box::leak(values.into_boxed_slice())).cast();
+        Piece {
+            first,
+            len,
+            on_heap: true,
+        }
     }
 
-    /// The first operation; the last one always stops.
+    /// The same in `arena`.
+    fn moved_to(self, arena: &mut Arena) -> Piece<T>
+    where
+        T: Copy,
+    {
+        Piece {
+            first: arena.copy(self.all()),
+            len: self.len,
+            on_heap: false,
+        }
+    }
+
+    /// The first one.
     #[inline(always)]
-    pub fn first(&self) -> *const O {
+    pub fn first(&self) -> *const T {
         self.first.as_ptr()
     }
 
-    /// The operation that ends the block: the one before the guard.
-    pub fn end(&self) -> Option<&O> {
-        // SAFETY: made by `new` from a boxed slice of this length, which lives as long as `self`.
-        let all = unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) };
-        all.iter().nth_back(1)
+    /// The one before the last: of a block's operations the one that ends it, before the guard.
+    pub fn end(&self) -> Option<&T> {
+        self.all().iter().nth_back(1)
+    }
+
+    /// All of them.
+    #[inline(always)]
+    pub fn all(&self) -> &[T] {
+        // SAFETY: made by `new` from a boxed slice of this length or copied from one, which lives as long as
+        // `self`.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
     }
 }
 
-impl<O> Drop for Ops<O> {
+impl<T> Drop for Piece<T> {
     fn drop(&mut self) {
-        // SAFETY: made by `new` from a boxed slice of this length, and dropped once.
-        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.first.as_ptr(), self.len)) });
+        if self.on_heap {
+            let all = std::ptr::slice_from_raw_parts_mut(self.first.as_ptr(), self.len);
+            // SAFETY: made by `new` from a boxed slice of this length, and dropped once.
+            drop(unsafe { Box::from_raw(all) });
+        }
     }
 }
 
@@ -98,8 +128,8 @@ pub(crate) enum Ending {
 
 /// A decoded block.
 pub(crate) struct Block<O> {
-    /// Its operations.
-    pub ops: Ops<O>,
+    /// Its operations; the last one always stops.
+    pub ops: Piece<O>,
     /// Instructions that it retires.
     pub count: u32,
     /// Its bytes.
@@ -109,7 +139,7 @@ pub(crate) struct Block<O> {
     /// What its last instruction does.
     pub ending: Ending,
     /// What it was decoded from.
-    pub bytes: Box<[u8]>,
+    bytes: Piece<u8>,
     /// The version of its page when `bytes` were seen there last.
     version: Cell<u32>,
     /// Its page; `None` where the version of one page does not say everything: it is looked up each time.
@@ -121,7 +151,7 @@ pub(crate) struct Block<O> {
 }
 
 // SAFETY: `page` points into the `Ram` that the owning processor keeps alive; it is only read, atomically.
-// `links` point to blocks of the same cache, which is never taken apart.
+// `links` point to blocks of the same cache, which gives them up all at once.
 unsafe impl<O: Copy + 'static> Send for Block<O> {}
 
 impl<O> Block<O> {
@@ -134,12 +164,12 @@ impl<O> Block<O> {
     ) -> Block<O> {
         let page = page.map(NonNull::from);
         Block {
-            ops: Ops::new(ops),
+            ops: Piece::new(ops),
             count,
             len: bytes.len() as u32,
             phys,
             ending,
-            bytes: bytes.into(),
+            bytes: Piece::new(bytes.to_vec()),
             version: Cell::new(0),
             page: page.filter(|_| second.is_none()),
             second,
@@ -150,6 +180,23 @@ impl<O> Block<O> {
     /// The same, to be looked up each time.
     pub fn once(self) -> Block<O> {
         Block { page: None, ..self }
+    }
+
+    /// The same with all that it has in `arena`.
+    fn moved_to(self, arena: &mut Arena) -> Block<O>
+    where
+        O: Copy,
+    {
+        Block {
+            ops: self.ops.moved_to(arena),
+            bytes: self.bytes.moved_to(arena),
+            ..self
+        }
+    }
+
+    /// What it was decoded from.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.all()
     }
 
     /// Whether its page's version says everything, so that it may be found by tables and links.
@@ -169,7 +216,7 @@ impl<O> Block<O> {
         overlaps(self.phys, first)
             || self
                 .second
-                .is_some_and(|second| overlaps(second, self.bytes.len() - first))
+                .is_some_and(|second| overlaps(second, self.bytes().len() - first))
     }
 
     /// Whether nobody has stored to its bytes since, as far as its page's version shows.
@@ -185,7 +232,7 @@ impl<O> Block<O> {
     /// Its bytes in its first page.
     pub fn first_part(&self) -> &[u8] {
         let room = (PAGE - self.phys % PAGE) as usize;
-        &self.bytes[..room.min(self.bytes.len())]
+        &self.bytes()[..room.min(self.bytes().len())]
     }
 
     /// The link for a way on to `rip`, of a block that began at `begin`.
@@ -220,8 +267,10 @@ impl<O> Copy for Jump<O> {}
 
 /// All blocks of one processor.
 pub(crate) struct Cache<O> {
-    /// At one address each, and only ever freed all at once.
-    blocks: Vec<NonNull<Block<O>>>,
+    /// Holds the blocks, at one address each, and all that they have.
+    arena: Arena,
+    /// Blocks in it that can be found.
+    count: usize,
     by_address: AddressMap<NonNull<Block<O>>>,
     jumps: Box<[Jump<O>; JUMPS]>,
     /// The last two blocks that may run only once.
@@ -237,7 +286,8 @@ unsafe impl<O: Copy + 'static> Send for Cache<O> {}
 impl<O> Cache<O> {
     pub fn new() -> Cache<O> {
         Cache {
-            blocks: Vec::new(),
+            arena: Arena::default(),
+            count: 0,
             by_address: AddressMap::default(),
             jumps: vec![Jump::NONE; JUMPS]
                 .into_boxed_slice()
@@ -254,15 +304,9 @@ impl<O> Cache<O> {
         self.transient[0].insert(Box::new(block)).as_ref()
     }
 
-    fn keep(&mut self, block: Block<O>) -> NonNull<Block<O>> {
-        let kept = NonNull::from(Box::leak(Box::new(block)));
-        self.blocks.push(kept);
-        kept
-    }
-
     /// Whether there are so many that the cache is to be emptied.
     pub fn is_full(&self) -> bool {
-        self.blocks.len() >= CAPACITY
+        self.count >= CAPACITY || self.arena.len() >= MOST_BYTES
     }
 
     /// The block that followed `from` the last time when it began at `begin` and went on to `rip`.
@@ -332,7 +376,11 @@ impl<O> Cache<O> {
     /// address.
     ///
     /// No reference to a block is alive meanwhile, and the one that is replaced does not run.
-    pub fn insert(&mut self, address: u64, block: Block<O>) -> NonNull<Block<O>> {
+    pub fn insert(&mut self, address: u64, block: Block<O>) -> NonNull<Block<O>>
+    where
+        O: Copy,
+    {
+        let block = block.moved_to(&mut self.arena);
         match self.at(address) {
             Some(mut known) => {
                 // SAFETY: see above: whoever has its address (a jump, a link, the loop) finds another block
@@ -341,35 +389,31 @@ impl<O> Cache<O> {
                 known
             }
             None => {
-                let kept = self.keep(block);
+                let kept = self.arena.put(block);
+                self.count += 1;
                 self.by_address.insert(address, kept);
                 kept
             }
         }
     }
 
-    /// Forgets all blocks. None runs.
+    /// Forgets all blocks, and gives back their memory. None runs.
     pub fn clear(&mut self) {
         let Cache {
-            blocks,
+            arena,
+            count,
             by_address,
             jumps,
             transient,
             unsettled: _,
         } = self;
-        by_address.clear();
+        *by_address = AddressMap::default();
         jumps.fill(Jump::NONE);
         *transient = [None, None];
-        for block in blocks.drain(..) {
-            // SAFETY: `keep` made it from a box, and nothing else in the cache names it any more.
-            drop(unsafe { Box::from_raw(block.as_ptr()) });
-        }
-    }
-}
-
-impl<O> Drop for Cache<O> {
-    fn drop(&mut self) {
-        self.clear();
+        *count = 0;
+        // Blocks in the arena have nothing elsewhere that would have to be dropped, and nothing in the cache
+        // names them any more.
+        arena.clear();
     }
 }
 

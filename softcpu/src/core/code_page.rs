@@ -11,6 +11,8 @@
 //! new bytes, or the version that it has is no longer the page's. A store that marks nothing as changed
 //! leaves every version as it is.
 
+#![allow(unsafe_code)]
+
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::core::page::PAGE;
@@ -59,6 +61,13 @@ pub(crate) fn granules(offset: u64, len: u64) -> u64 {
 }
 
 impl CodePage {
+    /// So many pages without code. They are zero: the host gives memory for those that are looked at.
+    pub fn none(count: u64) -> Box<[CodePage]> {
+        let pages = Box::new_zeroed_slice(count as usize);
+        // SAFETY: a page is one atomic number, for which all bytes zero are valid.
+        unsafe { pages.assume_init() }
+    }
+
     /// The version now.
     #[inline(always)]
     pub fn version(&self) -> u32 {

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed};
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::core::code_page::{CodePage, granules};
 use crate::core::page::{PAGE, PAGE_MASK};
@@ -53,7 +53,7 @@ impl Ram {
                 len: spec.len & PAGE_MASK,
                 host: spec.host.expose_provenance(),
                 file: spec.file,
-                pages: (0..spec.len / PAGE).map(|_| CodePage::default()).collect(),
+                pages: CodePage::none(spec.len / PAGE),
             })
             .collect();
         // The region that is used most is found first.
@@ -117,6 +117,15 @@ impl Ram {
         // SAFETY: `new` promises mapped memory without references into it; it is aligned, since regions start
         // at page boundaries on both sides.
         Some(unsafe { AtomicU64::from_ptr(std::ptr::with_exposed_provenance_mut(host)) })
+    }
+
+    /// An aligned 32-bit word, as walks of 32-bit page tables need it.
+    #[inline]
+    pub(crate) fn half_word(&self, phys: u64) -> Option<&AtomicU32> {
+        debug_assert!(phys.is_multiple_of(4));
+        let host = self.host(phys)?;
+        // SAFETY: as in `word`.
+        Some(unsafe { AtomicU32::from_ptr(std::ptr::with_exposed_provenance_mut(host)) })
     }
 
     /// Copies out of RAM; `false` and nothing done where a byte is missing.

@@ -203,7 +203,9 @@ impl Cpu {
             stack_mask: _,
             code_size: _,
             cpl: _,
-            // Caches, and what decides on them.
+            // Caches, and what decides on them. The registers of PAE paging are read from RAM again, where
+            // no kernel leaves anything else than they were loaded with.
+            pdptes: _,
             tlb: _,
             cache: _,
             non_code_stores: _,

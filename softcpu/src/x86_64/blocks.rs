@@ -20,6 +20,13 @@ impl Cpu {
         }
     }
 
+    /// Gives back the memory of what was decoded, between two runs. What runs again is decoded again.
+    pub fn give_back(&mut self) {
+        self.running = std::ptr::null();
+        self.stopped = std::ptr::null();
+        self.cache.clear();
+    }
+
     /// Whether the block that runs was decoded from one of the `len` bytes at `phys`.
     pub(crate) fn runs(&self, phys: u64, len: u64) -> bool {
         // SAFETY: the loop sets it to a block that lives as long as it says so.
@@ -104,7 +111,7 @@ impl Cpu {
     /// Whether a block's bytes are still in memory and every store to them will show.
     fn relies(&mut self, block: &Block<Op>, linear: u64) -> Result<bool, Stop> {
         let first = block.first_part();
-        let rest = &block.bytes[first.len()..];
+        let rest = &block.bytes()[first.len()..];
         if let Some(second) = block.second {
             let page = self.fetch((linear & PAGE_MASK).wrapping_add(PAGE))?;
             if page != second || self.relies_on(second, rest).is_none() {

@@ -76,6 +76,8 @@ pub struct Cpu {
     pub(crate) cr0: u64,
     pub(crate) cr2: u64,
     pub(crate) cr3: u64,
+    /// The four entries that PAE paging keeps in registers; `None` until they are needed.
+    pub(crate) pdptes: Option<[u64; 4]>,
     pub(crate) cr4: u64,
     pub(crate) efer: u64,
     pub(crate) debug: Debug,
@@ -220,6 +222,7 @@ impl Cpu {
     /// Sets control registers and EFER without checks, as a loader does before the first instruction.
     pub fn set_control(&mut self, cr0: u64, cr3: u64, cr4: u64, efer: u64) {
         (self.cr0, self.cr3, self.cr4, self.efer) = (cr0 | cr0::ET, cr3, cr4, efer);
+        self.pdptes = None;
         self.tlb.flush_all();
         self.update_mode();
     }

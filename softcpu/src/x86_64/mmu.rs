@@ -1,7 +1,7 @@
-//! Address translation, and every memory access that misses the TLB (Intel SDM vol. 3, chapter 4).
+//! Address translation, and every memory access that misses the TLB.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 
 use crate::core::bus::BusResult;
 use crate::core::code_page::{Stored, granules};
@@ -12,44 +12,8 @@ use crate::x86_64::apic::processor;
 use crate::x86_64::cpu::Cpu;
 use crate::x86_64::exception::{Fault, canonical, vector};
 use crate::x86_64::op::{Flow, Stop};
-use crate::x86_64::state::{cr0, cr4, efer};
-
-/// Bits of page table entries.
-pub(crate) mod pte {
-    pub const PRESENT: u64 = 1 << 0;
-    pub const WRITE: u64 = 1 << 1;
-    pub const USER: u64 = 1 << 2;
-    pub const ACCESSED: u64 = 1 << 5;
-    pub const DIRTY: u64 = 1 << 6;
-    pub const LARGE: u64 = 1 << 7;
-    pub const GLOBAL: u64 = 1 << 8;
-    pub const NX: u64 = 1 << 63;
-    pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-    /// Bits above a physical address are reserved.
-    pub const RESERVED: u64 = ADDRESS & !((1 << crate::x86_64::state::PHYSICAL_BITS) - 1);
-}
-
-/// Bits of a page fault's error code.
-pub mod code {
-    /// The page was there, but not for this.
-    pub const PRESENT: u32 = 1 << 0;
-    /// A write.
-    pub const WRITE: u32 = 1 << 1;
-    /// At CPL 3.
-    pub const USER: u32 = 1 << 2;
-    /// A reserved bit was set.
-    pub const RESERVED: u32 = 1 << 3;
-    /// An instruction fetch.
-    pub const FETCH: u32 = 1 << 4;
-}
-
-/// What an access wants to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    Read,
-    Write,
-    Fetch,
-}
+use crate::x86_64::paging::{Access, Leaf};
+use crate::x86_64::state::{cr0, efer};
 
 /// A translated address.
 #[derive(Clone, Copy, Debug)]
@@ -58,24 +22,6 @@ pub(crate) struct Place {
     pub phys: u64,
     /// Host address, where it is RAM.
     pub host: Option<usize>,
-}
-
-struct Leaf {
-    phys: u64,
-    writable: bool,
-    global: bool,
-    large: bool,
-}
-
-/// Sets bits of an entry and returns it as it is then; `None` where another processor was first.
-#[inline]
-fn mark(word: &AtomicU64, entry: u64, bits: u64) -> Option<u64> {
-    let marked = entry | bits;
-    let unchanged = marked == entry
-        || word
-            .compare_exchange(entry, marked, Ordering::SeqCst, Ordering::Relaxed)
-            .is_ok();
-    unchanged.then_some(marked)
 }
 
 impl Cpu {
@@ -125,103 +71,6 @@ impl Cpu {
             phys: leaf.phys,
             host,
         })
-    }
-
-    /// Walks the four levels until no other processor changes an entry meanwhile.
-    fn walk(&mut self, addr: u64, access: Access, bank: Bank) -> Result<Leaf, Stop> {
-        let mut error = if bank == Bank::User { code::USER } else { 0 };
-        match access {
-            Access::Write => error |= code::WRITE,
-            Access::Fetch if self.efer & efer::NXE != 0 || self.cr4 & cr4::SMEP != 0 => error |= code::FETCH,
-            _ => {}
-        }
-        if self.efer & efer::LMA == 0 {
-            self.report("legacy paging");
-            return self.page_fault(addr, error);
-        }
-        self.counters.walks += 1;
-        loop {
-            match self.walk_once(addr, access, bank) {
-                Ok(Some(leaf)) => return Ok(leaf),
-                Ok(None) => {}
-                Err(why) => return self.page_fault(addr, error | why),
-            }
-        }
-    }
-
-    /// Walks down to the page, checks the rights and sets accessed and dirty bits. `None` where an entry
-    /// changed under its hands; an error is what the page fault's code says of the entries.
-    fn walk_once(&self, addr: u64, access: Access, bank: Bank) -> Result<Option<Leaf>, u32> {
-        let mut table = self.cr3 & pte::ADDRESS;
-        let mut rights = pte::WRITE | pte::USER;
-        let mut level = 3;
-        loop {
-            let word = self.ram.word(table + (addr >> (12 + 9 * level) & 511) * 8);
-            let word = word.ok_or(0u32)?;
-            let entry = word.load(Ordering::Acquire);
-            if entry & pte::PRESENT == 0 {
-                return Err(0);
-            }
-            let leaf = level == 0 || (level < 3 && entry & pte::LARGE != 0);
-            if entry & self.reserved_bits(level, leaf) != 0 {
-                return Err(code::PRESENT | code::RESERVED);
-            }
-            // All levels must allow writing and users; one is enough to forbid fetching.
-            rights = rights & entry & (pte::WRITE | pte::USER) | (rights | entry) & pte::NX;
-            if leaf {
-                if self.denies(rights, access, bank) {
-                    return Err(code::PRESENT);
-                }
-                let dirty = if access == Access::Write { pte::DIRTY } else { 0 };
-                let Some(entry) = mark(word, entry, pte::ACCESSED | dirty) else {
-                    return Ok(None);
-                };
-                let inside = (1u64 << (12 + 9 * level)) - 1;
-                return Ok(Some(Leaf {
-                    phys: entry & pte::ADDRESS & !inside | addr & inside,
-                    writable: !self.is_read_only(rights, bank) && entry & pte::DIRTY != 0,
-                    global: entry & pte::GLOBAL != 0 && self.cr4 & cr4::PGE != 0,
-                    large: level > 0,
-                }));
-            }
-            if mark(word, entry, pte::ACCESSED).is_none() {
-                return Ok(None);
-            }
-            table = entry & pte::ADDRESS;
-            level -= 1;
-        }
-    }
-
-    /// Bits that an entry must not have, at levels 3 (512 GiB for each entry) to 0 (a page).
-    pub(crate) fn reserved_bits(&self, level: u32, leaf: bool) -> u64 {
-        let mut reserved = pte::RESERVED;
-        if self.efer & efer::NXE == 0 {
-            reserved |= pte::NX;
-        }
-        if level == 3 {
-            reserved |= pte::LARGE;
-        } else if leaf && level > 0 {
-            // Bit 12 is PAT; the others below the page's size must be zero.
-            reserved |= ((1 << (12 + 9 * level)) - 1) & !0x1fff;
-        }
-        reserved
-    }
-
-    fn is_read_only(&self, rights: u64, bank: Bank) -> bool {
-        rights & pte::WRITE == 0 && (bank == Bank::User || self.cr0 & cr0::WP != 0)
-    }
-
-    /// Whether a page with such rights is out of bounds for an access (Intel SDM vol. 3, §4.6.1).
-    fn denies(&self, rights: u64, access: Access, bank: Bank) -> bool {
-        let user = bank == Bank::User;
-        let user_page = rights & pte::USER != 0;
-        let smep = self.cr4 & cr4::SMEP != 0;
-        (user && !user_page)
-            || match access {
-                Access::Fetch => rights & pte::NX != 0 || (!user && user_page && smep),
-                Access::Write if self.is_read_only(rights, bank) => true,
-                _ => bank == Bank::Supervisor && user_page && self.cr4 & cr4::SMAP != 0,
-            }
     }
 
     /// Linear addresses of code outside of long mode have 32 bits; but those of the descriptor tables and
@@ -458,7 +307,12 @@ impl Cpu {
         if !canonical(addr) {
             return self.raise_code(vector::SS, 0);
         }
-        self.write_linear(addr, &value.to_le_bytes(), Bank::Supervisor)
+        self.store_system_bytes(addr, &value.to_le_bytes())
+    }
+
+    /// Writes a word of an interrupt frame outside of long mode.
+    pub(crate) fn store_system_bytes(&mut self, addr: u64, bytes: &[u8]) -> Flow {
+        self.write_linear(addr, bytes, Bank::Supervisor)
     }
 
     /// Translates the page of an instruction's first byte.

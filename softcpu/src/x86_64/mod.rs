@@ -8,8 +8,8 @@
 //! | `apic`, `debug`, `msr`, `exception`, `x87`, `simd::mxcsr` | the registers of each part |
 //! | `platform` | interrupt messages, and which processor they reach |
 //! | `cpu` | the processor: all of the above, and its caches |
-//! | `exception::raise`, `access`, `mmu` | faults, operands, translation |
-//! | `apic::processor`, `debug::processor`, `msr::processor`, `time`, `pvclock`, `exception::deliver` | each part at work |
+//! | `exception::raise`, `access`, `paging`, `mmu` | faults, operands, page tables, translation |
+//! | `apic::processor`, `debug::processor`, `msr::processor`, `time`, `pvclock`, `exception::deliver`, `exception::protected` | each part at work |
 //! | `exec`, `simd`, `x87::handlers` | what each instruction does |
 //! | `select`, `decode`, `decode_block`, `blocks` | from bytes to blocks of operations |
 //! | `direct` | programs on the host's processor |
@@ -36,6 +36,7 @@ pub(crate) mod memory_type;
 pub(crate) mod mmu;
 pub(crate) mod msr;
 pub mod op;
+pub(crate) mod paging;
 pub(crate) mod platform;
 pub(crate) mod power_on;
 pub(crate) mod profile;
@@ -52,7 +53,7 @@ pub(crate) mod xstate;
 pub use arch_state::{ArchState, OtherProcessor, RestoreError};
 pub use cpu::Cpu;
 pub use features::Features;
-pub use mmu::code as fault_code;
+pub use paging::code as fault_code;
 pub use platform::{EndOfInterrupt, Message, Platform};
 pub use run::Exit;
 pub use state::{Segment, Table};

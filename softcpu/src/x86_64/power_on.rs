@@ -55,6 +55,7 @@ impl Cpu {
             cr0: 0,
             cr2: 0,
             cr3: 0,
+            pdptes: None,
             cr4: 0,
             efer: 0,
             debug: Debug::new(),

@@ -51,6 +51,7 @@ impl Cpu {
             idt: _,
             cr0: _,
             cr3: _,
+            pdptes: _,
             cr4: _,
             efer: _,
             tlb: _,

@@ -456,6 +456,17 @@ fn handlers() -> &'static [Vec<u8>] {
     })
 }
 
+/// The handler of an exception in 32-bit code.
+pub fn handler32(vector: u8) -> Vec<u8> {
+    assembled(0, 32, |a| {
+        if !WITH_CODE.contains(&vector) {
+            a.push(0)?;
+        }
+        a.push(i32::from(vector))?;
+        a.out(TRAP_PORT as u32, al)
+    })
+}
+
 /// The bytes of code for `at`.
 pub fn assembled(
     at: u64,

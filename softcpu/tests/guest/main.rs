@@ -23,6 +23,7 @@ mod machine;
 mod modes;
 mod paging;
 mod processors;
+mod protected;
 mod refusals;
 mod snapshot;
 mod umip;

@@ -74,6 +74,7 @@ const SOFT: &[Table] = &[
     pause::TESTS,
     clock::TESTS,
     snapshot::TESTS,
+    snapshot::ONCE,
     directory::TESTS,
     terminal::TESTS,
     sandbox::TESTS,
@@ -113,6 +114,7 @@ const ON_KVM: &[(Need, Table)] = &[
     (Need::Kvm, sandbox::TESTS),
     (Need::Kvm, clock::TESTS),
     (Need::Kvm, clock::LAB_TESTS),
+    (Need::Kvm, snapshot::TESTS),
     (Need::X86, hostile::TESTS),
     (Need::X86, kvm::TESTS),
     (Need::X86, kernels::TESTS),
@@ -260,7 +262,8 @@ fn main() -> ExitCode {
     }
     if Arch::host().is_ok_and(|host| host == Arch::X86_64) {
         let host = TestHost::lab(Arch::X86_64, Profile::Launch);
-        trials.extend(on("shipping", host, all, SHIPPING));
+        trials.extend(on("shipping", host, all.clone(), SHIPPING));
+        trials.extend(on("shipping", here(), all, &[counters::HERE]));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     print_slowest();

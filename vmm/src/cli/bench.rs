@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use super::failure::Advice;
 use super::stream::{Stream, line, note};
 use super::{Context, Status, options, output, value};
+use ami::PartName;
 use instance::images::image::{Image, runnable};
 use kiln_benches::compare::{Changes, compare};
 use kiln_benches::configuration::{Configuration, Monitor, Scratch, peer_machine};
@@ -63,6 +64,10 @@ pub struct Bench {
     /// Other monitors to compare with: `auto` takes those on PATH
     #[arg(long, value_name = "PEER|auto|none", value_parser = peers, default_value = "auto")]
     peer: Vec<Peers>,
+    /// The same image with the driver virtio_pci in its initramfs, of which peers get it whose devices are on PCI
+    /// (cloud-hypervisor, crosvm)
+    #[arg(long, value_name = "IMAGE")]
+    pci: Option<String>,
     /// Launch vmm with the devices that peers have, too (no network, no vsock, no virtio console), and compare
     /// all others with that
     #[arg(long)]
@@ -154,8 +159,17 @@ impl Bench {
             images.push(image);
         }
         let mut configurations = self.own_configurations(context, &images)?;
+        let end = self.end_of(&configurations)?;
         let mut skipped = Vec::new();
-        self.add_peers(&images[0], scratch, &mut configurations, &mut skipped)?;
+        let pci = self
+            .pci
+            .as_deref()
+            .map(|name| with_pci(context, name, &images[0]));
+        let initramfs = Initramfs {
+            mmio: &images[0],
+            pci: &pci.transpose()?,
+        };
+        self.add_peers(&initramfs, scratch, &mut configurations, &mut skipped)?;
         name_apart(&mut configurations);
         Ok(Plan {
             configurations,
@@ -166,7 +180,7 @@ impl Bench {
                 Caches::Cold => vec![Cache::Cold],
                 Caches::Both => vec![Cache::Warm, Cache::Cold],
             },
-            end: self.end,
+            end,
             seed: self.seed,
             limit: self.limit,
             skipped,
@@ -183,11 +197,6 @@ impl Bench {
             images[0].manifest().architecture,
             context.home().kvm_verdict().as_deref(),
         )?;
-        if self.end == End::Entry && accels.iter().any(|accel| *accel != "kvm") {
-            let reason =
-                "the first entry into the guest is seen by KVM's trace, and not everything here runs on KVM";
-            return Err(Advice::new(reason, "--accel kvm, or --end init").into());
-        }
         if self.end == End::Ready && self.same_devices {
             let reason = "without vsock the guest's agent is out of reach, so that it is never ready";
             return Err(Advice::new(reason, "leave --same-devices out, or --end init").into());
@@ -224,6 +233,31 @@ impl Bench {
         Ok(configurations)
     }
 
+    /// The end of each launch: the first entry into the guest is seen in another way on the software processor.
+    fn end_of(&self, configurations: &[Configuration]) -> anyhow::Result<End> {
+        if self.end != End::Entry {
+            return Ok(self.end);
+        }
+        let on_kvm = |configuration: &Configuration| matches!(&configuration.monitor, Monitor::Vmm { accel, .. } if accel == "kvm");
+        let count = configurations
+            .iter()
+            .filter(|configuration| on_kvm(configuration))
+            .count();
+        match count {
+            0 if self.same_devices => {
+                let reason = "without vsock the guest has no command that ends it";
+                Err(Advice::new(reason, "leave --same-devices out, or --end init").into())
+            }
+            0 => Ok(End::FirstRun),
+            all if all == configurations.len() => Ok(End::Entry),
+            _ => {
+                let reason = "the first entry into the guest is seen by KVM's trace on KVM and by vmm itself elsewhere: \
+                              these are different moments";
+                Err(Advice::new(reason, "one --accel, or --end init").into())
+            }
+        }
+    }
+
     /// `auto` is decided once: all launches of a configuration are to be of one kind.
     fn accelerators(
         &self,
@@ -248,12 +282,13 @@ impl Bench {
 
     fn add_peers(
         &self,
-        image: &Image,
+        initramfs: &Initramfs<'_>,
         scratch: &Scratch,
         configurations: &mut Vec<Configuration>,
         skipped: &mut Vec<String>,
     ) -> anyhow::Result<()> {
         let first = configurations[0].clone();
+        let image = initramfs.mmio;
         let accel = match &first.monitor {
             Monitor::Vmm { accel, .. } if accel == "kvm" => peer::Accel::Kvm,
             _ => peer::Accel::Tcg,
@@ -275,7 +310,7 @@ impl Bench {
                 }
             };
             let machine = (first.cpus, first.memory, first.append.as_str());
-            let machine = peer_machine(image, machine, accel, scratch)?;
+            let machine = peer_machine(image, initramfs.of(peer), machine, accel, scratch)?;
             configurations.push(Configuration {
                 name: format!("{} {}", peer.name(), accel.name()),
                 version: Peer::version(&program),
@@ -298,6 +333,11 @@ impl Bench {
                 "{name} does not take part: only vmm's guests report when their agent is ready"
             ));
         }
+        if self.end == End::Entry && accel == peer::Accel::Tcg {
+            return Err(format!(
+                "{name} does not take part: without KVM only vmm reports when its guest is entered"
+            ));
+        }
         if image.manifest().architecture.of_kernel() != ami::Architecture::X86_64 {
             return Err(format!("{name} does not take part: its machine here is x86_64's"));
         }
@@ -307,6 +347,38 @@ impl Bench {
         peer.find()
             .ok_or_else(|| format!("{name} does not take part: {} is not on PATH", peer.program()))
     }
+}
+
+/// Images whose initramfs peers get.
+struct Initramfs<'a> {
+    /// The one that is measured.
+    mmio: &'a Image,
+    /// The one whose initramfs has the driver virtio_pci, if there is one.
+    pci: &'a Option<Image>,
+}
+
+impl Initramfs<'_> {
+    fn of(&self, peer: Peer) -> &Image {
+        match self.pci {
+            Some(image) if peer.has_pci() => image,
+            _ => self.mmio,
+        }
+    }
+}
+
+/// The image that `--pci` names. Its kernel has to be that of `image`, or another boot would be measured.
+fn with_pci(context: &Context, name: &str, image: &Image) -> anyhow::Result<Image> {
+    let pci = context.service.open_image(name)?;
+    let kernel = |image: &Image| image.manifest().part(PartName::Kernel).map(|part| part.blake3);
+    if kernel(&pci) == kernel(image) {
+        return Ok(pci);
+    }
+    let reason = format!("{name} and {} have different kernels", image.path().display());
+    Err(Advice::new(
+        reason,
+        "build it by the same recipe with modules = [\"virtio_pci\"]",
+    )
+    .into())
 }
 
 /// Each program as a user has it, and before that, if asked, with the devices of peers.

@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::sync::Arc;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use instance::service::Service;
 use instance::store::home::Home;
@@ -64,12 +64,19 @@ struct Cli {
     #[arg(long, value_name = "IMAGE")]
     ami: Option<String>,
 
-    /// Log more to standard error (-vv: debug, -vvv: trace); KILN_LOG=LEVEL does the same
-    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
-    verbose: u8,
+    #[command(flatten)]
+    global: Global,
 
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// Log more to standard error (-vv: debug, -vvv: trace); KILN_LOG=LEVEL does the same
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
@@ -150,10 +157,9 @@ impl Context {
 
 /// Runs the command line of this process and returns its exit status. `timeline` was started first in `main`.
 pub fn main(timeline: Timeline) -> u8 {
-    let cli = Cli::try_parse_from(spell_out(std::env::args_os().collect()));
-    let result = match cli {
+    let result = match parse(&spell_out(std::env::args_os().collect())) {
         Ok(cli) => {
-            start_log(cli.verbose);
+            start_log(cli.global.verbose);
             dispatch(cli, Arc::new(timeline))
         }
         Err(error) => return failure::usage(&error).into(),
@@ -203,6 +209,38 @@ fn dispatch(cli: Cli, timeline: Arc<Timeline>) -> anyhow::Result<Status> {
         Command::Man(DeferredArgs(args)) => args.run(Cli::command()),
         Command::Own(DeferredArgs(args)) => args.run(&context),
     }
+}
+
+/// Parses a command line. Those that launch are parsed without the other commands, which would cost more
+/// than all else until the machine is made; what is wrong with one, or help, is said by the whole parser.
+fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
+    let launch = match arguments.get(1).and_then(|name| name.to_str()) {
+        Some("run") => {
+            alone(arguments).map(|(args, global)| (Command::Run(DeferredArgs(Box::new(args))), global))
+        }
+        Some(instance::process::detach::COMMAND) => {
+            alone(arguments).map(|(args, global)| (Command::Own(DeferredArgs(args)), global))
+        }
+        _ => None,
+    };
+    match launch {
+        Some((command, global)) => Ok(Cli {
+            ami: None,
+            global,
+            command: Some(command),
+        }),
+        None => Cli::try_parse_from(arguments),
+    }
+}
+
+/// The arguments of the command that is named first; `None` where they are not a valid call of it.
+fn alone<T: Args>(arguments: &[OsString]) -> Option<(T, Global)> {
+    let command = clap::Command::new("vmm").disable_help_flag(true);
+    let command = Global::augment_args(T::augment_args(command));
+    let mut matches = command.try_get_matches_from(&arguments[1..]).ok()?;
+    // Not `from_arg_matches`, which copies them.
+    let args = T::from_arg_matches_mut(&mut matches).ok()?;
+    Some((args, Global::from_arg_matches_mut(&mut matches).ok()?))
 }
 
 /// Turns `vmm --ami IMAGE …` into `vmm run -it IMAGE …`, so that the short form takes all that the long one
@@ -264,6 +302,58 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    /// What both parsers make of a launch, or the whole parser's error.
+    fn parsed(arguments: &[&str]) -> (String, String) {
+        let arguments: Vec<_> = ["vmm"].iter().chain(arguments).map(OsString::from).collect();
+        let text = |parsed: Result<Cli, clap::Error>| match parsed {
+            Ok(cli) => format!("{cli:?}"),
+            Err(error) => error.to_string(),
+        };
+        (text(parse(&arguments)), text(Cli::try_parse_from(&arguments)))
+    }
+
+    #[test]
+    fn a_launch_is_parsed_alone_as_it_is_with_all_commands() {
+        for words in [
+            &["run", "x.ami"][..],
+            &[
+                "run", "x.ami", "--rm", "-vv", "--cpus", "2", "-p", "80:80", "--", "echo", "-v",
+            ],
+            &[
+                "run",
+                "-it",
+                "x.ami",
+                "--memory=1G",
+                "--net",
+                "none",
+                "--tag",
+                "a=b",
+                "--limit",
+                "net=1M",
+            ],
+            &[
+                "run", "-d", "--wait", "agent", "--exits", "x.ami", "--append", "-v",
+            ],
+            &["-v", "run", "x.ami"],
+            &["own", "i-0123456789abcdef0", "{}"],
+            // What is wrong, or help.
+            &["run"],
+            &["run", "x.ami", "--help"],
+            &["run", "-h"],
+            &["run", "--version"],
+            &["run", "x.ami", "--cpus", "0"],
+            &["run", "x.ami", "-d", "-it"],
+            &["run", "x.ami", "--no-such-option"],
+            &["run", "x.ami", "y.ami"],
+            &["own", "nothing"],
+        ] {
+            let (parsed, whole) = parsed(words);
+            assert_eq!(parsed, whole, "{words:?}");
+        }
+        let alone: Option<(run::Run, Global)> = alone(&["vmm", "run", "x.ami", "-v"].map(OsString::from));
+        assert_eq!(alone.map(|(_, global)| global.verbose), Some(1));
     }
 
     #[test]

@@ -96,7 +96,8 @@ const ENDS: Words<End> = &[
     (
         "entry",
         End::Entry,
-        "the processor first enters the guest, as the host's kernel sees it (KVM only; needs root)",
+        "the processor first enters the guest: as the host's kernel sees it on KVM (needs root), as vmm says on \
+         the software processor",
     ),
 ];
 
@@ -246,6 +247,10 @@ impl Args for PerRunOptions {
 impl FromArgMatches for PerRunOptions {
     fn from_arg_matches(matches: &ArgMatches) -> Result<PerRunOptions, Error> {
         MeasuringOptions::from_arg_matches(matches).map(|options| PerRunOptions(options.into()))
+    }
+
+    fn from_arg_matches_mut(matches: &mut ArgMatches) -> Result<PerRunOptions, Error> {
+        MeasuringOptions::from_arg_matches_mut(matches).map(|options| PerRunOptions(options.into()))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {

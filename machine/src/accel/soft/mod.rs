@@ -149,4 +149,8 @@ impl Vm for SoftVm {
     fn instructions(&self) -> Option<u64> {
         Some(self.platform.instructions())
     }
+
+    fn gives_back(&self) -> bool {
+        true
+    }
 }

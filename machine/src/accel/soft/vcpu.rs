@@ -122,6 +122,10 @@ impl Vcpu for SoftVcpu {
         })
     }
 
+    fn give_back(&mut self) {
+        self.cpu.give_back();
+    }
+
     fn kicker(&self) -> Arc<dyn Kick> {
         Arc::new(Kicker {
             platform: Arc::clone(&self.platform),

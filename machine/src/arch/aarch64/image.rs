@@ -21,7 +21,7 @@ const OLD_TEXT_OFFSET: u64 = 0x8_0000;
 
 /// A kernel that lies in guest RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Kernel {
+pub(in crate::arch) struct Kernel {
     /// Its first instruction.
     pub(super) entry: u64,
     /// First byte after the kernel and its uninitialized data.
@@ -31,7 +31,7 @@ pub(super) struct Kernel {
 }
 
 /// Puts `kernel` and `initrd` into RAM.
-pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Result<Kernel, Error> {
+pub(in crate::arch) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Result<Kernel, Error> {
     let mut loaded = place(memory, kernel).map_err(|source| Error::Kernel {
         path: kernel.path().to_owned(),
         source,

@@ -1,12 +1,15 @@
 //! arm64: Linux's `Image` boot protocol and a device tree.
 
 mod fdt;
+pub mod gicv3;
 mod image;
 pub mod layout;
 
 use super::{Controller, Error, Layout, Platform, put};
 use crate::bus::At;
-use crate::memory::{Memory, Part};
+use crate::memory::Memory;
+
+pub(super) use image::{Kernel, load};
 
 /// The address map as the machine needs it.
 pub(super) const LAYOUT: Layout = Layout {
@@ -42,15 +45,9 @@ pub(super) fn ram_regions(size: u64) -> Vec<(u64, u64)> {
     vec![(layout::RAM, size)]
 }
 
-/// Puts `kernel` and `initrd` into RAM and writes the device tree.
-pub(super) fn prepare(
-    memory: &Memory,
-    kernel: &Part,
-    initrd: Option<&Part>,
-    platform: &Platform<'_>,
-) -> Result<Boot, Error> {
-    let loaded = image::load(memory, kernel, initrd)?;
-    let tree = fdt::tree(memory, &loaded, platform)?;
+/// Writes the device tree.
+pub(super) fn prepare(memory: &Memory, kernel: &Kernel, platform: &Platform<'_>) -> Result<Boot, Error> {
+    let tree = fdt::tree(memory, kernel, platform)?;
     if tree.len() as u64 > layout::FDT_MAX {
         return Err(Error::Tables {
             what: "the device tree",
@@ -60,7 +57,7 @@ pub(super) fn prepare(
     }
     put(memory, "the device tree", layout::FDT, &tree)?;
     Ok(Boot {
-        pc: loaded.entry,
+        pc: kernel.entry,
         x0: layout::FDT,
     })
 }

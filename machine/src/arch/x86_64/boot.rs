@@ -1,7 +1,9 @@
-//! The first CPU's state at the kernel's 64-bit entry, and the tables in RAM that it refers to.
+//! The first CPU's state at the kernel's entry, in 64-bit mode or in protected mode, and the tables in RAM
+//! that it refers to.
 
 use softcpu::Segment;
 
+use super::kernel::Entry;
 use super::{Error, Kernel, layout, put};
 use crate::memory::{Memory, PAGE};
 
@@ -58,9 +60,12 @@ const fn descriptor(segment: Segment) -> u64 {
 
 /// `__BOOT_CS` of the boot protocol: 64-bit code, readable, accessed.
 const CODE: Segment = flat(2, 0xa09b);
+/// The same of the 32-bit boot protocol: 32-bit code.
+const CODE32: Segment = flat(2, 0xc09b);
 /// `__BOOT_DS`: data, writable, accessed.
 const DATA: Segment = flat(3, 0xc093);
-/// A busy 64-bit task state segment: hardware refuses to run without one. Nothing reads it.
+/// A busy task state segment, of 64 bits in long mode and else of 32: hardware refuses to run without one.
+/// Nothing reads it.
 const TASK: Segment = Segment {
     selector: 0x20,
     base: 0,
@@ -69,7 +74,11 @@ const TASK: Segment = Segment {
 };
 /// Selector of the 64-bit code segment, for those who write interrupt gates.
 pub const CODE_SELECTOR: u16 = CODE.selector;
-const GDT: [u64; 4] = [0, 0, descriptor(CODE), descriptor(DATA)];
+
+/// The descriptors for a kernel's entry.
+const fn gdt(code: Segment) -> [u64; 4] {
+    [0, 0, descriptor(code), descriptor(DATA)]
+}
 
 /// The first CPU's registers at the kernel's entry. What is not here is zero or as after reset; the other
 /// CPUs wait for a startup IPI.
@@ -103,15 +112,26 @@ pub struct Boot {
     pub idt: (u64, u16),
 }
 
-/// Registers for the 64-bit entry (Linux, Documentation/arch/x86/boot.rst, "64-bit boot protocol").
+/// Registers for the kernel's entry (Linux, Documentation/arch/x86/boot.rst, "64-bit boot protocol" and
+/// "32-bit boot protocol").
 pub(super) fn boot_state(kernel: &Kernel) -> Boot {
-    enter(kernel.entry)
+    match kernel.entry {
+        Entry::Long(rip) => enter(rip),
+        Entry::Protected(rip) => Boot {
+            cr0: CR0_PE | CR0_ET,
+            cr3: 0,
+            cr4: 0,
+            efer: 0,
+            cs: CODE32,
+            ..enter(rip)
+        },
+    }
 }
 
 /// The same state for code other than a kernel that begins at `rip`, with the tables that it needs written to
 /// `memory`.
 pub fn boot_state_at(memory: &Memory, rip: u64) -> Result<Boot, Error> {
-    write(memory)?;
+    write(memory, Entry::Long(rip))?;
     Ok(enter(rip))
 }
 
@@ -128,16 +148,20 @@ fn enter(rip: u64) -> Boot {
         cs: CODE,
         ds: DATA,
         tr: TASK,
-        gdt: (layout::GDT, (size_of_val(&GDT) - 1) as u16),
+        gdt: (layout::GDT, (size_of_val(&gdt(CODE)) - 1) as u16),
         idt: (layout::IDT, 7),
     }
 }
 
 /// Writes the GDT, an empty IDT, the reset vector, and page tables that map the first GiB onto itself in 2
 /// MiB pages: kernel, `boot_params` and command line all lie there, and the kernel builds its own tables
-/// before it looks further.
-pub(super) fn write(memory: &Memory) -> Result<(), Error> {
-    let gdt: Vec<u8> = GDT.iter().flat_map(|entry| entry.to_le_bytes()).collect();
+/// before it looks further. A kernel that is entered in protected mode has no use for the page tables.
+pub(super) fn write(memory: &Memory, entry: Entry) -> Result<(), Error> {
+    let code = match entry {
+        Entry::Long(_) => CODE,
+        Entry::Protected(_) => CODE32,
+    };
+    let gdt: Vec<u8> = gdt(code).iter().flat_map(|entry| entry.to_le_bytes()).collect();
     put(memory, "the GDT", layout::GDT, &gdt)?;
     put(memory, "the IDT", layout::IDT, &[0; 8])?;
     put(memory, "the reset vector", layout::RESET_VECTOR, &RESET_CODE)?;
@@ -160,7 +184,26 @@ mod tests {
 
     #[test]
     fn descriptors_are_the_well_known_ones() {
-        assert_eq!(GDT, [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
+        assert_eq!(gdt(CODE), [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
+        assert_eq!(gdt(CODE32)[2..], [0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
+    }
+
+    #[test]
+    fn a_32_bit_kernel_starts_in_protected_mode_without_paging() {
+        let memory = allocate(&[(0, 1 << 20)]).unwrap();
+        let entry = Entry::Protected(0x100_0000);
+        write(&memory, entry).unwrap();
+        let boot = boot_state(&Kernel {
+            entry,
+            end: 0x200_0000,
+            header: None,
+            initrd: None,
+        });
+        assert_eq!((boot.rip, boot.rsi), (0x100_0000, layout::BOOT_PARAMS));
+        assert_eq!((boot.cr0, boot.cr3, boot.cr4, boot.efer), (0x11, 0, 0, 0));
+        assert_eq!((boot.cs.selector, boot.ds.selector), (0x10, 0x18));
+        let code: u64 = memory.read_obj(GuestAddress(layout::GDT + 0x10)).unwrap();
+        assert_eq!(code, descriptor(boot.cs), "a reload of CS changes nothing");
     }
 
     #[test]
@@ -181,7 +224,7 @@ mod tests {
     #[test]
     fn the_first_gibibyte_is_mapped_onto_itself() {
         let memory = allocate(&[(0, 1 << 20)]).unwrap();
-        write(&memory).unwrap();
+        write(&memory, Entry::Long(0)).unwrap();
         let entry = |table: u64, index: u64| -> u64 {
             memory
                 .read_obj::<u64>(GuestAddress((table & !0xfff) + index * 8))

@@ -1,4 +1,4 @@
-//! x86_64: Linux's 64-bit boot protocol, ACPI and SMBIOS.
+//! x86_64: Linux's 64-bit and 32-bit boot protocols, ACPI and SMBIOS.
 
 mod acpi;
 mod boot;
@@ -10,11 +10,11 @@ pub mod testing;
 
 use super::{Error, Layout, Platform, VirtioSlot, put};
 use crate::bus::At;
-use crate::memory::{Memory, Part};
+use crate::memory::Memory;
 
 use boot::boot_state;
 pub use boot::{Boot, CODE_SELECTOR, boot_state_at};
-use kernel::Kernel;
+pub(super) use kernel::{Kernel, load};
 pub use softcpu::Segment;
 
 /// Values written into tables as "who made this".
@@ -51,20 +51,14 @@ pub(super) fn ram_regions(size: u64) -> Vec<(u64, u64)> {
     regions
 }
 
-/// Puts `kernel` and `initrd` into RAM and writes everything that the guest reads before it has drivers:
-/// ACPI, SMBIOS, the command line, `boot_params` with the memory map, descriptor and page tables.
-pub(super) fn prepare(
-    memory: &Memory,
-    kernel: &Part,
-    initrd: Option<&Part>,
-    platform: &Platform<'_>,
-) -> Result<Boot, Error> {
-    let kernel = kernel::load(memory, kernel, initrd)?;
+/// Writes everything that the guest reads before it has drivers: ACPI, SMBIOS, the command line,
+/// `boot_params` with the memory map, descriptor and page tables.
+pub(super) fn prepare(memory: &Memory, kernel: &Kernel, platform: &Platform<'_>) -> Result<Boot, Error> {
     acpi::write(memory, platform)?;
     smbios::write(memory, platform.uuid)?;
-    params::write(memory, &kernel, platform.cmdline)?;
-    boot::write(memory)?;
-    Ok(boot_state(&kernel))
+    params::write(memory, kernel, platform.cmdline)?;
+    boot::write(memory, kernel.entry)?;
+    Ok(boot_state(kernel))
 }
 
 #[cfg(test)]

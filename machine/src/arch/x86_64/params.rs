@@ -96,11 +96,12 @@ fn memory_map(memory: &Memory) -> Vec<(u64, u64, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::x86_64::kernel::Entry;
     use crate::memory::{Bytes, GuestAddress, allocate};
 
     fn kernel() -> Kernel {
         Kernel {
-            entry: 0x100_0000,
+            entry: Entry::Long(0x100_0000),
             end: 0x200_0000,
             header: None,
             initrd: Some((0x300_0000, 77)),

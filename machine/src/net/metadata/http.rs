@@ -1,5 +1,7 @@
 //! The HTTP/1.1 of the service: requests from untrusted bytes, answers by the rules of IMDSv2.
 
+use std::sync::LazyLock;
+
 use super::documents::{InstanceDocuments, Tree, look_up};
 use super::token::{TTL_MAX, Tokens};
 use crate::net::clock::Clock;
@@ -60,7 +62,8 @@ pub struct Answer {
 
 /// The service: documents and tokens.
 pub struct Service {
-    tree: Tree,
+    /// Made when a guest first asks: a launch does not wait for it.
+    tree: LazyLock<Tree, Box<dyn FnOnce() -> Tree + Send>>,
     tokens: Tokens,
 }
 
@@ -101,7 +104,7 @@ impl Service {
     /// Serves `documents`, with tokens that live on `clock`.
     pub fn new(documents: InstanceDocuments, clock: Clock) -> Service {
         Service {
-            tree: documents.into_tree(),
+            tree: LazyLock::new(Box::new(|| documents.into_tree())),
             tokens: Tokens::new(clock),
         }
     }

@@ -14,7 +14,7 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 
 use super::clock::{Clock, millis};
 use super::stack::Stack;
-use super::{Backend, arp};
+use super::{Backend, TcpConnection, arp};
 pub use documents::{InstanceDocuments, PublicKey};
 pub use http::{Answer, Service};
 
@@ -285,6 +285,12 @@ impl<B: Backend> Backend for WithMetadata<B> {
 
     fn accept_features(&mut self, features: u64) {
         self.backend.accept_features(features);
+    }
+
+    fn connections(&self) -> Vec<TcpConnection> {
+        let ours = self.connections.iter();
+        let ours = ours.filter_map(|connection| self.stack.connection(connection.socket));
+        ours.chain(self.backend.connections()).collect()
     }
 
     fn mtu(&self) -> u16 {

@@ -32,7 +32,7 @@ use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket, UdpPacket};
 
 use super::clock::Clock;
 use super::stack::Stack;
-use super::{Addresses, Backend, Error, arp};
+use super::{Addresses, Backend, Error, TcpConnection, arp};
 pub use ami::Protocol;
 use ethernet::{ETHERNET_HEADER, EtherType, Framing, GATEWAY_MAC};
 use fragments::Fragments;
@@ -364,6 +364,10 @@ impl Backend for UserNetwork {
             self.tcp.is_busy().then_some(0),
         ];
         timers.into_iter().flatten().min()
+    }
+
+    fn connections(&self) -> Vec<TcpConnection> {
+        self.tcp.established(&self.stack)
     }
 
     fn mtu(&self) -> u16 {

@@ -12,7 +12,7 @@ use super::splice::{Connection, GUEST_TIMEOUT, Handshake, Opening, Phase};
 use super::{Forward, Protocol, connect};
 use crate::net::clock::{Clock, millis};
 use crate::net::stack::Stack;
-use crate::net::{Addresses, Error};
+use crate::net::{Addresses, Error, TcpConnection};
 
 /// Buffer for each direction of a connection: four segments of the largest size, and a megabit for each
 /// millisecond of delay. Pages are touched only as they fill.
@@ -214,6 +214,14 @@ impl Connections {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.mark(readable, writable);
         }
+    }
+
+    /// Those that the guest has, or may have by now.
+    pub fn established(&self, stack: &Stack) -> Vec<TcpConnection> {
+        let connections = self.connections.values();
+        connections
+            .filter_map(|connection| stack.connection(connection.socket))
+            .collect()
     }
 
     #[cfg(test)]

@@ -13,6 +13,7 @@ use smoltcp::wire::{EthernetAddress, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, Ip
 
 use super::*;
 use crate::net::testing::{Leaps, Nic};
+use crate::net::{LostConnections, SavedConnections};
 
 pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
@@ -517,4 +518,40 @@ proptest::proptest! {
             guest.raw(&frame);
         }
     }
+}
+
+#[test]
+fn a_connection_that_the_network_has_lost_is_reset_though_the_guest_only_waits() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let gateway = Addresses::default().gateway;
+    let mut guest = Guest::new(Vec::new(), None);
+    assert_eq!(guest.network.connections(), []);
+    let handle = guest.connect((gateway, port), 40_000);
+    guest.until(|guest| guest.tcp(handle).may_recv().then_some(()));
+    let connections = guest.network.connections();
+    let [TcpConnection { guest: end, peer }] = connections[..] else {
+        panic!("{connections:?}")
+    };
+    assert_eq!((end.port(), *peer.ip(), peer.port()), (40_000, gateway, port));
+
+    // Another process goes on with it.
+    guest.network = Guest::new(Vec::new(), None).network;
+    let saved = SavedConnections {
+        address: MAC,
+        connections,
+    };
+    let mut lost = LostConnections::with_clock(&saved, guest.time.clock());
+    guest.until(|guest| {
+        guest.nic.to_guest.extend(lost.ask());
+        let now = guest.time.instant();
+        guest.interface.poll(now, &mut guest.nic, &mut guest.sockets);
+        let sent = std::mem::take(&mut guest.nic.from_guest);
+        let resets = sent.iter().filter_map(|frame| lost.answer(frame));
+        guest.nic.to_guest.extend(resets);
+        // smoltcp, other than Linux, looks at the acknowledgement first, and ignores an old one.
+        guest.time.leap(Duration::from_secs(1));
+        (!guest.tcp(handle).is_open()).then_some(())
+    });
+    assert_eq!(lost.timeout(), None);
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::core::page::PAGE_MASK;
 use crate::x86_64::cpu::Cpu;
-use crate::x86_64::mmu::pte;
+use crate::x86_64::paging::pte;
 
 /// A page as a program may have it in a TLB.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ impl Cpu {
             let word = self.ram.word(table + (addr >> (12 + 9 * level) & 511) * 8)?;
             let entry = word.load(Ordering::Acquire);
             let leaf = level == 0 || (level < 3 && entry & pte::LARGE != 0);
-            if entry & needed != needed || entry & self.reserved_bits(level, leaf) != 0 {
+            if entry & needed != needed || entry & self.reserved_bits(12 + 9 * level, level, leaf) != 0 {
                 return None;
             }
             rights = rights & entry & (pte::WRITE | pte::USER) | (rights | entry) & pte::NX;

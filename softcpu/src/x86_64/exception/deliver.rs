@@ -50,10 +50,7 @@ impl Cpu {
         } else if self.cr0 & cr0::PE == 0 {
             self.deliver_real(vector)
         } else {
-            // Kernels run their protected mode trampolines without an IDT; a fault there ends in a reset.
-            self.report("an exception in legacy protected mode");
-            self.shut_down();
-            Ok(())
+            self.deliver_protected(vector, code, source)
         }
     }
 
@@ -141,7 +138,7 @@ impl Cpu {
     }
 
     /// Stops for good. The loop has to see it before it tries the same instruction again.
-    fn shut_down(&mut self) {
+    pub(super) fn shut_down(&mut self) {
         self.shutdown = true;
         self.request_check();
     }

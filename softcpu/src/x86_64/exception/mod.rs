@@ -2,6 +2,7 @@
 //! (Intel SDM vol. 3, chapter 6).
 
 mod deliver;
+mod protected;
 mod raise;
 
 /// Exception vectors.

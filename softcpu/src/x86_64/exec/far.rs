@@ -206,6 +206,23 @@ pub(crate) fn retf<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
     return_to::<W>(cpu, selector, offset, at, op.imm & 0xffff, None)
 }
 
+/// Refuses the returns of protected mode that are not here: to a task, and to virtual-8086 mode.
+fn refuse_return(cpu: &mut Cpu, flags: u64) -> Flow {
+    if cpu.rflags & rflag::NT != 0 {
+        // The segment names the task that was left; usually it is none.
+        let link = cpu.load_system(cpu.tr.base)? as u32 & 0xfffc;
+        if link != 0 {
+            cpu.report("a task switch");
+        }
+        return cpu.raise_code(vector::TS, link);
+    }
+    if cpu.cpl == 0 && flags & rflag::VM != 0 {
+        cpu.report("virtual-8086 mode");
+        return cpu.general_protection(0);
+    }
+    Ok(())
+}
+
 /// IRET.
 pub(crate) fn iret<W: Gpr>(cpu: &mut Cpu, _: &Op) -> Flow {
     let (sp, size) = (cpu.gpr[reg::RSP], W::SIZE as u64);
@@ -218,6 +235,9 @@ pub(crate) fn iret<W: Gpr>(cpu: &mut Cpu, _: &Op) -> Flow {
     if cpu.efer & efer::LMA != 0 && cpu.rflags & rflag::NT != 0 {
         // A return from a nested task, of which long mode has none.
         return cpu.general_protection(0);
+    }
+    if !cpu.is_real() && cpu.efer & efer::LMA == 0 {
+        refuse_return(cpu, flags)?;
     }
     if cpu.is_real() {
         cpu.set_stack(at);

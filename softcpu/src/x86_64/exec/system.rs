@@ -36,6 +36,7 @@ pub(crate) fn mov_to_cr<W: Gpr>(cpu: &mut Cpu, op: &Op) -> Flow {
             if value >> PHYSICAL_BITS != 0 {
                 return cpu.general_protection(0);
             }
+            cpu.load_pdptes(cpu.cr0, value, cpu.cr4, cpu.efer)?;
             cpu.cr3 = value;
             cpu.tlb.flush_local();
         }
@@ -76,6 +77,9 @@ fn write_cr0(cpu: &mut Cpu, value: u64) -> Flow {
         efer &= !efer::LMA;
     }
     let paging = (cpu.cr0 ^ value) & (cr0::PG | cr0::WP | cr0::PE) != 0;
+    if (cpu.cr0 ^ value) & (cr0::PG | cr0::CD | cr0::NW) != 0 {
+        cpu.load_pdptes(value, cpu.cr3, cpu.cr4, efer)?;
+    }
     cpu.cr0 = value;
     cpu.efer = efer;
     if paging {
@@ -91,6 +95,9 @@ fn write_cr4(cpu: &mut Cpu, value: u64) -> Flow {
         return cpu.general_protection(0);
     }
     let changed = cpu.cr4 ^ value;
+    if changed & (cr4::PGE | cr4::PAE | cr4::PSE | cr4::SMEP) != 0 {
+        cpu.load_pdptes(cpu.cr0, cpu.cr3, value, cpu.efer)?;
+    }
     cpu.cr4 = value;
     if changed & (cr4::PGE | cr4::PAE | cr4::PSE | cr4::SMEP | cr4::SMAP) != 0 {
         cpu.tlb.flush_all();

@@ -2,8 +2,10 @@
 
 mod gic;
 mod scratch;
+mod state;
 
 use std::mem::offset_of;
+use std::sync::OnceLock;
 
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_ARM64_SYSREG,
@@ -13,7 +15,6 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::{Error, failed};
 use crate::accel::CpuModel;
-use crate::accel::{VcpuState, VmState};
 use crate::arch::aarch64::mpidr;
 use crate::arch::{Boot, Controller};
 use crate::memory::Memory;
@@ -29,13 +30,12 @@ const MPIDR_EL1: u64 = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG a
 /// Its affinity fields (Arm ARM, MPIDR_EL1).
 const AFFINITY: u64 = 0xff_00ff_ffff;
 
-/// What a snapshot of an arm64 machine ends with.
-const UNSAVED: Error = Error::Unsaved("snapshots of arm64 machines are not there yet");
-
 /// What all processors of a machine have in common.
 pub(super) struct Template {
     init: kvm_vcpu_init,
     cpus: u8,
+    /// The interrupt controller, once all processors are there.
+    gic: OnceLock<gic::Gic>,
 }
 
 impl Template {
@@ -45,7 +45,11 @@ impl Template {
         vm.get_preferred_target(&mut init)
             .map_err(failed("KVM_ARM_PREFERRED_TARGET"))?;
         init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
-        Ok(Template { init, cpus })
+        Ok(Template {
+            init,
+            cpus,
+            gic: OnceLock::new(),
+        })
     }
 
     /// Makes the new vCPU number `id` one of them.
@@ -69,26 +73,17 @@ impl Template {
         Ok(())
     }
 
-    /// Not yet: the registers of `KVM_GET_REG_LIST` and the GIC's are to be saved.
-    pub(super) fn save_vcpu(&self, _: &VcpuFd) -> Result<VcpuState, Error> {
-        Err(UNSAVED)
-    }
-
-    pub(super) fn restore_vcpu(&self, _: &VcpuFd, _: &VcpuState) -> Result<(), Error> {
-        Err(UNSAVED)
-    }
-
-    pub(super) fn save(&self, _: &VmFd) -> Result<VmState, Error> {
-        Err(UNSAVED)
-    }
-
-    pub(super) fn restore(&self, _: &VmFd, _: &VmState) -> Result<(), Error> {
-        Err(UNSAVED)
-    }
-
     /// All vCPUs are there, for which the interrupt controller waits.
     pub(super) fn complete(&self, vm: &VmFd) -> Result<Controller, Error> {
-        gic::create(vm, self.cpus)
+        let gic = gic::create(vm, self.cpus)?;
+        let controller = gic.controller();
+        // Called once.
+        let _ = self.gic.set(gic);
+        Ok(controller)
+    }
+
+    fn gic(&self) -> Result<&gic::Gic, Error> {
+        self.gic.get().ok_or(Error::Unsaved("it is not complete"))
     }
 }
 

@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod crates;
+mod elf;
 #[cfg(any(test, not(target_arch = "x86_64")))]
 mod portable;
 mod setup;
@@ -25,23 +26,30 @@ const INITRD_MAX: u64 = 0x7fff_ffff;
 const MAPPED: u64 = 1 << 30;
 /// A bzImage's 64-bit entry is this far behind its 32-bit one (boot protocol, "64-bit boot protocol").
 const BZIMAGE_ENTRY64: u64 = 0x200;
-/// `xloadflags`: the kernel has that 64-bit entry.
+/// `xloadflags`: the kernel has that 64-bit entry. The field came with boot protocol 2.12.
 const XLF_KERNEL_64: u16 = 1 << 0;
+const WITH_XLOADFLAGS: u16 = 0x20c;
+/// The boot protocol since which a header says how much memory the kernel needs (Linux 2.6.31).
+const WITH_INIT_SIZE: u16 = 0x20a;
 /// Offset of the file type marks: ELF's at 0, the boot protocol's "HdrS" at 0x202.
 const HDRS: usize = 0x202;
-/// `e_machine` of ELF and its value for x86-64.
-const E_MACHINE: usize = 18;
-const EM_X86_64: u16 = 62;
-/// 32-bit x86.
-const EM_386: u16 = 3;
 /// Least size of either format's headers, in bytes.
 const HEAD: usize = 0x280;
 
+/// Where a kernel begins, by physical address, and in which mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::arch) enum Entry {
+    /// 64-bit mode ("64-bit boot protocol").
+    Long(u64),
+    /// Protected mode without paging ("32-bit boot protocol").
+    Protected(u64),
+}
+
 /// A kernel that lies in guest RAM.
 #[derive(Debug, Clone)]
-pub(super) struct Kernel {
-    /// Physical address of the 64-bit entry point.
-    pub entry: u64,
+pub(in crate::arch) struct Kernel {
+    /// Its entry point.
+    pub entry: Entry,
     /// First byte after the kernel and its uninitialized data.
     pub end: u64,
     /// The setup header of a bzImage.
@@ -62,12 +70,12 @@ struct Loaded {
 }
 
 /// Puts `kernel` and `initrd` into RAM.
-pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Result<Kernel, Error> {
+pub(in crate::arch) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Result<Kernel, Error> {
     let mut head = [0; HEAD];
     let unusable = |source| Error::Kernel {
         path: kernel.path().to_owned(),
         source,
-        wanted: "a 64-bit x86 vmlinux or bzImage",
+        wanted: "an x86 vmlinux or bzImage",
     };
     // The loaders read the header again, from what this reader has fetched already.
     let mut reader = kernel.reader(memory);
@@ -83,10 +91,10 @@ pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Res
         free: limit,
     };
     // The loaders report a segment that does not fit as one that cannot be read.
-    if let Some(end) = elf_end(&head).filter(|end| *end > limit) {
+    if let Some(end) = elf::end(&head).filter(|end| *end > limit) {
         return Err(no_room(end));
     }
-    let mut loaded = if head.starts_with(b"\x7fELF") {
+    let mut loaded = if head.starts_with(elf::MAGIC) {
         load_elf(memory, &mut reader, &head)
     } else if head[HDRS..].starts_with(b"HdrS") {
         load_bzimage(memory, &mut reader)
@@ -106,50 +114,20 @@ pub(super) fn load(memory: &Memory, kernel: &Part, initrd: Option<&Part>) -> Res
     Ok(loaded)
 }
 
-/// The end in RAM of an x86-64 ELF file's segments, as far as `head` has their headers (System V ABI, chapter
-/// 5).
-fn elf_end(head: &[u8; HEAD]) -> Option<u64> {
-    const PT_LOAD: u64 = 1;
-    let number = |at: usize, size: usize| -> Option<u64> {
-        let mut bytes = [0; 8];
-        bytes[..size].copy_from_slice(head.get(at..at.checked_add(size)?)?);
-        Some(u64::from_le_bytes(bytes))
-    };
-    if !head.starts_with(b"\x7fELF") || number(E_MACHINE, 2)? != u64::from(EM_X86_64) {
-        return None;
-    }
-    let first = usize::try_from(number(32, 8)?).ok()?;
-    let (size, count) = (number(54, 2)? as usize, number(56, 2)? as usize);
-    let end = |index: usize| {
-        let header = first.checked_add(index * size)?;
-        let (kind, start, length) = (
-            number(header, 4)?,
-            number(header + 24, 8)?,
-            number(header + 40, 8)?,
-        );
-        Some(if kind == PT_LOAD {
-            start.saturating_add(length)
-        } else {
-            0
-        })
-    };
-    (0..count).map_while(end).max()
-}
-
 fn load_elf(memory: &Memory, reader: &mut PartReader<'_>, head: &[u8; HEAD]) -> Result<Kernel, KernelError> {
-    let machine = u16::from_le_bytes([head[E_MACHINE], head[E_MACHINE + 1]]);
-    if machine == EM_386 {
-        return Err(KernelError::Bits32);
-    }
-    if machine != EM_X86_64 {
-        return Err(KernelError::Processor(machine));
-    }
-    let Loaded { start, end, .. } = loader::elf(memory, reader)?;
+    let narrow = elf::is_32_bits(head)?;
+    let Loaded { start, end, .. } = match narrow {
+        true => elf::load(memory, reader, &elf::BITS32)?,
+        false => loader::elf(memory, reader)?,
+    };
     if end <= start {
         return Err(KernelError::EntryOutside);
     }
     Ok(Kernel {
-        entry: start,
+        entry: match narrow {
+            true => Entry::Protected(start),
+            false => Entry::Long(start),
+        },
         end,
         header: None,
         initrd: None,
@@ -159,14 +137,19 @@ fn load_elf(memory: &Memory, reader: &mut PartReader<'_>, head: &[u8; HEAD]) -> 
 fn load_bzimage(memory: &Memory, reader: &mut PartReader<'_>) -> Result<Kernel, KernelError> {
     let Loaded { start, end, header } = loader::bzimage(memory, reader)?;
     let header = header.ok_or(KernelError::NoSetupHeader)?;
-    if header.u16(at::VERSION) < 0x20c || header.u16(at::XLOADFLAGS) & XLF_KERNEL_64 == 0 {
-        return Err(KernelError::NoEntry64);
+    let version = header.u16(at::VERSION);
+    if version < WITH_INIT_SIZE {
+        return Err(KernelError::OldProtocol(version));
     }
+    let long = version >= WITH_XLOADFLAGS && header.u16(at::XLOADFLAGS) & XLF_KERNEL_64 != 0;
     // While it unpacks itself the kernel needs `init_size` bytes from where it runs.
     let preferred = u64::from(header.u64(at::PREF_ADDRESS) as u32);
     let working = u64::from(header.u32(at::INIT_SIZE)).saturating_add(preferred);
     Ok(Kernel {
-        entry: start + BZIMAGE_ENTRY64,
+        entry: match long {
+            true => Entry::Long(start + BZIMAGE_ENTRY64),
+            false => Entry::Protected(start),
+        },
         end: end.max(working),
         header: Some(header),
         initrd: None,
@@ -197,7 +180,7 @@ fn place_initrd(ram: u64, kernel: &Kernel, len: u64) -> Result<u64, Error> {
 mod tests {
     use super::*;
 
-    use crate::arch::x86_64::testing::elf;
+    use crate::arch::x86_64::testing::{elf, elf32};
     use crate::memory::{Bytes, GuestAddress, allocate, part_of as part};
 
     /// A bzImage whose payload is `data`.
@@ -222,7 +205,7 @@ mod tests {
         let (_file, kernel) = part(&elf(0x100_0000, &[0xf4; 5000], 0x4000));
         let (_file, initrd) = part(&[7; 5000]);
         let loaded = load(&memory, &kernel, Some(&initrd)).unwrap();
-        assert_eq!((loaded.entry, loaded.end), (0x100_0000, 0x100_4000));
+        assert_eq!((loaded.entry, loaded.end), (Entry::Long(0x100_0000), 0x100_4000));
         let mut seen = [0; 5001];
         memory.read_slice(&mut seen, GuestAddress(0x100_0000)).unwrap();
         assert_eq!(seen[..5000], [0xf4; 5000]);
@@ -239,12 +222,35 @@ mod tests {
         let memory = allocate(&[(0, 64 << 20)]).unwrap();
         let (_file, kernel) = part(&bzimage(&[0x90; 9000], XLF_KERNEL_64));
         let loaded = load(&memory, &kernel, None).unwrap();
-        assert_eq!(loaded.entry, 0x10_0200);
+        assert_eq!(loaded.entry, Entry::Long(0x10_0200));
         assert_eq!(loaded.end, 0x180_0000, "room to unpack");
         assert_eq!(
             memory.read_obj::<u8>(GuestAddress(0x10_0000 + 8999)).unwrap(),
             0x90
         );
+    }
+
+    #[test]
+    fn a_32_bit_elf_kernel_is_entered_in_protected_mode() {
+        let memory = allocate(&[(0, 64 << 20)]).unwrap();
+        let (_file, kernel) = part(&elf32(0x100_0000, &[0xf4; 5000], 0x4000));
+        let loaded = load(&memory, &kernel, None).unwrap();
+        assert_eq!(
+            (loaded.entry, loaded.end),
+            (Entry::Protected(0x100_0000), 0x100_4000)
+        );
+        let mut seen = [0; 5001];
+        memory.read_slice(&mut seen, GuestAddress(0x100_0000)).unwrap();
+        assert_eq!((&seen[..5000], seen[5000]), (&[0xf4; 5000][..], 0));
+    }
+
+    #[test]
+    fn a_bzimage_without_a_64_bit_entry_is_entered_in_protected_mode() {
+        let memory = allocate(&[(0, 64 << 20)]).unwrap();
+        let (_file, kernel) = part(&bzimage(&[0x90; 9000], 0));
+        let loaded = load(&memory, &kernel, None).unwrap();
+        assert_eq!(loaded.entry, Entry::Protected(0x10_0000));
+        assert_eq!(loaded.end, 0x180_0000, "room to unpack");
     }
 
     #[test]
@@ -297,18 +303,25 @@ mod tests {
         let memory = allocate(&[(0, 64 << 20)]).unwrap();
         let mut arm = elf(0x100_0000, &[0; 16], 16);
         arm[18] = 183;
-        let mut narrow = elf(0x100_0000, &[0; 16], 16);
-        (narrow[4], narrow[18]) = (1, 3);
+        // The processor says 32 bits, and the class 64.
+        let mut torn = elf(0x100_0000, &[0; 16], 16);
+        torn[18] = 3;
+        let mut old = bzimage(&[0; 64], XLF_KERNEL_64);
+        old[0x206] = 9;
+        let mut narrow = elf32(0x100_0000, &[0; 16], 16);
+        narrow.truncate(0x1008);
         let mut cut = elf(0x100_0000, &[0; 16], 16);
         cut.truncate(0x1008);
         for (content, why) in [
             (b"short".to_vec(), "header cannot be read"),
             (vec![0; 4096], "neither ELF nor bzImage"),
             (arm, "another processor"),
-            (narrow, "a 32-bit kernel"),
+            (torn, "another processor"),
+            (narrow, "cannot be placed"),
             (cut, "kernel"),
             (elf(0x1000, &[0; 16], 16), "entry"),
-            (bzimage(&[0; 64], 0), "no 64-bit entry"),
+            (elf32(0x1000, &[0; 16], 16), "entry"),
+            (old, "boot protocol 0x209"),
         ] {
             let (_file, kernel) = part(&content);
             let message = load(&memory, &kernel, None).unwrap_err().to_string();
@@ -328,6 +341,9 @@ mod tests {
                 ..
             })
         ));
+        let (_file, kernel) = part(&elf32(0x100_0000, &[0; 16], 1 << 30));
+        let refused = load(&memory, &kernel, None).unwrap_err().to_string();
+        assert!(refused.contains("more memory"), "{refused}");
         // So large that its bytes in the file do not fit, either.
         let (_file, kernel) = part(&elf(0x100_0000, &vec![1; 17 << 20], 17 << 20));
         let refused = load(&memory, &kernel, None).unwrap_err().to_string();
