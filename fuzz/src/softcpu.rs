@@ -127,6 +127,7 @@ pub fn run(data: &[u8]) {
         start: 0,
         len: SIZE,
         host: memory.0,
+        file: None,
     };
     // SAFETY: the memory is page-aligned, has no references into it and is dropped after the `Ram`.
     let ram = Arc::new(unsafe { Ram::new(&[region]) });

@@ -66,7 +66,7 @@ fn child(what: &str, home: &Path) -> ! {
         network: kind == Kind::Network || !may_leave_network(),
         capabilities: Vec::new(),
     };
-    sandbox::confine(Mode::Required, &plan).unwrap();
+    sandbox::confine(Mode::Required, &plan, || kind == Kind::Direct).unwrap();
     let home = home.to_owned();
     let done = sandbox::spawn("tried", kind, move || attempt(&home))
         .unwrap()
@@ -213,6 +213,11 @@ fn a_processor_of_kvm_runs_and_does_nothing_else() {
 #[test]
 fn a_processor_in_software_touches_memory_only() {
     expect_all(Kind::Soft, &[COMMON, NO_FILES, NO_SOCKETS, NO_DISK, RUNS_NOT]);
+}
+
+#[test]
+fn a_processor_that_drives_processes_traces_only_what_is_confined_as_it_is() {
+    expect_all(Kind::Direct, &[COMMON, NO_FILES, NO_SOCKETS, NO_DISK, RUNS_NOT]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A processor in software: an x86-64 interpreter that, with RAM and a bus, runs whole operating systems.
 //!
+//! On an x86-64 host that allows it, programs run on the host's processor instead ([`x86_64::direct`]).
+//!
 //! It may use the standard library, a decoder (`iced-x86`), `libc` and `serde`, and nothing of this project: it does
 //! not know devices, boot protocols or command lines. Its user supplies [`Ram`], a [`Bus`] and a
 //! thread for each processor, and calls [`Cpu::run`]; interrupts come through [`Platform`] from any thread.
@@ -28,6 +30,7 @@
 //! - A load, from its address to RAM: `x86_64/access.rs`, `x86_64/mmu.rs`, [`core::ram_access`]. The last one
 //!   also states the memory model.
 //! - Code that changes while it runs: `core/code_page.rs`, `core/unsettled.rs`.
+//! - A program on the host's processor: [`x86_64::direct`], and `docs/softcpu.md`.
 //! - Tests: `tests/guest` has one concept of the processor a file, `tests/differential` compares instructions
 //!   with the host's.
 

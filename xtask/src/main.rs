@@ -6,6 +6,7 @@ mod bench_boot;
 mod bench_image;
 mod bench_net;
 mod bench_tcg;
+mod bench_work;
 mod cpu_time;
 mod cross;
 mod deb;
@@ -62,6 +63,9 @@ enum Command {
         /// How often to boot each twice.
         #[arg(long, default_value_t = 3)]
         rounds: u32,
+        /// Run programs in a guest instead, with direct execution and without, once a round each.
+        #[arg(long)]
+        work: bool,
     },
     /// Build a root with imgtool, and with mmdebstrap and mke2fs of the same packages, in turns, and compare.
     BenchImage {
@@ -129,7 +133,8 @@ fn run(command: Command) -> Result<u8> {
     match command {
         Command::Demo { args } => demo::demo(&args),
         Command::Test { filter, all } => test::test(filter.as_deref(), all),
-        Command::BenchTcg { rounds } => bench_tcg::bench(rounds),
+        Command::BenchTcg { rounds, work: true } => bench_work::bench(rounds),
+        Command::BenchTcg { rounds, work: false } => bench_tcg::bench(rounds),
         Command::BenchImage { rounds, packages } => bench_image::bench(rounds, &packages),
         Command::BenchBoot {
             rounds,

@@ -14,7 +14,7 @@ use crate::process::janitor::Janitor;
 use crate::process::launch::{Fresh, hostname};
 use crate::process::measure::Measured;
 use crate::process::network;
-use crate::process::per_run::{Devices, PerRun, Timing};
+use crate::process::per_run::{Devices, Direct, PerRun, Timing};
 use crate::process::restore::{self, Found};
 use crate::process::search;
 use crate::process::space_watch::SpaceWatch;
@@ -72,6 +72,21 @@ pub struct Assembly {
     found: Option<Found>,
     /// Asked for rows and columns of the terminal that the guest's console is shown on.
     terminal_size: TerminalSize,
+}
+
+/// Starts the processes in which the guest's programs run, where that is wanted. Returns whether there are any.
+fn start_helpers(chosen: &Chosen, direct: Direct, cpus: u32) -> bool {
+    if direct == Direct::Off {
+        return false;
+    }
+    let interpreted = "the guest's programs are interpreted: this host does not run them directly";
+    let started = chosen.run_directly(cpus.try_into().unwrap_or(u8::MAX));
+    match &started {
+        Err(error) if direct == Direct::On => tracing::warn!("{interpreted}: {error}"),
+        Err(error) => tracing::debug!("{interpreted}: {error}"),
+        Ok(_) => {}
+    }
+    started.unwrap_or(false)
 }
 
 /// Rows and columns of a terminal, if there is one.
@@ -132,7 +147,7 @@ impl Assembly {
         // Confined, the process could not look for it, and as root it would make one.
         network::check_device(&record.config.network)?;
         let mode = self.per_run.host.sandbox;
-        if mode == Mode::Off {
+        if mode == Mode::Off && self.per_run.host.direct == Direct::Off {
             return Ok(());
         }
         let Fresh { image, root } = match self.fresh.take() {
@@ -145,22 +160,46 @@ impl Assembly {
         // All of them leave notes or take files away where the confined process may not write.
         image.verify_boot(&self.home)?;
         self.find_guest(record, directory, &image)?;
-        self.accelerator(record, &image)?;
+        let chosen = self.accelerator(record, &image)?;
         let timing = match &self.per_run.timing {
             Some(Timing::File(path)) => Some(path),
             Some(Timing::Table) | None => None,
         };
         let outputs: Vec<_> = self.per_run.outputs.iter().chain(timing).cloned().collect();
         let plan = confine::plan(record, directory, &self.home, &image, &outputs)?;
-        self.fresh = Some(Fresh { image, root });
+        let direct = self.direct(mode);
+        self.fresh = Some(Fresh {
+            image: Arc::clone(&image),
+            root,
+        });
         if removes && Offer::of_host().files.is_ok() {
             self.janitor = Some(Janitor::start(directory)?);
         }
-        let missing = sandbox::confine(mode, &plan)?;
+        let cpus = record.config.cpus.unwrap_or(image.manifest().default_cpus);
+        let missing = sandbox::confine(mode, &plan, || start_helpers(&chosen, direct, cpus))?;
         if let Some(missing) = missing {
             tracing::warn!("this host confines the process in part only: {missing}");
         }
         Ok(())
+    }
+
+    /// Whether the guest's programs are to run directly.
+    fn direct(&self, mode: Mode) -> Direct {
+        if self.per_run.host.direct == Direct::Off {
+            return Direct::Off;
+        }
+        // Only Landlock keeps a thread that may trace from tracing others' processes.
+        let alone = mode == Mode::Off || Offer::of_host().files.is_ok();
+        match (self.per_run.host.direct, &self.found) {
+            (Direct::On, _) if !alone => {
+                tracing::warn!("the guest's programs are interpreted: this host has no Landlock");
+                Direct::Off
+            }
+            (Direct::Auto, _) if !alone => Direct::Off,
+            // Its memory would have to be copied: that takes longer than all else of such a launch.
+            (Direct::Auto, Some(Found::Guest(_))) => Direct::Off,
+            (asked, _) => asked,
+        }
     }
 
     /// Looks for the guest that the first run is to go on with. Later runs of this process boot.

@@ -20,6 +20,8 @@ pub struct HostUse {
     pub sandbox: Mode,
     /// How requests of disks get to their files.
     pub disk_engine: DiskEngine,
+    /// Whether the guest's programs run on the host's processor.
+    pub direct: Direct,
 }
 
 /// What is asked of one run of an instance and not kept.
@@ -75,6 +77,19 @@ pub enum DiskEngine {
     IoUring,
 }
 
+/// Whether the guest's programs run on the host's processor where its kernel is interpreted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direct {
+    /// They are interpreted as well.
+    #[default]
+    Off,
+    /// They do, or it is said why not.
+    On,
+    /// They do where the host allows it, and where the guest boots.
+    Auto,
+}
+
 impl From<DiskEngine> for IoEngine {
     fn from(engine: DiskEngine) -> IoEngine {
         match engine {
@@ -95,6 +110,7 @@ struct Message {
     devices: Devices,
     sandbox: String,
     disk_engine: DiskEngine,
+    direct: Direct,
 }
 
 impl PerRun {
@@ -109,7 +125,12 @@ impl PerRun {
             icount,
             begin,
             devices,
-            host: HostUse { sandbox, disk_engine },
+            host:
+                HostUse {
+                    sandbox,
+                    disk_engine,
+                    direct,
+                },
             profile: _,
             outputs: _,
         } = self;
@@ -125,6 +146,7 @@ impl PerRun {
             devices: *devices,
             sandbox: sandbox.name().to_owned(),
             disk_engine: *disk_engine,
+            direct: *direct,
         };
         Ok(serde_json::to_string(&message)?)
     }
@@ -142,6 +164,7 @@ impl PerRun {
             devices,
             sandbox,
             disk_engine,
+            direct,
         } = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let sandbox =
             Mode::named(&sandbox).ok_or_else(|| format!("{sandbox} is no way to confine a process"))?;
@@ -151,7 +174,11 @@ impl PerRun {
             icount,
             begin,
             devices,
-            host: HostUse { sandbox, disk_engine },
+            host: HostUse {
+                sandbox,
+                disk_engine,
+                direct,
+            },
             ..PerRun::default()
         })
     }
@@ -191,6 +218,7 @@ mod tests {
             host: HostUse {
                 sandbox: Mode::Required,
                 disk_engine: DiskEngine::IoUring,
+                direct: Direct::On,
             },
             ..PerRun::default()
         };

@@ -1,15 +1,16 @@
 //! The choice of a machine's accelerator.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
 use super::kvm::{self, Kvm, probe};
 use super::{CpuModel, Created, Error, Profiling};
 use crate::arch::Architecture;
-use crate::memory::{Memory, Placement};
+use crate::memory::{self, Memory, Placement};
 
 /// Which accelerator is asked for. As a word it is the variant's name in lower case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
@@ -33,6 +34,8 @@ pub struct Chosen {
     repeatable: bool,
     /// Where the processor's profile goes.
     profile: Option<Arc<Profiling>>,
+    /// Where programs run directly.
+    direct: OnceLock<Arc<super::soft::Direct>>,
     /// The architecture of its guest.
     guest: Architecture,
     /// Which processor the guest sees; `None` means the accelerator's own choice: KVM offers the host's, the
@@ -70,6 +73,7 @@ impl Chosen {
                 softcpu::Clock::Host
             },
             profile: self.profile.clone(),
+            direct: self.direct.get().cloned(),
             features: CpuModel::features(self.model),
         }
     }
@@ -88,7 +92,38 @@ impl Chosen {
     pub fn placement(&self) -> Placement {
         match self.kvm {
             Some(_) => Placement::Copy,
+            // All of RAM has to be in its file.
+            None if self.ram_file().is_some() => Placement::Copy,
             None => Placement::Map,
+        }
+    }
+
+    /// Lets the guest's programs run on the host's processor, where its kernel is interpreted: starts the
+    /// processes in which they do, for `cpus` processors of one machine. This process must have one thread
+    /// only. `false` where there is KVM, or each instruction is counted.
+    ///
+    /// # Errors
+    /// When the host gives no such processes, or its processor has less than the guest's.
+    pub fn run_directly(&self, cpus: u8) -> io::Result<bool> {
+        if self.kvm.is_some() || self.repeatable || self.profile.is_some() {
+            return Ok(false);
+        }
+        let features = CpuModel::features(self.model);
+        let direct = Arc::new(super::soft::Direct::start(cpus, features)?);
+        // Nobody else can have set it: a process is confined once.
+        Ok(self.direct.set(direct).is_ok())
+    }
+
+    /// The file that the RAM of the next machine is to be in.
+    fn ram_file(&self) -> Option<&File> {
+        self.direct.get().and_then(|direct| direct.file())
+    }
+
+    /// RAM for its next machine, as [`memory::allocate`] makes it.
+    pub fn allocate(&self, ranges: &[(u64, u64)]) -> Result<Memory, memory::Error> {
+        match self.ram_file() {
+            Some(file) => memory::allocate_in(file, ranges),
+            None => memory::allocate(ranges),
         }
     }
 
@@ -169,6 +204,7 @@ fn on_kvm(kvm: Kvm, guest: Architecture, why: String) -> Chosen {
         kvm: Some(kvm),
         repeatable: false,
         profile: None,
+        direct: OnceLock::new(),
         guest,
         model: None,
         why,
@@ -191,6 +227,7 @@ fn soft(guest: Architecture, why: String) -> Result<Chosen, Error> {
             kvm: None,
             repeatable: false,
             profile: None,
+            direct: OnceLock::new(),
             guest,
             model: None,
             why,

@@ -56,8 +56,9 @@ impl Machine {
             timeline,
         } = spec;
         let layout = arch::layout(architecture);
-        let memory = memory::allocate(&arch::ram_regions(architecture, ram))?;
+        // Before the processors take what decides it.
         let placement = accel.placement();
+        let memory = accel.allocate(&arch::ram_regions(architecture, ram))?;
         let fill = || {
             fill(
                 architecture,

@@ -90,11 +90,14 @@ pub fn give_back(slice: &VolatileSlice<'_>) -> io::Result<()> {
         return Ok(());
     }
     drop(pieces);
-    // SAFETY: as above.
-    match unsafe { libc::madvise(at.cast(), len, libc::MADV_DONTNEED) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    // The first is for RAM in a file of its own, which other memory refuses.
+    for advice in [libc::MADV_REMOVE, libc::MADV_DONTNEED] {
+        // SAFETY: as above.
+        if unsafe { libc::madvise(at.cast(), len, advice) } == 0 {
+            return Ok(());
+        }
     }
+    Err(io::Error::last_os_error())
 }
 
 #[cfg(test)]

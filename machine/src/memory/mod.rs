@@ -5,6 +5,7 @@ mod backed;
 mod part;
 pub mod saved;
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use vm_memory::mmap::MmapRegionError;
 pub use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
-use vm_memory::{GuestRegionMmap, MmapRegion};
+use vm_memory::{FileOffset, GuestRegionMmap, MmapRegion};
 
 /// Guest RAM as devices and the loader share it. One concrete type: nothing here is generic over memory.
 pub type Memory = Arc<GuestMemoryMmap<()>>;
@@ -57,6 +58,28 @@ pub fn allocate(ranges: &[(u64, u64)]) -> Result<Memory, Error> {
             let mapping = map_aligned(start, len).map_err(|error| reserve(io::Error::other(error)))?;
             backed::forget(mapping.as_ptr(), len);
             advise_huge_pages(mapping.as_ptr(), len);
+            GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(Error::Regions)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    GuestMemoryMmap::from_regions(regions)
+        .map(Arc::new)
+        .map_err(|_| Error::Regions)
+}
+
+/// The same, in a file that other processes map, too: the ranges lie in it one after the other.
+pub fn allocate_in(file: &File, ranges: &[(u64, u64)]) -> Result<Memory, Error> {
+    let mut end = 0;
+    let regions = ranges
+        .iter()
+        .map(|&(start, bytes)| {
+            let reserve = |source| Error::Reserve { bytes, source };
+            let len = usize::try_from(bytes).map_err(|_| reserve(io::ErrorKind::OutOfMemory.into()))?;
+            let offset = end;
+            end += bytes;
+            file.set_len(end).map_err(reserve)?;
+            let file = FileOffset::new(file.try_clone().map_err(reserve)?, offset);
+            let mapping =
+                MmapRegion::from_file(file, len).map_err(|error| reserve(io::Error::other(error)))?;
             GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(Error::Regions)
         })
         .collect::<Result<Vec<_>, _>>()?;

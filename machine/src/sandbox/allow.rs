@@ -123,6 +123,32 @@ const SNAPSHOT: &[Rule] = &[
     When(libc::SYS_ioctl, &[(1, Equal(0x4018_aee2))]), // KVM_GET_DEVICE_ATTR
 ];
 
+/// What a processor in software does to the processes in which its programs run. Only processes of the same
+/// Landlock domain can be traced.
+const DIRECT: &[Rule] = &[
+    When(libc::SYS_ptrace, &[(0, Equal(6))]), // PTRACE_POKEUSER: breakpoints
+    When(libc::SYS_ptrace, &[(0, Equal(12))]), // PTRACE_GETREGS
+    When(libc::SYS_ptrace, &[(0, Equal(13))]), // PTRACE_SETREGS
+    When(libc::SYS_ptrace, &[(0, Equal(15))]), // PTRACE_SETFPREGS
+    When(libc::SYS_ptrace, &[(0, Equal(7))]), // PTRACE_CONT
+    When(libc::SYS_ptrace, &[(0, Equal(31))]), // PTRACE_SYSEMU
+    When(libc::SYS_ptrace, &[(0, Equal(0x4202))]), // PTRACE_GETSIGINFO
+    When(libc::SYS_ptrace, &[(0, Equal(0x4204))]), // PTRACE_GETREGSET
+    When(libc::SYS_ptrace, &[(0, Equal(0x4205))]), // PTRACE_SETREGSET
+    When(libc::SYS_ptrace, &[(0, Equal(0x4206))]), // PTRACE_SEIZE
+    When(libc::SYS_ptrace, &[(0, Equal(0x4207))]), // PTRACE_INTERRUPT
+    When(libc::SYS_ptrace, &[(0, Equal(0x420f))]), // PTRACE_GET_RSEQ_CONFIGURATION
+    Call(libc::SYS_wait4),
+    // The guest's timer.
+    Call(libc::SYS_timer_create),
+    Call(libc::SYS_timer_settime),
+    Call(libc::SYS_timer_delete),
+    // They stay on the processor that this thread is on.
+    Call(libc::SYS_getcpu),
+    // Their end. There is no way to get a descriptor of another process.
+    When(libc::SYS_pidfd_send_signal, &[(1, Equal(libc::SIGKILL as u32))]),
+];
+
 /// What a disk does with its open files.
 const DISK: &[Rule] = &[
     Call(libc::SYS_pwrite64),
@@ -273,7 +299,11 @@ pub(super) const fn lists(kind: Kind) -> &'static [&'static [Rule]] {
         Kind::Main => &[
             ALWAYS, KVM, DISK, RING, SOCKETS, INTERNET, LOCAL, TERMINAL, FILES, SIGNALS, SETUP,
         ],
+        Kind::MainDirect => &[
+            ALWAYS, KVM, DIRECT, DISK, RING, SOCKETS, INTERNET, LOCAL, TERMINAL, FILES, SIGNALS, SETUP,
+        ],
         Kind::Kvm => &[ALWAYS, KVM],
+        Kind::Direct => &[ALWAYS, DIRECT],
         Kind::Soft | Kind::Device => &[ALWAYS],
         Kind::Block => &[ALWAYS, DISK, RING],
         Kind::Network => &[ALWAYS, SOCKETS, INTERNET],

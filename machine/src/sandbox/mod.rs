@@ -4,8 +4,8 @@
 //!
 //! - **System calls** ([`allow`]): each kind of thread may make the calls on its list, and dies at any other
 //!   (seccomp, `Documentation/userspace-api/seccomp_filter.rst`). The process as a whole may make the union
-//!   of the lists, which is [`Kind::Main`]'s: no `execve`, no `ptrace`, no memory that can be written and
-//!   executed.
+//!   of the lists, which is [`Kind::Main`]'s: no `execve`, no memory that can be written and executed, no
+//!   `ptrace` but by [`Kind::Direct`], of processes in the same Landlock domain.
 //! - **Files** ([`files`]): the process may open what it was given and nothing else (Landlock,
 //!   `Documentation/userspace-api/landlock.rst`).
 //! - **Network** ([`namespaces`]): a process whose guest has no network has none either.
@@ -76,10 +76,14 @@ pub enum Kind {
     /// The main thread, which builds machines, waits for their end and writes the record; the spawner. All
     /// that any other kind may do, and more.
     Main,
+    /// The same, where processors drive processes in which programs run.
+    MainDirect,
     /// Runs a processor of KVM.
     Kvm,
     /// Runs a processor in software.
     Soft,
+    /// Runs a processor in software whose programs run on the host's, in processes that this thread drives.
+    Direct,
     /// Reads and writes the files behind disks.
     Block,
     /// Serves a device that needs nothing of the host but memory: entropy, balloon.
@@ -98,10 +102,12 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Main,
+        Kind::MainDirect,
         Kind::Kvm,
         Kind::Soft,
+        Kind::Direct,
         Kind::Block,
         Kind::Device,
         Kind::Network,
@@ -115,8 +121,10 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Main => "main",
+            Kind::MainDirect => "main-direct",
             Kind::Kvm => "kvm",
             Kind::Soft => "soft",
+            Kind::Direct => "direct",
             Kind::Block => "block",
             Kind::Device => "device",
             Kind::Network => "network",
@@ -205,13 +213,16 @@ thread_local! {
 }
 
 /// Confines this process until it ends: the calling thread, which must be the only one, and all that
-/// [`spawn`] starts from now on. Returns what the host does not offer.
+/// [`spawn`] starts from now on. Returns what the host does not offer. `start` is called where processes can
+/// still be started, and no file can be opened any more that this one may not open. It returns whether
+/// processors drive processes that it has started ([`Kind::Direct`]).
 ///
 /// # Errors
 /// With [`Mode::Required`] when something is missing, and then nothing has changed; otherwise when the kernel
 /// refuses what it says that it offers.
-pub fn confine(mode: Mode, plan: &Plan) -> Result<Option<String>, Error> {
+pub fn confine(mode: Mode, plan: &Plan, start: impl FnOnce() -> bool) -> Result<Option<String>, Error> {
     if mode == Mode::Off {
+        start();
         return Ok(None);
     }
     let offer = Offer::of_host();
@@ -232,9 +243,14 @@ pub fn confine(mode: Mode, plan: &Plan) -> Result<Option<String>, Error> {
     if offer.files.is_ok() {
         files::restrict(plan).map_err(Error::os("restricting files"))?;
     }
+    let drives = start();
     if offer.system_calls.is_ok() {
         violation::report().map_err(Error::os("reporting violations"))?;
-        filter::install(Kind::Main).map_err(Error::os("filtering system calls"))?;
+        filter::install(match drives {
+            true => Kind::MainDirect,
+            false => Kind::Main,
+        })
+        .map_err(Error::os("filtering system calls"))?;
         KIND.set(Some(Kind::Main));
         start_spawner().map_err(Error::os("starting the thread that starts threads"))?;
     }

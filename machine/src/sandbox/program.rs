@@ -73,7 +73,7 @@ pub(super) fn of(kind: Kind) -> &'static Program {
         };
     }
     program![
-        Main, Kvm, Soft, Block, Device, Network, Vsock, Console, Control, Reader
+        Main, MainDirect, Kvm, Soft, Direct, Block, Device, Network, Vsock, Console, Control, Reader
     ]
 }
 

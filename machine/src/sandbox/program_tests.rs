@@ -167,10 +167,15 @@ fn the_list_of_the_process_contains_every_other_list() {
         };
         allow::lists(kind).iter().copied().flatten().map(number).collect()
     };
-    let main = calls(Kind::Main);
+    let (main, direct) = (calls(Kind::Main), calls(Kind::MainDirect));
     for kind in Kind::ALL {
-        assert!(calls(kind).iter().all(|call| main.contains(call)), "{kind:?}");
+        let all = match kind {
+            Kind::MainDirect | Kind::Direct => &direct,
+            _ => &main,
+        };
+        assert!(calls(kind).iter().all(|call| all.contains(call)), "{kind:?}");
     }
+    assert!(!main.contains(&libc::SYS_ptrace), "only where it is needed");
 }
 
 /// Loads of memory and comparisons that the kernel does for one `KVM_RUN`, which is once an exit.

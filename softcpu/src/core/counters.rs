@@ -18,6 +18,8 @@ pub struct Counters {
     pub pages_watched: u64,
     /// Walks of the page tables.
     pub walks: u64,
+    /// How often a program ran directly.
+    pub direct_runs: u64,
 }
 
 /// Stores in a row to pages that held code and hold none now, by page: after enough of them the page is

@@ -1,8 +1,10 @@
 //! Mailboxes: interrupts and requests from other threads to a processor.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use crate::core::interruption;
 
 /// Events of a mailbox.
 pub(crate) mod event {
@@ -47,6 +49,8 @@ pub(crate) struct Mailbox {
     /// The last of [`Processors::watch_others`](crate::core::processors::Processors::watch_others)'s requests
     /// that it has done.
     watched: AtomicU64,
+    /// The thread that waits for something else than this mailbox, and is to be interrupted; 0 for none.
+    waiting: AtomicI32,
     /// Held to sleep and to wake; a leaf.
     lock: Mutex<()>,
     wake: Condvar,
@@ -62,6 +66,7 @@ impl Mailbox {
             retired: AtomicU64::new(0),
             active: AtomicBool::new(false),
             watched: AtomicU64::new(0),
+            waiting: AtomicI32::new(0),
             lock: Mutex::new(()),
             wake: Condvar::new(),
         }
@@ -83,6 +88,17 @@ impl Mailbox {
         self.events.fetch_or(event, Ordering::SeqCst);
         drop(lock(&self.lock));
         self.wake.notify_all();
+        match self.waiting.load(Ordering::SeqCst) {
+            0 => {}
+            thread => interruption::send(thread),
+        }
+    }
+
+    /// Says which thread is to be interrupted when an event comes; 0 for none. Events are to be looked for
+    /// after it was set.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub fn set_waiting(&self, thread: i32) {
+        self.waiting.swap(thread, Ordering::SeqCst);
     }
 
     /// Requests an interrupt.

@@ -14,6 +14,8 @@ struct Region {
     len: u64,
     /// Exposed address of the host memory.
     host: usize,
+    /// Where it begins in the file behind it, if there is one.
+    file: Option<u64>,
     pages: Box<[CodePage]>,
 }
 
@@ -31,6 +33,9 @@ pub struct RegionSpec {
     pub len: u64,
     /// Host memory.
     pub host: *mut u8,
+    /// Where this memory begins in the file that is mapped there shared; `None` where it is another kind of
+    /// memory. All regions have the same file.
+    pub file: Option<u64>,
 }
 
 impl Ram {
@@ -47,6 +52,7 @@ impl Ram {
                 start: spec.start,
                 len: spec.len & PAGE_MASK,
                 host: spec.host.expose_provenance(),
+                file: spec.file,
                 pages: CodePage::none(spec.len / PAGE),
             })
             .collect();
@@ -68,6 +74,7 @@ impl Ram {
             start: 0,
             len: len as u64,
             host,
+            file: None,
         };
         // SAFETY: the memory is aligned, never freed, and nobody else has its address.
         (!host.is_null()).then(|| unsafe { Ram::new(&[region]) })
@@ -86,6 +93,13 @@ impl Ram {
     pub(crate) fn host(&self, phys: u64) -> Option<usize> {
         self.region(phys)
             .map(|(region, offset)| region.host + offset as usize)
+    }
+
+    /// Where the page at `phys` is in the file behind RAM.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) fn in_file(&self, phys: u64) -> Option<u64> {
+        let (region, offset) = self.region(phys & PAGE_MASK)?;
+        Some(region.file? + offset)
     }
 
     /// What is known of the code in the page at `phys`.

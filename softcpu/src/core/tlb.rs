@@ -4,6 +4,7 @@
 
 use std::ptr::NonNull;
 
+use crate::core::changes::Changes;
 use crate::core::page::PAGE_MASK;
 use crate::core::ram::Ram;
 
@@ -191,6 +192,8 @@ pub(crate) struct Tlb {
     key: u64,
     /// Base of the code segment, which belongs to the mode.
     code_base: u64,
+    /// What happens to users' translations, where somebody keeps copies of them.
+    pub changes: Option<Box<Changes>>,
 }
 
 /// Bits of [`Tlb::key`] that name the mode: user or not, and the code size.
@@ -228,6 +231,7 @@ impl Tlb {
             // 0 is the key of nothing.
             key: 1 << MODE_BITS,
             code_base: 0,
+            changes: None,
         }
     }
 
@@ -314,6 +318,11 @@ impl Tlb {
         if !global && self.local.len() < LIST {
             self.local.push(slot as u16);
         }
+        if let Some(changes) = &mut self.changes
+            && slot < ENTRIES
+        {
+            changes.find(addr);
+        }
     }
 
     /// Remembers a translation for fetch.
@@ -332,6 +341,11 @@ impl Tlb {
         if !global && self.exec_local.len() < LIST {
             self.exec_local.push(slot as u16);
         }
+        if let Some(changes) = &mut self.changes
+            && slot < EXEC_ENTRIES
+        {
+            changes.find(addr);
+        }
     }
 
     /// Forgets everything.
@@ -343,6 +357,14 @@ impl Tlb {
         self.local.clear();
         self.exec_local.clear();
         self.large = LargePages::NONE;
+        self.note(Changes::flush);
+    }
+
+    /// Lets those who keep copies know.
+    fn note(&mut self, change: impl FnOnce(&mut Changes)) {
+        if let Some(changes) = &mut self.changes {
+            change(changes);
+        }
     }
 
     /// Forgets all but global pages.
@@ -381,10 +403,12 @@ impl Tlb {
         }
         self.exec_local.clear();
         self.large.local = Filter::EMPTY;
+        self.note(Changes::flush);
     }
 
     /// Forgets the page of `addr`, global or not.
     pub fn flush_page(&mut self, addr: u64) {
+        self.note(|changes| changes.drop_page(addr));
         if self.large.contains(addr) {
             return self.flush_large(addr);
         }
@@ -409,6 +433,7 @@ impl Tlb {
     /// Forgets all pages that may belong to the same large page as `addr`.
     #[cold]
     fn flush_large(&mut self, addr: u64) {
+        self.note(Changes::flush);
         self.forget(0);
         self.forget(1);
         let near = |page: u64| (page ^ addr) >> LargePages::SHIFT == 0;
@@ -438,6 +463,7 @@ impl Tlb {
 
     /// Watches the stores by every translation to the physical page `phys`.
     pub fn watch(&mut self, phys: u64) {
+        self.note(|changes| changes.watches += 1);
         for entry in self.all() {
             if entry.phys & PAGE_MASK == phys & PAGE_MASK && entry.write != NONE {
                 entry.write |= WATCHED;
@@ -447,6 +473,7 @@ impl Tlb {
 
     /// Watches the stores to all pages that hold code.
     pub fn watch_code(&mut self, ram: &Ram) {
+        self.note(|changes| changes.watches += 1);
         for entry in self.all() {
             let direct = entry.write & (NONE | WATCHED) == 0;
             if direct

@@ -225,6 +225,8 @@ impl Cpu {
             profile: _,
             reported: _,
             spin: _,
+            helpers: _,
+            direct_at: _,
         } = self;
         let mut general = [0; 16];
         general.copy_from_slice(&gpr[..16]);

@@ -14,6 +14,7 @@ use crate::core::ram::Ram;
 use crate::core::tlb::{Bank, Tlb};
 use crate::x86_64::apic::Apic;
 use crate::x86_64::debug::Debug;
+use crate::x86_64::direct::helpers::Helpers;
 use crate::x86_64::exception::Fault;
 use crate::x86_64::flags::{Flags, rflag};
 use crate::x86_64::msr::Msrs;
@@ -111,6 +112,10 @@ pub struct Cpu {
     pub(crate) random: u64,
     /// PAUSE instructions so far.
     pub(crate) spin: u32,
+    /// Where programs run directly.
+    pub(crate) helpers: Option<Box<Helpers>>,
+    /// Value of `retired` at which the program runs directly.
+    pub(crate) direct_at: u64,
 }
 
 // SAFETY: `bus`, `running` and `stopped` count only while `run` is on the stack of the owning thread; all
@@ -263,6 +268,7 @@ impl Cpu {
         self.tlb
             .enter(self.cpl == 3, self.code_size as u64, self.seg_base[seg::CS]);
         self.select_bank();
+        self.plan_direct();
     }
 
     /// Chooses the translations that fit the privilege level.

@@ -12,6 +12,7 @@
 //! | `apic::processor`, `debug::processor`, `msr::processor`, `time`, `pvclock`, `exception::deliver`, `exception::protected` | each part at work |
 //! | `exec`, `simd`, `x87::handlers` | what each instruction does |
 //! | `select`, `decode`, `decode_block`, `blocks` | from bytes to blocks of operations |
+//! | `direct` | programs on the host's processor |
 //! | `power_on`, `reset`, `flat`, `arch_state`, `profile`, `run` | how a processor begins, is saved, and runs |
 
 pub mod access;
@@ -23,6 +24,8 @@ pub(crate) mod cpuid;
 pub(crate) mod debug;
 pub(crate) mod decode;
 pub(crate) mod decode_block;
+#[cfg_attr(not(target_arch = "x86_64"), path = "direct_elsewhere.rs")]
+pub mod direct;
 pub mod exception;
 pub(crate) mod exec;
 pub mod features;

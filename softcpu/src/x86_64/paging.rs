@@ -16,7 +16,7 @@ use crate::x86_64::op::{Flow, Stop};
 use crate::x86_64::state::{PHYSICAL_BITS, cr0, cr4, efer};
 
 /// Bits of page table entries. Those of 4 bytes have the lower half of them.
-mod pte {
+pub(crate) mod pte {
     pub const PRESENT: u64 = 1 << 0;
     pub const WRITE: u64 = 1 << 1;
     pub const USER: u64 = 1 << 2;
@@ -206,7 +206,7 @@ impl Cpu {
     }
 
     /// Bits that an entry of `level` must not have, each of which covers `1 << shift` bytes.
-    fn reserved_bits(&self, shift: u32, level: u32, leaf: bool) -> u64 {
+    pub(crate) fn reserved_bits(&self, shift: u32, level: u32, leaf: bool) -> u64 {
         let large = leaf && level > 0;
         // Bit 12 of a large page is PAT; the others below the page's size must be zero.
         let below = if large { ((1 << shift) - 1) & !0x1fff } else { 0 };

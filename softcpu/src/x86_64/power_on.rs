@@ -78,6 +78,8 @@ impl Cpu {
             reported: Vec::new(),
             random: 0x9e37_79b9_7f4a_7c15,
             spin: 0,
+            helpers: None,
+            direct_at: u64::MAX,
         };
         cpu.reset();
         Some(cpu)

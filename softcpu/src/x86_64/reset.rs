@@ -88,6 +88,8 @@ impl Cpu {
             reported: _,
             random: _,
             spin: _,
+            helpers: _,
+            direct_at: _,
             non_code_stores: _,
             counters: _,
         } = self;

@@ -44,10 +44,14 @@ impl Cpu {
     fn run_blocks<const PROFILE: bool>(&mut self) -> Exit {
         self.check_at = 0;
         loop {
-            if self.needs_service()
-                && let Some(exit) = self.service_pending()
-            {
-                return exit;
+            if self.needs_service() {
+                if let Some(exit) = self.service_pending() {
+                    return exit;
+                }
+                if self.retired >= self.direct_at {
+                    self.run_directly();
+                    continue;
+                }
             }
             if self.looks_before_each() {
                 self.run_carefully::<PROFILE>();
@@ -218,7 +222,7 @@ impl Cpu {
 
     /// Runs the one instruction at `rip`, decoded afresh.
     #[cold]
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let block = match self.decode_single() {
             Ok(block) => block,
             Err(_) => return self.deliver_fault(),

@@ -30,7 +30,7 @@ impl Cpu {
                 self.retired + next.saturating_sub(self.now(0)).max(1)
             }
         };
-        next.min(self.limit)
+        next.min(self.limit).min(self.direct_at)
     }
 
     /// Polls devices if it is time to, and returns whether something came.

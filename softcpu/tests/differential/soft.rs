@@ -128,6 +128,7 @@ impl Machine {
                 start: *start,
                 len: *len,
                 host: pages.as_mut_ptr().cast(),
+                file: None,
             })
             .collect();
         // SAFETY: the pages are aligned and live in `_memory` as long as the `Ram`; nobody touches them

@@ -1,7 +1,7 @@
 //! A machine for guests of a few instructions: four megabytes mapped one to one, tables that send every
 //! exception to a handler that stops the processor, and a few ports.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use iced_x86::IcedError;
@@ -132,22 +132,38 @@ impl Bus for Devices {
     }
 }
 
-/// Host memory for guest RAM.
-struct Memory(*mut u8);
+/// Host memory for guest RAM: a file that is mapped.
+struct Memory(*mut u8, OwnedFd);
 
 // SAFETY: plain memory that only processors access, through pointers.
 unsafe impl Send for Memory {}
 
 impl Memory {
-    fn layout() -> Layout {
-        Layout::from_size_align(SIZE, PAGE as usize).unwrap()
+    fn new() -> Memory {
+        // SAFETY: the name is a string, and the descriptor is nobody else's.
+        let file = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
+        // SAFETY: a new mapping, of a file that is made as large before.
+        let at = unsafe {
+            assert_eq!(libc::ftruncate(file.as_raw_fd(), SIZE as i64), 0);
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(
+                std::ptr::null_mut(),
+                SIZE,
+                access,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        Memory(at.cast(), file)
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, freed once; the machine drops its processor and `Ram` first.
-        unsafe { dealloc(self.0, Memory::layout()) };
+        // SAFETY: mapped with this length, unmapped once; the machine drops its processor and `Ram` first.
+        unsafe { libc::munmap(self.0.cast(), SIZE) };
     }
 }
 
@@ -157,7 +173,7 @@ pub struct Machine {
     pub devices: Devices,
     pub ram: Arc<Ram>,
     pub platform: Arc<Platform>,
-    _memory: Memory,
+    memory: Memory,
 }
 
 impl Machine {
@@ -177,13 +193,12 @@ impl Machine {
     }
 
     fn on(platform: Arc<Platform>) -> Machine {
-        // SAFETY: the layout is not empty.
-        let memory = Memory(unsafe { alloc_zeroed(Memory::layout()) });
-        assert!(!memory.0.is_null());
+        let memory = Memory::new();
         let region = RegionSpec {
             start: 0,
             len: SIZE as u64,
             host: memory.0,
+            file: Some(0),
         };
         // SAFETY: the memory is page-aligned, has no references into it and outlives the `Ram`: the machine
         // drops it last.
@@ -198,10 +213,15 @@ impl Machine {
             devices,
             ram,
             platform,
-            _memory: memory,
+            memory,
         };
         machine.write_tables();
         machine
+    }
+
+    /// The file behind its RAM.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.memory.1.as_fd()
     }
 
     /// Another processor, in 64-bit mode at `rip`. Its stack is its own.
@@ -343,6 +363,12 @@ impl Machine {
         })
     }
 
+    /// Lets the first processor begin again, with another program at [`USER`].
+    pub fn restart(&mut self, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
+        self.assemble(USER, 64, write);
+        begin(&mut self.cpu);
+    }
+
     /// Runs to an exception.
     pub fn trap(&mut self) -> Trap {
         match self.run() {
@@ -376,13 +402,20 @@ impl Machine {
 
 /// Processor `id`, in 64-bit mode at [`KERNEL`].
 fn processor(ram: &Arc<Ram>, platform: &Arc<Platform>, id: u32) -> Box<Cpu> {
+    let mut cpu = Box::new(Cpu::new(Arc::clone(ram), Arc::clone(platform), id).unwrap());
+    begin(&mut cpu);
+    cpu.unpark();
+    cpu
+}
+
+/// Lets a processor begin at [`KERNEL`].
+fn begin(cpu: &mut Cpu) {
     let flat = |selector, access| Segment {
         selector,
         base: 0,
         limit: !0,
         access,
     };
-    let mut cpu = Box::new(Cpu::new(Arc::clone(ram), Arc::clone(platform), id).unwrap());
     cpu.set_control(
         cr0::PE | cr0::WP | cr0::PG | cr0::NE,
         PML4,
@@ -404,8 +437,6 @@ fn processor(ram: &Arc<Ram>, platform: &Arc<Platform>, id: u32) -> Box<Cpu> {
     cpu.set_tables(table(GDT, 0x3f), table(IDT, 0xfff));
     cpu.gpr[reg::RSP] = STACK;
     cpu.rip = KERNEL;
-    cpu.unpark();
-    cpu
 }
 
 /// Every exception's handler. Tests make many machines: the code is made once.

@@ -8,6 +8,8 @@ mod changing_code;
 mod clock;
 mod counting;
 mod debug;
+#[allow(unsafe_code)]
+mod direct;
 mod emulator;
 mod events;
 mod exceptions;

@@ -20,7 +20,13 @@ pub const TESTS: &[(&str, Test)] = &[
 ];
 
 /// A mebibyte on the console is a hundred thousand exits: minutes in the lab.
-pub const ONCE: &[(&str, Test)] = &[("a_confined_owner_turns_its_log_over", a_log_is_turned_over)];
+pub const ONCE: &[(&str, Test)] = &[
+    ("a_confined_owner_turns_its_log_over", a_log_is_turned_over),
+    (
+        "processes_of_direct_execution_are_confined_and_end_with_the_instance",
+        helpers_end,
+    ),
+];
 
 /// `NAME FILTERS` of each thread of the process of instance `name`, one a line, without the kernel's own.
 fn threads(host: &TestHost, name: &str) -> Result<Vec<(String, u32)>> {
@@ -142,6 +148,46 @@ fn a_log_is_turned_over(host: &TestHost) -> Result<()> {
     .map(drop)
 }
 
+/// Of the processes in which programs run: descriptors, whether they may gain privileges, lists of system calls.
+/// They hold guest RAM and nothing else, and do not outlive a process that is killed.
+fn helpers_end(host: &TestHost) -> Result<()> {
+    let offered = ok(host, "vmm doctor --json")?.contains("programs can run on this processor");
+    ok(
+        host,
+        "vmm run hello.ami -d --name helped --direct on --cpus 2 --sandbox required --wait agent && \
+         vmm exec helped -- sh -c 'i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done'",
+    )?;
+    let process = process_of("helped");
+    let line = format!(
+        "for c in $(cat /proc/$({process})/task/*/children); do \
+         readlink /proc/$c/fd/0 | grep -q memfd:guest-ram || continue; echo $c \
+         $(ls /proc/$c/fd | wc -l) $(sed -n 's/^NoNewPrivs:\t//p; s/^Seccomp_filters:\t//p' /proc/$c/status); done"
+    );
+    let helpers = ok(host, &line)?;
+    ensure!(
+        helpers.lines().count() == if offered { 8 } else { 0 },
+        "{offered} {helpers:?}"
+    );
+    ensure!(
+        helpers.lines().all(|helper| helper.ends_with(" 1 1 1")),
+        "{helpers}"
+    );
+    let numbers: Vec<_> = helpers
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    ok(
+        host,
+        &format!(
+            "kill -9 $({process}); for c in {}; do \
+             while grep -q '^State:.[^ZX]' /proc/$c/status 2>/dev/null; do sleep 0.05; done; done; \
+             vmm terminate --time 0 helped",
+            numbers.join(" ")
+        ),
+    )
+    .map(drop)
+}
+
 /// The resolver's name is in a file, which the thread of the network may not open itself. Nobody has to
 /// answer: a question that is sent is enough, and a process that died could not answer the next command.
 fn names_are_resolved(host: &TestHost) -> Result<()> {
@@ -152,7 +198,7 @@ fn names_are_resolved(host: &TestHost) -> Result<()> {
 
 fn doctor_lists(host: &TestHost) -> Result<()> {
     let printed = ok(host, "vmm doctor --json")?;
-    for what in ["\"system calls\"", "\"files\"", "\"own network\""] {
+    for what in ["\"system calls\"", "\"files\"", "\"own network\"", "\"direct\""] {
         ensure!(printed.contains(what), "{printed}");
     }
     Ok(())

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::stream::{Unwritten, line};
 use super::{Context, Status, output};
 use instance::store::home::create_private;
-use machine::accel::{Accel, Measured, Support, choose, measure, support};
+use machine::accel::{Accel, Measured, Support, choose, measure, soft, support};
 use machine::arch::Architecture;
 use machine::block::volume::{Base, Error as VolumeError, Volume};
 use machine::sandbox::{self, Offer};
@@ -71,6 +71,7 @@ impl Doctor {
             accelerator(context.home().kvm_verdict().as_deref()),
         ];
         findings.extend(measure().into_iter().map(speed));
+        findings.push(direct());
         let remembered = context.home().kvm_verdict();
         findings.extend(support(remembered.as_deref()).into_iter().map(images));
         findings.extend([
@@ -217,6 +218,30 @@ fn speed(measured: Measured) -> Finding {
             format!("{mips:.0} million instructions per second"),
         ),
         Err(why) => Finding::new(what, Verdict::Fair, format!("not measured: {why}")),
+    }
+}
+
+/// Whether programs of a guest can run on the host's processor without KVM.
+fn direct() -> Finding {
+    const WHAT: &str = "direct";
+    let interpreted = |why: String| {
+        let found = format!("without KVM, programs are interpreted: {why}");
+        Finding::new(WHAT, Verdict::Fair, found)
+    };
+    match soft::try_direct() {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => interpreted(error.to_string()),
+        Err(error) => interpreted(format!("this host does not let a process drive another: {error}")).advice(
+            "in a container, allow ptrace (`--cap-add SYS_PTRACE`, or its seccomp profile); elsewhere, see \
+             /proc/sys/kernel/yama/ptrace_scope",
+        ),
+        Ok(()) if Offer::of_host().files.is_err() => {
+            interpreted("a confined process may not drive others where there is no Landlock".into())
+        }
+        Ok(()) => Finding::new(
+            WHAT,
+            Verdict::Good,
+            "without KVM, programs can run on this processor (`--direct on`)",
+        ),
     }
 }
 

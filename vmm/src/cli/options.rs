@@ -6,7 +6,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgMatches, Args, Error, FromArgMatches};
 
 use instance::process::launch::RootCopy;
-use instance::process::per_run::{Devices, DiskEngine, HostUse, PerRun, Timing};
+use instance::process::per_run::{Devices, Direct, DiskEngine, HostUse, PerRun, Timing};
 use instance::store::record::{Accel, CpuModel};
 use kiln_benches::outcome::End;
 use machine::sandbox::Mode;
@@ -71,6 +71,19 @@ const DEVICES: Words<Devices> = &[
         "basic",
         Devices::Basic,
         "No vsock, so that the agent is out of reach, and the serial port as the only console",
+    ),
+];
+const DIRECT: Words<Direct> = &[
+    ("off", Direct::Off, "They are interpreted"),
+    (
+        "on",
+        Direct::On,
+        "They run directly; where this host forbids it, a warning says so",
+    ),
+    (
+        "auto",
+        Direct::Auto,
+        "They run directly where this host allows it and the guest boots: one that goes on from a warm image is interpreted",
     ),
 ];
 const ENDS: Words<End> = &[
@@ -140,11 +153,31 @@ pub struct HostOptions {
         help_heading = "Storage"
     )]
     disk_engine: DiskEngine,
+    /// Whether the guest's programs run directly on the host's processor, where the software processor runs
+    /// its kernel: 64-bit programs, in processes that can do nothing but map guest RAM
+    #[arg(
+        long,
+        value_parser = one_of(DIRECT),
+        value_name = "WHETHER",
+        env = "KILN_DIRECT",
+        default_value = "off",
+        help_heading = "Machine"
+    )]
+    direct: Direct,
 }
 
 impl From<HostOptions> for HostUse {
-    fn from(HostOptions { sandbox, disk_engine }: HostOptions) -> HostUse {
-        HostUse { sandbox, disk_engine }
+    fn from(options: HostOptions) -> HostUse {
+        let HostOptions {
+            sandbox,
+            disk_engine,
+            direct,
+        } = options;
+        HostUse {
+            sandbox,
+            disk_engine,
+            direct,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The software accelerator: [`softcpu`] processors, an emulated IOAPIC, and nothing that the host must
 //! provide.
 
+mod direct;
 mod vcpu;
 
 use std::sync::{Arc, Mutex};
@@ -17,6 +18,8 @@ use crate::irq::Interrupt;
 use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
 use crate::state::Refused;
 
+pub use direct::{Direct, try_direct};
+use softcpu::x86_64::direct::When;
 use vcpu::SoftVcpu;
 
 /// How the processors run.
@@ -26,6 +29,8 @@ pub struct Options {
     pub clock: Clock,
     /// Where the first processor's profile goes; `None` does not profile.
     pub profile: Option<Arc<Profiling>>,
+    /// Where programs run directly.
+    pub direct: Option<Arc<Direct>>,
     /// What the processors have beyond x86-64-v2.
     pub features: Features,
 }
@@ -42,7 +47,10 @@ pub fn create(options: Options, memory: &Memory, cpus: u8) -> Result<Created, Er
     let registers = Arc::new(Mutex::new(ioapic.registers()));
     let vcpus = (0..u32::from(cpus))
         .map(|id| {
-            let cpu = Cpu::new(Arc::clone(&ram), Arc::clone(&platform), id).ok_or(Error::NoCpu(id))?;
+            let mut cpu = Cpu::new(Arc::clone(&ram), Arc::clone(&platform), id).ok_or(Error::NoCpu(id))?;
+            if let Some(direct) = &options.direct {
+                cpu.run_directly_in(direct.take(), When::Pays);
+            }
             let memory = Arc::clone(memory);
             let registers = Arc::clone(&registers);
             let profile = options.profile.clone().filter(|_| id == 0);
@@ -79,6 +87,7 @@ fn share(memory: &Memory) -> Result<Arc<Ram>, Error> {
                 start: vm_memory::Address::raw_value(&region.start_addr()),
                 len: region.len(),
                 host,
+                file: region.file_offset().map(|file| file.start()),
             })
         })
         .collect::<Result<Vec<_>, Error>>()?;

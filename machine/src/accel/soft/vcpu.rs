@@ -12,6 +12,7 @@ use crate::arch::x86_64::layout;
 use crate::bus::{Action, BusDevice};
 use crate::devices::ioapic::{IoApic, Registers};
 use crate::memory::Memory;
+use crate::sandbox::Kind;
 use crate::state::Refused;
 
 pub(super) struct SoftVcpu {
@@ -94,6 +95,13 @@ impl Vcpu for SoftVcpu {
             softcpu::Exit::Kicked => Stop::Kicked,
             softcpu::Exit::Shutdown => Stop::TripleFault,
         })
+    }
+
+    fn thread(&self) -> Kind {
+        match self.cpu.runs_directly() {
+            true => Kind::Direct,
+            false => Kind::Soft,
+        }
     }
 
     fn stood_still(&mut self) {

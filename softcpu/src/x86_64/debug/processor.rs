@@ -144,6 +144,13 @@ impl Cpu {
         }
     }
 
+    /// Notes the trap after an instruction that ran with TF set.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) fn single_stepped(&mut self) {
+        self.debug.pending |= dr6::BS;
+        self.request_check();
+    }
+
     /// Delivers the trap that waits, if any.
     pub(crate) fn deliver_debug_trap(&mut self) -> bool {
         let waits = self.debug.is_pending();
