@@ -98,6 +98,15 @@ impl Chosen {
         }
     }
 
+    /// The same for the RAM of a guest that goes on, of which it touches few pages until it is ready: mapped,
+    /// but where all of RAM has to be in its file.
+    pub fn placement_of_saved(&self) -> Placement {
+        match self.ram_file() {
+            Some(_) => Placement::Copy,
+            None => Placement::Map,
+        }
+    }
+
     /// Lets the guest's programs run on the host's processor, where its kernel is interpreted: starts the
     /// processes in which they do, for `cpus` processors of one machine. This process must have one thread
     /// only. `false` where there is KVM, or each instruction is counted.

@@ -57,7 +57,7 @@ impl Machine {
         } = spec;
         let layout = arch::layout(architecture);
         // Before the processors take what decides it.
-        let placement = accel.placement();
+        let (placement, saved) = (accel.placement(), accel.placement_of_saved());
         let memory = accel.allocate(&arch::ram_regions(architecture, ram))?;
         let fill = || {
             fill(
@@ -67,6 +67,7 @@ impl Machine {
                 initrd.as_ref(),
                 restore.as_ref(),
                 placement,
+                saved,
             )
         };
         let create = || {
@@ -181,6 +182,7 @@ fn fill(
     initrd: Option<&Part>,
     restore: Option<&Restore>,
     placement: Placement,
+    of_saved: Placement,
 ) -> Result<Option<Loaded>, Error> {
     let Some(Restore {
         state,
@@ -203,8 +205,7 @@ fn fill(
     if placement == Placement::Map {
         memory::advise_small_pages(memory);
     }
-    // Mapped whatever the accelerator: until it is ready, a guest touches few of the pages that it had.
-    let part = part.placed_by(Placement::Map);
+    let part = part.placed_by(of_saved);
     saved::restore(memory, &state.pages, &part).map_err(|error| Error::Snapshot(error.into()))?;
     Ok(None)
 }
