@@ -311,7 +311,7 @@ pub fn both<T: Send, U>(name: &str, beside: impl Fn() -> T + Sync, here: impl Fn
         beside()
     };
     std::thread::scope(|scope| {
-        let started = Builder::new().name(name.to_owned()).spawn_scoped(scope, &beside);
+        let started = Builder::new().name(name.to_owned()).spawn_scoped(scope, beside);
         let Ok(thread) = started else {
             return (beside(), here());
         };

@@ -306,7 +306,10 @@ fn sysenter_and_sysexit_call_the_kernel_and_return() {
     });
     let trap = protected.trap();
     assert_eq!((trap.vector, trap.eip, trap.esp), (6, USER + 12, USER_STACK));
-    assert_eq!((trap.cs, trap.ss), (BASE as u16 + 16 | 3, BASE as u16 + 24 | 3));
+    assert_eq!(
+        (trap.cs, trap.ss),
+        ((BASE as u16 + 16) | 3, (BASE as u16 + 24) | 3)
+    );
     assert_eq!(protected.machine.cpu.gpr[reg::RAX], 42);
     assert_eq!(u64::from(protected.word(DATA)), STACK - 0x100);
     let selectors = protected.word(DATA + 8);
