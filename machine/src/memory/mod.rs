@@ -40,10 +40,9 @@ pub enum Error {
 /// Bytes of a large page: what the page tables of x86-64, and of arm64 with pages of 4 KiB, map by one entry
 /// of the second level.
 const LARGE_PAGE: u64 = 2 << 20;
-/// Bytes that no hole between libraries and stacks has: a multiple of [`LARGE_PAGE`].
-const SPACER: u64 = 64 << 20;
-/// How often a place with a wanted alignment is tried. Another thread may take it first.
-const ATTEMPTS: usize = 8;
+/// How often a place with a wanted alignment is tried: there may be holes of the same size, and another thread
+/// may take the place first.
+const ATTEMPTS: usize = 64;
 
 /// Reserves RAM at the given (guest-physical address, length in bytes) pairs, sorted by address. The host
 /// gives pages when they are first touched: transparent huge pages where it can, because one fault then
@@ -91,35 +90,70 @@ pub fn allocate_in(file: &File, ranges: &[(u64, u64)]) -> Result<Memory, Error> 
 /// Maps `len` bytes at an address that is as far behind the beginning of a large page as `guest` is; anywhere
 /// where the host does not let that be.
 fn map_aligned(guest: u64, len: usize) -> Result<MmapRegion, MmapRegionError> {
-    // Linux aligns what is whole large pages itself since 6.7.
-    let mut mapping = MmapRegion::new(len)?;
-    // They keep holes that are just large enough taken.
+    // Linux aligns what is whole large pages itself since 6.7. The mappings that are not aligned keep the
+    // holes taken that the next one would be in otherwise.
     let mut refused = Vec::new();
-    for attempt in 0..ATTEMPTS {
-        let behind = |address: u64| address.wrapping_sub(guest) % LARGE_PAGE;
-        if (len as u64) < LARGE_PAGE || behind(mapping.as_ptr() as u64) == 0 {
-            return Ok(mapping);
+    let mut mapping = MmapRegion::new(len)?;
+    while len as u64 >= LARGE_PAGE
+        && !(mapping.as_ptr() as u64)
+            .wrapping_sub(guest)
+            .is_multiple_of(LARGE_PAGE)
+    {
+        if refused.len() == ATTEMPTS {
+            tracing::debug!("guest RAM is not aligned for large pages");
+            break;
         }
         refused.push(mapping);
-        // A mapping goes below the one before; in the old layout, above it.
-        let start = spacer(0)?.as_ptr() as u64;
-        let shift = match attempt % 2 {
-            0 => behind(start.wrapping_sub(len as u64)),
-            _ => LARGE_PAGE - behind(start),
-        };
-        let spacer = spacer(shift)?;
+        let _frame = Frame::new(guest, len)?;
         mapping = MmapRegion::new(len)?;
-        drop(spacer);
     }
-    tracing::debug!("guest RAM is not aligned for large pages");
     Ok(mapping)
 }
 
-/// Takes a space that is larger than the holes between libraries and stacks, so that the next mapping is beside
-/// it, `shift` bytes further than without them.
-fn spacer(shift: u64) -> Result<MmapRegion, MmapRegionError> {
-    let flags = libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE;
-    MmapRegion::build(None, (SPACER + shift) as usize, libc::PROT_NONE, flags)
+/// Address space that is taken around an aligned hole, in which the next mapping of the hole's size fits.
+struct Frame {
+    start: usize,
+    hole: usize,
+    hole_len: usize,
+    len: usize,
+}
+
+impl Frame {
+    fn new(guest: u64, hole_len: usize) -> Result<Frame, MmapRegionError> {
+        let len = hole_len + 2 * LARGE_PAGE as usize;
+        let flags = libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE;
+        // SAFETY: a new mapping wherever the kernel has room.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(MmapRegionError::Mmap(io::Error::last_os_error()));
+        }
+        let start = start as usize;
+        // At least a page is left on both sides.
+        let first = start as u64 + PAGE.max(host_page());
+        let hole = (first + guest.wrapping_sub(first) % LARGE_PAGE) as usize;
+        let frame = Frame {
+            start,
+            hole,
+            hole_len,
+            len,
+        };
+        frame.unmap(hole, hole_len);
+        Ok(frame)
+    }
+
+    /// Unmaps a part of it.
+    fn unmap(&self, start: usize, len: usize) {
+        // SAFETY: the range is of the mapping that `new` made, nobody has its address, and it is unmapped once.
+        unsafe { libc::munmap(start as *mut libc::c_void, len) };
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        let behind = self.hole + self.hole_len;
+        self.unmap(self.start, self.hole - self.start);
+        self.unmap(behind, self.start + self.len - behind);
+    }
 }
 
 /// Best effort: without huge pages everything works, only slower.
