@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use displaydoc::Display;
 
@@ -143,6 +143,15 @@ impl fmt::Display for SystemError {
 }
 
 impl Error {
+    /// The operating system's refusal to do something with a file.
+    pub fn io(action: &'static str, path: &Path, source: io::Error) -> Error {
+        Error::Io {
+            action,
+            path: path.into(),
+            source: source.into(),
+        }
+    }
+
     /// What to try, as one sentence.
     pub fn hint(&self) -> &'static str {
         match self {

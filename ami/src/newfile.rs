@@ -27,7 +27,7 @@ impl NewFile {
         // A rename at the end would fail.
         if target.is_dir() {
             let error = std::io::ErrorKind::IsADirectory.into();
-            return Err(io_error("write", target, error));
+            return Err(Error::io("write", target, error));
         }
         let dir = parent(target);
         let unnamed = OpenOptions::new()
@@ -47,7 +47,7 @@ impl NewFile {
                 let (file, path) = tempfile::Builder::new()
                     .prefix(".kiln-")
                     .tempfile_in(dir)
-                    .map_err(|e| io_error(CREATE, dir, e))?
+                    .map_err(|e| Error::io(CREATE, dir, e))?
                     .into_parts();
                 Ok(Self {
                     file,
@@ -55,7 +55,7 @@ impl NewFile {
                     target: target.into(),
                 })
             }
-            Err(e) => Err(io_error(CREATE, dir, e)),
+            Err(e) => Err(Error::io(CREATE, dir, e)),
         }
     }
 
@@ -74,15 +74,15 @@ impl NewFile {
     /// The data is not forced to disk: a reader of an image checks every byte that it uses, so a file torn by
     /// a power cut is refused rather than believed.
     pub fn publish(self) -> Result<(), Error> {
-        let fail = |e| io_error("write", &self.target, e);
+        let fail = |e| Error::io("write", &self.target, e);
         self.file
             .set_permissions(std::fs::Permissions::from_mode(0o644))
             .map_err(fail)?;
         match self.named {
             Some(path) => path
                 .persist(&self.target)
-                .map_err(|e| io_error("write", &self.target, e.error)),
-            None => link_over(&self.file, &self.target).map_err(|e| io_error("write", &self.target, e)),
+                .map_err(|e| Error::io("write", &self.target, e.error)),
+            None => link_over(&self.file, &self.target).map_err(|e| Error::io("write", &self.target, e)),
         }
     }
 }
@@ -103,14 +103,6 @@ fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
-    }
-}
-
-pub(crate) fn io_error(action: &'static str, path: &Path, source: io::Error) -> Error {
-    Error::Io {
-        action,
-        path: path.into(),
-        source: source.into(),
     }
 }
 

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use crate::error::Region;
 use crate::header::{Header, HeaderError};
 use crate::layout::{BLOCK, MANIFEST_PARTITION};
-use crate::newfile::io_error;
 use crate::writer::stored;
 use crate::{AmiId, ChunkTable, Digest, Error, Layout, Manifest, Part, PartName, Signature, gpt};
 
@@ -33,7 +32,7 @@ impl Ami {
     /// its digest, and both partition tables.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|e| io_error("open", path, e))?;
+        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         Self::from_file(file, path)
     }
 
@@ -49,7 +48,7 @@ impl Ami {
         path: &Path,
         known: impl FnOnce(&AmiId) -> bool,
     ) -> Result<Self, Error> {
-        let length = file.metadata().map_err(|e| io_error("read", path, e))?.len();
+        let length = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
         let (header, mut bytes) = read_header(&file, path, length)?;
         let manifest_at = MANIFEST_PARTITION + BLOCK;
         let need = manifest_at + u64::from(header.manifest_length);
@@ -65,7 +64,7 @@ impl Ami {
         bytes.resize(header.manifest_length as usize, 0);
         if have < bytes.len() {
             file.read_exact_at(&mut bytes[have..], manifest_at + have as u64)
-                .map_err(|e| io_error("read", path, e))?;
+                .map_err(|e| Error::io("read", path, e))?;
         }
         if Digest::of(&bytes) != header.manifest {
             return Err(damaged(
@@ -171,17 +170,17 @@ impl Ami {
                 io::ErrorKind::InvalidInput,
                 format!("beyond the end of the {name} part"),
             );
-            return Err(io_error("read", &self.path, why));
+            return Err(Error::io("read", &self.path, why));
         }
         self.file
             .read_exact_at(buffer, part.offset + offset)
-            .map_err(|e| io_error("read", &self.path, e))
+            .map_err(|e| Error::io("read", &self.path, e))
     }
 
     /// Bytes of a part that take space on this disk: its length without the holes of the file.
     pub fn stored(&self, name: PartName) -> Result<u64, Error> {
         let part = self.part(name)?;
-        stored(&self.file, part.offset, part.length).map_err(|e| io_error("read", &self.path, e))
+        stored(&self.file, part.offset, part.length).map_err(|e| Error::io("read", &self.path, e))
     }
 
     /// A reader over a part, unverified.
@@ -204,7 +203,7 @@ impl Ami {
         let at = self.layout.chunks_offset();
         self.file
             .read_exact_at(&mut bytes, at)
-            .map_err(|e| io_error("read", &self.path, e))?;
+            .map_err(|e| Error::io("read", &self.path, e))?;
         let table = ChunkTable::from_bytes(root.length, &bytes).filter(|table| table.root() == root.blake3);
         table.ok_or_else(|| {
             damaged(
@@ -223,7 +222,7 @@ impl Ami {
     fn verify_part_with(&self, name: PartName, progress: &(dyn Fn(u64) + Sync)) -> Result<(), Error> {
         let part = self.part(name)?;
         let table = ChunkTable::compute(&self.file, part.offset, part.length, progress)
-            .map_err(|e| io_error("read", &self.path, e))?;
+            .map_err(|e| Error::io("read", &self.path, e))?;
         if table.root() != part.blake3 {
             return Err(damaged(
                 &self.path,
@@ -253,7 +252,7 @@ impl Ami {
         let at = self.layout.signature_offset();
         self.file
             .read_exact_at(&mut block, at)
-            .map_err(|e| io_error("read", &self.path, e))?;
+            .map_err(|e| Error::io("read", &self.path, e))?;
         Signature::from_block(&block).map_err(|why| damaged(&self.path, Region::Signature, why))
     }
 
@@ -264,10 +263,10 @@ impl Ami {
         let file = File::options()
             .write(true)
             .open(&self.path)
-            .map_err(|e| io_error("sign", &self.path, e))?;
+            .map_err(|e| Error::io("sign", &self.path, e))?;
         let at = self.layout.signature_offset();
         file.write_all_at(&block, at)
-            .map_err(|e| io_error("sign", &self.path, e))
+            .map_err(|e| Error::io("sign", &self.path, e))
     }
 
     fn check_tables(&self) -> Result<(), Error> {
@@ -280,7 +279,7 @@ impl Ami {
             let mut found = vec![0; expected.len()];
             self.file
                 .read_exact_at(&mut found, at)
-                .map_err(|e| io_error("read", &self.path, e))?;
+                .map_err(|e| Error::io("read", &self.path, e))?;
             if let Some(byte) = (0..found.len()).find(|i| found[*i] != expected[*i]) {
                 let why = format!("byte {} is not what the manifest implies", at + byte as u64);
                 return Err(damaged(&self.path, region, why));
@@ -296,7 +295,7 @@ impl Ami {
                 let piece = &mut buffer[..(to - from).min(1 << 20) as usize];
                 self.file
                     .read_exact_at(piece, from)
-                    .map_err(|e| io_error("read", &self.path, e))?;
+                    .map_err(|e| Error::io("read", &self.path, e))?;
                 if let Some(byte) = piece.iter().position(|b| *b != 0) {
                     let why = format!("byte {} is not zero", from + byte as u64);
                     return Err(damaged(&self.path, Region::Padding, why));
@@ -324,7 +323,7 @@ fn read_header(file: &File, path: &Path, length: u64) -> Result<(Header, Vec<u8>
     }
     let mut bytes = vec![0; (length - MANIFEST_PARTITION).min(HEAD_READ) as usize];
     file.read_exact_at(&mut bytes, MANIFEST_PARTITION)
-        .map_err(|e| io_error("read", path, e))?;
+        .map_err(|e| Error::io("read", path, e))?;
     let rest = bytes.split_off(BLOCK as usize);
     let mut block = [0; BLOCK as usize];
     block.copy_from_slice(&bytes);

@@ -11,7 +11,7 @@ use nix::unistd::{Whence, lseek};
 
 use crate::header::Header;
 use crate::layout::MANIFEST_PARTITION;
-use crate::newfile::{NewFile, io_error};
+use crate::newfile::NewFile;
 use crate::{
     AmiId, ChunkTable, Digest, Error, Layout, Manifest, Part, PartName, SCHEMA, SCHEMA_WARM, gpt, layout,
 };
@@ -51,7 +51,7 @@ impl Writer {
         let out = NewFile::create(path)?;
         out.file()
             .set_len(layout.file_length)
-            .map_err(|e| io_error("write", path, e))?;
+            .map_err(|e| Error::io("write", path, e))?;
         Ok(Self { out, layout })
     }
 
@@ -67,7 +67,7 @@ impl Writer {
 
     /// Fill a whole part.
     pub fn fill(&self, name: PartName, source: Source<'_>) -> Result<(), Error> {
-        let fail = |e| io_error("write", self.out.target(), e);
+        let fail = |e| Error::io("write", self.out.target(), e);
         let (_, offset, length) = *self.part(name)?;
         match source {
             Source::Bytes(bytes) if bytes.len() as u64 != length => Err(Error::Manifest(format!(
@@ -101,7 +101,7 @@ impl Writer {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(AmiId, Manifest), Error> {
         let file = self.out.file();
-        let fail = |e| io_error("write", self.out.target(), e);
+        let fail = |e| Error::io("write", self.out.target(), e);
         manifest.parts.clear();
         let mut chunks = Vec::new();
         for (name, offset, length) in self.layout.parts() {

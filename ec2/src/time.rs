@@ -3,11 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
-use jiff::civil::DateTime;
-use jiff::tz::Offset;
-
-/// The form of signatures, `20261130T120000Z`.
-const BASIC: &str = "%Y%m%dT%H%M%SZ";
+use jiff::civil::{Date, date};
 
 /// Seconds since 1970, now.
 pub fn now() -> u64 {
@@ -23,14 +19,34 @@ pub fn iso(seconds: u64) -> String {
 
 /// As in `20261130T120000Z`, the form of signatures.
 pub fn basic(seconds: u64) -> String {
-    show(BASIC, seconds)
+    show("%Y%m%dT%H%M%SZ", seconds)
 }
 
 /// Reads the form of signatures.
 pub fn parse_basic(text: &str) -> Option<u64> {
-    let whole = text.len() == "20261130T120000Z".len();
-    let time = whole.then(|| DateTime::strptime(BASIC, text).ok())??;
-    Offset::UTC.to_timestamp(time).ok()?.as_second().try_into().ok()
+    let bytes = text.as_bytes();
+    let form = bytes.len() == 16 && bytes[8] == b'T' && bytes[15] == b'Z';
+    let digits = |range: std::ops::Range<usize>| -> Option<u64> {
+        let part = text.get(range)?;
+        part.bytes()
+            .all(|b| b.is_ascii_digit())
+            .then(|| part.parse().ok())?
+    };
+    if !form {
+        return None;
+    }
+    let (year, month, day) = (digits(0..4)?, digits(4..6)?, digits(6..8)?);
+    let (hour, minute, second) = (digits(9..11)?, digits(11..13)?, digits(13..15)?);
+    if hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let day = Date::new(
+        year.try_into().ok()?,
+        month.try_into().ok()?,
+        day.try_into().ok()?,
+    );
+    let midnight = day.ok()?.duration_since(date(1970, 1, 1)).as_secs();
+    Some(u64::try_from(midnight).ok()? + hour * 3600 + minute * 60 + second)
 }
 
 /// Times after the year 9999 are shown as its end.
@@ -70,6 +86,8 @@ mod tests {
             "19690830T123600Z",
             "2015083éT12360Z",
             "+0150830T123600Z",
+            "+2015830T123600Z",
+            "2015083 T123600Z",
         ] {
             assert_eq!(parse_basic(text), None, "{text}");
         }

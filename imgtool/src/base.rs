@@ -2,7 +2,7 @@
 //! the recipe is silent.
 
 use std::borrow::Cow;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ami::boot::BootConfig;
@@ -133,12 +133,8 @@ impl Base {
             return Ok(Vec::new());
         }
         self.ami.verify_part(PartName::Sbom)?;
-        let document =
-            sbom::decompress(self.ami.reader(PartName::Sbom)?).map_err(|source| ami::Error::Io {
-                action: "decompress the bill of materials of",
-                path: self.ami.path().into(),
-                source: source.into(),
-            })?;
+        let document = sbom::decompress(self.ami.reader(PartName::Sbom)?)
+            .map_err(|error| ami::Error::io("decompress the bill of materials of", self.ami.path(), error))?;
         Ok(sbom::packages(&document))
     }
 
@@ -244,16 +240,11 @@ fn installed(tree: &Tree) -> Option<Index> {
 
 fn part(ami: &Ami, name: PartName, cap: u64) -> Result<Vec<u8>, Error> {
     ami.verify_part(name)?;
-    let failed = |source: io::Error| ami::Error::Io {
-        action: "read",
-        path: ami.path().into(),
-        source: source.into(),
-    };
     let mut bytes = Vec::new();
     ami.reader(name)?
         .take(cap)
         .read_to_end(&mut bytes)
-        .map_err(failed)?;
+        .map_err(|error| ami::Error::io("read", ami.path(), error))?;
     Ok(bytes)
 }
 

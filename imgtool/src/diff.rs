@@ -1,7 +1,6 @@
 //! What differs between two images: manifest, packages, files.
 
 use std::collections::BTreeMap;
-use std::io;
 
 use ami::{Ami, PartName};
 use serde::Serialize;
@@ -84,11 +83,7 @@ fn versions(ami: &Ami) -> Result<BTreeMap<String, String>, ami::Error> {
         return Ok(BTreeMap::new());
     }
     ami.verify_part(PartName::Sbom)?;
-    let failed = |source: io::Error| ami::Error::Io {
-        action: "read the bill of materials of",
-        path: ami.path().into(),
-        source: source.into(),
-    };
+    let failed = |error| ami::Error::io("read the bill of materials of", ami.path(), error);
     let document = sbom::decompress(ami.reader(PartName::Sbom)?).map_err(failed)?;
     let value: Value = serde_json::from_slice(&document).map_err(|e| failed(e.into()))?;
     let packages = value["packages"].as_array().cloned().unwrap_or_default();

@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -61,12 +60,10 @@ impl Advice for Error {
 /// The root file system of an image.
 pub fn of_ami(ami: &Ami) -> Result<Tree, Error> {
     let part = ami.part(PartName::Root)?;
-    let io = |source: io::Error| ami::Error::Io {
-        action: "read",
-        path: ami.path().into(),
-        source: source.into(),
-    };
-    let file = ami.file().try_clone().map_err(io)?;
+    let file = ami
+        .file()
+        .try_clone()
+        .map_err(|error| ami::Error::io("read", ami.path(), error))?;
     of_file(Arc::new(file), part.offset, part.length, ami.path())
 }
 

