@@ -6,6 +6,7 @@ use vm_fdt::FdtWriter;
 use super::image::Kernel;
 use super::{Controller, Error, Platform, layout, mpidr};
 use crate::arch::{VIRTIO_MMIO_SIZE, VirtioSlot};
+use crate::entropy;
 use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, Memory};
 
 /// Handles by which nodes refer to others.
@@ -80,9 +81,8 @@ fn chosen(fdt: &mut FdtWriter, kernel: &Kernel, platform: &Platform<'_>) -> Resu
         fdt.property_u64("linux,initrd-start", start)?;
         fdt.property_u64("linux,initrd-end", start + len)?;
     }
-    // The key of the kernel's generator has 32 bytes; two random UUIDs give it 244 bits.
-    let seed = [Uuid::new_v4(), Uuid::new_v4()].map(Uuid::into_bytes).concat();
-    fdt.property("rng-seed", &seed)?;
+    // As many bytes as the key of the kernel's generator has.
+    fdt.property("rng-seed", &entropy::bytes::<32>())?;
     fdt.end_node(node)?;
     Ok(())
 }
