@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -82,8 +83,9 @@ fn serve(mut socket: File, path: &Path) -> io::Result<()> {
     };
     privileges::drop_all_but(&Plan::default())?;
     files::restrict(&plan)?;
+    // All the memory that it will have: from here on it can neither ask for more nor give some back.
+    let (mut content, mut request) = (ManuallyDrop::new(vec![0; 4 + FILE_CAP]), [0]);
     filter::install(Kind::Reader)?;
-    let (mut content, mut request) = (vec![0; 4 + FILE_CAP], [0]);
     while socket.read(&mut request)? == 1 {
         let read = File::open(path).and_then(|file| fill(file, &mut content[4..]));
         let length = read.as_ref().copied().unwrap_or(0);
