@@ -52,11 +52,16 @@ fn what_a_guest_frees_goes_back(host: &TestHost) -> Result<()> {
     ok(host, "vmm terminate --time 0 breather").map(drop)
 }
 
-/// MiB of the host's memory that the instance process holds.
+/// MiB of the host's memory that the guest's RAM holds: mappings for which no swap is reserved, and that may
+/// have large pages, which the decoded code of a software processor may not. That code comes and goes by itself.
 fn resident(host: &TestHost) -> Result<u64> {
-    let line = "process=$(vmm inspect breather | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'); \
-                sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/$process/status";
-    let text = ok(host, line)?;
+    const RAM: &str =
+        "/^Rss:/ { pages = $2 } /^VmFlags:.* nr/ && !/ nh/ { ram += pages } END { print ram + 0 }";
+    let line = format!(
+        "process=$(vmm inspect breather | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'); \
+         awk '{RAM}' /proc/$process/smaps"
+    );
+    let text = ok(host, &line)?;
     let kilobytes: u64 = text.trim().parse().with_context(|| format!("{text:?}"))?;
     Ok(kilobytes >> 10)
 }
