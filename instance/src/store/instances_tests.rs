@@ -199,6 +199,29 @@ fn an_interrupted_removal_is_finished() {
 }
 
 #[test]
+fn an_instance_is_removed_while_others_look() {
+    let (_dir, store) = store();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                store.list().unwrap();
+            }
+        });
+        let removed: Vec<_> = (0..60)
+            .map(|_| {
+                let mut held = store.create(draft(None), nothing)?;
+                held.apply(Event::Ended, "")?;
+                held.remove()
+            })
+            .collect();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        removed.into_iter().for_each(|removed| removed.unwrap());
+    });
+    assert!(store.list().unwrap().is_empty());
+}
+
+#[test]
 fn an_instance_being_made_is_not_swept() {
     let (_dir, store) = store();
     let held = store.create(draft(None), |_, _| {

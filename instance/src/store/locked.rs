@@ -1,6 +1,7 @@
 //! An instance whose lock this process holds: what may be changed of it, and its removal.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::store::home::base_link;
@@ -109,12 +110,16 @@ impl Damaged {
     }
 }
 
-/// Gone at once for everybody, then deleted at leisure.
+/// Gone at once for everybody, then deleted at leisure. Whoever lists instances meanwhile may delete it, too, or
+/// leave a lock's file there that it deletes next: both is the end of it.
 pub(crate) fn remove_directory(directory: &Path) -> Result<()> {
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
     let gone = directory.with_file_name(format!("{GONE}{name}"));
     fs::rename(directory, &gone).map_err(Error::file("removing", directory))?;
     // There is none when the image is on another file system.
     let _ = fs::remove_file(base_link(directory));
-    fs::remove_dir_all(&gone).map_err(Error::file("removing", &gone))
+    match fs::remove_dir_all(&gone) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => Ok(()),
+        removed => removed.map_err(Error::file("removing", &gone)),
+    }
 }
