@@ -11,6 +11,8 @@ use crate::arch::Arch;
 
 /// The programs that make up Kiln.
 pub const PROGRAMS: [&str; 3] = ["vmm", "imgtool", "guest-init"];
+/// What the end-to-end tests of a development build drive besides.
+pub const SERVERS: [&str; 1] = ["ec2"];
 /// Those without which no guest runs. Images for a foreign lab are baked on this machine.
 pub const LAUNCHING: [&str; 2] = ["vmm", "guest-init"];
 /// Packages that have no unit tests: the end-to-end tests, and benchmarks, whose measuring takes its time to
@@ -134,8 +136,9 @@ impl Dist {
             // the smallest. The packages are those of the unit tests.
             selection.extend(["--workspace", "--test", "layers"]);
             selection.extend(UNTESTED.iter().flat_map(|package| ["--exclude", package]));
-            selection.extend(PROGRAMS.iter().flat_map(|program| ["--bin", program]));
-            Dist::build_by(cargo(), Arch::host()?, Profile::Dev, &PROGRAMS, &selection)?;
+            let programs: Vec<_> = PROGRAMS.into_iter().chain(SERVERS).collect();
+            selection.extend(programs.iter().flat_map(|program| ["--bin", program]));
+            Dist::build_by(cargo(), Arch::host()?, Profile::Dev, &programs, &selection)?;
         }
         match profile {
             Profile::Dev => Ok(Dist::at(Arch::host()?, profile)),

@@ -12,6 +12,7 @@ mod count;
 mod counters;
 mod directory;
 mod durable;
+mod ec2;
 mod examples;
 mod exchange;
 mod hostile;
@@ -79,6 +80,7 @@ const SOFT: &[Table] = &[
     terminal::TESTS,
     sandbox::TESTS,
     sandbox::ONCE,
+    ec2::TESTS,
 ];
 /// What a table requires of a lab besides KVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
