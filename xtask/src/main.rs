@@ -57,7 +57,7 @@ enum Command {
     Deb,
     /// Boot the hello image and draw the steps of its boot: docs/boot.svg.
     Picture,
-    /// Check the book in docs/book, and write its pages: target/book/index.html.
+    /// Check the links and names in the documentation, and write the pages of docs/book: target/book/index.html.
     Book,
     /// Run the fuzz targets with libFuzzer, one after the other.
     Fuzz(fuzz::Options),

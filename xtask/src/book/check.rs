@@ -52,7 +52,9 @@ pub(super) fn documentation(root: &Path) -> Result<Vec<String>> {
 fn markdown(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("{} could not be read", folder.display()))?;
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    Ok(paths.filter(|path| path.extension().is_some_and(|ending| ending == "md")).collect())
+    Ok(paths
+        .filter(|path| path.extension().is_some_and(|ending| ending == "md"))
+        .collect())
 }
 
 /// What is wrong with one text.
@@ -92,7 +94,9 @@ fn leads(file: &Path, link: &str) -> bool {
 /// Whether code within a sentence names a file of the tree that is there, with what it is said to have
 /// (`machine/src/bus.rs::Bus`). What names no file of the tree is always there.
 fn is_there(root: &Path, code: &str) -> bool {
-    let (path, item) = code.split_once("::").map_or((code, None), |(path, item)| (path, Some(item)));
+    let (path, item) = code
+        .split_once("::")
+        .map_or((code, None), |(path, item)| (path, Some(item)));
     if !names_a_file(root, path) {
         return true;
     }
@@ -112,7 +116,9 @@ fn is_there(root: &Path, code: &str) -> bool {
 /// Whether `path` is meant as the name of a file in the tree: it begins with one of its folders, and has no
 /// placeholder.
 fn names_a_file(root: &Path, path: &str) -> bool {
-    let plain = path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+    let plain = path
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
     let ends = path.ends_with('/') || ENDINGS.iter().any(|ending| path.ends_with(ending));
     let first = match Path::new(path).components().next() {
         Some(Component::Normal(first)) => root.join(first),
@@ -150,14 +156,25 @@ fn sections(chapter: &Chapter) -> Vec<String> {
 
 /// Texts and figures of the folder that no chapter is or has.
 fn left_out(book: &Book, folder: &Path) -> Vec<String> {
-    let all: String = book.chapters.iter().map(|chapter| chapter.text.as_str()).collect();
-    let known: BTreeSet<&str> = book.chapters.iter().map(|chapter| chapter.file.as_str()).collect();
+    let all: String = book
+        .chapters
+        .iter()
+        .map(|chapter| chapter.text.as_str())
+        .collect();
+    let known: BTreeSet<&str> = book
+        .chapters
+        .iter()
+        .map(|chapter| chapter.file.as_str())
+        .collect();
     let names = |folder: PathBuf| {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect::<Vec<_>>()
     };
     let texts = names(folder.to_owned()).into_iter();
-    let texts = texts.filter(|name| name.ends_with(".md") && name != "SUMMARY.md" && !known.contains(name.as_str()));
+    let texts =
+        texts.filter(|name| name.ends_with(".md") && name != "SUMMARY.md" && !known.contains(name.as_str()));
     let figures = names(folder.join("figures")).into_iter();
     let figures = figures.filter(|name| !all.contains(&format!("](figures/{name})")));
     let message = |name| format!("{name}: no chapter has it");
@@ -171,7 +188,11 @@ mod tests {
     fn tree() -> tempfile::TempDir {
         let tree = tempfile::tempdir().unwrap();
         fs::create_dir_all(tree.path().join("machine/src")).unwrap();
-        fs::write(tree.path().join("machine/src/bus.rs"), "/// The bus.\npub struct Bus {\n    a: u8,\n}\n").unwrap();
+        fs::write(
+            tree.path().join("machine/src/bus.rs"),
+            "/// The bus.\npub struct Bus {\n    a: u8,\n}\n",
+        )
+        .unwrap();
         fs::write(tree.path().join("other.md"), "# One heading\n").unwrap();
         tree
     }

@@ -1,5 +1,5 @@
-//! The book in `docs/book`, in mdBook's layout: what it names is held to exist, and it becomes pages in
-//! `target/book` without any other program.
+//! The book in `docs/book`, in mdBook's layout: what it and the rest of the documentation name is held to exist,
+//! and it becomes pages in `target/book` without any other program.
 
 mod check;
 mod page;
@@ -58,9 +58,13 @@ impl Book {
         }
         for at in 0..self.chapters.len() {
             let html = page::page(self, at)?;
-            let names = [Some(self.chapters[at].page()), (at == 0).then(|| "index.html".to_owned())];
+            let names = [
+                Some(self.chapters[at].page()),
+                (at == 0).then(|| "index.html".to_owned()),
+            ];
             for name in names.into_iter().flatten() {
-                fs::write(folder.join(&name), &html).with_context(|| format!("{name} could not be written"))?;
+                fs::write(folder.join(&name), &html)
+                    .with_context(|| format!("{name} could not be written"))?;
             }
         }
         Ok(())
@@ -74,8 +78,9 @@ fn read(path: &Path) -> Result<String> {
 /// `cargo xtask book`.
 pub fn book() -> Result<u8> {
     let book = Book::read(workspace())?;
-    let problems = check::book(&book);
-    ensure!(problems.is_empty(), "the book is not right:\n{}", problems.join("\n"));
+    let mut problems = check::book(&book);
+    problems.extend(check::documentation(workspace())?);
+    ensure!(problems.is_empty(), "this is not right:\n{}", problems.join("\n"));
     let pages = workspace().join(PAGES);
     book.write(&pages)?;
     println!("{}", pages.join("index.html").display());
@@ -107,7 +112,11 @@ mod tests {
         for chapter in &book.chapters {
             let html = fs::read_to_string(folder.path().join(chapter.page())).unwrap();
             assert!(html.contains("<h1"), "{}", chapter.file);
-            assert!(!html.contains("<script") && !html.contains("src=\"http"), "{}", chapter.file);
+            assert!(
+                !html.contains("<script") && !html.contains("src=\"http"),
+                "{}",
+                chapter.file
+            );
         }
         assert!(folder.path().join("index.html").exists());
     }

@@ -19,7 +19,11 @@ pub(super) fn page(book: &Book, at: usize) -> Result<String> {
     html::push_html(&mut body, events.into_iter());
     let beside = |word, other: Option<&Chapter>| {
         other.map_or(String::new(), |other| {
-            format!("<a class=\"{word}\" href=\"{}\">{}</a>", other.page(), escape(&other.title))
+            format!(
+                "<a class=\"{word}\" href=\"{}\">{}</a>",
+                other.page(),
+                escape(&other.title)
+            )
         })
     };
     let before = at.checked_sub(1).map(|before| &book.chapters[before]);
@@ -40,7 +44,11 @@ pub(super) fn page(book: &Book, at: usize) -> Result<String> {
 fn contents(book: &Book, here: usize) -> String {
     let entry = |(at, chapter): (usize, &Chapter)| {
         let class = if at == here { " class=\"here\"" } else { "" };
-        format!("<li><a{class} href=\"{}\">{}</a></li>\n", chapter.page(), escape(&chapter.title))
+        format!(
+            "<li><a{class} href=\"{}\">{}</a></li>\n",
+            chapter.page(),
+            escape(&chapter.title)
+        )
     };
     book.chapters.iter().enumerate().map(entry).collect()
 }
@@ -70,7 +78,8 @@ fn with_sources<'a>(book: &Book, chapter: &'a Chapter) -> Result<Vec<Event<'a>>>
             Event::Text(code) if quoted.is_some() => {
                 let (file, place) = quoted.take().context("a block without a file")?;
                 let source = fs::read_to_string(book.root.join(&file)).with_context(|| file.clone())?;
-                let line = quote::line(&code, &source).with_context(|| format!("{file} has no such lines"))?;
+                let line =
+                    quote::line(&code, &source).with_context(|| format!("{file} has no such lines"))?;
                 events.insert(place, Event::Html(source_line(&file, line).into()));
                 events.push(Event::Text(code));
             }
@@ -126,7 +135,9 @@ fn with_anchors(events: Vec<Event<'_>>) -> Vec<Event<'_>> {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('"', "&quot;")
 }
 
 #[cfg(test)]

@@ -34,6 +34,9 @@ mod tests {
     fn links_are_chapters_with_and_without_a_list() {
         let contents = "# Summary\n\n[Preface](preface.md)\n\n- [One](one.md)\n  - [Two](two.md)\n\ntext\n";
         let found: Vec<_> = entries(contents).collect();
-        assert_eq!(found, [("Preface", "preface.md"), ("One", "one.md"), ("Two", "two.md")]);
+        assert_eq!(
+            found,
+            [("Preface", "preface.md"), ("One", "one.md"), ("Two", "two.md")]
+        );
     }
 }
