@@ -58,7 +58,11 @@ enum Command {
     /// Boot the hello image and draw the steps of its boot: docs/boot.svg.
     Picture,
     /// Check the links and names in the documentation, and write the pages of docs/book: target/book/index.html.
-    Book,
+    Book {
+        /// Also run what the chapters say to type, and compare what comes; with a part of a name, of those chapters.
+        #[arg(long, value_name = "CHAPTER", num_args = 0..=1, default_missing_value = "")]
+        run: Option<String>,
+    },
     /// Run the fuzz targets with libFuzzer, one after the other.
     Fuzz(fuzz::Options),
     /// Boot the hello image on the software processor and under QEMU's translator, in turns, and compare.
@@ -148,7 +152,7 @@ fn run(command: Command) -> Result<u8> {
         Command::BenchNet { rounds } => bench_net::bench(rounds),
         Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Picture => picture::picture(),
-        Command::Book => book::book(),
+        Command::Book { run } => book::book(run.as_deref()),
         Command::Dist => Dist::build(Profile::Release).map(|_| 0),
         Command::Deb => deb::deb(),
         Command::Cross { target } => cross::cross_target(target).map(|()| 0),

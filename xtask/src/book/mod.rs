@@ -2,6 +2,7 @@
 //! and it becomes pages in `target/book` without any other program.
 
 mod check;
+mod experiment;
 mod page;
 mod parts;
 mod quote;
@@ -75,12 +76,15 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("{} could not be read", path.display()))
 }
 
-/// `cargo xtask book`.
-pub fn book() -> Result<u8> {
+/// `cargo xtask book`; `run` is a part of the names of chapters whose commands are to be run, too.
+pub fn book(run: Option<&str>) -> Result<u8> {
     let book = Book::read(workspace())?;
     let mut problems = check::book(&book);
     problems.extend(check::documentation(workspace())?);
     ensure!(problems.is_empty(), "this is not right:\n{}", problems.join("\n"));
+    if let Some(filter) = run {
+        experiment::run(&book.chapters, filter)?;
+    }
     let pages = workspace().join(PAGES);
     book.write(&pages)?;
     println!("{}", pages.join("index.html").display());
