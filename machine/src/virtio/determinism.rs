@@ -163,13 +163,16 @@ impl Determinism {
         self.change(|host| host.services.push((port, times)));
     }
 
-    /// The guest has opened a stream to the host's `port`.
-    pub(super) fn opened(&self, port: u32) {
-        self.change(|host| {
-            let here = |&&(served, _): &&(u32, Times)| served == port;
-            host.at_work += host.services.iter().filter(here).count() as u32;
-            host.services.retain(|&service| service != (port, Times::Once));
-        });
+    /// The guest opens a stream to the host's `port`, by `open`, which returns nothing where that fails. Whoever
+    /// accepts it can only [`give`](Determinism::give) once its work is counted.
+    pub(super) fn opening<T>(&self, port: u32, open: impl FnOnce() -> Option<T>) -> Option<T> {
+        let Some(host) = &self.0 else { return open() };
+        let mut host = lock(host);
+        let opened = open()?;
+        let here = |&&(served, _): &&(u32, Times)| served == port;
+        host.at_work += host.services.iter().filter(here).count() as u32;
+        host.services.retain(|&service| service != (port, Times::Once));
+        Some(opened)
     }
 
     /// A thread of the host begins to work.
@@ -256,10 +259,16 @@ mod tests {
         let determinism = Determinism::enabled();
         determinism.expect(7, Times::Once);
         determinism.expect(7, Times::Always);
-        determinism.opened(8);
+        let opened = |port| determinism.opening(port, || Some(()));
+        opened(8);
+        assert_eq!(
+            determinism.opening(7, || None::<()>),
+            None,
+            "nobody has accepted it"
+        );
         determinism.wait(|| true);
-        determinism.opened(7);
-        determinism.opened(7);
+        opened(7);
+        opened(7);
         determinism.give();
         let done = Arc::new(AtomicBool::new(false));
         let waiter = {
@@ -274,6 +283,28 @@ mod tests {
         done.store(true, Ordering::SeqCst);
         determinism.give();
         waiter.join().unwrap();
+    }
+
+    #[test]
+    fn who_accepts_a_stream_at_once_is_counted_before_it_is_done() {
+        let determinism = Determinism::enabled();
+        determinism.expect(7, Times::Always);
+        let (accepted, accept) = std::sync::mpsc::channel();
+        let acceptor = {
+            let determinism = determinism.clone();
+            std::thread::spawn(move || {
+                accept.recv().unwrap();
+                determinism.give();
+            })
+        };
+        determinism.opening(7, || {
+            accepted.send(()).unwrap();
+            // Time in which it would be done, if it could.
+            std::thread::sleep(Duration::from_millis(20));
+            Some(())
+        });
+        acceptor.join().unwrap();
+        assert_eq!(lock(determinism.0.as_ref().unwrap()).at_work, 0);
     }
 
     #[test]

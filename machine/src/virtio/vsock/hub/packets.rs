@@ -64,7 +64,7 @@ impl Hub {
         let mut path = self.path.clone().into_os_string();
         path.push(format!("_{}", header.dst_port));
         let stream = if self.peers.len() < MAX_STREAMS {
-            unix::connect(path.as_ref()).ok()
+            determinism.opening(header.dst_port, || unix::connect(path.as_ref()).ok())
         } else {
             None
         };
@@ -72,7 +72,6 @@ impl Hub {
             self.reset(header);
             return Ok(());
         };
-        determinism.opened(header.dst_port);
         let id = self.free_id();
         watch(poller, &stream, id)?;
         let mut connection = Connection::new(stream, header.dst_port, header.src_port, Phase::Open);
