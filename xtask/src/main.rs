@@ -1,5 +1,5 @@
 //! The commands of this repository: `cargo demo`, and `cargo xtask
-//! test|lab|dist|deb|picture|cross|fuzz|bench-boot|bench-block|bench-net|bench-tcg|bench-image`.
+//! test|lab|dist|deb|picture|book|cross|fuzz|bench-boot|bench-block|bench-net|bench-tcg|bench-image`.
 
 mod bench_block;
 mod bench_boot;
@@ -7,6 +7,7 @@ mod bench_image;
 mod bench_net;
 mod bench_tcg;
 mod bench_work;
+mod book;
 mod cpu_time;
 mod cross;
 mod deb;
@@ -56,6 +57,12 @@ enum Command {
     Deb,
     /// Boot the hello image and draw the steps of its boot: docs/boot.svg.
     Picture,
+    /// Check the links and names in the documentation, and write the pages of docs/book: target/book/index.html.
+    Book {
+        /// Also run what the chapters say to type, and compare what comes; with a part of a name, of those chapters.
+        #[arg(long, value_name = "CHAPTER", num_args = 0..=1, default_missing_value = "")]
+        run: Option<String>,
+    },
     /// Run the fuzz targets with libFuzzer, one after the other.
     Fuzz(fuzz::Options),
     /// Boot the hello image on the software processor and under QEMU's translator, in turns, and compare.
@@ -145,6 +152,7 @@ fn run(command: Command) -> Result<u8> {
         Command::BenchNet { rounds } => bench_net::bench(rounds),
         Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Picture => picture::picture(),
+        Command::Book { run } => book::book(run.as_deref()),
         Command::Dist => Dist::build(Profile::Release).map(|_| 0),
         Command::Deb => deb::deb(),
         Command::Cross { target } => cross::cross_target(target).map(|()| 0),

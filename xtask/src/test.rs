@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use kiln_tests::arch::Arch;
 use kiln_tests::dist::{Profile, UNTESTED, cargo, workspace};
 
+use crate::book::book;
 use crate::cross::cross;
 use crate::packages;
 
@@ -63,6 +64,9 @@ pub fn test(filter: Option<&str>, all: bool) -> Result<u8> {
         e2e.env("KILN_ALL_TESTS", "1");
     }
     step("end-to-end tests", &mut e2e)?;
+    if filter.is_none() && std::env::var_os("KILN_LONG_TESTS").is_some() {
+        step_of("the commands of the book", || book(Some("")).map(drop))?;
+    }
     eprintln!("xtask: all passed in {:.0} s", start.elapsed().as_secs_f64());
     Ok(0)
 }
