@@ -379,3 +379,150 @@ fn a_group_that_an_instance_has_cannot_be_changed() {
         "{text}"
     );
 }
+
+#[test]
+fn tags_of_an_instance_are_added_changed_and_removed() {
+    let bench = Bench::new();
+    let id = bench.stopped();
+    let change = |request: &str| bench.call(&format!("Action={request}&ResourceId.1={id}"));
+    let tags = || bench.api.service.describe_instance(&id).unwrap().tags;
+    let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let two = "CreateTags&Tag.1.Key=role&Tag.1.Value=web&Tag.2.Key=blank";
+    assert_eq!(change(two).0, 200);
+    assert_eq!(tags(), [pair("role", "web"), pair("blank", "")].into());
+    let (_, shown) = bench.call("Action=DescribeTags&Filter.1.Name=key&Filter.1.Value.1=role");
+    assert!(shown.contains("<key>role</key><value>web</value>"), "{shown}");
+    assert_eq!(change("CreateTags&Tag.1.Key=role&Tag.1.Value=db").0, 200);
+    // A value that is named has to be the tag's, one without a character among them.
+    for kept in ["Tag.1.Key=role&Tag.1.Value=web", "Tag.1.Key=role&Tag.1.Value="] {
+        assert_eq!(change(&format!("DeleteTags&{kept}")).0, 200);
+        assert_eq!(tags(), [pair("role", "db"), pair("blank", "")].into(), "{kept}");
+    }
+    assert_eq!(change("DeleteTags&Tag.1.Key=blank&Tag.1.Value=").0, 200);
+    assert_eq!(tags(), [pair("role", "db")].into());
+    assert_eq!(change("DeleteTags&DryRun=true").0, 412);
+    assert_eq!(change("DeleteTags").0, 200);
+    assert!(tags().is_empty());
+}
+
+#[test]
+fn tags_that_cannot_be_changed_are_refused() {
+    let bench = Bench::new();
+    let id = bench.stopped();
+    let all: String = (1..=51).map(|n| format!("&Tag.{n}.Key=k{n}")).collect();
+    for (rest, code) in [
+        (format!("{id}{all}"), "TagLimitExceeded"),
+        (format!("{id}&Tag.1.Key=aws:x"), "InvalidParameterValue"),
+        (id.clone(), "MissingParameter"),
+        ("ami-0123456789abcdef0&Tag.1.Key=x".into(), "UnsupportedOperation"),
+        ("nonsense&Tag.1.Key=x".into(), "InvalidID"),
+        (
+            "i-0123456789abcdef0&Tag.1.Key=x".into(),
+            "InvalidInstanceID.NotFound",
+        ),
+    ] {
+        let (_, refused) = bench.refusal(&format!("Action=CreateTags&ResourceId.1={rest}"));
+        assert_eq!(refused, code, "{rest}");
+    }
+    assert!(bench.api.service.describe_instance(&id).unwrap().tags.is_empty());
+}
+
+#[test]
+fn attributes_are_described_as_they_were_modified() {
+    let bench = Bench::new();
+    let id = bench.stopped();
+    for (change, attribute, described) in [
+        (
+            "InstanceType.Value=t3.micro",
+            "instanceType",
+            "<value>t3.micro</value>",
+        ),
+        (
+            "Attribute=instanceType&Value=t3.nano",
+            "instanceType",
+            "<value>t3.nano</value>",
+        ),
+        ("UserData.Value=aGVsbG8%3D", "userData", "<value>aGVsbG8=</value>"),
+        (
+            "InstanceInitiatedShutdownBehavior.Value=terminate",
+            "instanceInitiatedShutdownBehavior",
+            "<value>terminate</value>",
+        ),
+        (
+            "DisableApiStop.Value=true",
+            "disableApiStop",
+            "<value>true</value>",
+        ),
+        (
+            "DisableApiTermination.Value=true",
+            "disableApiTermination",
+            "<value>true</value>",
+        ),
+    ] {
+        let (status, text) = bench.call(&format!(
+            "Action=ModifyInstanceAttribute&InstanceId={id}&{change}"
+        ));
+        assert_eq!(status, 200, "{change}: {text}");
+        let describe = format!("Action=DescribeInstanceAttribute&InstanceId={id}&Attribute={attribute}");
+        let (_, text) = bench.call(&describe);
+        assert!(
+            text.contains(&format!("<{attribute}>{described}</{attribute}>")),
+            "{text}"
+        );
+    }
+    let record = bench.api.service.describe_instance(&id).unwrap();
+    assert_eq!(
+        (record.config.cpus, record.config.memory),
+        (Some(2), Some(512 << 20))
+    );
+    assert!(record.auto_remove);
+}
+
+#[test]
+fn a_protected_instance_is_neither_stopped_nor_terminated() {
+    let bench = Bench::new();
+    let id = bench.stopped();
+    for (attribute, step) in [
+        ("DisableApiStop", "StopInstances"),
+        ("DisableApiTermination", "TerminateInstances"),
+    ] {
+        let set = |value: bool| {
+            let change = format!("Action=ModifyInstanceAttribute&InstanceId={id}&{attribute}.Value={value}");
+            assert_eq!(bench.call(&change).0, 200, "{change}");
+        };
+        set(true);
+        let step = format!("Action={step}&InstanceId.1={id}");
+        assert_eq!(bench.refusal(&step).1, "OperationNotPermitted");
+        set(false);
+        assert_eq!(bench.call(&step).0, 200);
+    }
+}
+
+#[test]
+fn attributes_that_are_not_there_are_refused_by_name() {
+    let bench = Bench::new();
+    let id = bench.stopped();
+    for (request, code) in [
+        ("Describe&Attribute=sourceDestCheck", "UnsupportedOperation"),
+        ("Describe&Attribute=colour", "InvalidParameterValue"),
+        ("Describe", "MissingParameter"),
+        ("Modify&SourceDestCheck.Value=false", "UnsupportedOperation"),
+        ("Modify&GroupId.1=sg-1", "UnsupportedOperation"),
+        ("Modify&Attribute=rootDeviceName&Value=x", "UnsupportedOperation"),
+        ("Modify&InstanceType.Value=x9.huge", "InvalidParameterValue"),
+        ("Modify&InstanceType.Value=t4g.nano", "InvalidParameterValue"),
+        ("Modify&UserData.Value=%2A", "InvalidParameterValue"),
+        ("Modify&Surprise=1&DisableApiStop.Value=true", "UnknownParameter"),
+        (
+            "Modify&DisableApiStop.Value=true&DisableApiTermination.Value=true",
+            "InvalidParameterCombination",
+        ),
+        ("Modify", "InvalidParameterCombination"),
+    ] {
+        let (step, rest) = request.split_once('&').unwrap_or((request, ""));
+        let body = format!("Action={step}InstanceAttribute&InstanceId={id}&{rest}");
+        assert_eq!(bench.refusal(&body).1, code, "{request}");
+    }
+    let record = bench.api.service.describe_instance(&id).unwrap();
+    assert_eq!(record.config.instance_type, None);
+}

@@ -99,8 +99,15 @@ pub enum Error {
     TokenMismatch,
     /// the token is not one that this endpoint has given
     InvalidNextToken,
-    /// the instance '{0}' may not be terminated: modify its 'disableApiTermination' attribute and try again
-    Protected(String),
+    /// the instance '{id}' may not be {step}: modify its '{attribute}' attribute and try again
+    Protected {
+        /// The instance.
+        id: String,
+        /// `stopped` or `terminated`.
+        step: &'static str,
+        /// What forbids it.
+        attribute: &'static str,
+    },
     /// {0}
     Service(#[from] instance::Error),
 }
@@ -156,7 +163,7 @@ impl Error {
             Error::NoRule(_) => "InvalidPermission.NotFound",
             Error::TokenMismatch => "IdempotentParameterMismatch",
             Error::InvalidNextToken => "InvalidNextToken",
-            Error::Protected(_) => "OperationNotPermitted",
+            Error::Protected { .. } => "OperationNotPermitted",
             Error::Service(error) => error.code().as_str(),
         }
     }

@@ -33,6 +33,7 @@ pub struct Ledger {
     terminations: Documents,
     images: Documents,
     groups: Documents,
+    protections: Documents,
 }
 
 /// A key pair; only the public half is kept.
@@ -76,6 +77,15 @@ pub struct Termination {
     pub at: u64,
 }
 
+/// What the API refuses of an instance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protection {
+    /// It is not terminated.
+    pub termination: bool,
+    /// It is not stopped.
+    pub stop: bool,
+}
+
 /// An image that was made of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageOf {
@@ -96,6 +106,7 @@ impl Ledger {
             terminations: service.documents("terminations"),
             images: service.documents("images"),
             groups: service.documents("security-groups"),
+            protections: service.documents("protections"),
         }
     }
 
@@ -143,6 +154,28 @@ impl Ledger {
     /// Forgets a termination.
     pub fn forget_termination(&self, id: &str) -> Result<()> {
         Ok(self.terminations.lock(id, TIMEOUT)?.remove()?)
+    }
+
+    /// What the API refuses of that instance.
+    pub fn protection(&self, id: &str) -> Result<Protection> {
+        Ok(self.protections.get(id)?.unwrap_or_default())
+    }
+
+    /// Changes what the API refuses of that instance.
+    pub fn protect(&self, id: &str, change: impl FnOnce(&mut Protection)) -> Result<()> {
+        let held = self.protections.lock(id, TIMEOUT)?;
+        let mut protection = self.protection(id)?;
+        change(&mut protection);
+        match protection == Protection::default() {
+            true => Ok(held.remove()?),
+            false => Ok(held.put(&protection)?),
+        }
+    }
+
+    /// The instances of which the API refuses something.
+    pub fn protected(&self) -> Result<Vec<String>> {
+        let all = self.protections.list::<Protection>()?;
+        Ok(all.into_iter().map(|(id, _)| id).collect())
     }
 
     /// The security groups by id; the default group is none of them.

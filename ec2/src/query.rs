@@ -15,6 +15,8 @@ pub struct Params {
     /// What the client calls the request, the same when it sends it again.
     pub invocation: Option<String>,
     fields: BTreeMap<String, String>,
+    /// Parameters that were given without a value.
+    blank: BTreeSet<String>,
     read: RefCell<BTreeSet<String>>,
 }
 
@@ -24,13 +26,14 @@ impl Params {
     /// # Errors
     /// When there are too many, or one is given twice.
     pub fn parse(query: &[u8], form: &[u8]) -> Result<Params> {
-        let mut fields = BTreeMap::new();
+        let (mut fields, mut blank) = (BTreeMap::new(), BTreeSet::new());
         let all = form_urlencoded::parse(query).chain(form_urlencoded::parse(form));
         for (count, (name, value)) in all.enumerate() {
             if count == MAX_FIELDS {
                 return Err(Error::Malformed("too many parameters"));
             }
             if value.is_empty() {
+                blank.insert(name.into_owned());
                 continue;
             }
             if fields.insert(name.into_owned(), value.into_owned()).is_some() {
@@ -40,6 +43,7 @@ impl Params {
         Ok(Params {
             invocation: None,
             fields,
+            blank,
             read: RefCell::default(),
         })
     }
@@ -49,6 +53,11 @@ impl Params {
         let value = self.fields.get(name)?;
         self.read.borrow_mut().insert(name.to_owned());
         Some(value)
+    }
+
+    /// Whether `name` was given without a value, where that is not the same as its absence.
+    pub fn is_blank(&self, name: &str) -> bool {
+        self.blank.contains(name)
     }
 
     /// The value of `name`.

@@ -43,7 +43,8 @@ pub fn changes(api: &Api, before: &[Shown]) -> Result<Vec<Element>> {
     Ok(vec![set("instancesSet", items)])
 }
 
-fn incorrect_state(instance: &Shown, event: instance::Event) -> Error {
+/// An instance's state forbids `event`.
+pub fn incorrect_state(instance: &Shown, event: instance::Event) -> Error {
     Error::Service(instance::Error::Transition {
         id: instance.id().to_owned(),
         state: instance.record.state,
@@ -90,6 +91,15 @@ pub fn stop(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
             return Err(Error::Unsupported(
                 "stopping an instance that is removed when it stops".into(),
             ));
+        }
+    }
+    for instance in &instances {
+        if api.ledger.protection(instance.id())?.stop {
+            return Err(Error::Protected {
+                id: instance.id().to_owned(),
+                step: "stopped",
+                attribute: "disableApiStop",
+            });
         }
     }
     params.finish()?;

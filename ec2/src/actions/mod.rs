@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::query::Params;
 use crate::xml::Element;
 
+mod attributes;
 mod describe;
 pub(crate) mod groups;
 mod images;
@@ -32,12 +33,15 @@ pub const EC2: &[(&str, Action)] = &[
     ("CreateImage", images::create),
     ("CreateKeyPair", key_pairs::create),
     ("CreateSecurityGroup", groups::create),
+    ("CreateTags", tags::create),
     ("DeleteKeyPair", key_pairs::delete),
     ("DeleteSecurityGroup", groups::delete),
+    ("DeleteTags", tags::delete),
     ("DeregisterImage", images::deregister),
     ("DescribeAccountAttributes", places::account_attributes),
     ("DescribeAvailabilityZones", places::zones),
     ("DescribeImages", images::describe),
+    ("DescribeInstanceAttribute", attributes::describe),
     ("DescribeInstanceStatus", describe::status),
     ("DescribeInstanceTypeOfferings", sizes::offerings),
     ("DescribeInstanceTypes", sizes::types),
@@ -50,6 +54,7 @@ pub const EC2: &[(&str, Action)] = &[
     ("DescribeVpcs", places::vpcs),
     ("GetConsoleOutput", instances::console_output),
     ("ImportKeyPair", key_pairs::import),
+    ("ModifyInstanceAttribute", attributes::modify),
     ("RebootInstances", instances::reboot),
     ("RegisterImage", images::register),
     ("RevokeSecurityGroupIngress", groups::revoke),

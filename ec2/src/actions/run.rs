@@ -117,12 +117,15 @@ fn request(api: &Api, params: &Params, image: &Image, count: u32) -> Result<RunI
 
 /// The instance type, if one is named: without, the machine is as the image has it.
 fn size(params: &Params, image: &Image) -> Result<Option<&'static InstanceType>> {
-    let Some(name) = params.text("InstanceType") else {
-        return Ok(None);
-    };
+    let name = params.text("InstanceType");
+    let architecture = image.manifest().architecture.to_string();
+    name.map(|name| fitting(name, &architecture)).transpose()
+}
+
+/// The instance type of that name, which is of the architecture and fits this host.
+pub fn fitting(name: &str, architecture: &str) -> Result<&'static InstanceType> {
     let size = InstanceType::named(name)
         .ok_or_else(|| Error::value("InstanceType", name, "see DescribeInstanceTypes"))?;
-    let architecture = image.manifest().architecture.to_string();
     if architecture != size.architecture() {
         let why = format!("the image is for {architecture}");
         return Err(Error::value("InstanceType", name, why));
@@ -133,7 +136,7 @@ fn size(params: &Params, image: &Image) -> Result<Option<&'static InstanceType>>
             memory: size.memory,
             host,
         }),
-        _ => Ok(Some(size)),
+        _ => Ok(size),
     }
 }
 

@@ -73,8 +73,10 @@ pub struct Shown {
     pub stage: Stage,
     /// What the metadata service serves to it; `None` for a terminated instance, or one whose image was deleted.
     pub documents: Option<InstanceDocuments>,
-    instance_type: String,
-    architecture: String,
+    /// Its type.
+    pub instance_type: String,
+    /// `x86_64` or `arm64`; empty if that is not known.
+    pub architecture: String,
 }
 
 impl Shown {
@@ -198,7 +200,8 @@ impl Shown {
         self.documents.iter().flat_map(InstanceDocuments::groups)
     }
 
-    fn group_set(&self) -> Element {
+    /// `groupSet`.
+    pub fn group_set(&self) -> Element {
         set(
             "groupSet",
             self.groups()
@@ -287,7 +290,8 @@ impl Shown {
         all
     }
 
-    fn volumes(&self) -> Element {
+    /// `blockDeviceMapping`.
+    pub fn volumes(&self) -> Element {
         let mappings = self.record.volumes.iter().map(|volume| {
             let ebs = [
                 text("volumeId", &volume.id),

@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use instance::store::tags::TagChange;
+
+use super::instances::incorrect_state;
+use super::shown::{Shown, Stage};
 use super::{images, shown};
 use crate::api::Api;
 use crate::error::{Error, Result};
@@ -15,6 +19,8 @@ use crate::xml::{Element, set, text};
 const MAX_TAGS: usize = 50;
 const MAX_KEY: usize = 128;
 const MAX_VALUE: usize = 256;
+/// The tag that the name is shown as.
+const NAME: &str = "Name";
 
 /// The tags that a request gives to what it makes, which is of the type `resource`.
 ///
@@ -32,13 +38,7 @@ pub fn specified(params: &Params, resource: &str) -> Result<BTreeMap<String, Str
         for tag in params.places(&format!("{place}.Tag")) {
             let key = params.required(&format!("{tag}.Key"))?;
             let value = params.text(&format!("{tag}.Value")).unwrap_or_default();
-            if key.chars().count() > MAX_KEY || value.chars().count() > MAX_VALUE || key.starts_with("aws:") {
-                return Err(Error::value(
-                    "Tag",
-                    key,
-                    "a key of 1 to 128 characters, not beginning with aws:, and a value of at most 256",
-                ));
-            }
+            check(key, value)?;
             tags.insert(key.to_owned(), value.to_owned());
         }
     }
@@ -46,6 +46,101 @@ pub fn specified(params: &Params, resource: &str) -> Result<BTreeMap<String, Str
         return Err(Error::value("Tag", tags.len().to_string(), "at most 50 tags"));
     }
     Ok(tags)
+}
+
+fn check(key: &str, value: &str) -> Result<()> {
+    if key.chars().count() > MAX_KEY || value.chars().count() > MAX_VALUE || key.starts_with("aws:") {
+        return Err(Error::value(
+            "Tag",
+            key,
+            "a key of 1 to 128 characters, not beginning with aws:, and a value of at most 256",
+        ));
+    }
+    Ok(())
+}
+
+/// The instances whose tags a request changes: other things keep those that they were made with.
+fn resources(api: &Api, params: &Params) -> Result<Vec<Shown>> {
+    let ids = params.list("ResourceId");
+    if ids.is_empty() {
+        return Err(Error::MissingParameter("ResourceId".into()));
+    }
+    for id in &ids {
+        let (kind, _) = id
+            .split_once('-')
+            .ok_or_else(|| Error::InvalidId((*id).to_owned()))?;
+        match kind {
+            "i" => {}
+            "ami" | "key" | "sg" | "vol" | "vpc" | "subnet" | "eni" | "r" => {
+                return Err(Error::Unsupported(format!(
+                    "changing the tags of {id}: tags of instances alone"
+                )));
+            }
+            _ => return Err(Error::InvalidId((*id).to_owned())),
+        }
+    }
+    let instances = shown::named(api, &ids)?;
+    let gone = |instance: &&Shown| matches!(instance.stage, Stage::ShuttingDown | Stage::Terminated);
+    match instances.iter().find(gone) {
+        Some(instance) => Err(incorrect_state(instance, instance::Event::Start)),
+        None => Ok(instances),
+    }
+}
+
+/// `CreateTags`: adds tags, and gives others a new value.
+pub fn create(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
+    let instances = resources(api, params)?;
+    let mut change = TagChange::default();
+    for tag in params.places("Tag") {
+        let key = params.required(&format!("{tag}.Key"))?;
+        let value = params.text(&format!("{tag}.Value")).unwrap_or_default();
+        check(key, value)?;
+        change.set.insert(key.to_owned(), value.to_owned());
+    }
+    if change.set.is_empty() {
+        return Err(Error::MissingParameter("Tag".into()));
+    }
+    apply(api, params, &instances, &change)
+}
+
+/// `DeleteTags`: those with the keys that are named, if they have the value that is named, or all.
+pub fn delete(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
+    let instances = resources(api, params)?;
+    let mut change = TagChange::default();
+    for tag in params.places("Tag") {
+        let key = params.required(&format!("{tag}.Key"))?;
+        let name = format!("{tag}.Value");
+        let value = params.text(&name).or(params.is_blank(&name).then_some(""));
+        change.remove.insert(key.to_owned(), value.map(str::to_owned));
+    }
+    if change.remove.is_empty() {
+        let keys = instances.iter().flat_map(|instance| instance.tags().into_keys());
+        change.remove = keys.map(|key| (key, None)).collect();
+    }
+    let named = |instance: &&Shown| instance.record.name.is_some() && removes_name(&change, instance);
+    if instances.iter().any(|instance| named(&instance)) {
+        return Err(Error::Unsupported(
+            "removing the name that vmm has given to an instance".into(),
+        ));
+    }
+    apply(api, params, &instances, &change)
+}
+
+fn removes_name(change: &TagChange, instance: &Shown) -> bool {
+    let value = change.remove.get(NAME);
+    value.is_some_and(|value| value.is_none() || value.as_ref() == instance.tags().get(NAME))
+}
+
+/// Changes the tags of all of them, or of none if those of one would be too many.
+fn apply(api: &Api, params: &Params, instances: &[Shown], change: &TagChange) -> Result<Vec<Element>> {
+    for instance in instances {
+        change.of(&instance.record.tags)?;
+    }
+    params.finish()?;
+    for instance in instances {
+        api.service.change_tags(instance.id(), change)?;
+    }
+    Ok(vec![text("return", true)])
 }
 
 /// `tagSet`.

@@ -1,5 +1,6 @@
 """The EC2 API as boto3 uses it, held to botocore's model: clients.py ENDPOINT PART [ARGUMENT…]"""
 
+import base64
 import re
 import socket
 import sys
@@ -178,6 +179,29 @@ def protocol(image_file):
     assert ec2.describe_instance_status()["InstanceStatuses"] == []
     assert len(ec2.describe_instance_status(IncludeAllInstances=True)["InstanceStatuses"]) == 1
     assert len(ec2.describe_tags(Filters=[{"Name": "resource-type", "Values": ["instance"]}])["Tags"]) == 1
+    changed = {"Resources": [instance], "Tags": [{"Key": "role", "Value": "db"}]}
+    ec2.create_tags(**changed)
+    role = [{"Name": "tag:role", "Values": ["db"]}]
+    assert len(ec2.describe_instances(Filters=role)["Reservations"]) == 1
+    ec2.delete_tags(**changed)
+    assert ec2.describe_instances(Filters=role)["Reservations"] == []
+    refused("UnsupportedOperation", "delete_tags", Resources=[instance], Tags=[{"Key": "Name"}])
+    refused("UnsupportedOperation", "create_tags", Resources=[image], Tags=changed["Tags"])
+    attribute = lambda name: ec2.describe_instance_attribute(InstanceId=instance, Attribute=name)
+    modify = lambda **change: ec2.modify_instance_attribute(InstanceId=instance, **change)
+    modify(InstanceType={"Value": "t3.nano"})
+    assert attribute("instanceType")["InstanceType"] == {"Value": "t3.nano"}
+    modify(UserData={"Value": b"hello"})
+    assert base64.b64decode(attribute("userData")["UserData"]["Value"]) == b"hello"
+    modify(DisableApiTermination={"Value": True})
+    assert attribute("disableApiTermination")["DisableApiTermination"] == {"Value": True}
+    refused("OperationNotPermitted", "terminate_instances", InstanceIds=[instance])
+    modify(DisableApiTermination={"Value": False})
+    assert attribute("instanceInitiatedShutdownBehavior")["InstanceInitiatedShutdownBehavior"] == {"Value": "stop"}
+    assert attribute("blockDeviceMapping")["BlockDeviceMappings"][0]["DeviceName"] == "/dev/vda"
+    assert attribute("groupSet")["Groups"][0]["GroupName"] == "default"
+    assert attribute("rootDeviceName")["RootDeviceName"] == {"Value": "/dev/vda"}
+    refused("UnsupportedOperation", "modify_instance_attribute", InstanceId=instance, SourceDestCheck={"Value": False})
     ec2.get_console_output(InstanceId=instance)
     change = ec2.stop_instances(InstanceIds=[instance])["StoppingInstances"][0]
     assert change["CurrentState"]["Name"] == change["PreviousState"]["Name"] == "stopped"

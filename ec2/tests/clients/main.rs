@@ -16,7 +16,7 @@ use instance::store::home::Home;
 use libtest_mimic::{Arguments, Trial};
 
 /// Actions whose answers the test of the protocol holds to the model, at least.
-const CHECKED: usize = 22;
+const CHECKED: usize = 26;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

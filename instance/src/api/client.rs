@@ -13,6 +13,7 @@ use crate::error::{CallError, Code};
 use crate::process::instance_process::StatusEvent;
 use crate::store::record::Record;
 use crate::store::sockets;
+use crate::store::tags::TagChange;
 use crate::{Error, InstanceId, Result};
 
 /// An instance process answers at once; one that takes this long is stuck.
@@ -67,6 +68,12 @@ impl Client {
     /// Goes on after a pause.
     pub fn resume(&self) -> Result<()> {
         self.call("POST", "/v1/instance/resume", b"").map(drop)
+    }
+
+    /// Changes tags.
+    pub fn change_tags(&self, change: &TagChange) -> Result<()> {
+        let body = serde_json::to_vec(change).map_err(|e| self.call_failed(e.into()))?;
+        self.call("POST", "/v1/instance/tags", &body).map(drop)
     }
 
     /// Has the paused guest saved into the state directory.

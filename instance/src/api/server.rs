@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -50,6 +51,8 @@ pub enum Operation {
     Save,
     /// Save the guest for the next start, and end it.
     Hibernate,
+    /// Change tags.
+    Tag,
     /// Events, a line of JSON each, until the end.
     Watch,
     /// The console log so far and everything after it, until the end.
@@ -114,6 +117,12 @@ pub const ROUTES: &[Route] = &[
         path: "/v1/instance/hibernate",
         operation: Operation::Hibernate,
         id: "hibernateInstance",
+    },
+    Route {
+        method: "POST",
+        path: "/v1/instance/tags",
+        operation: Operation::Tag,
+        id: "changeTags",
     },
     Route {
         method: "GET",
@@ -257,7 +266,7 @@ fn answer(process: &Arc<InstanceProcess>, operation: Operation, request: &Reques
                 Err(error) => problem(500, Code::Internal, &error.to_string()),
             };
         }
-        Operation::Stop => match stop_request(&request.body) {
+        Operation::Stop => match object::<StopRequest>(&request.body) {
             Ok(stop) => {
                 let timeout = stop.time.map_or(STOP_TIMEOUT, |s| Duration::from_secs(s.into()));
                 process.stop(timeout, "stopped by request")
@@ -269,6 +278,10 @@ fn answer(process: &Arc<InstanceProcess>, operation: Operation, request: &Reques
         Operation::Resume => process.resume(),
         Operation::Save => process.save(),
         Operation::Hibernate => process.hibernate(),
+        Operation::Tag => match object(&request.body) {
+            Ok(change) => process.change_tags(&change),
+            Err(reason) => return problem(400, Code::InvalidValue, &reason),
+        },
         Operation::Watch | Operation::Logs | Operation::Console => return upgrade_required(),
     };
     match done {
@@ -277,9 +290,10 @@ fn answer(process: &Arc<InstanceProcess>, operation: Operation, request: &Reques
     }
 }
 
-fn stop_request(body: &[u8]) -> std::result::Result<StopRequest, String> {
+/// What a request's body says; one without a body is the default.
+fn object<T: DeserializeOwned + Default>(body: &[u8]) -> std::result::Result<T, String> {
     if body.is_empty() {
-        return Ok(StopRequest::default());
+        return Ok(T::default());
     }
     // serde reads a structure from an array as well, by the order of its fields; the description knows
     // objects only.

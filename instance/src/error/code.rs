@@ -52,6 +52,8 @@ codes! {
     InvalidCombination = "InvalidParameterCombination",
     /// More volumes than an instance can have.
     TooManyVolumes = "VolumeLimitExceeded",
+    /// More tags than an instance can have.
+    TooManyTags = "TagLimitExceeded",
     /// This host cannot do it.
     Unsupported = "UnsupportedOperation",
     /// A port or device of the host is not available.
@@ -91,7 +93,10 @@ impl Error {
         match self {
             Error::File { source, .. } => of_io(source),
             Error::Os { source, .. } => of_io(source),
-            Error::Malformed(..) | Error::UserDataTooLong(_) | Error::NotAFile(_) => Code::InvalidValue,
+            Error::Malformed(..)
+            | Error::UserDataTooLong(_)
+            | Error::TagLength { .. }
+            | Error::NotAFile(_) => Code::InvalidValue,
             Error::NoInstance(_) => Code::InstanceNotFound,
             Error::Ambiguous { image: false, .. } => Code::InstanceAmbiguous,
             Error::Ambiguous { image: true, .. } => Code::ImageAmbiguous,
@@ -107,6 +112,8 @@ impl Error {
             | Error::EndedEarly(_)
             | Error::CapturePaused { .. }
             | Error::CaptureRemoved(_)
+            | Error::NotStopped(_)
+            | Error::OtherMachine(_)
             | Error::HibernationRemoved(_) => Code::IncorrectState,
             Error::SnapshotVolumes(_)
             | Error::SnapshotCloudInit(_)
@@ -117,6 +124,7 @@ impl Error {
             Error::ImageInUse { .. } => Code::ImageInUse,
             Error::ImageChanged { .. } | Error::Ami(_) | Error::StateTooLong { .. } => Code::ImageUnavailable,
             Error::TooManyVolumes(_) => Code::TooManyVolumes,
+            Error::TooManyTags(_) => Code::TooManyTags,
             Error::NameForSeveral
             | Error::PortForSeveral
             | Error::PortsWithoutNetwork

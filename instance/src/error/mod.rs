@@ -68,6 +68,10 @@ pub enum Error {
         /// What was asked of it.
         event: Event,
     },
+    /// {0} is not stopped: this is changed while an instance is stopped
+    NotStopped(String),
+    /// {0} was hibernated: its guest goes on with the processors and memory that it had; start and stop it before
+    OtherMachine(String),
     /// {0} is in use by another command
     Busy(String),
     /// the record of {id} cannot be read: {source}
@@ -114,6 +118,17 @@ pub enum Error {
     UserDataTooLong(u64),
     /// an instance has at most {0} volumes
     TooManyVolumes(usize),
+    /// an instance has at most {0} tags
+    TooManyTags(usize),
+    /// the tag {key:?} is too long: a key has 1 to {max_key} characters, a value at most {max_value}
+    TagLength {
+        /// The key.
+        key: String,
+        /// Most characters of a key.
+        max_key: usize,
+        /// Most characters of a value.
+        max_value: usize,
+    },
     /// a name belongs to one instance
     NameForSeveral,
     /// a port of this host belongs to one instance

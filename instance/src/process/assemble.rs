@@ -303,6 +303,7 @@ impl Assembly {
         };
         let card = network::card(record, directory, &image, &search)?;
         let words = card.as_ref().and_then(|card| card.words.clone());
+        let tags = card.as_ref().map(|card| card.tags.clone());
         devices.extend(card.map(|card| device("net0", VirtioSpec::Net(card.device))));
         // A guest that is to run the same way everywhere does not know this terminal.
         let terminal = (self.terminal_size)().filter(|_| !self.determinism.is_enabled());
@@ -371,7 +372,9 @@ impl Assembly {
             true => Beginning::Restored,
             false => Beginning::Booted { instead },
         };
-        let run = GuestRun::new(machine, lazy, disks.space).begun(beginning);
+        let run = GuestRun::new(machine, lazy, disks.space)
+            .begun(beginning)
+            .with_tags(tags);
         Ok(Box::new(run))
     }
 

@@ -1,6 +1,7 @@
 //! The interface of a guest to the instance process: run, pause, end. How its machine is built is not known
 //! here.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -57,6 +58,8 @@ pub trait GuestControl: Send + Sync {
     fn mark_ready(&self) {}
     /// Its launch is over: gives back memory that only the launch has needed.
     fn give_back(&self) {}
+    /// Its metadata service shows these tags from now on.
+    fn set_tags(&self, _tags: BTreeMap<String, String>) {}
     /// Has the writes that wait for space carried out again. What came of it is reported to the
     /// [`SpaceHook`].
     fn retry(&self);

@@ -1,5 +1,6 @@
 //! One run of a machine, with its background threads.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use crate::process::guest::{Beginning, Guest, GuestControl, SpaceHook};
 use crate::process::space_watch::{Remote, SpaceWatch};
 use crate::{Error, Result};
 use machine::block::volume::{Hydration, Volume as RootVolume};
+use machine::net::metadata::LiveTags;
 use machine::snapshot::State;
 use machine::timeline::Event;
 use machine::{Handle, Machine, Outcome};
@@ -19,6 +21,8 @@ pub struct GuestRun {
     space: SpaceWatch,
     space_hook: Option<SpaceHook>,
     beginning: Beginning,
+    /// What changes the tags in its metadata, if it has a network.
+    tags: Option<LiveTags>,
 }
 
 impl GuestRun {
@@ -30,12 +34,18 @@ impl GuestRun {
             space,
             space_hook: None,
             beginning: Beginning::default(),
+            tags: None,
         }
     }
 
     /// It begins so.
     pub fn begun(self, beginning: Beginning) -> GuestRun {
         GuestRun { beginning, ..self }
+    }
+
+    /// The tags in its metadata are changed by `tags`.
+    pub fn with_tags(self, tags: Option<LiveTags>) -> GuestRun {
+        GuestRun { tags, ..self }
     }
 }
 
@@ -52,6 +62,7 @@ impl Guest for GuestRun {
         Arc::new(Controls {
             handle: self.machine.handle(),
             space: self.space.remote(),
+            tags: self.tags.clone(),
         })
     }
 
@@ -70,6 +81,7 @@ impl Guest for GuestRun {
             space,
             space_hook,
             beginning: _,
+            tags: _,
         } = *self;
         let (mut hydration, mut watch) = (None, None);
         let handle = machine.handle();
@@ -102,6 +114,7 @@ impl Guest for GuestRun {
 struct Controls {
     handle: Handle,
     space: Remote,
+    tags: Option<LiveTags>,
 }
 
 impl GuestControl for Controls {
@@ -129,6 +142,12 @@ impl GuestControl for Controls {
 
     fn give_back(&self) {
         self.handle.give_back();
+    }
+
+    fn set_tags(&self, tags: BTreeMap<String, String>) {
+        if let Some(live) = &self.tags {
+            live.set(tags);
+        }
     }
 
     fn retry(&self) {

@@ -23,6 +23,7 @@ use machine::virtio::determinism::Determinism;
 
 mod pause;
 mod save;
+mod tags;
 
 /// Events that a subscriber may lag behind before it is cut off; a run has about ten.
 const EVENT_BACKLOG: usize = 256;
@@ -207,7 +208,12 @@ impl InstanceProcess {
                 killer();
             }
             inner.killer = Some(killer);
-            inner.control = Some(guest.control());
+            let control = guest.control();
+            // They may have changed while the machine was built.
+            if inner.record.tags != record.tags {
+                control.set_tags(self.shown_tags(&inner.record));
+            }
+            inner.control = Some(control);
             inner.ran = true;
             inner.beginning = guest.beginning();
             inner.exited = None;

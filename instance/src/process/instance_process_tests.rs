@@ -1,5 +1,6 @@
 //! The instance process with scripted guests.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,6 +13,7 @@ use crate::store::home::Home;
 use crate::store::instances::tests::draft;
 use crate::store::pause::NoSpace;
 use crate::store::saved::{Purpose, SavedFiles};
+use crate::store::tags::TagChange;
 
 /// A guest that ends as the test says.
 struct Scripted {
@@ -27,6 +29,8 @@ struct Switch {
     hook: Mutex<Option<SpaceHook>>,
     /// The next attempt to save fails.
     broken: Mutex<bool>,
+    /// The tags that the metadata service was last given.
+    tags: Mutex<Option<BTreeMap<String, String>>>,
     /// What an attempt to write again reports.
     outcome: Mutex<Option<NoSpace>>,
 }
@@ -53,6 +57,9 @@ impl GuestControl for Switch {
         let mut memory = memory;
         memory.write_all(b"memory").unwrap();
         Ok(b"state".to_vec())
+    }
+    fn set_tags(&self, tags: BTreeMap<String, String>) {
+        *self.tags.lock().unwrap() = Some(tags);
     }
     fn retry(&self) {
         self.asked.lock().unwrap().push("retry");
@@ -420,4 +427,30 @@ fn a_hibernated_guest_is_saved_and_ends_and_one_that_cannot_be_saved_goes_on() {
         (record.state, record.ending),
         (State::Stopped, Some(Ending::Hibernated))
     );
+}
+
+#[test]
+fn the_guest_reads_the_tags_that_its_record_has() {
+    let world = World::start(unresponsive());
+    let guest = world.runs.recv().unwrap();
+    while world.process.record().state != State::Running {
+        std::thread::yield_now();
+    }
+    let change = TagChange {
+        set: [("role".to_owned(), "db".to_owned())].into(),
+        ..TagChange::default()
+    };
+    world.process.change_tags(&change).unwrap();
+    assert_eq!(world.recorded().tags.get("role").map(String::as_str), Some("db"));
+    let read = world.switch.tags.lock().unwrap().clone().unwrap();
+    assert_eq!(read.get("role").map(String::as_str), Some("db"));
+    assert_eq!(
+        read.get("Name").map(String::as_str),
+        Some("web"),
+        "the name is one of them"
+    );
+    guest.send(Outcome::PowerOff).unwrap();
+    let process = Arc::clone(&world.process);
+    assert_eq!(world.end(), Ending::PoweredOff);
+    assert!(process.change_tags(&change).is_err());
 }

@@ -11,7 +11,7 @@ use crate::process::launch::hostname;
 use crate::store::network::{Network, Port};
 use crate::store::record::{Record, VolumeKind};
 use crate::{Error, InstanceId, Result};
-use machine::net::metadata::{InstanceDocuments, PublicKey, WithMetadata};
+use machine::net::metadata::{InstanceDocuments, LiveTags, PublicKey, WithMetadata};
 use machine::net::tap::Tap;
 use machine::net::user::{self, Forward, Resolver, UserNetwork};
 use machine::net::{Addresses, Backend};
@@ -30,6 +30,8 @@ pub struct Card {
     pub device: NetSpec,
     /// Words for the kernel command line, for a guest that does not ask by DHCP.
     pub words: Option<String>,
+    /// What changes the tags in its metadata.
+    pub tags: LiveTags,
 }
 
 /// The card of one run of the instance, or none; `search` are the domains that short names are looked up in.
@@ -76,17 +78,19 @@ pub fn card(record: &Record, directory: &Path, image: &Image, search: &[String])
                 network.mtu()
             );
             let documents = documents(record, directory, image, Some(addresses))?;
-            let backend = Box::new(WithMetadata::new(network, documents));
+            let backend = WithMetadata::new(network, documents);
             Some(Card {
-                device: with(backend),
+                tags: backend.tags(),
+                device: with(Box::new(backend)),
                 words: Some(words),
             })
         }
         Network::Tap(name) => {
             let tap = Tap::open(name)?;
-            let backend = Box::new(WithMetadata::new(tap, documents(record, directory, image, None)?));
+            let backend = WithMetadata::new(tap, documents(record, directory, image, None)?);
             Some(Card {
-                device: with(backend),
+                tags: backend.tags(),
+                device: with(Box::new(backend)),
                 words: None,
             })
         }
@@ -259,7 +263,7 @@ fn block_devices(record: &Record) -> Vec<(String, String)> {
 }
 
 /// The tags, and the name as the tag that it is on EC2.
-fn tags(record: &Record) -> BTreeMap<String, String> {
+pub fn tags(record: &Record) -> BTreeMap<String, String> {
     let mut tags = record.tags.clone();
     if let Some(name) = &record.name {
         tags.entry("Name".into()).or_insert_with(|| name.clone());

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`run_instances`](Service::run_instances), `launch.rs` | launches, and what they would be refused for |
 //! | `instances.rs` | describe, start, stop, reboot, pause, resume, terminate |
+//! | `modify.rs` | tags; size, user data and shutdown behaviour of a stopped instance |
 //! | `guest.rs` | waiting for the guest, its agent, its console, its ports |
 //! | `images.rs` | register, describe, tag, export, deregister, create of an instance |
 //! | `documents.rs` | what the metadata service says, a stop without waiting, what a calling program remembers |
@@ -51,6 +52,7 @@ pub mod hosting;
 mod images;
 mod instances;
 mod launch;
+mod modify;
 mod shutdown;
 mod snapshot;
 #[cfg(test)]
@@ -70,6 +72,7 @@ pub use instances::{
     DescribeInstances, DescribedInstances, StartInstance, StopInstance, TerminateInstance, Terminated,
 };
 pub use launch::{Launched, Launches, Reservation, RunInstances};
+pub use modify::{MachineSize, ModifyInstance};
 pub use snapshot::{CloneInstance, SnapshotInstance, Snapshotted, WarmImage};
 
 /// Instances and images of one user.

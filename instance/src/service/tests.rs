@@ -16,8 +16,9 @@ use crate::process::instance_process::InstanceProcess;
 use crate::process::launch::Launch;
 use crate::process::per_run::HostUse;
 use crate::store::network::Network;
-use crate::store::record::{Accel, Config};
+use crate::store::record::{Accel, Config, Ending};
 use crate::store::sockets;
+use crate::store::tags::TagChange;
 use crate::test_guest::Forever;
 use crate::{Code, Error, Event, Record, State, test_image};
 use machine::virtio::determinism::Determinism;
@@ -434,4 +435,77 @@ fn what_cannot_be_saved_is_refused_and_a_snapshot_that_fails_leaves_nothing() {
     assert_eq!(std::fs::read_dir(directory).unwrap().count(), before);
     let images = std::fs::read_dir(service.home().images()).unwrap();
     assert_eq!(images.count(), 0);
+}
+
+#[test]
+fn tags_change_whether_the_instance_runs_or_not() {
+    let world = World::new();
+    let stopped = world.stopped("db");
+    let running = world.running("web");
+    let change = TagChange {
+        set: [("role".to_owned(), "cache".to_owned())].into(),
+        remove: [("gone".to_owned(), None)].into(),
+    };
+    for id in [stopped.id.as_str(), running.process.id().as_str()] {
+        let record = world.service.change_tags(id, &change).unwrap();
+        assert_eq!(record.tags, change.set);
+        assert_eq!(world.service.describe_instance(id).unwrap().tags, change.set);
+    }
+    assert_eq!(running.process.record().tags, change.set);
+    let long = TagChange {
+        set: [("x".repeat(129), String::new())].into(),
+        ..TagChange::default()
+    };
+    assert_eq!(
+        code(world.service.change_tags("web", &long)),
+        "InvalidParameterValue"
+    );
+}
+
+#[test]
+fn only_a_stopped_instance_is_modified() {
+    let world = World::new();
+    let stopped = world.stopped("db");
+    let _running = world.running("web");
+    let request = |instance: &str| ModifyInstance {
+        instance: instance.into(),
+        size: Some(MachineSize {
+            name: "t3.micro".into(),
+            cpus: 2,
+            memory: 1 << 30,
+        }),
+        user_data: Some(b"new".to_vec()),
+        auto_remove: None,
+    };
+    assert_eq!(
+        code(world.service.modify_instance(&request("web"))),
+        "IncorrectInstanceState"
+    );
+    world.service.modify_instance(&request("db")).unwrap();
+    let record = world.service.describe_instance("db").unwrap();
+    assert_eq!(
+        (record.config.cpus, record.config.memory),
+        (Some(2), Some(1 << 30))
+    );
+    let documents = world.service.metadata(&record).unwrap();
+    assert_eq!(documents.user_data.as_deref(), Some(b"new".as_slice()));
+    assert_eq!(documents.instance_type, "t3.micro");
+
+    let long = ModifyInstance {
+        user_data: Some(vec![0; 16385]),
+        ..request("db")
+    };
+    assert_eq!(
+        code(world.service.modify_instance(&long)),
+        "InvalidParameterValue"
+    );
+    // The saved guest has the machine that it had.
+    let mut held = world.service.store().hold(&stopped.id, Event::Start).unwrap();
+    held.change(|record| record.ending = Some(Ending::Hibernated))
+        .unwrap();
+    drop(held);
+    assert_eq!(
+        code(world.service.modify_instance(&request("db"))),
+        "IncorrectInstanceState"
+    );
 }

@@ -78,6 +78,12 @@ impl LockedInstance {
         record_file::replace_in(&self.directory, &self.record, durable)
     }
 
+    /// As [`change`](LockedInstance::change); a record that cannot be written stays as it was.
+    pub fn change_if_written(&mut self, change: impl FnOnce(&mut Record)) -> Result<()> {
+        let before = self.record.clone();
+        self.change(change).inspect_err(|_| self.record = before)
+    }
+
     /// Removes a stopped instance: its volumes that are to go with it, then its directory.
     pub fn remove(self) -> Result<()> {
         self.remove_with(remove_directory)

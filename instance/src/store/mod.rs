@@ -22,6 +22,7 @@ pub(crate) mod saved;
 pub mod size;
 pub mod sockets;
 pub mod state;
+pub mod tags;
 
 pub use instances::{Entry, Store};
 pub(crate) use locked::remove_directory;

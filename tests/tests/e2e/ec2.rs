@@ -136,6 +136,14 @@ fn check(endpoint: &Endpoint<'_>) -> Result<()> {
     let named = format!("InstanceId.1={id}");
     // The agent has answered, so its guest can be asked what it knows of itself.
     endpoint.wait("ok", "status", "DescribeInstanceStatus", &[&named])?;
+    // Its guest reads the tag that it gets while it runs.
+    let tag = [&format!("ResourceId.1={id}"), "Tag.1.Key=role", "Tag.1.Value=db"];
+    endpoint.ask("CreateTags", &tag)?;
+    let listed = ok(host, "vmm ps -aq --tag role=db")?;
+    ensure!(
+        id.starts_with(listed.trim()) && !listed.trim().is_empty(),
+        "{listed}"
+    );
     agrees_with_the_metadata(endpoint, &id)?;
     let console = endpoint.value("output", "GetConsoleOutput", &[&format!("InstanceId={id}")])?;
     ensure!(!console.is_empty(), "the console is empty");
@@ -184,6 +192,7 @@ fn agrees_with_the_metadata(endpoint: &Endpoint<'_>, id: &str) -> Result<()> {
         ("meta-data/mac", "macAddress"),
         ("meta-data/placement/availability-zone", "availabilityZone"),
         ("meta-data/security-groups", "groupName"),
+        ("meta-data/tags/instance/role", "role"),
     ];
     let gets: String = paths.iter().map(|(path, _)| format!(" get {path};")).collect();
     let line = format!("vmm exec {id} -- sh -c '{SCRIPT};{gets} get user-data'");
@@ -194,6 +203,10 @@ fn agrees_with_the_metadata(endpoint: &Endpoint<'_>, id: &str) -> Result<()> {
         .map(|(_, element)| match *element {
             // The first group name of the answer is that of the placement.
             "groupName" => Some("default"),
+            "role" => {
+                let tag = answer.split_once("<key>role</key>");
+                tag.and_then(|(_, rest)| inner(rest, "value"))
+            }
             element => inner(&answer, element),
         })
         .chain([Some("for the guest")])

@@ -85,6 +85,9 @@ pub struct InstanceDocuments {
 /// its name with a slash.
 pub type Tree = BTreeMap<String, Vec<u8>>;
 
+/// The folder of the tags.
+const TAGS: &str = "meta-data/tags/instance/";
+
 /// The tree while it grows.
 struct Builder(Tree);
 
@@ -132,7 +135,7 @@ impl InstanceDocuments {
         self.placement(&mut tree);
         self.interface(&mut tree);
         self.public_keys(&mut tree);
-        self.tags(&mut tree);
+        put_tags(&mut tree, &self.tags);
         for (name, device) in &self.block_device_mapping {
             tree.meta(&format!("block-device-mapping/{name}"), device.as_str());
         }
@@ -255,15 +258,6 @@ impl InstanceDocuments {
         tree.meta("public-keys/", listing.join("\n"));
     }
 
-    fn tags(&self, tree: &mut Builder) {
-        let tags = self.tags.iter().filter(|(key, _)| may_be_a_path(key));
-        let keys: Vec<_> = tags.clone().map(|(key, _)| key.as_str()).collect();
-        tree.meta("tags/instance/", keys.join("\n"));
-        for (key, value) in tags {
-            tree.meta(&format!("tags/instance/{key}"), value.as_str());
-        }
-    }
-
     fn identity(&self) -> String {
         let document = serde_json::json!({
             "accountId": ACCOUNT,
@@ -283,6 +277,23 @@ impl InstanceDocuments {
             "version": IDENTITY_VERSION,
         });
         format!("{document:#}")
+    }
+}
+
+/// Puts other tags into the tree.
+pub(super) fn replace_tags(tree: &mut Tree, tags: &BTreeMap<String, String>) {
+    tree.retain(|path, _| !path.starts_with(TAGS));
+    let mut builder = Builder(std::mem::take(tree));
+    put_tags(&mut builder, tags);
+    *tree = builder.0;
+}
+
+fn put_tags(tree: &mut Builder, tags: &BTreeMap<String, String>) {
+    let tags = tags.iter().filter(|(key, _)| may_be_a_path(key));
+    let keys: Vec<_> = tags.clone().map(|(key, _)| key.as_str()).collect();
+    tree.put(TAGS, keys.join("\n"));
+    for (key, value) in tags {
+        tree.put(&format!("{TAGS}{key}"), value.as_str());
     }
 }
 

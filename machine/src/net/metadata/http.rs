@@ -1,8 +1,9 @@
 //! The HTTP/1.1 of the service: requests from untrusted bytes, answers by the rules of IMDSv2.
 
-use std::sync::LazyLock;
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use super::documents::{InstanceDocuments, Tree, look_up};
+use super::documents::{InstanceDocuments, Tree, look_up, replace_tags};
 use super::token::{TTL_MAX, Tokens};
 use crate::net::clock::Clock;
 
@@ -64,7 +65,24 @@ pub struct Answer {
 pub struct Service {
     /// Made when a guest first asks: a launch does not wait for it.
     tree: LazyLock<Tree, Box<dyn FnOnce() -> Tree + Send>>,
+    tags: LiveTags,
     tokens: Tokens,
+}
+
+/// Changes the tags that a running guest reads, from any thread.
+#[derive(Debug, Clone, Default)]
+pub struct LiveTags(Arc<Mutex<Option<BTreeMap<String, String>>>>);
+
+impl LiveTags {
+    /// The guest's next request finds these.
+    pub fn set(&self, tags: BTreeMap<String, String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(tags);
+    }
+
+    /// What was set since this was last called.
+    fn take(&self) -> Option<BTreeMap<String, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// A request's head, borrowed from its bytes.
@@ -105,8 +123,14 @@ impl Service {
     pub fn new(documents: InstanceDocuments, clock: Clock) -> Service {
         Service {
             tree: LazyLock::new(Box::new(|| documents.into_tree())),
+            tags: LiveTags::default(),
             tokens: Tokens::new(clock),
         }
+    }
+
+    /// What changes the tags.
+    pub fn tags(&self) -> LiveTags {
+        self.tags.clone()
     }
 
     /// Takes one whole request from the front of `bytes` and answers it; `None` when there is no whole one
@@ -145,6 +169,9 @@ impl Service {
         let close = request
             .header("connection")
             .is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        if let Some(tags) = self.tags.take() {
+            replace_tags(LazyLock::force_mut(&mut self.tree), &tags);
+        }
         let is_put = request.method == "PUT";
         let mut reply = answer(request.method, self.reply(&request), close);
         reply.hop_limit = is_put.then_some(1);

@@ -232,6 +232,27 @@ fn a_crawl_of_all_listings_finds_all_that_they_name() {
 }
 
 #[test]
+fn tags_that_change_while_the_guest_runs_are_the_next_answer() {
+    for asked_before in [false, true] {
+        let mut service = service();
+        let tags = service.tags();
+        if asked_before {
+            let (_, name) = get(&mut service, "/latest/meta-data/tags/instance/Name");
+            assert_eq!(name, "web");
+        }
+        tags.set([("role".to_owned(), "db".to_owned())].into());
+        let (_, listing) = get(&mut service, "/latest/meta-data/tags/instance");
+        assert_eq!(listing, "role");
+        let (_, role) = get(&mut service, "/latest/meta-data/tags/instance/role");
+        assert_eq!(role, "db");
+        let (status, _) = get(&mut service, "/latest/meta-data/tags/instance/Name");
+        assert_eq!(status, "404");
+        let (status, _) = get(&mut service, "/latest/meta-data/instance-id");
+        assert_eq!(status, "200");
+    }
+}
+
+#[test]
 fn an_instance_without_tags_keys_or_an_address_of_ours_lists_none() {
     let mut service = Service::new(InstanceDocuments::default(), Clock::monotonic());
     let tags = get(&mut service, "/latest/meta-data/tags/instance/");

@@ -16,7 +16,7 @@ use super::clock::{Clock, millis};
 use super::stack::Stack;
 use super::{Backend, TcpConnection, arp};
 pub use documents::{InstanceDocuments, PublicKey};
-pub use http::{Answer, Service};
+pub use http::{Answer, LiveTags, Service};
 
 /// Where EC2 has it.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -88,6 +88,11 @@ impl<B: Backend> WithMetadata<B> {
             router: MAC,
             replies: Vec::new(),
         }
+    }
+
+    /// What changes the tags that the guest reads.
+    pub fn tags(&self) -> LiveTags {
+        self.service.tags()
     }
 
     /// The backend behind the service.
