@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use instance::service::metadata as place;
+use instance::store::documents::LockedDocument;
 use instance::store::network::Protocol;
 use instance::store::record::SecurityGroup;
 use machine::entropy;
@@ -127,8 +128,11 @@ fn one(api: &Api, params: &Params) -> Result<(String, Group)> {
     })
 }
 
-/// One that can be changed: not the default group, and not one that instances were launched with.
-fn unused(api: &Api, params: &Params) -> Result<(String, Group)> {
+/// One that can be changed: not the default group, and not one that instances were launched with. Nobody else
+/// changes it while its document is held.
+fn unused(api: &Api, params: &Params) -> Result<(String, LockedDocument, Group)> {
+    let held = api.ledger.lock_group(&one(api, params)?.0)?;
+    // As it is by now: another request may have changed it, or deleted it.
     let (id, group) = one(api, params)?;
     if id == place::SECURITY_GROUP_ID {
         return Err(Error::Unsupported("changing the default security group".into()));
@@ -144,7 +148,7 @@ fn unused(api: &Api, params: &Params) -> Result<(String, Group)> {
     };
     match shown::all(api)?.iter().any(uses) {
         true => Err(Error::GroupInUse(id)),
-        false => Ok((id, group)),
+        false => Ok((id, held, group)),
     }
 }
 
@@ -183,15 +187,15 @@ pub fn create(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
 
 /// `DeleteSecurityGroup`.
 pub fn delete(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
-    let (id, _) = unused(api, params)?;
+    let (id, held, _) = unused(api, params)?;
     params.finish()?;
-    api.ledger.lock_group(&id)?.remove()?;
+    held.remove()?;
     Ok(vec![text("return", true), text("groupId", id)])
 }
 
 /// `AuthorizeSecurityGroupIngress`.
 pub fn authorize(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
-    let (id, mut group) = unused(api, params)?;
+    let (id, held, mut group) = unused(api, params)?;
     let rules = rules(params)?;
     if let Some(known) = rules
         .iter()
@@ -208,7 +212,7 @@ pub fn authorize(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
     }
     params.finish()?;
     group.rules.extend(rules.iter().cloned());
-    api.ledger.lock_group(&id)?.put(&group)?;
+    held.put(&group)?;
     let items = rules.iter().map(|rule| {
         let source = if rule.cidr.contains(':') {
             "cidrIpv6"
@@ -235,7 +239,7 @@ pub fn authorize(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
 
 /// `RevokeSecurityGroupIngress`.
 pub fn revoke(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
-    let (id, mut group) = unused(api, params)?;
+    let (id, held, mut group) = unused(api, params)?;
     let ids = params.list("SecurityGroupRuleId");
     let named = if ids.is_empty() {
         rules(params)?
@@ -253,7 +257,7 @@ pub fn revoke(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
     group.rules.retain(|rule| {
         !ids.contains(&rule.id.as_str()) && !named.iter().any(|revoked| revoked.is_same(rule))
     });
-    api.ledger.lock_group(&id)?.put(&group)?;
+    held.put(&group)?;
     Ok(vec![text("return", true)])
 }
 
