@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use instance::Code;
 use instance::service::{MachineSize, ModifyInstance};
 
 use super::describe::base64;
 use super::instances::incorrect_state;
-use super::run::fitting;
+use super::run::{fitting, removes, user_data};
 use super::shown::{self, Shown, Stage};
 use crate::api::Api;
 use crate::error::{Error, Result};
@@ -164,15 +162,10 @@ pub fn modify(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
             });
         }
         "userData" => {
-            let data = STANDARD.decode(value);
-            request.user_data = Some(data.map_err(|_| Error::value("UserData", "…", "base64"))?);
+            request.user_data = Some(user_data(value)?);
         }
         "instanceInitiatedShutdownBehavior" => {
-            request.auto_remove = Some(match value {
-                "stop" => false,
-                "terminate" => true,
-                other => return Err(Error::value(attribute, other, "stop or terminate")),
-            });
+            request.auto_remove = Some(removes(&attribute, value)?);
         }
         other if FIXED.contains(&other) => {
             return Err(Error::Unsupported(format!("changing the attribute {other}")));

@@ -11,6 +11,7 @@ use super::describe;
 use super::shown::{self, Shown, Stage};
 use crate::api::Api;
 use crate::error::{Error, Result};
+use crate::ledger::Protection;
 use crate::query::Params;
 use crate::time;
 use crate::xml::{Element, set, text};
@@ -41,6 +42,26 @@ pub fn changes(api: &Api, before: &[Shown]) -> Result<Vec<Element>> {
         ]
     });
     Ok(vec![set("instancesSet", items)])
+}
+
+/// Refuses a step that one of `instances` is protected from by `attribute`, as `has` finds.
+pub fn unprotected(
+    api: &Api,
+    instances: &[Shown],
+    step: &'static str,
+    attribute: &'static str,
+    has: impl Fn(&Protection) -> bool,
+) -> Result<()> {
+    for instance in instances {
+        if has(&api.ledger.protection(instance.id())?) {
+            return Err(Error::Protected {
+                id: instance.id().to_owned(),
+                step,
+                attribute,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// An instance's state forbids `event`.
@@ -93,15 +114,9 @@ pub fn stop(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
             ));
         }
     }
-    for instance in &instances {
-        if api.ledger.protection(instance.id())?.stop {
-            return Err(Error::Protected {
-                id: instance.id().to_owned(),
-                step: "stopped",
-                attribute: "disableApiStop",
-            });
-        }
-    }
+    unprotected(api, &instances, "stopped", "disableApiStop", |refused| {
+        refused.stop
+    })?;
     params.finish()?;
     let timeout = if force { Duration::ZERO } else { STOP_TIMEOUT };
     for instance in instances

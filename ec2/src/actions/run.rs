@@ -75,17 +75,9 @@ fn request(api: &Api, params: &Params, image: &Image, count: u32) -> Result<RunI
             return Err(Error::Unsupported(format!("the option {off}")));
         }
     }
-    let auto_remove = match params.text("InstanceInitiatedShutdownBehavior") {
-        None | Some("stop") => false,
-        Some("terminate") => true,
-        Some(other) => {
-            return Err(Error::value(
-                "InstanceInitiatedShutdownBehavior",
-                other,
-                "stop or terminate",
-            ));
-        }
-    };
+    const BEHAVIOR: &str = "InstanceInitiatedShutdownBehavior";
+    let behavior = params.text(BEHAVIOR);
+    let auto_remove = behavior.map(|value| removes(BEHAVIOR, value)).transpose()?;
     let (root_size, volumes) = volumes(params, image)?;
     let (security_groups, open) = groups::of_launch(api, params)?;
     let mut config = Config {
@@ -108,8 +100,8 @@ fn request(api: &Api, params: &Params, image: &Image, count: u32) -> Result<RunI
         config,
         root_size,
         volumes,
-        auto_remove,
-        user_data: user_data(params)?,
+        auto_remove: auto_remove.unwrap_or(false),
+        user_data: params.text("UserData").map(user_data).transpose()?,
         reservation: Some(ReservationId::random()),
         ..RunInstances::of(image.id())
     })
@@ -160,13 +152,20 @@ fn keys(api: &Api, params: &Params) -> Result<Vec<String>> {
     Ok(vec![format!("{} {name}", pair.public_key)])
 }
 
-fn user_data(params: &Params) -> Result<Option<Vec<u8>>> {
-    let decode = |text: &str| {
-        STANDARD
-            .decode(text)
-            .map_err(|_| Error::value("UserData", "…", "base64"))
-    };
-    params.text("UserData").map(decode).transpose()
+/// Whether an instance with this shutdown behaviour, the value of `parameter`, is removed when it stops.
+pub fn removes(parameter: &str, behavior: &str) -> Result<bool> {
+    match behavior {
+        "stop" => Ok(false),
+        "terminate" => Ok(true),
+        other => Err(Error::value(parameter, other, "stop or terminate")),
+    }
+}
+
+/// User data, which requests give as base64.
+pub fn user_data(text: &str) -> Result<Vec<u8>> {
+    STANDARD
+        .decode(text)
+        .map_err(|_| Error::value("UserData", "…", "base64"))
 }
 
 /// The size of the root volume and the volumes besides, from the block device mappings.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use instance::store::tags::TagChange;
+use instance::store::tags::{MAX_KEY, MAX_TAGS, MAX_VALUE, TagChange};
 
 use super::instances::incorrect_state;
 use super::shown::{Shown, Stage};
@@ -15,10 +15,6 @@ use crate::page::Page;
 use crate::query::Params;
 use crate::xml::{Element, set, text};
 
-/// Tags at most of one thing, and their lengths: EC2's limits.
-const MAX_TAGS: usize = 50;
-const MAX_KEY: usize = 128;
-const MAX_VALUE: usize = 256;
 /// The tag that the name is shown as.
 const NAME: &str = "Name";
 
@@ -36,10 +32,8 @@ pub fn specified(params: &Params, resource: &str) -> Result<BTreeMap<String, Str
             )));
         }
         for tag in params.places(&format!("{place}.Tag")) {
-            let key = params.required(&format!("{tag}.Key"))?;
-            let value = params.text(&format!("{tag}.Value")).unwrap_or_default();
-            check(key, value)?;
-            tags.insert(key.to_owned(), value.to_owned());
+            let (key, value) = tag_at(params, &tag)?;
+            tags.insert(key, value);
         }
     }
     if tags.len() > MAX_TAGS {
@@ -48,7 +42,10 @@ pub fn specified(params: &Params, resource: &str) -> Result<BTreeMap<String, Str
     Ok(tags)
 }
 
-fn check(key: &str, value: &str) -> Result<()> {
+/// The tag whose key and value are in the parameters that begin with `place`.
+fn tag_at(params: &Params, place: &str) -> Result<(String, String)> {
+    let key = params.required(&format!("{place}.Key"))?;
+    let value = params.text(&format!("{place}.Value")).unwrap_or_default();
     if key.chars().count() > MAX_KEY || value.chars().count() > MAX_VALUE || key.starts_with("aws:") {
         return Err(Error::value(
             "Tag",
@@ -56,7 +53,7 @@ fn check(key: &str, value: &str) -> Result<()> {
             "a key of 1 to 128 characters, not beginning with aws:, and a value of at most 256",
         ));
     }
-    Ok(())
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// The instances whose tags a request changes: other things keep those that they were made with.
@@ -92,10 +89,8 @@ pub fn create(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
     let instances = resources(api, params)?;
     let mut change = TagChange::default();
     for tag in params.places("Tag") {
-        let key = params.required(&format!("{tag}.Key"))?;
-        let value = params.text(&format!("{tag}.Value")).unwrap_or_default();
-        check(key, value)?;
-        change.set.insert(key.to_owned(), value.to_owned());
+        let (key, value) = tag_at(params, &tag)?;
+        change.set.insert(key, value);
     }
     if change.set.is_empty() {
         return Err(Error::MissingParameter("Tag".into()));

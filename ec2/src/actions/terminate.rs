@@ -10,7 +10,7 @@ use instance::service::TerminateInstance;
 use super::instances;
 use super::shown::Stage;
 use crate::api::Api;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::query::Params;
 use crate::xml::Element;
 
@@ -20,15 +20,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// `TerminateInstances`: returns when it is written down of each.
 pub fn terminate(api: &Arc<Api>, params: &Params) -> Result<Vec<Element>> {
     let before = instances::named(api, params)?;
-    for instance in &before {
-        if api.ledger.protection(instance.id())?.termination {
-            return Err(Error::Protected {
-                id: instance.id().to_owned(),
-                step: "terminated",
-                attribute: "disableApiTermination",
-            });
-        }
-    }
+    instances::unprotected(api, &before, "terminated", "disableApiTermination", |refused| {
+        refused.termination
+    })?;
     params.finish()?;
     let living = before
         .iter()

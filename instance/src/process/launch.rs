@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::images::image::Image;
-use crate::process::network::{MAX_USER_DATA, USER_DATA};
+use crate::process::network::{USER_DATA, check_user_data};
 use crate::store::home::base_link;
 use crate::store::id::ReservationId;
 use crate::store::record::{Config, FORMAT, ImageRef, Record, Volume, VolumeKind};
@@ -156,12 +156,7 @@ impl Launch {
     /// # Errors
     /// When there is more of it than EC2 takes.
     pub fn user_data(self, user_data: Option<Vec<u8>>) -> Result<Launch> {
-        if user_data
-            .as_ref()
-            .is_some_and(|data| data.len() as u64 > MAX_USER_DATA)
-        {
-            return Err(Error::UserDataTooLong(MAX_USER_DATA >> 10));
-        }
+        check_user_data(user_data.as_deref())?;
         Ok(Launch { user_data, ..self })
     }
 

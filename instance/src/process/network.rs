@@ -20,7 +20,18 @@ use machine::virtio::net::NetSpec;
 /// The file in the state directory that holds the user data, byte for byte.
 pub const USER_DATA: &str = "user-data";
 /// The largest user data: EC2's limit.
-pub const MAX_USER_DATA: u64 = 16 << 10;
+const MAX_USER_DATA: u64 = 16 << 10;
+
+/// Refuses user data of which there is more than EC2 takes.
+///
+/// # Errors
+/// When there is.
+pub fn check_user_data(data: Option<&[u8]>) -> Result<()> {
+    match data {
+        Some(data) if data.len() as u64 > MAX_USER_DATA => Err(Error::UserDataTooLong(MAX_USER_DATA >> 10)),
+        _ => Ok(()),
+    }
+}
 /// Where the ports that are really open are written while the guest runs.
 const PORTS: &str = "ports.json";
 

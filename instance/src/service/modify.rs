@@ -1,7 +1,7 @@
 //! Requests that change what an instance is: its tags, and of a stopped one its machine and user data.
 
 use super::{Service, shutdown};
-use crate::process::network::{MAX_USER_DATA, USER_DATA};
+use crate::process::network::{USER_DATA, check_user_data};
 use crate::store::record::Ending;
 use crate::store::replace::{Durable, replace};
 use crate::store::tags::TagChange;
@@ -66,13 +66,7 @@ impl Service {
     /// long, or what is new cannot be written.
     pub fn modify_instance(&self, request: &ModifyInstance) -> Result<InstanceId> {
         let id = self.store.find(&request.instance)?;
-        if request
-            .user_data
-            .as_ref()
-            .is_some_and(|data| data.len() as u64 > MAX_USER_DATA)
-        {
-            return Err(Error::UserDataTooLong(MAX_USER_DATA >> 10));
-        }
+        check_user_data(request.user_data.as_deref())?;
         let record = self.store.reconcile(&id)?;
         if record.state != State::Stopped {
             return Err(Error::NotStopped(id.to_string()));

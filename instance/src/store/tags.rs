@@ -6,10 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Most tags of one instance, and the characters of a key and a value: EC2's limits.
-const MAX_TAGS: usize = 50;
-const MAX_KEY: usize = 128;
-const MAX_VALUE: usize = 256;
+/// Most tags of one thing: EC2's limit.
+pub const MAX_TAGS: usize = 50;
+/// Most characters of a key: EC2's limit.
+pub const MAX_KEY: usize = 128;
+/// Most characters of a value: EC2's limit.
+pub const MAX_VALUE: usize = 256;
 
 /// A change of tags: those that it does not name stay as they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
