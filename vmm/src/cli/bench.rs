@@ -1,6 +1,7 @@
 //! `bench`: launch many times, interleaved, and say what may be concluded.
 
-use std::io::{self, IsTerminal};
+mod print;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,16 +9,14 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use super::failure::Advice;
-use super::stream::{Stream, line, note};
-use super::{Context, Status, options, output, value};
+use super::{Context, Status, options, value};
 use ami::PartName;
 use instance::images::image::{Image, runnable};
-use kiln_benches::compare::{Changes, compare};
+use kiln_benches::Plan;
 use kiln_benches::configuration::{Configuration, Monitor, Scratch, peer_machine};
 use kiln_benches::outcome::{Cache, End, Outcome};
 use kiln_benches::peer::{self, Peer};
-use kiln_benches::report::{html, time};
-use kiln_benches::{Plan, Progress};
+use kiln_benches::report::html;
 use machine::accel::{Accel, choose};
 
 /// A configuration has become slower than in the run that `--compare` names.
@@ -131,11 +130,9 @@ impl Bench {
         let older = self.compare.as_deref().map(Outcome::read).transpose()?;
         let scratch = Scratch::new(context.home().state())?;
         let plan = self.plan(context, &scratch)?;
-        let outcome = plan.run(&scratch, &mut show)?;
-        if io::stderr().is_terminal() {
-            let _ = Stream::Error.put(b"\r\x1b[K");
-        }
-        print(&outcome)?;
+        let outcome = plan.run(&scratch, &mut print::progress)?;
+        print::end_of_progress();
+        print::outcome(&outcome)?;
         if let Some(path) = &self.json {
             let text = serde_json::to_string_pretty(&outcome)? + "\n";
             write(path, &text)?;
@@ -143,7 +140,7 @@ impl Bench {
         if let Some(path) = &self.html {
             write(path, &html(&outcome))?;
         }
-        let compared = older.map(|older| print_changes(&outcome, &older)).transpose()?;
+        let compared = older.map(|older| print::changes(&outcome, &older)).transpose()?;
         Ok(match (outcome.conclusive, compared) {
             (false, _) => NO_CONCLUSION,
             (true, Some(status)) => status,
@@ -420,140 +417,8 @@ fn name_apart(configurations: &mut [Configuration]) {
     }
 }
 
-/// On a terminal a line that changes with each launch, elsewhere one line for each round.
-fn show(progress: Progress<'_>) {
-    let terminal = io::stderr().is_terminal();
-    let text = match progress {
-        Progress::Launch {
-            done,
-            total,
-            configuration,
-        } if terminal => format!("\r\x1b[K{} of {total}: {configuration}", done + 1),
-        Progress::Round { cache, round, rounds } if !terminal => {
-            format!("{}: round {round} of {rounds}\n", cache.name())
-        }
-        // At the end it is said with the others that do not take part.
-        Progress::Dropped { reason } if !terminal => format!("{reason}\n"),
-        _ => return,
-    };
-    let _ = Stream::Error.put(text.as_bytes());
-}
-
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// The table on the terminal.
-fn print(outcome: &Outcome) -> anyhow::Result<()> {
-    let mut rows = Vec::new();
-    for cache in outcome.caches() {
-        for (index, configuration) in outcome.configurations.iter().enumerate() {
-            let Some(summary) = outcome.summary(cache, index, &outcome.metric) else {
-                continue;
-            };
-            let compared = outcome.comparison(cache, index);
-            let noise = outcome
-                .noise
-                .iter()
-                .find(|n| n.cache == cache && configuration.again_of.is_some());
-            let ratio = compared.map(|c| c.ratio).or(noise.map(|n| n.ratio));
-            let words = match (compared, noise) {
-                (Some(compared), _) => compared.verdict.words(),
-                (None, Some(noise)) if noise.quiet => "quiet",
-                (None, Some(_)) => "noisy",
-                (None, None) => "",
-            };
-            rows.push(vec![
-                cache.name().to_owned(),
-                configuration.name.clone(),
-                summary.n.to_string(),
-                time(summary.min),
-                time(summary.p50),
-                time(summary.p99),
-                ratio.map_or(String::new(), |r| {
-                    format!("{:.3} ({:.3} to {:.3})", r.ratio, r.low, r.high)
-                }),
-                words.to_owned(),
-            ]);
-        }
-    }
-    output::table(&["CACHE", "LANE", "N", "MIN", "P50", "P99", "RATIO", ""], &rows)?;
-    print_statistics(outcome)?;
-    outcome.skipped.iter().for_each(note);
-    if !outcome.conclusive {
-        note(format_args!(
-            "no conclusion: configuration A must read 1.00 ± 0.02 against itself, its interval within ± 0.1, over \
-             at least five rounds; try -n {} on an idle host",
-            (outcome.rounds * 2).max(20)
-        ));
-    }
-    Ok(())
-}
-
-/// What KVM counts of a boot, as far as it says where time goes: exits of any kind, halts, faults in the nested
-/// page tables and the pages that they made, interrupts.
-const COUNTED: [(&str, &str); 6] = [
-    ("exits", "EXITS"),
-    ("halt_exits", "HALTS"),
-    ("pf_fixed", "PAGE FAULTS"),
-    ("pages_4k", "4K PAGES"),
-    ("pages_2m", "2M PAGES"),
-    ("irq_injections", "INTERRUPTS"),
-];
-
-/// A second table where KVM's statistics could be read.
-fn print_statistics(outcome: &Outcome) -> anyhow::Result<()> {
-    let rows: Vec<Vec<String>> = outcome
-        .configurations
-        .iter()
-        .filter(|configuration| configuration.again_of.is_none() && !configuration.statistics.is_empty())
-        .map(|configuration| {
-            let count = |(name, _): &(&str, &str)| {
-                let mut all = configuration.statistics.iter();
-                let found = all.find(|statistic| statistic.name == *name);
-                found.map_or(0, |statistic| statistic.count).to_string()
-            };
-            let counts = COUNTED.iter().map(count);
-            std::iter::once(configuration.name.clone())
-                .chain(counts)
-                .collect()
-        })
-        .collect();
-    if rows.is_empty() {
-        return Ok(());
-    }
-    line("")?;
-    let titles: Vec<&str> = std::iter::once("COUNTED BY KVM")
-        .chain(COUNTED.map(|(_, title)| title))
-        .collect();
-    Ok(output::table(&titles, &rows)?)
-}
-
-/// Says what changed since an older run.
-fn print_changes(now: &Outcome, then: &Outcome) -> anyhow::Result<Status> {
-    let changes = match compare(now, then) {
-        Changes::Incomparable(reason) => {
-            note(format_args!("the two runs cannot be compared: {reason}"));
-            return Ok(NO_CONCLUSION);
-        }
-        Changes::Found(changes) => changes,
-    };
-    let rows: Vec<_> = changes
-        .iter()
-        .map(|change| {
-            let ratio = change.ratio;
-            vec![
-                change.cache.name().to_owned(),
-                change.configuration.clone(),
-                format!("{:.3} ({:.3} to {:.3})", ratio.ratio, ratio.low, ratio.high),
-                if change.regression { "regression" } else { "" }.to_owned(),
-            ]
-        })
-        .collect();
-    line("")?;
-    output::table(&["CACHE", "LANE", "NOW/THEN", ""], &rows)?;
-    let worse = changes.iter().any(|change| change.regression);
-    Ok(if worse { REGRESSION } else { Status::OK })
 }
 
 #[cfg(test)]
