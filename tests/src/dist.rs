@@ -242,19 +242,7 @@ impl Dist {
         let change = |text| format!("{text}\n[distribution]\nsecurity = false\n");
         let copy = changed(recipe, stem(recipe)?, scratch.path(), change)?;
         let image = self.images().join(format!("{}-i386.ami", stem(recipe)?));
-        fs::create_dir_all(self.images())?;
-        let build = Command::new(self.imgtool()?)
-            .args(["build", "--arch", "i386"])
-            .arg(&copy)
-            .arg("-o")
-            .arg(&image)
-            .status();
-        let status = build.context("imgtool could not be started")?;
-        ensure!(
-            status.success(),
-            "imgtool could not build {recipe} for i386 ({status}); it says why above"
-        );
-        Ok(image)
+        self.compose(&copy, image, |build| build.args(["--arch", "i386"]))
     }
 
     /// Builds `recipe`, whose kernel is of 32 bits, with a guest-init for it, which `cargo xtask cross`
@@ -270,20 +258,9 @@ impl Dist {
         );
         let guest_init = Profile::Release.dir().join("i686/guest-init");
         let image = self.images().join(format!("{}.ami", stem(recipe)?));
-        fs::create_dir_all(self.images())?;
-        let build = Command::new(self.imgtool()?)
-            .current_dir(workspace())
-            .args(["build", recipe, "-o"])
-            .arg(&image)
-            .arg("--guest-init")
-            .arg(&guest_init)
-            .status();
-        let status = build.context("imgtool could not be started")?;
-        ensure!(
-            status.success(),
-            "imgtool could not build {recipe} ({status}); it says why above"
-        );
-        Ok(image)
+        self.compose(recipe.as_ref(), image, |build| {
+            build.arg("--guest-init").arg(&guest_init)
+        })
     }
 
     /// The same as [`Dist::image`] with the driver `virtio_pci` in the initramfs, into `images/NAME-pci.ami`.
@@ -303,25 +280,35 @@ impl Dist {
         } else {
             format!("{stem}-{}.ami", self.arch.debian())
         };
+        self.compose(recipe.as_ref(), images.join(name), |build| {
+            if self.arch != host {
+                build.args(["--arch", &self.arch.to_string()]);
+            }
+            if (self.arch, self.profile) != (host, self.profile.composer()) {
+                build.arg("--guest-init").arg(self.program("guest-init"));
+            }
+            build
+        })
+    }
+
+    /// Builds `recipe` (relative to the workspace) into the file `image`, with further `options`.
+    fn compose(
+        &self,
+        recipe: &Path,
+        image: PathBuf,
+        options: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Result<PathBuf> {
+        let images = image.parent().context("the image is in no folder")?;
         fs::create_dir_all(images).with_context(|| format!("{} could not be made", images.display()))?;
-        let image = images.join(name);
         let mut build = Command::new(self.imgtool()?);
-        build
-            .current_dir(workspace())
-            .arg("build")
-            .arg(recipe)
-            .arg("-o")
-            .arg(&image);
-        if self.arch != host {
-            build.args(["--arch", &self.arch.to_string()]);
-        }
-        if (self.arch, self.profile) != (host, self.profile.composer()) {
-            build.arg("--guest-init").arg(self.program("guest-init"));
-        }
-        let status = build.status().context("imgtool could not be started")?;
-        if !status.success() {
-            bail!("imgtool could not build {recipe} ({status}); it says why above");
-        }
+        build.current_dir(workspace()).arg("build").arg(recipe);
+        let status = options(build.arg("-o").arg(&image)).status();
+        let status = status.context("imgtool could not be started")?;
+        ensure!(
+            status.success(),
+            "imgtool could not build {} ({status}); it says why above",
+            recipe.display()
+        );
         Ok(image)
     }
 }
