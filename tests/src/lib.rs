@@ -2,10 +2,11 @@
 //!
 //! [`dist`] builds the programs and images that are tested, [`lab`] provides a host with genuine KVM on any
 //! machine that has QEMU, and [`test_host`] is where a test runs: on this machine, or in a lab.
-//! [`repository`] is what guests install packages from.
+//! [`repository`] is what guests install packages from, and [`endpoint`] an EC2 API that is being served.
 
 pub mod arch;
 pub mod dist;
+pub mod endpoint;
 pub mod lab;
 pub mod pty;
 pub mod repository;

@@ -4,15 +4,15 @@
 //! reason on standard error, unless `KILN_LONG_TESTS` is set and Python has `venv` and `pip`. The one with
 //! machines needs the hello image as well, which `cargo demo` and the end-to-end tests build.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 
 use ami::{Architecture, Manifest, PartName, Source, Writer};
 use anyhow::{Context, Result, ensure};
 use instance::service::{RunInstances, Service};
 use instance::store::home::Home;
+use kiln_tests::endpoint::Endpoint;
 use libtest_mimic::{Arguments, Trial};
 
 /// Actions whose answers the test of the protocol holds to the model, at least.
@@ -95,35 +95,16 @@ fn python() -> Result<PathBuf> {
 }
 
 /// A served endpoint with stores of its own.
-struct Endpoint {
+struct Served {
     dir: tempfile::TempDir,
-    server: Child,
-    address: String,
-    /// The lines for a shell.
-    lines: String,
+    endpoint: Endpoint,
 }
 
-impl Endpoint {
-    fn serve() -> Result<Endpoint> {
+impl Served {
+    fn new() -> Result<Served> {
         let dir = tempfile::tempdir()?;
-        let mut server = program(dir.path())
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("ec2 could not be started")?;
-        let mut lines = String::new();
-        let mut output = BufReader::new(server.stdout.take().context("its output")?);
-        while !lines.contains("aws()") {
-            ensure!(output.read_line(&mut lines)? > 0, "it ended: {lines}");
-        }
-        let (_, rest) = lines.split_once("http://").context("an address")?;
-        let address = rest.split_whitespace().next().unwrap_or_default().to_owned();
-        Ok(Endpoint {
-            dir,
-            server,
-            address,
-            lines,
-        })
+        let endpoint = Endpoint::serve(program(dir.path()))?;
+        Ok(Served { dir, endpoint })
     }
 
     fn home(&self) -> Home {
@@ -151,16 +132,9 @@ impl Endpoint {
         run(self
             .command(&python()?.join("python"))
             .arg(script)
-            .arg(format!("http://{}", self.address))
+            .arg(format!("http://{}", self.endpoint.address))
             .arg(part)
             .arg(argument))
-    }
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
     }
 }
 
@@ -198,10 +172,10 @@ fn image(path: &Path) -> Result<()> {
 }
 
 fn protocol() -> Result<()> {
-    let endpoint = Endpoint::serve()?;
-    let file = endpoint.dir.path().join("none.ami");
+    let served = Served::new()?;
+    let file = served.dir.path().join("none.ami");
     image(&file)?;
-    let service = Service::new(endpoint.home());
+    let service = Service::new(served.home());
     let request = RunInstances {
         name: Some("rests".into()),
         ..RunInstances::of(file.display().to_string())
@@ -209,7 +183,7 @@ fn protocol() -> Result<()> {
     let (mut held, _) = service.prepare_instance(&request)?;
     held.apply(instance::Event::Ended, "the test has stopped it")?;
     drop(held);
-    let checked = endpoint.script("protocol", &file)?;
+    let checked = served.script("protocol", &file)?;
     let count = checked.split_whitespace().count();
     ensure!(
         count >= CHECKED,
@@ -220,12 +194,12 @@ fn protocol() -> Result<()> {
 
 /// In a shell that has evaluated the lines which `ec2 serve` prints.
 fn command_line() -> Result<()> {
-    let endpoint = Endpoint::serve()?;
+    let served = Served::new()?;
     let bin = python()?;
     let shell = |line: &str| {
         let path = format!("{}:/usr/bin:/bin", bin.display());
-        let script = format!("{}\n{line}", endpoint.lines);
-        run(endpoint
+        let script = format!("{}\n{line}", served.endpoint.lines);
+        run(served
             .command(Path::new("sh"))
             .env("PATH", path)
             .args(["-ec", &script]))
@@ -241,16 +215,20 @@ fn command_line() -> Result<()> {
         "aws ec2 describe-instances --output text && aws sts get-caller-identity --query Account --output text",
     )?;
     ensure!(none == "000000000000\n", "{none:?}");
-    let again = run(program(endpoint.dir.path()).args(["env", "--listen", &endpoint.address]))?;
-    ensure!(again == endpoint.lines, "{again:?} is not {:?}", endpoint.lines);
+    let again = run(program(served.dir.path()).args(["env", "--listen", &served.endpoint.address]))?;
+    ensure!(
+        again == served.endpoint.lines,
+        "{again:?} is not {:?}",
+        served.endpoint.lines
+    );
     Ok(())
 }
 
 fn machines() -> Result<()> {
-    let endpoint = Endpoint::serve()?;
-    let done = endpoint.script("machines", &hello());
+    let served = Served::new()?;
+    let done = served.script("machines", &hello());
     // Nothing is left, whatever became of it.
-    let service = Service::new(endpoint.home());
+    let service = Service::new(served.home());
     for record in service.describe_instances(&Default::default())?.records {
         let _ = service.terminate_instance(&instance::service::TerminateInstance {
             instance: record.id.to_string(),

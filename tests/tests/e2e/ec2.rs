@@ -1,10 +1,9 @@
 //! The EC2 API over real machines, with curl as its client: one launch for everything.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use kiln_tests::endpoint::Endpoint;
 use kiln_tests::test_host::TestHost;
 
 use crate::Test;
@@ -17,42 +16,13 @@ const ATTEMPTS: usize = 1500;
 /// Between two requests of a client that waits.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// `ec2 serve` on a port of its own.
-struct Endpoint<'a> {
+/// A served endpoint, and where it is.
+struct Api<'a> {
     host: &'a TestHost,
-    server: Child,
-    address: String,
+    endpoint: Endpoint,
 }
 
-impl Drop for Endpoint<'_> {
-    fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
-}
-
-impl Endpoint<'_> {
-    fn serve(host: &TestHost) -> Result<Endpoint<'_>> {
-        let mut server = host
-            .command("ec2")?
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("ec2 could not be started")?;
-        let mut lines = String::new();
-        let mut output = BufReader::new(server.stdout.take().context("its output")?);
-        while !lines.contains("aws()") {
-            ensure!(output.read_line(&mut lines)? > 0, "it ended: {lines}");
-        }
-        let (_, rest) = lines.split_once("http://").context("an address")?;
-        let address = rest.split_whitespace().next().unwrap_or_default().to_owned();
-        Ok(Endpoint {
-            host,
-            server,
-            address,
-        })
-    }
-
+impl Api<'_> {
     /// The answer to an action; the parameters are curl's options.
     fn ask(&self, action: &str, parameters: &[&str]) -> Result<String> {
         let parameters: String = parameters
@@ -66,7 +36,7 @@ impl Endpoint<'_> {
                  curl --silent --show-error --noproxy '*' --aws-sigv4 aws:amz:us-east-1:ec2 \
                  --user \"$(key aws_access_key_id):$(key aws_secret_access_key)\" \
                  --data-urlencode Action={action} --data-urlencode Version=2016-11-15{parameters} http://{}/",
-                self.address
+                self.endpoint.address
             ),
         )
     }
@@ -100,9 +70,12 @@ fn inner<'a>(answer: &'a str, element: &str) -> Option<&'a str> {
 }
 
 fn launches(host: &TestHost) -> Result<()> {
-    let endpoint = Endpoint::serve(host)?;
-    let result = check(&endpoint);
-    drop(endpoint);
+    let api = Api {
+        host,
+        endpoint: Endpoint::serve(host.command("ec2")?)?,
+    };
+    let result = check(&api);
+    drop(api);
     host.sh(
         "for i in $(vmm ps -aq --tag test=ec2); do vmm terminate --time 0 $i; done; \
          vmm image rm ec2-hello; vmm image rm ec2-copy",
@@ -110,13 +83,13 @@ fn launches(host: &TestHost) -> Result<()> {
     result
 }
 
-fn check(endpoint: &Endpoint<'_>) -> Result<()> {
-    let host = endpoint.host;
+fn check(api: &Api<'_>) -> Result<()> {
+    let host = api.host;
     let file = ok(host, "readlink -f hello.ami")?;
     let location = format!("ImageLocation={}", file.trim());
-    let image = endpoint.value("imageId", "RegisterImage", &["Name=ec2-hello", &location])?;
+    let image = api.value("imageId", "RegisterImage", &["Name=ec2-hello", &location])?;
     ensure!(image == host.image_id("hello")?, "{image}");
-    endpoint.value("keyMaterial", "CreateKeyPair", &["KeyName=ec2-key"])?;
+    api.value("keyMaterial", "CreateKeyPair", &["KeyName=ec2-key"])?;
     let user_data = format!("UserData={}", ok(host, "printf 'for the guest' | base64")?.trim());
     let launch = [
         &format!("ImageId={image}"),
@@ -130,53 +103,53 @@ fn check(endpoint: &Endpoint<'_>) -> Result<()> {
         "TagSpecification.1.Tag.1.Value=ec2",
         &user_data,
     ];
-    let id = endpoint.value("instanceId", "RunInstances", &launch)?;
-    let again = endpoint.value("instanceId", "RunInstances", &launch)?;
+    let id = api.value("instanceId", "RunInstances", &launch)?;
+    let again = api.value("instanceId", "RunInstances", &launch)?;
     ensure!(again == id, "the same token has launched {again}");
     let named = format!("InstanceId.1={id}");
     // The agent has answered, so its guest can be asked what it knows of itself.
-    endpoint.wait("ok", "status", "DescribeInstanceStatus", &[&named])?;
+    api.wait("ok", "status", "DescribeInstanceStatus", &[&named])?;
     // Its guest reads the tag that it gets while it runs.
     let tag = [&format!("ResourceId.1={id}"), "Tag.1.Key=role", "Tag.1.Value=db"];
-    endpoint.ask("CreateTags", &tag)?;
+    api.ask("CreateTags", &tag)?;
     let listed = ok(host, "vmm ps -aq --tag role=db")?;
     ensure!(
         id.starts_with(listed.trim()) && !listed.trim().is_empty(),
         "{listed}"
     );
-    agrees_with_the_metadata(endpoint, &id)?;
-    let console = endpoint.value("output", "GetConsoleOutput", &[&format!("InstanceId={id}")])?;
+    agrees_with_the_metadata(api, &id)?;
+    let console = api.value("output", "GetConsoleOutput", &[&format!("InstanceId={id}")])?;
     ensure!(!console.is_empty(), "the console is empty");
 
     // The process that `ec2` has started ends as one of `vmm` does, and not by the list of its system calls.
-    endpoint.ask("StopInstances", &[&named])?;
-    endpoint.wait("stopped", "name", "DescribeInstances", &[&named])?;
-    let reason = endpoint.value("reason", "DescribeInstances", &[&named])?;
+    api.ask("StopInstances", &[&named])?;
+    api.wait("stopped", "name", "DescribeInstances", &[&named])?;
+    let reason = api.value("reason", "DescribeInstances", &[&named])?;
     ensure!(reason == "the guest powered off", "{reason}");
 
     let create = [&format!("InstanceId={id}"), "Name=ec2-copy"];
-    let copy = endpoint.value("imageId", "CreateImage", &create)?;
-    let duplicate = endpoint.value("Code", "CreateImage", &create)?;
+    let copy = api.value("imageId", "CreateImage", &create)?;
+    let duplicate = api.value("Code", "CreateImage", &create)?;
     ensure!(duplicate == "InvalidAMIName.Duplicate", "{duplicate}");
     let listed = ok(host, "vmm images")?;
     ensure!(listed.contains("ec2-copy"), "{listed}");
-    endpoint.wait(
+    api.wait(
         "available",
         "imageState",
         "DescribeImages",
         &[&format!("ImageId.1={copy}")],
     )?;
 
-    let state = endpoint.value("name", "TerminateInstances", &[&named])?;
+    let state = api.value("name", "TerminateInstances", &[&named])?;
     ensure!(state == "shutting-down", "{state}");
-    endpoint.wait("terminated", "name", "DescribeInstances", &[&named])?;
+    api.wait("terminated", "name", "DescribeInstances", &[&named])?;
     let left = ok(host, "vmm ps -aq --tag test=ec2")?;
     ensure!(left.is_empty(), "{left}");
     Ok(())
 }
 
 /// What DescribeInstances says is what the guest reads at 169.254.169.254.
-fn agrees_with_the_metadata(endpoint: &Endpoint<'_>, id: &str) -> Result<()> {
+fn agrees_with_the_metadata(api: &Api<'_>, id: &str) -> Result<()> {
     // busybox's wget cannot PUT.
     const SCRIPT: &str = "at=169.254.169.254; \
         token=$(printf \"PUT /latest/api/token HTTP/1.1\\r\\nHost: $at\\r\\nConnection: close\\r\\n\
@@ -196,8 +169,8 @@ fn agrees_with_the_metadata(endpoint: &Endpoint<'_>, id: &str) -> Result<()> {
     ];
     let gets: String = paths.iter().map(|(path, _)| format!(" get {path};")).collect();
     let line = format!("vmm exec {id} -- sh -c '{SCRIPT};{gets} get user-data'");
-    let read = ok(endpoint.host, &line)?;
-    let answer = endpoint.ask("DescribeInstances", &[&format!("InstanceId.1={id}")])?;
+    let read = ok(api.host, &line)?;
+    let answer = api.ask("DescribeInstances", &[&format!("InstanceId.1={id}")])?;
     let described: Vec<_> = paths
         .iter()
         .map(|(_, element)| match *element {
