@@ -6,13 +6,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::{Mutex, PoisonError};
 
 use ami::{Architecture, Manifest, PartName, Source, Writer};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use instance::service::{RunInstances, Service};
 use instance::store::home::Home;
 use kiln_tests::endpoint::Endpoint;
+use kiln_tests::python::{self, run};
 use libtest_mimic::{Arguments, Trial};
 
 /// Actions whose answers the test of the protocol holds to the model, at least.
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         let run = move || test().map_err(|error| format!("{error:#}").into());
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     };
-    let python = missing_python();
+    let python = python::missing();
     let image = python.clone().or_else(missing_image);
     let trials = vec![
         trial(
@@ -39,17 +39,6 @@ fn main() -> ExitCode {
         trial("boto3_launches_images_and_terminates", machines, image),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-fn missing_python() -> Option<String> {
-    if std::env::var_os("KILN_LONG_TESTS").is_none() {
-        return Some("KILN_LONG_TESTS is not set".to_owned());
-    }
-    let output = Command::new("python3")
-        .args(["-c", "import ensurepip, venv"])
-        .output();
-    let usable = output.is_ok_and(|output| output.status.success());
-    (!usable).then(|| "python3 has no venv and pip (Debian: python3-venv)".to_owned())
 }
 
 fn hello() -> PathBuf {
@@ -65,33 +54,10 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("ec2-clients")
 }
 
-fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}\n{}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-/// The programs of Python with the libraries, made once for each list of them.
+/// The programs of Python with the libraries.
 fn python() -> Result<PathBuf> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/requirements.txt");
-    let (venv, installed) = (folder().join("venv"), folder().join("installed"));
-    let wanted = std::fs::read(&list)?;
-    if std::fs::read(&installed).ok().as_ref() != Some(&wanted) {
-        std::fs::create_dir_all(folder())?;
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
-        let pip = ["-m", "pip", "install", "--quiet", "--requirement"];
-        run(Command::new(venv.join("bin/python")).args(pip).arg(&list))?;
-        std::fs::write(&installed, &wanted)?;
-    }
-    Ok(venv.join("bin"))
+    python::programs(&folder(), &list)
 }
 
 /// A served endpoint with stores of its own.

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
+use kiln_tests::python::{self, run};
 use libtest_mimic::{Arguments, Trial};
 use machine::net::clock::Clock;
 use machine::net::metadata::{InstanceDocuments, Service};
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
         let run = move || test().map_err(|error| format!("{error:#}").into());
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     };
-    let python = missing_python();
+    let python = python::missing();
     let trials = vec![
         trial("ec2_metadata_finds_every_property", ec2_metadata, python.clone()),
         trial(
@@ -50,14 +51,6 @@ fn works(program: &str, arguments: &[&str]) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-fn missing_python() -> Option<String> {
-    if std::env::var_os("KILN_LONG_TESTS").is_none() {
-        return Some("KILN_LONG_TESTS is not set".to_owned());
-    }
-    let usable = works("python3", &["-c", "import ensurepip, venv"]);
-    (!usable).then(|| "python3 has no venv and pip (Debian: python3-venv)".to_owned())
-}
-
 fn missing_apt() -> Option<String> {
     let usable = works("apt-get", &["--version"]) && works("dpkg-deb", &["--version"]);
     (!usable).then(|| "cloud-init is taken from Debian's archive, and there is no apt-get".to_owned())
@@ -68,32 +61,10 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("metadata-clients")
 }
 
-fn run(command: &mut Command) -> Result<Vec<u8>> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(output.stdout)
-}
-
-/// Python with the libraries, made once for each list of them.
+/// Python with the libraries.
 fn python() -> Result<PathBuf> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/metadata_clients/requirements.txt");
-    let (venv, installed) = (folder().join("venv"), folder().join("installed"));
-    let wanted = std::fs::read(&list)?;
-    if std::fs::read(&installed).ok().as_ref() != Some(&wanted) {
-        std::fs::create_dir_all(folder())?;
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
-        let pip = ["-m", "pip", "install", "--quiet", "--requirement"];
-        run(Command::new(venv.join("bin/python")).args(pip).arg(&list))?;
-        std::fs::write(&installed, &wanted)?;
-    }
-    Ok(venv.join("bin/python"))
+    Ok(python::programs(&folder(), &list)?.join("python"))
 }
 
 /// Serves the metadata of an instance on a port of loopback, and gives the service's URL.
@@ -145,7 +116,7 @@ fn ask(library: &str, more: &[&Path]) -> Result<Value> {
         // Neither a proxy nor the settings of whoever runs this.
         .env_clear()
         .env("HOME", folder()))?;
-    Ok(serde_json::from_slice(&found)?)
+    Ok(serde_json::from_str(&found)?)
 }
 
 /// Compares what `expected` has. A question mark at the end of a text stands for anything.
