@@ -11,10 +11,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use ami::{PartName, Source, Writer};
-use machine::memory::PAGE;
 use machine::memory::saved::{PageRun, runs_of};
+use machine::memory::{PAGE, host_page};
 use machine::snapshot::State;
-use nix::unistd::{SysconfVar, sysconf};
 
 use crate::images::image::Image;
 use crate::process::restore::MAX_STATE;
@@ -51,8 +50,7 @@ fn touched(pid: u32, inode: u64, offset: u64, length: u64) -> io::Result<Vec<Pag
     let directory = Path::new("/proc").join(pid.to_string());
     let maps = fs::read_to_string(directory.join("maps"))?;
     let pagemap = File::open(directory.join("pagemap"))?;
-    let host_page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|size| u64::try_from(size).ok());
-    let host_page = host_page.unwrap_or(PAGE);
+    let host_page = host_page();
     let mut pages = Vec::new();
     for mapping in maps.lines().filter_map(|line| mapping(line, inode)) {
         let in_part = |at: u64| at.checked_sub(offset).filter(|at| *at < length);

@@ -163,8 +163,8 @@ fn advise_huge_pages(start: *mut u8, len: usize) {
     unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
 }
 
-/// Granularity of a mapping: arm64 hosts may have pages of 16 or 64 KiB.
-fn host_page() -> u64 {
+/// Bytes of a page of the host, the granularity of a mapping: arm64 hosts may have pages of 16 or 64 KiB.
+pub fn host_page() -> u64 {
     // SAFETY: asks for a constant of the system.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(page).unwrap_or(PAGE).max(PAGE)

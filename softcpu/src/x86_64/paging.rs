@@ -109,6 +109,13 @@ fn mark(word: &impl Entry, entry: u64, bits: u64) -> bool {
     entry & bits == bits || word.replace(entry, entry | bits)
 }
 
+/// What is left of the `rights` of the entries above when `entry` follows them: all levels must allow writing and
+/// users, and one is enough to forbid fetching.
+#[inline]
+pub(crate) fn narrowed(rights: u64, entry: u64) -> u64 {
+    rights & entry & (pte::WRITE | pte::USER) | (rights | entry) & pte::NX
+}
+
 /// Whether these registers select PAE paging.
 fn is_pae(cr0: u64, cr4: u64, efer: u64) -> bool {
     cr0 & cr0::PG != 0 && cr4 & cr4::PAE != 0 && efer & efer::LMA == 0
@@ -173,8 +180,7 @@ impl Cpu {
             if entry & self.reserved_bits(shift, level, leaf) != 0 {
                 return Err(code::PRESENT | code::RESERVED);
             }
-            // All levels must allow writing and users; one is enough to forbid fetching.
-            rights = rights & entry & (pte::WRITE | pte::USER) | (rights | entry) & pte::NX;
+            rights = narrowed(rights, entry);
             if leaf {
                 if self.denies(rights, access, bank) {
                     return Err(code::PRESENT);

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use super::process::{Process, check, ram_file};
+use super::process::{Process, check, ram_file, time_of};
 use super::stub::{CALLS, Call, PAGE, map, stay, unmap};
 use super::vectors::{Layout, Vectors};
 use crate::core::interruption;
@@ -266,12 +266,7 @@ impl Helper {
     /// The host's time that it has run for. Time on the wall would be others', too, where the host is busy.
     pub(super) fn time(&self) -> Duration {
         // The clock of a process by its number: CPUCLOCK_SCHED (`include/linux/posix-timers_types.h`).
-        let clock = !self.process.pid << 3 | 2;
-        // SAFETY: numbers only, for which zeros are valid.
-        let mut time: libc::timespec = unsafe { std::mem::zeroed() };
-        // SAFETY: `time` lives until the call returns. Where it fails, no time passes.
-        unsafe { libc::clock_gettime(clock, &raw mut time) };
-        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+        time_of(!self.process.pid << 3 | 2)
     }
 
     /// Runs the guest's code until it stops.

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::stub::{Call, map, unmap};
-
-const PAGE: u64 = 4096;
+use crate::core::page::{PAGE, PAGE_MASK};
 
 /// A page as it is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +51,7 @@ impl Mirror {
 
     /// The page at `addr` as it is or will be mapped.
     pub fn get(&self, addr: u64) -> Option<Page> {
-        let page = addr & !(PAGE - 1);
+        let page = addr & PAGE_MASK;
         match self.changes.get(&page) {
             Some(change) => *change,
             None => self.pages.get(&page).copied(),
@@ -66,7 +65,7 @@ impl Mirror {
 
     /// Lets the page of `addr` be mapped so, or not at all.
     pub fn set(&mut self, addr: u64, page: Option<Page>) {
-        let at = addr & !(PAGE - 1);
+        let at = addr & PAGE_MASK;
         if self.pages.get(&at).copied() == page {
             self.changes.remove(&at);
         } else {
@@ -120,9 +119,7 @@ impl Mirror {
         };
         runs.into_iter().map(call).collect()
     }
-}
 
-impl Mirror {
     /// Whether nothing is mapped there.
     fn is_empty(&self, range: Range<u64>) -> bool {
         let own = self.own.start < range.end && range.start < self.own.end;

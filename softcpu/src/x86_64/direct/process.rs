@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use super::stub::{self, CALL_BYTES, CALLS, Call, PAGE, RAM, SET, SET_BYTES, TABLE};
 
@@ -35,6 +36,15 @@ pub(super) fn check(result: i64) -> io::Result<i64> {
     } else {
         Ok(result)
     }
+}
+
+/// What a clock of the host says.
+pub(super) fn time_of(clock: libc::clockid_t) -> Duration {
+    // SAFETY: numbers only, for which zeros are valid.
+    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
+    // SAFETY: `time` lives until the call returns. Where it fails, no time passes.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// A new file in memory.

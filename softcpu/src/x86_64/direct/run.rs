@@ -8,6 +8,7 @@ use super::check;
 use super::helper::{END, Helper, Stop};
 use super::helpers::{Helpers, Slot, Spent, Wanted};
 use super::policy::When;
+use super::process::time_of;
 use super::registers::{CODE, STACK};
 use super::sensitive::{self, AFTER, BEFORE, Places};
 use super::stub::CALLS;
@@ -374,11 +375,7 @@ impl Cpu {
 
 /// The time that the calling thread has run for.
 fn thread_time() -> Duration {
-    // SAFETY: numbers only, for which zeros are valid.
-    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
-    // SAFETY: `time` lives until the call returns. Where it fails, no time passes.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    time_of(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
 impl Slot {

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 /// Bytes of a page of the host.
-pub(super) const PAGE: usize = 4096;
+pub(super) const PAGE: usize = crate::core::page::PAGE as usize;
 /// Bytes of the table of calls.
 pub(super) const TABLE: usize = 4 * PAGE;
 /// Bytes of one call in the table: its number and six arguments.

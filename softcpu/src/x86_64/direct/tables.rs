@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::core::page::PAGE_MASK;
 use crate::x86_64::cpu::Cpu;
-use crate::x86_64::paging::pte;
+use crate::x86_64::paging::{narrowed, pte};
 
 /// A page as a program may have it in a TLB.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +40,7 @@ impl Cpu {
             if entry & needed != needed || entry & self.reserved_bits(12 + 9 * level, level, leaf) != 0 {
                 return None;
             }
-            rights = rights & entry & (pte::WRITE | pte::USER) | (rights | entry) & pte::NX;
+            rights = narrowed(rights, entry);
             if leaf {
                 let inside = (1u64 << (12 + 9 * level)) - 1;
                 return Some(UserPage {
