@@ -18,7 +18,7 @@ impl Chunk {
     fn new() -> Chunk {
         let (rights, kind) = (
             libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         );
         // SAFETY: a new mapping at a place of the kernel's choice.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), CHUNK, rights, kind, -1, 0) };

@@ -52,11 +52,10 @@ fn what_a_guest_frees_goes_back(host: &TestHost) -> Result<()> {
     ok(host, "vmm terminate --time 0 breather").map(drop)
 }
 
-/// MiB of the host's memory that the guest's RAM holds: mappings for which no swap is reserved, and that may
-/// have large pages, which the decoded code of a software processor may not. That code comes and goes by itself.
+/// MiB of the host's memory that the guest's RAM holds: the mappings for which no swap is reserved. The decoded
+/// code of a software processor, which comes and goes by itself, has other ones.
 fn resident(host: &TestHost) -> Result<u64> {
-    const RAM: &str =
-        "/^Rss:/ { pages = $2 } /^VmFlags:.* nr/ && !/ nh/ { ram += pages } END { print ram + 0 }";
+    const RAM: &str = "/^Rss:/ { pages = $2 } /^VmFlags:.* nr/ { ram += pages } END { print ram + 0 }";
     let line = format!(
         "process=$(vmm inspect breather | sed -n 's/.*\"owner\": *\\([0-9]*\\).*/\\1/p'); \
          awk '{RAM}' /proc/$process/smaps"
