@@ -12,7 +12,7 @@ use displaydoc::Display;
 
 use crate::store::pause::{NoSpace, Paused};
 use crate::store::state::{Event, State};
-use machine::block::space::explain;
+use machine::block::space::left;
 
 mod code;
 mod remote;
@@ -311,11 +311,11 @@ pub enum RecordError {
     OfAnother(String),
 }
 
-/// Why a step on a file failed: the operating system's reason, and where there is no space, how much is left.
+/// Why a step on a file failed: the operating system's reason, and where there was no space, how much was left.
 #[derive(Debug)]
 pub struct FileError {
-    path: PathBuf,
     source: io::Error,
+    left: String,
 }
 
 impl Deref for FileError {
@@ -328,7 +328,7 @@ impl Deref for FileError {
 
 impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&explain(&self.path, &self.source))
+        write!(f, "{}{}", self.source, self.left)
     }
 }
 
@@ -343,10 +343,8 @@ impl Error {
     pub fn file(what: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
         let path = path.as_ref().to_path_buf();
         move |source| {
-            let source = FileError {
-                path: path.clone(),
-                source,
-            };
+            let left = left(&path, &source);
+            let source = FileError { source, left };
             Error::File { what, path, source }
         }
     }
